@@ -1,0 +1,106 @@
+"""Trains a two-tower model, selects its epoch on validation, refits and exports a bundle.
+
+    python experiments/train.py --dataset=movielens/1m --data_dir=ml-1m --split=random --workdir=W
+
+writes W/metrics.json (validation figures only) and W/bundle. Interrupted, the same command goes on
+after the last finished epoch. Test figures come from experiments/evaluate.py and nowhere else.
+
+With --refit (the default) the model is trained twice: on the training rows without validation, to
+select the epoch and to report, and then on all of them for that many epochs, for the bundle. The
+first model stays in W/bundle_validation, for experiments/evaluate.py --part=validation.
+
+For retraining on newer data, --warm_start=OLD/bundle starts from the weights of an earlier bundle.
+"""
+
+import json
+import pathlib
+import time
+
+from absl import app, flags, logging
+
+import recipe_flags  # isort: skip  (beside this script)
+from twotower import bundle as bundles
+from twotower.data import load, splits
+from twotower.export import add_index, export, warm_start
+from twotower.fitting import FitResult, fit
+from twotower.provenance import provenance
+from twotower.retrieval.build import IndexConfig
+from twotower.training import Training
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k or synthetic.")
+flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+flags.DEFINE_string("split", "random", "Protocol: " + ", ".join(splits.PROTOCOLS) + "; or +time.")
+flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")
+flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
+flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
+flags.DEFINE_string("warm_start", None, "Bundle whose weights to start from.")
+flags.DEFINE_list("indexes", ["hnsw", "scann"], "Indexes to build into the bundle.")
+flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
+recipe_flags.define()
+flags.mark_flag_as_required("workdir")
+
+
+def train_part(dataset, part: str, recipe, workdir: pathlib.Path, **kwargs):
+    """One training: (the training, its result)."""
+    split = splits.make_split(dataset, FLAGS.split, part, FLAGS.split_seed)
+    training = Training(dataset, split, recipe)
+    if FLAGS.warm_start:
+        logging.info("warm start: %s", warm_start(training, bundles.Bundle(FLAGS.warm_start)))
+    result = fit(training, workdir, tensorboard=FLAGS.tensorboard, **kwargs)
+    return training, result
+
+
+def write_metrics(workdir: pathlib.Path, result: FitResult, **entries) -> dict:
+    """Writes metrics.json: validation figures of the selected epoch."""
+    metrics = {
+        "protocol": FLAGS.split,
+        "part": "validation",
+        "epoch": result.best_epoch,
+        "metrics": result.validation,
+        "log": result.log,
+        **entries,
+        **provenance(),
+    }
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    workdir = pathlib.Path(FLAGS.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_flags.recipe()
+    started = time.perf_counter()
+    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    training, result = train_part(dataset, "validation", recipe, workdir / "selection")
+    seconds = {"selection": round(result.seconds, 1)}
+    speed = round(result.examples_per_second)
+    extra = {"validation": {"protocol": FLAGS.split, "metrics": result.validation}}
+    if FLAGS.refit:
+        export(training, workdir / "bundle_validation", {**extra, "refit": False})
+        training, refit = train_part(
+            dataset,
+            "test",
+            recipe,
+            workdir / "refit",
+            select=False,
+            stop_after=result.best_epoch,
+        )
+        seconds["refit"] = round(refit.seconds, 1)
+    bundle = export(training, workdir / "bundle", {**extra, "refit": FLAGS.refit})
+    for name in FLAGS.indexes:
+        add_index(bundle, name, IndexConfig(name))
+    write_metrics(
+        workdir,
+        result,
+        training_seconds=seconds,
+        examples_per_second=speed,
+        wall_seconds=round(time.perf_counter() - started, 1),
+    )
+    logging.info("wrote %s and %s", workdir / "metrics.json", bundle.directory)
+
+
+if __name__ == "__main__":
+    app.run(main)

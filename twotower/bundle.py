@@ -1,0 +1,205 @@
+"""One folder with everything that one training made, and one manifest that holds it together.
+
+A query tower and an index of different trainings answer nonsense without an error. So they are
+written together, checked together (sha256 of every file) and loaded together. Layout: DESIGN in
+BUILD.md. Nothing in a bundle is ever unpickled.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.dataset import Catalogue
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class BundleError(ValueError):
+    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up."""
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `directory` that takes its place when the block ends well.
+
+    Whoever looks finds the old folder or the new one. An interrupted block leaves the old folder
+    as it was and a temporary one, which the next call removes.
+    """
+    directory = pathlib.Path(directory).absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{directory.name}.partial-"
+    for left in directory.parent.glob(prefix + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+    temporary.chmod(0o755)
+    yield temporary
+    old = None
+    if directory.exists():
+        old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent)) / "old"
+        os.rename(directory, old)
+    os.rename(temporary, directory)
+    if old is not None:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
+    """Writes the manifest with the sha256 of every file below `directory`, in one step."""
+    files = {
+        str(path.relative_to(directory)): sha256(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    temporary = directory / f".{MANIFEST}"
+    temporary.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n")
+    os.replace(temporary, directory / MANIFEST)
+
+
+def read_manifest(directory: str | pathlib.Path) -> dict:
+    """The manifest of a bundle, without a look at the other files.
+
+    Raises:
+        BundleError: No bundle, or one of a newer format.
+    """
+    path = pathlib.Path(directory) / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
+            "to <workdir>/bundle; was an export interrupted?"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format_version"]
+        manifest["files"], manifest["model_version"], manifest["dim"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is not the manifest of a bundle: {error!r}.") from error
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format {version} is newer than this code reads ({FORMAT_VERSION}). "
+            "Update twotower, or export the bundle again with this version."
+        )
+    return manifest
+
+
+class Bundle:
+    """A loaded bundle.
+
+    Args:
+        directory: The folder.
+        verify: Whether to check the sha256 of every file; sizes and presence are always checked
+            by the loaders themselves.
+
+    Attributes:
+        manifest: The manifest.
+        keys: `[num_items]` int64, keys of the items that may be answered.
+        vectors: `[num_items, dim]` float32, memory-mapped.
+
+    Raises:
+        BundleError: A file is missing, changed, or of another training; the message names it.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:
+        self.directory = pathlib.Path(directory)
+        self.manifest = read_manifest(directory)
+        for name, expected in self.manifest["files"].items():
+            path = self.directory / name
+            if not path.is_file():
+                raise BundleError(f"{path} is missing; copy the whole bundle again.")
+            if verify and sha256(path) != expected:
+                raise BundleError(
+                    f"{path} is not the file that was exported (its sha256 differs): truncated, "
+                    "changed, or from another bundle. Copy the whole bundle again."
+                )
+        self.keys = self._array("items/keys.npy")
+        self.vectors = self._array("items/vectors.npy")
+        expected_shape = (self.manifest["num_items"], self.manifest["dim"])
+        if self.vectors.shape != expected_shape or len(self.keys) != len(self.vectors):
+            raise BundleError(
+                f"{self.directory / 'items/vectors.npy'}: expected {expected_shape} vectors, got "
+                f"{self.vectors.shape} for {len(self.keys)} keys. Two bundles were mixed up."
+            )
+
+    def _array(self, name: str) -> np.ndarray:
+        path = self.directory / name
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}.") from error
+
+    @property
+    def model_version(self) -> str:
+        """Names the training; an index must carry the same."""
+        return self.manifest["model_version"]
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        """All items with the columns a page shows; its keys are the index's keys."""
+        items = pd.read_parquet(self.directory / "items" / "catalogue.parquet")
+        if "genres" in items:
+            items["genres"] = [tuple(genres) for genres in items["genres"]]
+        return Catalogue(items)
+
+    @functools.cached_property
+    def query_tower(self):
+        """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32."""
+        import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
+        import tensorflow as tf  # isort: skip
+
+        model = tf.saved_model.load(str(self.directory / "query_tower"))
+        signature = model.signatures["serving_default"]
+        dtypes = {spec["name"]: spec["dtype"] for spec in self.manifest["query_inputs"]}
+
+        def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            missing, unknown = dtypes.keys() - inputs.keys(), inputs.keys() - dtypes.keys()
+            if missing or unknown:
+                raise ValueError(
+                    f"the query tower takes {sorted(dtypes)}; missing {sorted(missing)}, unknown "
+                    f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
+                )
+            feed = {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
+            return signature(**feed)["embedding"].numpy()
+
+        embed.model = model  # keeps the variables alive
+        return embed
+
+    @property
+    def indexes(self) -> list[str]:
+        """Names of the indexes in the bundle, besides `exact`."""
+        return sorted(path.parent.name for path in self.directory.glob("index/*/index.json"))
+
+    def retriever(self, name: str = "exact"):
+        """The index `name`, or exact search over the bundle's vectors for `exact`.
+
+        Raises:
+            BundleError: No such index, or one of another training.
+        """
+        from twotower.retrieval import build
+        from twotower.retrieval.brute_force import BruteForceIndex
+
+        if name == "exact":
+            return BruteForceIndex().build(np.asarray(self.keys), np.asarray(self.vectors))
+        if name not in self.indexes:
+            raise BundleError(
+                f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "
+                f"experiments/build_index.py --bundle={self.directory} makes more."
+            )
+        path = self.directory / "index" / name
+        try:
+            return build.load(path, model_version=self.model_version)
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error

@@ -1,0 +1,200 @@
+"""Dataset: interactions, items and users as tables with fixed column names. Catalogue: id <-> key.
+
+Everything outside this file that sees an item as a number sees a *key*; everything at the edge
+(files, SavedModels, pages) sees an *id*. The Catalogue alone converts.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+# What a column holds. Only the first three of `interactions` and the ids are required.
+INTERACTION_COLUMNS = {
+    "user_id": "string",
+    "item_id": "string",
+    "timestamp": "seconds since 1970, int64",
+    "rating": "explicit rating, float32, NaN where there is none",
+    "event": "impression, click, watch, skip, like or share; missing means a plain positive",
+    "value": "what the event is worth, such as seconds watched, float32",
+    "search_text": "what the user typed before it, '' where nothing",
+    "device": "such as phone, tv, web; '' where unknown",
+    "country": "two letters; '' where unknown",
+}
+REQUIRED = {
+    "interactions": ("user_id", "item_id", "timestamp"),
+    "items": ("item_id",),
+    "users": ("user_id",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three tables. Row order of `interactions` is the file's and carries meaning.
+
+    MovieLens users rate in bursts (the median gap between two ratings is 0 s), so many protocols
+    break ties of time by file order: nothing here may sort or shuffle `interactions`.
+
+    Attributes:
+        name: Such as `movielens/1m`.
+        interactions: One row an event; columns as in `INTERACTION_COLUMNS`.
+        items: `item_id`, and as far as known `title`, `description`, `genres` (a tuple of strings
+            a row), `maker`, `year` (int), `released` (seconds), further columns of the source.
+        users: `user_id`, and what is known of the user (strings).
+
+    Raises:
+        ValueError: A required column is missing, an id is duplicate or empty, or an interaction
+            names an item or user that its table does not have.
+    """
+
+    name: str
+    interactions: pd.DataFrame
+    items: pd.DataFrame
+    users: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        for table, columns in REQUIRED.items():
+            frame = getattr(self, table)
+            missing = [column for column in columns if column not in frame]
+            if missing:
+                raise ValueError(
+                    f"{self.name}: table {table!r} lacks {missing}; it has {list(frame.columns)}."
+                )
+        for table, column in (("items", "item_id"), ("users", "user_id")):
+            ids = getattr(self, table)[column]
+            if ids.duplicated().any():
+                raise ValueError(
+                    f"{self.name}: {column} {ids[ids.duplicated()].iloc[0]!r} stands twice in "
+                    f"{table!r}. Ids must be unique (titles need not be)."
+                )
+            if (ids == "").any():
+                raise ValueError(f"{self.name}: an empty {column} in {table!r}.")
+            used = self.interactions[column]
+            unknown = ~used.isin(ids)
+            if unknown.any():
+                raise ValueError(
+                    f"{self.name}: {int(unknown.sum())} interactions name a {column} that "
+                    f"{table!r} does not have, {used[unknown].iloc[0]!r} for one."
+                )
+
+    @functools.cached_property
+    def catalogue(self) -> "Catalogue":
+        """The catalogue of all items; key `n` is row `n` of `items`."""
+        return Catalogue(self.items)
+
+    @functools.cached_property
+    def item_keys(self) -> np.ndarray:
+        """Key of each interaction's item, `[num_interactions]` int64."""
+        return self.catalogue.keys_of(self.interactions["item_id"].to_numpy())
+
+    @functools.cached_property
+    def user_rows(self) -> np.ndarray:
+        """Row in `users` of each interaction's user, `[num_interactions]` int64."""
+        index = pd.Index(self.users["user_id"])
+        return index.get_indexer(self.interactions["user_id"]).astype(np.int64)
+
+    @functools.cached_property
+    def timestamps(self) -> np.ndarray:
+        """Time of each interaction in seconds since 1970, `[num_interactions]` int64."""
+        return self.interactions["timestamp"].to_numpy(np.int64)
+
+    def fingerprint(self) -> str:
+        """sha256 over all values and their order; equal for equal data, whatever its source."""
+        digest = hashlib.sha256()
+        for table in REQUIRED:
+            frame = getattr(self, table)
+            for column in sorted(frame.columns):
+                values = frame[column]
+                if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+                    values = values.map(str)
+                hashes = pd.util.hash_array(values.to_numpy(), categorize=True)
+                digest.update(f"{table}.{column}:{len(values)}".encode())
+                digest.update(hashes.astype("<u8").tobytes())
+        return digest.hexdigest()
+
+
+class Catalogue:
+    """The items, each with an id (string, at the edge) and a key (int64, inside).
+
+    The key of an item is its row number and never changes: `extend` appends, and an item that is
+    taken out of service keeps its key.
+
+    >>> items = pd.DataFrame({"item_id": ["a", "b"], "year": [1990, 2001]})
+    >>> catalogue = Catalogue(items)
+    >>> catalogue.keys_of(["b", "zzz"]).tolist(), catalogue.ids_of([1, -1]).tolist()
+    ([1, -1], ['b', ''])
+    >>> catalogue.where(year=(2000, None)).tolist()
+    [1]
+    """
+
+    def __init__(self, items: pd.DataFrame) -> None:
+        if items["item_id"].duplicated().any():
+            twice = items.loc[items["item_id"].duplicated(), "item_id"].iloc[0]
+            raise ValueError(f"item_id {twice!r} stands twice in the catalogue.")
+        self.items = items.reset_index(drop=True)
+        # Position -1 is the id of "no item", so that ids_of is one indexing operation.
+        self._ids = np.append(self.items["item_id"].to_numpy(object), "")
+        self._index = pd.Index(self._ids[:-1], dtype=object)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """All keys, `[num_items]` int64."""
+        return np.arange(len(self), dtype=np.int64)
+
+    def keys_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Keys of ids, in the shape given, int64; -1 for an unknown id."""
+        ids = np.asarray(ids, object)
+        return self._index.get_indexer(ids.ravel()).astype(np.int64).reshape(ids.shape)
+
+    def ids_of(self, keys: np.ndarray) -> np.ndarray:
+        """Ids of keys, in the shape given, as objects; '' for -1.
+
+        Raises:
+            ValueError: A key that this catalogue never gave out.
+        """
+        keys = np.asarray(keys, np.int64)
+        if keys.size and (keys.max() >= len(self) or keys.min() < -1):
+            wrong = keys.max() if keys.max() >= len(self) else keys.min()
+            raise ValueError(f"key {wrong} is not of this catalogue of {len(self)} items.")
+        return self._ids[keys]
+
+    def where(self, **conditions) -> np.ndarray:
+        """Keys of the items that meet every condition, ascending int64.
+
+        Args:
+            **conditions: Column name and what it must be: a value; a `(low, high)` tuple of
+                numbers, both included, None for no bound; or a list or set of values, one of
+                which must match. `genres` matches when an item has any of the genres asked for.
+
+        Raises:
+            ValueError: A column that the catalogue does not have.
+        """
+        keep = np.ones(len(self), bool)
+        for column, wanted in conditions.items():
+            if column not in self.items:
+                raise ValueError(
+                    f"the catalogue has no column {column!r}; it has {list(self.items.columns)}."
+                )
+            values = self.items[column]
+            if column == "genres":
+                wanted = {wanted} if isinstance(wanted, str) else set(wanted)
+                keep &= values.map(lambda genres, w=wanted: not w.isdisjoint(genres)).to_numpy(bool)
+            elif isinstance(wanted, tuple):
+                low, high = wanted
+                keep &= (values >= (-np.inf if low is None else low)).to_numpy(bool)
+                keep &= (values <= (np.inf if high is None else high)).to_numpy(bool)
+            elif isinstance(wanted, list | set | frozenset):
+                keep &= values.isin(list(wanted)).to_numpy(bool)
+            else:
+                keep &= (values == wanted).to_numpy(bool)
+        return np.flatnonzero(keep).astype(np.int64)
+
+    def extend(self, items: pd.DataFrame) -> "Catalogue":
+        """A catalogue with further items behind these; keys of these stay as they are."""
+        return Catalogue(pd.concat([self.items, items], ignore_index=True))

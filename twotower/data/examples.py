@@ -1,0 +1,305 @@
+"""From rows to batches: each history, age and popularity as of its example's time.
+
+One way for training, evaluation and serving: a query is an `EvalCases` row whatever it is for, and
+`QueryInputs` turns cases into the inputs of the query tower.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
+from twotower.ragged import Ragged
+
+DAY = 86_400.0
+
+
+class QueryInputs:
+    """Cases -> the query tower's inputs, as raw values or, after `encoded`, as integers.
+
+    Args:
+        dataset: Gives users' columns and items' ids.
+        names: Inputs of the query tower.
+
+    Raises:
+        ValueError: An input that neither users, nor the history, nor the context can give.
+    """
+
+    def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
+        self.names = list(names)
+        context = ("search_text", "device", "country")
+        known = {"history", "history_time", "history_rating", "time", *context, *dataset.users}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
+        self._user_index = dataset.users["user_id"].to_numpy(object)
+        self._lookup = {user_id: row for row, user_id in enumerate(self._user_index)}
+        # A last row for users the dataset does not have: all their columns are missing.
+        self._users = {
+            name: np.append(dataset.users[name].to_numpy(object), "")
+            for name in names
+            if name in dataset.users and name != "user_id"
+        }
+        self._user_ids: np.ndarray | None = None  # encoded ids; raw ones need no table
+        self._items = np.append(dataset.items["item_id"].to_numpy(object), "")
+        self._pad: str | int = ""
+
+    def encoded(self, index: Callable[[str, np.ndarray], np.ndarray]) -> "QueryInputs":
+        """The same with users' columns and items' ids looked up once, so that batches are cheap.
+
+        Args:
+            index: `(input, strings) -> integers`; the query tower's `index`.
+        """
+        new = object.__new__(QueryInputs)
+        new.__dict__.update(self.__dict__)
+        tables = dict(self._users)
+        if "user_id" in self.names:
+            tables["user_id"] = np.append(self._user_index, "")
+        new._users = {
+            name: np.asarray(index(name, values.astype(str)))
+            for name, values in tables.items()
+        }
+        new._user_ids = new._users.pop("user_id", None)
+        if "history" in self.names:
+            items = self._items.astype(str)[:, None]  # [num_items + 1, 1]
+            new._items = np.asarray(index("history", items))[:, 0]
+            new._pad = 0
+        return new
+
+    def __call__(self, cases: EvalCases) -> dict[str, np.ndarray]:
+        """Inputs by name, `[num_cases]` or, for sequences, `[num_cases, longest]`."""
+        rows = np.fromiter((self._lookup.get(u, -1) for u in cases.user_id), np.int64, len(cases))
+        inputs: dict[str, np.ndarray] = {}
+        for name in self.names:
+            if name == "user_id":
+                inputs[name] = cases.user_id if self._user_ids is None else self._user_ids[rows]
+            elif name == "history":
+                ids = Ragged(self._items[cases.history.values], cases.history.offsets)
+                inputs[name] = ids.to_dense(self._pad)
+            elif name == "history_time":
+                inputs[name] = cases.history_time.to_dense(-1)
+            elif name == "history_rating":
+                inputs[name] = cases.history_rating.to_dense(np.nan)
+            elif name == "time":
+                inputs[name] = cases.time
+            elif name in self._users:
+                inputs[name] = self._users[name][rows]
+            else:
+                inputs[name] = cases.context.get(name, np.full(len(cases), "", object))
+        return inputs
+
+
+class ItemInputs:
+    """Keys -> the item tower's raw inputs, with age and popularity as of a time.
+
+    Args:
+        dataset: Gives items' columns.
+        train: Rows of `interactions` that may be looked at.
+        names: Inputs of the item tower.
+    """
+
+    def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:
+        self.timed = [name for name in names if name in ("age", "popularity")]
+        self.static = {
+            name: _column(dataset.items[name]) for name in names if name not in self.timed
+        }
+        times, keys = dataset.timestamps[train], dataset.item_keys[train]
+        self.end = int(times.max(initial=0)) + 1
+        order = np.lexsort((times, keys))
+        self._start = int(times.min(initial=0))
+        self._span = self.end - self._start + 1
+        # One ascending number for (item, time): a count before a time is one binary search.
+        self._combined = keys[order] * self._span + times[order] - self._start
+        self._all_times = np.sort(times)
+        self._num_items = len(dataset.items)
+        first = np.full(self._num_items, self.end, np.int64)
+        np.minimum.at(first, keys, times)
+        if "released" in dataset.items:
+            first = dataset.items["released"].to_numpy(np.int64)
+        self._first = first
+
+    def __call__(self, keys: np.ndarray) -> dict[str, np.ndarray]:
+        """Raw inputs of items as of the end of training, `[num_keys, ...]`."""
+        static = {name: values[keys] for name, values in self.static.items()}
+        return static | self.as_of(keys, np.full(len(keys), self.end))
+
+    def as_of(self, keys: np.ndarray, times: np.ndarray) -> dict[str, np.ndarray]:
+        """The timed inputs, each from rows strictly before its time, `[num_keys]` float32.
+
+        `age` is in days, at least 0. `popularity` is log((n + 1) / (N + num_items)) with n of the
+        N earlier training rows being of the item.
+        """
+        timed = {}
+        if "age" in self.timed:
+            timed["age"] = np.maximum(times - self._first[keys], 0).astype(np.float32) / DAY
+        if "popularity" in self.timed:
+            at = np.clip(times - self._start, 0, self._span - 1)
+            before = np.searchsorted(self._combined, keys * self._span + at)
+            before -= np.searchsorted(self._combined, keys * self._span)
+            total = np.searchsorted(self._all_times, times)
+            share = (before + 1.0) / (total + self._num_items)
+            timed["popularity"] = np.log(share).astype(np.float32)
+        return {name: values.astype(np.float32) for name, values in timed.items()}
+
+
+def _column(values) -> np.ndarray:
+    """A column as a dense array: sets of strings padded with "", vectors stacked."""
+    first = values.iloc[0]
+    if isinstance(first, tuple | list):
+        return Ragged.from_rows(values, object).to_dense("")
+    if isinstance(first, np.ndarray):
+        return np.stack(values.to_numpy()).astype(np.float32)
+    if isinstance(first, str):
+        return values.to_numpy(object)
+    return values.to_numpy(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplesConfig:
+    """How training rows become batches.
+
+    Attributes:
+        batch_size: Examples in a batch (the last one of an epoch is smaller).
+        targets_per_query: Examples of one user that share a query, where the protocol's histories
+            are `others`: the query then sees the user's rows but these. 1 leaves out exactly the
+            example's own row. Larger shares the query tower's work; with histories `before` each
+            example has a query of its own.
+        max_history: Most recent events a query sees; 0 for all.
+        weight: Column of `interactions` that weighs an example (`value`, `rating`); "" for 1. It
+            is divided by its mean; a missing value counts as that mean.
+        seed: Order of the examples.
+    """
+
+    batch_size: int = 4096
+    targets_per_query: int = 8
+    max_history: int = 0
+    weight: str = ""
+    seed: int = 0
+
+
+class Examples:
+    """The training examples of a split, in a new order each epoch, the same for the same seed.
+
+    Args:
+        dataset: The data.
+        split: Which rows train, and whether histories are `before` or `others`.
+        config: Batching.
+        time_told: Whether queries are told the time of the request (`+time`).
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, config: ExamplesConfig) -> None:
+        if config.batch_size < 1 or config.targets_per_query < 1 or config.max_history < 0:
+            raise ValueError(f"batch_size and targets_per_query must be at least 1; got {config}.")
+        self.config, self.split = config, split
+        self.time_told = "+time" in split.protocol
+        users, times = dataset.user_rows[split.train], dataset.timestamps[split.train]
+        # Training rows by user, then time, ties in file order; `train` ascends, so it is stable.
+        self.rows = split.train[np.lexsort((times, users))]
+        self.users = dataset.user_rows[self.rows]
+        self.items = dataset.item_keys[self.rows]
+        self.times = dataset.timestamps[self.rows]
+        self.ratings = (
+            dataset.interactions["rating"].to_numpy(np.float32)[self.rows]
+            if "rating" in dataset.interactions
+            else np.full(len(self.rows), np.nan, np.float32)
+        )
+        num_users = len(dataset.users)
+        self.by_user = Ragged.from_lengths(
+            np.arange(len(self.rows)), np.bincount(self.users, minlength=num_users)
+        )
+        self.context = {
+            name: dataset.interactions[name].to_numpy(object)[self.rows]
+            for name in ("search_text", "device", "country")
+            if name in dataset.interactions
+        }
+        self.user_ids = dataset.users["user_id"].to_numpy(object)
+        self.weights = self._weights(dataset)
+
+    def _weights(self, dataset: Dataset) -> np.ndarray:
+        name = self.config.weight
+        if not name:
+            return np.ones(len(self.rows), np.float32)
+        if name not in dataset.interactions:
+            raise ValueError(f"no column {name!r} to weigh examples by.")
+        weights = dataset.interactions[name].to_numpy(np.float32)[self.rows]
+        mean = np.nanmean(weights)
+        if not mean > 0 or (weights < 0).any():
+            raise ValueError(f"weights from {name!r} must not be negative, nor all zero or NaN.")
+        return np.where(np.isnan(weights), mean, weights) / mean
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shared(self) -> bool:
+        """Whether examples of a user share queries."""
+        return self.split.history == "others"
+
+    @property
+    def alone(self) -> bool:
+        """Whether each query has one example, so that it may know that example's context."""
+        return not self.shared or self.config.targets_per_query == 1
+
+    def epoch(self, epoch: int) -> Iterator[dict]:
+        """Batches of one epoch.
+
+        Yields:
+            `cases`: the queries, `EvalCases` `[num_queries]`, without targets; `row`: query of
+            each example; `item`: key of each example's item; `time`; `weight`: `[num_examples]`;
+            `own`: Ragged keys of each query's user's training positives.
+        """
+        rng = np.random.default_rng([self.config.seed, epoch])
+        if self.shared:
+            # A random order inside each user, cut into groups of `targets_per_query`.
+            order = np.lexsort((rng.random(len(self)), self.users))
+            place = np.arange(len(self)) - self.by_user.offsets[self.users]
+            first = place % self.config.targets_per_query == 0
+            group = np.empty(len(self), np.int64)
+            group[order] = np.cumsum(first) - 1
+            num_groups = int(first.sum())
+        else:
+            group, num_groups = np.arange(len(self)), len(self)
+        members = Ragged.group(np.arange(len(self)), group, num_groups)
+        shuffled = members.take(rng.permutation(num_groups))
+        batch = np.searchsorted(shuffled.offsets, np.arange(0, len(self), self.config.batch_size))
+        for start, stop in zip(batch, [*batch[1:], num_groups]):
+            if stop > start:
+                yield self._batch(shuffled.take(np.arange(start, stop)), group)
+
+    def _batch(self, targets: Ragged, group: np.ndarray) -> dict:
+        at = targets.values  # [num_examples] places in self.rows
+        first = at[targets.offsets[:-1]]  # [num_queries], the first example of each query
+        users = self.users[first]
+        own = self.by_user.take(users)
+        if self.shared:
+            keep = group[own.values] != np.repeat(group[first], own.lengths)
+        else:
+            keep = own.values < np.repeat(first, own.lengths)
+        lengths = np.bincount(own.row_index[keep], minlength=len(own))
+        history = Ragged.from_lengths(own.values[keep], lengths)
+        if self.config.max_history:
+            history = history.last(self.config.max_history)
+        cases = EvalCases(
+            user_id=self.user_ids[users],
+            history=Ragged(self.items[history.values], history.offsets),
+            history_time=Ragged(self.times[history.values], history.offsets),
+            history_rating=Ragged(self.ratings[history.values], history.offsets),
+            exclude=Ragged.empty(len(first)),
+            targets=Ragged.empty(len(first)),
+            time=self.times[first] if self.time_told and self.alone else np.full(len(first), -1),
+            context={
+                name: values[first] if self.alone else np.full(len(first), "", object)
+                for name, values in self.context.items()
+            },
+        )
+        return {
+            "cases": cases,
+            "row": targets.row_index.astype(np.int32),
+            "item": self.items[at].astype(np.int32),
+            "time": self.times[at],
+            "weight": self.weights[at],
+            "own": Ragged(self.items[own.values], own.offsets),
+        }

@@ -1,0 +1,190 @@
+"""From a training to a bundle, and from a bundle back to the weights of a further training."""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+from absl import logging  # noqa: E402
+
+from twotower.bundle import FORMAT_VERSION, Bundle, BundleError, replacing, write_manifest  # noqa: E402
+from twotower.provenance import provenance  # noqa: E402
+from twotower.retrieval import build, scann_index  # noqa: E402
+from twotower.saved_models import EXACT, SCANN, save_retrieve, save_retrieve_scann, save_tower  # noqa: E402
+from twotower.towers.dense import Tower  # noqa: E402
+from twotower.training import Training  # noqa: E402
+
+
+def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
+    """Writes the bundle of a training: towers, vectors, retrieval, manifest.
+
+    Written to a temporary folder and renamed: an interrupted export leaves what was there before.
+    `index/` is filled by `add_index`.
+
+    Args:
+        training: With the weights to export.
+        directory: The bundle's folder; one that is there is replaced.
+        extra: Further entries of the manifest, such as flags and validation metrics.
+    """
+    dataset, split = training.dataset, training.split
+    queries, items = training.model.query_tower, training.model.item_tower
+    keys = split.candidates
+    vectors = training.item_vectors(keys)
+    if not np.isfinite(vectors).all():
+        raise ValueError("the item tower gives NaN or infinite vectors; training diverged.")
+    catalogue = dataset.items.drop(
+        columns=[name for name in dataset.items if isinstance(dataset.items[name].iloc[0], np.ndarray)]
+    )
+    ids = dataset.catalogue.ids_of(keys)
+    with replacing(directory) as folder:
+        (folder / "items").mkdir()
+        np.save(folder / "items" / "keys.npy", keys)
+        np.save(folder / "items" / "vectors.npy", vectors)
+        catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
+        save_tower(queries, folder / "query_tower")
+        save_tower(items, folder / "item_tower")
+        save_retrieve(queries, ids, vectors, folder / EXACT)
+        config = scann_index.ScannConfig.for_size(len(keys))
+        if scann_index.available():
+            save_retrieve_scann(
+                queries,
+                ids,
+                vectors,
+                lambda rows, values: (
+                    scann_index.make_tfrs_layer(config, rows, values, k=10),
+                    config.num_reordering_candidates,
+                ),
+                folder / SCANN,
+            )
+        else:
+            logging.warning("no ScaNN on this platform: the bundle has no %s/", SCANN)
+        _save_weights(training, folder / "training")
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "model_version": model_version(training, vectors),
+            "dim": int(vectors.shape[1]),
+            "metric": "dot",
+            "num_items": len(keys),
+            "query_inputs": _signature(queries),
+            "item_inputs": _signature(items),
+            "dataset": dataset.name,
+            "dataset_fingerprint": dataset.fingerprint(),
+            "protocol": split.protocol,
+            "part": split.part,
+            "split_seed": split.seed,
+            "recipe": training.recipe.to_json(),
+            **provenance(),
+            **(extra or {}),
+        }
+        write_manifest(folder, manifest)
+    return Bundle(directory, verify=False)
+
+
+def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
+    """Builds an index over the bundle's vectors, saves it as `index/<name>/`, and returns it."""
+    retriever = build.build(config, np.asarray(bundle.keys), np.asarray(bundle.vectors))
+    (bundle.directory / "index").mkdir(exist_ok=True)
+    build.save(retriever, bundle.directory / "index" / name, model_version=bundle.model_version)
+    write_manifest(bundle.directory, bundle.manifest)
+    return retriever
+
+
+def model_version(training: Training, vectors: np.ndarray) -> str:
+    """Names the weights: 16 hex digits of their sha256."""
+    digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes())
+    for weight in training.model.query_tower.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _signature(tower: Tower) -> list[dict]:
+    """Name, dtype, shape and missing value of each input; NaN is written as a string for JSON."""
+    return [
+        {
+            "name": spec.name,
+            "dtype": spec.dtype,
+            "shape": [None, *spec.shape],
+            "missing": "NaN" if spec.dtype == "float32" else spec.missing,
+        }
+        for spec in tower.inputs
+    ]
+
+
+def _named_weights(training: Training) -> dict:
+    """Weights by a name that does not depend on how many layers were made before."""
+    named = {}
+    for tower in (training.model.query_tower, training.model.item_tower):
+        for part in [*tower.features, tower.head]:
+            for number, weight in enumerate(part.weights):
+                named[f"{tower.name}/{part.name}/{number}"] = weight
+    return named
+
+
+def _vocabularies(training: Training) -> dict[str, list[str]]:
+    return {
+        f"{tower.name}/{feature.name}": feature.vocabulary
+        for tower in (training.model.query_tower, training.model.item_tower)
+        for feature in tower.features
+        if hasattr(feature, "vocabulary")
+    }
+
+
+def _save_weights(training: Training, folder: pathlib.Path) -> None:
+    folder.mkdir()
+    weights = {name: weight.numpy() for name, weight in _named_weights(training).items()}
+    np.savez(folder / "weights.npz", **weights)
+    (folder / "vocabularies.json").write_text(json.dumps(_vocabularies(training)))
+
+
+def warm_start(training: Training, bundle: Bundle) -> dict[str, int]:
+    """Takes over the weights of an earlier bundle, as for a daily retraining on newer data.
+
+    Rows of embedding tables go by id, not by place, so that vocabularies may have grown, shrunk
+    or moved; an id that is new keeps its fresh row.
+
+    Returns:
+        How many weights were `copied` whole, `matched` by id, and left `fresh` (other sizes).
+
+    Raises:
+        BundleError: No weight fits: the bundle is of quite another model.
+    """
+    folder = bundle.directory / "training"
+    old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
+    vocabularies = _vocabularies(training)
+    counts = {"copied": 0, "matched": 0, "fresh": 0}
+    with np.load(folder / "weights.npz", allow_pickle=False) as old:
+        for name, weight in _named_weights(training).items():
+            feature = name.rpartition("/")[0]
+            if name not in old:
+                counts["fresh"] += 1
+                continue
+            values = old[name]
+            new_ids, old_ids = vocabularies.get(feature, []), old_vocabularies.get(feature, [])
+            # A table of ids has one row for unknown ones, or one more for padding.
+            special = weight.shape[0] - len(new_ids)
+            by_id = new_ids and special in (1, 2) and special == len(values) - len(old_ids)
+            if by_id and values.shape[1:] == weight.shape[1:]:
+                weight.assign(_by_id(weight.numpy(), new_ids, values, old_ids))
+                counts["matched"] += 1
+            elif values.shape == weight.shape:
+                weight.assign(values)
+                counts["copied"] += 1
+            else:
+                counts["fresh"] += 1
+    if not counts["copied"] + counts["matched"]:
+        raise BundleError(f"{folder / 'weights.npz'} shares no weight with this recipe's model.")
+    return counts
+
+
+def _by_id(new: np.ndarray, new_ids: list[str], old: np.ndarray, old_ids: list[str]) -> np.ndarray:
+    """The new table with the rows of ids that the old one knows, and its leading special rows."""
+    special = len(new) - len(new_ids)  # padding and unknown
+    place = pd.Index(old_ids).get_indexer(new_ids)
+    new[:special] = old[:special]
+    new[special:][place >= 0] = old[special:][place[place >= 0]]
+    return new

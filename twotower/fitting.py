@@ -1,0 +1,193 @@
+"""Fit: epochs with validation, early stopping, checkpoints, resume and TensorBoard."""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+from absl import logging  # noqa: E402
+
+from twotower.recipe import FitConfig  # noqa: E402
+from twotower.training import Training  # noqa: E402
+
+
+def make_optimizer(config: FitConfig, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
+    """The optimiser with its learning rate over time."""
+    rate: float | tf.keras.optimizers.schedules.LearningRateSchedule = config.learning_rate
+    if config.cosine:
+        rate = tf.keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0,
+            decay_steps=max(1, config.epochs * steps_per_epoch - config.warmup_steps),
+            alpha=0.05,
+            warmup_target=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+        )
+    if config.optimizer == "adam":
+        return tf.keras.optimizers.Adam(rate)
+    if config.optimizer == "adamw":
+        return tf.keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    return tf.keras.optimizers.Adagrad(rate)
+
+
+@dataclasses.dataclass
+class FitResult:
+    """What a fit did; also the state that a resumed one continues from.
+
+    Attributes:
+        epoch: Epochs done.
+        best_epoch: The epoch (from 1) with the best validation figure; 0 before the first.
+        best: That figure.
+        seconds: Wall time of training without validation, all sessions together.
+        examples_per_second: Over that time.
+        stopped: Whether early stopping ended it.
+        log: One entry an epoch: epoch, loss, seconds and, where validated, the metrics' means.
+        validation: All metrics of the best epoch, with intervals.
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best: float = -np.inf
+    seconds: float = 0.0
+    examples_per_second: float = 0.0
+    stopped: bool = False
+    log: list[dict] = dataclasses.field(default_factory=list)
+    validation: dict = dataclasses.field(default_factory=dict)
+
+
+class _EveryEpoch(tf.keras.callbacks.Callback):
+    """Validates, keeps the best weights, saves a checkpoint, stops early."""
+
+    def __init__(self, training: Training, result: FitResult, save, select: bool) -> None:
+        super().__init__()
+        self.training, self.result, self.save, self.select = training, result, save, select
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_test_begin(self, logs=None):
+        # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
+        # table of item vectors, which is as old as the last refresh.
+        self.paused = time.perf_counter()
+        self.training.refresh_topk()
+
+    def on_test_end(self, logs=None):
+        self.started += time.perf_counter() - self.paused
+
+    def on_epoch_end(self, epoch, logs=None):
+        config, result = self.training.recipe.fit, self.result
+        seconds = time.perf_counter() - self.started
+        result.seconds += seconds
+        result.epoch = epoch + 1
+        result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
+        entry = {"epoch": epoch + 1, "loss": float(logs["loss"]), "seconds": round(seconds, 2)}
+        entry |= {
+            f"{name}+seen": float(value)
+            for name, value in logs.items()
+            if name.startswith("val_factorized_top_k")
+        }
+        better = not self.select
+        if self.select and (result.epoch % config.validate_every == 0):
+            metrics = self.training.validate()
+            entry |= {name: value["mean"] for name, value in metrics.items()}
+            figure = metrics[config.metric]["mean"]
+            logs[f"val_{config.metric}"] = figure
+            if better := figure > result.best:
+                result.best, result.best_epoch, result.validation = figure, epoch + 1, metrics
+            late = result.epoch - result.best_epoch >= config.patience > 0
+            result.stopped = self.model.stop_training = late
+        result.log.append(entry)
+        self.save(better)
+        logging.info("%s", _line(entry, config))
+
+
+def _line(entry: dict, config: FitConfig) -> str:
+    shown = [f"epoch {entry['epoch']}/{config.epochs}", f"loss {entry['loss']:.4f}"]
+    shown += [f"{name} {entry[name]:.4f}" for name in (config.metric, "ndcg@10") if name in entry]
+    return ", ".join([*shown, f"{entry['seconds']:.1f} s"])
+
+
+def fit(
+    training: Training,
+    workdir: str | pathlib.Path,
+    *,
+    select: bool = True,
+    stop_after: int | None = None,
+    tensorboard: bool = False,
+    verbose: int = 0,
+) -> FitResult:
+    """Trains to the best epoch and leaves its weights in `training.model`.
+
+    A checkpoint is written after each epoch. Called again with the same workdir, it continues
+    after the last finished epoch, with the optimiser's state, so that an interrupt costs at most
+    one epoch.
+
+    Args:
+        training: The model with its data.
+        workdir: Folder for `checkpoints/` and `tensorboard/`.
+        select: Whether validation picks the epoch. Without, the last epoch counts: so does a refit
+            on all rows, whose validation rows are training rows now.
+        stop_after: Stop after so many epochs of the schedule, as a refit does at the best epoch.
+        tensorboard: Whether to log for TensorBoard.
+        verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
+
+    Raises:
+        ValueError: The workdir holds a checkpoint of another recipe.
+    """
+    config, model = training.recipe.fit, training.model
+    steps = -(-len(training.examples) // training.recipe.examples.batch_size)
+    model.compile(optimizer=make_optimizer(config, steps))
+    model.optimizer.build(model.trainable_variables)
+    result = FitResult()
+    workdir = pathlib.Path(workdir)
+    recipe = json.dumps(training.recipe.to_json(), sort_keys=True)
+    state = tf.Variable("", dtype=tf.string, trainable=False)
+    weights = [*model.query_tower.weights, *model.item_tower.weights]
+    last = tf.train.CheckpointManager(
+        tf.train.Checkpoint(weights=weights, optimizer=model.optimizer, state=state),
+        str(workdir / "checkpoints" / "last"),
+        max_to_keep=1,
+    )
+    best = tf.train.CheckpointManager(
+        tf.train.Checkpoint(weights=weights), str(workdir / "checkpoints" / "best"), max_to_keep=1
+    )
+
+    def save(better: bool) -> None:
+        if better:
+            best.save()
+        state.assign(json.dumps({"recipe": recipe, "result": dataclasses.asdict(result)}))
+        last.save()
+
+    if last.latest_checkpoint:
+        last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
+        saved = json.loads(state.numpy())
+        if saved["recipe"] != recipe:
+            raise ValueError(
+                f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or delete "
+                f"{workdir / 'checkpoints'} to start anew."
+            )
+        result = FitResult(**saved["result"])
+        logging.info("continuing after epoch %d of %s", result.epoch, workdir)
+
+    epochs = min(config.epochs, stop_after or config.epochs)
+    if result.epoch < epochs and not result.stopped:
+        callbacks = [_EveryEpoch(training, result, save, select)]
+        if tensorboard:
+            callbacks.append(tf.keras.callbacks.TensorBoard(str(workdir / "tensorboard")))
+        model.fit(
+            training.batches(result.epoch),
+            epochs=epochs,
+            initial_epoch=result.epoch,
+            validation_data=training.topk_batches() if config.topk_every else None,
+            validation_freq=config.topk_every or 1,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+    if best.latest_checkpoint:
+        best.checkpoint.restore(best.latest_checkpoint).expect_partial()
+    return result

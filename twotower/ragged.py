@@ -1,0 +1,114 @@
+"""Ragged: rows of different length as two flat arrays. Numpy only, no package imports."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Rows of different length: row `i` is `values[offsets[i]:offsets[i + 1]]`.
+
+    Histories, exclusions and targets are all of this shape. It costs two arrays however many rows
+    there are, so that nothing in evaluation or retrieval needs a Python loop over users.
+
+    Attributes:
+        values: `[num_values]`, the rows one after another.
+        offsets: `[num_rows + 1]` int64, ascending from 0 to `num_values`.
+
+    >>> ragged = Ragged.from_rows([[7, 8], [], [9]])
+    >>> ragged.lengths.tolist(), ragged[0].tolist(), ragged.row_index.tolist()
+    ([2, 0, 1], [7, 8], [0, 0, 2])
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self) -> None:
+        offsets = np.asarray(self.offsets, np.int64)
+        values = np.asarray(self.values)
+        if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0:
+            raise ValueError(f"offsets must be [num_rows + 1] and start at 0; got {offsets!r}.")
+        if offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+            raise ValueError(
+                f"offsets must ascend to the {len(values)} values; they end at {offsets[-1]}."
+            )
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "offsets", offsets)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Iterable], dtype=np.int64) -> "Ragged":
+        """From a list of rows."""
+        rows = [np.asarray(list(row), dtype) for row in rows]
+        return cls.from_lengths(
+            np.concatenate(rows) if rows else np.empty(0, dtype), [len(row) for row in rows]
+        )
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
+        """From the values, row after row, and the length of each row."""
+        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    @classmethod
+    def group(cls, values: np.ndarray, row: np.ndarray, num_rows: int) -> "Ragged":
+        """Puts `values[j]` into row `row[j]`; inside a row the given order stays."""
+        order = np.argsort(row, kind="stable")
+        return cls.from_lengths(np.asarray(values)[order], np.bincount(row, minlength=num_rows))
+
+    @classmethod
+    def empty(cls, num_rows: int, dtype=np.int64) -> "Ragged":
+        """`num_rows` rows without a value."""
+        return cls(np.empty(0, dtype), np.zeros(num_rows + 1, np.int64))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each row, `[num_rows]`."""
+        return np.diff(self.offsets)
+
+    @property
+    def row_index(self) -> np.ndarray:
+        """The row that each value belongs to, `[num_values]`."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """The given rows, in the given order; `rows` are indices or a boolean mask."""
+        rows = np.arange(len(self))[rows]
+        lengths = self.lengths[rows]
+        inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Ragged.from_lengths(
+            self.values[np.repeat(self.offsets[rows], lengths) + inside], lengths
+        )
+
+    def last(self, length: int) -> "Ragged":
+        """The last `length` values of each row."""
+        lengths = np.minimum(self.lengths, length)
+        inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Ragged.from_lengths(
+            self.values[np.repeat(self.offsets[1:] - lengths, lengths) + inside], lengths
+        )
+
+    def to_dense(self, fill, width: int | None = None) -> np.ndarray:
+        """`[num_rows, width]`, each row padded on the right with `fill`.
+
+        Args:
+            fill: The value behind the end of a row.
+            width: Columns; the longest row's length by default. A row that is longer is an error.
+        """
+        lengths = self.lengths
+        longest = int(lengths.max(initial=0))
+        width = longest if width is None else width
+        if longest > width:
+            raise ValueError(f"a row of {longest} values does not fit into width {width}.")
+        dense = np.full((len(self), width), fill, self.values.dtype)
+        dense[np.arange(width) < lengths[:, None]] = self.values
+        return dense

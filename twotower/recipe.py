@@ -1,0 +1,81 @@
+"""Recipe: all choices of a training run, as plain data."""
+
+import dataclasses
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+from twotower.data.examples import ExamplesConfig  # noqa: E402
+from twotower.model import TaskConfig  # noqa: E402
+from twotower.towers.item import ItemConfig  # noqa: E402
+from twotower.towers.query import QueryConfig  # noqa: E402
+
+OPTIMIZERS = ("adam", "adamw", "adagrad")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: Passes over the training rows, at most.
+        optimizer: `adam`, `adamw` or `adagrad`.
+        learning_rate: Its peak.
+        weight_decay: Of `adamw`, per step, times the learning rate.
+        warmup_steps: Steps over which the learning rate rises from 0.
+        cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch.
+        patience: Epochs without a better validation figure after which training stops; 0 never.
+        metric: The validation figure that selects the epoch.
+        validate_every: Epochs between validations.
+        topk_every: Epochs between FactorizedTopK validations in `fit`'s log; 0 for none. They
+            count seen items as candidates, so their figures stand in the log as `+seen`.
+        seed: Weights, dropout and (through the examples) order.
+        deterministic: Equal runs to the last bits, at a cost in speed
+            (`tf.config.experimental.enable_op_determinism`).
+    """
+
+    epochs: int = 12
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 200
+    cosine: bool = True
+    patience: int = 3
+    metric: str = "recall_micro@100"
+    validate_every: int = 1
+    topk_every: int = 0
+    seed: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}.")
+        if self.epochs < 1 or self.validate_every < 1 or not self.learning_rate > 0:
+            raise ValueError(f"epochs, validate_every and learning_rate must be positive: {self}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All choices of a training run; a bundle's manifest holds it."""
+
+    query: QueryConfig = QueryConfig()
+    item: ItemConfig = ItemConfig()
+    task: TaskConfig = TaskConfig()
+    examples: ExamplesConfig = ExamplesConfig()
+    fit: FitConfig = FitConfig()
+
+    def to_json(self) -> dict:
+        """Plain dictionaries."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Recipe":
+        """The inverse of `to_json`; an unknown field is a TypeError that names it."""
+        parts = {}
+        for field in dataclasses.fields(cls):
+            part = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values[field.name].items()
+            }
+            parts[field.name] = type(field.default)(**part)
+        return cls(**parts)

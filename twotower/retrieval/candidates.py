@@ -1,0 +1,125 @@
+"""Candidates: what every retriever, source and ranker answers. Numpy only."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Key and score behind the end of a row.
+NO_KEY = -1
+NO_SCORE = np.float32(-np.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Ranked items for a batch of queries.
+
+    A row may be short (everything else excluded, a small catalogue). Then `counts` says where it
+    ends, and what stands behind is -1 and -inf: never a repeat, an excluded item or an error.
+
+    Attributes:
+        keys: `[num_queries, k]` int64 item keys, best first, -1 past `counts`.
+        scores: `[num_queries, k]` float32, larger is better, descending, -inf past `counts`. Equal
+            scores stand in ascending order of their keys.
+        counts: `[num_queries]` int64, how many of the `k` places are filled.
+        columns: Further values an item carries through a funnel (the source it came from, its rank
+            there), name -> `[num_queries, k]`.
+    """
+
+    keys: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in {"scores": self.scores, **self.columns}.items():
+            if values.shape != self.keys.shape:
+                raise ValueError(
+                    f"{name} must have the shape of keys, {self.keys.shape}; got {values.shape}."
+                )
+        if self.counts.shape != self.keys.shape[:1]:
+            raise ValueError(f"counts must be [{len(self.keys)}]; got {self.counts.shape}.")
+
+    @classmethod
+    def rank(
+        cls,
+        keys: np.ndarray,
+        scores: np.ndarray,
+        k: int,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> "Candidates":
+        """Sorts unordered finds and keeps the best `k` of each row.
+
+        Args:
+            keys: `[num_queries, n]` int64; -1 marks a place to drop.
+            scores: `[num_queries, n]` float32; -inf marks a place to drop, too.
+            k: How many to keep at most.
+            columns: Name -> `[num_queries, n]`.
+
+        >>> found = Candidates.rank(np.array([[4, 2, -1, 3]]), np.float32([[1, 1, 9, 2]]), k=3)
+        >>> found.keys.tolist(), found.counts.tolist()
+        ([[3, 2, 4]], [3])
+        """
+        scores = np.where(keys == NO_KEY, NO_SCORE, scores).astype(np.float32, copy=False)
+        # lexsort's last key is the first criterion: score, then key among equals.
+        order = np.lexsort((keys, -scores), axis=1)[:, :k]
+        found = cls(
+            np.take_along_axis(keys, order, 1).astype(np.int64, copy=False),
+            np.take_along_axis(scores, order, 1),
+            np.full(len(keys), order.shape[1], np.int64),
+            {name: np.take_along_axis(v, order, 1) for name, v in (columns or {}).items()},
+        )
+        return found.mask(found.scores > NO_SCORE)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which places are filled, `[num_queries, k]` bool."""
+        return np.arange(self.keys.shape[1]) < self.counts[:, None]
+
+    def head(self, k: int) -> "Candidates":
+        """The first `k` of each row."""
+        return Candidates(
+            self.keys[:, :k],
+            self.scores[:, :k],
+            np.minimum(self.counts, k),
+            {name: values[:, :k] for name, values in self.columns.items()},
+        )
+
+    def take(self, rows: np.ndarray) -> "Candidates":
+        """The given queries' rows."""
+        return Candidates(
+            self.keys[rows],
+            self.scores[rows],
+            self.counts[rows],
+            {name: values[rows] for name, values in self.columns.items()},
+        )
+
+    def mask(self, keep: np.ndarray) -> "Candidates":
+        """Keeps the places where `keep` `[num_queries, k]` holds, closing the gaps."""
+        keep = keep & self.valid
+        counts = keep.sum(1)
+        # A stable sort of "dropped" moves the kept to the front in their order.
+        order = np.argsort(~keep, axis=1, kind="stable")
+        valid = np.arange(keep.shape[1]) < counts[:, None]
+        return Candidates(
+            np.where(valid, np.take_along_axis(self.keys, order, 1), NO_KEY),
+            np.where(valid, np.take_along_axis(self.scores, order, 1), NO_SCORE),
+            counts,
+            {name: np.take_along_axis(v, order, 1) for name, v in self.columns.items()},
+        )
+
+    @staticmethod
+    def concat(parts: Sequence["Candidates"]) -> "Candidates":
+        """Stacks answers to further queries; all parts have the same `k` and columns."""
+        return Candidates(
+            np.concatenate([part.keys for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.counts for part in parts]),
+            {
+                name: np.concatenate([part.columns[name] for part in parts])
+                for name in parts[0].columns
+            },
+        )

@@ -1,0 +1,135 @@
+"""The SavedModels of a bundle: query tower, item tower, and retrieval from raw features to ids.
+
+They hold plain variables, lookup tables and TensorFlow operations, so that they load in a process
+that has TensorFlow and nothing of this package. Call their signature, not a Keras `predict`:
+
+    model = tf.saved_model.load("bundle/retrieve").signatures["serving_default"]
+    answer = model(user_id=..., history=..., k=tf.constant(10), exclude=tf.constant([[""]]))
+"""
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+from twotower.towers.dense import Tower  # noqa: E402
+
+EXACT, SCANN = "retrieve", "retrieve_scann"
+
+
+def save_tower(tower: Tower, directory: pathlib.Path) -> None:
+    """Raw inputs -> `embedding` `[batch_size, dim]`."""
+    module = _module(tower)
+
+    @tf.function(autograph=False)
+    def embed(**raw):
+        return {"embedding": tower.embed(raw)}
+
+    specs = {spec.name: spec.spec for spec in tower.inputs}
+    tf.saved_model.save(
+        module, str(directory), {"serving_default": embed.get_concrete_function(**specs)}
+    )
+
+
+def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory) -> None:
+    """Raw query inputs, `k` and `exclude` -> ids, scores and counts, by exact search."""
+    module = _module(tower)
+    module.vectors = tf.Variable(vectors, trainable=False)
+    _save_search(module, tower, ids, _exact(module.vectors), directory)
+
+
+def save_retrieve_scann(
+    tower: Tower, ids: np.ndarray, vectors: np.ndarray, make_layer: Callable, directory
+) -> None:
+    """The same through the TFRS ScaNN layer; exact where ScaNN would cut an answer short.
+
+    ScaNN silently answers fewer rows than asked for when `k` plus the exclusions exceed its
+    reordering candidates. Such requests are answered by the exact product instead.
+
+    Args:
+        tower: The query tower.
+        ids: `[num_items]` strings.
+        vectors: `[num_items, dim]` float32.
+        make_layer: `(identifiers, vectors) -> (tfrs ScaNN layer, its reordering candidates)`.
+        directory: Where to.
+    """
+    module = _module(tower)
+    module.vectors = tf.Variable(vectors, trainable=False)
+    rows = tf.range(len(ids), dtype=tf.int32)
+    module.scann, limit = make_layer(rows, tf.constant(vectors))
+    exact = _exact(module.vectors)
+
+    def search(queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor):
+        fetch = tf.minimum(k + tf.shape(excluded)[1], len(ids))
+
+        def approximate():
+            scores, found = module.scann(queries, k=fetch)
+            # Short answers come with NaN scores; an excluded item is one equal to any of its row.
+            hit = tf.reduce_any(found[:, :, None] == excluded[:, None, :], 2)
+            scores = tf.where(hit | tf.math.is_nan(scores), -np.inf, scores)
+            scores, order = tf.math.top_k(scores, tf.minimum(k, fetch))
+            return scores, tf.gather(found, order, batch_dims=1)
+
+        return tf.cond(fetch > limit, lambda: exact(queries, k, excluded), approximate)
+
+    _save_search(module, tower, ids, search, directory)
+
+
+def _module(tower: Tower) -> tf.Module:
+    """Holds what the traced functions use, and not the Keras layers themselves."""
+    module = tf.Module()
+    module.weights = list(tower.weights)
+    module.tables = [f.lookup.lookup_table for f in tower.features if hasattr(f, "lookup")]
+    return module
+
+
+def _exact(vectors: tf.Variable) -> Callable:
+    def search(queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor):
+        scores = tf.linalg.matmul(queries, vectors, transpose_b=True)  # [batch_size, num_items]
+        num_items = vectors.shape[0]
+        # Row -1 (padding, unknown ids) falls into the first slot, which is cut off.
+        mask = tf.math.bincount(
+            excluded + 1,
+            minlength=num_items + 1,
+            maxlength=num_items + 1,
+            axis=-1,
+            binary_output=True,
+        )[:, 1:]
+        scores = tf.where(mask > 0, -np.inf, scores)
+        return tf.math.top_k(scores, tf.minimum(k, num_items))
+
+    return search
+
+
+def _save_search(module, tower: Tower, ids: np.ndarray, search: Callable, directory) -> None:
+    module.ids = tf.Variable(tf.constant(ids, tf.string), trainable=False)
+    module.rows = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(tf.constant(ids, tf.string), tf.range(len(ids))), -1
+    )
+
+    @tf.function(autograph=False)
+    def retrieve(k, exclude, **raw):
+        with tf.control_dependencies(
+            [tf.debugging.assert_positive(k, "k must be at least 1; ask for one item or more.")]
+        ):
+            queries = tower.embed(raw)
+        scores, rows = search(queries, k, module.rows.lookup(exclude))
+        filled = scores > -np.inf
+        return {
+            "ids": tf.where(filled, tf.gather(module.ids, rows), ""),
+            "scores": scores,
+            "counts": tf.reduce_sum(tf.cast(filled, tf.int32), 1),
+        }
+
+    specs = {spec.name: spec.spec for spec in tower.inputs}
+    concrete = retrieve.get_concrete_function(
+        k=tf.TensorSpec([], tf.int32, "k"),
+        exclude=tf.TensorSpec([None, None], tf.string, "exclude"),
+        **specs,
+    )
+    tf.saved_model.save(module, str(directory), {"serving_default": concrete})

@@ -1,0 +1,117 @@
+"""What both towers are: features, concatenated, then Dense 512 -> 256 -> 128, then L2."""
+
+from collections.abc import Sequence
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+from twotower.features import Feature, Input  # noqa: E402
+
+
+class DenseHead(tf.keras.layers.Layer):
+    """Hidden Dense layers with an activation, a linear projection to `dim`, and L2 normalisation.
+
+    The last layer has no activation: a ReLU there would confine all vectors to one orthant, in
+    which no two can point away from each other. With L2, scores are cosines in [-1, 1]: training
+    must divide them by a temperature (Yi et al., RecSys 2019, section 3), or the softmax over a
+    large batch can never get near 1 for any positive.
+
+    Args:
+        hidden: Widths of the hidden layers.
+        dim: Length of the vector.
+        l2_normalise: Whether vectors have length 1.
+        dropout: Share of hidden activations that are dropped in training.
+        batch_norm: Whether hidden layers are batch-normalised, before the activation.
+        activation: Of the hidden layers.
+
+    Call args:
+        x: `[batch_size, size]` float32.
+
+    Returns:
+        `[batch_size, dim]` float32.
+    """
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (512, 256),
+        dim: int = 128,
+        l2_normalise: bool = True,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        activation: str = "relu",
+        name: str = "head",
+    ) -> None:
+        super().__init__(name=name)
+        if dim < 1 or any(width < 1 for width in hidden):
+            raise ValueError(f"layer widths must be positive; got {list(hidden)} and dim {dim}.")
+        self.dim, self.l2_normalise = dim, l2_normalise
+        self.block = tf.keras.Sequential(name="hidden")
+        for width in hidden:
+            self.block.add(tf.keras.layers.Dense(width, use_bias=not batch_norm))
+            if batch_norm:
+                self.block.add(tf.keras.layers.BatchNormalization())
+            self.block.add(tf.keras.layers.Activation(activation))
+            if dropout > 0:
+                self.block.add(tf.keras.layers.Dropout(dropout))
+        self.projection = tf.keras.layers.Dense(dim, name="projection")
+
+    def call(self, x, training=False):
+        if self.block.layers:
+            x = self.block(x, training=training)
+        x = self.projection(x)
+        return tf.math.l2_normalize(x, -1) if self.l2_normalise else x
+
+
+class Tower(tf.keras.layers.Layer):
+    """Features -> concatenation -> DenseHead.
+
+    Call it with encoded features (training) or through `embed` with raw ones (serving).
+
+    Args:
+        features: At least one; their inputs must have distinct names.
+        head: The dense layers.
+
+    Call args:
+        encoded: Name -> tensor, as `encode` returns it.
+
+    Returns:
+        `[batch_size, dim]` float32.
+    """
+
+    def __init__(self, features: Sequence[Feature], head: DenseHead, name: str) -> None:
+        super().__init__(name=name)
+        names = [spec.name for feature in features for spec in feature.inputs]
+        if not features or len(set(names)) < len(names):
+            raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
+        self.features, self.head = list(features), head
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.head.dim
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The raw inputs of all features, in order."""
+        return [spec for feature in self.features for spec in feature.inputs]
+
+    def index(self, name: str, values: tf.Tensor) -> tf.Tensor:
+        """Strings of the one input `name` to integers, for tables looked up once."""
+        return {feature.name: feature for feature in self.features}[name].index(values)
+
+    def encode(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Strings and numbers to dense integers and floats; no weights."""
+        encoded = {}
+        for feature in self.features:
+            encoded |= feature.encode(raw)
+        return encoded
+
+    def call(self, encoded, training=False):
+        parts = [feature(encoded, training=training) for feature in self.features]
+        return self.head(tf.concat(parts, 1), training=training)
+
+    def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Raw inputs to vectors, as an exported tower does it."""
+        return self(self.encode(raw), training=False)

@@ -1,0 +1,94 @@
+"""ItemTower: id, title, genres, maker, statistics, age, ... -> [batch_size, dim]."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+from twotower.features import Feature, Id, Number, Tags, Tokens, Vector  # noqa: E402
+from twotower.towers.dense import DenseHead, Tower  # noqa: E402
+
+# Features that are known of an item only together with a time, not from its row alone.
+TIMED = ("age", "popularity")
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemConfig:
+    """What the item tower reads, and its sizes.
+
+    Attributes:
+        features: Columns of `Dataset.items`, or `age` (days from `released`, or from the item's
+            first training row, to the time of the example) or `popularity` (log of the item's
+            share of the training rows up to that time).
+        id_dim: Length of the item id's vector.
+        token_dim: Length of a title's, description's, genre set's or maker's vector.
+        unknown_rate: Share of training items whose id is hidden (see `Id`).
+        min_token_count: A word counts from this many items on.
+        hidden: Widths of the hidden layers.
+        dim: Length of the item's vector; must equal the query tower's.
+        l2_normalise: Whether vectors have length 1.
+        dropout: Share of hidden activations dropped in training.
+        batch_norm: Whether hidden layers are batch-normalised.
+    """
+
+    features: tuple[str, ...] = ("item_id", "title", "genres", "year")
+    id_dim: int = 128
+    token_dim: int = 64
+    unknown_rate: float = 0.1
+    min_token_count: int = 2
+    hidden: tuple[int, ...] = (512, 256)
+    dim: int = 128
+    l2_normalise: bool = True
+    dropout: float = 0.0
+    batch_norm: bool = False
+
+
+def item_feature(name: str, values: pd.Series, config: ItemConfig) -> Feature:
+    """The layer for one column of the items of the training rows; its kind follows from the values.
+
+    Raises:
+        ValueError: The column holds something that no feature reads.
+    """
+    first = values.iloc[0]
+    if name == "item_id":
+        return Id.fit(name, values, dim=config.id_dim, unknown_rate=config.unknown_rate)
+    if name in ("title", "description"):
+        return Tokens.fit(name, values, min_count=config.min_token_count, dim=config.token_dim)
+    if isinstance(first, tuple | list):
+        return Tags.fit(name, values, dim=config.token_dim)
+    if isinstance(first, np.ndarray):
+        return Vector(name, len(first))
+    if isinstance(first, str):
+        return Id.fit(name, values, dim=config.token_dim)
+    if np.issubdtype(np.asarray(values).dtype, np.number):
+        return Number.fit(name, values)
+    raise ValueError(f"item column {name!r} holds {type(first).__name__}; no feature reads that.")
+
+
+def item_tower(columns: pd.DataFrame, config: ItemConfig) -> Tower:
+    """Builds the tower from the items of the training rows.
+
+    Args:
+        columns: One row an item that has training rows, with the columns of `config.features`.
+        config: Features and sizes.
+
+    Raises:
+        ValueError: A feature that the data does not have.
+    """
+    unknown = [name for name in config.features if name not in columns]
+    if unknown:
+        raise ValueError(
+            f"unknown item features {unknown}; this dataset has {sorted(columns.columns)}."
+        )
+    features = [item_feature(name, columns[name], config) for name in config.features]
+    return Tower(features, head(config), name="item_tower")
+
+
+def head(config) -> DenseHead:
+    """The dense layers that an ItemConfig or QueryConfig asks for."""
+    return DenseHead(
+        config.hidden, config.dim, config.l2_normalise, config.dropout, config.batch_norm
+    )

@@ -1,0 +1,90 @@
+"""QueryTower: user, history, search text, context -> [batch_size, dim]."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+from twotower.features import Clock, Feature, Id, Tokens  # noqa: E402
+from twotower.towers.dense import Tower  # noqa: E402
+from twotower.towers.history import AttentionHistory, MeanHistory  # noqa: E402
+from twotower.towers.item import head  # noqa: E402
+
+HISTORIES = {"mean": MeanHistory, "attention": AttentionHistory}
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryConfig:
+    """What the query tower reads, and its sizes.
+
+    Attributes:
+        features: `history`, `time` (hour and weekday of the request), `search_text`, columns of
+            `Dataset.users` (`user_id`, demographics), `device`, `country`.
+        user_dim: Length of the user id's vector.
+        category_dim: Length of a demographic's, device's or search text's vector.
+        unknown_rate: Share of training queries whose user id is hidden, so that the row of unknown
+            users is trained.
+        history: `mean` or `attention`.
+        history_dim: Length of a past item's vector.
+        history_dropout: Share of past events left out in training.
+        history_power: Exponent of the number of events that the sum is divided by (`mean`).
+        history_ratings: Whether `mean` also weighs events by their ratings.
+        hidden: Widths of the hidden layers.
+        dim: Length of the query's vector; must equal the item tower's.
+        l2_normalise: Whether vectors have length 1.
+        dropout: Share of hidden activations dropped in training.
+        batch_norm: Whether hidden layers are batch-normalised.
+    """
+
+    features: tuple[str, ...] = ("user_id", "gender", "age", "occupation", "history")
+    user_dim: int = 64
+    category_dim: int = 16
+    unknown_rate: float = 0.1
+    history: str = "mean"
+    history_dim: int = 256
+    history_dropout: float = 0.0
+    history_power: float = 0.5
+    history_ratings: bool = False
+    hidden: tuple[int, ...] = (512, 256)
+    dim: int = 128
+    l2_normalise: bool = True
+    dropout: float = 0.0
+    batch_norm: bool = False
+
+
+def query_feature(name: str, values: np.ndarray, config: QueryConfig) -> Feature:
+    """The layer for one query feature, with what the training rows hold of it."""
+    if name == "history":
+        if config.history not in HISTORIES:
+            raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
+        kwargs = {"dim": config.history_dim, "dropout": config.history_dropout}
+        if config.history == "mean":
+            kwargs |= {"power": config.history_power, "ratings": config.history_ratings}
+        return HISTORIES[config.history].fit(name, values, **kwargs)
+    if name == "time":
+        return Clock(name, config.category_dim)
+    if name == "search_text":
+        return Tokens.fit(name, values, min_count=2, dim=4 * config.category_dim)
+    if name == "user_id":
+        return Id.fit(name, values, dim=config.user_dim, unknown_rate=config.unknown_rate)
+    return Id.fit(name, values, dim=config.category_dim)
+
+
+def query_tower(columns: Mapping[str, np.ndarray], config: QueryConfig) -> Tower:
+    """Builds the tower from what the training rows hold.
+
+    Args:
+        columns: Feature name -> its values in the training rows (item ids for `history`).
+        config: Features and sizes.
+
+    Raises:
+        ValueError: A feature that the data does not have.
+    """
+    unknown = [name for name in config.features if name not in columns]
+    if unknown:
+        raise ValueError(f"unknown query features {unknown}; this dataset has {sorted(columns)}.")
+    features = [query_feature(name, columns[name], config) for name in config.features]
+    return Tower(features, head(config), name="query_tower")

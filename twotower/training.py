@@ -1,0 +1,208 @@
+"""Training: a model with the data that it trains and validates on."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+import tensorflow_recommenders as tfrs  # noqa: E402
+
+from twotower.data.cases import EvalCases  # noqa: E402
+from twotower.data.dataset import Dataset  # noqa: E402
+from twotower.data.examples import Examples, ItemInputs, QueryInputs  # noqa: E402
+from twotower.data.splits import Split  # noqa: E402
+from twotower.evaluation import evaluate  # noqa: E402
+from twotower.model import TwoTowerModel  # noqa: E402
+from twotower.negatives import in_batch_probability  # noqa: E402
+from twotower.recipe import Recipe  # noqa: E402
+from twotower.retrieval.brute_force import BruteForceIndex  # noqa: E402
+from twotower.retrieval.candidates import Candidates  # noqa: E402
+from twotower.towers.item import TIMED, item_tower  # noqa: E402
+from twotower.towers.query import query_tower  # noqa: E402
+
+
+class Training:
+    """A model with the data that it trains on.
+
+    Args:
+        dataset: The data.
+        split: Its training rows and validation cases.
+        recipe: All choices.
+
+    Attributes:
+        model: The `TwoTowerModel`.
+        query_inputs: Cases -> encoded inputs of the query tower.
+        item_inputs: Keys -> raw inputs of the item tower.
+        examples: Training rows -> batches.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
+        tf.keras.utils.set_random_seed(recipe.fit.seed)
+        if recipe.fit.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self.dataset, self.split, self.recipe = dataset, split, recipe
+        self.examples = Examples(dataset, split, recipe.examples)
+        context = set(recipe.query.features) & {"time", *self.examples.context}
+        if context and not self.examples.alone:
+            raise ValueError(
+                f"query features {sorted(context)} belong to one example, so queries cannot be "
+                "shared: set targets_per_query=1."
+            )
+        if "time" in recipe.query.features and not self.examples.time_told:
+            raise ValueError(
+                f"the feature 'time' needs a protocol that tells the time: "
+                f"{split.protocol}+time."
+            )
+        self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
+        queries = query_tower(self._query_columns(), recipe.query)
+        items = item_tower(self._item_columns(), recipe.item)
+        self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
+        self.query_inputs = self.raw_query_inputs.encoded(queries.index)
+        topk = None
+        if recipe.fit.topk_every:
+            self.topk = tfrs.layers.factorized_top_k.BruteForce(k=100)
+            topk = tfrs.metrics.FactorizedTopK(self.topk, ks=(1, 5, 10, 50, 100))
+        self.model = TwoTowerModel(
+            queries,
+            items,
+            items.encode(tensors(self.item_inputs(dataset.catalogue.keys))),
+            in_batch_probability(self.examples.items, len(dataset.items), self.examples.weights),
+            recipe.task,
+            topk,
+        )
+        # Builds all weights, so that they can be counted, loaded and saved before the first step.
+        self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
+        vectors = self.item_vectors(split.candidates)
+        if topk is not None:
+            self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
+
+    def _query_columns(self) -> dict[str, np.ndarray]:
+        """What the training rows hold of each query feature."""
+        rows, frame = self.examples.rows, self.dataset.interactions
+        users = self.dataset.users.iloc[np.unique(self.examples.users)]
+        ids = self.dataset.items["item_id"].to_numpy(object)[np.unique(self.examples.items)]
+        context = {name: frame[name].to_numpy(object)[rows] for name in self.examples.context}
+        own = {name: users[name].to_numpy(object) for name in users}
+        return {"history": ids, "time": self.examples.times} | context | own
+
+    def _item_columns(self):
+        """The items of the training rows, with the timed features as of each one's examples."""
+        keys = np.unique(self.examples.items)
+        columns = self.dataset.items.iloc[keys].copy()
+        names = [name for name in TIMED if name in self.recipe.item.features]
+        if names:
+            # One example of each item, at random, so that quantiles are those met in training.
+            rng = np.random.default_rng(self.recipe.fit.seed)
+            order = rng.permutation(len(self.examples))
+            _, first = np.unique(self.examples.items[order], return_index=True)
+            times = self.examples.times[order[first]]
+            for name, values in self.item_inputs.as_of(keys, times).items():
+                columns[name] = values
+        return columns
+
+    def _encoded(self, cases: EvalCases) -> dict:
+        return self.model.query_tower.encode(tensors(self.query_inputs(cases)))
+
+    def query_vectors(self, cases: EvalCases, batch_size: int = 1024) -> np.ndarray:
+        """Vectors of cases from the current weights, `[num_cases, dim]` float32."""
+        vectors = [np.empty((0, self.model.query_tower.dim), np.float32)]
+        for start in range(0, len(cases), batch_size):
+            part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
+            vectors.append(self.model.query_tower(self._encoded(part)).numpy())
+        return np.concatenate(vectors)
+
+    def item_vectors(self, keys: np.ndarray, batch_size: int = 8192) -> np.ndarray:
+        """Vectors of items from the current weights, `[num_keys, dim]` float32."""
+        return np.concatenate(
+            [
+                self.model.item_vectors(tf.constant(keys[start : start + batch_size])).numpy()
+                for start in range(0, len(keys), batch_size)
+            ]
+        )
+
+    def recommender(self) -> Callable[[EvalCases, int], Candidates]:
+        """`recommend(cases, k)` by exact search, from the current weights."""
+        keys = self.split.candidates
+        index = BruteForceIndex().build(keys, self.item_vectors(keys))
+
+        def recommend(cases: EvalCases, k: int) -> Candidates:
+            return index.search(self.query_vectors(cases), k, exclude=cases.exclude)
+
+        return recommend
+
+    def validate(self) -> dict:
+        """All metrics on the split's cases, from the current weights."""
+        return evaluate(self.recommender(), self.split).metrics
+
+    def batches(self, first_epoch: int = 0) -> tf.data.Dataset:
+        """Training batches; each iteration over it is the next epoch."""
+        epochs = itertools.count(first_epoch)
+        timed = [name for name in TIMED if name in self.recipe.item.features]
+
+        def generate():
+            for batch in self.examples.epoch(next(epochs)):
+                own = batch["own"].to_dense(-1).astype(np.int32)
+                yield {
+                    "query": self.query_inputs(batch["cases"]),
+                    "row": batch["row"],
+                    "item": batch["item"],
+                    "weight": batch["weight"],
+                    "own": own if self.recipe.task.mask_own else own[:, :0],
+                    "timed": self.item_inputs.as_of(batch["item"], batch["time"]) if timed else {},
+                }
+
+        return tf.data.Dataset.from_generator(
+            generate, output_signature=self._signature(timed)
+        ).prefetch(2)
+
+    def _signature(self, timed: list[str]) -> dict:
+        """Types and shapes of a batch."""
+        sample = self.query_inputs(self.split.cases.take(np.arange(0)))
+        query = {
+            name: tf.TensorSpec([None] * values.ndim, tensors({name: values})[name].dtype, name)
+            for name, values in sample.items()
+        }
+        return {
+            "query": query,
+            "row": tf.TensorSpec([None], tf.int32),
+            "item": tf.TensorSpec([None], tf.int32),
+            "weight": tf.TensorSpec([None], tf.float32),
+            "own": tf.TensorSpec([None, None], tf.int32),
+            "timed": {name: tf.TensorSpec([None], tf.float32) for name in timed},
+        }
+
+    def topk_batches(self, batch_size: int = 1024) -> tf.data.Dataset:
+        """The split's cases, one row a target, for FactorizedTopK; seen items are candidates."""
+        cases = self.split.cases
+
+        def generate():
+            for start in range(0, len(cases), batch_size):
+                part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
+                targets = part.targets
+                yield {
+                    "query": self.query_inputs(part),
+                    "row": targets.row_index.astype(np.int32),
+                    "item": targets.values.astype(np.int32),
+                    "weight": np.ones(len(targets.values), np.float32),
+                    "own": np.empty((len(part), 0), np.int32),
+                    "timed": {},
+                }
+
+        return tf.data.Dataset.from_generator(generate, output_signature=self._signature([]))
+
+    def refresh_topk(self) -> None:
+        """Gives FactorizedTopK the items' current vectors; without, it would judge old ones."""
+        keys = self.split.candidates
+        self.topk.set_weights([keys.astype(np.int32), self.item_vectors(keys)])
+
+
+def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    """Numpy inputs as tensors; arrays of objects hold strings."""
+    return {
+        name: tf.constant(values, tf.string if values.dtype == object else None)
+        for name, values in inputs.items()
+    }
