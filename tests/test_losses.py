@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import twotower  # noqa: F401
+
 import tensorflow as tf  # isort: skip
 import tensorflow_recommenders as tfrs  # isort: skip
 from twotower.losses import CORRECTIONS, column_log_weight, in_batch_softmax
@@ -165,9 +166,7 @@ def test_corrections_tend_to_the_full_softmax_gradient():
     scores, p = LOG([1.0, 4.0, 2.0]), np.array([0.2, 0.7, 0.1])
     full = np.exp(scores) / np.exp(scores).sum() - [1, 0, 0]
     error = {
-        (correction, batch): np.abs(
-            expected_gradient(scores, p, batch, correction) - full
-        ).sum()
+        (correction, batch): np.abs(expected_gradient(scores, p, batch, correction) - full).sum()
         / np.abs(full).sum()
         for correction in CORRECTIONS
         for batch in (2, 6)

@@ -5,20 +5,18 @@ written together, checked together (sha256 of every file) and loaded together. L
 BUILD.md. Nothing in a bundle is ever unpickled.
 """
 
-import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from twotower.data.dataset import Catalogue
+from twotower.retrieval import build
+from twotower.retrieval.build import sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -26,36 +24,6 @@ MANIFEST = "manifest.json"
 
 class BundleError(ValueError):
     """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up."""
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `directory` that takes its place when the block ends well.
-
-    Whoever looks finds the old folder or the new one. An interrupted block leaves the old folder
-    as it was and a temporary one, which the next call removes.
-    """
-    directory = pathlib.Path(directory).absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{directory.name}.partial-"
-    for left in directory.parent.glob(prefix + "*"):
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-    temporary.chmod(0o755)
-    yield temporary
-    old = None
-    if directory.exists():
-        old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent)) / "old"
-        os.rename(directory, old)
-    os.rename(temporary, directory)
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
@@ -188,11 +156,9 @@ class Bundle:
         Raises:
             BundleError: No such index, or one of another training.
         """
-        from twotower.retrieval import build
-        from twotower.retrieval.brute_force import BruteForceIndex
-
         if name == "exact":
-            return BruteForceIndex().build(np.asarray(self.keys), np.asarray(self.vectors))
+            config = build.IndexConfig("exact", self.manifest["metric"])
+            return build.build(config, np.asarray(self.keys), np.asarray(self.vectors))
         if name not in self.indexes:
             raise BundleError(
                 f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "

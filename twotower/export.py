@@ -12,7 +12,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 from absl import logging  # noqa: E402
 
-from twotower.bundle import FORMAT_VERSION, Bundle, BundleError, replacing, write_manifest  # noqa: E402
+from twotower.bundle import FORMAT_VERSION, Bundle, BundleError, write_manifest  # noqa: E402
 from twotower.provenance import provenance  # noqa: E402
 from twotower.retrieval import build, scann_index  # noqa: E402
 from twotower.saved_models import EXACT, SCANN, save_retrieve, save_retrieve_scann, save_tower  # noqa: E402
@@ -38,10 +38,12 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
     if not np.isfinite(vectors).all():
         raise ValueError("the item tower gives NaN or infinite vectors; training diverged.")
     catalogue = dataset.items.drop(
-        columns=[name for name in dataset.items if isinstance(dataset.items[name].iloc[0], np.ndarray)]
+        columns=[
+            name for name in dataset.items if isinstance(dataset.items[name].iloc[0], np.ndarray)
+        ]
     )
     ids = dataset.catalogue.ids_of(keys)
-    with replacing(directory) as folder:
+    with build.replacing(directory) as folder:
         (folder / "items").mkdir()
         np.save(folder / "items" / "keys.npy", keys)
         np.save(folder / "items" / "vectors.npy", vectors)

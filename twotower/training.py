@@ -54,8 +54,7 @@ class Training:
             )
         if "time" in recipe.query.features and not self.examples.time_told:
             raise ValueError(
-                f"the feature 'time' needs a protocol that tells the time: "
-                f"{split.protocol}+time."
+                f"the feature 'time' needs a protocol that tells the time: {split.protocol}+time."
             )
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
         queries = query_tower(self._query_columns(), recipe.query)
@@ -136,7 +135,7 @@ class Training:
 
     def validate(self) -> dict:
         """All metrics on the split's cases, from the current weights."""
-        return evaluate(self.recommender(), self.split).metrics
+        return evaluate(self.recommender(), self.split, self.dataset).metrics
 
     def batches(self, first_epoch: int = 0) -> tf.data.Dataset:
         """Training batches; each iteration over it is the next epoch."""

@@ -101,6 +101,17 @@ class Dataset:
         """Time of each interaction in seconds since 1970, `[num_interactions]` int64."""
         return self.interactions["timestamp"].to_numpy(np.int64)
 
+    @functools.cached_property
+    def positive(self) -> np.ndarray:
+        """Which interactions are examples to learn and ask, `[num_interactions]` bool.
+
+        Without an `event` column all; with one, clicks and watches. An impression or a skip is
+        no positive, and a like or share only tells more of a watch that has a row of its own.
+        """
+        if "event" not in self.interactions:
+            return np.ones(len(self.interactions), bool)
+        return self.interactions["event"].isin(["", "click", "watch"]).to_numpy(bool)
+
     def fingerprint(self) -> str:
         """sha256 over all values and their order; equal for equal data, whatever its source."""
         digest = hashlib.sha256()

@@ -59,8 +59,7 @@ class QueryInputs:
         if "user_id" in self.names:
             tables["user_id"] = np.append(self._user_index, "")
         new._users = {
-            name: np.asarray(index(name, values.astype(str)))
-            for name, values in tables.items()
+            name: np.asarray(index(name, values.astype(str))) for name, values in tables.items()
         }
         new._user_ids = new._users.pop("user_id", None)
         if "history" in self.names:

@@ -1,21 +1,28 @@
-# PLACEHOLDER by the lead until the owner of this file writes it: overwrite freely.
+"""Exact search by one matrix product: the oracle of all other indexes, and enough for small ones."""
+
 import numpy as np
-from twotower.retrieval.candidates import Candidates
+
+from twotower.retrieval.base import BLOCK_BYTES, Retriever
 
 
-class BruteForceIndex:
-    def build(self, keys, vectors):
-        self.keys, self.vectors = keys, vectors
-        self.place = np.full(keys.max() + 2, len(keys)); self.place[keys] = np.arange(len(keys))
-        return self
+class BruteForceIndex(Retriever):
+    """Scores every item; no approximation, nothing to tune, no time to build."""
 
-    def search(self, queries, k, exclude=None):
-        out = []
-        for s in range(0, len(queries), 1000):
-            S = queries[s:s + 1000] @ self.vectors.T
-            e = exclude.take(np.arange(s, min(s + 1000, len(queries))))
-            p = self.place[e.values]; ok = p < len(self.keys)
-            S[e.row_index[ok], p[ok]] = -np.inf
-            top = np.argpartition(-S, min(k, S.shape[1] - 1), axis=1)[:, :k]
-            out.append(Candidates.rank(self.keys[top], np.take_along_axis(S, top, 1), k))
-        return Candidates.concat(out)
+    is_exact = True
+
+    def _build(self, vectors: np.ndarray) -> None:
+        pass  # the base class keeps the vectors
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = np.empty((len(queries), k), np.int64)
+        best = np.empty((len(queries), k), np.float32)
+        block = max(1, BLOCK_BYTES // (4 * len(self._vectors)))
+        for start in range(0, len(queries), block):
+            scores = self._scores(queries[start : start + block], self._vectors)
+            rows = slice(start, start + len(scores))
+            top = np.argpartition(scores, -k, axis=1)[:, -k:] if k < scores.shape[1] else None
+            values = scores if top is None else np.take_along_axis(scores, top, 1)
+            order = np.argsort(-values, axis=1, kind="stable")
+            positions[rows] = order if top is None else np.take_along_axis(top, order, 1)
+            best[rows] = np.take_along_axis(values, order, 1)
+        return positions, best

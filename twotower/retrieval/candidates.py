@@ -61,13 +61,19 @@ class Candidates:
         ([[3, 2, 4]], [3])
         """
         scores = np.where(keys == NO_KEY, NO_SCORE, scores).astype(np.float32, copy=False)
+        columns = dict(columns or {})
+        if scores.shape[1] > 4 * k:
+            # Sorting all of a catalogue for its best 100 would take most of the time.
+            top = np.argpartition(-scores, k, axis=1)[:, :k]
+            keys, scores = np.take_along_axis(keys, top, 1), np.take_along_axis(scores, top, 1)
+            columns = {name: np.take_along_axis(v, top, 1) for name, v in columns.items()}
         # lexsort's last key is the first criterion: score, then key among equals.
         order = np.lexsort((keys, -scores), axis=1)[:, :k]
         found = cls(
             np.take_along_axis(keys, order, 1).astype(np.int64, copy=False),
             np.take_along_axis(scores, order, 1),
             np.full(len(keys), order.shape[1], np.int64),
-            {name: np.take_along_axis(v, order, 1) for name, v in (columns or {}).items()},
+            {name: np.take_along_axis(v, order, 1) for name, v in columns.items()},
         )
         return found.mask(found.scores > NO_SCORE)
 

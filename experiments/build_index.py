@@ -1,0 +1,44 @@
+"""Builds an index over the vectors of a bundle and stores it in the bundle.
+
+    python experiments/build_index.py --bundle=W/bundle --backend=hnsw --recall_target=0.99
+
+Prints the parameters found on held-out items, recall@k against exact search, and the sizes.
+"""
+
+import time
+
+import numpy as np
+from absl import app, flags
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower.bundle import Bundle
+from twotower.export import add_index
+from twotower.retrieval.build import BACKENDS, IndexConfig
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
+flags.DEFINE_enum("backend", "hnsw", sorted(BACKENDS), "Kind of index.")
+flags.DEFINE_string("name", None, "Name in the bundle; the backend's by default.")
+flags.DEFINE_integer("k", 100, "Answers that recall is measured at.", lower_bound=1)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    bundle = Bundle(FLAGS.bundle)
+    name = FLAGS.name or FLAGS.backend
+    started = time.perf_counter()
+    index = add_index(bundle, name, IndexConfig(FLAGS.backend))
+    seconds = time.perf_counter() - started
+    queries = np.asarray(bundle.vectors[:: max(1, len(bundle.vectors) // 1000)])
+    exact = bundle.retriever("exact").search(queries, FLAGS.k)
+    found = index.search(queries, FLAGS.k)
+    row = np.arange(len(queries))[:, None] << 40
+    recall = np.isin(exact.keys + row, found.keys + row).mean()
+    print(f"{bundle.directory}/index/{name}: {len(index):,} items x {index.dim}, {FLAGS.backend}")
+    print(f"built and saved in {seconds:.1f} s, {index.memory_bytes / 1e6:.1f} MB in memory")
+    print(f"recall@{FLAGS.k} against exact search, items as queries: {recall:.4f}")
+
+
+if __name__ == "__main__":
+    app.run(main)

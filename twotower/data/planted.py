@@ -1,0 +1,343 @@
+"""The planted truth of the synthetic service: its items, users and the best possible scores.
+
+The planted model, for user u, item i, time t, context c (all terms are logits of one softmax):
+
+    score(u, i, t, c) = taste(u, t) . profile(i)                taste drifts from start to end
+                      + popularity(i)                           Zipf by rank
+                      + freshness * exp(-(t - released(i)) / freshness_days)
+                      + context(device, part of day, weekday)[cluster(i)]
+                      + search_strength * [cluster(i) is the one searched for]
+
+A watch is a draw from softmax(score) over the released items that the user has not watched yet.
+`profile` is a sum of independent parts (`PROFILE_SHARES`), each shown by one column, so no column
+makes another one needless, and the part `item_id` is shown by none: it must be learned per item.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.dataset import Dataset
+
+DAY = 86_400
+START = 1_640_995_200  # 2022-01-01, a Saturday
+DEVICES = ("phone", "tv", "web")
+COUNTRIES = ("br", "de", "in", "jp", "us")
+GENDERS = ("F", "M")
+AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
+OCCUPATIONS = ("artist", "clerk", "doctor", "driver", "engineer", "farmer", "student", "teacher")
+PROFILE_DIM = 16
+# Share of the profile's variance that each column shows. `cluster` shows, noisily, in all texts.
+PROFILE_SHARES = {
+    "cluster": 0.30,
+    "title": 0.12,
+    "description": 0.12,
+    "genres": 0.10,
+    "maker": 0.12,
+    "audio": 0.12,
+    "year": 0.04,
+    "item_id": 0.08,
+}
+TASTE_SHARES = {"demographic": 0.35, "personal": 0.40, "drift": 0.25}
+POPULARITY_SHARES = {"quality": 0.40, "maker": 0.25, "item_id": 0.35}
+# Share of the rows by event; the rest are impressions.
+EVENT_SHARES = {"watch": 0.60, "skip": 0.08, "like": 0.08, "share": 0.02}
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """What to make.
+
+    Attributes:
+        num_users: Users; each watches at least once where the rows suffice.
+        num_items: Items.
+        num_interactions: Rows of all events together, exactly; 60 % of them are watches.
+        seed: Seed of everything.
+        num_clusters: Clusters of items.
+        span_days: Days from the first to the last request.
+        taste_scale: Standard deviation of the logit taste . profile.
+        popularity_exponent: Logit -exponent * log(rank + 10).
+        freshness: Logit of an item in the second of its release.
+        freshness_days: Days after which 1/e of that is left.
+        context_scale: Standard deviation of each of the device, hour and weekday logits.
+        search_share: Share of the watches that follow a search.
+        search_strength: Logit that a search adds to the items of its cluster.
+        words_per_cluster: Words of a cluster's title and description vocabulary, each.
+        audio_noise: Standard deviation of the noise on `audio`, whose signal has 1.
+    """
+
+    num_users: int = 2000
+    num_items: int = 1500
+    num_interactions: int = 150_000
+    seed: int = 0
+    num_clusters: int = 12
+    span_days: int = 365
+    taste_scale: float = 2.0
+    popularity_exponent: float = 0.8
+    freshness: float = 1.5
+    freshness_days: float = 30.0
+    context_scale: float = 0.6
+    search_share: float = 0.3
+    search_strength: float = 4.0
+    words_per_cluster: int = 40
+    audio_noise: float = 0.4
+
+    def __post_init__(self) -> None:
+        watches = round(self.num_interactions * EVENT_SHARES["watch"])
+        if watches > self.num_users * (self.num_items // 4):
+            raise ValueError(
+                f"{watches} watches of {self.num_users} users are more than a quarter of "
+                f"{self.num_items} items each; take more users or items."
+            )
+        if self.num_clusters < 2 or self.num_items < 40 or self.num_users < 1:
+            raise ValueError(f"needs 2 clusters, 40 items and a user at least: {self}.")
+        if self.span_days > 80 * self.freshness_days:
+            raise ValueError(f"span_days above 80 freshness_days leave float32's range: {self}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+    """A dataset with the truth behind it.
+
+    Attributes:
+        config: What was asked for.
+        dataset: The tables.
+        clusters: Cluster of each item, `[num_items]`.
+        profiles: `[num_items, 16]`.
+        popularity: Logit of each item, `[num_items]`.
+        taste_start: Taste of each user at the start, `[num_users, 16]`.
+        taste_end: Taste of each user at the end, `[num_users, 16]`.
+        context: Logits of clusters by `device` `[3, num_clusters]`, `hour` (parts of the day of 4
+            hours) `[6, num_clusters]`, `weekday` (Monday first) `[7, num_clusters]`.
+        word_clusters: Cluster of each word that a search can hold.
+    """
+
+    config: SyntheticConfig
+    dataset: Dataset
+    clusters: np.ndarray
+    profiles: np.ndarray
+    popularity: np.ndarray
+    taste_start: np.ndarray
+    taste_end: np.ndarray
+    context: dict[str, np.ndarray]
+    word_clusters: dict[str, int]
+
+    def scores_of(self, user_rows, times, devices=None, search_texts=None) -> np.ndarray:
+        """The best possible scores: log-probabilities of a watch up to a constant per row.
+
+        What the user has watched already is not taken out: exclude it as for any other model.
+
+        Args:
+            user_rows: Rows in `dataset.users`, `[n]`.
+            times: Times of the requests in seconds, `[n]`.
+            devices: `[n]` strings; a device that is '' or unknown adds no logit. None: none does.
+            search_texts: `[n]` strings; '' and unknown words add no logit. None: none does.
+
+        Returns:
+            `[n, num_items]` float32, larger is better; -inf where the item is not yet released.
+        """
+        user_rows = np.asarray(user_rows, np.int64)
+        device = np.full(len(user_rows), -1)
+        search = np.full(len(user_rows), -1)
+        if devices is not None:
+            device = pd.Index(DEVICES).get_indexer(np.asarray(devices, object))
+        if search_texts is not None:
+            search = np.array([self._searched(text) for text in search_texts], np.int64)
+        return self.draw_scores(user_rows, np.asarray(times, np.int64), device, search)
+
+    def _searched(self, text: str) -> int:
+        found = [self.word_clusters[word] for word in text.split() if word in self.word_clusters]
+        return max(found, key=found.count) if found else -1
+
+    def tastes(self, user_rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Tastes of users at times, `[n, 16]`; before the start and after the end they rest."""
+        passed = np.clip((times - START) / (self.config.span_days * DAY), 0, 1)
+        passed = passed.astype(np.float32)[:, None]
+        return (1 - passed) * self.taste_start[user_rows] + passed * self.taste_end[user_rows]
+
+    @functools.cached_property
+    def _released(self) -> np.ndarray:
+        """Seconds from `START`, `[num_items]` int32: half the memory to compare with."""
+        return (self.dataset.items["released"].to_numpy() - START).astype(np.int32)
+
+    def _decay(self, seconds: np.ndarray) -> np.ndarray:
+        """exp(seconds / freshness_days), counted from the middle of the span to stay in float32."""
+        days = np.asarray(seconds) / DAY - self.config.span_days / 2
+        return np.exp(np.clip(days / self.config.freshness_days, -80, 80)).astype(np.float32)
+
+    @functools.cached_property
+    def _candidates(self) -> np.ndarray:
+        """The item side of the score as one vector, `[16 + num_clusters + 2, num_items]`."""
+        one_hot = np.eye(self.config.num_clusters, dtype=np.float32)[self.clusters]
+        fresh = np.float32(self.config.freshness) * self._decay(self._released)
+        columns = [self.profiles, one_hot, fresh[:, None], self.popularity[:, None]]
+        return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
+
+    def draw_scores(self, user_rows, times, device, search) -> np.ndarray:
+        """`scores_of` with rows of `DEVICES` and clusters searched for, -1 for none."""
+        passed = (times - START).astype(np.int32)[:, None]
+        cluster_logits = (
+            self.context["hour"][times // (4 * 3600) % 6]
+            + self.context["weekday"][(times // DAY + 3) % 7]  # 1970-01-01 was a Thursday
+            + self.context["device"][device] * (device >= 0)[:, None]
+        )  # [n, num_clusters]
+        asked = np.flatnonzero(search >= 0)
+        cluster_logits[asked, search[asked]] += np.float32(self.config.search_strength)
+        # exp(-(t - released)) = exp(released) * exp(-t): freshness is one more dimension.
+        columns = [
+            self.tastes(user_rows, times),
+            cluster_logits,
+            1 / self._decay(passed),
+            np.ones_like(passed, np.float32),
+        ]
+        scores = np.concatenate(columns, axis=1) @ self._candidates  # [n, num_items]
+        np.copyto(scores, -np.inf, where=self._released > passed)
+        return scores
+
+
+def plant(config: SyntheticConfig, rng) -> tuple[Synthetic, np.ndarray]:
+    """The service before anything has happened: no interactions. Returns it and its words."""
+    words = _invent_words(rng, (2 * config.num_clusters + 2) * config.words_per_cluster)
+    words = words.reshape(2, config.num_clusters + 1, config.words_per_cluster)
+    items, truth = _items(config, rng, words)
+    users, tastes = _users(config, rng)
+    empty = pd.DataFrame({"user_id": [], "item_id": [], "timestamp": np.empty(0, np.int64)})
+    made = Synthetic(
+        config=config,
+        dataset=Dataset("synthetic", empty, items, users),
+        context={
+            name: _normal(rng, rows, config.num_clusters) * np.float32(config.context_scale)
+            for name, rows in (("device", 3), ("hour", 6), ("weekday", 7))
+        },
+        word_clusters={
+            word: cluster for cluster in range(config.num_clusters) for word in words[0, cluster]
+        },
+        **truth,
+        **tastes,
+    )
+    return made, words[0]
+
+
+def _normal(rng, *shape) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32)
+
+
+def _invent_words(rng, count: int) -> np.ndarray:
+    """`count` different words of two to three syllables."""
+    syllables = np.array([c + v for c in "bdfgklmnprstvz" for v in "aeiou"], object)
+    drawn = syllables[rng.integers(len(syllables), size=(4 * count + 100, 3))]
+    drawn[::3, 2] = ""
+    found = pd.unique(drawn.sum(axis=1))
+    if len(found) < count:
+        raise ValueError(f"cannot invent {count} words; take fewer words_per_cluster.")
+    return found[:count]
+
+
+def _near(rng, clusters: np.ndarray, shape, fidelity: float, num_others: int) -> np.ndarray:
+    """The clusters with probability `fidelity`, else one of `num_others` at random."""
+    others = rng.integers(num_others, size=shape)
+    return np.where(rng.random(shape) < fidelity, clusters.reshape(-1, *[1] * (len(shape) - 1)),
+                    others)  # fmt: skip
+
+
+def _mean_vectors(vectors: np.ndarray, chosen: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Sum of the chosen vectors / sqrt(their number): variance 1 again. `chosen`, `used` [n, k]."""
+    return (vectors[chosen] * used[..., None]).sum(1) / np.sqrt(used.sum(1, keepdims=True))
+
+
+def _items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.DataFrame, dict]:
+    num, num_clusters = config.num_items, config.num_clusters
+    clusters = rng.integers(num_clusters, size=num)
+    parts = {"cluster": _normal(rng, num_clusters, PROFILE_DIM)[clusters]}
+    texts = {}
+    for row, (column, low, high) in enumerate((("title", 2, 3), ("description", 6, 10))):
+        used = np.arange(high) < rng.integers(low, high + 1, size=(num, 1))
+        # The vocabulary behind the last cluster's belongs to none.
+        vocabulary = _near(rng, clusters, (num, high), 0.75, num_clusters + 1)
+        chosen = vocabulary * config.words_per_cluster
+        chosen += rng.integers(config.words_per_cluster, size=(num, high))
+        vectors = _normal(rng, (num_clusters + 1) * config.words_per_cluster, PROFILE_DIM)
+        parts[column] = _mean_vectors(vectors, chosen, used)
+        shown = words[row].ravel()[chosen]
+        texts[column] = [" ".join(w[:n]) for w, n in zip(shown, used.sum(1), strict=True)]
+    genre_names = np.array([f"genre {n:02d}" for n in range(num_clusters)], object)
+    first = _near(rng, clusters, (num,), 0.8, num_clusters)
+    second = (first + rng.integers(1, num_clusters, size=num)) % num_clusters
+    chosen = np.stack([first, second], axis=1)
+    used = np.stack([np.ones(num, bool), rng.random(num) < 0.5], axis=1)
+    parts["genres"] = _mean_vectors(_normal(rng, num_clusters, PROFILE_DIM), chosen, used)
+    genres = [tuple(genre_names[c[:n]]) for c, n in zip(chosen, used.sum(1), strict=True)]
+    per_cluster = max(1, num // (15 * num_clusters))  # about 15 items a maker
+    maker = _near(rng, clusters, (num,), 0.85, num_clusters) * per_cluster
+    maker += rng.integers(per_cluster, size=num)
+    parts["maker"] = _normal(rng, num_clusters * per_cluster, PROFILE_DIM)[maker]
+    parts["audio"] = _normal(rng, num, PROFILE_DIM)
+    rotation = np.linalg.qr(_normal(rng, PROFILE_DIM, PROFILE_DIM))[0]
+    audio = parts["audio"] @ rotation + config.audio_noise * _normal(rng, num, PROFILE_DIM)
+    released = _release_times(config, rng)
+    years_before = np.minimum(rng.exponential(8, num), 40)
+    year = (1970 + released / (365.25 * DAY) - years_before).astype(np.int64)
+    old = ((years_before - years_before.mean()) / years_before.std()).astype(np.float32)
+    parts["year"] = old[:, None] * _normal(rng, PROFILE_DIM)
+    parts["item_id"] = _normal(rng, num, PROFILE_DIM)
+    profiles = sum(np.sqrt(share) * parts[name] for name, share in PROFILE_SHARES.items())
+    quality = _normal(rng, num)
+    appeal = {
+        "quality": quality,
+        "maker": _normal(rng, num_clusters * per_cluster)[maker],
+        "item_id": _normal(rng, num),
+    }
+    appeal = sum(np.sqrt(share) * appeal[name] for name, share in POPULARITY_SHARES.items())
+    rank = np.empty(num)
+    rank[np.argsort(-appeal)] = np.arange(num)
+    popularity = -config.popularity_exponent * np.log(rank + 10)
+    items = pd.DataFrame(
+        {
+            "item_id": [f"i{n:05d}" for n in range(1, num + 1)],
+            **texts,
+            "genres": genres,
+            "maker": np.array([f"maker {n:03d}" for n in range(maker.max() + 1)], object)[maker],
+            "year": year,
+            "released": released,
+            "quality": quality,
+            "audio": list(audio.astype(np.float32)),
+        }
+    )
+    return items, {
+        "clusters": clusters,
+        "profiles": profiles.astype(np.float32),
+        "popularity": popularity.astype(np.float32),
+    }
+
+
+def _release_times(config: SyntheticConfig, rng) -> np.ndarray:
+    """5 % of the items in the last tenth, 20 % in the rest of the span, 75 % in 3 years before."""
+    num, span = config.num_items, config.span_days * DAY
+    num_cold, num_new = max(1, num // 20), num // 5
+    released = START - 1 - rng.integers(3 * 365 * DAY, size=num)
+    order = rng.permutation(num)
+    released[order[:num_cold]] = START + rng.integers(int(0.9 * span), int(0.99 * span), num_cold)
+    released[order[num_cold:][:num_new]] = START + rng.integers(int(0.9 * span), size=num_new)
+    return released
+
+
+def _users(config: SyntheticConfig, rng) -> tuple[pd.DataFrame, dict]:
+    num = config.num_users
+    columns = {"gender": GENDERS, "age": AGES, "occupation": OCCUPATIONS, "country": COUNTRIES}
+    drawn = {name: rng.integers(len(values), size=num) for name, values in columns.items()}
+    # The country says nothing: a column that a model must learn to leave alone.
+    known = ("gender", "age", "occupation")
+    mean = sum(_normal(rng, len(columns[n]), PROFILE_DIM)[drawn[n]] for n in known) / np.sqrt(3)
+    still = np.sqrt(TASTE_SHARES["demographic"]) * mean
+    still = still + np.sqrt(TASTE_SHARES["personal"]) * _normal(rng, num, PROFILE_DIM)
+    scale = config.taste_scale / np.sqrt(PROFILE_DIM)
+    tastes = {
+        name: (scale * (still + np.sqrt(TASTE_SHARES["drift"]) * _normal(rng, num, PROFILE_DIM)))
+        for name in ("taste_start", "taste_end")
+    }
+    users = {"user_id": [f"u{n:05d}" for n in range(1, num + 1)]}
+    for name, values in columns.items():
+        users[name] = np.array(values, object)[drawn[name]]
+    return pd.DataFrame(users), {name: t.astype(np.float32) for name, t in tastes.items()}

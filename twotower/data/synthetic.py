@@ -1,0 +1,162 @@
+"""Synthetic: what the users of a made-up service did, drawn from the truth of `planted`."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.dataset import Dataset
+from twotower.data.planted import (
+    DAY,
+    DEVICES,
+    EVENT_SHARES,
+    PROFILE_DIM,
+    START,
+    Synthetic,
+    SyntheticConfig,
+    plant,
+)
+
+__all__ = ["Synthetic", "SyntheticConfig", "generate"]
+HOUR_WEIGHTS = np.array([2, 1, 1, 1, 1, 2, 3, 4, 4, 3, 3, 4, 5, 4, 4, 4, 5, 6, 8, 10, 11, 10, 7, 4])
+
+
+def generate(config: SyntheticConfig = SyntheticConfig()) -> Synthetic:
+    """Makes the service and what its users did; equal configs give equal data.
+
+    >>> made = generate(SyntheticConfig(num_users=20, num_items=100, num_interactions=300))
+    >>> len(made.dataset.interactions), int(made.dataset.positive.sum())
+    (300, 180)
+    """
+    rng = np.random.default_rng(config.seed)
+    made, words = plant(config, rng)
+    watches = _watches(made, rng)
+    interactions = _interactions(made, rng, watches, words)
+    name = f"synthetic/{config.num_users}x{config.num_items}-seed{config.seed}"
+    return dataclasses.replace(
+        made, dataset=Dataset(name, interactions, made.dataset.items, made.dataset.users)
+    )
+
+
+def _requests(config: SyntheticConfig, rng) -> dict[str, np.ndarray]:
+    """Who asks when on what device, one row a watch, by user and then by time."""
+    num, most = round(config.num_interactions * EVENT_SHARES["watch"]), config.num_items // 2
+    weight = rng.lognormal(0, 0.8, config.num_users)
+    count = np.minimum(rng.multinomial(num, weight / weight.sum()), most)
+    while count.sum() < num:  # what was cut off goes to users with room
+        extra = rng.multinomial(num - count.sum(), (count < most) / (count < most).sum())
+        count = np.minimum(count + extra, most)
+    user = np.repeat(np.arange(config.num_users), count)
+    # Sessions of about 3 watches, evenings more often; half of the users join later.
+    joined = np.maximum(rng.uniform(-0.6, 0.6, config.num_users), 0) * config.span_days
+    rank = np.arange(num) - np.repeat(np.cumsum(count) - count, count)
+    session = np.cumsum((rank == 0) | (rng.random(num) < 1 / 3)) - 1
+    begins = np.flatnonzero(np.diff(session, prepend=-1))
+    day = rng.uniform(joined[user[begins]], config.span_days).astype(np.int64)
+    hour = rng.choice(24, size=len(begins), p=HOUR_WEIGHTS / HOUR_WEIGHTS.sum())
+    start = START + day * DAY + hour * 3600 + rng.integers(3600, size=len(begins))
+    time = start[session] + (np.arange(num) - begins[session]) * 2400 + rng.integers(1200, size=num)
+    favourite = rng.integers(3, size=config.num_users)[user[begins]]
+    device = np.where(rng.random(len(begins)) < 0.5, favourite, rng.integers(3, size=len(begins)))
+    order = np.lexsort((time, user))
+    return {"user": user, "time": time[order], "device": device[session][order], "rank": rank}
+
+
+def _watches(made: Synthetic, rng) -> dict[str, np.ndarray]:
+    """Draws the watches: all users' first ones, then all users' second ones and so on.
+
+    Users do not influence one another, so this is the same as going through time, and a user's
+    watched items are out of the softmax of all later ones (sampling without replacement).
+    """
+    watches = _requests(made.config, rng)
+    user, time, device, rank = (watches[name] for name in ("user", "time", "device", "rank"))
+    search = np.full(len(user), -1)
+    item = np.empty(len(user), np.int64)
+    share = np.bincount(made.clusters, minlength=made.config.num_clusters)
+    centres = np.zeros((made.config.num_clusters, PROFILE_DIM), np.float32)
+    np.add.at(centres, made.clusters, made.profiles)
+    centres /= np.maximum(share, 1)[:, None]
+    wish = made.tastes(user, time) @ centres.T + rng.gumbel(size=(len(user), len(centres)))
+    wish[:, share == 0] = -np.inf
+    searches = rng.random(len(user)) < made.config.search_share
+    search[searches] = wish[searches].argmax(1)
+    seen = np.zeros((made.config.num_users, made.config.num_items), bool)
+    rounds = np.argsort(rank, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(rank))])
+    chunk = max(1, 2**20 // made.config.num_items)  # 4 MB of scores: stays in the cache
+    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for at in range(begin, end, chunk):
+            rows = rounds[at : min(at + chunk, end)]
+            scores = made.draw_scores(user[rows], time[rows], device[rows], search[rows])
+            np.copyto(scores, -np.inf, where=seen[user[rows]])
+            scores -= scores.max(1, keepdims=True)
+            total = np.cumsum(np.exp(scores, out=scores), axis=1)
+            # u in (0, 1]: the first item whose total reaches it has a weight above 0.
+            drawn = (1 - rng.random((len(rows), 1), np.float32)) * total[:, -1:]
+            item[rows] = (total >= drawn).argmax(1)
+            seen[user[rows], item[rows]] = True
+    return {**watches, "search": search, "item": item}
+
+
+def _passed_over(made: Synthetic, rng, watches: dict, num: int) -> dict[str, np.ndarray]:
+    """`num` rows shown shortly before watches: the less fitting of two popular released items."""
+    near = rng.integers(len(watches["user"]), size=num)
+    rows = {name: values[near] for name, values in watches.items()}
+    rows["time"] = rows["time"] - rng.integers(1, 300, size=num)
+    released = made.dataset.items["released"].to_numpy()
+    order = np.argsort(released, kind="stable")
+    total = np.concatenate([[0], np.cumsum(np.exp(made.popularity[order].astype(np.float64)))])
+    reach = total[np.searchsorted(released[order], rows["time"], side="right")]
+    draws = rng.random((3, num)) * reach
+    candidates = order[np.searchsorted(total, draws, side="right") - 1]  # [3, num]
+    tastes = made.tastes(rows["user"], rows["time"])
+    fits = [np.einsum("nd,nd->n", tastes, made.profiles[c]) for c in candidates]
+    fits = np.where(candidates == rows["item"], np.inf, fits)  # the chosen one was not passed over
+    return {**rows, "item": candidates[fits.argmin(0), np.arange(num)]}
+
+
+def _interactions(made: Synthetic, rng, watches: dict, words: np.ndarray) -> pd.DataFrame:
+    """The watches with what happened around them, sorted by time."""
+    num = made.config.num_interactions
+    counts = {name: round(num * share) for name, share in EVENT_SHARES.items()}
+    tastes = made.tastes(watches["user"], watches["time"])
+    fit = np.einsum("nd,nd->n", tastes, made.profiles[watches["item"]])
+    fit = (fit - fit.mean()) / max(fit.std(), 1e-6)
+    searches = watches["search"] >= 0
+    drawn = words[watches["search"][searches, None], rng.integers(words.shape[1],
+                  size=(searches.sum(), 3))]  # fmt: skip
+    text = np.full(len(fit), "", object)
+    third = np.where(rng.random(len(drawn)) < 0.5, " " + drawn[:, 2], "")
+    text[searches] = drawn[:, 0] + " " + drawn[:, 1] + third
+    watches = {**watches, "text": text, "event": np.full(len(fit), "watch", object)}
+    watches["value"] = np.exp(np.log(900) + 0.5 * fit + 0.3 * rng.standard_normal(len(fit)))
+    # Gumbel top-k: likes and shares follow watches with probability rising with the fit.
+    eager = np.argsort(-(2 * fit + rng.gumbel(size=len(fit))), kind="stable")
+    tables = [watches]
+    num_followed = counts["like"] + counts["share"]
+    followed = {name: values[eager[:num_followed]] for name, values in watches.items()}
+    followed["event"] = np.repeat(np.array(["like", "share"], object),
+                                  [counts["like"], counts["share"]])  # fmt: skip
+    followed["time"] = followed["time"] + rng.integers(5, 600, size=num_followed)
+    followed["value"] = np.zeros(num_followed)
+    passed = _passed_over(made, rng, watches, num - len(fit) - num_followed)
+    skipped = np.arange(len(passed["user"])) < counts["skip"]
+    passed["event"] = np.where(skipped, "skip", "impression").astype(object)
+    passed["value"] = np.where(skipped, rng.uniform(1, 30, len(skipped)), 0)
+    tables += [followed, passed]
+    rows = {name: np.concatenate([table[name] for table in tables]) for name in watches}
+    order = np.argsort(rows["time"], kind="stable")
+    rows = {name: values[order] for name, values in rows.items()}
+    users, items = made.dataset.users, made.dataset.items
+    return pd.DataFrame(
+        {
+            "user_id": users["user_id"].to_numpy(object)[rows["user"]],
+            "item_id": items["item_id"].to_numpy(object)[rows["item"]],
+            "timestamp": rows["time"].astype(np.int64),
+            "event": rows["event"],
+            "value": rows["value"].astype(np.float32),
+            "search_text": rows["text"],
+            "device": np.array(DEVICES, object)[rows["device"]],
+            "country": users["country"].to_numpy(object)[rows["user"]],
+        }
+    )

@@ -1,0 +1,190 @@
+"""From an IndexConfig to a Retriever, and to disk and back.
+
+A saved index describes itself (`index.json`) and refuses to be anything else: every file's sha256,
+the dimension, the metric, and the version of the model whose vectors it holds.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from twotower.retrieval.base import Retriever
+from twotower.retrieval.brute_force import BruteForceIndex
+
+FORMAT_VERSION = 1
+BACKENDS = ("exact", "hnsw", "scann")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+    """Which index to build.
+
+    Attributes:
+        backend: One of `BACKENDS`.
+        metric: `dot`, `cosine` or `euclidean`.
+        parameters: Fields of the backend's own config; its defaults where empty.
+    """
+
+    backend: str
+    metric: str = "dot"
+    parameters: dict = dataclasses.field(default_factory=dict)
+
+
+def make(config: IndexConfig) -> Retriever:
+    """An empty Retriever.
+
+    Raises:
+        ValueError: An unknown backend or parameter.
+    """
+    if config.backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}; got {config.backend!r}.")
+    try:
+        if config.backend == "exact":
+            return BruteForceIndex(config.metric, **config.parameters)
+        if config.backend == "hnsw":
+            from twotower.retrieval.faiss_index import HnswConfig, HnswIndex
+
+            return HnswIndex(config.metric, HnswConfig(**config.parameters))
+        from twotower.retrieval.scann_index import ScannConfig, ScannIndex
+
+        chosen = ScannConfig(**config.parameters) if config.parameters else None
+        return ScannIndex(config.metric, chosen)
+    except TypeError as error:
+        raise ValueError(f"{config.backend}: {error}") from error
+
+
+def build(config: IndexConfig, keys: np.ndarray, vectors: np.ndarray) -> Retriever:
+    """An index over vectors; see `Retriever.build`."""
+    return make(config).build(keys, vectors)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `directory` that takes its place when the block ends well.
+
+    An interrupted block leaves the folder that was there, and a temporary one that the next call
+    removes.
+    """
+    directory = pathlib.Path(directory).absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{directory.name}.partial-"
+    for left in directory.parent.glob(prefix + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = None
+    if directory.exists():
+        old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent)) / "old"
+        os.rename(directory, old)
+    os.rename(temporary, directory)
+    if old is not None:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str = "") -> None:
+    """Writes an index to a temporary folder and renames it.
+
+    Args:
+        retriever: With its buffer and tombstones.
+        directory: One that is there is replaced.
+        model_version: Of the vectors; `load` can demand it.
+    """
+    state = retriever.state()
+    with replacing(directory) as folder:
+        for name, array in state.items():
+            np.save(folder / f"{name}.npy", array)
+        retriever._save(folder)
+        config = getattr(retriever, "config", None)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "backend": _backend(retriever),
+            "metric": retriever.metric,
+            "parameters": dataclasses.asdict(config) if config else {},
+            "dim": retriever.dim,
+            "num_items": len(retriever),
+            "model_version": model_version,
+            "files": {
+                str(path.relative_to(folder)): sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            },
+        }
+        (folder / "index.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def _backend(retriever: Retriever) -> str:
+    names = {"BruteForceIndex": "exact", "HnswIndex": "hnsw", "ScannIndex": "scann"}
+    return names[type(retriever).__name__]
+
+
+def load(
+    directory: str | pathlib.Path, model_version: str | None = None, mmap: bool = False
+) -> Retriever:
+    """Reads an index.
+
+    Args:
+        directory: What `save` wrote.
+        model_version: If given, must be the one that the index was saved with.
+        mmap: Whether the float32 vectors stay on disk until an exact scan needs them.
+
+    Raises:
+        ValueError: No index, a newer format, a file that is missing or changed, or vectors of
+            another model; the message names the file.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / "index.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist, so {directory} holds no index.")
+    try:
+        described = json.loads(path.read_text())
+        version, files = described["format_version"], described["files"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe an index: {error!r}.") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format {version} is newer than this code reads ({FORMAT_VERSION}). Update "
+            "twotower or build the index again."
+        )
+    for name, expected in files.items():
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory / name} is missing.")
+        if sha256(directory / name) != expected:
+            raise ValueError(f"{directory / name} is truncated or changed (its sha256 differs).")
+    if model_version is not None and described["model_version"] != model_version:
+        raise ValueError(
+            f"{path}: the index holds vectors of model {described['model_version']!r}, not of "
+            f"{model_version!r}. Build it again from this bundle."
+        )
+    retriever = make(
+        IndexConfig(described["backend"], described["metric"], described["parameters"])
+    )
+    state = {
+        name: np.load(
+            directory / f"{name}.npy",
+            mmap_mode="r" if mmap and name == "vectors" else None,
+            allow_pickle=False,
+        )
+        for name in retriever.STATE
+    }
+    retriever.restore(state)
+    retriever._load(directory)
+    return retriever
