@@ -112,7 +112,7 @@ def main(argv):
         row["ann_recall@100"] = ann_recall(recommend(split.cases, 100), exact(split.cases, 100))
     rows = [row]
     for name in FLAGS.baselines:
-        fitted = baselines.make(name).fit(dataset, split.train)
+        fitted = baselines.make(name).fit(dataset, split.train, split.candidates)
         rows.append({"name": name, "metrics": evaluate(fitted.recommend, split).metrics, **common})
     text = json.dumps({"rows": rows}, indent=1)
     if FLAGS.output:

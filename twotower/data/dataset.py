@@ -24,6 +24,10 @@ INTERACTION_COLUMNS = {
     "device": "such as phone, tv, web; '' where unknown",
     "country": "two letters; '' where unknown",
 }
+# Events that are examples to learn from and to ask for. "" is a plain positive, such as a rating.
+POSITIVE_EVENTS = ("", "click", "watch")
+# Shown and not chosen; started and given up; more about a watch that has a row of its own.
+OTHER_EVENTS = ("impression", "skip", "like", "share")
 REQUIRED = {
     "interactions": ("user_id", "item_id", "timestamp"),
     "items": ("item_id",),
@@ -46,8 +50,9 @@ class Dataset:
         users: `user_id`, and what is known of the user (strings).
 
     Raises:
-        ValueError: A required column is missing, an id is duplicate or empty, or an interaction
-            names an item or user that its table does not have.
+        ValueError: A required column is missing, an id is duplicate, empty or no string, an
+            interaction names an item or user that its table does not have, a timestamp is not a
+            whole number, or an event is unknown.
     """
 
     name: str
@@ -65,6 +70,12 @@ class Dataset:
                 )
         for table, column in (("items", "item_id"), ("users", "user_id")):
             ids = getattr(self, table)[column]
+            strange = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
+            if strange.any():
+                raise ValueError(
+                    f"{self.name}: {column} {ids[strange].iloc[0]!r} in {table!r} is not a string. "
+                    "Ids are strings at the edge: use .astype(str), for both tables."
+                )
             if ids.duplicated().any():
                 raise ValueError(
                     f"{self.name}: {column} {ids[ids.duplicated()].iloc[0]!r} stands twice in "
@@ -79,6 +90,24 @@ class Dataset:
                     f"{self.name}: {int(unknown.sum())} interactions name a {column} that "
                     f"{table!r} does not have, {used[unknown].iloc[0]!r} for one."
                 )
+        if not pd.api.types.is_integer_dtype(self.interactions["timestamp"].dtype):
+            raise ValueError(
+                f"{self.name}: timestamps must be whole seconds since 1970 (int64); got "
+                f"{self.interactions['timestamp'].dtype}. twotower.data.tables reads dates."
+            )
+        unknown = set(self._events.unique()) - {*POSITIVE_EVENTS, *OTHER_EVENTS}
+        if unknown:
+            raise ValueError(
+                f"{self.name}: unknown events {sorted(map(str, unknown))}; there are "
+                f"{[*POSITIVE_EVENTS, *OTHER_EVENTS]}."
+            )
+
+    @property
+    def _events(self) -> pd.Series:
+        """Each interaction's event, '' where there is none."""
+        if "event" not in self.interactions:
+            return pd.Series("", self.interactions.index)
+        return self.interactions["event"].fillna("")
 
     @functools.cached_property
     def catalogue(self) -> "Catalogue":
@@ -105,23 +134,29 @@ class Dataset:
     def positive(self) -> np.ndarray:
         """Which interactions are examples to learn and ask, `[num_interactions]` bool.
 
-        Without an `event` column all; with one, clicks and watches. An impression or a skip is
-        no positive, and a like or share only tells more of a watch that has a row of its own.
+        Clicks, watches and rows without an event (a rating, whatever its height). An impression or
+        a skip is no positive, and a like or share only tells more of a watch that has a row of its
+        own: counted, it would be a second target of the same user and item.
         """
-        if "event" not in self.interactions:
-            return np.ones(len(self.interactions), bool)
-        return self.interactions["event"].isin(["", "click", "watch"]).to_numpy(bool)
+        return self._events.isin(POSITIVE_EVENTS).to_numpy(bool)
 
     def fingerprint(self) -> str:
-        """sha256 over all values and their order; equal for equal data, whatever its source."""
+        """sha256 over all values and their order; equal for equal data, whatever its source.
+
+        The name, the order of columns and the frames' indexes do not count.
+        """
         digest = hashlib.sha256()
         for table in REQUIRED:
             frame = getattr(self, table)
             for column in sorted(frame.columns):
                 values = frame[column]
-                if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
-                    values = values.map(str)
-                hashes = pd.util.hash_array(values.to_numpy(), categorize=True)
+                if len(values) and isinstance(values.iloc[0], np.ndarray):
+                    values = np.stack(values.to_numpy()).ravel()  # str() would round and shorten
+                elif values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+                    values = values.map(str).to_numpy(object)
+                else:
+                    values = values.to_numpy()
+                hashes = pd.util.hash_array(values, categorize=True)
                 digest.update(f"{table}.{column}:{len(values)}".encode())
                 digest.update(hashes.astype("<u8").tobytes())
         return digest.hexdigest()

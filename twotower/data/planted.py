@@ -193,8 +193,8 @@ class Synthetic:
             np.ones_like(passed, np.float32),
         ]
         scores = np.concatenate(columns, axis=1) @ self._candidates  # [n, num_items]
-        np.copyto(scores, -np.inf, where=self._released > passed)
-        return scores
+        # np.where and not copyto: a quarter of the time at masks without a pattern.
+        return np.where(self._released > passed, np.float32(-np.inf), scores)
 
 
 def plant(config: SyntheticConfig, rng) -> tuple[Synthetic, np.ndarray]:

@@ -1,13 +1,13 @@
 """The five protocols: which rows train, and which questions are asked.
 
-| protocol            | items            | test rows                                              |
-|---------------------|------------------|--------------------------------------------------------|
-| `loo-5core`         | >= 5 ratings     | each user's last row, validation the one before it     |
-| `loo`               | all rated        | the same                                               |
-| `temporal-last`     | >= 5 ratings     | rows after the 0.9 quantile of time; each user's last  |
-| `temporal-successive` | >= 5 ratings   | the same rows, each one a question with all before it  |
-| `random`            | all rated        | a fifth of the rows at random: leaks the future        |
-| `random-100k+seen`  | all rated        | a fifth of 100,000 random rows; seen items may be answered |
+| protocol              | items        | test rows                                               |
+|-----------------------|--------------|---------------------------------------------------------|
+| `loo-5core`           | >= 5 ratings | each user's last row, validation the one before it      |
+| `loo`                 | all rated    | the same                                                |
+| `temporal-last`       | >= 5 ratings | rows after the 0.9 quantile of time; each user's last   |
+| `temporal-successive` | >= 5 ratings | the same rows, each one a question with all before it   |
+| `random`              | all rated    | a fifth of the rows at random: leaks the future         |
+| `random-100k+seen`    | all rated    | a fifth of 100,000 random rows; seen may be answered    |
 
 `+time` behind a name tells the model the time of the request. Time orders a user's rows; ties are
 broken by the order of the file, which is why nothing may lose it.
@@ -196,40 +196,38 @@ def _cases(dataset, shown, asked, name, candidates, told, seen_excluded) -> Eval
     Others ask once a row, and see the shown rows that stand before it.
     """
     users, keys = dataset.user_rows, dataset.item_keys
-    num_users = len(dataset.users)
-    by_user = Ragged.from_lengths(shown, np.bincount(users[shown], minlength=num_users))
-    if name.startswith("random"):
+    num_users, num_items = len(dataset.users), np.int64(len(dataset.items))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users[shown], minlength=num_users))])
+    pair = users * num_items + keys
+    single = not name.startswith("random")
+    if single:
+        who, targets = users[asked], Ragged.from_lengths(asked, np.ones(len(asked)))
+        place = np.full(len(users), len(shown))
+        place[shown] = np.arange(len(shown))
+        # Up to itself where it is shown, else all of its user's.
+        stop = np.minimum(place[asked], offsets[who + 1])
+    else:
         targets = Ragged.group(asked, users[asked], num_users)
         who = np.flatnonzero(targets.lengths)
-        rows, targets = by_user.take(who), targets.take(who)
-    else:
-        who = users[asked]
-        rows, targets = by_user.take(who), Ragged.from_lengths(asked, np.ones(len(asked)))
-        if len(shown) and np.isin(asked, shown).any():
-            # Place of each asked row among its user's shown ones: keep what comes before.
-            place = np.empty(len(dataset.timestamps), np.int64)
-            place[shown] = np.arange(len(shown))
-            before = place[rows.values] < np.repeat(place[asked], rows.lengths)
-            lengths = np.bincount(rows.row_index[before], minlength=len(rows))
-            rows = Ragged.from_lengths(rows.values[before], lengths)
-    history = Ragged(keys[rows.values], rows.offsets)
-    wanted = Ragged(keys[targets.values], targets.offsets)
+        targets, stop = targets.take(who), offsets[who + 1]
+    lengths = stop - offsets[who]
+    inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows = Ragged.from_lengths(shown[np.repeat(offsets[who], lengths) + inside], lengths)
+    history, wanted = Ragged(keys[rows.values], rows.offsets), keys[targets.values]
+    keep = np.isin(wanted, candidates)
     if seen_excluded:
         # A seen item cannot be answered, so it is not asked for.
-        base = np.int64(len(dataset.items))
-        seen = np.isin(
-            wanted.values + base * wanted.row_index, history.values + base * history.row_index
-        )
-        keep = ~seen & np.isin(wanted.values, candidates)
-        lengths = np.bincount(wanted.row_index[keep], minlength=len(wanted))
-        wanted = Ragged.from_lengths(wanted.values[keep], lengths)
+        seen, first = np.unique(pair[shown], return_index=True)
+        at = np.minimum(np.searchsorted(seen, pair[targets.values]), len(seen) - 1)
+        keep &= (seen[at] != pair[targets.values]) | (first[at] >= stop[targets.row_index])
+    lengths = np.bincount(targets.row_index[keep], minlength=len(who))
+    wanted = Ragged.from_lengths(wanted[keep], lengths)
     frame = dataset.interactions
     rating = (
         frame["rating"].to_numpy(np.float32)
         if "rating" in frame
         else np.full(len(frame), np.nan, np.float32)
     )
-    single = not name.startswith("random")
     cases = EvalCases(
         user_id=dataset.users["user_id"].to_numpy(object)[who],
         history=history,

@@ -1,0 +1,115 @@
+"""Ragged against plain lists of lists."""
+
+import numpy as np
+import pytest
+
+from twotower.ragged import Ragged
+
+ROWS = [[7, 8, 9], [], [5], [], [6, 4]]
+
+
+@pytest.fixture
+def ragged():
+    return Ragged.from_rows(ROWS)
+
+
+def lists(ragged):
+    return [row.tolist() for row in ragged]
+
+
+def test_rows_lengths_and_index(ragged):
+    assert lists(ragged) == ROWS
+    assert len(ragged) == 5
+    assert ragged.offsets.tolist() == [0, 3, 3, 4, 4, 6]
+    assert ragged.lengths.tolist() == [3, 0, 1, 0, 2]
+    assert ragged.row_index.tolist() == [0, 0, 0, 2, 4, 4]
+    assert ragged[-1].tolist() == [6, 4]
+    assert ragged[-2].tolist() == []
+    with pytest.raises(IndexError, match="row 5 of 5"):
+        ragged[5]
+
+
+def test_no_rows_and_rows_of_nothing():
+    assert lists(Ragged.from_rows([])) == []
+    assert lists(Ragged.empty(2)) == [[], []]
+    assert Ragged.empty(2).to_dense(-1).shape == (2, 0)
+    assert lists(Ragged.empty(3).take([2, 0])) == [[], []]
+    assert lists(Ragged.empty(2).last(4)) == [[], []]
+    assert lists(Ragged.group(np.empty(0, int), np.empty(0, int), 2)) == [[], []]
+    assert Ragged.empty(0).to_dense("").shape == (0, 0)
+
+
+def test_group_keeps_the_order_inside_a_row():
+    grouped = Ragged.group(np.array([5, 1, 9, 2]), np.array([2, 0, 2, 0]), 4)
+    assert lists(grouped) == [[1, 2], [], [5, 9], []]
+    with pytest.raises(ValueError, match="row 4 .* 4 rows"):
+        Ragged.group(np.array([5]), np.array([4]), 4)
+
+
+def test_take_by_index_mask_slice_and_repeat(ragged):
+    assert lists(ragged.take(np.array([4, 0, 0]))) == [[6, 4], [7, 8, 9], [7, 8, 9]]
+    assert lists(ragged.take(np.array([-1, 1]))) == [[6, 4], []]
+    assert lists(ragged.take(ragged.lengths > 0)) == [[7, 8, 9], [5], [6, 4]]
+    assert lists(ragged.take(slice(1, 3))) == [[], [5]]
+    assert lists(ragged.take(np.array([], int))) == []
+
+
+def test_last(ragged):
+    assert lists(ragged.last(2)) == [[8, 9], [], [5], [], [6, 4]]
+    assert lists(ragged.last(0)) == [[], [], [], [], []]
+    assert lists(ragged.last(9)) == ROWS
+
+
+def test_to_dense(ragged):
+    # Padded on the right to the longest row, or to the width asked for.
+    assert ragged.to_dense(-1).tolist() == [
+        [7, 8, 9],
+        [-1, -1, -1],
+        [5, -1, -1],
+        [-1, -1, -1],
+        [6, 4, -1],
+    ]
+    assert ragged.to_dense(0, width=4).shape == (5, 4)
+    with pytest.raises(ValueError, match="3 values does not fit into width 2"):
+        ragged.to_dense(-1, width=2)
+
+
+def test_to_dense_of_strings_keeps_them_whole():
+    objects = Ragged.from_rows([["longest"], ["a", "b"]], object)
+    assert objects.to_dense("").tolist() == [["longest", ""], ["a", "b"]]
+
+
+def test_a_fill_that_the_values_cannot_hold_is_refused():
+    # int64 would turn NaN into a number, and "<U1" would cut "none" to "n".
+    with pytest.raises(ValueError, match="cannot hold"):
+        Ragged.from_rows([[1], []]).to_dense(np.nan)
+    with pytest.raises(ValueError, match="cannot hold"):
+        Ragged(np.array(["a", "b"]), [0, 2, 2]).to_dense("none")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([], "start at 0"),
+        ([1, 3], "start at 0"),
+        ([[0, 3]], "start at 0"),
+        ([0, 2], "ascend to the 3 values; they end at 2"),
+        ([0, 4], "they end at 4"),
+        ([0, 2, 1, 3], "ascend"),
+    ],
+)
+def test_offsets_that_do_not_fit(offsets, message):
+    with pytest.raises(ValueError, match=message):
+        Ragged(np.array([1, 2, 3]), np.array(offsets))
+
+
+def test_against_lists_at_random():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = [rng.integers(99, size=n).tolist() for n in rng.integers(5, size=rng.integers(9))]
+        ragged, length = Ragged.from_rows(rows), int(rng.integers(1, 5))
+        assert lists(ragged) == rows
+        assert lists(ragged.last(length)) == [row[-length:] for row in rows]
+        if rows:
+            chosen = rng.integers(len(rows), size=6)
+            assert lists(ragged.take(chosen)) == [rows[row] for row in chosen]

@@ -1,0 +1,209 @@
+"""Own files: what each column becomes, every refused value, and the round trip through Parquet."""
+
+import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twotower.data import movielens, tables
+from twotower.data.dataset import Dataset
+
+# 2024-01-01T00:00:00Z; by hand: 19,723 days of 86,400 s after 1970-01-01.
+NEW_YEAR = 19_723 * 86_400
+
+
+@pytest.fixture
+def csv_files(tmp_path):
+    """Three CSV files with what people really write."""
+    (tmp_path / "plays.csv").write_text(
+        "user_id,item_id,timestamp,rating,event,note\n"
+        "007,5,2024-01-01,4.5,watch,12\n"
+        "7,05,2024-01-01T01:00:00+01:00,,,x\n"
+        "7,5,2024-01-01 00:00:10,NaN,impression,\n",
+        "utf-8",
+    )
+    (tmp_path / "films.csv").write_text(
+        "item_id,title,genres,year,released,stars\n"
+        '5,"Café, the",Drama|War,1999,1990-01-01,2.5\n'
+        "05,NA,,,0,\n",
+        "utf-8",
+    )
+    (tmp_path / "people.csv").write_text("user_id,age,zip\n7,25,01234\n007,,NA\n", "utf-8")
+    return [tmp_path / name for name in ("plays.csv", "films.csv", "people.csv")]
+
+
+def test_csv(csv_files):
+    dataset = tables.load(*csv_files)
+    assert dataset.name == "plays"
+    frame = dataset.interactions
+    # Midnight of the new year, the same moment in Paris, and ten seconds later.
+    assert frame["timestamp"].tolist() == [NEW_YEAR, NEW_YEAR, NEW_YEAR + 10]
+    assert frame["timestamp"].dtype == np.int64
+    assert frame["user_id"].tolist() == ["007", "7", "7"]
+    assert frame["item_id"].tolist() == ["5", "05", "5"]
+    np.testing.assert_array_equal(frame["rating"], np.float32([4.5, np.nan, np.nan]))
+    assert frame["rating"].dtype == np.float32
+    assert frame["event"].tolist() == ["watch", "", "impression"]
+    assert dataset.positive.tolist() == [True, True, False]
+    assert frame["note"].tolist() == ["12", "x", ""]  # not all numbers, so none is
+    items = dataset.items
+    assert items["title"].tolist() == ["Café, the", "NA"]
+    assert items["genres"].tolist() == [("Drama", "War"), ()]
+    assert items["year"].tolist() == [1999, 0]
+    # 20 years with 5 leap days.
+    assert items["released"].tolist() == [(20 * 365 + 5) * 86_400, 0]
+    np.testing.assert_array_equal(items["stars"], [2.5, np.nan])
+    assert dataset.users.to_dict("list") == {
+        "user_id": ["7", "007"],
+        "age": ["25", ""],
+        "zip": ["01234", "NA"],
+    }
+
+
+def test_without_items_and_users_they_are_known_by_id(csv_files):
+    dataset = tables.load(csv_files[0], name="mine")
+    assert dataset.name == "mine"
+    assert dataset.items.to_dict("list") == {"item_id": ["5", "05"]}
+    assert dataset.users.to_dict("list") == {"user_id": ["007", "7"]}
+
+
+def test_parquet_of_other_types(tmp_path):
+    pd.DataFrame(
+        {
+            "user_id": [1, 2],
+            "item_id": pd.Categorical([20, 10]),
+            "timestamp": pd.to_datetime(["2024-01-01T00:00:01.9", "2024-01-01"]),
+            "value": [3, 4],
+            "device": ["tv", None],
+        }
+    ).to_parquet(tmp_path / "plays.parquet")
+    pd.DataFrame(
+        {
+            "item_id": [10, 20],
+            "genres": [["War"], None],
+            "year": [2001.0, None],
+            "released": [datetime.date(1970, 1, 2), datetime.date(1970, 1, 1)],
+            "image": [[1.0, 2.0], [3.0, 4.0]],
+            "tags": [["a", "b"], []],
+        }
+    ).to_parquet(tmp_path / "films.parquet")
+    dataset = tables.load(tmp_path / "plays.parquet", tmp_path / "films.parquet")
+    frame, items = dataset.interactions, dataset.items
+    assert frame["user_id"].tolist() == ["1", "2"]
+    assert frame["item_id"].tolist() == ["20", "10"]
+    assert frame["timestamp"].tolist() == [NEW_YEAR + 1, NEW_YEAR]
+    assert frame["value"].dtype == np.float32
+    assert frame["device"].tolist() == ["tv", ""]
+    assert items["genres"].tolist() == [("War",), ()]
+    assert items["year"].tolist() == [2001, 0]
+    assert items["released"].tolist() == [86_400, 0]
+    np.testing.assert_array_equal(np.stack(items["image"]), np.float32([[1, 2], [3, 4]]))
+    assert items["image"][0].dtype == np.float32
+    assert items["tags"].tolist() == [("a", "b"), ()]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("timestamp", "yesterday", "timestamp in row 1 is 'yesterday', not whole seconds .*ISO"),
+        ("timestamp", "", "timestamp in row 1 is ''"),
+        ("timestamp", "1704067200000", "milliseconds"),
+        ("timestamp", "1704067200.5", "not whole seconds"),
+        ("rating", "good", "rating in row 1 is 'good', not a number"),
+        ("user_id", "", "user_id is missing in row 1"),
+        ("event", "bought", r"unknown events \['bought'\]"),
+    ],
+)
+def test_refused_values(tmp_path, column, value, message):
+    frame = pd.DataFrame(
+        {"user_id": ["u", "u"], "item_id": "i", "timestamp": "5", "rating": "1", "event": ""}
+    )
+    frame.loc[1, column] = value
+    frame.to_csv(tmp_path / "plays.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        tables.load(tmp_path / "plays.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item_id": [1.0, np.nan]}, "item_id is missing in row 1"),
+        ({"item_id": [1.0, 2.0]}, "item_id holds floats such as 1.0"),
+        ({"item_id": ["a", "a"]}, "'a' stands twice"),
+        ({"item_id": ["a", "b"], "image": [[1.0], [1.0, 2.0]]}, "row 1 .*a vector of length 1"),
+        ({"item_id": ["a", "b"], "year": ["1990", "new"]}, "year in row 1 is 'new'"),
+        ({"id": ["a", "b"]}, r"lacks \['item_id'\].*this file has \['id'\]"),
+    ],
+)
+def test_refused_items(tmp_path, columns, message):
+    pd.DataFrame(columns).to_parquet(tmp_path / "films.parquet")
+    (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\n")
+    with pytest.raises(ValueError, match=message):
+        tables.load(tmp_path / "plays.csv", tmp_path / "films.parquet")
+
+
+def test_an_item_that_the_table_lacks(csv_files):
+    csv_files[1].write_text("item_id\n5\n")
+    with pytest.raises(ValueError, match="'items' does not have, '05' for one"):
+        tables.load(*csv_files)
+
+
+@pytest.mark.parametrize("name", ["plays.parquet", "plays.csv"])
+def test_files_that_are_missing_empty_or_cut(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(FileNotFoundError, match=f"{name}' to read interactions"):
+        tables.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        tables.load(path)
+    frame = pd.DataFrame({"user_id": ["ü"], "item_id": ["i"], "timestamp": [5]})
+    if name.endswith("csv"):
+        path.write_bytes(frame.to_csv(index=False).encode("latin-1"))
+    else:
+        frame.to_parquet(path)
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        tables.load(path)
+
+
+def test_round_trip_keeps_the_fingerprint(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    dataset = Dataset(
+        "made",
+        pd.DataFrame(
+            {
+                "user_id": ["u", "v", "u"],
+                "item_id": ["b", "a", "a"],
+                "timestamp": np.int64([9, 3, 9]),
+                "rating": np.float32([1, np.nan, 2.5]),
+                "event": ["watch", "", "skip"],
+                "search_text": ["é", "", "NA"],
+            }
+        ),
+        pd.DataFrame(
+            {
+                "item_id": ["a", "b", "c"],
+                "genres": [("x", "y"), (), ("x",)],
+                "year": np.int64([1990, 0, 5]),
+                "score": [0.1, np.nan, 3.0],
+                "audio": list(vectors),
+            }
+        ),
+        pd.DataFrame({"user_id": ["u", "v"], "zip": ["01", ""]}),
+    )
+    tables.save(dataset, tmp_path / "new" / "folder")
+    loaded = tables.load(tmp_path / "new" / "folder")
+    assert loaded.fingerprint() == dataset.fingerprint()
+    assert loaded.items["genres"].tolist() == [("x", "y"), (), ("x",)]
+    np.testing.assert_array_equal(np.stack(loaded.items["audio"]), vectors)
+    assert loaded.interactions["item_id"].tolist() == ["b", "a", "a"]
+    with pytest.raises(ValueError, match="brings its own"):
+        tables.load(tmp_path / "new" / "folder", items=tmp_path / "items.csv")
+
+
+def test_round_trip_of_movielens(small_100k_dir, tmp_path):
+    with pytest.warns(UserWarning):
+        dataset = movielens.load("movielens/100k", small_100k_dir)
+    tables.save(dataset, tmp_path / "saved")
+    assert tables.load(tmp_path / "saved").fingerprint() == dataset.fingerprint()
