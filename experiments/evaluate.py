@@ -19,6 +19,7 @@ from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
 from twotower.evaluation import evaluate
 from twotower.provenance import provenance
+from twotower.retrieval.tuning import recall_against
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
@@ -78,15 +79,6 @@ def recommender(bundle: Bundle, dataset, index: str, batch_size: int = 256):
     return recommend
 
 
-def ann_recall(approximate, exact, k: int = 100) -> float:
-    """Mean share of the exact answer's first k that the approximate one holds, too."""
-    base = np.int64(1) << 40
-    row = np.arange(len(exact))[:, None] * base
-    want, valid = (exact.keys[:, :k] + row), exact.valid[:, :k]
-    found = np.isin(want, approximate.keys[:, :k] + row) & valid
-    return float((found.sum(1) / np.maximum(valid.sum(1), 1)).mean())
-
-
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
@@ -109,7 +101,7 @@ def main(argv):
     }
     if FLAGS.index != "exact":
         exact = recommender(bundle, dataset, "exact")
-        row["ann_recall@100"] = ann_recall(recommend(split.cases, 100), exact(split.cases, 100))
+        row["ann_recall@100"] = recall_against(exact(split.cases, 100), recommend(split.cases, 100))
     rows = [row]
     for name in FLAGS.baselines:
         fitted = baselines.make(name).fit(dataset, split.train, split.candidates)

@@ -25,8 +25,9 @@ def test_rows_lengths_and_index(ragged):
     assert ragged.row_index.tolist() == [0, 0, 0, 2, 4, 4]
     assert ragged[-1].tolist() == [6, 4]
     assert ragged[-2].tolist() == []
-    with pytest.raises(IndexError, match="row 5 of 5"):
-        ragged[5]
+    for row in (5, -6):
+        with pytest.raises(IndexError, match=f"no row {row} of 5"):
+            ragged[row]
 
 
 def test_no_rows_and_rows_of_nothing():
@@ -36,13 +37,15 @@ def test_no_rows_and_rows_of_nothing():
     assert lists(Ragged.empty(3).take([2, 0])) == [[], []]
     assert lists(Ragged.empty(2).last(4)) == [[], []]
     assert lists(Ragged.group(np.empty(0, int), np.empty(0, int), 2)) == [[], []]
-    assert Ragged.empty(0).to_dense("").shape == (0, 0)
+    assert Ragged.empty(0).to_dense(-1).shape == (0, 0)
+    # Nothing to pad: the fill's type does not matter.
+    assert Ragged.empty(2).to_dense(np.nan).shape == (2, 0)
 
 
 def test_group_keeps_the_order_inside_a_row():
     grouped = Ragged.group(np.array([5, 1, 9, 2]), np.array([2, 0, 2, 0]), 4)
     assert lists(grouped) == [[1, 2], [], [5, 9], []]
-    with pytest.raises(ValueError, match="row 4 .* 4 rows"):
+    with pytest.raises(ValueError, match="row 4 does not exist among 4 rows"):
         Ragged.group(np.array([5]), np.array([4]), 4)
 
 

@@ -73,7 +73,7 @@ def test_parquet_of_other_types(tmp_path):
         {
             "user_id": [1, 2],
             "item_id": pd.Categorical([20, 10]),
-            "timestamp": pd.to_datetime(["2024-01-01T00:00:01.9", "2024-01-01"]),
+            "timestamp": pd.to_datetime(["2024-01-01T00:00:01.9", "2024-01-01T00:00:00.0"]),
             "value": [3, 4],
             "device": ["tv", None],
         }

@@ -102,6 +102,11 @@ class Bundle:
                 f"{self.vectors.shape} for {len(self.keys)} keys. Two bundles were mixed up."
             )
 
+    @property
+    def sample_queries(self) -> np.ndarray:
+        """`[num_queries, dim]`, vectors of validation queries, to tune and measure indexes on."""
+        return self._array("items/sample_queries.npy")
+
     def _array(self, name: str) -> np.ndarray:
         path = self.directory / name
         try:

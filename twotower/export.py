@@ -14,10 +14,14 @@ from absl import logging  # noqa: E402
 
 from twotower.bundle import FORMAT_VERSION, Bundle, BundleError, write_manifest  # noqa: E402
 from twotower.provenance import provenance  # noqa: E402
-from twotower.retrieval import build, scann_index  # noqa: E402
+from twotower.retrieval import build, scann_index, tuning  # noqa: E402
 from twotower.saved_models import EXACT, SCANN, save_retrieve, save_retrieve_scann, save_tower  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
 from twotower.training import Training  # noqa: E402
+
+# Share of the true top 100 that an index must find on sample queries. The layer aims higher: it
+# is trained anew with the parameters that the other form was tuned with.
+RECALL_TARGET, SCANN_TARGET = 0.995, 0.997
 
 
 def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
@@ -47,18 +51,21 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         (folder / "items").mkdir()
         np.save(folder / "items" / "keys.npy", keys)
         np.save(folder / "items" / "vectors.npy", vectors)
+        # Like the queries to come: what indexes are tuned on, here and by build_index.py.
+        sample = _sample_queries(training)
+        np.save(folder / "items" / "sample_queries.npy", sample)
         catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
         save_tower(queries, folder / "query_tower")
         save_tower(items, folder / "item_tower")
         save_retrieve(queries, ids, vectors, folder / EXACT)
-        config = scann_index.ScannConfig.for_size(len(keys))
         if scann_index.available():
+            config = _tuned_scann(keys, vectors, sample)
             save_retrieve_scann(
                 queries,
                 ids,
                 vectors,
                 lambda rows, values: (
-                    scann_index.make_tfrs_layer(config, rows, values, k=10),
+                    scann_index.make_tfrs_layer(config, rows, values),
                     config.num_reordering_candidates,
                 ),
                 folder / SCANN,
@@ -87,9 +94,35 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
     return Bundle(directory, verify=False)
 
 
+def _sample_queries(training: Training, count: int = 500) -> np.ndarray:
+    """Vectors of some validation queries: indexes are tuned on queries, not on items."""
+    cases = training.split.cases
+    rows = np.linspace(0, len(cases) - 1, min(count, len(cases))).astype(np.int64)
+    return training.query_vectors(cases.take(rows))
+
+
+def _tuned_scann(keys, vectors, queries: np.ndarray) -> scann_index.ScannConfig:
+    """Parameters that find .99 of the true top 100; both forms of ScaNN share them."""
+    index = scann_index.ScannIndex().build(keys, vectors)
+    found = tuning.tune(index, queries, min(100, len(keys)), SCANN_TARGET)
+    logging.info("ScaNN for %d items: %s", len(keys), found)
+    return index.config
+
+
 def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
-    """Builds an index over the bundle's vectors, saves it as `index/<name>/`, and returns it."""
+    """Builds an index over the bundle's vectors, saves it as `index/<name>/`, and returns it.
+
+    Args:
+        bundle: Where to.
+        name: Name of the index.
+        config: Which index; where it names no parameters, its search effort is tuned on the
+            bundle's sample queries.
+    """
     retriever = build.build(config, np.asarray(bundle.keys), np.asarray(bundle.vectors))
+    if not retriever.is_exact and not config.parameters:
+        queries = np.asarray(bundle.sample_queries)
+        found = tuning.tune(retriever, queries, min(100, len(bundle.keys)), RECALL_TARGET)
+        logging.info("%s: %s", name, found)
     (bundle.directory / "index").mkdir(exist_ok=True)
     build.save(retriever, bundle.directory / "index" / name, model_version=bundle.model_version)
     write_manifest(bundle.directory, bundle.manifest)

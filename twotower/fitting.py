@@ -183,7 +183,8 @@ def fit(
             training.batches(result.epoch),
             epochs=epochs,
             initial_epoch=result.epoch,
-            validation_data=training.topk_batches() if config.topk_every else None,
+            # Only where validation selects: a refit's cases are the test cases.
+            validation_data=training.topk_batches() if config.topk_every and select else None,
             validation_freq=config.topk_every or 1,
             callbacks=callbacks,
             verbose=verbose,

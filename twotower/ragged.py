@@ -53,6 +53,10 @@ class Ragged:
     @classmethod
     def group(cls, values: np.ndarray, row: np.ndarray, num_rows: int) -> "Ragged":
         """Puts `values[j]` into row `row[j]`; inside a row the given order stays."""
+        row = np.asarray(row)
+        if row.size and not 0 <= row.min() <= row.max() < num_rows:
+            wrong = row.max() if row.max() >= num_rows else row.min()
+            raise ValueError(f"row {wrong} does not exist among {num_rows} rows.")
         order = np.argsort(row, kind="stable")
         return cls.from_lengths(np.asarray(values)[order], np.bincount(row, minlength=num_rows))
 
@@ -75,6 +79,9 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"there is no row {row} of {len(self)}.")
+        row = row % len(self)
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -102,13 +109,22 @@ class Ragged:
 
         Args:
             fill: The value behind the end of a row.
-            width: Columns; the longest row's length by default. A row that is longer is an error.
+            width: Columns; the longest row's length by default.
+
+        Raises:
+            ValueError: A row is longer than `width`, or the values' type cannot hold `fill` (NaN
+                among integers, a longer string among fixed-width ones).
         """
         lengths = self.lengths
         longest = int(lengths.max(initial=0))
         width = longest if width is None else width
         if longest > width:
             raise ValueError(f"a row of {longest} values does not fit into width {width}.")
-        dense = np.full((len(self), width), fill, self.values.dtype)
+        dtype = self.values.dtype
+        if dtype.kind not in "fcO" and len(self) * width > len(self.values):
+            with np.errstate(invalid="ignore"):
+                if np.array(fill).astype(dtype) != fill:
+                    raise ValueError(f"values of type {dtype} cannot hold the fill {fill!r}.")
+        dense = np.full((len(self), width), fill, dtype)
         dense[np.arange(width) < lengths[:, None]] = self.values
         return dense

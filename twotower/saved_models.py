@@ -101,7 +101,7 @@ def _exact(vectors: tf.Variable) -> Callable:
             binary_output=True,
         )[:, 1:]
         scores = tf.where(mask > 0, -np.inf, scores)
-        return tf.math.top_k(scores, tf.minimum(k, num_items))
+        return tuple(tf.math.top_k(scores, tf.minimum(k, num_items)))
 
     return search
 

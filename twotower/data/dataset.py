@@ -73,7 +73,7 @@ class Dataset:
             strange = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
             if strange.any():
                 raise ValueError(
-                    f"{self.name}: {column} {ids[strange].iloc[0]!r} in {table!r} is not a string. "
+                    f"{self.name}: {column} {ids[strange].iloc[0]} in {table!r} is not a string. "
                     "Ids are strings at the edge: use .astype(str), for both tables."
                 )
             if ids.duplicated().any():
@@ -230,7 +230,11 @@ class Catalogue:
             values = self.items[column]
             if column == "genres":
                 wanted = {wanted} if isinstance(wanted, str) else set(wanted)
-                keep &= values.map(lambda genres, w=wanted: not w.isdisjoint(genres)).to_numpy(bool)
+                keep &= np.fromiter(
+                    (isinstance(has, tuple | list) and not wanted.isdisjoint(has) for has in values),
+                    bool,
+                    len(self),
+                )
             elif isinstance(wanted, tuple):
                 low, high = wanted
                 keep &= (values >= (-np.inf if low is None else low)).to_numpy(bool)

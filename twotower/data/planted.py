@@ -1,4 +1,4 @@
-"""The planted truth of the synthetic service: its items, users and the best possible scores.
+"""The planted truth of the synthetic service: its items and the best possible scores.
 
 The planted model, for user u, item i, time t, context c (all terms are logits of one softmax):
 
@@ -24,10 +24,6 @@ from twotower.data.dataset import Dataset
 DAY = 86_400
 START = 1_640_995_200  # 2022-01-01, a Saturday
 DEVICES = ("phone", "tv", "web")
-COUNTRIES = ("br", "de", "in", "jp", "us")
-GENDERS = ("F", "M")
-AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
-OCCUPATIONS = ("artist", "clerk", "doctor", "driver", "engineer", "farmer", "student", "teacher")
 PROFILE_DIM = 16
 # Share of the profile's variance that each column shows. `cluster` shows, noisily, in all texts.
 PROFILE_SHARES = {
@@ -40,7 +36,6 @@ PROFILE_SHARES = {
     "year": 0.04,
     "item_id": 0.08,
 }
-TASTE_SHARES = {"demographic": 0.35, "personal": 0.40, "drift": 0.25}
 POPULARITY_SHARES = {"quality": 0.40, "maker": 0.25, "item_id": 0.35}
 # Share of the rows by event; the rest are impressions.
 EVENT_SHARES = {"watch": 0.60, "skip": 0.08, "like": 0.08, "share": 0.02}
@@ -197,34 +192,11 @@ class Synthetic:
         return np.where(self._released > passed, np.float32(-np.inf), scores)
 
 
-def plant(config: SyntheticConfig, rng) -> tuple[Synthetic, np.ndarray]:
-    """The service before anything has happened: no interactions. Returns it and its words."""
-    words = _invent_words(rng, (2 * config.num_clusters + 2) * config.words_per_cluster)
-    words = words.reshape(2, config.num_clusters + 1, config.words_per_cluster)
-    items, truth = _items(config, rng, words)
-    users, tastes = _users(config, rng)
-    empty = pd.DataFrame({"user_id": [], "item_id": [], "timestamp": np.empty(0, np.int64)})
-    made = Synthetic(
-        config=config,
-        dataset=Dataset("synthetic", empty, items, users),
-        context={
-            name: _normal(rng, rows, config.num_clusters) * np.float32(config.context_scale)
-            for name, rows in (("device", 3), ("hour", 6), ("weekday", 7))
-        },
-        word_clusters={
-            word: cluster for cluster in range(config.num_clusters) for word in words[0, cluster]
-        },
-        **truth,
-        **tastes,
-    )
-    return made, words[0]
+def normal(rng, *shape) -> np.ndarray:
+    return rng.standardnormal(shape, np.float32)
 
 
-def _normal(rng, *shape) -> np.ndarray:
-    return rng.standard_normal(shape, np.float32)
-
-
-def _invent_words(rng, count: int) -> np.ndarray:
+def invent_words(rng, count: int) -> np.ndarray:
     """`count` different words of two to three syllables."""
     syllables = np.array([c + v for c in "bdfgklmnprstvz" for v in "aeiou"], object)
     drawn = syllables[rng.integers(len(syllables), size=(4 * count + 100, 3))]
@@ -247,10 +219,10 @@ def _mean_vectors(vectors: np.ndarray, chosen: np.ndarray, used: np.ndarray) -> 
     return (vectors[chosen] * used[..., None]).sum(1) / np.sqrt(used.sum(1, keepdims=True))
 
 
-def _items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.DataFrame, dict]:
+def make_items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.DataFrame, dict]:
     num, num_clusters = config.num_items, config.num_clusters
     clusters = rng.integers(num_clusters, size=num)
-    parts = {"cluster": _normal(rng, num_clusters, PROFILE_DIM)[clusters]}
+    parts = {"cluster": normal(rng, num_clusters, PROFILE_DIM)[clusters]}
     texts = {}
     for row, (column, low, high) in enumerate((("title", 2, 3), ("description", 6, 10))):
         used = np.arange(high) < rng.integers(low, high + 1, size=(num, 1))
@@ -258,7 +230,7 @@ def _items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.DataFram
         vocabulary = _near(rng, clusters, (num, high), 0.75, num_clusters + 1)
         chosen = vocabulary * config.words_per_cluster
         chosen += rng.integers(config.words_per_cluster, size=(num, high))
-        vectors = _normal(rng, (num_clusters + 1) * config.words_per_cluster, PROFILE_DIM)
+        vectors = normal(rng, (num_clusters + 1) * config.words_per_cluster, PROFILE_DIM)
         parts[column] = _mean_vectors(vectors, chosen, used)
         shown = words[row].ravel()[chosen]
         texts[column] = [" ".join(w[:n]) for w, n in zip(shown, used.sum(1), strict=True)]
@@ -267,27 +239,27 @@ def _items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.DataFram
     second = (first + rng.integers(1, num_clusters, size=num)) % num_clusters
     chosen = np.stack([first, second], axis=1)
     used = np.stack([np.ones(num, bool), rng.random(num) < 0.5], axis=1)
-    parts["genres"] = _mean_vectors(_normal(rng, num_clusters, PROFILE_DIM), chosen, used)
+    parts["genres"] = _mean_vectors(normal(rng, num_clusters, PROFILE_DIM), chosen, used)
     genres = [tuple(genre_names[c[:n]]) for c, n in zip(chosen, used.sum(1), strict=True)]
     per_cluster = max(1, num // (15 * num_clusters))  # about 15 items a maker
     maker = _near(rng, clusters, (num,), 0.85, num_clusters) * per_cluster
     maker += rng.integers(per_cluster, size=num)
-    parts["maker"] = _normal(rng, num_clusters * per_cluster, PROFILE_DIM)[maker]
-    parts["audio"] = _normal(rng, num, PROFILE_DIM)
-    rotation = np.linalg.qr(_normal(rng, PROFILE_DIM, PROFILE_DIM))[0]
-    audio = parts["audio"] @ rotation + config.audio_noise * _normal(rng, num, PROFILE_DIM)
+    parts["maker"] = normal(rng, num_clusters * per_cluster, PROFILE_DIM)[maker]
+    parts["audio"] = normal(rng, num, PROFILE_DIM)
+    rotation = np.linalg.qr(normal(rng, PROFILE_DIM, PROFILE_DIM))[0]
+    audio = parts["audio"] @ rotation + config.audio_noise * normal(rng, num, PROFILE_DIM)
     released = _release_times(config, rng)
     years_before = np.minimum(rng.exponential(8, num), 40)
     year = (1970 + released / (365.25 * DAY) - years_before).astype(np.int64)
     old = ((years_before - years_before.mean()) / years_before.std()).astype(np.float32)
-    parts["year"] = old[:, None] * _normal(rng, PROFILE_DIM)
-    parts["item_id"] = _normal(rng, num, PROFILE_DIM)
+    parts["year"] = old[:, None] * normal(rng, PROFILE_DIM)
+    parts["item_id"] = normal(rng, num, PROFILE_DIM)
     profiles = sum(np.sqrt(share) * parts[name] for name, share in PROFILE_SHARES.items())
-    quality = _normal(rng, num)
+    quality = normal(rng, num)
     appeal = {
         "quality": quality,
-        "maker": _normal(rng, num_clusters * per_cluster)[maker],
-        "item_id": _normal(rng, num),
+        "maker": normal(rng, num_clusters * per_cluster)[maker],
+        "item_id": normal(rng, num),
     }
     appeal = sum(np.sqrt(share) * appeal[name] for name, share in POPULARITY_SHARES.items())
     rank = np.empty(num)
@@ -321,23 +293,3 @@ def _release_times(config: SyntheticConfig, rng) -> np.ndarray:
     released[order[:num_cold]] = START + rng.integers(int(0.9 * span), int(0.99 * span), num_cold)
     released[order[num_cold:][:num_new]] = START + rng.integers(int(0.9 * span), size=num_new)
     return released
-
-
-def _users(config: SyntheticConfig, rng) -> tuple[pd.DataFrame, dict]:
-    num = config.num_users
-    columns = {"gender": GENDERS, "age": AGES, "occupation": OCCUPATIONS, "country": COUNTRIES}
-    drawn = {name: rng.integers(len(values), size=num) for name, values in columns.items()}
-    # The country says nothing: a column that a model must learn to leave alone.
-    known = ("gender", "age", "occupation")
-    mean = sum(_normal(rng, len(columns[n]), PROFILE_DIM)[drawn[n]] for n in known) / np.sqrt(3)
-    still = np.sqrt(TASTE_SHARES["demographic"]) * mean
-    still = still + np.sqrt(TASTE_SHARES["personal"]) * _normal(rng, num, PROFILE_DIM)
-    scale = config.taste_scale / np.sqrt(PROFILE_DIM)
-    tastes = {
-        name: (scale * (still + np.sqrt(TASTE_SHARES["drift"]) * _normal(rng, num, PROFILE_DIM)))
-        for name in ("taste_start", "taste_end")
-    }
-    users = {"user_id": [f"u{n:05d}" for n in range(1, num + 1)]}
-    for name, values in columns.items():
-        users[name] = np.array(values, object)[drawn[name]]
-    return pd.DataFrame(users), {name: t.astype(np.float32) for name, t in tastes.items()}

@@ -1,4 +1,4 @@
-"""Synthetic: what the users of a made-up service did, drawn from the truth of `planted`."""
+"""Synthetic: the users of a made-up service and what they did, drawn by the truth in `planted`."""
 
 import dataclasses
 import itertools
@@ -15,10 +15,17 @@ from twotower.data.planted import (
     START,
     Synthetic,
     SyntheticConfig,
-    plant,
+    invent_words,
+    make_items,
+    normal,
 )
 
 __all__ = ["Synthetic", "SyntheticConfig", "generate"]
+COUNTRIES = ("br", "de", "in", "jp", "us")
+GENDERS = ("F", "M")
+AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
+OCCUPATIONS = ("artist", "clerk", "doctor", "driver", "engineer", "farmer", "student", "teacher")
+TASTE_SHARES = {"demographic": 0.35, "personal": 0.40, "drift": 0.25}
 HOUR_WEIGHTS = np.array([2, 1, 1, 1, 1, 2, 3, 4, 4, 3, 3, 4, 5, 4, 4, 4, 5, 6, 8, 10, 11, 10, 7, 4])
 
 
@@ -31,13 +38,56 @@ def generate(config: SyntheticConfig | None = None) -> Synthetic:
     """
     config = SyntheticConfig() if config is None else config
     rng = np.random.default_rng(config.seed)
-    made, words = plant(config, rng)
+    made, words = _plant(config, rng)
     watches = _watches(made, rng)
     interactions = _interactions(made, rng, watches, words)
     name = f"synthetic/{config.num_users}x{config.num_items}-seed{config.seed}"
     return dataclasses.replace(
         made, dataset=Dataset(name, interactions, made.dataset.items, made.dataset.users)
     )
+
+
+def _plant(config: SyntheticConfig, rng) -> tuple[Synthetic, np.ndarray]:
+    """The service before anything has happened: no interactions. Returns it and its words."""
+    words = invent_words(rng, (2 * config.num_clusters + 2) * config.words_per_cluster)
+    words = words.reshape(2, config.num_clusters + 1, config.words_per_cluster)
+    items, truth = make_items(config, rng, words)
+    users, tastes = _users(config, rng)
+    empty = pd.DataFrame({"user_id": [], "item_id": [], "timestamp": np.empty(0, np.int64)})
+    made = Synthetic(
+        config=config,
+        dataset=Dataset("synthetic", empty, items, users),
+        context={
+            name: normal(rng, rows, config.num_clusters) * np.float32(config.context_scale)
+            for name, rows in (("device", 3), ("hour", 6), ("weekday", 7))
+        },
+        word_clusters={
+            word: cluster for cluster in range(config.num_clusters) for word in words[0, cluster]
+        },
+        **truth,
+        **tastes,
+    )
+    return made, words[0]
+
+
+def _users(config: SyntheticConfig, rng) -> tuple[pd.DataFrame, dict]:
+    num = config.num_users
+    columns = {"gender": GENDERS, "age": AGES, "occupation": OCCUPATIONS, "country": COUNTRIES}
+    drawn = {name: rng.integers(len(values), size=num) for name, values in columns.items()}
+    # The country says nothing: a column that a model must learn to leave alone.
+    known = ("gender", "age", "occupation")
+    mean = sum(_normal(rng, len(columns[n]), PROFILE_DIM)[drawn[n]] for n in known) / np.sqrt(3)
+    still = np.sqrt(TASTE_SHARES["demographic"]) * mean
+    still = still + np.sqrt(TASTE_SHARES["personal"]) * _normal(rng, num, PROFILE_DIM)
+    scale = config.taste_scale / np.sqrt(PROFILE_DIM)
+    tastes = {
+        name: (scale * (still + np.sqrt(TASTE_SHARES["drift"]) * _normal(rng, num, PROFILE_DIM)))
+        for name in ("taste_start", "taste_end")
+    }
+    users = {"user_id": [f"u{n:05d}" for n in range(1, num + 1)]}
+    for name, values in columns.items():
+        users[name] = np.array(values, object)[drawn[name]]
+    return pd.DataFrame(users), {name: t.astype(np.float32) for name, t in tastes.items()}
 
 
 def _requests(config: SyntheticConfig, rng) -> dict[str, np.ndarray]:

@@ -144,7 +144,7 @@ def _ids(values: pd.Series) -> pd.Series:
         raise ValueError(f"{values.name} is missing in row {row}. Every row needs one.")
     if pd.api.types.is_float_dtype(values.dtype):
         raise ValueError(
-            f"{values.name} holds floats such as {values.iloc[0]!r}; ids must be strings or whole "
+            f"{values.name} holds floats such as {values.iloc[0]}; ids must be strings or whole "
             "numbers. (Whole numbers turn into floats where a row has none.)"
         )
     return values.astype(str)
@@ -157,7 +157,8 @@ def _strings(values: pd.Series) -> pd.Series:
 def _numbers(values: pd.Series) -> pd.Series:
     """As float64, NaN where missing."""
     numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
-    _refuse(values, numbers.isna() & values.notna() & (values.astype(str) != ""), "a number")
+    missing = values.isna() | values.astype(str).str.lower().isin(("", "nan", "na", "null", "none"))
+    _refuse(values, numbers.isna() & ~missing, "a number")
     return numbers
 
 
@@ -170,8 +171,9 @@ def _times(values: pd.Series) -> pd.Series:
     else:
         seconds = pd.to_numeric(values, errors="coerce")
         if seconds.isna().any():
-            text = values.astype(str).where(values.notna(), "")
-            seconds = _seconds(pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601"))
+            text = values.astype(str).where(seconds.isna() & values.notna(), "")
+            dates = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
+            seconds = seconds.fillna(_seconds(dates))
     strange = seconds.isna() | (seconds % 1 != 0)
     _refuse(values, strange, "whole seconds since 1970 or an ISO 8601 date")
     _refuse(values, seconds.abs() > LATEST, "seconds: are these milliseconds? Divide by 1000")
