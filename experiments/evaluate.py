@@ -17,7 +17,7 @@ from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import evaluate
+from twotower.evaluation import evaluate, item_segments
 from twotower.provenance import provenance
 from twotower.retrieval.tuning import recall_against
 
@@ -60,23 +60,16 @@ def check(manifest: dict, dataset) -> None:
         )
 
 
-def recommender(bundle: Bundle, dataset, index: str, batch_size: int = 256):
-    """`recommend(cases, k)` through the SavedModel's query tower and an index of the bundle."""
+def embedder(bundle: Bundle, dataset, batch_size: int = 256):
+    """`embed(cases)` through the SavedModel of the query tower, from raw inputs."""
     inputs = QueryInputs(dataset, [spec["name"] for spec in bundle.manifest["query_inputs"]])
-    retriever = bundle.retriever(index)
 
     def embed(cases) -> np.ndarray:
-        parts = [
-            bundle.query_tower(inputs(cases.take(np.arange(start, min(start + batch_size, end)))))
-            for end in [len(cases)]
-            for start in range(0, end, batch_size)
-        ]
-        return np.concatenate(parts)
+        return np.concatenate(
+            [bundle.query_tower(inputs(part)) for part in cases.batches(batch_size)]
+        )
 
-    def recommend(cases, k):
-        return retriever.search(embed(cases), k, exclude=cases.exclude)
-
-    return recommend
+    return embed
 
 
 def main(argv):
@@ -88,32 +81,42 @@ def main(argv):
     check(manifest, dataset)
     split = splits.make_split(dataset, manifest["protocol"], FLAGS.part, manifest["split_seed"])
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
-    recommend = recommender(bundle, dataset, FLAGS.index)
-    report = evaluate(recommend, split)
+    embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
+
+    def recommend(cases, k):
+        return retriever.search(embed(cases), k, exclude=cases.exclude)
+
+    report = evaluate(recommend, split, dataset)
     row = {
         "name": FLAGS.name,
         "index": FLAGS.index,
         "model_version": bundle.model_version,
         "seed": manifest["recipe"]["fit"]["seed"],
         "metrics": report.metrics,
-        "segments": report.segments,
+        "segments": report.segments | item_segments(recommend, split, dataset),
         **common,
     }
     if FLAGS.index != "exact":
-        exact = recommender(bundle, dataset, "exact")
-        row["ann_recall@100"] = recall_against(exact(split.cases, 100), recommend(split.cases, 100))
+        # Without exclusions: with many of them a Retriever scans exactly.
+        vectors = embed(split.cases)
+        exact = bundle.retriever("exact").search(vectors, 100)
+        row["ann_recall@100"] = recall_against(exact, retriever.search(vectors, 100))
     rows = [row]
     for name in FLAGS.baselines:
         fitted = baselines.make(name).fit(dataset, split.train, split.candidates)
-        rows.append({"name": name, "metrics": evaluate(fitted.recommend, split).metrics, **common})
+        rows.append(
+            {"name": name, "metrics": evaluate(fitted.recommend, split, dataset).metrics, **common}
+        )
     text = json.dumps({"rows": rows}, indent=1)
     if FLAGS.output:
         path = pathlib.Path(FLAGS.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
+    print(f"{split.protocol}, {split.part}, {len(split.cases):,} cases, mean and 95% interval")
     for row in rows:
-        shown = {name: value["mean"] for name, value in row["metrics"].items()}
-        print(row["name"], " ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        print(row["name"])
+        for name, value in row["metrics"].items():
+            print(f"  {name:22s} {value['mean']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Dataset and Catalogue: what is refused, keys, filters, and what a fingerprint sees."""
 
+import doctest
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from twotower.data.dataset import Catalogue, Dataset
+from twotower.data import dataset as dataset_module
+from twotower.data.dataset import Dataset
 
 
 def make(interactions=None, items=None, users=None):
@@ -35,7 +38,9 @@ def test_rows_and_keys():
     assert dataset.item_keys.tolist() == [2, 0, 2, 0]
     assert dataset.user_rows.tolist() == [1, 0, 0, 1]
     assert dataset.timestamps.tolist() == [40, 10, 30, 10]  # file order stays
-    assert dataset.item_keys.dtype == dataset.user_rows.dtype == dataset.timestamps.dtype == np.int64
+    assert (
+        dataset.item_keys.dtype == dataset.user_rows.dtype == dataset.timestamps.dtype == np.int64
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,3 +188,7 @@ def test_extend_keeps_keys():
     assert catalogue.where(year=(None, 2005)).tolist() == [0, 1]
     with pytest.raises(ValueError, match="'a' stands twice"):
         catalogue.extend(pd.DataFrame({"item_id": ["a"]}))
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(dataset_module) == (0, 4)

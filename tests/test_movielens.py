@@ -2,6 +2,8 @@
 
 import hashlib
 import socket
+import subprocess
+import sys
 import time
 import warnings
 
@@ -106,7 +108,9 @@ def test_csv_folder(tmp_path):
     assert dataset.users.to_dict("list") == {"user_id": ["1"]}
 
 
-@pytest.mark.parametrize(("age", "bucket"), [(7, "1"), (17, "1"), (18, "18"), (55, "50"), (99, "56")])
+@pytest.mark.parametrize(
+    ("age", "bucket"), [(7, "1"), (17, "1"), (18, "18"), (55, "50"), (99, "56")]
+)
 def test_age_buckets(age, bucket):
     assert grouplens.age_bucket(age) == bucket
 
@@ -141,6 +145,7 @@ def test_the_last_line_needs_no_line_end_and_windows_ends_are_fine(small_1m_dir)
         ("ratings.dat", "2::3::3", "2:3::3", r"line 2: "),
         ("ratings.dat", "2::3::3", "2::3::x", r"line 2: "),
         ("ratings.dat", "2::3::3", "2::::3", r"line 2: "),
+        ("ratings.dat", "2::3::3", "2::3::nan", r"line 2: "),
         ("movies.dat", "::Comedy", "", r"movies.dat, line 3: .* is not a line of this file"),
         ("movies.dat", "40::Nob", "3::Nob", r"movies.dat, line 4: item_id '3' again"),
         ("movies.dat", "25::B", "26::B", r"movies.dat lacks item_id '25', which 1 lines"),
@@ -168,7 +173,7 @@ def test_empty_files_are_refused(small_1m_dir, name):
 def test_100k_with_a_flag_missing(small_100k_dir):
     path = small_100k_dir / "u.item"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match="u.item, line 3.*expected 19 genre flags"):
+    with pytest.raises(ValueError, match=r"u.item, line 3.*expected 19 genre flags"):
         movielens.load("movielens/100k", small_100k_dir)
 
 
@@ -182,14 +187,14 @@ def test_half_a_folder_names_the_missing_file(small_1m_dir, name):
 
 
 def test_another_versions_folder(small_1m_dir):
-    with pytest.raises(ValueError, match="holds MovieLens 1m, not 100k.*dataset movielens/1m"):
+    with pytest.raises(ValueError, match=r"holds MovieLens 1m, not 100k.*dataset movielens/1m"):
         movielens.load("movielens/100k", small_1m_dir)
 
 
 def test_unknown_dataset_and_directory(tmp_path):
     with pytest.raises(ValueError, match=r"unknown dataset 'movielens/2m'; there are .*100k"):
         movielens.load("movielens/2m")
-    with pytest.raises(FileNotFoundError, match="'.*/typo' is not an existing directory"):
+    with pytest.raises(FileNotFoundError, match=r"'.*/typo' is not an existing directory"):
         movielens.load("movielens/1m", tmp_path / "typo")
 
 
@@ -215,6 +220,15 @@ def test_a_slow_name_lookup_counts_too(monkeypatch):
     started = time.monotonic()
     assert not movielens.reachable("http://no-such-host.invalid/", 0.2)
     assert time.monotonic() - started < 1.5
+
+
+def test_a_folder_needs_no_tensorflow(small_1m_dir):
+    code = (
+        "import sys; from twotower.data import movielens; "
+        f"movielens.load('movielens/1m', {str(small_1m_dir)!r}); "
+        "assert not any(name.startswith('tensorflow') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 @pytest.mark.parametrize("version", ["1m", "100k"])
@@ -256,7 +270,7 @@ def test_a_failed_download_is_unavailable(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
     monkeypatch.setattr(movielens, "reachable", lambda url, timeout: True)
-    with pytest.raises(movielens.MovieLensUnavailable, match="reset by peer.*data_dir"):
+    with pytest.raises(movielens.MovieLensUnavailable, match=r"reset by peer.*data_dir"):
         movielens.load("movielens/1m", tmp_path)
     # What TFDS left behind half done is not taken for a copy.
     (tmp_path / "movielens" / "1m-ratings" / "0.1.1.incompleteABC").mkdir(parents=True)

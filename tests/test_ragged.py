@@ -1,8 +1,11 @@
 """Ragged against plain lists of lists."""
 
+import doctest
+
 import numpy as np
 import pytest
 
+from twotower import ragged as ragged_module
 from twotower.ragged import Ragged
 
 ROWS = [[7, 8, 9], [], [5], [], [6, 4]]
@@ -116,3 +119,7 @@ def test_against_lists_at_random():
         if rows:
             chosen = rng.integers(len(rows), size=6)
             assert lists(ragged.take(chosen)) == [rows[row] for row in chosen]
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(ragged_module) == (0, 2)

@@ -231,7 +231,10 @@ class Catalogue:
             if column == "genres":
                 wanted = {wanted} if isinstance(wanted, str) else set(wanted)
                 keep &= np.fromiter(
-                    (isinstance(has, tuple | list) and not wanted.isdisjoint(has) for has in values),
+                    (
+                        isinstance(has, tuple | list) and not wanted.isdisjoint(has)
+                        for has in values
+                    ),
                     bool,
                     len(self),
                 )

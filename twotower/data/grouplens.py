@@ -143,18 +143,17 @@ def read_ratings(path: pathlib.Path, layout: Layout) -> pd.DataFrame:
             pyarrow.csv.ConvertOptions(column_types=names, null_values=[]),
         )
     except pa.ArrowInvalid as error:
-        _raise_at_first_bad_line(path, layout)
-        raise ValueError(f"{path}: {error}") from error
+        raise _fault(path, layout, str(error)) from error
     frame = table.to_pandas()[["user_id", "item_id", "timestamp", "rating"]]
     good = frame["rating"].between(0.5, 5) & (frame["timestamp"] >= EARLIEST)
     good &= (frame["user_id"] != "") & (frame["item_id"] != "")
     if not good.all():
-        _raise_at_first_bad_line(path, layout)
+        raise _fault(path, layout, f"row {int(good.to_numpy().argmin())} is out of range")
     return frame
 
 
-def _raise_at_first_bad_line(path: pathlib.Path, layout: Layout) -> None:
-    """The slow way, taken only when something is wrong: finds the line and names it."""
+def _fault(path: pathlib.Path, layout: Layout, otherwise: str) -> ValueError:
+    """The slow way, taken only when something is wrong: finds the first bad line and names it."""
     with open(path, encoding="latin-1", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             fields = line.rstrip("\r\n").split(layout.separator)
@@ -167,10 +166,11 @@ def _raise_at_first_bad_line(path: pathlib.Path, layout: Layout) -> None:
             except ValueError:
                 pass
             expected = repr(layout.separator.join(("user", "movie", "rating", "seconds")))
-            raise ValueError(
+            return ValueError(
                 f"{path}, line {number}: expected {expected} with a rating of 0.5 to 5 and "
                 f"seconds since 1970; got {line.rstrip()!r}. A cut-off file must be unpacked again."
             )
+    return ValueError(f"{path}: {otherwise}. Unpack the zip again.")
 
 
 def _records(path: pathlib.Path, parse: Callable[[str], dict] | None) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def find(
     Raises: as `load`, but for MovieLensUnavailable.
     """
     version = _version(dataset)
-    if data_dir is not None:
+    if data_dir:
         folder = pathlib.Path(data_dir).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"data_dir {str(data_dir)!r} is not an existing directory.")
@@ -99,7 +99,7 @@ def _version(dataset: str) -> str:
 
 def _tfds_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(default if data_dir is None else data_dir).expanduser()
+    return pathlib.Path(data_dir or default).expanduser()
 
 
 def _prepared(tfds_dir: pathlib.Path, config: str) -> pathlib.Path | None:

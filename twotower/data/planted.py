@@ -193,7 +193,7 @@ class Synthetic:
 
 
 def normal(rng, *shape) -> np.ndarray:
-    return rng.standardnormal(shape, np.float32)
+    return rng.standard_normal(shape, np.float32)
 
 
 def invent_words(rng, count: int) -> np.ndarray:

@@ -76,12 +76,12 @@ def _users(config: SyntheticConfig, rng) -> tuple[pd.DataFrame, dict]:
     drawn = {name: rng.integers(len(values), size=num) for name, values in columns.items()}
     # The country says nothing: a column that a model must learn to leave alone.
     known = ("gender", "age", "occupation")
-    mean = sum(_normal(rng, len(columns[n]), PROFILE_DIM)[drawn[n]] for n in known) / np.sqrt(3)
+    mean = sum(normal(rng, len(columns[n]), PROFILE_DIM)[drawn[n]] for n in known) / np.sqrt(3)
     still = np.sqrt(TASTE_SHARES["demographic"]) * mean
-    still = still + np.sqrt(TASTE_SHARES["personal"]) * _normal(rng, num, PROFILE_DIM)
+    still = still + np.sqrt(TASTE_SHARES["personal"]) * normal(rng, num, PROFILE_DIM)
     scale = config.taste_scale / np.sqrt(PROFILE_DIM)
     tastes = {
-        name: (scale * (still + np.sqrt(TASTE_SHARES["drift"]) * _normal(rng, num, PROFILE_DIM)))
+        name: (scale * (still + np.sqrt(TASTE_SHARES["drift"]) * normal(rng, num, PROFILE_DIM)))
         for name in ("taste_start", "taste_end")
     }
     users = {"user_id": [f"u{n:05d}" for n in range(1, num + 1)]}

@@ -1,12 +1,15 @@
 """FAISS HNSW: a graph of near neighbours (Malkov and Yashunin, TPAMI 2020)."""
 
 import dataclasses
+import logging
 import pathlib
 
 import numpy as np
 
 from twotower.retrieval.base import Retriever
 
+# Says at each import which of its builds it found.
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 try:
     import faiss
 except ImportError as error:  # pragma: no cover

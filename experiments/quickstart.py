@@ -1,0 +1,166 @@
+"""Five minutes from nothing to ten titles: train, evaluate, export, index, recommend.
+
+    python experiments/quickstart.py
+    python experiments/quickstart.py --data_dir=ml-1m
+
+Takes MovieLens 1M where it finds it (--data_dir, TFDS' prepared copy, or a download that TFDS can
+make) and otherwise a made-up catalogue whose best possible score is known. The figures are
+validation figures; experiments/train.py and experiments/evaluate.py are the whole way to a test
+figure.
+"""
+
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags, logging
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower import baselines
+from twotower.data import movielens, splits, synthetic
+from twotower.data.examples import ExamplesConfig
+from twotower.evaluation import evaluate, from_scores
+from twotower.export import add_index, export
+from twotower.fitting import fit
+from twotower.recipe import FitConfig, Recipe
+from twotower.retrieval.build import IndexConfig
+from twotower.retrieval.scann_index import available
+from twotower.towers.item import ItemConfig
+from twotower.towers.query import QueryConfig
+from twotower.training import Training
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")
+flags.DEFINE_bool("synthetic", False, "Take the made-up catalogue even where MovieLens is there.")
+flags.DEFINE_string("workdir", None, "Where the bundle goes; a temporary folder by default.")
+flags.DEFINE_integer("epochs", 4, "Passes over the training rows.", lower_bound=1)
+flags.DEFINE_integer("k", 10, "Titles to print.", lower_bound=1)
+flags.DEFINE_string("user_id", "", "Whose; a user with a middling history by default.")
+
+SHOWN = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
+
+
+def find_data():
+    """(split, dataset, recipe, oracle): MovieLens 1M, or made-up data where there is none.
+
+    The oracle is None, or says the true scores of all items for cases whose time is told.
+    """
+    fit_config = FitConfig(epochs=FLAGS.epochs, warmup_steps=50, patience=0)
+    if not FLAGS.synthetic:
+        try:
+            dataset = movielens.load("movielens/1m", FLAGS.data_dir)
+            return splits.make_split(dataset, "random"), dataset, Recipe(fit=fit_config), None
+        except movielens.MovieLensUnavailable as error:
+            if FLAGS.data_dir:
+                raise
+            print(f"\n*** NO MOVIELENS 1M HERE, SO THIS RUNS ON MADE-UP DATA. *** {error}\n")
+    made = synthetic.generate()
+    dataset = made.dataset
+    recipe = Recipe(
+        query=QueryConfig(
+            features=("user_id", "gender", "age", "occupation")
+            + ("history", "time", "device", "search_text")
+        ),
+        item=ItemConfig(
+            features=("item_id", "title", "description", "genres", "maker", "year", "quality")
+            + ("audio", "age")
+        ),
+        # Few rows: smaller batches, and so more steps.
+        examples=ExamplesConfig(batch_size=512, max_history=100),
+        fit=fit_config,
+    )
+    users = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
+
+    def oracle(cases):
+        rows = np.array([users[user_id] for user_id in cases.user_id])
+        context = cases.context
+        return made.scores_of(rows, cases.time, context["device"], context["search_text"])
+
+    return splits.make_split(dataset, "loo+time"), dataset, recipe, oracle
+
+
+def print_table(rows: dict[str, dict], split) -> None:
+    """One line a recommender."""
+    print(
+        f"\n{split.protocol}, {split.part}: {len(split.cases):,} users, whole catalogue of "
+        f"{len(split.candidates):,} items, seen items excluded"
+    )
+    print(f"{'':22s}" + "".join(f"{name:>18s}" for name in SHOWN))
+    for name, values in rows.items():
+        print(f"{name:22s}" + "".join(f"{values[key]['mean']:18.4f}" for key in SHOWN))
+    print()
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    logging.set_verbosity(logging.INFO)
+    started = time.perf_counter()
+    split, dataset, recipe, oracle = find_data()
+    print(
+        f"{dataset.name}: {len(split.train):,} training rows, {len(dataset.users):,} users, "
+        f"{len(split.candidates):,} items"
+    )
+
+    workdir = pathlib.Path(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
+    training = Training(dataset, split, recipe)
+    result = fit(training, workdir)
+    print(
+        f"trained {result.epoch} epochs in {result.seconds:.0f} s, "
+        f"{result.examples_per_second:,.0f} examples/s"
+    )
+
+    popularity = baselines.Popularity().fit(dataset, split.train, split.candidates)
+    rows = {
+        "popularity": evaluate(popularity.recommend, split, dataset).metrics,
+        "two towers": training.validate(),
+    }
+    if oracle is not None:
+        best = from_scores(oracle, split.candidates)
+        rows["best possible"] = evaluate(best, split, dataset).metrics
+    print_table(rows, split)
+
+    bundle = export(training, workdir / "bundle", {"refit": False})
+    print(f"exported {bundle.directory}")
+    names = ["exact", "hnsw"] + ["scann"] * available()
+    for name in names[1:]:
+        before = time.perf_counter()
+        add_index(bundle, name, IndexConfig(name))
+        print(f"built index {name} in {time.perf_counter() - before:.1f} s")
+
+    case = pick_case(split)
+    inputs = training.raw_query_inputs(case)
+    bundle.query_tower(inputs)  # the first call sets up the graph
+    for name in names:
+        recommend(bundle, name, inputs, case)
+    print(f"all in {time.perf_counter() - started:.0f} s")
+
+
+def pick_case(split):
+    """The asked user's case, or that of a user with a middling history."""
+    if FLAGS.user_id:
+        rows = np.flatnonzero(split.cases.user_id == FLAGS.user_id)
+        if not len(rows):
+            raise ValueError(f"user {FLAGS.user_id!r} is not among the validation cases.")
+    else:
+        lengths = split.cases.history.lengths
+        rows = np.argsort(lengths, kind="stable")[[len(lengths) // 2]]
+    return split.cases.take(rows[:1])
+
+
+def recommend(bundle, name: str, inputs: dict, case) -> None:
+    """Prints k titles from one index, and how long raw features to titles took."""
+    retriever = bundle.retriever(name)
+    retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=case.exclude)
+    before = time.perf_counter()
+    found = retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=case.exclude)
+    titles = bundle.catalogue.items["title"].to_numpy()[found.keys[0, : found.counts[0]]]
+    milliseconds = 1e3 * (time.perf_counter() - before)
+    print(f"\nuser {case.user_id[0]}, {name}, {milliseconds:.2f} ms from raw features to titles")
+    for rank, (title, score) in enumerate(zip(titles, found.scores[0]), 1):
+        print(f"{rank:3d}  {score:7.4f}  {title}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,130 @@
+"""Candidates by hand: rank, mask, take, concat, head."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+from twotower.retrieval import candidates as candidates_module
+from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates
+
+INF = float("inf")
+
+
+@pytest.fixture
+def found():
+    # Row 0 has three items, row 1 one, row 2 none.
+    return Candidates(
+        np.array([[4, 2, 9], [7, NO_KEY, NO_KEY], [NO_KEY] * 3]),
+        np.float32([[3, 2, 1], [5, -INF, -INF], [-INF] * 3]),
+        np.array([3, 1, 0]),
+        {"source": np.array([[1, 2, 1], [2, 0, 0], [0, 0, 0]])},
+    )
+
+
+def test_docstring_examples():
+    assert doctest.testmod(candidates_module).failed == 0
+
+
+def test_valid_is_what_counts_say(found):
+    assert found.valid.tolist() == [[True, True, True], [True, False, False], [False] * 3]
+    assert len(found) == 3
+
+
+def test_rank_sorts_by_score_then_key():
+    # Scores 5, 7, 5, 6: key 8 (7), key 1 (6), then 2 before 3, which tie at 5.
+    ranked = Candidates.rank(np.array([[3, 8, 2, 1]]), np.float32([[5, 7, 5, 6]]), k=4)
+    assert ranked.keys.tolist() == [[8, 1, 2, 3]]
+    assert ranked.scores.tolist() == [[7, 6, 5, 5]]
+    assert ranked.counts.tolist() == [4]
+    assert ranked.keys.dtype == np.int64 and ranked.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "scores", [[9, -INF, 4, float("nan")], [9, -INF, 4, -INF]], ids=["nan", "minus infinity"]
+)
+def test_rank_drops_no_key_and_no_score(scores):
+    # Key -1 is dropped for all its 9, keys 5 and 7 for their scores: only 6 is left.
+    ranked = Candidates.rank(np.array([[-1, 5, 6, 7]]), np.float32([scores]), k=3)
+    assert ranked.keys.tolist() == [[6, -1, -1]]
+    assert ranked.scores.tolist() == [[4, -INF, -INF]]
+    assert ranked.counts.tolist() == [1]
+
+
+def test_rank_carries_columns_through_the_cut():
+    # 20 places and k = 3 (more than 4 k: the partition goes first). The score of place i is
+    # (7 i) mod 20, so 19, 18, 17 stand at i = 17 (119), 14 (98), 11 (77); the keys are 100 + i.
+    place = np.arange(20)
+    ranked = Candidates.rank(
+        100 + place[None], np.float32(place * 7 % 20)[None], 3, {"place": place[None]}
+    )
+    assert ranked.keys.tolist() == [[117, 114, 111]]
+    assert ranked.scores.tolist() == [[19, 18, 17]]
+    assert ranked.columns["place"].tolist() == [[17, 14, 11]]
+
+
+def test_rank_does_not_write_to_what_it_is_given():
+    keys, scores = np.array([[2, -1, 1]]), np.float32([[1, 5, 3]])
+    Candidates.rank(keys, scores, 2)
+    assert keys.tolist() == [[2, -1, 1]] and scores.tolist() == [[1, 5, 3]]
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 4)], ids=["no place", "no query"])
+def test_rank_of_nothing(shape):
+    ranked = Candidates.rank(np.empty(shape, np.int64), np.empty(shape, np.float32), 4)
+    assert ranked.counts.tolist() == [0] * shape[0]
+    assert ranked.keys.shape == shape
+
+
+def test_mask_closes_gaps_and_keeps_order(found):
+    # Without key 2 the 9 moves up; with row 1 dropped it is empty; row 2's True holds nothing.
+    keep = np.array([[True, False, True], [False, True, True], [True, True, True]])
+    masked = found.mask(keep)
+    assert masked.keys.tolist() == [[4, 9, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert masked.scores.tolist() == [[3, 1, -INF], [-INF] * 3, [-INF] * 3]
+    assert masked.counts.tolist() == [2, 0, 0]
+    assert masked.columns["source"][0, :2].tolist() == [1, 1]
+
+
+def test_take_by_index_and_by_mask(found):
+    taken = found.take(np.array([1, 0, 1]))
+    assert taken.keys.tolist() == [[7, -1, -1], [4, 2, 9], [7, -1, -1]]
+    assert taken.counts.tolist() == [1, 3, 1]
+    assert taken.columns["source"].tolist() == [[2, 0, 0], [1, 2, 1], [2, 0, 0]]
+    assert found.take(np.array([False, True, False])).keys.tolist() == [[7, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    "k, keys, counts",
+    [
+        (1, [[4], [7], [-1]], [1, 1, 0]),
+        (2, [[4, 2], [7, -1], [-1, -1]], [2, 1, 0]),
+        (5, [[4, 2, 9], [7, -1, -1], [-1, -1, -1]], [3, 1, 0]),
+    ],
+)
+def test_head(found, k, keys, counts):
+    head = found.head(k)
+    assert head.keys.tolist() == keys
+    assert head.counts.tolist() == counts
+    assert head.scores.shape == head.columns["source"].shape == head.keys.shape
+
+
+def test_concat_stacks_rows(found):
+    both = Candidates.concat([found.take(np.array([1])), found.take(np.array([0, 2]))])
+    assert both.keys.tolist() == [[7, -1, -1], [4, 2, 9], [-1, -1, -1]]
+    assert both.scores.tolist() == [[5, -INF, -INF], [3, 2, 1], [-INF] * 3]
+    assert both.counts.tolist() == [1, 3, 0]
+    assert both.columns["source"].tolist() == [[2, 0, 0], [1, 2, 1], [0, 0, 0]]
+
+
+def test_shapes_that_do_not_belong_together(found):
+    with pytest.raises(ValueError, match="scores must have the shape of keys"):
+        Candidates(found.keys, found.scores[:, :2], found.counts)
+    with pytest.raises(ValueError, match="rank must have the shape of keys"):
+        Candidates(found.keys, found.scores, found.counts, {"rank": np.zeros((3, 2))})
+    with pytest.raises(ValueError, match="counts must be"):
+        Candidates(found.keys, found.scores, found.counts[:2])
+
+
+def test_marks_of_an_empty_place():
+    assert NO_KEY == -1 and NO_SCORE == -INF and NO_SCORE.dtype == np.float32
