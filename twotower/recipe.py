@@ -34,13 +34,13 @@ class FitConfig:
             (`tf.config.experimental.enable_op_determinism`).
     """
 
-    epochs: int = 12
+    epochs: int = 20
     optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.0
     warmup_steps: int = 200
     cosine: bool = True
-    patience: int = 3
+    patience: int = 5
     metric: str = "recall_micro@100"
     validate_every: int = 1
     topk_every: int = 0

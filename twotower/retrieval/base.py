@@ -39,8 +39,7 @@ class Retriever(abc.ABC):
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
-        self._keys = np.empty(0, np.int64)
-        self._vectors = np.empty((0, 0), np.float32)
+        self._set(np.empty(0, np.int64), np.empty((0, 0), np.float32))
 
     # What a backend defines.
 
@@ -136,6 +135,7 @@ class Retriever(abc.ABC):
         Raises:
             ValueError: As in `build`; nothing is changed then.
         """
+        self._check_built()
         keys, vectors = _checked_items(keys, vectors, self.dim)
         vectors = self._prepared(vectors)
         self._drop(keys)
@@ -148,7 +148,8 @@ class Retriever(abc.ABC):
         Raises:
             ValueError: A key that is not in the index; nothing is changed then.
         """
-        keys = np.asarray(keys, np.int64)
+        self._check_built()
+        keys = _integers("keys", keys)
         unknown = ~np.isin(keys, self.keys)
         if unknown.any():
             raise ValueError(f"keys {keys[unknown][:5].tolist()} are not in the index.")
@@ -182,7 +183,7 @@ class Retriever(abc.ABC):
 
         Args:
             queries: `[num_queries, dim]` float32; taken as they are where contiguous.
-            k: 1 or more. Fewer come back where fewer are left.
+            k: 1 or more. Where fewer are left, rows are short: -1 and -inf fill them up.
             exclude: A row of keys a query that must not be answered; unknown keys are no error.
             allow: Keys that may be answered, for all queries alike; unknown ones are no error.
 
@@ -191,6 +192,7 @@ class Retriever(abc.ABC):
                 exclusion rows than queries, an index without `build`, a zero query under cosine.
         """
         queries = self._checked_queries(queries, k)
+        allow = None if allow is None else _integers("allow", allow)
         if exclude is not None:
             if len(exclude) != len(queries):
                 raise ValueError(
@@ -198,18 +200,27 @@ class Retriever(abc.ABC):
                 )
             if len(exclude.values) == 0:
                 exclude = None
+        if len(queries) == 0:
+            return _widened(Candidates.rank(*_nothing(0), k), k)
         if exclude is None and allow is None and not self._num_dead and not len(self._fresh_keys):
-            positions, scores = self._search(queries, min(k, len(self._vectors)))
+            fetch = min(k, len(self._vectors))
+            positions, scores = self._search(queries, fetch)
             keys = positions if self._identity else self._keys[positions]
-            return _packed(keys, scores)
-        return self._filtered(queries, k, exclude, allow)
+            found = _packed(keys, scores)
+            short = np.flatnonzero(found.counts < fetch)
+            if len(short):
+                # A graph or a partition does not reach everything, an exact scan does.
+                every = np.arange(len(self._vectors))
+                rescued = self._scan(queries[short], every, k, np.empty(0, np.int64))
+                found = _replace(found, short, rescued)
+            return _widened(found, k)
+        return _widened(self._filtered(queries, k, exclude, allow), k)
 
     def _filtered(self, queries, k, exclude, allow) -> Candidates:
         num = len(self._vectors)
         open_ = ~self._dead
         fresh_open = np.ones(len(self._fresh_keys), bool)
         if allow is not None:
-            allow = np.asarray(allow, np.int64)
             allowed = np.zeros(num, bool)
             position = self._positions(allow)
             allowed[position[position >= 0]] = True
@@ -258,12 +269,13 @@ class Retriever(abc.ABC):
         """Merges the buffer's items in, scored exactly."""
         keys = self._fresh_keys[fresh_open]
         scores = self._scores(queries, self._fresh[fresh_open])
-        keys = np.broadcast_to(keys, scores.shape)
         if exclude is not None:
-            base = np.int64(max(keys.max(), exclude.values.max())) + 1
-            row = np.arange(len(queries))[:, None]
-            hit = np.isin(keys + row * base, exclude.values + exclude.row_index * base)
-            keys = np.where(hit, NO_KEY, keys)
+            order = np.argsort(keys)
+            place = np.searchsorted(keys, exclude.values, sorter=order)
+            column = order[np.minimum(place, len(keys) - 1)]
+            hit = keys[column] == exclude.values
+            scores[exclude.row_index[hit], column[hit]] = NO_SCORE
+        keys = np.broadcast_to(keys, scores.shape)
         return Candidates.rank(
             np.concatenate([found.keys, keys], 1), np.concatenate([found.scores, scores], 1), k
         )
@@ -300,14 +312,18 @@ class Retriever(abc.ABC):
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         if self.metric != "cosine":
             return vectors
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        # In float64: squares of float32 may overflow or vanish.
+        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
         if (norms == 0).any():
             raise ValueError("a zero vector has no direction, so cosine cannot score it.")
-        return vectors / norms
+        return (vectors / norms).astype(np.float32)
 
-    def _checked_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
+    def _check_built(self) -> None:
         if not self.dim:
             raise ValueError("the index is empty: call build or load first.")
+
+    def _checked_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
+        self._check_built()
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
         queries = np.asarray(queries)
@@ -316,7 +332,8 @@ class Retriever(abc.ABC):
                 f"Expected queries [num_queries, {self.dim}] of floats; got {queries.shape} of "
                 f"{queries.dtype}. Was the index built from this query tower?"
             )
-        queries = np.ascontiguousarray(queries, np.float32)
+        with np.errstate(over="ignore"):
+            queries = np.ascontiguousarray(queries, np.float32)
         # One sum is NaN or infinite if any value is.
         if not np.isfinite(queries.sum(dtype=np.float64)):
             raise ValueError("queries hold NaN or infinite values.")
@@ -332,6 +349,7 @@ def _checked_items(keys, vectors, dim: int | None = None) -> tuple[np.ndarray, n
         vectors.ndim != 2
         or len(vectors) != len(keys)
         or vectors.shape[1] != (dim or vectors.shape[1])
+        or vectors.shape[1] == 0
     ):
         raise ValueError(f"Expected vectors {expected}, one a key; got {vectors.shape}.")
     if vectors.dtype.kind != "f":
@@ -342,10 +360,19 @@ def _checked_items(keys, vectors, dim: int | None = None) -> tuple[np.ndarray, n
     unique, counts = np.unique(keys, return_counts=True)
     if len(unique) < len(keys):
         raise ValueError(f"keys must be unique; {unique[counts > 1][:5].tolist()} stand twice.")
+    with np.errstate(over="ignore"):  # a float64 may be infinite as a float32
+        vectors = np.ascontiguousarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
         wrong = keys[~np.isfinite(vectors).all(1)]
         raise ValueError(f"vectors of keys {wrong[:5].tolist()} hold NaN or infinite values.")
-    return keys, np.ascontiguousarray(vectors, np.float32)
+    return keys, vectors
+
+
+def _integers(name: str, values) -> np.ndarray:
+    values = np.asarray(values)
+    if values.size and values.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers; got {values.dtype}.")
+    return values.astype(np.int64)
 
 
 def _packed(keys: np.ndarray, scores: np.ndarray) -> Candidates:
@@ -368,15 +395,19 @@ def _nothing(num_queries: int) -> tuple[np.ndarray, np.ndarray]:
     return np.empty((num_queries, 0), np.int64), np.empty((num_queries, 0), np.float32)
 
 
+def _widened(found: Candidates, width: int) -> Candidates:
+    """`found` with empty places up to `width`."""
+    more = ((0, 0), (0, width - found.keys.shape[1]))
+    if more[1][1] <= 0:
+        return found
+    keys = np.pad(found.keys, more, constant_values=NO_KEY)
+    return Candidates(keys, np.pad(found.scores, more, constant_values=NO_SCORE), found.counts)
+
+
 def _replace(found: Candidates, rows: np.ndarray, by: Candidates) -> Candidates:
     """`found` with the given rows replaced; widths may differ."""
     width = max(found.keys.shape[1], by.keys.shape[1])
-
-    def widened(values, fill):
-        return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
-
-    keys, scores = widened(found.keys, NO_KEY), widened(found.scores, NO_SCORE)
-    keys[rows], scores[rows] = widened(by.keys, NO_KEY), widened(by.scores, NO_SCORE)
-    counts = found.counts.copy()
-    counts[rows] = by.counts
+    found, by = _widened(found, width), _widened(by, width)
+    keys, scores, counts = found.keys.copy(), found.scores.copy(), found.counts.copy()
+    keys[rows], scores[rows], counts[rows] = by.keys, by.scores, by.counts
     return Candidates(keys, scores, counts)

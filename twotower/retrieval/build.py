@@ -6,6 +6,7 @@ the dimension, the metric, and the version of the model whose vectors it holds.
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -82,7 +83,9 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{directory.name}.partial-"
-    for left in directory.parent.glob(prefix + "*"):
+    for left in directory.parent.glob(glob.escape(prefix) + "*"):
+        if (left / "old").exists() and not directory.exists():
+            os.rename(left / "old", directory)  # the last call ended between its two renames
         shutil.rmtree(left, ignore_errors=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
     temporary.chmod(0o755)
@@ -107,7 +110,12 @@ def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str
         retriever: With its buffer and tombstones.
         directory: One that is there is replaced.
         model_version: Of the vectors; `load` can demand it.
+
+    Raises:
+        ValueError: An index without `build`; the folder that was there stays.
     """
+    if not retriever.dim:
+        raise ValueError("the index is empty: call build first.")
     state = retriever.state()
     with replacing(directory) as folder:
         for name, array in state.items():
@@ -128,7 +136,13 @@ def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str
                 if path.is_file()
             },
         }
-        (folder / "index.json").write_text(json.dumps(described, indent=1) + "\n")
+        (folder / "index.json").write_text(_text(described))
+
+
+def _text(described: dict) -> str:
+    """The text of index.json, whose last entry is the sha256 of the others."""
+    digest = hashlib.sha256(json.dumps(described, indent=1).encode()).hexdigest()
+    return json.dumps({**described, "sha256": digest}, indent=1) + "\n"
 
 
 def _backend(retriever: Retriever) -> str:
@@ -155,15 +169,19 @@ def load(
     if not path.is_file():
         raise ValueError(f"{path} does not exist, so {directory} holds no index.")
     try:
-        described = json.loads(path.read_text())
-        version, files = described["format_version"], described["files"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        text = path.read_bytes().decode()
+        described = json.loads(text)
+        version, files = int(described["format_version"]), described["files"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not describe an index: {error!r}.") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: format {version} is newer than this code reads ({FORMAT_VERSION}). Update "
             "twotower or build the index again."
         )
+    described.pop("sha256", None)
+    if text != _text(described):
+        raise ValueError(f"{path} is truncated or changed (its sha256 differs).")
     for name, expected in files.items():
         if not (directory / name).is_file():
             raise ValueError(f"{directory / name} is missing.")

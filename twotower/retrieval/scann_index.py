@@ -151,6 +151,9 @@ class ScannIndex(Retriever):
     def _load(self, directory: pathlib.Path) -> None:
         from scann import scann_ops_pybind
 
+        pickled = directory / FOLDER / "scann_docids.pkl"
+        if pickled.exists():
+            raise ValueError(f"{pickled} is no part of an index, and ScaNN would unpickle it.")
         self._searcher = scann_ops_pybind.load_searcher(str(directory / FOLDER))
 
     @property

@@ -11,9 +11,11 @@ from twotower.retrieval.candidates import Candidates
 
 def recall_against(exact: Candidates, found: Candidates) -> float:
     """Mean share of the exact answer that `found` holds, too."""
-    base = np.int64(1) << 40
-    row = np.arange(len(exact))[:, None] * base
-    hit = np.isin(exact.keys + row, found.keys + row) & exact.valid
+    # Numbered anew, so that no key is too large to share one number with its row.
+    unique, code = np.unique(np.concatenate([exact.keys, found.keys], 1), return_inverse=True)
+    code = code.reshape(len(exact), -1) + np.arange(len(exact))[:, None] * len(unique)
+    width = exact.keys.shape[1]
+    hit = np.isin(code[:, :width], code[:, width:][found.valid]) & exact.valid
     return float((hit.sum(1) / np.maximum(exact.counts, 1)).mean())
 
 
@@ -35,8 +37,6 @@ def tune(retriever: Retriever, queries: np.ndarray, k: int, recall_target: float
     Raises:
         ValueError: An index without such a parameter.
     """
-    exact = BruteForceIndex(retriever.metric).build(retriever.keys, retriever.state()["vectors"])
-    wanted = exact.search(queries, k)
     config = getattr(retriever, "config", None)
     if hasattr(config, "ef_search"):
         name, values = "ef_search", [k, 2 * k, 4 * k, 8 * k, 16 * k]
@@ -46,6 +46,9 @@ def tune(retriever: Retriever, queries: np.ndarray, k: int, recall_target: float
         name, values = "num_leaves_to_search", sorted({max(1, int(s * leaves)) for s in shares})
     else:
         raise ValueError(f"{type(retriever).__name__} has no parameter of search effort.")
+    exact = BruteForceIndex(retriever.metric)
+    exact.restore(retriever.state())
+    wanted = exact.search(queries, k)
     for value in values:
         retriever.config = dataclasses.replace(config, **{name: value})
         recall = recall_against(wanted, retriever.search(queries, k))

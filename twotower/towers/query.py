@@ -42,16 +42,16 @@ class QueryConfig:
     features: tuple[str, ...] = ("user_id", "gender", "age", "occupation", "history")
     user_dim: int = 64
     category_dim: int = 16
-    unknown_rate: float = 0.1
+    unknown_rate: float = 0.5
     history: str = "mean"
     history_dim: int = 256
-    history_dropout: float = 0.0
+    history_dropout: float = 0.5
     history_power: float = 0.5
     history_ratings: bool = False
     hidden: tuple[int, ...] = (512, 256)
     dim: int = 128
     l2_normalise: bool = True
-    dropout: float = 0.0
+    dropout: float = 0.2
     batch_norm: bool = False
 
 

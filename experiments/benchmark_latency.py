@@ -1,0 +1,150 @@
+"""Times one request, in process: raw features to titles, through each index of a bundle.
+
+    python experiments/benchmark_latency.py --bundle=W/bundle --data_dir=ml-1m --output=out.json
+
+A request is a user's raw features with the whole history, all of it excluded from the answer, and
+ends with ten titles. Rows `hnsw`, `scann` and `exact` run the query tower's SavedModel signature
+and a Retriever; `retrieve` and `retrieve_scann` are one SavedModel each. Requests go round the
+variants in turn, so that a machine that drifts drifts for all. `recall@100` is against exact
+search over the same queries without exclusions, where an index cannot fall back to a scan.
+"""
+
+import json
+import pathlib
+import time
+
+import numpy as np
+from absl import app, flags
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower.bundle import Bundle
+from twotower.data import load, splits
+from twotower.data.examples import QueryInputs
+from twotower.provenance import provenance
+from twotower.ragged import Ragged
+from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.tuning import recall_against
+
+import tensorflow as tf  # isort: skip
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
+flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+flags.DEFINE_integer("requests", 500, "Requests a variant.", lower_bound=10)
+flags.DEFINE_integer("k", 10, "Titles a request.", lower_bound=1)
+flags.DEFINE_string("output", None, "JSON file to write.")
+
+
+def through_retriever(bundle: Bundle, name: str, titles: np.ndarray):
+    """Raw inputs and excluded keys -> titles, by the query tower and a Retriever."""
+    retriever, tower = bundle.retriever(name), bundle.query_tower
+
+    def answer(inputs, excluded):
+        exclude = Ragged(excluded, np.array([0, len(excluded)]))
+        found = retriever.search(tower(inputs), FLAGS.k, exclude=exclude)
+        return titles[found.keys[0, : found.counts[0]]]
+
+    return answer
+
+
+def through_saved_model(bundle: Bundle, name: str, titles_by_id: dict):
+    """The same by one SavedModel."""
+    model = tf.saved_model.load(str(bundle.directory / name))
+    signature = model.signatures["serving_default"]
+    dtypes = {spec["name"]: spec["dtype"] for spec in bundle.manifest["query_inputs"]}
+    k = tf.constant(FLAGS.k)
+
+    def answer(inputs, excluded):
+        ids = bundle.catalogue.ids_of(excluded)[None]
+        feed = {name: tf.constant(values, dtypes[name]) for name, values in inputs.items()}
+        found = signature(k=k, exclude=tf.constant(ids, tf.string), **feed)
+        return [titles_by_id[i.decode()] for i in found["ids"].numpy()[0] if i]
+
+    answer.model = model
+    return answer
+
+
+def layer_recall(bundle: Bundle, requests: list, exact: Candidates) -> float:
+    """recall@100 of the ScaNN layer inside its SavedModel, nothing excluded."""
+    model = tf.saved_model.load(str(bundle.directory / "retrieve_scann"))
+    signature = model.signatures["serving_default"]
+    dtypes = {spec["name"]: spec["dtype"] for spec in bundle.manifest["query_inputs"]}
+    keys = []
+    for inputs, _ in requests:
+        feed = {name: tf.constant(values, dtypes[name]) for name, values in inputs.items()}
+        ids = signature(k=tf.constant(100), exclude=tf.constant([[""]]), **feed)["ids"].numpy()
+        keys.append(bundle.catalogue.keys_of(np.char.decode(ids.astype(bytes))))
+    keys = np.concatenate(keys)
+    return recall_against(
+        exact, Candidates(keys, np.zeros(keys.shape, np.float32), (keys >= 0).sum(1))
+    )
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    bundle = Bundle(FLAGS.bundle)
+    manifest = bundle.manifest
+    dataset = load(manifest["dataset"], FLAGS.data_dir)
+    split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
+    raw = QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])
+    rows = np.random.default_rng(0).permutation(len(split.cases))[: FLAGS.requests]
+    requests = [(raw(case), case.exclude.values) for case in split.cases.take(rows).batches(1)]
+    lengths = [len(excluded) for _, excluded in requests]
+
+    items = bundle.catalogue.items
+    titles = items["title"].to_numpy(object)
+    titles_by_id = dict(zip(items["item_id"], titles))
+    variants = {
+        name: through_retriever(bundle, name, titles) for name in ["exact", *bundle.indexes]
+    }
+    for name in ("retrieve", "retrieve_scann"):
+        if (bundle.directory / name).exists():
+            variants[name] = through_saved_model(bundle, name, titles_by_id)
+    variants["query tower alone"] = lambda inputs, excluded: bundle.query_tower(inputs)
+
+    seconds = {name: [] for name in variants}
+    for turn in range(-20, len(requests)):  # the first 20 warm up
+        inputs, excluded = requests[turn]
+        for name, answer in variants.items():
+            started = time.perf_counter()
+            answer(inputs, excluded)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+
+    vectors = np.concatenate([bundle.query_tower(inputs) for inputs, _ in requests])
+    exact = bundle.retriever("exact").search(vectors, 100)
+    recall = {
+        name: recall_against(exact, bundle.retriever(name).search(vectors, 100))
+        for name in bundle.indexes
+    }
+    if "retrieve_scann" in variants:
+        recall["retrieve_scann"] = layer_recall(bundle, requests, exact)
+    rows = [
+        {
+            "name": name,
+            "p50_ms": 1e3 * float(np.quantile(times, 0.5)),
+            "p90_ms": 1e3 * float(np.quantile(times, 0.9)),
+            "p99_ms": 1e3 * float(np.quantile(times, 0.99)),
+            "recall@100": recall.get(name),
+        }
+        for name, times in seconds.items()
+    ]
+    for row in rows:
+        found = "" if row["recall@100"] is None else f"  recall@100 {row['recall@100']:.4f}"
+        print(f"{row['name']:18s} p50 {row['p50_ms']:6.2f} ms  p99 {row['p99_ms']:6.2f} ms{found}")
+    if FLAGS.output:
+        result = {
+            "rows": rows,
+            "requests": len(requests),
+            "num_items": len(bundle.keys),
+            "median_history": float(np.median(lengths)),
+            **provenance(),
+        }
+        path = pathlib.Path(FLAGS.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

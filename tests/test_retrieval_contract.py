@@ -1,0 +1,681 @@
+"""One contract for all indexes: every backend under every metric, against brute force in numpy."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from twotower.ragged import Ragged
+from twotower.retrieval import build
+from twotower.retrieval.base import METRICS, Retriever
+from twotower.retrieval.brute_force import BruteForceIndex
+
+INF = float("inf")
+
+
+@pytest.fixture(params=build.BACKENDS)
+def backend(request):
+    if request.param != "exact":
+        pytest.importorskip({"hnsw": "faiss", "scann": "scann"}[request.param])
+    return request.param
+
+
+@pytest.fixture(params=METRICS)
+def metric(request):
+    return request.param
+
+
+def make(backend, metric="dot", keys=(), vectors=()):
+    return build.build(build.IndexConfig(backend, metric), np.asarray(keys), np.float32(vectors))
+
+
+def oracle_scores(metric, queries, vectors):
+    """In float64, straight from the definitions."""
+    queries, vectors = np.asarray(queries, np.float64), np.asarray(vectors, np.float64)
+    if metric == "euclidean":
+        return -((queries[:, None] - vectors[None]) ** 2).sum(2)
+    if metric == "cosine":
+        queries = queries / np.sqrt((queries**2).sum(1, keepdims=True))
+        vectors = vectors / np.sqrt((vectors**2).sum(1, keepdims=True))
+    return queries @ vectors.T
+
+
+def oracle(metric, queries, keys, vectors, k, exclude=(), allow=None):
+    """Rows of keys, best first, ties by key."""
+    rows = []
+    for row, scores in enumerate(oracle_scores(metric, queries, vectors)):
+        banned = set(exclude[row]) if len(exclude) else set()
+        order = sorted(range(len(keys)), key=lambda i: (-scores[i], keys[i]))
+        left = [int(keys[i]) for i in order if keys[i] not in banned]
+        rows.append([key for key in left if allow is None or key in allow][:k])
+    return rows
+
+
+def rows_of(found):
+    """Keys up to each row's end, after a check that what is behind it is empty."""
+    assert found.keys.dtype == np.int64 and found.scores.dtype == np.float32
+    assert (found.keys[~found.valid] == -1).all() and (found.scores[~found.valid] == -INF).all()
+    assert (found.keys[found.valid] >= 0).all() and np.isfinite(found.scores[found.valid]).all()
+    assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
+    return [row[:count].tolist() for row, count in zip(found.keys, found.counts)]
+
+
+def ragged(rows):
+    return Ragged.from_rows(rows)
+
+
+# Four unit axes. The query (4, 3, 2, 1) scores them 4 > 3 > 2 > 1 by dot product and, all being of
+# length 1, in the same order by cosine and by distance. Keys are not 0..3 and not in order.
+AXES = np.eye(4, dtype=np.float32)
+KEYS = [70, 20, 90, 40]
+QUERY = np.float32([[4, 3, 2, 1]])
+# The score of the axis of value v: v; v / |q| = v / sqrt(30); -(|q|^2 + 1 - 2 v) = 2 v - 31.
+AXIS_SCORES = {
+    "dot": [4, 3, 2, 1],
+    "cosine": [0.7302967, 0.5477226, 0.3651484, 0.1825742],
+    "euclidean": [-23, -25, -27, -29],
+}
+
+
+@pytest.fixture
+def axes(backend, metric):
+    return make(backend, metric, KEYS, AXES)
+
+
+# Planted answers.
+
+
+def test_axes(axes, metric):
+    # The second query is the first backwards, so its answer is, too.
+    found = axes.search(np.concatenate([QUERY, QUERY[:, ::-1]]), 4)
+    assert rows_of(found) == [[70, 20, 90, 40], [40, 90, 20, 70]]
+    np.testing.assert_allclose(found.scores, [AXIS_SCORES[metric]] * 2, rtol=1e-5)
+    assert found.counts.tolist() == [4, 4]
+    assert len(axes) == 4 and axes.dim == 4 and axes.keys.tolist() == [20, 40, 70, 90]
+    assert axes.memory_bytes >= AXES.nbytes
+
+
+def test_single_query_is_as_in_a_batch(axes):
+    both = axes.search(np.concatenate([QUERY, QUERY[:, ::-1]]), 2)
+    assert rows_of(axes.search(QUERY, 2)) == rows_of(both)[:1] == [[70, 20]]
+
+
+def test_checkerboard(backend, metric):
+    # The white fields of an 8 x 8 board: 32 items, field (r, c) with r + c even, key 100 r + c,
+    # at the point (r + 1, c + 1). Squares of length 1 (cosine and dot work on the lifted point
+    # (r + 1, c + 1, z) with z chosen so that all lengths are 20): nearest by one is nearest by all.
+    cells = [(r, c) for r in range(8) for c in range(8) if (r + c) % 2 == 0]
+    points = np.float64(cells) + 1
+    lifted = np.float32(np.column_stack([points, np.sqrt(400 - (points**2).sum(1))]))
+    index = make(backend, metric, [100 * r + c for r, c in cells], lifted)
+    assert len(index) == 32
+    # Each field's own point finds the field first; its diagonal neighbours lie nearest to it, two
+    # fields straight on are farther: from (0, 0) there is one diagonal neighbour, (1, 1).
+    found = index.search(lifted, 2)
+    assert found.keys[:, 0].tolist() == [100 * r + c for r, c in cells]
+    assert found.keys[0].tolist() == [0, 101]
+
+
+# Random clustered data against brute force.
+
+NUM, DIM = 3000, 16
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """3000 items of 40 clusters, keys 5, 12, 19, ... shuffled; 24 queries of the same clusters."""
+    rng = np.random.default_rng(3)
+    centres = rng.normal(size=(40, DIM))
+    vectors = np.float32(centres[rng.integers(0, 40, NUM)] + 0.4 * rng.normal(size=(NUM, DIM)))
+    queries = np.float32(centres[rng.integers(0, 40, 24)] + 0.4 * rng.normal(size=(24, DIM)))
+    return rng.permutation(np.arange(NUM) * 7 + 5), vectors, queries
+
+
+_BUILT = {}
+
+
+@pytest.fixture
+def big(backend, metric, clustered):
+    """Built once a backend and metric; tests that change it build their own."""
+    if (backend, metric) not in _BUILT:
+        _BUILT[backend, metric] = make(backend, metric, *clustered[:2])
+    return _BUILT[backend, metric]
+
+
+def agrees(found, wanted, exact):
+    """Exact answers are equal to the oracle's; the others hold .9 of it and as many items."""
+    found = rows_of(found)
+    assert [len(row) for row in found] == [len(row) for row in wanted]
+    if exact:
+        assert found == wanted
+    hits = sum(len(set(a) & set(b)) for a, b in zip(found, wanted))
+    assert hits >= 0.9 * sum(map(len, wanted)) > 0
+
+
+def test_clustered(big, metric, clustered):
+    keys, vectors, queries = clustered
+    found = big.search(queries, 20)
+    agrees(found, oracle(metric, queries, keys, vectors, 20), big.is_exact)
+    # Scores are those of the items they stand beside.
+    true = oracle_scores(metric, queries, vectors)
+    column = np.argsort(keys)[np.searchsorted(np.sort(keys), found.keys)]
+    np.testing.assert_allclose(
+        found.scores, np.take_along_axis(true, column, 1), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_clustered_with_exclusions_of_different_length(big, metric, clustered):
+    keys, vectors, queries = clustered
+    # Row i is without its own best i items, and with a key that nobody knows.
+    best = oracle(metric, queries, keys, vectors, len(queries))
+    banned = [[*row[:i], 10**9 + i] if i else [] for i, row in enumerate(best)]
+    found = big.search(queries, 10, exclude=ragged(banned))
+    agrees(found, oracle(metric, queries, keys, vectors, 10, banned), big.is_exact)
+    assert not any(set(row) & set(no) for row, no in zip(rows_of(found), banned))
+
+
+@pytest.mark.parametrize("share", [0.003, 0.1, 0.7], ids=["narrow", "middle", "wide"])
+def test_clustered_with_allow(big, metric, clustered, share):
+    keys, vectors, queries = clustered
+    allow = np.concatenate([keys[: int(share * NUM)], [1, 10**12, -4]])  # three unknown keys
+    best = oracle(metric, queries, keys, vectors, 3, allow=set(allow.tolist()))
+    agrees(big.search(queries, 3, allow=allow), best, big.is_exact)
+    # The same without each row's best two.
+    banned = [row[: 1 + i % 2] for i, row in enumerate(best)]
+    found = big.search(queries, 5, exclude=ragged(banned), allow=allow)
+    wanted = oracle(metric, queries, keys, vectors, 5, banned, set(allow.tolist()))
+    agrees(found, wanted, big.is_exact)
+    assert np.isin(found.keys[found.valid], allow).all()
+
+
+def test_k_of_the_whole_catalogue_is_full(big, metric, clustered):
+    # A graph or a partition does not reach everything by itself; nothing may be missing though.
+    keys, _, queries = clustered
+    found = big.search(queries[:3], NUM + 2)
+    assert [sorted(row) for row in rows_of(found)] == [sorted(keys.tolist())] * 3
+    assert found.keys.shape == (3, NUM + 2)
+
+
+# Edge rows, worked on the axes.
+
+
+def test_k_beyond_the_catalogue(axes, metric):
+    found = axes.search(QUERY, 6)
+    assert found.keys.tolist() == [[70, 20, 90, 40, -1, -1]]
+    assert found.scores[0, 4:].tolist() == [-INF, -INF]
+    assert found.counts.tolist() == [4]
+    np.testing.assert_allclose(found.scores[0, :4], AXIS_SCORES[metric], rtol=1e-5)
+
+
+def test_everything_excluded(axes):
+    found = axes.search(QUERY, 2, exclude=ragged([KEYS]))
+    assert found.keys.tolist() == [[-1, -1]]
+    assert found.scores.tolist() == [[-INF, -INF]]
+    assert found.counts.tolist() == [0]
+
+
+def test_two_of_four_excluded(axes):
+    # 70 and 90 are out, so exactly 20 and 40 are left for three places.
+    found = axes.search(QUERY, 3, exclude=ragged([[90, 70]]))
+    assert found.keys.tolist() == [[20, 40, -1]]
+    assert found.counts.tolist() == [2]
+
+
+def test_exclusions_are_each_rows_own(axes):
+    # The same query four times: without nothing; an unknown key and a negative one; a key that
+    # stands twice; all but one.
+    rows = [[], [999, -1], [70, 70], [20, 70, 90]]
+    found = axes.search(np.repeat(QUERY, 4, 0), 2, exclude=ragged(rows))
+    assert rows_of(found) == [[70, 20], [70, 20], [20, 90], [40]]
+
+
+def test_all_exclusion_rows_empty(axes):
+    assert rows_of(axes.search(QUERY, 2, exclude=Ragged.empty(1))) == [[70, 20]]
+
+
+@pytest.mark.parametrize(
+    "allow, exclude, keys",
+    [
+        ([90], [], [90]),
+        ([40, 90, 20, 70], [], [70, 20, 90]),
+        ([40, 5, 90, -1], [], [90, 40]),
+        ([40, 90, 20], [20, 70], [90, 40]),
+        ([40], [40], []),
+        ([1, 2, 3], [], []),
+        ([], [], []),
+    ],
+    ids=["narrow", "wide", "unknown", "with exclusion", "nothing left", "none known", "empty"],
+)
+def test_allow(axes, allow, exclude, keys):
+    found = axes.search(QUERY, 3, exclude=ragged([exclude]), allow=np.array(allow, np.int64))
+    assert rows_of(found) == [keys]
+    assert found.keys.shape == (1, 3)
+
+
+def test_ties_stand_in_ascending_order_of_keys(backend, metric):
+    # Three times the first axis under keys 8, 3, 5; the second axis is key 4. All three metrics
+    # give the first axis the highest score for a query close to it.
+    index = make(backend, metric, [8, 3, 4, 5], AXES[[0, 0, 1, 0]])
+    found = index.search(QUERY, 4)
+    assert rows_of(found) == [[3, 5, 8, 4]]
+    assert len(set(found.scores[0, :3].tolist())) == 1
+    # The same with a buffer: key 1 is the same vector again.
+    index.add(np.array([1]), AXES[:1])
+    assert rows_of(index.search(QUERY, 5)) == [[1, 3, 5, 8, 4]]
+
+
+def test_empty_query_batch(axes):
+    for exclude in (None, Ragged.empty(0)):
+        found = axes.search(np.empty((0, 4), np.float32), 3, exclude=exclude)
+        assert found.keys.shape == found.scores.shape == (0, 3)
+        assert found.counts.shape == (0,)
+    axes.remove(np.array([70]))
+    assert len(axes.search(np.empty((0, 4), np.float32), 3, allow=np.array([20]))) == 0
+
+
+def test_one_item(backend, metric):
+    index = make(backend, metric, [6], AXES[:1])
+    assert index.search(QUERY, 2).keys.tolist() == [[6, -1]]
+
+
+def test_keys_beyond_32_bits(backend):
+    # 2^62 times a row number runs over int64, so nothing may put both into one number. The second
+    # round has the last two in the buffer.
+    keys = [2**62, 2**62 + 1, 2**63 - 1, 3]
+    index = make(backend, "dot", keys, AXES)
+    rows = [[keys[0]], [], [keys[1], keys[2]], [-1], [keys[2]]]
+    # Scores are 4, 3, 2, 1 in order of `keys`: the first two of those that are left.
+    wanted = [[keys[1], keys[2]], keys[:2], [keys[0], 3], keys[:2], keys[:2]]
+    for _ in range(2):
+        found = index.search(np.repeat(QUERY, 5, 0), 2, exclude=ragged(rows))
+        assert rows_of(found) == wanted
+        index.add(np.array(keys[2:]), AXES[2:])
+
+
+# Changes.
+
+
+def test_remove_then_search(axes):
+    axes.remove(np.array([70]))
+    assert rows_of(axes.search(QUERY, 4)) == [[20, 90, 40]]
+    assert len(axes) == 3 and axes.keys.tolist() == [20, 40, 90]
+
+
+def test_remove_everything(axes):
+    axes.remove(np.array(KEYS))
+    found = axes.search(QUERY, 2)
+    assert found.keys.tolist() == [[-1, -1]] and found.counts.tolist() == [0]
+    assert len(axes) == 0
+
+
+def test_upsert_is_seen_by_the_next_search(axes):
+    # 40 moves from the last axis to the direction of the query: now it is the best under cosine
+    # (1), dot (30) and distance (0).
+    axes.add(np.array([40]), QUERY)
+    assert rows_of(axes.search(QUERY, 4)) == [[40, 70, 20, 90]]
+    # Back again, and the old vectors are gone.
+    axes.add(np.array([40]), AXES[3:])
+    assert rows_of(axes.search(QUERY, 4)) == [[70, 20, 90, 40]]
+    assert len(axes) == 4
+
+
+def test_new_item_and_its_exclusion(axes):
+    axes.add(np.array([7]), QUERY)
+    found = axes.search(np.repeat(QUERY, 3, 0), 2, exclude=ragged([[], [7], [70]]))
+    assert rows_of(found) == [[7, 70], [70, 20], [7, 20]]
+    assert rows_of(axes.search(QUERY, 2, allow=np.array([7, 40]))) == [[7, 40]]
+    assert len(axes) == 5 and axes.keys.tolist() == [7, 20, 40, 70, 90]
+
+
+def test_unknown_exclusions_leave_the_buffer_alone(axes):
+    # -1 of one row is not the largest key of the row before it.
+    axes.add(np.array([99]), QUERY)
+    found = axes.search(np.repeat(QUERY, 2, 0), 1, exclude=ragged([[], [-1]]))
+    assert rows_of(found) == [[99], [99]]
+
+
+def test_add_after_remove(axes):
+    axes.remove(np.array([20, 70]))
+    axes.add(np.array([20]), AXES[3:])  # now the same vector as 40: they tie, 20 comes first
+    assert rows_of(axes.search(QUERY, 4)) == [[90, 20, 40]]
+    axes.remove(np.array([20]))  # from the buffer this time
+    assert rows_of(axes.search(QUERY, 4)) == [[90, 40]]
+
+
+@pytest.mark.parametrize("keys", [[20, 21], [21], [-1]], ids=["one of two", "alone", "negative"])
+def test_removing_an_unknown_key_changes_nothing(axes, keys):
+    with pytest.raises(ValueError, match=rf"keys \[{keys[-1]}\] are not in the index"):
+        axes.remove(np.array(keys))
+    assert rows_of(axes.search(QUERY, 4)) == [[70, 20, 90, 40]]
+
+
+def test_removed_twice(axes):
+    axes.remove(np.array([20]))
+    with pytest.raises(ValueError, match="not in the index"):
+        axes.remove(np.array([20]))
+    assert len(axes) == 3
+
+
+def test_add_and_remove_of_nothing(axes):
+    axes.add(np.empty(0, np.int64), np.empty((0, 4), np.float32))
+    axes.remove(np.empty(0, np.int64))
+    assert rows_of(axes.search(QUERY, 4)) == [[70, 20, 90, 40]]
+
+
+def test_build_anew_forgets(axes):
+    axes.add(np.array([7]), QUERY)
+    axes.remove(np.array([20]))
+    axes.build(np.array([1, 2]), AXES[:2])
+    assert rows_of(axes.search(QUERY, 4)) == [[1, 2]]
+
+
+# Refusals.
+
+NAN_VECTORS = AXES.copy()
+NAN_VECTORS[1, 2] = np.nan
+HUGE = np.eye(4)  # float64: finite there, infinite as float32
+HUGE[3, 3] = 1e300
+
+BAD_ITEMS = {
+    "duplicate keys": ([1, 2, 1, 4], AXES, r"\[1\] stand twice"),
+    "negative key": ([1, 2, -3, 4], AXES, "must not be negative; got -3"),
+    "float keys": ([1.0, 2.0, 3.0, 4.0], AXES, "integers"),
+    "keys of two dimensions": ([[1, 2], [3, 4]], AXES, "integers"),
+    "NaN": ([5, 6, 7, 8], NAN_VECTORS, r"keys \[6\] hold NaN"),
+    "too large for float32": ([5, 6, 7, 8], HUGE, r"keys \[8\] hold NaN or inf"),
+    "fewer keys than vectors": ([5, 6, 7], AXES, "one a key"),
+    "one dimension": ([5, 6, 7, 8], AXES[0], "one a key"),
+    "integers": ([5, 6, 7, 8], np.eye(4, dtype=np.int64), "must be floats"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ITEMS)
+def test_items_that_are_refused(axes, case):
+    keys, vectors, message = BAD_ITEMS[case]
+    for change in (axes.add, axes.build):
+        with pytest.raises(ValueError, match=message):
+            change(np.array(keys), vectors)
+        assert rows_of(axes.search(QUERY, 4)) == [[70, 20, 90, 40]]
+
+
+def test_wrong_dimension(axes):
+    with pytest.raises(ValueError, match=r"Expected vectors \[4, 4\].*got \(4, 3\)"):
+        axes.add(np.arange(4), AXES[:, :3])
+    with pytest.raises(ValueError, match=r"num_queries, 4\].*got \(1, 3\)"):
+        axes.search(QUERY[:, :3], 1)
+    with pytest.raises(ValueError, match=r"got \(4,\)"):
+        axes.search(QUERY[0], 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0)], ids=["no items", "no dimension"])
+def test_nothing_to_build(backend, shape):
+    with pytest.raises(ValueError, match="none|Expected vectors"):
+        make(backend, "dot", np.arange(shape[0]), np.empty(shape))
+
+
+@pytest.mark.parametrize("value", [np.nan, INF, -INF])
+def test_queries_that_are_not_finite(axes, value):
+    queries = np.repeat(QUERY, 3, 0)
+    queries[1, 2] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        axes.search(queries, 2)
+
+
+def test_infinities_that_cancel(axes):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        axes.search(np.float32([[INF, -INF, 0, 1]]), 2)
+
+
+def test_integer_queries(axes):
+    with pytest.raises(ValueError, match="of floats.*int64"):
+        axes.search(QUERY.astype(np.int64), 2)
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 2.0, None])
+def test_k_that_is_no_count(axes, k):
+    with pytest.raises(ValueError, match="k must be an integer of 1 or more"):
+        axes.search(QUERY, k)
+
+
+def test_k_as_a_numpy_integer(axes):
+    assert rows_of(axes.search(QUERY, np.int32(1))) == [[70]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_wrong_number_of_exclusion_rows(axes, rows):
+    with pytest.raises(ValueError, match=f"exclude has {rows} rows for 2 queries"):
+        axes.search(np.repeat(QUERY, 2, 0), 1, exclude=Ragged.empty(rows))
+
+
+def test_keys_of_floats_are_not_rounded(axes):
+    with pytest.raises(ValueError, match="keys must be integers"):
+        axes.remove(np.array([20.7]))
+    with pytest.raises(ValueError, match="allow must be integers"):
+        axes.search(QUERY, 1, allow=np.array([20.7]))
+    assert len(axes) == 4
+
+
+def test_before_build(backend, metric):
+    index = build.make(build.IndexConfig(backend, metric))
+    assert len(index) == 0 and index.keys.tolist() == []
+    for call in (
+        lambda: index.search(QUERY, 1),
+        lambda: index.add(np.array([1]), QUERY),
+        lambda: index.remove(np.array([1])),
+    ):
+        with pytest.raises(ValueError, match="the index is empty: call build"):
+            call()
+
+
+def test_zero_vectors(backend, metric):
+    vectors = np.concatenate([AXES[:2], np.zeros((1, 4), np.float32)])
+    zero = np.zeros((1, 4), np.float32)
+    if metric == "cosine":
+        with pytest.raises(ValueError, match="zero vector has no direction"):
+            make(backend, metric, [1, 2, 3], vectors)
+        index = make(backend, metric, [1, 2], AXES[:2])
+        with pytest.raises(ValueError, match="zero vector has no direction"):
+            index.search(zero, 1)
+        with pytest.raises(ValueError, match="zero vector has no direction"):
+            index.add(np.array([2]), zero)
+        assert rows_of(index.search(QUERY, 3)) == [[1, 2]]
+    else:
+        # Dot: all score 0 and stand by key. Distance: the zero vector is at 0, the axes at 1.
+        wanted = [1, 2, 3] if metric == "dot" else [3, 1, 2]
+        assert rows_of(make(backend, metric, [1, 2, 3], vectors).search(zero, 3)) == [wanted]
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_cosine_has_no_scale(backend, scale):
+    # The squares of such values vanish or overflow in float32; directions are the axes' all along.
+    index = make(backend, "cosine", KEYS, AXES * np.float32(scale))
+    found = index.search(QUERY * np.float32(scale), 4)
+    assert rows_of(found) == [[70, 20, 90, 40]]
+    np.testing.assert_allclose(found.scores, [AXIS_SCORES["cosine"]], rtol=1e-5)
+
+
+def test_unknown_names(backend):
+    with pytest.raises(ValueError, match="metric must be one of"):
+        build.make(build.IndexConfig(backend, "manhattan"))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        build.make(build.IndexConfig(backend + "2"))
+    with pytest.raises(ValueError, match=f"{backend}: .*no_such"):
+        build.make(build.IndexConfig(backend, "dot", {"no_such": 1}))
+
+
+# What is handed through.
+
+
+class Spy(BruteForceIndex):
+    """Keeps what `_search` got."""
+
+    def _search(self, queries, k):
+        self.seen, self.k = queries, k
+        return super()._search(queries, k)
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_a_contiguous_float32_batch_is_not_copied(metric):
+    spy = Spy(metric).build(np.array(KEYS), AXES)
+    queries = np.repeat(QUERY, 3, 0)
+    spy.search(queries, 9)
+    assert np.shares_memory(spy.seen, queries)
+    assert spy.k == 4  # never more than there are
+    for other in (queries.astype(np.float64), np.asfortranarray(queries)):
+        spy.search(other, 1)
+        assert spy.seen.dtype == np.float32 and spy.seen.flags.c_contiguous
+        np.testing.assert_array_equal(spy.seen, queries)
+
+
+def test_searching_does_not_write_to_its_arguments(axes):
+    queries, rows = np.repeat(QUERY, 2, 0), ragged([[70], []])
+    axes.search(queries, 2, exclude=rows, allow=np.array(KEYS))
+    assert (queries == QUERY).all()
+    assert rows.values.tolist() == [70] and rows.offsets.tolist() == [0, 1, 1]
+
+
+def test_vectors_stay_without_a_copy():
+    index = make("exact", "dot", KEYS, AXES)
+    vectors = AXES.copy()
+    index.build(np.array(KEYS), vectors)
+    assert np.shares_memory(index.state()["vectors"], vectors)
+
+
+class Forgetful(Retriever):
+    """A graph that reaches its even positions only."""
+
+    def _build(self, vectors):
+        pass
+
+    def _search(self, queries, k):
+        scores = self._scores(queries, self._vectors)
+        scores[:, 1::2] = -INF
+        order = np.argsort(-scores, 1, kind="stable")[:, :k]
+        scores = np.take_along_axis(scores, order, 1)
+        return np.where(scores > -INF, order, -1), scores
+
+
+def test_what_a_backend_does_not_reach_is_scanned():
+    # Keys 70 and 90 are reached, 20 and 40 are not. With k = 2 the backend's answer is full, so it
+    # stands; with k = 3 it is short and the exact one takes its place.
+    index = Forgetful().build(np.array(KEYS), AXES)
+    assert rows_of(index.search(QUERY, 2)) == [[70, 90]]
+    assert rows_of(index.search(QUERY, 3)) == [[70, 20, 90]]
+
+
+# Random changes against a dictionary.
+
+SMALL_KEYS = st.integers(0, 12).map(lambda i: i * i + 3)
+VECTORS = st.tuples(*[st.integers(-3, 3)] * 3).filter(any)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.dictionaries(SMALL_KEYS, VECTORS, max_size=4)),
+        st.tuples(st.just("remove"), st.sets(SMALL_KEYS, max_size=3)),
+        st.tuples(
+            st.just("search"),
+            st.lists(st.tuples(VECTORS, st.lists(SMALL_KEYS, max_size=5)), max_size=3),
+            st.integers(1, 15),
+            st.none() | st.sets(SMALL_KEYS, max_size=8),
+        ),
+    ),
+    max_size=12,
+)
+FIRST = st.dictionaries(SMALL_KEYS, VECTORS, min_size=1, max_size=10)
+
+
+def as_arrays(items):
+    return np.array(list(items), np.int64), np.float32(list(items.values())).reshape(-1, 3)
+
+
+def play(backend, metric, first, steps):
+    """The steps on an index and on a dictionary."""
+    index, known = make(backend, metric, *as_arrays(first)), dict(first)
+    whole = ("search", [((1, 2, 3), [])], 20, None)
+    for name, *rest in [*steps, whole]:
+        if name == "add":
+            index.add(*as_arrays(rest[0]))
+            known.update(rest[0])
+        elif name == "remove":
+            if rest[0] <= known.keys():
+                index.remove(np.array(sorted(rest[0]), np.int64))
+                known = {key: known[key] for key in known if key not in rest[0]}
+            else:
+                with pytest.raises(ValueError, match="not in the index"):
+                    index.remove(np.array(sorted(rest[0]), np.int64))
+        else:
+            compare(index, known, metric, *rest)
+        assert index.keys.tolist() == sorted(known) and len(index) == len(known)
+
+
+def compare(index, known, metric, asked, k, allow):
+    queries = np.float32([query for query, _ in asked]).reshape(-1, 3)
+    banned = [set(row) for _, row in asked]
+    chosen = None if allow is None else np.array(sorted(allow), np.int64)
+    found = index.search(queries, k, exclude=ragged(row for _, row in asked), allow=chosen)
+    assert found.keys.shape == (len(asked), k)
+    keys, vectors = as_arrays(known)
+    scores = oracle_scores(metric, queries, vectors)
+    for row, answer in enumerate(rows_of(found)):
+        left = {
+            int(key): score
+            for key, score in zip(keys, scores[row])
+            if key not in banned[row] and (allow is None or key in allow)
+        }
+        # Never removed, excluded, not allowed or twice; and as many as there are.
+        assert set(answer) <= left.keys()
+        assert len(set(answer)) == len(answer) == min(k, len(left))
+        # Which of equal ones make the cut is open, so scores are compared, in their order.
+        got = [left[key] for key in answer]
+        np.testing.assert_allclose(found.scores[row, : len(answer)], got, atol=1e-4)
+        if index.is_exact:
+            np.testing.assert_allclose(got, sorted(left.values(), reverse=True)[:k], atol=1e-5)
+
+
+QUICK = settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+LONG = settings(QUICK, max_examples=2000)
+
+
+@pytest.mark.parametrize("backend", ["exact", "hnsw"])
+@QUICK
+@given(st.sampled_from(METRICS), FIRST, STEPS)
+def test_random_changes(backend, metric, first, steps):
+    play(backend, metric, first, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["exact", "hnsw"])
+@LONG
+@given(st.sampled_from(METRICS), FIRST, STEPS)
+def test_many_random_changes(backend, metric, first, steps):
+    play(backend, metric, first, steps)
+
+
+# Imports.
+
+
+def test_no_tensorflow_without_scann():
+    names = [
+        "twotower.metrics",
+        "twotower.evaluation",
+        "twotower.retrieval.base",
+        "twotower.retrieval.brute_force",
+        "twotower.retrieval.faiss_index",
+        "twotower.retrieval.build",
+    ]
+    code = (
+        f"import importlib, sys\nfor name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'tensorflow' not in sys.modules, name\nprint('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "done"
