@@ -17,7 +17,7 @@ from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import evaluate, item_segments
+from twotower.evaluation import evaluate
 from twotower.provenance import provenance
 from twotower.retrieval.tuning import recall_against
 
@@ -93,7 +93,7 @@ def main(argv):
         "model_version": bundle.model_version,
         "seed": manifest["recipe"]["fit"]["seed"],
         "metrics": report.metrics,
-        "segments": report.segments | item_segments(recommend, split, dataset),
+        "segments": report.segments,
         **common,
     }
     if FLAGS.index != "exact":

@@ -47,10 +47,12 @@ def oracle(metric, queries, keys, vectors, k, exclude=(), allow=None):
     """Rows of keys, best first, ties by key."""
     rows = []
     for row, scores in enumerate(oracle_scores(metric, queries, vectors)):
-        banned = set(exclude[row]) if len(exclude) else set()
-        order = sorted(range(len(keys)), key=lambda i: (-scores[i], keys[i]))
-        left = [int(keys[i]) for i in order if keys[i] not in banned]
-        rows.append([key for key in left if allow is None or key in allow][:k])
+        ranked = keys[np.lexsort((keys, -scores))]
+        if len(exclude):
+            ranked = ranked[~np.isin(ranked, exclude[row])]
+        if allow is not None:
+            ranked = ranked[np.isin(ranked, allow)]
+        rows.append(ranked[:k].tolist())
     return rows
 
 
@@ -121,12 +123,12 @@ def test_checkerboard(backend, metric):
 
 # Random clustered data against brute force.
 
-NUM, DIM = 3000, 16
+NUM, DIM = 2000, 16
 
 
 @pytest.fixture(scope="module")
 def clustered():
-    """3000 items of 40 clusters, keys 5, 12, 19, ... shuffled; 24 queries of the same clusters."""
+    """2000 items of 40 clusters, keys 5, 12, 19, ... shuffled; 24 queries of the same clusters."""
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(40, DIM))
     vectors = np.float32(centres[rng.integers(0, 40, NUM)] + 0.4 * rng.normal(size=(NUM, DIM)))
@@ -181,12 +183,12 @@ def test_clustered_with_exclusions_of_different_length(big, metric, clustered):
 def test_clustered_with_allow(big, metric, clustered, share):
     keys, vectors, queries = clustered
     allow = np.concatenate([keys[: int(share * NUM)], [1, 10**12, -4]])  # three unknown keys
-    best = oracle(metric, queries, keys, vectors, 3, allow=set(allow.tolist()))
+    best = oracle(metric, queries, keys, vectors, 3, allow=allow)
     agrees(big.search(queries, 3, allow=allow), best, big.is_exact)
     # The same without each row's best two.
     banned = [row[: 1 + i % 2] for i, row in enumerate(best)]
     found = big.search(queries, 5, exclude=ragged(banned), allow=allow)
-    wanted = oracle(metric, queries, keys, vectors, 5, banned, set(allow.tolist()))
+    wanted = oracle(metric, queries, keys, vectors, 5, banned, allow)
     agrees(found, wanted, big.is_exact)
     assert np.isin(found.keys[found.valid], allow).all()
 
@@ -412,7 +414,7 @@ def test_wrong_dimension(axes):
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)], ids=["no items", "no dimension"])
 def test_nothing_to_build(backend, shape):
-    with pytest.raises(ValueError, match="none|Expected vectors"):
+    with pytest.raises(ValueError, match=r"got none|Expected vectors"):
         make(backend, "dot", np.arange(shape[0]), np.empty(shape))
 
 
@@ -430,7 +432,7 @@ def test_infinities_that_cancel(axes):
 
 
 def test_integer_queries(axes):
-    with pytest.raises(ValueError, match="of floats.*int64"):
+    with pytest.raises(ValueError, match=r"of floats.*int64"):
         axes.search(QUERY.astype(np.int64), 2)
 
 

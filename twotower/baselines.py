@@ -1,165 +1,244 @@
-"""What a model has to beat: popularity, item-kNN, EASE and iALS, through the same evaluator."""
+"""Baselines: what a model has to beat, from the same rows through the same evaluator.
+
+Each is fitted on the training rows of a split and answers from a case's history, so that it sees
+neither more nor less than the query tower. Ratings count as 1, whatever their stars.
+
+The defaults are those with the best recall_micro@100 on the validation cases of `random` on
+MovieLens 1M. Tried there: EASE l2 150 / 300 / 500 / 1000 / 2000 .433 / .451 / .460 / .465 / .459;
+iALS with 64 factors, (alpha, regularization) (3, 10) .456, (5, 10) .456, (5, 20) .459, (10, 10)
+.445, (10, 30) .453; item-kNN with 200 neighbours cosine .337, tfidf .359, bm25 .398, and bm25 with
+500 .374. Published iALS figures of this split (.464 on test) are those of alpha 10, regularization
+10; the defaults reach .481, so they are the stronger opponent.
+"""
 
 import abc
+from typing import Self
 
 import numpy as np
-import scipy.sparse
+import scipy.sparse as sparse
 
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.evaluation import from_scores
+from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 
 
 class Baseline(abc.ABC):
-    """Scores all items from the items of a history."""
+    """Scores the whole catalogue for each case.
 
-    def fit(self, dataset: Dataset, train: np.ndarray, candidates: np.ndarray) -> "Baseline":
-        """Learns from the rows `train` of `dataset.interactions`; answers only `candidates`."""
-        users, items = dataset.user_rows[train], dataset.item_keys[train]
-        shape = len(dataset.users), len(dataset.items)
-        matrix = scipy.sparse.csr_matrix((np.ones(len(train), np.float32), (users, items)), shape)
-        matrix.data[:] = 1  # a repeated row counts once
-        self.num_items = shape[1]
-        self.popularity = np.asarray(matrix.sum(0), np.float32).ravel()
-        self._fit(matrix)
-        self._recommend = from_scores(self._with_popularity, candidates)
+    Its best guess for a case whose history has no item of the training rows is what is popular.
+    """
+
+    def fit(
+        self, dataset: Dataset, train: np.ndarray, candidates: np.ndarray | None = None
+    ) -> Self:
+        """Fits on rows of `dataset.interactions`.
+
+        Args:
+            dataset: The data.
+            train: Rows to learn from, such as a split's `train`.
+            candidates: Keys that may be answered, such as a split's; by default the items that
+                have a training row, which are all that these methods know of.
+
+        Raises:
+            ValueError: No rows.
+        """
+        if len(train) == 0:
+            raise ValueError(f"{type(self).__name__} needs training rows; got none.")
+        keys = dataset.item_keys[train]
+        self._counts = np.bincount(keys, minlength=len(dataset.items)).astype(np.float32)
+        by_user = Ragged.group(keys, dataset.user_rows[train], len(dataset.users))
+        self._fit(self._matrix(by_user))
+        if candidates is None:
+            candidates = np.flatnonzero(self._counts)
+        self._recommend = from_scores(self.scores, candidates)
         return self
 
-    def recommend(self, cases: EvalCases, k: int) -> Candidates:
-        """The best `k` items of each case that it does not exclude."""
-        return self._recommend(cases, k)
-
-    def _with_popularity(self, cases: EvalCases) -> np.ndarray:
-        history = scipy.sparse.csr_matrix(
-            (
-                np.ones(len(cases.history.values), np.float32),
-                cases.history.values,
-                cases.history.offsets,
-            ),
-            (len(cases), self.num_items),
-        )
-        scores = np.asarray(self._score(history), np.float32)
-        # Nothing is known of a user without history but what everybody likes.
-        scores[cases.history.lengths == 0] = self.popularity
+    def scores(self, cases: EvalCases) -> np.ndarray:
+        """`[num_cases, num_items]` float32, larger is better."""
+        histories = self._matrix(cases.history)
+        scores = self._score(histories)
+        known = histories @ (self._counts > 0)
+        scores[known == 0] = self._counts
         return scores
 
-    def _fit(self, matrix: scipy.sparse.csr_matrix) -> None:
-        """Learns from `[num_users, num_items]` of ones."""
+    def recommend(self, cases: EvalCases, k: int) -> Candidates:
+        """The best `k` items of each case; call `fit` first."""
+        if not hasattr(self, "_recommend"):
+            raise ValueError(f"{type(self).__name__} is not fitted; call fit(dataset, train).")
+        return self._recommend(cases, k)
+
+    def _matrix(self, rows: Ragged) -> sparse.csr_matrix:
+        """Rows of keys as 0 and 1, `[num_rows, num_items]`; a repeated key counts once."""
+        ones = np.ones(len(rows.values), np.float32)
+        shape = (len(rows), len(self._counts))
+        matrix = sparse.csr_matrix((ones, rows.values, rows.offsets), shape)
+        matrix.sum_duplicates()
+        matrix.data[:] = 1
+        return matrix
 
     @abc.abstractmethod
-    def _score(self, history: scipy.sparse.csr_matrix) -> np.ndarray:
-        """`[num_cases, num_items]` from the cases' histories as ones."""
+    def _fit(self, matrix: sparse.csr_matrix) -> None:
+        """Fits on `[num_users, num_items]`."""
+
+    @abc.abstractmethod
+    def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
+        """Scores from histories `[num_cases, num_items]`, same shape, dense, writable."""
 
 
 class Popularity(Baseline):
-    """The number of an item's training rows."""
+    """The items with the most training rows, for everybody."""
 
-    def _score(self, history):
-        return np.tile(self.popularity, (history.shape[0], 1))
+    def _fit(self, matrix: sparse.csr_matrix) -> None:
+        pass
+
+    def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
+        return np.repeat(self._counts[None, :], histories.shape[0], axis=0)
 
 
 class Ease(Baseline):
-    """Embarrassingly shallow autoencoder (Steck, WWW 2019), equation 8.
+    """EASE (Steck, WWW 2019, eq. 8): a linear item-item model with a zero diagonal, in closed form.
 
-    B = I - P diag(1 / diag(P)) with P = (X'X + l2 I)^-1; scores are X B.
+        G = X'X + l2 I,   P = G^-1,   B_ij = -P_ij / P_jj,   B_jj = 0,   scores = history B
 
     Args:
-        l2: Ridge on the item-item weights.
+        l2: Ridge penalty.
+
+    Raises:
+        ValueError: `l2` not positive, or more than `MAX_ITEMS` items (from `fit`).
     """
 
-    def __init__(self, l2: float = 500.0) -> None:
+    MAX_ITEMS = 40_000  # the inverse of 40,000 x 40,000 takes 13 GB
+
+    def __init__(self, l2: float = 1000.0) -> None:
+        if not l2 > 0:
+            raise ValueError(f"l2 must be positive; got {l2}.")
         self.l2 = l2
 
-    def _fit(self, matrix):
-        gram = np.asarray((matrix.T @ matrix).todense(), np.float64)
+    def _fit(self, matrix: sparse.csr_matrix) -> None:
+        # Only items with a row: the others would be empty rows of B.
+        self._items = np.flatnonzero(self._counts)
+        if len(self._items) > self.MAX_ITEMS:
+            raise ValueError(
+                f"EASE inverts a matrix of items x items; {len(self._items)} items are more than "
+                f"{self.MAX_ITEMS}. Take item_knn or ials."
+            )
+        trained = matrix[:, self._items].astype(np.float64)
+        gram = (trained.T @ trained).toarray()
         gram[np.diag_indices_from(gram)] += self.l2
         inverse = np.linalg.inv(gram)
-        self.weights = (-inverse / np.diag(inverse)).astype(np.float32)
-        np.fill_diagonal(self.weights, 0)
+        weights = inverse / -np.diag(inverse)
+        np.fill_diagonal(weights, 0)
+        self._weights = weights.astype(np.float32)
 
-    def _score(self, history):
-        return history @ self.weights
+    def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
+        scores = np.zeros(histories.shape, np.float32)
+        scores[:, self._items] = histories[:, self._items] @ self._weights
+        return scores
 
 
 class ItemKnn(Baseline):
-    """Sum of the cosines between an item and the history's items, the nearest ones only.
+    """Item-kNN: the sum of an item's similarities to the history (Sarwar et al., WWW 2001).
 
     Args:
-        neighbours: Items that count for an item of the history.
-        shrink: Added to the denominator, against chance similarity of rare items.
+        neighbours: Most similar items kept for each item.
+        weighting: How a user counts in a similarity: `cosine`, `tfidf` (a user of many items says
+            less) or `bm25` (and a popular item is not similar to all).
     """
 
-    def __init__(self, neighbours: int = 200, shrink: float = 20.0) -> None:
-        self.neighbours, self.shrink = neighbours, shrink
+    def __init__(self, neighbours: int = 200, weighting: str = "bm25") -> None:
+        kinds = ("cosine", "tfidf", "bm25")
+        if weighting not in kinds or neighbours < 1:
+            raise ValueError(
+                f"weighting must be one of {kinds} and neighbours at least 1; got {weighting!r}, "
+                f"{neighbours}."
+            )
+        self.neighbours, self.weighting = neighbours, weighting
 
-    def _fit(self, matrix):
-        gram = np.asarray((matrix.T @ matrix).todense(), np.float32)
-        norm = np.sqrt(np.diag(gram))
-        similarity = gram / (np.outer(norm, norm) + self.shrink)
-        np.fill_diagonal(similarity, 0)
-        keep = min(self.neighbours, len(similarity) - 1)
-        cut = -np.partition(-similarity, keep - 1, axis=1)[:, keep - 1]
-        similarity[similarity < cut[:, None]] = 0
-        self.weights = scipy.sparse.csr_matrix(similarity)
+    def _fit(self, matrix: sparse.csr_matrix) -> None:
+        nearest = _implicit("nearest_neighbours")
+        items = matrix.T.astype(np.float64)
+        if self.weighting == "cosine":
+            weighted = nearest.normalize(items)
+        elif self.weighting == "tfidf":
+            weighted = nearest.normalize(nearest.tfidf_weight(items))
+        else:
+            weighted = nearest.bm25_weight(items, K1=1.2, B=0.75)
+        model = nearest.ItemItemRecommender(K=self.neighbours)
+        model.fit(weighted.T.tocsr(), show_progress=False)
+        self._similarity = model.similarity.astype(np.float32)
 
-    def _score(self, history):
-        return (history @ self.weights).todense()
+    def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
+        return (histories @ self._similarity).toarray()
 
 
 class IAls(Baseline):
-    """Implicit alternating least squares (Hu, Koren and Volinsky, ICDM 2008) of `implicit`.
+    """iALS: weighted matrix factorisation (Hu, Koren and Volinsky, ICDM 2008) from `implicit`.
 
-    A case's user vector is folded in from its history, so that users without a training row have
-    one, too.
+    A case's vector is solved from its history and the item vectors, so a user who came after the
+    training is no different from the others.
 
     Args:
-        factors: Length of the vectors.
-        alpha: Weight of an observed interaction over an unobserved one.
-        regularization: Ridge on the vectors.
+        factors: Size of a vector.
+        alpha: Weight of an observed pair; all others weigh 1.
+        regularization: L2 penalty.
         iterations: Alternations.
-        seed: Of the start.
+        seed: Of the first vectors.
     """
 
     def __init__(
         self,
         factors: int = 64,
-        alpha: float = 4.0,
-        regularization: float = 10.0,
+        alpha: float = 5.0,
+        regularization: float = 20.0,
         iterations: int = 15,
         seed: int = 0,
     ) -> None:
         self.factors, self.alpha, self.regularization = factors, alpha, regularization
         self.iterations, self.seed = iterations, seed
 
-    def _fit(self, matrix):
-        try:
-            from implicit.cpu.als import AlternatingLeastSquares
-        except ImportError as error:
-            raise ImportError('iALS needs implicit: pip install "twotower[funnel]"') from error
-        self.model = AlternatingLeastSquares(
-            factors=self.factors,
-            alpha=self.alpha,
-            regularization=self.regularization,
-            iterations=self.iterations,
-            random_state=self.seed,
-        )
-        self.model.fit(matrix, show_progress=False)
+    def _fit(self, matrix: sparse.csr_matrix) -> None:
+        als = _implicit("cpu.als")
+        from threadpoolctl import threadpool_limits  # comes with implicit
 
-    def _score(self, history):
-        users = self.model.recalculate_user(np.arange(history.shape[0]), history)
-        return users @ self.model.item_factors.T
+        # implicit has threads of its own; BLAS threads inside them make it many times slower.
+        with threadpool_limits(1, "blas"):
+            self._model = als.AlternatingLeastSquares(
+                factors=self.factors,
+                alpha=self.alpha,
+                regularization=self.regularization,
+                iterations=self.iterations,
+                random_state=self.seed,
+            )
+            self._model.fit(matrix, show_progress=False)
+
+    def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
+        users = self._model.recalculate_user(np.arange(histories.shape[0]), histories)
+        return users @ self._model.item_factors.T
 
 
 BASELINES = {"popularity": Popularity, "ease": Ease, "item_knn": ItemKnn, "ials": IAls}
 
 
-def make(name: str) -> Baseline:
-    """A baseline by name, with its defaults.
+def make(name: str, **parameters) -> Baseline:
+    """A baseline by its name.
 
     Raises:
         ValueError: An unknown name.
     """
     if name not in BASELINES:
-        raise ValueError(f"unknown baseline {name!r}; there are {sorted(BASELINES)}.")
-    return BASELINES[name]()
+        raise ValueError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}.")
+    return BASELINES[name](**parameters)
+
+
+def _implicit(module: str):
+    """A module of `implicit`, an extra; imported where it is needed."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"implicit.{module}")
+    except ImportError as error:
+        raise ImportError(
+            'item_knn and ials need the package implicit: pip install "twotower[funnel]"'
+        ) from error

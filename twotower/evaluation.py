@@ -1,4 +1,9 @@
-"""Evaluation of anything that recommends, over the whole catalogue. No sampled metrics."""
+"""Evaluation: the questions of a split put to anything that recommends.
+
+`recommend(cases, k) -> Candidates` is all that evaluation knows of a model. It may be a query tower
+with an index, a baseline, or a whole funnel. All candidates compete for every question: figures
+over sampled negatives rank models differently (Krichene and Rendle, KDD 2020), so there are none.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,12 +14,19 @@ from twotower import metrics
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
-from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 Recommend = Callable[[EvalCases, int], Candidates]
 
-# Segment bounds: events in a user's history; an item's share of the catalogue by popularity.
-HISTORY_BOUNDS = (10, 50, 200)
+KS = (10, 20, 50, 100, 500)
+MRR_AT = 500
+
+# Lower bounds of the segments: items in a case's history, training rows of a target's item.
+HISTORY_LENGTHS = (0, 1, 10, 20, 50, 100, 200, 500, 1000)
+POPULARITIES = (0, 1, 10, 100, 1000, 10_000, 100_000)
+
+# Figures of a segment of users; a segment of items has `recall_micro` at each k.
+SEGMENT_METRICS = ("recall@10", "recall@100", "recall_micro@100", "ndcg@10", f"mrr@{MRR_AT}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,167 +34,261 @@ class Report:
     """What an evaluation found.
 
     Attributes:
-        metrics: Key -> mean, low, high.
-        segments: Segment -> `cases` or `targets` and the metrics there.
-        hits: `[num_cases, k]` bool, for paired comparisons through `twotower.metrics`.
-        num_targets: `[num_cases]`.
-        clusters: `[num_cases]`, the user of each case.
+        metrics: Name -> `{"mean": ..., "low": ..., "high": ...}`, the 95% interval; JSON-ready.
+            `low` and `high` are None where a single user was asked.
+        values: Name -> `[num_cases]`, what the means are over; for paired comparisons.
+        ranks: Rank of each target.
+        cases: The questions.
+        clusters: `[num_cases]` int, the user of each case: cases of one user count as one.
+        ks: Lengths of answers that were looked at.
+        item_counts: `[num_items]` training rows of each key, None where the split has none.
     """
 
-    metrics: dict[str, dict[str, float]]
-    segments: dict[str, dict]
-    hits: np.ndarray
-    num_targets: np.ndarray
+    metrics: dict
+    values: dict[str, np.ndarray]
+    ranks: metrics.TargetRanks
+    cases: EvalCases
     clusters: np.ndarray
+    ks: tuple[int, ...]
+    item_counts: np.ndarray | None = None
+
+    @property
+    def segments(self) -> dict:
+        """`by_segment()` as it stands in result files."""
+        return self.by_segment()
+
+    def by_segment(self, names: Sequence[str] = SEGMENT_METRICS) -> dict:
+        """Figures of users by length of their history, and of targets by popularity; JSON-ready.
+
+        Args:
+            names: Metrics of the segments of users; those that were not computed are left out.
+
+        Returns:
+            `history_length`: segment such as `20-49` -> number of cases and metrics.
+            `item_popularity`: segment of training rows such as `1-9` -> number of targets and
+            `recall_micro@k`; `0` are the cold items, targets that no training row has.
+        """
+        segments: dict = {"history_length": {}}
+        for name, rows in _segments(self.cases.history.lengths, HISTORY_LENGTHS):
+            segments["history_length"][name] = {
+                "num_cases": len(rows),
+                **{
+                    metric: metrics.interval(
+                        self.values[metric][rows],
+                        self._weights(metric, rows),
+                        self.clusters[rows],
+                    )
+                    for metric in names
+                    if metric in self.values
+                },
+            }
+        if self.item_counts is None:
+            return segments
+        segments["item_popularity"] = {}
+        users = self.clusters[self.ranks.case]
+        counts = self.item_counts[self.cases.targets.values]
+        for name, targets in _segments(counts, POPULARITIES):
+            segments["item_popularity"][name] = {
+                "num_targets": len(targets),
+                **{
+                    f"recall_micro@{k}": metrics.interval(
+                        self.ranks.ranks[targets] <= k, clusters=users[targets]
+                    )
+                    for k in self.ks
+                },
+            }
+        return segments
+
+    def compare(self, other: "Report", name: str) -> dict:
+        """Mean of this report's metric minus the other's, with the interval of paired cases.
+
+        Raises:
+            ValueError: The other report is of other questions, or lacks the metric.
+        """
+        same = np.array_equal(self.cases.user_id, other.cases.user_id) and np.array_equal(
+            self.cases.targets.values, other.cases.targets.values
+        )
+        if not same:
+            raise ValueError("a paired comparison needs two reports of the same cases.")
+        missing = [report for report in (self, other) if name not in report.values]
+        if missing:
+            raise ValueError(f"no values of {name!r} by case; there are {list(self.values)}.")
+        return metrics.paired_difference(
+            self.values[name],
+            other.values[name],
+            self._weights(name, slice(None)),
+            self.clusters,
+        )
+
+    def _weights(self, name: str, rows) -> np.ndarray | None:
+        return self.ranks.lengths[rows] if name.startswith("recall_micro") else None
 
 
 def evaluate(
     recommend: Recommend,
-    split: Split,
+    split: Split | EvalCases,
     dataset: Dataset | None = None,
-    ks: Sequence[int] = (10, 20, 50, 100, 500),
-    batch_size: int = 1024,
+    ks: Sequence[int] = KS,
+    batch_size: int = 2048,
 ) -> Report:
-    """Asks all cases of a split.
+    """Asks every question of a split and reports all metrics.
 
-    A target is ranked last among the items of equal score, and a target that ties with what was
-    cut off at the end of the answer does not count. So a model whose scores are all equal gets 0.
+    One item more than the largest k is asked for, to know whether a tie goes on behind the end:
+    targets rank last among their ties (`metrics.target_ranks`), so a constant model gets 0.
 
     Args:
-        recommend: `(cases, k) -> Candidates`, without the cases' excluded items.
-        split: The questions, the candidates and, for popularity, the training rows.
-        dataset: For the metrics and segments that need the popularity of items.
-        ks: Cut-offs; `mrr` always uses 500.
-        batch_size: Cases a call.
+        recommend: `recommend(cases, k)`; must leave out `cases.exclude`.
+        split: A split, or only its cases; then there is no coverage and nothing by popularity.
+        dataset: Only for a split that was made without `item_counts`: its rows are counted.
+        ks: Lengths of answers to report.
+        batch_size: Questions asked at once.
 
     Raises:
-        ValueError: The recommender answered an excluded item or something outside the candidates.
+        ValueError: No questions; or an answer that breaks the rules of `Candidates`, has an item
+            twice, an excluded one, or one that is no candidate.
     """
-    cases, depth = split.cases, max(*ks, 500)
-    found_hits, found_keys = [], []
+    cases = split if isinstance(split, EvalCases) else split.cases
+    candidates = None if cases is split else split.candidates
+    item_counts = None if cases is split else split.item_counts
+    if item_counts is None and dataset is not None and cases is not split:
+        item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    ks = tuple(sorted(set(ks)))
+    if len(cases) == 0 or not ks or ks[0] < 1:
+        raise ValueError(f"nothing to evaluate: {len(cases)} cases at k {ks}.")
+    if (np.diff(np.sort(_pairs(cases.targets))) == 0).any():
+        raise ValueError("a case names the same target twice; each target must stand once.")
+    deepest = max(ks[-1], MRR_AT)
+    parts, keys = [], []
     for part in cases.batches(batch_size):
-        # One more than needed shows whether a tie goes on past the end.
-        answer = recommend(part, depth + 1)
-        _check(answer, part, split.candidates)
-        found_hits.append(_hits(answer, part)[:, :depth])
-        found_keys.append(np.pad(answer.keys, ((0, 0), (0, 100)), constant_values=-1)[:, :100])
-    width = max(hits.shape[1] for hits in found_hits)
-    hits = np.concatenate([np.pad(h, ((0, 0), (0, width - h.shape[1]))) for h in found_hits])
-    keys = np.concatenate(found_keys)  # [num_cases, 100]
-    num_targets = cases.targets.lengths
+        found = recommend(part, deepest + 1)
+        _check(found, part, deepest + 1, candidates)
+        targets = part.targets
+        parts.append(
+            metrics.target_ranks(
+                found.keys, found.scores, found.counts, targets.values, targets.offsets, deepest + 1
+            ).ranks
+        )
+        top = np.full((len(part), ks[-1]), -1, np.int32)
+        width = min(ks[-1], found.keys.shape[1])
+        top[:, :width] = np.where(found.valid, found.keys, -1)[:, :width]
+        keys.append(top)
+    ranks = metrics.TargetRanks(np.concatenate(parts), cases.targets.offsets)
     _, clusters = np.unique(cases.user_id.astype(str), return_inverse=True)
-    values = metrics.summarise(hits, num_targets, ks, clusters)
-    segments = _user_segments(hits, cases, clusters)
-    for k in (10, 100):
-        share = metrics.coverage(keys, k, len(split.candidates))
-        values[f"coverage@{k}"] = {"mean": share, "low": share, "high": share}
-    if dataset is not None:
-        counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
-        popularity = metrics.mean_popularity(keys, 10, counts)
-        values["mean_popularity@10"] = dict.fromkeys(("mean", "low", "high"), popularity)
-    return Report(values, segments, hits, num_targets, clusters)
+    keys = np.concatenate(keys)
+    values = _values(ranks, keys, ks, item_counts)
+    report = Report({}, values, ranks, cases, clusters, ks, item_counts)
+    for name in values:
+        weights = report._weights(name, slice(None))
+        report.metrics[name] = metrics.interval(values[name], weights, clusters)
+    if candidates is not None:
+        for k in ks:
+            report.metrics[f"coverage@{k}"] = metrics.coverage(keys, candidates, k, clusters)
+    return report
 
 
-def _check(answer: Candidates, cases: EvalCases, candidates: np.ndarray) -> None:
-    valid = answer.valid
-    if not np.isin(answer.keys[valid], candidates).all():
-        raise ValueError("the recommender answered an item outside the protocol's candidates.")
-    base = np.int64(1) << 40
-    row = np.arange(len(cases))[:, None] * base
-    excluded = cases.exclude.values + cases.exclude.row_index * base
-    if np.isin((answer.keys + row)[valid], excluded).any():
-        raise ValueError("the recommender answered an item that the case excludes.")
+def from_scores(
+    score: Callable[[EvalCases], np.ndarray],
+    candidates: np.ndarray | None = None,
+    batch_size: int = 1024,
+) -> Recommend:
+    """`recommend(cases, k)` from a function that scores the whole catalogue.
 
-
-def _hits(answer: Candidates, cases: EvalCases) -> np.ndarray:
-    """Whether the item ranked at each place is a target, `[num_cases, k]`, ties resolved against
-    the targets."""
-    base = np.int64(1) << 40
-    row = np.arange(len(cases))[:, None] * base
-    wanted = cases.targets.values + cases.targets.row_index * base
-    hit = np.isin(answer.keys + row, wanted) & answer.valid
-    scores = np.where(answer.valid, answer.scores, np.nan)
-    tied = np.zeros_like(hit)
-    tied[:, 1:] = scores[:, 1:] == scores[:, :-1]
-    if not tied.any():
-        return hit
-    # Inside each group of equal scores the hits move to the end; in the group that the answer's
-    # end cuts off, they may lie anywhere behind it, so they are no hits.
-    group = np.cumsum(~tied, axis=1)
-    full = answer.counts == hit.shape[1]
-    hit &= ~(full[:, None] & (group == group[:, -1:]) & _grouped(tied))
-    order = np.lexsort((hit, group), axis=1)
-    return np.take_along_axis(hit, order, 1)
-
-
-def _grouped(tied: np.ndarray) -> np.ndarray:
-    """Places in a group of two or more equal scores."""
-    either = tied.copy()
-    either[:, :-1] |= tied[:, 1:]
-    return either
-
-
-def _user_segments(hits, cases: EvalCases, clusters) -> dict[str, dict]:
-    """Metrics by length of the history."""
-    segments = {}
-    lengths, num_targets = cases.history.lengths, cases.targets.lengths
-    for low, high in zip((0, *HISTORY_BOUNDS), (*HISTORY_BOUNDS, None)):
-        rows = (lengths >= low) & (lengths < (high or np.inf))
-        if rows.any():
-            name = f"history {low}-{high - 1}" if high else f"history {low}+"
-            segments[name] = {
-                "cases": int(rows.sum()),
-                **metrics.summarise(hits[rows], num_targets[rows], (10, 100), clusters[rows]),
-            }
-    return segments
-
-
-def item_segments(
-    recommend: Recommend, split: Split, dataset: Dataset, k: int = 100, batch_size: int = 1024
-) -> dict[str, dict]:
-    """Recall of targets by the popularity of the item: `cold` (no training row), `tail` (the less
-    popular 80% of trained items), `middle` (the next 15%), `head` (the top 5%).
-
-    Returns:
-        Segment -> `targets` and `recall_micro@k`.
+    Args:
+        score: Cases -> `[num_cases, num_items]` scores, a column a key; larger is better.
+        candidates: Keys that may be answered; all by default.
+        batch_size: Cases scored at once, which bounds the memory.
     """
-    counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
-    trained = np.sort(counts[counts > 0])
-    bounds = [trained[int(0.8 * len(trained))], trained[int(0.95 * len(trained))]]
-    segment = np.where(counts == 0, 0, 1 + np.searchsorted(bounds, counts, side="right"))
-    found, wanted = np.zeros(4), np.zeros(4)
-    per_case: list[list[np.ndarray]] = [[], []]
-    base = np.int64(1) << 40
-    for part in split.cases.batches(batch_size):
-        answer = recommend(part, k)
-        row = np.arange(len(part))[:, None] * base
-        targets = part.targets.values + part.targets.row_index * base
-        hit = np.isin(targets, (answer.keys + row)[answer.valid])
-        case, kind = part.targets.row_index, segment[part.targets.values]
-        table = np.zeros((2, len(part), 4))
-        np.add.at(table[0], (case, kind), hit)
-        np.add.at(table[1], (case, kind), 1)
-        per_case[0].append(table[0])
-        per_case[1].append(table[1])
-    found, wanted = (np.concatenate(parts) for parts in per_case)
-    return {
-        name: {
-            "targets": int(wanted[:, kind].sum()),
-            f"recall_micro@{k}": metrics.ratio_interval(found[:, kind], wanted[:, kind]),
-        }
-        for kind, name in enumerate(("cold", "tail", "middle", "head"))
-        if wanted[:, kind].any()
-    }
-
-
-def from_scores(score: Callable[[EvalCases], np.ndarray], candidates: np.ndarray) -> Recommend:
-    """A recommender from dense scores: `score(cases)` gives `[num_cases, num_items]` by key."""
 
     def recommend(cases: EvalCases, k: int) -> Candidates:
-        scores = np.array(score(cases), np.float32)
-        scores[cases.exclude.row_index, cases.exclude.values] = -np.inf
-        scores = scores[:, candidates]
-        keys = np.broadcast_to(candidates, scores.shape)
-        return Candidates.rank(keys, scores, k)
+        parts = [
+            _top(np.array(score(part), np.float32), part, candidates, k)
+            for part in cases.batches(batch_size)
+        ]
+        if not parts:
+            empty = np.empty((0, k))
+            return Candidates.rank(empty.astype(np.int64), empty.astype(np.float32), k)
+        return Candidates.concat(parts)
 
     return recommend
+
+
+def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates:
+    """The best k of dense `scores` `[num_cases, num_items]`, which it overwrites."""
+    if scores.ndim != 2 or len(scores) != len(cases) or np.isnan(scores).any():
+        raise ValueError(
+            f"expected scores [{len(cases)}, num_items] without NaN; got {scores.shape} with "
+            f"{int(np.isnan(scores).sum())} NaN."
+        )
+    if candidates is not None:
+        barred = np.ones(scores.shape[1], bool)
+        barred[candidates] = False
+        scores[:, barred] = NO_SCORE
+    scores[cases.exclude.row_index, cases.exclude.values] = NO_SCORE
+    if k < scores.shape[1]:
+        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    else:
+        best = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    return Candidates.rank(best, np.take_along_axis(scores, best, 1), k)
+
+
+def _values(ranks: metrics.TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:
+    """Every metric that has a value for each case, name -> `[num_cases]`."""
+    values = {}
+    for k in ks:
+        values[f"recall@{k}"] = metrics.recall(ranks, k)
+        values[f"recall_micro@{k}"] = values[f"recall@{k}"]  # weighted by the number of targets
+        values[f"hit_rate@{k}"] = metrics.hit_rate(ranks, k)
+        values[f"precision@{k}"] = metrics.precision(ranks, k)
+        values[f"ndcg@{k}"] = metrics.ndcg(ranks, k)
+        if item_counts is not None:
+            values[f"mean_popularity@{k}"] = metrics.mean_popularity(keys, item_counts, k)
+    values[f"mrr@{MRR_AT}"] = metrics.reciprocal_rank(ranks, MRR_AT)
+    return values
+
+
+def _pairs(ragged) -> np.ndarray:
+    """One number for each (row, key) of ragged keys."""
+    return ragged.values + ragged.row_index * np.int64(ragged.values.max(initial=0) + 1)
+
+
+def _check(found: Candidates, cases: EvalCases, k: int, candidates: np.ndarray | None) -> None:
+    """Raises ValueError for an answer that a metric would silently misread."""
+    if len(found) != len(cases) or found.keys.shape[1] > k:
+        raise ValueError(
+            f"expected at most {k} items for each of {len(cases)} cases; got {found.keys.shape}."
+        )
+    scores, valid = found.scores, found.valid
+    if np.isnan(scores[valid]).any() or (valid[:, 1:] & (scores[:, 1:] > scores[:, :-1])).any():
+        raise ValueError("scores must descend along an answer, without NaN.")
+    keys = found.keys[valid]
+    if keys.min(initial=0) < 0:
+        raise ValueError(f"key {keys.min()} inside an answer; counts must end before it.")
+    if candidates is not None and not np.isin(keys, candidates).all():
+        raise ValueError(
+            f"key {keys[~np.isin(keys, candidates)][0]} was answered and is no candidate of this "
+            "protocol. Build the index from split.candidates."
+        )
+    ascending = np.sort(np.where(valid, found.keys, -1), axis=1)
+    if ((ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)).any():
+        raise ValueError("an answer has the same item twice, which would count it twice.")
+    base = np.int64(max(keys.max(initial=0), cases.exclude.values.max(initial=0)) + 1)
+    pairs = keys + np.nonzero(valid)[0] * base
+    excluded = np.isin(pairs, cases.exclude.values + cases.exclude.row_index * base)
+    if excluded.any():
+        raise ValueError(
+            f"{int(excluded.sum())} answered items are excluded by their case, key "
+            f"{keys[excluded][0]} for one. Pass cases.exclude on to the retriever."
+        )
+
+
+def _segments(sizes: np.ndarray, bounds: Sequence[int]):
+    """(name, indices) of each segment that is not empty; `bounds` are lower bounds from 0 on."""
+    segment = np.searchsorted(bounds, sizes, side="right") - 1
+    for at, low in enumerate(bounds):
+        rows = np.flatnonzero(segment == at)
+        if at + 1 == len(bounds):
+            name = f"{low}+"
+        else:
+            name = str(low) if bounds[at + 1] == low + 1 else f"{low}-{bounds[at + 1] - 1}"
+        if len(rows):
+            yield name, rows

@@ -1,117 +1,246 @@
-"""Metrics of ranked lists, each with a 95% interval. Numpy only; imports nothing of the package.
+"""Metrics from the ranks of targets, and their 95% intervals. Numpy only, no package imports.
 
-Everything starts from `hits [num_cases, k]`, whether the item at a place is a target of the case,
-and `num_targets [num_cases]`. Places past a short list hold no hit.
+A target's rank in an answer is all that a metric of accuracy needs. So `target_ranks` comes first,
+it alone knows about ties, and everything after it is a line of arithmetic over ranks.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 
 import numpy as np
 
-Z95 = 1.959964  # two-sided 95% quantile of the normal distribution
+# Rank of a target that is not in the answer, or not certainly.
+NOT_FOUND = np.iinfo(np.int64).max
+
+# Half the width of a 95% interval, in standard errors.
+Z95 = 1.959964
 
 
-def recall(hits: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
-    """Share of a case's targets among its first `k`, `[num_cases]`."""
-    return hits[:, :k].sum(1) / num_targets
+@dataclasses.dataclass(frozen=True)
+class TargetRanks:
+    """Where the targets of each case stand in its answer.
 
-
-def precision(hits: np.ndarray, k: int) -> np.ndarray:
-    """Share of the first `k` places that are targets, `[num_cases]`."""
-    return hits[:, :k].sum(1) / k
-
-
-def hit_rate(hits: np.ndarray, k: int) -> np.ndarray:
-    """1 where any target is among the first `k`, `[num_cases]`."""
-    return hits[:, :k].any(1).astype(float)
-
-
-def ndcg(hits: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
-    """Normalised discounted cumulative gain of binary targets, `[num_cases]`.
-
-    DCG = sum over hits at rank r <= k of 1 / log2(r + 1); divided by the DCG of a list that starts
-    with min(k, number of targets) hits (Järvelin and Kekäläinen, TOIS 2002, with gains of 1).
+    Attributes:
+        ranks: `[num_targets]` int64, 1 for the first place, `NOT_FOUND` for none.
+        offsets: `[num_cases + 1]`; the targets of case `i` are `offsets[i]:offsets[i + 1]`.
     """
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    ideal = np.cumsum(discount)[np.minimum(num_targets, k) - 1]
-    found = hits[:, :k]
-    return found @ discount[: found.shape[1]] / ideal
+
+    ranks: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of targets of each case, `[num_cases]`."""
+        return np.diff(self.offsets)
+
+    @property
+    def case(self) -> np.ndarray:
+        """The case of each target, `[num_targets]`."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum of `values` `[num_targets]` over the targets of each case, `[num_cases]`."""
+        return np.bincount(self.case, weights=values, minlength=len(self.offsets) - 1)
 
 
-def reciprocal_rank(hits: np.ndarray, k: int) -> np.ndarray:
-    """1 / rank of the first hit among the first `k`, else 0, `[num_cases]`."""
-    found = hits[:, :k]
-    return np.where(found.any(1), 1 / (found.argmax(1) + 1), 0.0)
+def target_ranks(
+    keys: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray,
+    target_keys: np.ndarray,
+    target_offsets: np.ndarray,
+    asked: int,
+) -> TargetRanks:
+    """Ranks of targets, each one last among the items of equal score.
+
+    A model that gives one score to everything knows nothing. Were ties in its favour, it would get
+    1.0 at every k; by position, what the order of the catalogue happens to give. So inside a tie
+    the targets come after all others. A tie that reaches the end of a full answer may go on behind
+    it, so its targets are not found: ask for one item more than the largest k of interest.
+
+    Args:
+        keys: `[num_cases, k]` item keys, best first.
+        scores: `[num_cases, k]`, descending.
+        counts: `[num_cases]`, how many places of each row are filled.
+        target_keys: `[num_targets]`, case after case, no key twice in a case.
+        target_offsets: `[num_cases + 1]`.
+        asked: How many items were asked for; a row that has fewer has all there are.
+
+    >>> target_ranks(np.array([[5, 3, 8]]), np.array([[2.0, 1.0, 1.0]]), np.array([3]),
+    ...              np.array([3]), np.array([0, 1]), asked=4).ranks.tolist()
+    [3]
+    """
+    ranks = np.full(len(target_keys), NOT_FOUND)
+    found = TargetRanks(ranks, np.asarray(target_offsets))
+    if keys.size == 0 or len(target_keys) == 0:
+        return found
+    valid = np.arange(keys.shape[1]) < counts[:, None]
+    # One number for (case, key); a small range lets np.isin work with a table.
+    base = np.int64(max(keys.max(), target_keys.max()) + 1)
+    wanted = target_keys + found.case * base
+    got = np.where(valid, keys, 0) + np.arange(len(keys))[:, None] * base
+    hits = np.isin(got, wanted) & valid
+    order = np.argsort(wanted, kind="stable")
+    row, place = np.nonzero(hits)
+    target = order[np.searchsorted(wanted[order], got[row, place])]
+    # end[i, p]: the place behind the last item that has the score of place p.
+    last = np.ones(keys.shape, bool)
+    last[:, :-1] = (scores[:, 1:] != scores[:, :-1]) | ~valid[:, 1:]
+    places = np.where(last, np.arange(1, keys.shape[1] + 1), keys.shape[1])
+    end = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1][row, place]
+    # Targets of one tie stand at its end, one behind the other.
+    so_far = np.cumsum(hits, axis=1)
+    behind = so_far[row, end - 1] - so_far[row, place]
+    certain = (end < counts[row]) | (counts[row] < asked)
+    ranks[target[certain]] = (end - behind)[certain]
+    return found
 
 
-def mean_interval(values: np.ndarray, clusters: np.ndarray | None = None) -> dict[str, float]:
-    """Mean and normal 95% interval.
+def recall(ranks: TargetRanks, k: int) -> np.ndarray:
+    """Share of a case's targets among the first k, `[num_cases]`."""
+    return ranks.sum(ranks.ranks <= k) / np.maximum(ranks.lengths, 1)
+
+
+def hit_rate(ranks: TargetRanks, k: int) -> np.ndarray:
+    """1 where any target stands among the first k, else 0, `[num_cases]`."""
+    return (ranks.sum(ranks.ranks <= k) > 0).astype(float)
+
+
+def precision(ranks: TargetRanks, k: int) -> np.ndarray:
+    """Share of the first k places that hold a target, `[num_cases]`; a short row's are k, too."""
+    return ranks.sum(ranks.ranks <= k) / k
+
+
+def ndcg(ranks: TargetRanks, k: int) -> np.ndarray:
+    """Normalised discounted cumulative gain with binary relevance, `[num_cases]`.
+
+        ndcg@k = sum(1 / log2(1 + rank) for ranks <= k) / ideal
+        ideal  = sum(1 / log2(1 + r) for r = 1 ... min(num_targets, k))
+
+    A case with one target at rank 3 has 1 / log2(4) = 0.5.
+    """
+    discounts = 1 / np.log2(1 + np.arange(1, k + 1))
+    ideal = np.concatenate([[1.0], np.cumsum(discounts)])  # 1.0 for no target: 0 / 1
+    gains = np.where(ranks.ranks <= k, discounts[np.minimum(ranks.ranks, k) - 1], 0.0)
+    return ranks.sum(gains) / ideal[np.minimum(ranks.lengths, k)]
+
+
+def reciprocal_rank(ranks: TargetRanks, k: int = 500) -> np.ndarray:
+    """1 / rank of the first target among the first k, 0 without one, `[num_cases]`."""
+    best = np.full(len(ranks.offsets) - 1, NOT_FOUND)
+    np.minimum.at(best, ranks.case, ranks.ranks)
+    return np.where(best <= k, 1 / best, 0.0)
+
+
+def mean_popularity(keys: np.ndarray, popularity: np.ndarray, k: int) -> np.ndarray:
+    """Mean popularity of a case's first k items, `[num_cases]`; 0 for an empty row.
+
+    Args:
+        keys: `[num_cases, >= k]`, -1 where there is none.
+        popularity: `[num_items]`, such as the number of training rows of each key.
+        k: Places to look at.
+    """
+    top = keys[:, :k]
+    values = np.where(top >= 0, popularity[top], 0)
+    return values.sum(1) / np.maximum((top >= 0).sum(1), 1)
+
+
+def coverage(
+    keys: np.ndarray, candidates: np.ndarray, k: int, clusters: np.ndarray | None = None
+) -> dict:
+    """Share of the candidates that stand in the first k of any case, with its interval.
+
+    It is one number of all answers together, so the interval is the jackknife's: leaving out a
+    cluster loses the items that only its answers hold.
+
+        se^2 = (m - 1) / m * sum((lost_c - mean(lost))^2),   lost_c a share of the candidates
+
+    Args:
+        keys: `[num_cases, >= k]`, -1 where there is none.
+        candidates: `[num_candidates]`, keys that may be answered.
+        k: Places to look at.
+        clusters: `[num_cases]` int, cases that belong together; each is its own by default.
+    """
+    clusters = np.arange(len(keys)) if clusters is None else clusters
+    num_clusters = len(np.unique(clusters))
+    top = keys[:, :k]
+    size = max(top.max(initial=-1), candidates.max(initial=-1)) + 2  # the last place is for -1
+    first, last = np.full(size, NOT_FOUND), np.full(size, -1)
+    owner = np.broadcast_to(clusters[:, None], top.shape)
+    np.minimum.at(first, top, owner)
+    np.maximum.at(last, top, owner)
+    first, last = first[candidates], last[candidates]
+    share = float((last >= 0).mean()) if len(candidates) else 0.0
+    if num_clusters < 2:
+        return {"mean": share, "low": None, "high": None}
+    _, lost = np.unique(first[(first == last)], return_counts=True)
+    lost = np.concatenate([lost, np.zeros(num_clusters - len(lost))]) / len(candidates)
+    variance = (num_clusters - 1) / num_clusters * ((lost - lost.mean()) ** 2).sum()
+    return _around(share, variance)
+
+
+def interval(
+    values: np.ndarray, weights: np.ndarray | None = None, clusters: np.ndarray | None = None
+) -> dict:
+    """Weighted mean of per-case values with its 95% interval.
+
+    The sample is the users: cases of one user are not independent, so they are one cluster. The
+    mean is a ratio of two sums over m clusters, with the linearised variance of a ratio (Cochran,
+    Sampling Techniques, 3rd ed., eq. 6.9 and 11.30, without finite population correction):
+
+        mean     = sum(w * v) / sum(w)
+        variance = m / (m - 1) * sum_c(sum_{i in c}(w_i * (v_i - mean))^2) / sum(w)^2
+
+    With recall as the values and the numbers of targets as the weights this is `recall_micro`.
 
     Args:
         values: `[num_cases]`.
-        clusters: `[num_cases]` integers: cases of one cluster (a user's questions) are one draw.
+        weights: `[num_cases]`; 1 by default.
+        clusters: `[num_cases]` int, cases that belong together; each is its own by default.
+
+    Returns:
+        `mean`, `low`, `high`; the last two are None for a single cluster, which has no interval.
+
+    Raises:
+        ValueError: No values, or weights that sum to 0.
     """
-    return ratio_interval(values, np.ones(len(values)), clusters)
-
-
-def ratio_interval(
-    numerator: np.ndarray, denominator: np.ndarray, clusters: np.ndarray | None = None
-) -> dict[str, float]:
-    """sum(numerator) / sum(denominator) with its linearised 95% interval (delta method).
-
-    With residuals e_i = numerator_i - ratio * denominator_i, summed inside clusters, the variance
-    is n / (n - 1) * sum e^2 / (sum denominator)^2 (Cochran, Sampling Techniques, section 2.11).
-    """
-    total = denominator.sum()
-    ratio = numerator.sum() / total
-    residual = numerator - ratio * denominator
+    values = np.asarray(values, float)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    total = weights.sum()
+    if not total > 0:
+        raise ValueError(f"a mean needs values of positive weight; got {len(values)} values.")
+    mean = float((weights * values).sum() / total)
+    residuals = weights * (values - mean)
     if clusters is not None:
-        residual = np.bincount(clusters, residual)[np.unique(clusters)]
-    n = len(residual)
-    half = Z95 * np.sqrt(n / max(n - 1, 1) * np.square(residual).sum()) / total
-    return {"mean": float(ratio), "low": float(ratio - half), "high": float(ratio + half)}
+        _, cluster = np.unique(clusters, return_inverse=True)
+        residuals = np.bincount(cluster, weights=residuals)
+    num_clusters = len(residuals)
+    if num_clusters < 2:
+        return {"mean": mean, "low": None, "high": None}
+    variance = num_clusters / (num_clusters - 1) * (residuals**2).sum() / total**2
+    return _around(mean, variance)
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, clusters: np.ndarray | None = None
-) -> dict[str, float]:
-    """Mean of a - b over the same cases with its interval; far sharper than two intervals."""
-    return mean_interval(np.asarray(a, float) - b, clusters)
-
-
-def summarise(
-    hits: np.ndarray,
-    num_targets: np.ndarray,
-    ks: Sequence[int] = (10, 20, 50, 100, 500),
+    values_a: np.ndarray,
+    values_b: np.ndarray,
+    weights: np.ndarray | None = None,
     clusters: np.ndarray | None = None,
-) -> dict[str, dict[str, float]]:
-    """All metrics of the cases by key, such as `recall@100` (mean over cases), `recall_micro@100`
-    (over targets: TFRS' top-k categorical accuracy), `hit_rate@10`, `mrr@500`."""
-    values = {}
-    for k in ks:
-        values[f"recall@{k}"] = mean_interval(recall(hits, num_targets, k), clusters)
-        values[f"recall_micro@{k}"] = ratio_interval(
-            hits[:, :k].sum(1).astype(float), num_targets.astype(float), clusters
+) -> dict:
+    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`.
+
+    Far sharper than comparing two intervals, because what is hard for one model is hard for the
+    other. There is a difference where the interval does not hold 0.
+
+    Raises:
+        ValueError: Values of different numbers of cases.
+    """
+    if len(values_a) != len(values_b):
+        raise ValueError(
+            f"a paired comparison needs the same cases; got {len(values_a)} and {len(values_b)}."
         )
-        values[f"hit_rate@{k}"] = mean_interval(hit_rate(hits, k), clusters)
-        values[f"precision@{k}"] = mean_interval(precision(hits, k), clusters)
-        values[f"ndcg@{k}"] = mean_interval(ndcg(hits, num_targets, k), clusters)
-    values["mrr@500"] = mean_interval(reciprocal_rank(hits, 500), clusters)
-    return values
+    return interval(np.asarray(values_a, float) - np.asarray(values_b, float), weights, clusters)
 
 
-def coverage(keys: np.ndarray, k: int, num_candidates: int) -> float:
-    """Share of the candidates that stand in anyone's first `k`; keys of -1 do not count."""
-    shown = np.unique(keys[:, :k])
-    return float((shown >= 0).sum() / num_candidates)
-
-
-def mean_popularity(keys: np.ndarray, k: int, counts: np.ndarray) -> float:
-    """Mean number of training rows of the items in the first `k`; `counts` is by key."""
-    shown = keys[:, :k]
-    return float(counts[shown[shown >= 0]].mean()) if (shown >= 0).any() else 0.0
-
-
-def means(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Only the means, for a table."""
-    return {name: value["mean"] for name, value in metrics.items()}
+def _around(mean: float, variance: float) -> dict:
+    half = Z95 * float(np.sqrt(variance))
+    return {"mean": mean, "low": mean - half, "high": mean + half}

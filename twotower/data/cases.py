@@ -1,7 +1,7 @@
 """EvalCases: what is asked of a recommender, a row a question."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -13,14 +13,19 @@ class EvalCases:
     """Questions to a recommender, as columns; training queries have the same form.
 
     Attributes:
-        user_id: `[num_cases]` strings.
+        user_id: `[num_cases]` strings, as objects. A user can ask more than once.
         history: Keys of the items that the query tower sees, oldest first.
         history_time: Their times in seconds, with the offsets of `history`.
-        history_rating: Their ratings, NaN where there is none, with the same offsets.
+        history_rating: Their ratings, float32, NaN where there is none, with the same offsets.
         exclude: Keys of the items that may not be answered.
-        targets: Keys of the items that would be right answers.
+        targets: Keys of the items that would be right answers, none twice in a case.
         time: `[num_cases]` int64, time of the request in seconds; -1 where the model is not told.
-        context: What else is known of the request (`search_text`, `device`), `[num_cases]` each.
+        context: What else is known of the request (`search_text`, `device`, `country`), name ->
+            `[num_cases]`, '' where nothing is known.
+
+    Raises:
+        ValueError: Columns of different lengths, or a history whose times or ratings do not
+            belong to it.
     """
 
     user_id: np.ndarray
@@ -33,33 +38,37 @@ class EvalCases:
     context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name != "context" and len(getattr(self, field.name)) != len(self.user_id):
-                raise ValueError(
-                    f"{field.name} has {len(getattr(self, field.name))} rows for "
-                    f"{len(self.user_id)} cases."
-                )
+        for name, values in {**self._columns(), **self.context}.items():
+            if len(values) != len(self.user_id):
+                raise ValueError(f"{name} has {len(values)} rows for {len(self.user_id)} cases.")
+        for name in ("history_time", "history_rating"):
+            offsets = getattr(self, name).offsets
+            if offsets is not self.history.offsets and (offsets != self.history.offsets).any():
+                raise ValueError(f"{name} must have the offsets of history, one value an item.")
 
     def __len__(self) -> int:
         return len(self.user_id)
 
     def take(self, rows: np.ndarray) -> "EvalCases":
-        """The given cases; `rows` are indices or a boolean mask."""
+        """The given cases, in the given order; `rows` are indices or a boolean mask."""
         rows = np.arange(len(self))[rows]
-        columns = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "context"
-        }
-        return EvalCases(
-            **{
-                name: values.take(rows) if isinstance(values, Ragged) else values[rows]
-                for name, values in columns.items()
-            },
-            context={name: values[rows] for name, values in self.context.items()},
-        )
+        taken = {}  # a column that stands twice, such as history and exclude, is taken once
 
-    def batches(self, batch_size: int):
+        def take(values):
+            if id(values) not in taken:
+                taken[id(values)] = (
+                    values.take(rows) if isinstance(values, Ragged) else values[rows]
+                )
+            return taken[id(values)]
+
+        columns = {name: take(values) for name, values in self._columns().items()}
+        return EvalCases(**columns, context={name: take(v) for name, v in self.context.items()})
+
+    def batches(self, batch_size: int) -> Iterator["EvalCases"]:
         """Consecutive cases, at most `batch_size` at a time."""
         for start in range(0, len(self), batch_size):
             yield self.take(np.arange(start, min(start + batch_size, len(self))))
+
+    def _columns(self) -> dict:
+        names = [field.name for field in dataclasses.fields(self) if field.name != "context"]
+        return {name: getattr(self, name) for name in names}

@@ -198,8 +198,9 @@ def _scan(directory: pathlib.Path, ratings: bool) -> tuple[pd.DataFrame, ...]:
 
     for batch in _batches(builder):
         at = new("movie_id", batch)
-        genres = batch["movie_genres"]
-        genres = [genre_names[genres[place].numpy()] for place in at]
+        labels = batch["movie_genres"].values.numpy()
+        ends = batch["movie_genres"].row_splits.numpy()
+        genres = [genre_names[labels[ends[place] : ends[place + 1]]] for place in at]
         items.append(
             pd.DataFrame(
                 {
@@ -243,20 +244,15 @@ def _batches(builder) -> Iterator[dict]:
             f"{builder.data_path} is stored as {builder.info.file_format.value}; only tfrecord is "
             "read here. Prepare it without file_format, or use a GroupLens folder."
         )
-    spec = {
-        name: tf.io.RaggedFeature(tf.int64)
-        if name == "movie_genres"
-        else tf.io.FixedLenFeature([], _stored_type(feature.dtype))
-        for name, feature in builder.info.features.items()
-    }
+    spec = {}
+    for name, feature in builder.info.features.items():
+        dtype = feature.tf_dtype
+        if dtype.is_bool or dtype.is_integer:
+            dtype = tf.int64  # the only integer that a tf.train.Example knows
+        is_list = name == "movie_genres"
+        spec[name] = tf.io.RaggedFeature(dtype) if is_list else tf.io.FixedLenFeature([], dtype)
     records = tf.data.TFRecordDataset(builder.info.splits["train"].filepaths)
     return iter(records.batch(16_384).map(lambda batch: tf.io.parse_example(batch, spec)))
-
-
-def _stored_type(dtype) -> str:
-    """The type that a tf.train.Example has for a feature of type `dtype`."""
-    kind = np.dtype(dtype).kind
-    return {"f": "float32", "i": "int64", "u": "int64", "b": "int64"}.get(kind, "string")
 
 
 def _users(batch: dict, at: np.ndarray) -> pd.DataFrame:

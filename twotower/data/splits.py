@@ -1,16 +1,18 @@
 """The five protocols: which rows train, and which questions are asked.
 
-| protocol              | items        | test rows                                               |
-|-----------------------|--------------|---------------------------------------------------------|
-| `loo-5core`           | >= 5 ratings | each user's last row, validation the one before it      |
-| `loo`                 | all rated    | the same                                                |
-| `temporal-last`       | >= 5 ratings | rows after the 0.9 quantile of time; each user's last   |
-| `temporal-successive` | >= 5 ratings | the same rows, each one a question with all before it   |
-| `random`              | all rated    | a fifth of the rows at random: leaks the future         |
-| `random-100k+seen`    | all rated    | a fifth of 100,000 random rows; seen may be answered    |
+| protocol              | items        | test targets                                           |
+|-----------------------|--------------|--------------------------------------------------------|
+| `loo-5core`           | >= 5 ratings | each user's last row; the one before it is validation  |
+| `loo`                 | all rated    | the same                                               |
+| `temporal-last`       | >= 5 ratings | each user's last row after the 0.9 quantile of time    |
+| `temporal-successive` | >= 5 ratings | every row after it, each with all of the user's before |
+| `random`              | all rated    | a fifth of the rows at random: leaks the future        |
+| `random-100k+seen`    | all rated    | a fifth of 100,000 random rows; seen items are allowed |
 
-`+time` behind a name tells the model the time of the request. Time orders a user's rows; ties are
-broken by the order of the file, which is why nothing may lose it.
+`+time` behind a name tells the model the time of the request. Time orders a user's rows and the
+order of the file breaks ties, which is why nothing may lose it. What these splits cannot do: only
+`temporal` keeps training rows older than every question; in `loo` one user's training rows can be
+younger than another user's question.
 """
 
 import dataclasses
@@ -33,10 +35,9 @@ PROTOCOLS = (
 PARTS = ("validation", "test")
 CONTEXT = ("search_text", "device", "country")
 
-# sha256 of the 6,040 lines "user movie" of the loo-5core test targets on MovieLens 1M, the
-# published SASRec file's.
-ML_1M_TARGETS = "1228619ba83021b836658a32ba061e021d3a80fb0f444ba41dd4c8c932a3af2f"
+# Rows of MovieLens 1M, and the sha256 of the loo-5core test targets in the published SASRec file.
 ML_1M_ROWS = 1_000_209
+ML_1M_TARGETS = "1228619ba83021b836658a32ba061e021d3a80fb0f444ba41dd4c8c932a3af2f"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Split:
         seed: Of the random protocols.
         train: `[num_train]` rows of `interactions` that may be learned from, ascending. For
             `part="test"` of `random` and `temporal` they include the validation rows: select on
-            validation, then refit.
+            validation, then refit. In `loo` they are the same for both parts.
         candidates: `[num_candidates]` keys that may be answered, ascending.
         history: `before` (a training query sees the user's earlier rows) or `others` (all the
             user's other rows; only where the test query sees the whole training history, too).
-        seen_excluded: Whether training items of the user may not be answered.
-        cases: The questions.
+        seen_excluded: Whether items of the history may not be answered.
+        cases: The questions, by user and time.
+        item_counts: `[num_items]` training rows of each key; None where nobody counted.
+        target_sha256: Of the lines "user_id item_id" of the targets, by user.
     """
 
     protocol: str
@@ -65,49 +68,67 @@ class Split:
     history: str
     seen_excluded: bool
     cases: EvalCases
+    item_counts: np.ndarray | None = None
+    target_sha256: str = ""
+
+    def describe(self) -> dict:
+        """What identifies the split and how large it is, JSON-ready, for manifests and results."""
+        return {
+            "protocol": self.protocol,
+            "part": self.part,
+            "seed": self.seed,
+            "train_rows": len(self.train),
+            "candidates": len(self.candidates),
+            "cases": len(self.cases),
+            "users": len(np.unique(self.cases.user_id)),
+            "targets": len(self.cases.targets.values),
+            "history": self.history,
+            "seen_excluded": self.seen_excluded,
+            "target_sha256": self.target_sha256,
+        }
 
 
 def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: int = 42) -> Split:
     """Applies a protocol.
 
     Args:
-        dataset: The data; only `dataset.positive` rows count.
-        protocol: One of `PROTOCOLS`, or with `+time`.
+        dataset: The data; only its `positive` rows count.
+        protocol: One of `PROTOCOLS`; `+time` may follow, except behind the random ones, whose
+            questions have many targets with a time each.
         part: `validation` or `test`.
         seed: Of the random protocols.
 
     Raises:
         ValueError: An unknown protocol or part; MovieLens 1M that lost the order of its file; or
-            data on which the protocol leaves nothing to ask.
+            data on which the protocol leaves nothing to learn or to ask.
     """
     name = protocol.removesuffix("+time")
-    if name not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; there are {PROTOCOLS}, and +time.")
+    told = name != protocol
+    if name not in PROTOCOLS or (told and name.startswith("random")):
+        raise ValueError(
+            f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}, and +time behind "
+            "all but the random ones (whose questions have many targets, each with its time)."
+        )
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}; got {part!r}.")
+    if dataset.name == "movielens/1m" and len(dataset.interactions) == ML_1M_ROWS:
+        verify_loo_5core_ml1m(dataset)
+    rows = np.flatnonzero(dataset.positive)
+    if name in ("loo-5core", "temporal-last", "temporal-successive"):
+        rows = _five_core(dataset, rows)
+    candidates = np.unique(dataset.item_keys[rows])
     if name.startswith("random"):
-        train, asked, candidates = _random(dataset, name, part, seed)
-        shown = train
+        train, history, targets = _random(dataset, rows, part, seed, name)
+    elif name.startswith("loo"):
+        train, history, targets = _leave_one_out(dataset, rows, part)
     else:
-        rows = np.flatnonzero(dataset.positive)
-        if name != "loo":
-            rows = rows[_at_least(dataset.item_keys[rows], 5)]
-        candidates = np.unique(dataset.item_keys[rows])
-        rows = rows[np.lexsort((dataset.timestamps[rows], dataset.user_rows[rows]))]
-        if name.startswith("loo"):
-            train, shown, asked = _leave_one_out(dataset, rows, part)
-            if name == "loo-5core" and part == "test" and len(dataset.timestamps) == ML_1M_ROWS:
-                _check_ml_1m(dataset, asked)
-        else:
-            train, shown, asked = _temporal(dataset, rows, part, name)
-    if len(asked) == 0 or len(train) == 0:
+        train, history, targets = _temporal(dataset, rows, part, name == "temporal-last")
+    if len(targets) == 0 or len(train) == 0:
         raise ValueError(
-            f"{protocol}, {part}: {len(train)} training rows and {len(asked)} questions; the data "
-            f"of {len(dataset.interactions)} rows is too small or too short for it."
+            f"{protocol}, {part}: {len(train)} training rows and {len(targets)} questions. The "
+            f"{len(dataset.interactions)} interactions of {dataset.name} are too few or too short "
+            "for this protocol."
         )
-    told = protocol.endswith("+time")
-    seen_excluded = not name.endswith("+seen")
-    cases = _cases(dataset, shown, asked, name, candidates, told, seen_excluded)
     return Split(
         protocol=protocol,
         part=part,
@@ -115,133 +136,149 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         train=np.sort(train),
         candidates=candidates,
         history="others" if name.startswith("random") else "before",
-        seen_excluded=seen_excluded,
-        cases=cases,
+        seen_excluded=not name.endswith("+seen"),
+        cases=_cases(dataset, history, targets, name, told),
+        item_counts=np.bincount(dataset.item_keys[train], minlength=len(dataset.items)),
+        target_sha256=target_hash(dataset, targets.values),
     )
 
 
-def target_hash(dataset: Dataset, rows: np.ndarray) -> str:
-    """sha256 of the lines "user item" of the given rows, by ascending number of the user."""
-    users = dataset.interactions["user_id"].to_numpy(object)[rows]
-    items = dataset.interactions["item_id"].to_numpy(object)[rows]
-    order = np.argsort(users.astype(np.int64), kind="stable")
-    lines = "\n".join(f"{user} {item}" for user, item in zip(users[order], items[order]))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def verify_loo_5core_ml1m(dataset: Dataset) -> None:
+    """Refuses a MovieLens 1M whose rows are not in the order of `ratings.dat`.
 
+    Its users rate in bursts, many rows in one second, so a quarter of the leave-one-out targets
+    hang on the order of the file, and with them every comparison with published figures.
 
-def _check_ml_1m(dataset: Dataset, asked: np.ndarray) -> None:
-    if dataset.name == "movielens/1m" and target_hash(dataset, asked) != ML_1M_TARGETS:
+    Raises:
+        ValueError: The `loo-5core` test targets are not those of the published SASRec file.
+    """
+    _, _, targets = _leave_one_out(
+        dataset, _five_core(dataset, np.flatnonzero(dataset.positive)), "test"
+    )
+    found = target_hash(dataset, targets.values)
+    if found != ML_1M_TARGETS:
         raise ValueError(
-            "the leave-one-out targets of this MovieLens 1M are not the published ones: rows with "
-            "equal times have lost the order of ratings.dat. Load it with twotower.data.movielens, "
-            "which restores the order that TFDS shuffles."
+            f"the leave-one-out targets of this {dataset.name} have the sha256 {found[:12]}..., "
+            f"the published ones {ML_1M_TARGETS[:12]}...: rows of equal time are not in the order "
+            "of ratings.dat (TFDS shuffles them). Load it with twotower.data.movielens, which "
+            "restores that order."
         )
 
 
-def _at_least(keys: np.ndarray, count: int) -> np.ndarray:
-    """Which rows are of an item that stands in at least `count` rows."""
-    return np.bincount(keys)[keys] >= count
+def target_hash(dataset: Dataset, rows: np.ndarray) -> str:
+    """sha256 of the lines "user_id item_id" of rows, by user, numbers in numeric order."""
+    users = dataset.interactions["user_id"].to_numpy(object)[rows]
+    items = dataset.interactions["item_id"].to_numpy(object)[rows]
+    try:
+        order = np.argsort(users.astype(np.int64), kind="stable")
+    except ValueError:  # ids that are not numbers
+        order = np.argsort(users.astype(str), kind="stable")
+    lines = "\n".join(map(" ".join, zip(users[order], items[order])))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _random(dataset: Dataset, name: str, part: str, seed: int):
-    rows = np.flatnonzero(dataset.positive)
-    candidates = np.unique(dataset.item_keys[rows])
-    rows = rows[np.random.default_rng(seed).permutation(len(rows))]
-    if name == "random-100k+seen":
-        rows = rows[:100_000]
-    cut = round(0.8 * len(rows))
-    train, asked = rows[:cut], rows[cut:]
-    if part == "validation":
-        cut = round(0.95 * len(train))
-        train, asked = train[:cut], train[cut:]
-    # A user's rows by time: the history's order.
-    train = train[np.lexsort((train, dataset.timestamps[train], dataset.user_rows[train]))]
-    return train, np.sort(asked), candidates
+def _five_core(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Rows of the items that have at least 5 of them; one pass, as in the published files."""
+    keys = dataset.item_keys[rows]
+    return rows[np.bincount(keys, minlength=1)[keys] >= 5]
+
+
+def _by_user(dataset: Dataset, rows: np.ndarray) -> Ragged:
+    """Ascending rows as one ragged row a user, oldest first, ties in file order."""
+    rows = rows[np.lexsort((dataset.timestamps[rows], dataset.user_rows[rows]))]
+    lengths = np.bincount(dataset.user_rows[rows], minlength=len(dataset.users))
+    return Ragged.from_lengths(rows, lengths)
+
+
+def _pairs(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """One number for the (user, item) of each row."""
+    return dataset.user_rows[rows] * np.int64(len(dataset.items)) + dataset.item_keys[rows]
+
+
+def _ask(dataset: Dataset, by_user: Ragged, at: np.ndarray) -> tuple[Ragged, Ragged]:
+    """One question for each place `at` in the values: (rows before it of the user, its row).
+
+    A row whose item stands in its own history is no question: a seen item may not be answered.
+    """
+    _, first = np.unique(_pairs(dataset, by_user.values), return_index=True)
+    at = at[np.isin(at, first)]
+    start = by_user.offsets[by_user.row_index[at]]
+    lengths = at - start
+    places = np.arange(lengths.sum())
+    places += np.repeat(start - np.cumsum(lengths) + lengths, lengths)
+    targets = Ragged.from_lengths(by_user.values[at], np.ones(len(at), np.int64))
+    return Ragged.from_lengths(by_user.values[places], lengths), targets
 
 
 def _leave_one_out(dataset: Dataset, rows: np.ndarray, part: str):
-    """`rows` by user and time. Training never sees a user's last two rows; a test query does see
-    the validation row, which a served user would have seen, too."""
-    users = dataset.user_rows[rows]
-    lengths = np.bincount(users, minlength=len(dataset.users))
-    from_end = np.cumsum(lengths)[users] - np.arange(len(rows))  # 1 for a user's last row
-    long = lengths[users] >= 3
-    train = rows[(from_end > 2) | ~long]
-    at = 1 if part == "test" else 2
-    return train, rows[(from_end > at) | ~long], rows[(from_end == at) & long]
+    """(training rows, histories, targets), all as rows of `interactions`.
 
-
-def _temporal(dataset: Dataset, rows: np.ndarray, part: str, name: str):
-    """`rows` by user and time."""
-    times = dataset.timestamps[rows]
-    cut = np.quantile(times, 0.9)
-    train, asked = rows[times <= cut], rows[times > cut]
-    if part == "validation":
-        rows, times = train, dataset.timestamps[train]
-        cut = np.quantile(times, 0.9)
-        train, asked = rows[times <= cut], rows[times > cut]
-    # A question sees what stands before it, whether or not it was trained on.
-    shown = np.concatenate([train, asked])
-    order = np.lexsort((shown, dataset.timestamps[shown], dataset.user_rows[shown]))
-    if name == "temporal-last":
-        users = dataset.user_rows[asked]
-        asked = asked[np.append(users[1:] != users[:-1], True)]
-    return train, shown[order], asked
-
-
-def _cases(dataset, shown, asked, name, candidates, told, seen_excluded) -> EvalCases:
-    """Questions from the asked rows; each sees the `shown` rows of its user, in their order.
-
-    Random protocols ask once a user, with all its test items as targets, and see all shown rows.
-    Others ask once a row, and see the shown rows that stand before it.
+    A test query sees the validation row, which nothing trains on, as a served user would have it.
+    A user with fewer than 3 rows is never asked and trains with all of them.
     """
-    users, keys = dataset.user_rows, dataset.item_keys
-    num_users, num_items = len(dataset.users), np.int64(len(dataset.items))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users[shown], minlength=num_users))])
-    pair = users * num_items + keys
-    single = not name.startswith("random")
-    if single:
-        who, targets = users[asked], Ragged.from_lengths(asked, np.ones(len(asked)))
-        place = np.full(len(users), len(shown))
-        place[shown] = np.arange(len(shown))
-        # Up to itself where it is shown, else all of its user's.
-        stop = np.minimum(place[asked], offsets[who + 1])
-    else:
-        targets = Ragged.group(asked, users[asked], num_users)
-        who = np.flatnonzero(targets.lengths)
-        targets, stop = targets.take(who), offsets[who + 1]
-    lengths = stop - offsets[who]
-    inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    rows = Ragged.from_lengths(shown[np.repeat(offsets[who], lengths) + inside], lengths)
-    history, wanted = Ragged(keys[rows.values], rows.offsets), keys[targets.values]
-    keep = np.isin(wanted, candidates)
-    if seen_excluded:
-        # A seen item cannot be answered, so it is not asked for.
-        seen, first = np.unique(pair[shown], return_index=True)
-        at = np.minimum(np.searchsorted(seen, pair[targets.values]), len(seen) - 1)
-        keep &= (seen[at] != pair[targets.values]) | (first[at] >= stop[targets.row_index])
-    lengths = np.bincount(targets.row_index[keep], minlength=len(who))
-    wanted = Ragged.from_lengths(wanted[keep], lengths)
-    frame = dataset.interactions
-    rating = (
-        frame["rating"].to_numpy(np.float32)
-        if "rating" in frame
-        else np.full(len(frame), np.nan, np.float32)
-    )
-    cases = EvalCases(
-        user_id=dataset.users["user_id"].to_numpy(object)[who],
-        history=history,
-        history_time=Ragged(dataset.timestamps[rows.values], rows.offsets),
-        history_rating=Ragged(rating[rows.values], rows.offsets),
-        exclude=history if seen_excluded else Ragged.empty(len(who)),
-        targets=wanted,
-        time=dataset.timestamps[asked] if told and single else np.full(len(who), -1),
+    by_user = _by_user(dataset, rows)
+    asked = by_user.lengths >= 3
+    held_out = by_user.offsets[1:][asked, None] - [2, 1]  # places of validation and test rows
+    train = np.delete(by_user.values, held_out.ravel())
+    return train, *_ask(dataset, by_user, held_out[:, PARTS.index(part)])
+
+
+def _temporal(dataset: Dataset, rows: np.ndarray, part: str, last: bool):
+    """(training rows, histories, targets): the youngest tenth of the rows is asked."""
+    by_user = _by_user(dataset, rows)
+    if part == "validation":
+        rows = by_user.values
+        rows = np.sort(rows[~_youngest_tenth(dataset.timestamps[rows])])
+        by_user = _by_user(dataset, rows)
+    asked = _youngest_tenth(dataset.timestamps[by_user.values])
+    train, at = by_user.values[~asked], np.flatnonzero(asked)
+    if last:
+        users = by_user.row_index[at]
+        at = at[np.append(users[1:] != users[:-1], True)[: len(at)]]
+    return train, *_ask(dataset, by_user, at)
+
+
+def _youngest_tenth(times: np.ndarray) -> np.ndarray:
+    return times > np.quantile(times, 0.9) if len(times) else np.zeros(0, bool)
+
+
+def _random(dataset: Dataset, rows: np.ndarray, part: str, seed: int, name: str):
+    """(training rows, histories, targets): one question a user, of all its held-out items."""
+    seen = name == "random-100k+seen"
+    rows = rows[np.random.default_rng(seed).permutation(len(rows))][: 100_000 if seen else None]
+    train, asked = np.split(rows, [round(0.8 * len(rows))])
+    if part == "validation":
+        train, asked = np.split(train, [round(0.95 * len(train))])
+    asked = np.sort(asked)
+    _, first = np.unique(_pairs(dataset, asked), return_index=True)
+    asked = asked[np.sort(first)]  # an item is one target, however often it was rated
+    if not seen:
+        asked = asked[~np.isin(_pairs(dataset, asked), _pairs(dataset, train))]
+    history, targets = _by_user(dataset, np.sort(train)), _by_user(dataset, asked)
+    users = np.flatnonzero(targets.lengths)
+    return train, history.take(users), targets.take(users)
+
+
+def _cases(dataset: Dataset, history: Ragged, targets: Ragged, name: str, told: bool) -> EvalCases:
+    """Histories and targets as rows of `interactions` -> the questions."""
+    frame, first = dataset.interactions, targets.values[targets.offsets[:-1]]
+    single = not name.startswith("random")  # only then the one target's context is the question's
+    rating = np.full(len(frame), np.nan, np.float32)
+    if "rating" in frame:
+        rating = frame["rating"].to_numpy(np.float32)
+    empty = np.full(len(targets), "", object)
+    keys = Ragged(dataset.item_keys[history.values], history.offsets)
+    return EvalCases(
+        user_id=frame["user_id"].to_numpy(object)[first],
+        history=keys,
+        history_time=Ragged(dataset.timestamps[history.values], history.offsets),
+        history_rating=Ragged(rating[history.values], history.offsets),
+        exclude=Ragged.empty(len(targets)) if name.endswith("+seen") else keys,
+        targets=Ragged(dataset.item_keys[targets.values], targets.offsets),
+        time=dataset.timestamps[first] if told else np.full(len(targets), -1, np.int64),
         context={
-            column: frame[column].to_numpy(object)[asked]
-            if single
-            else np.full(len(who), "", object)
+            column: frame[column].to_numpy(object)[first] if single else empty
             for column in CONTEXT
             if column in frame
         },
     )
-    return cases.take(wanted.lengths > 0)

@@ -52,7 +52,7 @@ class Retriever(abc.ABC):
         """Positions `[num_queries, k]` int64 (-1 behind the end) and scores, best first; k is at
         most the number of vectors built."""
 
-    def _save(self, directory: pathlib.Path) -> None:
+    def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
         """Writes the backend's own files."""
 
     def _load(self, directory: pathlib.Path) -> None:
@@ -191,7 +191,7 @@ class Retriever(abc.ABC):
             ValueError: Queries of another dimension or not finite, k < 1, another number of
                 exclusion rows than queries, an index without `build`, a zero query under cosine.
         """
-        queries = self._checked_queries(queries, k)
+        queries, k = self._checked_queries(queries, k), int(k)
         allow = None if allow is None else _integers("allow", allow)
         if exclude is not None:
             if len(exclude) != len(queries):
@@ -335,7 +335,9 @@ class Retriever(abc.ABC):
         with np.errstate(over="ignore"):
             queries = np.ascontiguousarray(queries, np.float32)
         # One sum is NaN or infinite if any value is.
-        if not np.isfinite(queries.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):
+            total = queries.sum(dtype=np.float64)
+        if not np.isfinite(total):
             raise ValueError("queries hold NaN or infinite values.")
         return self._prepared(queries)
 

@@ -1,4 +1,4 @@
-"""Exact search by one matrix product: the oracle of all other indexes, and enough for small ones."""
+"""Exact search by one matrix product: the oracle of all others, and enough for small catalogues."""
 
 import numpy as np
 

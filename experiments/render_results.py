@@ -1,0 +1,128 @@
+"""Renders the tables of README.md from experiments/results/*.json.
+
+    python experiments/render_results.py            # rewrites README.md
+    python experiments/render_results.py --check    # fails where it would change something
+
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. Nothing between them is
+typed by hand.
+"""
+
+import json
+import pathlib
+import re
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_bool("check", False, "Only check that README.md is up to date.")
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+METRICS = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
+
+
+def _read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _origin(result: dict) -> str:
+    return (
+        f"`{result['command']}` at commit `{result['commit']}`, {result['hardware']}, "
+        f"{result['date']}."
+    )
+
+
+def metrics_table(name: str) -> str:
+    """Rows of an evaluation, with the half width of the first metric's 95% interval."""
+    rows = _read(name)["rows"]
+    body = []
+    for row in rows:
+        values = [row["metrics"][metric] for metric in METRICS]
+        half = (values[0]["high"] - values[0]["low"]) / 2
+        cells = [f"{value['mean']:.3f}" for value in values]
+        cells[0] += f" ± {half:.3f}"
+        body.append([row["name"], *cells])
+    first = rows[0]
+    title = f"`{first['protocol']}`, {first['part']}"
+    return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + _origin(first)
+
+
+def speed_table(name: str) -> str:
+    """Training speed against the tutorial's loop."""
+    result = _read(name)
+    body = []
+    for row in result["rows"]:
+        share = row.get("share_of_matrix_rate")
+        parts = row.get("parts_seconds")
+        where = ", ".join(f"{part} {1e3 * s:.0f}" for part, s in parts.items()) if parts else ""
+        body.append(
+            [
+                row["name"],
+                f"{row['examples_per_second']:,.0f}",
+                f"{row['times_tutorial']:.1f}",
+                f"{share:.0%}" if share else "",
+                where,
+            ]
+        )
+    header = ["batch 4096", "examples/s", "x tutorial", "of matrix rate", "ms of a step, by part"]
+    rate = f"Matrix rate: {result['matrix_gflop_per_second']:.0f} GFLOP/s. "
+    return _table(header, body) + "\n\n" + rate + _origin(result)
+
+
+def latency_table(name: str) -> str:
+    """One request, raw features to titles."""
+    result = _read(name)
+    body = []
+    for row in result["rows"]:
+        recall = "" if row["recall@100"] is None else f"{row['recall@100']:.4f}"
+        body.append([row["name"], f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", recall])
+    about = (
+        f"{result['requests']} requests in turn, {result['num_items']:,} items, a median history "
+        f"of {result['median_history']:.0f} items, all excluded. "
+    )
+    header = ["one request", "p50 ms", "p99 ms", "recall@100 against exact"]
+    return _table(header, body) + "\n\n" + about + _origin(result)
+
+
+TABLES = {
+    "random": lambda: metrics_table("movielens_1m_random"),
+    "tutorial": lambda: metrics_table("random_100k_seen"),
+    "speed": lambda: speed_table("training_speed"),
+    "latency": lambda: latency_table("latency"),
+}
+
+
+def rendered(text: str) -> str:
+    """The text with every table rendered anew.
+
+    Raises:
+        ValueError: A marker that names no table.
+    """
+
+    def replace(match: re.Match) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; there are {sorted(TABLES)}.")
+        return f"<!-- results:{name} -->\n{TABLES[name]()}\n<!-- /results -->"
+
+    return re.sub(r"<!-- results:(\w+) -->\n.*?<!-- /results -->", replace, text, flags=re.S)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = rendered(old)
+    if FLAGS.check and new != old:
+        raise SystemExit("README.md is not what the results say; run render_results.py.")
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    app.run(main)

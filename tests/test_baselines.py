@@ -1,0 +1,236 @@
+"""Baselines: small hand-made data, published figures on MovieLens 1M, implicit's absence."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twotower import baselines
+from twotower.data import movielens
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.splits import make_split
+from twotower.evaluation import evaluate
+from twotower.ragged import Ragged
+
+# Two camps that never mix: users 0-9 watch some of items 0-4, users 10-19 some of items 5-9. Items
+# 10 and 11 have no row. Item 0 is the most popular, by one row.
+NUM_ITEMS = 12
+
+
+def camps() -> Dataset:
+    rows = [(user, 5 * (user // 10) + (user + step) % 5) for user in range(20) for step in range(3)]
+    users, items = zip(*rows, (9, 0))
+    interactions = pd.DataFrame(
+        {
+            "user_id": [str(user) for user in users],
+            "item_id": [str(item) for item in items],
+            "timestamp": range(len(users)),
+        }
+    )
+    return Dataset(
+        "camps",
+        interactions,
+        pd.DataFrame({"item_id": [str(item) for item in range(NUM_ITEMS)]}),
+        pd.DataFrame({"user_id": [str(user) for user in range(20)]}),
+    )
+
+
+def cases_of(*histories, exclude=True) -> EvalCases:
+    history = Ragged.from_rows(histories)
+    return EvalCases(
+        user_id=np.full(len(histories), "nobody", object),
+        history=history,
+        history_time=history,
+        history_rating=history,
+        exclude=history if exclude else Ragged.empty(len(histories)),
+        targets=Ragged.empty(len(histories)),
+        time=np.full(len(histories), -1),
+    )
+
+
+def fitted(name: str, **parameters) -> baselines.Baseline:
+    dataset = camps()
+    return baselines.make(name, **parameters).fit(dataset, np.arange(len(dataset.interactions)))
+
+
+# Penalties for twenty users: EASE with a weak one gives a camp's further items negative weights,
+# iALS with a strong one gives everything 0.
+SMALL = {
+    "popularity": {},
+    "ease": {"l2": 100.0},
+    "item_knn": {},
+    "ials": {"factors": 2, "regularization": 0.1},
+}
+PERSONAL = ("ease", "item_knn", "ials")
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_a_history_is_answered_from_its_own_camp(name):
+    found = fitted(name, **SMALL[name]).recommend(cases_of([1, 2], [6, 8]), 3)
+    assert sorted(found.keys[0]) == [0, 3, 4]
+    assert sorted(found.keys[1]) == [5, 7, 9]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_users_without_history_get_what_is_popular(name):
+    found = fitted(name, **SMALL[name]).recommend(cases_of([], [10], [0]), 10)
+    # Item 0 has 7 rows, the others 6 each; ties go by key. Item 10 was never trained.
+    assert found.keys[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert found.keys[1].tolist() == found.keys[0].tolist()
+    assert 0 not in found.keys[2]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_answers_stay_inside_the_candidates(name):
+    baseline = fitted(name, **SMALL[name])
+    # Ten items have rows, two of them are excluded: eight are all there are.
+    found = baseline.recommend(cases_of([0, 5]), 50)
+    assert found.counts.tolist() == [8] and not {0, 5, 10, 11} & set(found.keys[0].tolist())
+    dataset = camps()
+    rows = np.arange(len(dataset.interactions))
+    chosen = baselines.make(name, **SMALL[name]).fit(dataset, rows, np.array([0, 7, 11]))
+    assert sorted(chosen.recommend(cases_of([1]), 50).keys[0, :3]) == [0, 7, 11]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_only_the_training_rows_count(name):
+    dataset = camps()
+    half = np.arange(30)  # the first camp only
+    whole = dataset.interactions
+    cut = Dataset("cut", whole.iloc[:30], dataset.items, dataset.users)
+    queries = cases_of([1, 2], [], [6])
+    one = baselines.make(name, **SMALL[name]).fit(dataset, half).recommend(queries, 10)
+    two = baselines.make(name, **SMALL[name]).fit(cut, half).recommend(queries, 10)
+    np.testing.assert_array_equal(one.keys, two.keys)
+    np.testing.assert_allclose(one.scores, two.scores, rtol=1e-5)
+    assert one.keys.max() < 5
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_a_repeated_rating_counts_once(name):
+    baseline = fitted(name, **SMALL[name])
+    once, twice = (baseline.scores(cases_of(row)) for row in ([1, 2], [1, 2, 2, 1]))
+    np.testing.assert_allclose(once, twice, rtol=1e-5)
+
+
+def test_ease_by_hand():
+    # Three users, two items: a has both, b has item 0, c has item 1. X'X = [[2, 1], [1, 2]], with
+    # l2 = 1 G = [[3, 1], [1, 3]] and P = [[3, -1], [-1, 3]] / 8. B_01 = -P_01 / P_11 = 1/3.
+    dataset = Dataset(
+        "two items",
+        pd.DataFrame({"user_id": list("aabc"), "item_id": list("0101"), "timestamp": range(4)}),
+        pd.DataFrame({"item_id": list("012")}),
+        pd.DataFrame({"user_id": list("abc")}),
+    )
+    ease = baselines.Ease(l2=1.0).fit(dataset, np.arange(4))
+    scores = ease.scores(cases_of([0], [0, 1], exclude=False))
+    np.testing.assert_allclose(scores, [[0, 1 / 3, 0], [1 / 3, 1 / 3, 0]], atol=1e-6)
+
+
+def test_ease_solves_its_least_squares_problem():
+    # EASE minimises |X - XB|^2 + l2 |B|^2 over B with a zero diagonal: column j is the ridge
+    # regression of item j on all others.
+    rng = np.random.default_rng(0)
+    dense = rng.random((30, 6)) < 0.4
+    users, items = np.nonzero(dense)
+    dataset = Dataset(
+        "ridge",
+        pd.DataFrame({"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 0}),
+        pd.DataFrame({"item_id": [str(item) for item in range(6)]}),
+        pd.DataFrame({"user_id": [str(user) for user in range(30)]}),
+    )
+    ease = baselines.Ease(l2=2.0).fit(dataset, np.arange(len(users)))
+    weights = ease.scores(cases_of(*[[item] for item in range(6)], exclude=False))
+    for item in range(6):
+        others = np.delete(np.arange(6), item)
+        x, y = dense[:, others].astype(float), dense[:, item].astype(float)
+        ridge = np.linalg.solve(x.T @ x + 2.0 * np.eye(5), x.T @ y)
+        np.testing.assert_allclose(weights[others, item], ridge, atol=1e-5)
+
+
+def test_ials_is_the_same_for_the_same_seed():
+    one, two = (
+        fitted("ials", factors=2, regularization=0.1).scores(cases_of([1, 2])) for _ in range(2)
+    )
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighting", ["cosine", "tfidf", "bm25"])
+def test_item_knn_keeps_as_many_neighbours_as_asked(weighting):
+    knn = fitted("item_knn", neighbours=2, weighting=weighting)
+    # A history of one item scores at most two items, itself included.
+    scores = knn.scores(cases_of(*[[item] for item in range(10)], exclude=False))
+    assert ((scores > 0).sum(1) <= 2).all() and (scores > 0).any()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="unknown baseline 'bpr'; there are popularity, ease"):
+        baselines.make("bpr")
+    with pytest.raises(ValueError, match=r"not fitted; call fit\(dataset, train\)"):
+        baselines.make("ease").recommend(cases_of([1]), 3)
+    with pytest.raises(ValueError, match="needs training rows"):
+        baselines.make("popularity").fit(camps(), np.arange(0))
+    with pytest.raises(ValueError, match="l2 must be positive"):
+        baselines.make("ease", l2=0)
+    with pytest.raises(ValueError, match="weighting must be one of"):
+        baselines.make("item_knn", weighting="pearson")
+
+
+def test_ease_refuses_a_catalogue_that_it_cannot_invert(monkeypatch):
+    monkeypatch.setattr(baselines.Ease, "MAX_ITEMS", 9)
+    with pytest.raises(ValueError, match=r"10 items are more than 9\. Take item_knn or ials"):
+        fitted("ease")
+
+
+def test_without_implicit_there_is_one_clear_error_and_the_rest_works():
+    program = """
+        import sys
+        sys.modules["implicit"] = None  # what an import of an absent package runs into
+        import numpy as np
+        from tests.test_baselines import camps
+        from twotower import baselines
+        baselines.make("ease").fit(camps(), np.arange(60))
+        for name in ("item_knn", "ials"):
+            try:
+                baselines.make(name).fit(camps(), np.arange(60))
+            except ImportError as error:
+                print(error)
+        print("tensorflow" in sys.modules)
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
+    line = 'item_knn and ials need the package implicit: pip install "twotower[funnel]"\n'
+    assert found.stdout == 2 * line + "False\n", found.stderr
+
+
+# Test figures of earlier work on the same splits: recall_micro@100, recall@500, hit_rate@50,
+# ndcg@10, mrr@500.
+NAMES = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
+PUBLISHED = [
+    ("random", "popularity", {}, (0.265, 0.646, 0.894, 0.203, 0.389)),
+    ("random", "ease", {}, (0.486, 0.856, 0.985, 0.435, 0.669)),
+    ("random", "ials", {"alpha": 10, "regularization": 10}, (0.464, 0.859, 0.986, 0.370, 0.605)),
+    ("random-100k+seen", "popularity", {}, (0.184,)),
+    ("random-100k+seen", "ease", {}, (0.151,)),
+]
+
+
+@pytest.fixture(scope="module")
+def ml_1m(ml_1m_dir):
+    return movielens.load("movielens/1m", data_dir=str(ml_1m_dir))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("protocol, name, parameters, expected", PUBLISHED)
+def test_published_figures(ml_1m, protocol, name, parameters, expected):
+    split = make_split(ml_1m, protocol, "test")
+    baseline = baselines.make(name, **parameters).fit(ml_1m, split.train, split.candidates)
+    report = evaluate(baseline.recommend, split)
+    found = [report.metrics[metric]["mean"] for metric in NAMES]
+    np.testing.assert_allclose(found[: len(expected)], expected, atol=0.01)

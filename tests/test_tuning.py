@@ -1,0 +1,146 @@
+"""recall_against by hand; tune on clustered vectors."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from twotower.retrieval import build
+from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.tuning import recall_against, tune
+
+INF = float("inf")
+
+
+def answer(*rows):
+    """Candidates of these keys, scored from 9 downwards; -1 is an empty place."""
+    keys = np.array(rows)
+    scores = np.where(keys >= 0, 9.0 - np.arange(keys.shape[1]), -INF).astype(np.float32)
+    return Candidates(keys, scores, (keys >= 0).sum(1))
+
+
+@pytest.mark.parametrize(
+    "exact, found, recall",
+    [
+        ([[1, 2, 3]], [[3, 1, 2]], 1),
+        ([[1, 2, 3, 4]], [[4, 9, 2, 8]], 1 / 2),
+        ([[1, 2], [3, 4]], [[1, 2], [5, 3]], 3 / 4),
+        # Row 0's items in row 1's answer are no hits.
+        ([[1, 2], [3, 4]], [[3, 4], [1, 2]], 0),
+        # A short exact row: 1 of 1 and 1 of 2. The -1s are no hits.
+        ([[1, -1], [3, 4]], [[1, -1], [4, -1]], 3 / 4),
+        ([[1, -1]], [[-1, -1]], 0),
+        # Answers of another width.
+        ([[1, 2, 3, 4]], [[4]], 1 / 4),
+        ([[1]], [[2, 3, 1]], 1),
+        # Keys that differ by a multiple of 2^40, as in row 1 of the first and row 0 of the second.
+        ([[7], [8]], [[8 + 2**40], [8 - 8]], 0),
+        ([[7 + 2**41], [7 + 2**40]], [[7 + 2**41], [7]], 1 / 2),
+        ([[2**63 - 1], [5]], [[2**63 - 1], [5]], 1),
+    ],
+)
+def test_recall_by_hand(exact, found, recall):
+    assert recall_against(answer(*exact), answer(*found)) == pytest.approx(recall)
+
+
+NUM, DIM, K = 5000, 16, 50
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """5000 items of 50 clusters, keys in no order; 64 queries of the same clusters."""
+    rng = np.random.default_rng(11)
+    centres = rng.normal(size=(50, DIM))
+    vectors = np.float32(centres[rng.integers(0, 50, NUM)] + 0.5 * rng.normal(size=(NUM, DIM)))
+    queries = np.float32(centres[rng.integers(0, 50, 64)] + 0.5 * rng.normal(size=(64, DIM)))
+    return rng.permutation(2 * NUM)[:NUM], vectors, queries
+
+
+@pytest.fixture(scope="module", params=["hnsw", "scann"])
+def index(request, clustered):
+    pytest.importorskip({"hnsw": "faiss", "scann": "scann"}[request.param])
+    parameters = {"ef_construction": 60} if request.param == "hnsw" else {}
+    return build.build(build.IndexConfig(request.param, "dot", parameters), *clustered[:2])
+
+
+def effort(index):
+    return getattr(index.config, "ef_search", None) or index.config.num_leaves_to_search
+
+
+def true_recall(index, clustered, alive=slice(None)):
+    """From plain numpy: the share of each query's best K that the index finds."""
+    keys, vectors, queries = clustered
+    keys, vectors = keys[alive], vectors[alive]
+    best = keys[np.argsort(-(queries @ vectors.T), 1)[:, :K]]
+    found = index.search(queries, K).keys
+    return np.mean([len(set(a) & set(b)) / K for a, b in zip(best.tolist(), found.tolist())])
+
+
+@pytest.mark.parametrize("target", [0.5, 0.95])
+def test_tune_reaches_the_target(index, clustered, target):
+    chosen = tune(index, clustered[2], K, target)
+    assert chosen["recall"] >= target
+    assert chosen["target"] == target and chosen["k"] == K
+    name = "ef_search" if hasattr(index.config, "ef_search") else "num_leaves_to_search"
+    assert chosen[name] == effort(index)
+    # What it says is what a search finds.
+    assert true_recall(index, clustered) == pytest.approx(chosen["recall"], abs=0.005)
+    if name == "num_leaves_to_search":
+        assert 1 <= effort(index) < index.config.num_leaves
+
+
+def test_a_higher_target_is_no_cheaper_and_the_rest_stays(index, clustered):
+    before = index.config
+    tune(index, clustered[2], K, 0.3)
+    cheap = effort(index)
+    tune(index, clustered[2], K, 0.99)
+    assert effort(index) >= cheap
+    name = "ef_search" if hasattr(before, "ef_search") else "num_leaves_to_search"
+    assert dataclasses.replace(index.config, **{name: getattr(before, name)}) == before
+
+
+def test_a_target_out_of_reach_says_so(index, clustered):
+    # No recall is 1.5: the dearest is kept, and for ScaNN that is still not all leaves.
+    chosen = tune(index, clustered[2], K, 1.5)
+    assert chosen["recall"] <= 1 < chosen["target"]
+    if hasattr(index.config, "num_leaves"):
+        # .95 of sqrt(5000) = 70 leaves is 66.5.
+        assert index.config.num_leaves == 70 and effort(index) == 66
+    else:
+        assert effort(index) == 16 * K
+
+
+def test_leaves_of_a_tiny_index():
+    # 150 items in for_size's 12 leaves: 11 = int(.95 * 12) are the most that are looked into.
+    pytest.importorskip("scann")
+    vectors = np.float32(np.random.default_rng(2).normal(size=(150, 4)))
+    index = build.build(build.IndexConfig("scann"), np.arange(150), vectors)
+    tune(index, vectors[:20], 100, 1.5)
+    assert (index.config.num_leaves, index.config.num_leaves_to_search) == (12, 11)
+
+
+def test_tune_with_removed_and_added_items(clustered):
+    # The first 10 items go, the next one is replaced by itself: 4990 stay.
+    pytest.importorskip("faiss")
+    keys, vectors, queries = clustered
+    config = build.IndexConfig("hnsw", "dot", {"ef_construction": 60})
+    index = build.build(config, keys, vectors)
+    index.remove(keys[:10])
+    index.add(keys[10:11], vectors[10:11])
+    chosen = tune(index, queries, K, 0.95)
+    assert chosen["recall"] >= 0.95
+    assert true_recall(index, clustered, slice(10, None)) == pytest.approx(
+        chosen["recall"], abs=0.005
+    )
+
+
+def test_exact_has_nothing_to_tune(clustered):
+    index = build.build(build.IndexConfig("exact"), *clustered[:2])
+    with pytest.raises(ValueError, match="BruteForceIndex has no parameter of search effort"):
+        tune(index, clustered[2], K)
+
+
+def test_not_built(clustered):
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match="the index is empty"):
+        tune(build.make(build.IndexConfig("hnsw")), clustered[2], K)
