@@ -101,7 +101,8 @@ class MeanHistory(History):
         kept = self.kept(index, training)
         count = tf.reduce_sum(tf.cast(kept, tf.float32), 1, keepdims=True)
         scale = 1.0 / tf.maximum(count, 1.0) ** self.power
-        bags = [weighted_bag(self.table, index, tf.cast(kept, tf.float32)) * scale]
+        weight = tf.cast(kept, tf.float32)
+        bags = [weighted_bag(self.table, index, weight, training) * scale]
         if self.ratings:
             rating = encoded[f"{self.name}_rating"]
             rated = kept & ~tf.math.is_nan(rating)
@@ -110,33 +111,45 @@ class MeanHistory(History):
                 tf.reduce_sum(rating, 1, keepdims=True),
                 tf.reduce_sum(tf.cast(rated, tf.float32), 1, keepdims=True),
             )
-            bags.append(
-                weighted_bag(self.rating_table, index, tf.where(rated, rating - mean, 0.0)) * scale
-            )
+            weight = tf.where(rated, rating - mean, 0.0)
+            bags.append(weighted_bag(self.rating_table, index, weight, training) * scale)
         return tf.concat(bags, 1)
 
     def get_config(self):
         return super().get_config() | {"power": self.power, "ratings": self.ratings}
 
 
-def weighted_bag(table: tf.keras.layers.Embedding, index: tf.Tensor, weight: tf.Tensor):
+def weighted_bag(
+    table: tf.keras.layers.Embedding, index: tf.Tensor, weight: tf.Tensor, training: bool = False
+) -> tf.Tensor:
     """sum_j weight[i, j] * table[index[i, j]].
 
     Args:
         table: Embedding of `rows` rows.
         index: `[batch_size, n]` int32.
         weight: `[batch_size, n]` float32, 0 for what is not to count.
+        training: A batch in training is large; a request in serving may hold few events, for which
+            reading the whole table would take longer than all the rest.
 
     Returns:
         `[batch_size, dim]`.
     """
     rows = table.input_dim
-    if rows > COUNT_MATRIX_LIMIT:
+
+    def gathered():
         return tf.einsum("bn,bnd->bd", weight, table(index))
+
+    def counted():
+        counts = tf.math.bincount(index, weight, minlength=rows, maxlength=rows, axis=-1)
+        return tf.linalg.matmul(counts, table.embeddings)  # [batch_size, rows] x [rows, dim]
+
+    if rows > COUNT_MATRIX_LIMIT:
+        return gathered()
     if not table.built:
         table.build(None)
-    counts = tf.math.bincount(index, weight, minlength=rows, maxlength=rows, axis=-1)
-    return tf.linalg.matmul(counts, table.embeddings)  # [batch_size, rows] x [rows, dim]
+    if training:
+        return counted()
+    return tf.cond(tf.size(index) < rows // 2, gathered, counted)
 
 
 class AttentionHistory(History):
