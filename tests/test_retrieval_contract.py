@@ -201,6 +201,25 @@ def test_k_of_the_whole_catalogue_is_full(big, metric, clustered):
     assert found.keys.shape == (3, NUM + 2)
 
 
+def test_filters_that_lie_where_the_query_looks(backend):
+    # 8000 items at (i / 8000, 1), key 2 i + 1, of which the first 1500 are allowed: too many for a
+    # scan at once. The queries (1, 0) want the largest i, all of which are forbidden far beyond
+    # what is fetched, so these rows fall short and are scanned: from i = 1499 (key 2999) downwards.
+    # The query (-1, 0) in the middle wants the smallest i, all of which are allowed.
+    place = np.arange(8000)
+    vectors = np.column_stack([place / 8000, np.ones(8000)])
+    index = make(backend, "dot", 2 * place + 1, vectors)
+    queries = np.float32([[1, 0], [-1, 0], [1, 0]])
+    banned = ragged([[], [1, 5], [2999, 2995, 7]])
+    found = index.search(queries, 3, exclude=banned, allow=2 * place[:1500] + 1)
+    rows = rows_of(found)
+    assert rows[0] == [2999, 2997, 2995]
+    assert rows[2] == [2997, 2993, 2991]
+    assert len(rows[1]) == 3 and not {1, 5} & set(rows[1]) and max(rows[1]) < 3000
+    if index.is_exact:
+        assert rows[1] == [3, 7, 9]
+
+
 # Edge rows, worked on the axes.
 
 
@@ -560,7 +579,7 @@ class Forgetful(Retriever):
         return np.where(scores > -INF, order, -1), scores
 
 
-def test_what_a_backend_does_not_reach_is_scanned():
+def test_what_a_backend_does_not_reach_is_found():
     # Keys 70 and 90 are reached, 20 and 40 are not. With k = 2 the backend's answer is full, so it
     # stands; with k = 3 it is short and the exact one takes its place.
     index = Forgetful().build(np.array(KEYS), AXES)

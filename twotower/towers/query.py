@@ -39,7 +39,7 @@ class QueryConfig:
         batch_norm: Whether hidden layers are batch-normalised.
     """
 
-    features: tuple[str, ...] = ("user_id", "gender", "age", "occupation", "history")
+    features: tuple[str, ...] = ("user_id", "history")
     user_dim: int = 64
     category_dim: int = 16
     unknown_rate: float = 0.5
