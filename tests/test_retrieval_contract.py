@@ -107,15 +107,15 @@ def test_single_query_is_as_in_a_batch(axes):
 
 def test_checkerboard(backend, metric):
     # The white fields of an 8 x 8 board: 32 items, field (r, c) with r + c even, key 100 r + c,
-    # at the point (r + 1, c + 1). Squares of length 1 (cosine and dot work on the lifted point
-    # (r + 1, c + 1, z) with z chosen so that all lengths are 20): nearest by one is nearest by all.
+    # at the point (r + 1, c + 1, z) with z such that all vectors are of length 20: nearest by one
+    # metric is nearest by all.
     cells = [(r, c) for r in range(8) for c in range(8) if (r + c) % 2 == 0]
     points = np.float64(cells) + 1
     lifted = np.float32(np.column_stack([points, np.sqrt(400 - (points**2).sum(1))]))
     index = make(backend, metric, [100 * r + c for r, c in cells], lifted)
     assert len(index) == 32
-    # Each field's own point finds the field first; its diagonal neighbours lie nearest to it, two
-    # fields straight on are farther: from (0, 0) there is one diagonal neighbour, (1, 1).
+    # Each field's own point finds the field first. From (0, 0) the next is (1, 1), its one diagonal
+    # neighbour: squared distances are 2.02 to that, and 4.04 to (0, 2) and (2, 0).
     found = index.search(lifted, 2)
     assert found.keys[:, 0].tolist() == [100 * r + c for r, c in cells]
     assert found.keys[0].tolist() == [0, 101]

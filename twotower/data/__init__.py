@@ -5,7 +5,8 @@ def load(name: str, data_dir: str | None = None):
     """The dataset `name`.
 
     Args:
-        name: `movielens/1m`, `movielens/100k`, or `synthetic`.
+        name: `movielens/1m`, `movielens/100k`, `synthetic`, or `synthetic/small`; or the name that
+            a synthetic dataset gave itself, as a bundle's manifest holds it.
         data_dir: For MovieLens, a GroupLens folder or TFDS' data directory.
 
     Raises:
@@ -16,11 +17,14 @@ def load(name: str, data_dir: str | None = None):
         from twotower.data import movielens
 
         return movielens.load(name, data_dir)
-    if name == "synthetic":
+    if name.startswith("synthetic"):
         from twotower.data import synthetic
 
-        return synthetic.generate(synthetic.SyntheticConfig()).dataset
+        configs = {"synthetic": synthetic.SyntheticConfig(), "synthetic/small": synthetic.SMALL}
+        configs |= {config.name: config for config in configs.values()}
+        if name in configs:
+            return synthetic.generate(configs[name]).dataset
     raise ValueError(
-        f"unknown dataset {name!r}; there are movielens/1m, movielens/100k and synthetic. For your "
-        "own Parquet or CSV files see twotower/data/tables.py."
+        f"unknown dataset {name!r}; there are movielens/1m, movielens/100k, synthetic and "
+        "synthetic/small. For your own Parquet or CSV files see twotower/data/tables.py."
     )

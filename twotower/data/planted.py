@@ -91,6 +91,11 @@ class SyntheticConfig:
         if self.span_days > 80 * self.freshness_days:
             raise ValueError(f"span_days above 80 freshness_days leave float32's range: {self}.")
 
+    @property
+    def name(self) -> str:
+        """What the dataset is called; the other fields are not told by it."""
+        return f"synthetic/{self.num_users}x{self.num_items}-seed{self.seed}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic:

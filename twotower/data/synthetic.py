@@ -20,7 +20,9 @@ from twotower.data.planted import (
     normal,
 )
 
-__all__ = ["Synthetic", "SyntheticConfig", "generate"]
+__all__ = ["SMALL", "Synthetic", "SyntheticConfig", "generate"]
+# Trains in seconds: for tests and first tries.
+SMALL = SyntheticConfig(num_users=200, num_items=300, num_interactions=12_000)
 COUNTRIES = ("br", "de", "in", "jp", "us")
 GENDERS = ("F", "M")
 AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
@@ -41,9 +43,8 @@ def generate(config: SyntheticConfig | None = None) -> Synthetic:
     made, words = _plant(config, rng)
     watches = _watches(made, rng)
     interactions = _interactions(made, rng, watches, words)
-    name = f"synthetic/{config.num_users}x{config.num_items}-seed{config.seed}"
     return dataclasses.replace(
-        made, dataset=Dataset(name, interactions, made.dataset.items, made.dataset.users)
+        made, dataset=Dataset(config.name, interactions, made.dataset.items, made.dataset.users)
     )
 
 
