@@ -63,6 +63,34 @@ def test_rank_carries_columns_through_the_cut():
     assert ranked.columns["place"].tolist() == [[17, 14, 11]]
 
 
+def test_rank_takes_the_least_keys_of_a_tie_at_the_cut():
+    # 50 places, scores 9 at i = 10 and 1 everywhere else, keys 500 - i: behind key 490 stand the
+    # least of the 49 others, 451 and 452. A partition alone takes any. Row 1 has no tie.
+    place = np.arange(50)
+    scores = np.float32([np.where(place == 10, 9, 1), place])
+    ranked = Candidates.rank(np.tile(500 - place, (2, 1)), scores, 3)
+    assert ranked.keys.tolist() == [[490, 451, 452], [451, 452, 453]]
+
+
+def test_rank_fills_up_to_k():
+    ranked = Candidates.rank(np.array([[5]]), np.float32([[1]]), 3, {"source": np.array([["a"]])})
+    assert ranked.keys.tolist() == [[5, -1, -1]] and ranked.counts.tolist() == [1]
+    assert ranked.columns["source"].tolist() == [["a", "", ""]]
+    with pytest.raises(ValueError, match="k must be 1 or more; got 0"):
+        Candidates.rank(np.array([[5]]), np.float32([[1]]), 0)
+
+
+def test_rank_against_sorting_everything():
+    # Scores of 0..3, so that most cuts go through a tie.
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 4, (40, 60)).astype(np.float32)
+    keys = rng.permuted(np.tile(np.arange(60), (40, 1)), axis=1)
+    for k in (1, 7, 29, 31, 60):
+        order = np.lexsort((keys, -scores), axis=1)[:, :k]
+        wanted = np.take_along_axis(keys, order, 1)
+        assert Candidates.rank(keys, scores, k).keys.tolist() == wanted.tolist()
+
+
 def test_rank_does_not_write_to_what_it_is_given():
     keys, scores = np.array([[2, -1, 1]]), np.float32([[1, 5, 3]])
     Candidates.rank(keys, scores, 2)
@@ -73,7 +101,7 @@ def test_rank_does_not_write_to_what_it_is_given():
 def test_rank_of_nothing(shape):
     ranked = Candidates.rank(np.empty(shape, np.int64), np.empty(shape, np.float32), 4)
     assert ranked.counts.tolist() == [0] * shape[0]
-    assert ranked.keys.shape == shape
+    assert ranked.keys.shape == (shape[0], 4)
 
 
 def test_mask_closes_gaps_and_keeps_order(found):

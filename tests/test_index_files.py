@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -243,6 +246,26 @@ def test_other_model(saved):
     assert len(build.load(saved)) == 299  # nobody asks
 
 
+def test_other_dimension(saved):
+    with pytest.raises(ValueError, match=r"index\.json: .*\[num_items, 8\]; expected .* 16\]"):
+        build.load(saved, dim=16)
+    assert len(build.load(saved, dim=8)) == 299
+
+
+def test_what_tuning_found_comes_back(axes, tmp_path):
+    axes.tuned = {"ef_search": 40, "recall": 0.991}
+    build.save(axes, tmp_path / "i")
+    assert build.load(tmp_path / "i").tuned == {"ef_search": 40, "recall": 0.991}
+
+
+def test_arrays_of_another_shape(axes, tmp_path):
+    # The plain files without their description: two keys for three vectors.
+    axes.save(tmp_path)
+    np.save(tmp_path / "vectors.npy", np.eye(3, 2, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"vectors\.npy: expected \[2, None\].*got \[3, 2\]"):
+        build.make(build.IndexConfig("exact")).load(tmp_path)
+
+
 def test_saving_what_was_never_built(axes, tmp_path):
     build.save(axes, tmp_path / "i")
     with pytest.raises(ValueError, match="the index is empty"):
@@ -294,6 +317,7 @@ def test_end_between_the_two_renames(axes, tmp_path, monkeypatch):
         real(source, target)
 
     with monkeypatch.context() as patched:
+        patched.setattr(build, "_exchange", lambda one, other: False)  # as outside Linux
         patched.setattr(os, "rename", rename)
         with pytest.raises(OSError, match="killed"):
             build.save(axes, tmp_path / "i")
@@ -301,6 +325,47 @@ def test_end_between_the_two_renames(axes, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError), build.replacing(tmp_path / "i"):
         raise RuntimeError
     assert build.load(tmp_path / "i").keys.tolist() == [1, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux")
+def test_exchange_in_one_step(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "says").write_text(name)
+    assert build._exchange(tmp_path / "a", tmp_path / "b")
+    assert [(tmp_path / name / "says").read_text() for name in "ab"] == ["b", "a"]
+    assert not build._exchange(tmp_path / "a", tmp_path / "nowhere")
+
+
+SAVES = """
+import os, sys, time, numpy as np
+from twotower.retrieval import build
+rename = os.rename
+# Slow, so that a moment between two renames would be met.
+os.rename = lambda *names: (rename(*names), time.sleep(0.02))
+indexes = [
+    build.build(build.IndexConfig("exact"), np.arange(n), np.full((n, 64), n, np.float32))
+    for n in (2000, 3000)
+]
+build.save(indexes[0], sys.argv[1])
+print("first", flush=True)
+while True:
+    for index in indexes:
+        build.save(index, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux")
+def test_killed_at_any_moment(tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        command = [sys.executable, "-c", SAVES, str(tmp_path / "i")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+        assert len(build.load(tmp_path / "i")) in (2000, 3000)
 
 
 def test_left_overs_go_with_the_next_save(axes, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 # A module imports only what stands above it.
-READING_ORDER = """
+ORDER = """
     twotower ragged provenance
     data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
     data.cases data.splits data.examples
@@ -22,7 +22,8 @@ READING_ORDER = """
     features towers towers.dense towers.history towers.item towers.query
     losses negatives model recipe training fitting
     bundle saved_models export
-""".split()
+"""
+READING_ORDER = ORDER.split()
 MODULES = ["twotower"] + [f"twotower.{name}" for name in READING_ORDER[1:]]
 # `load(name)` dispatches to the readers below it.
 DISPATCH = {"twotower.data"}
@@ -34,7 +35,7 @@ def path_of(module: str) -> pathlib.Path:
 
 
 def test_the_order_names_every_module():
-    files = {path for path in (ROOT / "twotower").rglob("*.py")}
+    files = set((ROOT / "twotower").rglob("*.py"))
     assert files == {path_of(module) for module in MODULES}
 
 
@@ -88,9 +89,7 @@ def test_every_flag_reaches_its_field():
             setattr(
                 recipe_flags.flags,
                 name,
-                lambda *args, _define=define[name], **kw: _define(
-                    *args, flag_values=holder, **kw
-                ),
+                lambda *args, _define=define[name], **kw: _define(*args, flag_values=holder, **kw),
             )
         recipe_flags.define()
         arguments = ["test"]

@@ -101,7 +101,8 @@ def test_a_higher_target_is_no_cheaper_and_the_rest_stays(index, clustered):
 
 def test_a_target_out_of_reach_says_so(index, clustered):
     # No recall is 1.5: the dearest is kept, and for ScaNN that is still not all leaves.
-    chosen = tune(index, clustered[2], K, 1.5)
+    with pytest.warns(UserWarning, match="at most, under the target 1.5"):
+        chosen = tune(index, clustered[2], K, 1.5)
     assert chosen["recall"] <= 1 < chosen["target"]
     if hasattr(index.config, "num_leaves"):
         # .95 of sqrt(5000) = 70 leaves is 66.5.
@@ -115,7 +116,8 @@ def test_leaves_of_a_tiny_index():
     pytest.importorskip("scann")
     vectors = np.float32(np.random.default_rng(2).normal(size=(150, 4)))
     index = build.build(build.IndexConfig("scann"), np.arange(150), vectors)
-    tune(index, vectors[:20], 100, 1.5)
+    with pytest.warns(UserWarning, match="under the target 1.5"):
+        tune(index, vectors[:20], 100, 1.5)
     assert (index.config.num_leaves, index.config.num_leaves_to_search) == (12, 11)
 
 
@@ -129,15 +131,19 @@ def test_tune_with_removed_and_added_items(clustered):
     index.add(keys[10:11], vectors[10:11])
     chosen = tune(index, queries, K, 0.95)
     assert chosen["recall"] >= 0.95
-    assert true_recall(index, clustered, slice(10, None)) == pytest.approx(
-        chosen["recall"], abs=0.005
-    )
+    # Tombstones are fetched over, which searches a little wider than what was measured.
+    assert true_recall(index, clustered, slice(10, None)) >= chosen["recall"] - 0.005
 
 
 def test_exact_has_nothing_to_tune(clustered):
     index = build.build(build.IndexConfig("exact"), *clustered[:2])
     with pytest.raises(ValueError, match="BruteForceIndex has no parameter of search effort"):
         tune(index, clustered[2], K)
+
+
+def test_no_queries(index, clustered):
+    with pytest.raises(ValueError, match="tuning needs queries"):
+        tune(index, clustered[2][:0], K)
 
 
 def test_not_built(clustered):

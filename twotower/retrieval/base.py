@@ -1,28 +1,26 @@
 """Retriever: the one contract of all indexes. A backend file only finds neighbours.
 
-Positions and keys are different words here: a backend knows the rows of the matrix it was built
-from (positions); this file knows which item each of them is (keys).
+Checking, updates, exclusion, filters, over-fetch and short rows are settled here, once.
 """
 
 import abc
+import math
 import pathlib
 
 import numpy as np
 
 from twotower.ragged import Ragged
-from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates
-
-METRICS = ("dot", "cosine", "euclidean")
-
-# An exact scan takes at most this many score bytes at a time.
-BLOCK_BYTES = 1 << 26
+from twotower.retrieval.candidates import Candidates, best_columns
+from twotower.retrieval.store import Store
+from twotower.retrieval.vectors import METRICS, KeyedVectors, checked_keys, unit
 
 
 class Retriever(abc.ABC):
     """Finds the items whose vectors score highest with a query's.
 
-    Items can be added, replaced and removed at any time: new vectors go to a buffer that is
-    scanned exactly with every search, removed ones get a tombstone.
+    Items can be added, replaced and removed at any time, by one thread at a time, while others
+    search: new vectors go to a buffer that every search scans exactly, removed ones get a
+    tombstone. The float32 vectors are kept for exact scans, whatever a backend keeps.
 
     Args:
         metric: `dot`, `cosine`, or `euclidean`, whose score is the negative squared distance.
@@ -32,14 +30,23 @@ class Retriever(abc.ABC):
         ValueError: An unknown metric.
     """
 
+    # Name of the backend in an IndexConfig and on disk.
+    backend = ""
     # Whether answers are exact by construction.
     is_exact = False
+    # Distances that the backend computes, far apart in memory, for each candidate it is asked for:
+    # 9 to 16 were counted in HNSW (M 32) over 20,000 vectors. Where a filter or exclusions leave
+    # fewer items than that times the candidates to fetch, a scan of them is cheaper, and exact.
+    distances_per_candidate = 10.0
 
     def __init__(self, metric: str = "dot") -> None:
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
-        self._set(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+        # What `tuning.tune` found; saved with the index.
+        self.tuned: dict = {}
+        nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
+        self._store = Store.of(KeyedVectors(*nothing, metric))
 
     # What a backend defines.
 
@@ -49,14 +56,14 @@ class Retriever(abc.ABC):
 
     @abc.abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions `[num_queries, k]` int64 (-1 behind the end) and scores, best first; k is at
-        most the number of vectors built."""
+        """Positions `[num_queries, k]` int64, -1 only behind the end, and scores float32, larger
+        is better, best first. `k` is at most the number of vectors built."""
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
         """Writes the backend's own files."""
 
     def _load(self, directory: pathlib.Path) -> None:
-        """Reads them; keys and vectors are there already."""
+        """Reads them; `_vectors` is there already."""
         self._build(self._vectors)
 
     @property
@@ -64,70 +71,56 @@ class Retriever(abc.ABC):
         """Memory of the backend besides the vectors that this class keeps."""
         return 0
 
+    @property
+    def _vectors(self) -> np.ndarray:
+        """`[num_built, dim]`, what the backend was built from."""
+        return self._store.built.vectors
+
     # What everybody calls.
 
     def build(self, keys: np.ndarray, vectors: np.ndarray) -> "Retriever":
-        """Indexes vectors anew; returns self.
+        """Indexes vectors anew, and returns itself. Not while other threads search.
 
         Args:
-            keys: `[num_items]` int64, no duplicates, none negative.
-            vectors: `[num_items, dim]` float32; kept without a copy where they are float32.
+            keys: `[num_items]` integers of 0 or more, no duplicates.
+            vectors: `[num_items, dim]` floats; kept without a copy where they are float32 and
+                contiguous (and the metric is not cosine), so leave them as they are.
 
         Raises:
             ValueError: Duplicate or negative keys, another number of vectors than keys, vectors
-                that are not finite, no items, or a zero vector under cosine.
+                that are not finite floats, no items, or a zero vector under cosine.
         """
-        keys, vectors = _checked_items(keys, vectors)
-        if len(keys) == 0:
-            raise ValueError("an index needs one item or more to know its dimension; got none.")
-        self._set(keys, self._prepared(vectors))
-        self._build(self._vectors)
+        built = KeyedVectors.checked(keys, vectors, self.metric)
+        if len(built) == 0:
+            raise ValueError("an index is built from one item or more; got none.")
+        self.tuned = {}
+        self._store = Store.of(built)
+        self._build(built.vectors)
         return self
-
-    def _set(self, keys, vectors, dead=None, fresh_keys=None, fresh_vectors=None) -> None:
-        """All state besides the backend's."""
-        self._vectors = vectors
-        # A last -1, so that the position -1 (nothing found) becomes the key -1 by indexing.
-        self._keys = np.append(keys, NO_KEY)
-        self._identity = len(keys) == 0 or (keys[0] == 0 and (np.diff(keys) == 1).all())
-        self._order = None if self._identity else np.argsort(keys)
-        self._dead = np.zeros(len(keys), bool) if dead is None else dead
-        self._fresh_keys = np.empty(0, np.int64) if fresh_keys is None else fresh_keys
-        self._fresh = (
-            np.empty((0, self.dim), np.float32) if fresh_vectors is None else fresh_vectors
-        )
-        self._num_dead = int(self._dead.sum())
-
-    STATE = ("keys", "vectors", "dead", "fresh_keys", "fresh_vectors")
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything besides the backend's files, by the names in `STATE`."""
-        arrays = (self._keys[:-1], self._vectors, self._dead, self._fresh_keys, self._fresh)
-        return dict(zip(self.STATE, arrays))
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`; the backend's files are read after it."""
-        self._set(*(state[name] for name in self.STATE))
 
     @property
     def dim(self) -> int:
         """Length of the vectors; 0 before `build`."""
-        return self._vectors.shape[1]
+        return self._store.built.dim
 
     def __len__(self) -> int:
-        """Items that a search may find."""
-        return len(self._vectors) + len(self._fresh_keys) - self._num_dead if self.dim else 0
+        """Number of items that a search may find."""
+        return len(self._store)
 
     @property
     def keys(self) -> np.ndarray:
         """Keys of the items that a search may find, ascending."""
-        return np.sort(np.concatenate([self._keys[:-1][~self._dead], self._fresh_keys]))
+        return self._store.keys
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays of the items: `keys` and `vectors` as built, `dead` (removed or replaced, by
+        position), `fresh_keys` and `fresh_vectors` added since."""
+        return self._store.arrays()
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of the backend, of the float32 vectors for exact scans, and of the keys."""
-        arrays = (self._vectors, self._keys, self._dead, self._fresh_keys, self._fresh)
-        return self._backend_bytes + sum(array.nbytes for array in arrays)
+        return self._backend_bytes + self._store.num_bytes
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         """Adds items or replaces their vectors; the next search finds them.
@@ -135,42 +128,17 @@ class Retriever(abc.ABC):
         Raises:
             ValueError: As in `build`; nothing is changed then.
         """
-        self._check_built()
-        keys, vectors = _checked_items(keys, vectors, self.dim)
-        vectors = self._prepared(vectors)
-        self._drop(keys)
-        self._fresh_keys = np.concatenate([self._fresh_keys, keys])
-        self._fresh = np.concatenate([self._fresh, vectors])
+        self._require_built()
+        self._store = self._store.add(KeyedVectors.checked(keys, vectors, self.metric, self.dim))
 
     def remove(self, keys: np.ndarray) -> None:
-        """Removes items; the next search does not find them.
+        """Removes items; the next search does not find them. A key given twice counts once.
 
         Raises:
             ValueError: A key that is not in the index; nothing is changed then.
         """
-        self._check_built()
-        keys = _integers("keys", keys)
-        unknown = ~np.isin(keys, self.keys)
-        if unknown.any():
-            raise ValueError(f"keys {keys[unknown][:5].tolist()} are not in the index.")
-        self._drop(keys)
-
-    def _drop(self, keys: np.ndarray) -> None:
-        position = self._positions(keys)
-        self._dead = self._dead.copy()  # a search under way in another thread keeps its own
-        self._dead[position[position >= 0]] = True
-        self._num_dead = int(self._dead.sum())
-        keep = ~np.isin(self._fresh_keys, keys)
-        self._fresh_keys, self._fresh = self._fresh_keys[keep], self._fresh[keep]
-
-    def _positions(self, keys: np.ndarray) -> np.ndarray:
-        """Positions of keys in the built matrix, -1 for others."""
-        num = len(self._vectors)
-        if self._identity:
-            return np.where((keys >= 0) & (keys < num), keys, -1)
-        place = np.minimum(np.searchsorted(self._keys[:-1], keys, sorter=self._order), num - 1)
-        place = self._order[place]
-        return np.where(self._keys[place] == keys, place, -1)
+        self._require_built()
+        self._store = self._store.remove(keys)
 
     def search(
         self,
@@ -181,149 +149,130 @@ class Retriever(abc.ABC):
     ) -> Candidates:
         """The best `k` items of each query.
 
+        A row comes back short only where no more items are left: rows in which an approximate
+        backend found too few are scanned exactly.
+
         Args:
-            queries: `[num_queries, dim]` float32; taken as they are where contiguous.
-            k: 1 or more. Where fewer are left, rows are short: -1 and -inf fill them up.
-            exclude: A row of keys a query that must not be answered; unknown keys are no error.
-            allow: Keys that may be answered, for all queries alike; unknown ones are no error.
+            queries: `[num_queries, dim]` floats; not copied where float32 and contiguous, unless
+                the metric is cosine or the exclusions differ much in length.
+            k: 1 or more; the answer is `[num_queries, k]`.
+            exclude: For each query, the keys that must not be answered; unknown ones do no harm.
+            allow: `[num_allowed]` keys that may be answered, for all queries alike; unknown ones
+                do no harm.
 
         Raises:
             ValueError: Queries of another dimension or not finite, k < 1, another number of
                 exclusion rows than queries, an index without `build`, a zero query under cosine.
         """
-        queries, k = self._checked_queries(queries, k), int(k)
-        allow = None if allow is None else _integers("allow", allow)
-        if exclude is not None:
-            if len(exclude) != len(queries):
-                raise ValueError(
-                    f"exclude has {len(exclude)} rows for {len(queries)} queries; give one a query."
-                )
-            if len(exclude.values) == 0:
-                exclude = None
-        if len(queries) == 0:
-            return _widened(Candidates.rank(*_nothing(0), k), k)
-        if exclude is None and allow is None and not self._num_dead and not len(self._fresh_keys):
-            fetch = min(k, len(self._vectors))
-            positions, scores = self._search(queries, fetch)
-            keys = positions if self._identity else self._keys[positions]
-            found = _packed(keys, scores)
-            short = np.flatnonzero(found.counts < fetch)
-            if len(short):
-                # A graph or a partition does not reach everything, an exact scan does.
-                every = np.arange(len(self._vectors))
-                rescued = self._scan(queries[short], every, k, np.empty(0, np.int64))
-                found = _replace(found, short, rescued)
-            return _widened(found, k)
-        return _widened(self._filtered(queries, k, exclude, allow), k)
-
-    def _filtered(self, queries, k, exclude, allow) -> Candidates:
-        num = len(self._vectors)
-        open_ = ~self._dead
-        fresh_open = np.ones(len(self._fresh_keys), bool)
+        queries, store = self._checked_queries(queries, k), self._store
+        k = int(k)
+        built, fresh = store.built, store.fresh
+        if exclude is not None and not _excludes(exclude, len(queries)):
+            exclude = None
+        plain = exclude is None and allow is None and not store.is_changed
+        if plain and len(queries) and k <= len(built):
+            positions, scores = self._search(queries, k)
+            if not (positions[:, -1] < 0).any():
+                keys = built.keys_of(positions)
+                if (scores[:, 1:] < scores[:, :-1]).all():
+                    return Candidates(keys, scores, np.full(len(keys), k, np.int64))
+                return Candidates.rank(keys, scores, k)  # equal scores go by key
         if allow is not None:
-            allowed = np.zeros(num, bool)
-            position = self._positions(allow)
-            allowed[position[position >= 0]] = True
-            open_ = open_ & allowed
-            fresh_open = np.isin(self._fresh_keys, allow)
-        num_open = int(open_.sum())
-        widest = 0 if exclude is None else int(exclude.lengths.max())
-        # What is to be dropped is spread over the answer about as over the catalogue.
-        fetch = min(num, int(1.2 * (k + widest) * num / max(num_open, 1)) + 1)
+            allow = checked_keys(allow, "allow")
+        positions, scores = self._search_open(built, queries, k, store.is_open(allow), exclude)
+        keys = built.keys_of(positions)
+        if len(fresh):
+            is_open = None if allow is None else np.isin(fresh.keys, allow)
+            banned = None if exclude is None else fresh.pairs(exclude)
+            positions, more = fresh.best(queries, k, is_open, banned)
+            keys = np.concatenate([keys, fresh.keys_of(positions)], axis=1)
+            return Candidates.rank(keys, np.concatenate([scores, more], axis=1), k)
+        return Candidates(keys, scores, (positions >= 0).sum(1))
+
+    def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
+        """What the backend alone finds among the vectors it was built from.
+
+        No updates, and short rows stay as the backend left them: this is for measuring it.
+
+        Args:
+            queries: As in `search`.
+            k: As in `search`.
+            exact: Scan instead: the truth to measure it against.
+        """
+        queries, k, built = self._checked_queries(queries, k), int(k), self._store.built
+        find = built.best if exact else self._search
+        positions, scores = find(queries, min(k, len(built)))
+        return Candidates.rank(built.keys_of(positions), scores, k)
+
+    def _search_open(self, built, queries, k: int, is_open, exclude):
+        """The best open positions that are not excluded, `[num_queries, k]`, and their scores."""
+        num = len(built)
+        num_open = num if is_open is None else int(is_open.sum())
+        banned = np.empty(0, np.int64) if exclude is None else built.pairs(exclude)
+        if is_open is not None:
+            banned = banned[is_open[banned % num]]
+        num_banned = np.bincount(banned // num, minlength=len(queries))
+        left = np.minimum(k, num_open - num_banned)  # [num_queries], what a full row holds
+        fetch = k + num_banned
         if num_open < num:
-            fetch = min(num, fetch + 16)
-        else:
-            fetch = min(num, k + widest)
-        banned = self._banned(exclude)
-        if num_open == 0:
-            found = Candidates.rank(*_nothing(len(queries)), k)
-        elif 4 * fetch >= num or num_open <= max(1000, fetch):
-            found = self._scan(queries, np.flatnonzero(open_), k, banned)
-        else:
-            positions, scores = self._search(queries, fetch)
-            keep = (positions >= 0) & open_[positions] & ~_member(positions, banned, num)
-            keys = np.where(keep, self._keys[positions], NO_KEY)
-            found = Candidates.rank(keys, scores, k)
-            if not self.is_exact or fetch < num:
-                # Rows that fell short of what is open are scanned; filters can be anywhere.
-                left = num_open - np.bincount(banned // num, minlength=len(queries))
-                short = np.flatnonzero(found.counts < np.minimum(k, left))
-                if len(short):
-                    rows = np.isin(banned // num, short)
-                    at = np.searchsorted(short, banned[rows] // num) * num + banned[rows] % num
-                    rescued = self._scan(queries[short], np.flatnonzero(open_), k, at)
-                    found = _replace(found, short, rescued)
-        if fresh_open.any():
-            found = self._with_fresh(found, queries, k, exclude, fresh_open)
-        return found
+            # What a filter closes is spread over an answer about as over the catalogue.
+            fetch = 16 + (1.2 * fetch * num / max(num_open, 1)).astype(np.int64)
+        fetch = np.minimum(fetch, num)
+        found = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        # Queries with few exclusions need not fetch as much as those with thousands.
+        band = np.ceil(np.log2(fetch))
+        for one in np.unique(band):
+            rows = np.flatnonzero(band == one)
+            size = int(fetch[rows].max())
+            if num_open <= self.distances_per_candidate * size:
+                continue  # stays empty, and is scanned below
+            near, near_scores = self._search(_rows(queries, rows), size)
+            drop = (near < 0) | _member(rows[:, None] * num + near, banned)
+            if is_open is not None:
+                drop |= ~is_open[near]
+            near_scores = np.where(drop, -np.inf, near_scores)
+            order = best_columns(built.keys_of(near), near_scores, k)
+            scores[rows] = np.take_along_axis(near_scores, order, 1)
+            found[rows] = np.take_along_axis(near, order, 1)
+        found[scores == -np.inf] = -1
+        short = np.flatnonzero((found >= 0).sum(1) < left)
+        if len(short):
+            some = _rows_of(banned, short, num)
+            near, near_scores = built.best(_rows(queries, short), k, is_open, some)
+            found[short, : near.shape[1]] = near
+            scores[short, : near.shape[1]] = near_scores
+        return found, scores
 
-    def _banned(self, exclude: Ragged | None) -> np.ndarray:
-        """Excluded positions as ascending numbers `row * num + position`, without duplicates."""
-        if exclude is None:
-            return np.empty(0, np.int64)
-        position = self._positions(exclude.values)
-        banned = exclude.row_index * len(self._vectors) + position
-        return np.unique(banned[(position >= 0) & ~self._dead[position]])
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes plain files into a folder that is there.
 
-    def _with_fresh(self, found, queries, k, exclude, fresh_open) -> Candidates:
-        """Merges the buffer's items in, scored exactly."""
-        keys = self._fresh_keys[fresh_open]
-        scores = self._scores(queries, self._fresh[fresh_open])
-        if exclude is not None:
-            order = np.argsort(keys)
-            place = np.searchsorted(keys, exclude.values, sorter=order)
-            column = order[np.minimum(place, len(keys) - 1)]
-            hit = keys[column] == exclude.values
-            scores[exclude.row_index[hit], column[hit]] = NO_SCORE
-        keys = np.broadcast_to(keys, scores.shape)
-        return Candidates.rank(
-            np.concatenate([found.keys, keys], 1), np.concatenate([found.scores, scores], 1), k
-        )
+        `build.save` is the one to call: it adds a description and checksums, and replaces safely.
+        """
+        self._require_built()
+        self._store.save(directory)
+        self._save(directory)
 
-    def _scores(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        """`[num_queries, num_vectors]`, larger is better."""
-        scores = queries @ vectors.T
-        if self.metric == "euclidean":
-            scores *= 2
-            scores -= np.einsum("nd,nd->n", vectors, vectors)
-            scores -= np.einsum("nd,nd->n", queries, queries)[:, None]
-        return scores
+    def load(self, directory: pathlib.Path, mmap: bool = False) -> "Retriever":
+        """Reads what `save` wrote, and returns itself; `build.load` checks first.
 
-    def _scan(self, queries, positions: np.ndarray, k: int, banned: np.ndarray) -> Candidates:
-        """Exact search over the vectors at `positions` (ascending), blockwise."""
-        whole = len(positions) == len(self._vectors)
-        vectors = self._vectors if whole else self._vectors[positions]
-        keys = self._keys[positions]
-        num, block = len(self._vectors), max(1, BLOCK_BYTES // (4 * len(positions)))
-        parts = []
-        for start in range(0, len(queries), block):
-            scores = self._scores(queries[start : start + block], vectors)
-            rows = slice(*np.searchsorted(banned, (start * num, (start + len(scores)) * num)))
-            row, position = banned[rows] // num - start, banned[rows] % num
-            column = position if whole else np.searchsorted(positions, position)
-            if not whole:
-                column = np.minimum(column, len(positions) - 1)
-                inside = positions[column] == position
-                row, column = row[inside], column[inside]
-            scores[row, column] = NO_SCORE
-            parts.append(Candidates.rank(np.broadcast_to(keys, scores.shape), scores, k))
-        return Candidates.concat(parts)
+        Args:
+            directory: The folder.
+            mmap: Whether the float32 vectors stay on disk until an exact scan needs them.
 
-    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
-        if self.metric != "cosine":
-            return vectors
-        # In float64: squares of float32 may overflow or vanish.
-        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
-        if (norms == 0).any():
-            raise ValueError("a zero vector has no direction, so cosine cannot score it.")
-        return (vectors / norms).astype(np.float32)
+        Raises:
+            ValueError: Files of other shapes or types than `save` writes.
+        """
+        self._store = Store.load(directory, self.metric, mmap)
+        self._load(directory)
+        return self
 
-    def _check_built(self) -> None:
+    def _require_built(self) -> None:
         if not self.dim:
             raise ValueError("the index is empty: call build or load first.")
 
     def _checked_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
-        self._check_built()
+        self._require_built()
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
         queries = np.asarray(queries)
@@ -332,84 +281,47 @@ class Retriever(abc.ABC):
                 f"Expected queries [num_queries, {self.dim}] of floats; got {queries.shape} of "
                 f"{queries.dtype}. Was the index built from this query tower?"
             )
-        with np.errstate(over="ignore"):
-            queries = np.ascontiguousarray(queries, np.float32)
-        # One sum is NaN or infinite if any value is.
-        with np.errstate(invalid="ignore"):
-            total = queries.sum(dtype=np.float64)
-        if not np.isfinite(total):
-            raise ValueError("queries hold NaN or infinite values.")
-        return self._prepared(queries)
+        if queries.dtype != np.float32:
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
+                queries = queries.astype(np.float32)
+        queries = np.ascontiguousarray(queries)
+        # The sum of squares is NaN or infinite if any value is; it may also overflow.
+        if not math.isfinite(np.vdot(queries, queries)) and not np.isfinite(queries).all():
+            rows = np.flatnonzero(~np.isfinite(queries).all(1))[:5].tolist()
+            raise ValueError(f"queries in rows {rows} hold NaN or infinite values.")
+        return unit(queries, "queries") if self.metric == "cosine" else queries
 
 
-def _checked_items(keys, vectors, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    keys, vectors = np.asarray(keys), np.asarray(vectors)
-    if keys.ndim != 1 or (keys.size and keys.dtype.kind not in "iu"):
-        raise ValueError(f"keys must be [num_items] integers; got {keys.shape} of {keys.dtype}.")
-    expected = f"[{len(keys)}, {dim or 'dim'}]"
-    if (
-        vectors.ndim != 2
-        or len(vectors) != len(keys)
-        or vectors.shape[1] != (dim or vectors.shape[1])
-        or vectors.shape[1] == 0
-    ):
-        raise ValueError(f"Expected vectors {expected}, one a key; got {vectors.shape}.")
-    if vectors.dtype.kind != "f":
-        raise ValueError(f"vectors must be floats; got {vectors.dtype}.")
-    keys = keys.astype(np.int64)
-    if len(keys) and keys.min() < 0:
-        raise ValueError(f"keys must not be negative; got {keys.min()}.")
-    unique, counts = np.unique(keys, return_counts=True)
-    if len(unique) < len(keys):
-        raise ValueError(f"keys must be unique; {unique[counts > 1][:5].tolist()} stand twice.")
-    with np.errstate(over="ignore"):  # a float64 may be infinite as a float32
-        vectors = np.ascontiguousarray(vectors, np.float32)
-    if not np.isfinite(vectors).all():
-        wrong = keys[~np.isfinite(vectors).all(1)]
-        raise ValueError(f"vectors of keys {wrong[:5].tolist()} hold NaN or infinite values.")
-    return keys, vectors
+def _excludes(exclude: Ragged, num_queries: int) -> bool:
+    """Whether anything is excluded at all; raises ValueError for what fits no batch."""
+    if not isinstance(exclude, Ragged):
+        raise ValueError(
+            f"exclude must be a Ragged of keys, such as Ragged.from_rows([[3, 5], []]); got "
+            f"{type(exclude).__name__}."
+        )
+    if len(exclude) != num_queries:
+        raise ValueError(
+            f"exclude has {len(exclude)} rows for {num_queries} queries; give one a query."
+        )
+    return len(checked_keys(exclude.values, "exclude")) > 0
 
 
-def _integers(name: str, values) -> np.ndarray:
-    values = np.asarray(values)
-    if values.size and values.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers; got {values.dtype}.")
-    return values.astype(np.int64)
+def _rows(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some queries; the batch itself, not a copy, where it is all of them."""
+    return queries if len(rows) == len(queries) else queries[rows]
 
 
-def _packed(keys: np.ndarray, scores: np.ndarray) -> Candidates:
-    """An answer in its order; ties are put in order of their keys."""
-    if (scores[:, 1:] == scores[:, :-1]).any() or (keys < 0).any():
-        return Candidates.rank(keys, scores, keys.shape[1])
-    return Candidates(keys, scores, np.full(len(keys), keys.shape[1], np.int64))
+def _rows_of(pairs: np.ndarray, rows: np.ndarray, num: int) -> np.ndarray:
+    """The pairs `row * num + position` of some rows (ascending), renumbered by place in `rows`."""
+    row, position = np.divmod(pairs, num)
+    place = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
+    inside = rows[place] == row
+    return place[inside] * num + position[inside]
 
 
-def _member(positions: np.ndarray, banned: np.ndarray, num: int) -> np.ndarray:
-    """Which of `positions` `[num_queries, n]` stand in `banned` (ascending `row * num + pos`)."""
+def _member(pairs: np.ndarray, banned: np.ndarray) -> np.ndarray:
+    """Which of `pairs`, of any shape, stand in `banned`, which ascends."""
     if not len(banned):
-        return np.zeros(positions.shape, bool)
-    at = np.arange(len(positions))[:, None] * num + positions
-    place = np.minimum(np.searchsorted(banned, at), len(banned) - 1)
-    return banned[place] == at
-
-
-def _nothing(num_queries: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.empty((num_queries, 0), np.int64), np.empty((num_queries, 0), np.float32)
-
-
-def _widened(found: Candidates, width: int) -> Candidates:
-    """`found` with empty places up to `width`."""
-    more = ((0, 0), (0, width - found.keys.shape[1]))
-    if more[1][1] <= 0:
-        return found
-    keys = np.pad(found.keys, more, constant_values=NO_KEY)
-    return Candidates(keys, np.pad(found.scores, more, constant_values=NO_SCORE), found.counts)
-
-
-def _replace(found: Candidates, rows: np.ndarray, by: Candidates) -> Candidates:
-    """`found` with the given rows replaced; widths may differ."""
-    width = max(found.keys.shape[1], by.keys.shape[1])
-    found, by = _widened(found, width), _widened(by, width)
-    keys, scores, counts = found.keys.copy(), found.scores.copy(), found.counts.copy()
-    keys[rows], scores[rows], counts[rows] = by.keys, by.scores, by.counts
-    return Candidates(keys, scores, counts)
+        return np.zeros(pairs.shape, bool)
+    place = np.minimum(np.searchsorted(banned, pairs), len(banned) - 1)
+    return banned[place] == pairs

@@ -5,6 +5,7 @@ the dimension, the metric, and the version of the model whose vectors it holds.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import glob
 import hashlib
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from twotower import __version__
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.brute_force import BruteForceIndex
 
@@ -78,7 +80,8 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder beside `directory` that takes its place when the block ends well.
 
     An interrupted block leaves the folder that was there, and a temporary one that the next call
-    removes.
+    removes. On Linux the two are exchanged in one step, so that even `kill -9` leaves one or the
+    other in its place; elsewhere the next call undoes half an exchange. One writer at a time.
     """
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -95,12 +98,25 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     old = None
-    if directory.exists():
-        old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent)) / "old"
-        os.rename(directory, old)
-    os.rename(temporary, directory)
+    if not directory.exists():
+        os.rename(temporary, directory)
+    elif _exchange(temporary, directory):
+        old = temporary
+    else:
+        old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+        os.rename(directory, old / "old")
+        os.rename(temporary, directory)
     if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Swaps two folders in one step; False where the system cannot. Python has no call for it."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str = "") -> None:
@@ -114,22 +130,19 @@ def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str
     Raises:
         ValueError: An index without `build`; the folder that was there stays.
     """
-    if not retriever.dim:
-        raise ValueError("the index is empty: call build first.")
-    state = retriever.state()
     with replacing(directory) as folder:
-        for name, array in state.items():
-            np.save(folder / f"{name}.npy", array)
-        retriever._save(folder)
+        retriever.save(folder)
         config = getattr(retriever, "config", None)
         described = {
             "format_version": FORMAT_VERSION,
-            "backend": _backend(retriever),
+            "backend": retriever.backend,
             "metric": retriever.metric,
             "parameters": dataclasses.asdict(config) if config else {},
             "dim": retriever.dim,
             "num_items": len(retriever),
             "model_version": model_version,
+            "tuned": retriever.tuned,
+            "twotower": __version__,
             "files": {
                 str(path.relative_to(folder)): sha256(path)
                 for path in sorted(folder.rglob("*"))
@@ -145,13 +158,11 @@ def _text(described: dict) -> str:
     return json.dumps({**described, "sha256": digest}, indent=1) + "\n"
 
 
-def _backend(retriever: Retriever) -> str:
-    names = {"BruteForceIndex": "exact", "HnswIndex": "hnsw", "ScannIndex": "scann"}
-    return names[type(retriever).__name__]
-
-
 def load(
-    directory: str | pathlib.Path, model_version: str | None = None, mmap: bool = False
+    directory: str | pathlib.Path,
+    model_version: str | None = None,
+    mmap: bool = False,
+    dim: int | None = None,
 ) -> Retriever:
     """Reads an index.
 
@@ -159,10 +170,11 @@ def load(
         directory: What `save` wrote.
         model_version: If given, must be the one that the index was saved with.
         mmap: Whether the float32 vectors stay on disk until an exact scan needs them.
+        dim: If given, must be the length of its vectors: that of the query tower's output.
 
     Raises:
-        ValueError: No index, a newer format, a file that is missing or changed, or vectors of
-            another model; the message names the file.
+        ValueError: No index, a newer format, a file that is missing or changed, vectors of
+            another model or length; the message names the file.
     """
     directory = pathlib.Path(directory)
     path = directory / "index.json"
@@ -192,17 +204,19 @@ def load(
             f"{path}: the index holds vectors of model {described['model_version']!r}, not of "
             f"{model_version!r}. Build it again from this bundle."
         )
+    if dim is not None and described["dim"] != dim:
+        raise ValueError(
+            f"{path}: the index holds vectors [num_items, {described['dim']}]; expected "
+            f"[num_items, {dim}]. Was it built for this query tower?"
+        )
     retriever = make(
         IndexConfig(described["backend"], described["metric"], described["parameters"])
     )
-    state = {
-        name: np.load(
-            directory / f"{name}.npy",
-            mmap_mode="r" if mmap and name == "vectors" else None,
-            allow_pickle=False,
+    retriever.load(directory, mmap)
+    if (retriever.dim, len(retriever)) != (described["dim"], described["num_items"]):
+        raise ValueError(
+            f"{path} says {described['num_items']} items x {described['dim']}; the arrays hold "
+            f"{len(retriever)} x {retriever.dim}."
         )
-        for name in retriever.STATE
-    }
-    retriever.restore(state)
-    retriever._load(directory)
+    retriever.tuned = described.get("tuned", {})
     return retriever

@@ -10,6 +10,44 @@ NO_KEY = -1
 NO_SCORE = np.float32(-np.inf)
 
 
+def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the best `k` of each row, by descending score, then by ascending key.
+
+    Args:
+        keys: `[num_queries, n]`, or `[n]` for all queries alike.
+        scores: `[num_queries, n]`; NaN counts as less than -inf.
+        k: 1 or more.
+
+    Returns:
+        `[num_queries, min(n, k)]` int64.
+
+    >>> best_columns(np.array([8, 5, 7]), np.float32([[1, 1, 2]]), k=2).tolist()
+    [[2, 1]]
+    """
+    keys = np.broadcast_to(keys, scores.shape)
+    if scores.shape[1] <= 2 * k:
+        # lexsort's last key is the first criterion.
+        return np.lexsort((keys, -scores), axis=1)[:, :k]
+    top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    best = np.take_along_axis(scores, top, 1)
+    # Of equal scores at the cut, argpartition takes any: such rows are sorted whole.
+    cut = best.min(1, keepdims=True)
+    tied = ((scores == cut).sum(1) > (best == cut).sum(1)) & (cut[:, 0] > NO_SCORE)
+    if tied.any():
+        top[tied] = np.lexsort((keys[tied], -scores[tied]), axis=1)[:, :k]
+        best = np.take_along_axis(scores, top, 1)
+    order = np.lexsort((np.take_along_axis(keys, top, 1), -best), axis=1)
+    return np.take_along_axis(top, order, 1)
+
+
+def _widened(values: np.ndarray, width: int, fill) -> np.ndarray:
+    """`values` with columns of `fill` appended, up to `width`."""
+    missing = width - values.shape[1]
+    if missing <= 0:
+        return values
+    return np.concatenate([values, np.full((len(values), missing), fill, values.dtype)], axis=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidates:
     """Ranked items for a batch of queries.
@@ -52,30 +90,34 @@ class Candidates:
 
         Args:
             keys: `[num_queries, n]` int64; -1 marks a place to drop.
-            scores: `[num_queries, n]` float32; -inf marks a place to drop, too.
-            k: How many to keep at most.
+            scores: `[num_queries, n]` float32; -inf and NaN mark places to drop, too.
+            k: Width of the answer, 1 or more; `n` may be smaller.
             columns: Name -> `[num_queries, n]`.
+
+        Raises:
+            ValueError: k < 1.
 
         >>> found = Candidates.rank(np.array([[4, 2, -1, 3]]), np.float32([[1, 1, 9, 2]]), k=3)
         >>> found.keys.tolist(), found.counts.tolist()
         ([[3, 2, 4]], [3])
         """
+        if k < 1:
+            raise ValueError(f"k must be 1 or more; got {k}.")
         scores = np.where(keys == NO_KEY, NO_SCORE, scores).astype(np.float32, copy=False)
-        columns = dict(columns or {})
-        if scores.shape[1] > 4 * k:
-            # Sorting all of a catalogue for its best 100 would take most of the time.
-            top = np.argpartition(-scores, k, axis=1)[:, :k]
-            keys, scores = np.take_along_axis(keys, top, 1), np.take_along_axis(scores, top, 1)
-            columns = {name: np.take_along_axis(v, top, 1) for name, v in columns.items()}
-        # lexsort's last key is the first criterion: score, then key among equals.
-        order = np.lexsort((keys, -scores), axis=1)[:, :k]
-        found = cls(
-            np.take_along_axis(keys, order, 1).astype(np.int64, copy=False),
-            np.take_along_axis(scores, order, 1),
-            np.full(len(keys), order.shape[1], np.int64),
-            {name: np.take_along_axis(v, order, 1) for name, v in columns.items()},
+        order = best_columns(keys, scores, k)  # [num_queries, min(n, k)]
+        scores = np.take_along_axis(scores, order, 1)
+        filled = scores > NO_SCORE  # -inf and NaN were sorted to the end
+        found = {
+            name: _widened(np.take_along_axis(values, order, 1), k, values.dtype.type())
+            for name, values in (columns or {}).items()
+        }
+        keys = np.where(filled, np.take_along_axis(keys, order, 1), NO_KEY)
+        return cls(
+            _widened(keys.astype(np.int64, copy=False), k, NO_KEY),
+            _widened(np.where(filled, scores, NO_SCORE), k, NO_SCORE),
+            filled.sum(1),
+            found,
         )
-        return found.mask(found.scores > NO_SCORE)
 
     def __len__(self) -> int:
         return len(self.keys)

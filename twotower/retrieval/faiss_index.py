@@ -34,12 +34,28 @@ class HnswConfig:
     ef_search: int = 200
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("neighbours", 2),
+            ("ef_construction", 1),
+            ("ef_search", 1),
+            ("threads", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}.")
+
 
 class HnswIndex(Retriever):
     """FAISS HNSW over float32 vectors, by inner product or L2 as they are.
 
     (The reduction of inner product to L2 by a further dimension makes HNSW much worse.)
+
+    Args:
+        metric: As in Retriever.
+        config: Parameters.
     """
+
+    backend = "hnsw"
 
     def __init__(self, metric: str = "dot", config: HnswConfig | None = None) -> None:
         super().__init__(metric)
@@ -57,13 +73,18 @@ class HnswIndex(Retriever):
             faiss.omp_set_num_threads(self.config.threads)
         parameters = faiss.SearchParametersHNSW(efSearch=max(k, self.config.ef_search))
         scores, positions = self._index.search(queries, k, params=parameters)
-        return positions, -scores if self.metric == "euclidean" else scores
+        if self.metric == "euclidean":
+            np.negative(scores, out=scores)
+        return positions, scores
 
     def _save(self, directory: pathlib.Path) -> None:
         faiss.write_index(self._index, str(directory / FILE))
 
     def _load(self, directory: pathlib.Path) -> None:
-        self._index = faiss.read_index(str(directory / FILE))
+        try:
+            self._index = faiss.read_index(str(directory / FILE))
+        except RuntimeError as error:
+            raise ValueError(f"{directory / FILE} is no FAISS index: {error}") from error
         if self._index.ntotal != len(self._vectors) or self._index.d != self.dim:
             raise ValueError(
                 f"{directory / FILE} holds {self._index.ntotal} x {self._index.d} vectors; "
@@ -72,5 +93,6 @@ class HnswIndex(Retriever):
 
     @property
     def _backend_bytes(self) -> int:
-        links = 2 * self.config.neighbours * 1.1 * 4  # lowest layer, and a tenth for those above
-        return int(len(self._vectors) * (4 * self.dim + links))
+        graph = self._index.hnsw  # int32 links and levels, 8 bytes an offset
+        links = 4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()
+        return len(self._vectors) * 4 * self.dim + links

@@ -1,0 +1,237 @@
+"""Export, load, and everything that can be wrong with a folder."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+import twotower  # noqa: F401
+from twotower import export as exporting
+from twotower.bundle import Bundle, BundleError
+from twotower.data.splits import make_split
+from twotower.export import add_index, export, warm_start
+from twotower.fitting import fit
+from twotower.retrieval import build
+from twotower.retrieval.build import IndexConfig
+from twotower.training import Training
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    trained = Training(tiny.dataset(), tiny.split(), tiny.recipe())
+    fit(trained, tmp_path_factory.mktemp("fit"))
+    return trained
+
+
+@pytest.fixture(scope="module")
+def exported(training, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    bundle = export(training, folder, {"refit": False})
+    add_index(bundle, "hnsw", IndexConfig("hnsw"))
+    return folder
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return pathlib.Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+PLAIN = """
+import json, sys, os
+import numpy as np, tensorflow as tf
+folder = sys.argv[1]
+assert not any(name.startswith("twotower") for name in sys.modules)
+def signature(name):
+    model = tf.saved_model.load(f"{folder}/{name}")
+    signature.kept = getattr(signature, "kept", []) + [model]
+    return model.signatures["serving_default"]
+query = dict(user_id=tf.constant(["u00001", "nobody"]),
+             history=tf.constant([["i00003", "unknown", "i00007"], ["", "", ""]]))
+none = tf.constant([[""], [""]])
+vectors = signature("query_tower")(**query)["embedding"].numpy()
+items = np.load(f"{folder}/items/vectors.npy")
+retrieve = signature("retrieve")
+some = retrieve(k=tf.constant(5), exclude=none, **query)
+best = some["ids"].numpy()[0, 0]
+less = retrieve(k=tf.constant(5), exclude=tf.constant([[best, b"unknown"], [b"", b""]]), **query)
+far = retrieve(k=tf.constant(10**6), exclude=none, **query)
+ids = far["ids"].numpy()
+nothing = retrieve(k=tf.constant(3), exclude=tf.constant(ids), **query)
+try:
+    retrieve(k=tf.constant(0), exclude=none, **query)
+    message = ""
+except tf.errors.InvalidArgumentError as error:
+    message = str(error)
+print(json.dumps(dict(
+    finite=bool(np.isfinite(vectors).all()), vectors=vectors.tolist(),
+    scores=some["scores"].numpy().tolist(),
+    truth=np.sort(vectors @ items.T)[:, ::-1][:, :5].tolist(),
+    best=best.decode(), less=[i.decode() for i in less["ids"].numpy()[0]],
+    far=far["counts"].numpy().tolist(), num_items=len(items),
+    nothing=nothing["counts"].numpy().tolist(),
+    blank=nothing["ids"].numpy().ravel().astype(str).tolist(),
+    message=message)))
+"""
+
+
+def test_saved_models_in_a_process_with_tensorflow_alone(exported, training, tmp_path):
+    """Unseen user, empty history, unknown item, k past the catalogue, all excluded, k of 0."""
+    run = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(exported)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    got = json.loads(run.stdout.splitlines()[-1])
+    assert got["finite"]
+    np.testing.assert_allclose(got["scores"], got["truth"], atol=1e-5)
+    assert got["best"] not in got["less"] and len(set(got["less"])) == 5
+    assert got["far"] == [got["num_items"]] * 2
+    assert got["nothing"] == [0, 0] and set(got["blank"]) == {""}
+    assert "k must be at least 1" in got["message"]
+
+
+def test_query_tower_and_vectors_are_the_trainings(exported, training):
+    bundle = Bundle(exported)
+    cases = training.split.cases.take(np.arange(20))
+    np.testing.assert_allclose(
+        bundle.query_tower(training.raw_query_inputs(cases)),
+        training.query_vectors(cases),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(bundle.vectors, training.item_vectors(bundle.keys), atol=1e-5)
+
+
+def test_scann_saved_model_holds_a_scann_op_and_agrees_with_exact(exported, training):
+    pytest.importorskip("scann")
+    assert b"Scann" in (exported / "retrieve_scann" / "saved_model.pb").read_bytes()
+    import tensorflow as tf
+
+    inputs = training.raw_query_inputs(training.split.cases.take(np.arange(16)))
+    feed = {name: tf.constant(values, tf.string) for name, values in inputs.items()}
+    answers = {}
+    for name in ("retrieve", "retrieve_scann"):
+        model = tf.saved_model.load(str(exported / name))
+        for width in (1, 5000):  # so many exclusions are more than ScaNN reorders
+            answers[name, width] = model.signatures["serving_default"](
+                k=tf.constant(10), exclude=tf.fill([16, width], ""), **feed
+            )
+    for width in (1, 5000):
+        exact, found = (
+            answers[name, width]["ids"].numpy() for name in ("retrieve", "retrieve_scann")
+        )
+        share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found)])
+        assert share >= (0.97 if width == 1 else 1.0)
+
+
+def test_manifest_names_every_input(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["query_inputs"] == [
+        {"name": "user_id", "dtype": "string", "shape": [None], "missing": ""},
+        {"name": "history", "dtype": "string", "shape": [None, None], "missing": ""},
+    ]
+    for key in ("format_version", "model_version", "dataset_fingerprint", "protocol", "versions"):
+        assert manifest[key], key
+    on_disk = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()} - {
+        "manifest.json"
+    }
+    assert set(manifest["files"]) == on_disk
+
+
+def test_nothing_is_pickled(exported):
+    assert not list(exported.rglob("*.pkl"))
+    for path in exported.rglob("*.np[yz]"):
+        np.load(path, allow_pickle=False)
+
+
+def test_every_truncated_or_missing_file_is_named(copy):
+    names = list(json.loads((copy / "manifest.json").read_text())["files"])
+    for name in names:
+        path = copy / name
+        whole = path.read_bytes()
+        if whole:
+            path.write_bytes(whole[:-1])
+            with pytest.raises(BundleError, match=path.name):
+                Bundle(copy)
+        path.unlink()
+        with pytest.raises(BundleError, match=path.name):
+            Bundle(copy)
+        path.write_bytes(whole)
+    Bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not the manifest"), ('{"a": 1}', "not the manifest"), (None, "no bundle")],
+)
+def test_foreign_folder(copy, text, message):
+    path = copy / "manifest.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(BundleError, match=message):
+        Bundle(copy)
+
+
+def test_newer_format(copy):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(BundleError, match="newer"):
+        Bundle(copy)
+
+
+def test_index_of_another_training(copy):
+    """The same vectors under another model's name: an index that must not be searched."""
+    bundle = Bundle(copy)
+    build.save(bundle.retriever("exact"), copy / "index" / "other", model_version="another")
+    with pytest.raises(BundleError, match="another"):
+        bundle.retriever("other")
+    with pytest.raises(BundleError, match="build_index"):
+        bundle.retriever("nope")
+
+
+def test_wrong_inputs_are_named(exported):
+    with pytest.raises(ValueError, match="history"):
+        Bundle(exported).query_tower({"user_id": np.array(["a"])})
+
+
+def test_interrupted_export_leaves_the_old_bundle(copy, training, monkeypatch):
+    def broken(*args):
+        raise KeyboardInterrupt
+
+    before = (copy / "manifest.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "save_retrieve", broken)
+        with pytest.raises(KeyboardInterrupt):
+            export(training, copy, {"refit": False})
+    assert (copy / "manifest.json").read_bytes() == before
+    Bundle(copy)
+    assert [path.name for path in copy.parent.iterdir()] == ["bundle"]
+
+
+def test_vectors_that_are_not_finite_are_not_exported(training, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "item_vectors", lambda keys: np.full((len(keys), 8), np.nan))
+    with pytest.raises(ValueError, match="diverged"):
+        export(training, tmp_path / "bundle")
+
+
+def test_warm_start_goes_by_id(exported, training):
+    """Items in another order and a new one among them: known ids get their old rows."""
+    import dataclasses
+
+    dataset = training.dataset
+    items = dataset.items.iloc[::-1].reset_index(drop=True)
+    turned = dataclasses.replace(dataset, items=items)
+    split = make_split(turned, "random")
+    fresh = Training(turned, split, tiny.recipe(fit={"seed": 5}))
+    counts = warm_start(fresh, Bundle(exported))
+    assert counts["fresh"] == 0 and counts["matched"] >= 4
+    ids = turned.catalogue.ids_of(fresh.split.candidates)
+    old = training.item_vectors(dataset.catalogue.keys_of(ids))
+    np.testing.assert_allclose(fresh.item_vectors(fresh.split.candidates), old, atol=1e-5)

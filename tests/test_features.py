@@ -1,0 +1,356 @@
+"""Features and histories: each layer on a table of vectors small enough to work by hand."""
+
+import numpy as np
+import pytest
+
+import twotower  # noqa: F401
+
+import tensorflow as tf  # isort: skip
+from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.towers import history
+from twotower.towers.history import AttentionHistory, MeanHistory
+
+NAN = float("nan")
+# Ten times the row number, then the number itself: row 3 of a table is [30, 3].
+ROWS = np.stack([10.0 * np.arange(30), np.arange(30.0)], 1).astype(np.float32)
+
+
+def strings(*values):
+    return tf.constant(values, tf.string)
+
+
+def floats(*values):
+    return tf.constant(values, tf.float32)
+
+
+def times(*values):
+    return tf.constant(values, tf.int64)
+
+
+def numbered(table):
+    """Sets row `n` of an embedding of size 2 to [10 n, n]."""
+    if not table.built:
+        table.build(None)
+    table.embeddings.assign(ROWS[: table.input_dim])
+
+
+def run(feature, training=False, **raw):
+    return feature(feature.encode(raw), training=training).numpy()
+
+
+def test_unknown_and_missing_ids_share_row_zero():
+    feature = Id.fit("user", ["b", "a", "", "b"], dim=2)
+    numbered(feature.table)
+    # Sorted vocabulary a, b: rows 1 and 2.
+    assert feature.vocabulary == ("a", "b")
+    found = run(feature, user=strings("b", "a", "nobody", ""))
+    assert found.tolist() == [[20, 2], [10, 1], [0, 0], [0, 0]]
+
+
+def test_an_id_without_vocabulary_knows_nobody():
+    feature = Id("user", [], dim=2)
+    numbered(feature.table)
+    assert run(feature, user=strings("a", "")).tolist() == [[0, 0], [0, 0]]
+
+
+def test_unknown_rate_hides_ids_in_training_only():
+    tf.random.set_seed(1)
+    feature = Id("user", ["a"], dim=2, unknown_rate=0.3)
+    numbered(feature.table)
+    users = tf.repeat(strings("a"), 4000)
+    hidden = (run(feature, training=True, user=users)[:, 1] == 0).mean()
+    # 4,000 draws at .3: standard error .0072, four of them .029.
+    assert abs(hidden - 0.3) < 0.029
+    assert (run(feature, user=users) == [10, 1]).all()
+    never = Id("user", ["a"], dim=2)
+    numbered(never.table)
+    assert (run(never, training=True, user=users) == [10, 1]).all()
+    for rate in (1.0, -0.1):
+        with pytest.raises(ValueError, match=r"user: unknown_rate must be in \[0, 1\)"):
+            Id("user", ["a"], unknown_rate=rate)
+
+
+def test_tags_are_averaged():
+    feature = Tags.fit("genres", [("drama", "war"), ("war",), ()], dim=2)
+    numbered(feature.table)
+    # Padding 0, unknown 1, drama 2, war 3.
+    genres = strings(["drama", "war", ""], ["war", "", ""], ["", "", ""], ["noir", "war", ""])
+    # (20 + 30) / 2 and (2 + 3) / 2; an empty set is zeros; an unknown tag counts: (10 + 30) / 2.
+    expected = [[25, 2.5], [30, 3], [0, 0], [20, 2]]
+    assert run(feature, genres=genres).tolist() == expected
+    # Nobody has any: no column at all.
+    assert run(feature, genres=tf.zeros([2, 0], tf.string)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_rare_tags_are_left_out():
+    # war stands in two sets; drama twice in one, which counts once.
+    values = [("drama", "drama", "war"), ("war",)]
+    assert Tags.fit("genres", values, min_count=2).vocabulary == ("war",)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Toy's Story: II", ["toys", "story", "ii"]),
+        ("  Se7en --  (1995) ", ["se7en", "1995"]),
+        ("Café MÜLLER", ["café", "müller"]),
+        ("?!", []),
+        ("", []),
+    ],
+)
+def test_words_of_a_text(text, words):
+    found = Tokens.words(strings(text)).to_list()
+    assert [[word.decode() for word in row] for row in found] == [words]
+
+
+def test_tokens_are_averaged():
+    feature = Tokens.fit("title", ["Toy's Story: II", "A story"], dim=2)
+    assert feature.vocabulary == ("a", "ii", "story", "toys")
+    numbered(feature.table)
+    # Rows: a 2, ii 3, story 4, toys 5, unknown 1. (5 + 4 + 3) / 3, (4 + 1) / 2, nothing.
+    found = run(feature, title=strings("Toys: Story II", "story untold", "..."))
+    assert found.tolist() == [[40, 4], [25, 2.5], [0, 0]]
+    assert Tokens.fit("title", ["Toy Story", "A story"], min_count=2).vocabulary == ("story",)
+
+
+def test_number_is_piecewise_linear():
+    # Bins 0-1, 1-3 and 3-7.
+    feature = Number("year", [0, 1, 3, 7])
+    found = run(feature, year=floats(-5, 0, 0.5, 2, 4, 7, 99, NAN))
+    assert found.tolist() == [
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0.5, 0, 0, 0],
+        [1, 0.5, 0, 0],  # (2 - 1) / 2
+        [1, 1, 0.25, 0],  # (4 - 3) / 4
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 1],  # missing
+    ]
+
+
+def test_quantiles_of_a_number():
+    # 0, 2, 4 without NaN: minimum, median, maximum.
+    assert Number.fit("year", np.array([4, NAN, 0, 2]), num_bins=2).quantiles == [0, 2, 4]
+    # Of 0, 0, 0, 8 minimum and median are equal: one bin is left.
+    assert Number.fit("year", np.array([0, 0, 8, 0]), num_bins=2).quantiles == [0, 8]
+    with pytest.raises(ValueError, match=r"year: .*got \[5.0\]. Is the column constant"):
+        Number.fit("year", np.array([5, 5, 5]))
+    with pytest.raises(ValueError, match="year: no value is known"):
+        Number.fit("year", np.array([NAN, NAN]))
+    with pytest.raises(ValueError, match="two or more ascending quantiles"):
+        Number("year", [2, 1])
+
+
+def test_clock():
+    feature = Clock("time", dim=2)
+    numbered(feature.hour)
+    numbered(feature.weekday)
+    # 2001-09-09 01:46:40 UTC was a Sunday (6 from Monday); 1970-01-01 00:00 a Thursday (3), four
+    # days later minus a second is Sunday 23:59:59 and then it is Monday. Not told: 24 and 7.
+    found = run(feature, time=times(1_000_000_000, 0, 345_599, 345_600, -1))
+    assert found[:, [1, 3]].tolist() == [[1, 6], [0, 3], [23, 6], [0, 0], [24, 7]]
+
+
+def test_vector_with_nan_is_zeros_and_a_flag():
+    found = run(Vector("sound", 2), sound=floats([1, -2], [3, NAN], [0, 0]))
+    assert found.tolist() == [[1, -2, 0], [0, 0, 1], [0, 0, 0]]
+
+
+GENRES = strings(["war", "", "drama"])
+PAST = {
+    "past": strings(["a", "b", "?", ""]),
+    "past_time": times([10, 20, 30, -1]),
+    "past_rating": floats([1, 2, 3, NAN]),
+}
+CONFIGS = [
+    (Id("user", ["a", "b"], dim=3, unknown_rate=0.25), {"user": strings("b", "?")}),
+    (Tags("genres", ["drama", "war"], dim=3), {"genres": GENRES}),
+    (Tokens("title", ["moon", "tin"], dim=3), {"title": strings("Tin, moon? No.")}),
+    (Number("year", [1900, 1950, 2000]), {"year": floats(1960, NAN)}),
+    (Clock("time", 3), {"time": times(5, -1)}),
+    (Vector("sound", 2), {"sound": floats([1, 2])}),
+    (MeanHistory("past", ["a", "b"], 3, dropout=0.5, power=0.75, ratings=True), PAST),
+    (AttentionHistory("past", ["a", "b"], 3, dropout=0.5, max_length=7), PAST),
+]
+
+
+@pytest.mark.parametrize("feature, raw", CONFIGS, ids=lambda value: type(value).__name__)
+def test_a_config_makes_the_same_feature(feature, raw):
+    again = type(feature)(**feature.get_config())
+    assert again.get_config() == feature.get_config() and again.inputs == feature.inputs
+    one, two = feature.encode(raw), again.encode(raw)
+    assert one.keys() == two.keys() == {spec.name for spec in feature.inputs}
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    assert feature(one).shape == again(two).shape
+
+
+@pytest.mark.parametrize("feature, raw", CONFIGS, ids=lambda value: type(value).__name__)
+def test_what_is_encoded_passes_through(feature, raw):
+    once = feature.encode(raw)
+    assert all(values.dtype != tf.string for values in once.values())
+    twice = feature.encode(once)
+    for name in once:
+        np.testing.assert_array_equal(once[name], twice[name])
+
+
+def mean_history(**options):
+    """Over items a, b, c, which are rows 2, 3, 4; 0 is padding, 1 unknown."""
+    feature = MeanHistory("past", ["a", "b", "c"], dim=2, **options)
+    numbered(feature.table)
+    if feature.ratings:
+        numbered(feature.rating_table)
+    return feature
+
+
+# a, b and c | b, an unknown item and b again | nothing | only an unknown item.
+EVENTS = strings(["a", "b", "c"], ["b", "?", "b"], ["", "", ""], ["?", "", ""])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_mean_history_by_hand(training):
+    # Sums [90, 9] of three, [60, 6] of two known ones, nothing, nothing.
+    mean = run(mean_history(power=1.0), training, past=EVENTS)
+    np.testing.assert_allclose(mean, [[30, 3], [30, 3], [0, 0], [0, 0]], rtol=1e-6)
+    root = run(mean_history(power=0.5), training, past=EVENTS)
+    expected = [[90 / 3**0.5, 9 / 3**0.5], [60 / 2**0.5, 6 / 2**0.5], [0, 0], [0, 0]]
+    np.testing.assert_allclose(root, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_ratings_bag_by_hand(training):
+    # First: mean (5 + 1) / 2 = 3, c has no rating: 2 a - 2 b = [-20, -2]; of three events, power
+    # 1: a third. Second: the unknown item's rating does not count, both b's are at the mean 4.
+    ratings = floats([5, 1, NAN], [4, 1, 4], [NAN, NAN, NAN], [5, NAN, NAN])
+    feature = mean_history(power=1.0, ratings=True)
+    found = run(feature, training, past=EVENTS, past_rating=ratings)
+    np.testing.assert_allclose(found[:, :2], [[30, 3], [30, 3], [0, 0], [0, 0]], rtol=1e-6)
+    expected = [[-20 / 3, -2 / 3], [0, 0], [0, 0], [0, 0]]
+    np.testing.assert_allclose(found[:, 2:], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_cases, length", [(1, 1), (1, 3), (40, 30)])
+@pytest.mark.parametrize("training", [False, True])
+def test_both_ways_to_a_bag_are_equal(monkeypatch, num_cases, length, training):
+    rng = np.random.default_rng(0)
+    vocabulary = [f"i{item}" for item in range(20)]
+    ids = np.array(["", "?", *vocabulary], object)[rng.integers(0, 22, (num_cases, length))]
+    raw = {
+        "past": tf.constant(ids, tf.string),
+        "past_rating": floats(*rng.integers(1, 6, (num_cases, length)).tolist()),
+    }
+    feature = MeanHistory("past", vocabulary, dim=4, ratings=True)
+    counted = run(feature, training, **raw)
+    monkeypatch.setattr(history, "COUNT_MATRIX_LIMIT", 0)
+    gathered = run(feature, training, **raw)
+    np.testing.assert_allclose(counted, gathered, atol=1e-5)
+    # In this table of 22 rows it is the size of the call that decides outside training.
+    assert np.abs(gathered).max() > 0 or num_cases == 1
+
+
+def test_both_ways_have_the_same_gradient(monkeypatch):
+    feature = mean_history()
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(feature(feature.encode({"past": EVENTS}), training=True) ** 2)
+        return tf.convert_to_tensor(tape.gradient(loss, feature.table.embeddings)).numpy()
+
+    counted = gradient()
+    monkeypatch.setattr(history, "COUNT_MATRIX_LIMIT", 0)
+    np.testing.assert_allclose(gradient(), counted, rtol=1e-5)
+    # Rows of padding and of unknown items never learn.
+    assert (counted[:2] == 0).all() and (counted[2:] != 0).all()
+
+
+def test_history_dropout_thins_training_only():
+    tf.random.set_seed(2)
+    feature = mean_history(power=0.0, dropout=0.4)
+    events = tf.repeat(strings(["a"]), 4000)[None, :]
+    # Row a is [20, 2], the sum of n of them 2 n: standard error of n / 4000 .0077, four .031.
+    assert abs(run(feature, training=True, past=events)[0, 1] / 8000 - 0.6) < 0.031
+    assert run(feature, past=events)[0, 1] == 8000
+    with pytest.raises(ValueError, match=r"past: dropout must be in \[0, 1\)"):
+        mean_history(dropout=1.0)
+
+
+def attention(**options):
+    """With the table set, and v and W at random: a weight is then any number."""
+    tf.keras.utils.set_random_seed(3)
+    feature = AttentionHistory("past", ["a", "b", "c"], dim=2, **options)
+    numbered(feature.table)
+    return feature
+
+
+def test_attention_weights_sum_to_one():
+    feature = attention()
+    events = strings(["a", "b", "c", ""], ["c", "?", "a", ""], ["", "", "", ""], ["b", "", "", ""])
+    seconds = times([0, 60, 600, -1], [0, 1, 2, -1], [-1] * 4, [5, -1, -1, -1])
+    feature(feature.encode({"past": events, "past_time": seconds}))
+    # With the same vector in every row of the table the weighted sum is that vector times the sum
+    # of the weights: 1 where anything is known, 0 for the empty history.
+    feature.table.embeddings.assign(np.ones((5, 2), np.float32))
+    found = run(feature, past=events, past_time=seconds)
+    expected = [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_attention_by_hand():
+    feature = attention()
+    raw = {"past": strings(["a", "b", ""]), "past_time": times([0, 7 * 60, -1])}
+    run(feature, **raw)  # builds the weights
+    # v = 0 leaves the bias of age alone. b is the last event, bucket 0; a is 7 minutes older,
+    # log2(1 + 7) = 3: bucket 3. Bias log(3) there: weights 3/4 and 1/4.
+    feature.score.kernel.assign(tf.zeros_like(feature.score.kernel))
+    bias = np.zeros((26, 1), np.float32)
+    bias[3] = np.log(3)
+    feature.age_bias.embeddings.assign(bias)
+    # 3/4 [20, 2] + 1/4 [30, 3], and the mean [25, 2.5].
+    np.testing.assert_allclose(run(feature, **raw), [[22.5, 2.25, 25, 2.5]], rtol=1e-6)
+    # The age counts from the user's last event, not from any clock.
+    later = {**raw, "past_time": times([10**9, 10**9 + 7 * 60, -1])}
+    np.testing.assert_allclose(run(feature, **later), run(feature, **raw), rtol=1e-6)
+    # 2^25 minutes is past the last bucket, 24, which has no bias here: the mean of both.
+    old = {**raw, "past_time": times([0, 60 * 2**25, -1])}
+    np.testing.assert_allclose(run(feature, **old), [[25, 2.5, 25, 2.5]], rtol=1e-6)
+
+
+def test_attention_sees_the_last_events_only():
+    feature = attention(max_length=2)
+    # Rows of 4, 2 and 1 events: of the first only b and c may matter.
+    events = strings(["a", "a", "b", "c"], ["b", "c", "", ""], ["a", "", "", ""])
+    seconds = times([1, 2, 60, 600], [60, 600, -1, -1], [60, -1, -1, -1])
+    found = run(feature, past=events, past_time=seconds)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+    other = run(
+        feature,
+        past=strings(["c", "?", "b", "c"], ["c", "c", "", ""], ["a", "", "", ""]),
+        past_time=times([5, 5, 60, 600], [60, 600, -1, -1], [60, -1, -1, -1]),
+    )
+    np.testing.assert_allclose(other[0], found[0], rtol=1e-6)
+    assert not np.allclose(other[1], found[1])  # b in the last two does matter
+    np.testing.assert_allclose(found[2], [20, 2, 20, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 100])
+@pytest.mark.parametrize("width", [3, 4, 9])
+def test_width_of_padding_does_not_change_a_history(width, max_length):
+    rows, seconds = [["a", "b", "c"], ["b"], []], [[5, 70, 900], [30], []]
+    padded = strings(*[row + [""] * (width - len(row)) for row in rows])
+    padded_times = times(*[row + [-1] * (width - len(row)) for row in seconds])
+    feature = attention(max_length=max_length)
+    wide = run(feature, past=padded, past_time=padded_times)
+    narrow = [
+        run(feature, past=strings(row or [""]), past_time=times(second or [-1]))[0]
+        for row, second in zip(rows, seconds)
+    ]
+    np.testing.assert_allclose(wide, narrow, rtol=1e-5)
+    assert (wide[2] == 0).all() and (wide[:2] != 0).all()
+
+
+@pytest.mark.parametrize("feature", [mean_history(), attention()], ids=["mean", "attention"])
+def test_nobody_has_a_history(feature):
+    # All cases of a batch are new: the padded width is 0.
+    raw = {"past": tf.zeros([2, 0], tf.string), "past_time": tf.zeros([2, 0], tf.int64)}
+    assert (run(feature, **raw) == 0).all()

@@ -1,0 +1,347 @@
+"""Training on a tiny made-up service: it learns, resumes, stops, repeats and starts warm."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from twotower import baselines
+from twotower.bundle import Bundle, BundleError
+from twotower.data.dataset import Dataset
+from twotower.data.splits import make_split
+from twotower.evaluation import evaluate
+from twotower.export import _save_weights, warm_start
+from twotower.fitting import fit
+from twotower.ragged import Ragged
+from twotower.training import Training
+
+# Recipe without any drawn number but the first weights and the order of examples.
+QUIET = tiny.recipe(query={"unknown_rate": 0.0, "history_dropout": 0.0}, item={"unknown_rate": 0.0})
+
+
+def popularity(split, dataset=None) -> float:
+    fitted = baselines.Popularity().fit(dataset or tiny.dataset(), split.train, split.candidates)
+    return evaluate(fitted.recommend, split).metrics["recall_micro@20"]["mean"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """(training, result) after six epochs on `random`, with FactorizedTopK in the log."""
+    training = Training(
+        tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 6, "topk_every": 1})
+    )
+    return training, fit(training, tmp_path_factory.mktemp("learned"))
+
+
+def test_loss_falls_and_recall_beats_popularity(learned):
+    training, result = learned
+    assert [entry["epoch"] for entry in result.log] == [1, 2, 3, 4, 5, 6]
+    losses = [entry["loss"] for entry in result.log]
+    assert losses[-1] < losses[0] - 0.1
+    # Popularity stands at .24, the model at .32 on 288 targets.
+    best = max(entry["recall_micro@20"] for entry in result.log)
+    assert best > 1.15 * popularity(training.split)
+
+
+def test_result_is_json_and_counts_examples(learned):
+    training, result = learned
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["epoch"] == 6
+    assert result.examples_per_second == pytest.approx(
+        6 * len(training.examples) / result.seconds, rel=1e-6
+    )
+    assert result.validation["recall_micro@100"]["mean"] == result.best
+
+
+def test_factorized_topk_equals_this_projects_evaluation(learned):
+    """TFRS' metric in the log of the best epoch, whose weights `fit` left in the model."""
+    training, result = learned
+    cases = training.split.cases
+    # FactorizedTopK cannot exclude: seen items are candidates.
+    with_seen = dataclasses.replace(cases, exclude=Ragged.empty(len(cases)))
+    split = dataclasses.replace(training.split, cases=with_seen)
+    found = evaluate(training.recommender(), split, ks=(1, 5, 10, 50, 100)).metrics
+    entry = result.log[result.best_epoch - 1]
+    for k in (1, 5, 10, 50, 100):
+        name = f"val_factorized_top_k/top_{k}_categorical_accuracy+seen"
+        assert entry[name] == pytest.approx(found[f"recall_micro@{k}"]["mean"], abs=1e-6), k
+    assert 0 < found["recall_micro@10"]["mean"] < found["recall_micro@100"]["mean"] < 1
+
+
+def test_factorized_topk_is_not_computed_in_training(learned):
+    training, _ = learned
+    (metric,) = training.model.task.factorized_metrics
+    for part in metric.metrics:
+        part.reset_state()
+    batch = next(iter(training.batches()))
+    training.model.compute_loss(batch, training=True)
+    assert [float(part.count) for part in metric.metrics] == [0.0] * 5
+    training.model.compute_loss(batch, training=False)
+    assert [float(part.count) for part in metric.metrics] == [float(len(batch["item"]))] * 5
+    for part in metric.metrics:
+        part.reset_state()
+
+
+def test_resume_continues_as_if_nothing_had_happened(tmp_path):
+    whole = Training(tiny.dataset(), tiny.split(), QUIET)
+    expected = fit(whole, tmp_path / "whole")
+
+    first = Training(tiny.dataset(), tiny.split(), QUIET)
+    assert fit(first, tmp_path / "parts", stop_after=1).epoch == 1
+    steps = int(first.model.optimizer.iterations)
+    assert steps == -(-len(first.examples) // QUIET.examples.batch_size)
+
+    second = Training(tiny.dataset(), tiny.split(), QUIET)
+    result = fit(second, tmp_path / "parts")
+    assert [entry["epoch"] for entry in result.log] == [1, 2, 3]
+    assert int(second.model.optimizer.iterations) == 3 * steps
+    # Order of examples, optimiser and weights all go on: the losses are those of one piece.
+    np.testing.assert_allclose(
+        [entry["loss"] for entry in result.log],
+        [entry["loss"] for entry in expected.log],
+        rtol=1e-4,
+    )
+    assert result.seconds > sum(entry["seconds"] for entry in result.log) - 0.1
+
+    # Called once more, it has nothing to do and gives the best weights.
+    third = Training(tiny.dataset(), tiny.split(), QUIET)
+    again = fit(third, tmp_path / "parts")
+    assert again.log == result.log
+    keys = third.split.candidates
+    np.testing.assert_array_equal(third.item_vectors(keys), second.item_vectors(keys))
+
+    # Another recipe in the same workdir: one with the same weights, one with others.
+    for other in (tiny.recipe(QUIET, fit={"seed": 1}), tiny.recipe(QUIET, item={"id_dim": 12})):
+        with pytest.raises(ValueError, match="checkpoint of another recipe"):
+            fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
+
+
+def test_early_stopping_restores_the_best_weights(tmp_path, monkeypatch):
+    # Validation figures as if planted: the second epoch is best, then two worse ones.
+    figures, weights = iter([0.1, 0.3, 0.2, 0.25, 0.9]), {}
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 5, "patience": 2}))
+    keys = training.split.candidates
+
+    def validate():
+        weights[len(weights) + 1] = training.item_vectors(keys)
+        return {"recall_micro@100": {"mean": next(figures), "low": 0.0, "high": 1.0}}
+
+    monkeypatch.setattr(training, "validate", validate)
+    result = fit(training, tmp_path)
+    assert (result.epoch, result.best_epoch, result.best, result.stopped) == (4, 2, 0.3, True)
+    assert result.validation["recall_micro@100"]["mean"] == 0.3
+    np.testing.assert_array_equal(training.item_vectors(keys), weights[2])
+    assert np.abs(weights[4] - weights[2]).max() > 1e-3
+    # A stopped run stays stopped.
+    assert fit(training, tmp_path).epoch == 4
+
+
+def test_without_selection_the_last_epoch_counts(tmp_path, monkeypatch):
+    training = Training(tiny.dataset(), tiny.split(part="test"), tiny.DEFAULT)
+    monkeypatch.setattr(training, "validate", lambda: pytest.fail("a refit has no validation"))
+    result = fit(training, tmp_path, select=False, stop_after=2)
+    assert (result.epoch, result.best_epoch, result.validation) == (2, 0, {})
+    assert [set(entry) for entry in result.log] == [{"epoch", "loss", "seconds"}] * 2
+
+
+def shuffled(kind: str) -> Dataset:
+    """The data with other items in the training rows; those that will be asked stay."""
+    made, rng = tiny.dataset(), np.random.default_rng(0)
+    train = make_split(made, "random", "test").train
+    frame = made.interactions.copy()
+    ids = frame["item_id"].to_numpy(object).copy()
+    if kind == "permuted":
+        ids[train] = rng.permutation(ids[train])
+    else:
+        ids[train] = rng.choice(made.items["item_id"].to_numpy(object), len(train))
+    frame["item_id"] = ids
+    return Dataset(f"synthetic/{kind}", frame, made.items, made.users)
+
+
+def recall_after_training(dataset: Dataset, workdir) -> tuple[float, object]:
+    split = make_split(dataset, "random", "test")
+    training = Training(dataset, split, tiny.DEFAULT)
+    fit(training, workdir, select=False)
+    return training.validate()["recall_micro@20"]["mean"], split
+
+
+def test_shuffled_targets_fall_to_chance(tmp_path):
+    """1,300 targets: two standard errors of a share of .08 are .015."""
+    # Items drawn evenly: nothing is left, so a hit is luck, 20 of the items that are not excluded.
+    recall, split = recall_after_training(shuffled("uniform"), tmp_path / "uniform")
+    chance = np.mean(20 / (len(split.candidates) - split.cases.exclude.lengths))
+    assert 0.07 < chance < 0.09
+    assert recall < 1.5 * chance
+    # Items permuted: who liked what is gone and popularity is left; no more than that is found.
+    permuted = shuffled("permuted")
+    recall, split = recall_after_training(permuted, tmp_path / "permuted")
+    assert recall < popularity(split, permuted) + 0.02
+    # The same run on the true rows finds more, so the bounds above mean something.
+    recall, split = recall_after_training(tiny.dataset(), tmp_path / "true")
+    assert recall > popularity(split) + 0.02 > 2 * chance
+
+
+class SavedWeights:
+    """What `warm_start` reads of a bundle: the folder `training/`."""
+
+    def __init__(self, training: Training, directory) -> None:
+        self.directory = directory
+        _save_weights(training, directory / "training")
+
+
+def grown_and_reversed() -> Dataset:
+    """The tiny service with its items in reverse order, ids that sort first, and ten new items."""
+    made = tiny.dataset()
+    new = made.items.iloc[:10].assign(item_id=[f"a{n}" for n in range(10)])
+    return Dataset("later", made.interactions, pd.concat([new, made.items.iloc[::-1]]), made.users)
+
+
+def test_warm_start_follows_ids(learned, tmp_path):
+    old, _ = learned
+    saved = SavedWeights(old, tmp_path)
+    data = grown_and_reversed()
+    # The ten new items are watched once each by the first ten users, at the very start: training
+    # rows of `random` by their place, as the last rows of the table are.
+    rows = data.interactions.iloc[:10].assign(item_id=[f"a{n}" for n in range(10)], event="watch")
+    data = dataclasses.replace(
+        data, interactions=pd.concat([rows, data.interactions], ignore_index=True)
+    )
+    split = make_split(data, "random")
+    new = Training(data, split, tiny.recipe(fit={"topk_every": 0}))
+    fresh = {f.name: f.table.embeddings.numpy() for f in new.model.item_tower.features[:1]}
+    counts = warm_start(new, saved)
+    assert counts["fresh"] == 0 and counts["matched"] > 0 and counts["copied"] > 0
+
+    before, after = old.model.item_tower.features[0], new.model.item_tower.features[0]
+    assert before.name == after.name == "item_id"
+    assert before.vocabulary != after.vocabulary
+    old_table, new_table = before.table.embeddings.numpy(), after.table.embeddings.numpy()
+    place = {item: row for row, item in enumerate(before.vocabulary, 1)}
+    np.testing.assert_array_equal(new_table[0], old_table[0])  # the row of unknown ids
+    known = 0
+    for row, item in enumerate(after.vocabulary, 1):
+        if item in place:
+            np.testing.assert_array_equal(new_table[row], old_table[place[item]])
+            known += 1
+        else:
+            np.testing.assert_array_equal(new_table[row], fresh["item_id"][row])
+    assert 250 < known < len(after.vocabulary)
+
+    # The history's table has rows for padding and unknown ids before those of the items.
+    before, after = (
+        next(f for f in t.model.query_tower.features if f.name == "history") for t in (old, new)
+    )
+    item = "i00001" if "i00001" in before.vocabulary else before.vocabulary[0]
+    np.testing.assert_array_equal(
+        after.table.embeddings.numpy()[2 + after.vocabulary.index(item)],
+        before.table.embeddings.numpy()[2 + before.vocabulary.index(item)],
+    )
+
+
+def test_warm_start_is_ahead_after_one_epoch(learned, tmp_path):
+    old, _ = learned
+    saved = SavedWeights(old, tmp_path / "saved")
+    figures = {}
+    for name in ("cold", "warm"):
+        training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"learning_rate": 1e-3}))
+        if name == "warm":
+            warm_start(training, saved)
+        result = fit(training, tmp_path / name, stop_after=1)
+        figures[name] = result.log[0]["recall_micro@20"]
+    assert figures["warm"] > 1.3 * figures["cold"]
+
+
+def test_warm_start_from_another_model_is_refused(learned, tmp_path):
+    saved = SavedWeights(learned[0], tmp_path)
+    with np.load(tmp_path / "training" / "weights.npz") as old:
+        renamed = {f"other/{name}": values for name, values in old.items()}
+    np.savez(tmp_path / "training" / "weights.npz", **renamed)
+    with pytest.raises(BundleError, match=r"weights\.npz shares no weight"):
+        warm_start(learned[0], saved)
+
+
+def test_features_of_one_example_need_queries_of_their_own():
+    recipe = tiny.recipe(query={"features": ("history", "device")})
+    with pytest.raises(ValueError, match="targets_per_query=1"):
+        Training(tiny.dataset(), tiny.split("random"), recipe)
+    alone = tiny.recipe(recipe, examples={"targets_per_query": 1})
+    assert Training(tiny.dataset(), tiny.split("random"), alone).examples.alone
+    with pytest.raises(ValueError, match=r"loo\+time"):
+        clock = tiny.recipe(query={"features": ("history", "time")})
+        Training(tiny.dataset(), tiny.split("loo"), clock)
+
+
+def test_unknown_features_are_named():
+    with pytest.raises(ValueError, match=r"unknown item features \['colour'\].*'maker'"):
+        Training(tiny.dataset(), tiny.split(), tiny.recipe(item={"features": ("colour",)}))
+    with pytest.raises(ValueError, match=r"unknown query features \['shoe'\].*'gender'"):
+        Training(tiny.dataset(), tiny.split(), tiny.recipe(query={"features": ("shoe",)}))
+
+
+DETERMINISTIC = """
+import sys; sys.path.insert(0, {tests!r})
+import numpy as np, tiny, tempfile
+from twotower.fitting import fit
+from twotower.training import Training
+recipe = tiny.recipe(query={{"dropout": 0.1}}, fit={{"deterministic": True, "epochs": 2}})
+training = Training(tiny.dataset(), tiny.split(), recipe)
+fit(training, tempfile.mkdtemp(), select=False)
+np.savez({out!r}, items=training.item_vectors(training.split.candidates),
+         queries=training.query_vectors(training.split.cases))
+"""
+
+
+def test_deterministic_runs_are_equal(tmp_path):
+    files = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    for file in files:
+        tiny.python("-c", DETERMINISTIC.format(tests=str(tiny.ROOT / "tests"), out=str(file)))
+    one, two = (np.load(file, allow_pickle=False) for file in files)
+    for name in ("items", "queries"):
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5)
+    assert np.ptp(one["items"]) > 0.1
+
+
+@pytest.mark.slow
+def test_killed_in_the_second_epoch_it_resumes_to_the_end(tmp_path):
+    """SIGKILL to train.py while epoch 2 runs; the same command finishes the job."""
+    command = [
+        sys.executable,
+        str(tiny.ROOT / "experiments" / "train.py"),
+        "--dataset=synthetic",
+        f"--workdir={tmp_path}",
+        "--epochs=3",
+        "--hidden=16",
+        "--dim=8",
+        "--batch_size=64",  # some 1,300 steps: an epoch takes seconds
+        "--norefit",
+        "--indexes=",
+    ]
+    last = tmp_path / "selection" / "checkpoints" / "last"
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (last / "checkpoint").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "train.py ended before its first checkpoint"
+        time.sleep(0.05)
+    time.sleep(1.0)  # into epoch 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+    assert [path.name for path in last.glob("*.index")] == ["ckpt-1.index"]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after epoch 1" in done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [entry["epoch"] for entry in metrics["log"]] == [1, 2, 3]
+    assert Bundle(tmp_path / "bundle").manifest["refit"] is False

@@ -1,0 +1,145 @@
+"""Store: the items of an index as of one moment: what was built, what was removed, what is new."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from twotower.retrieval.vectors import KeyedVectors, checked_keys
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Store:
+    """Immutable: a change makes a new Store, so a search under way sees one state throughout.
+
+    Attributes:
+        built: What the backend was built from.
+        removed: `[num_built]` bool, tombstones of removed and of replaced vectors.
+        fresh: The buffer: vectors added since, scanned exactly with every search.
+    """
+
+    built: KeyedVectors
+    removed: np.ndarray
+    fresh: KeyedVectors
+
+    def __post_init__(self) -> None:
+        num_removed = int(self.removed.sum())
+        object.__setattr__(self, "num_removed", num_removed)
+        # Read at every search, so not a property.
+        object.__setattr__(self, "is_changed", num_removed > 0 or len(self.fresh) > 0)
+
+    @classmethod
+    def of(cls, built: KeyedVectors) -> "Store":
+        """Without updates."""
+        fresh = KeyedVectors(built.keys[:0], np.empty((0, built.dim), np.float32), built.metric)
+        return cls(built, np.zeros(len(built), bool), fresh)
+
+    def __len__(self) -> int:
+        return len(self.built) - self.num_removed + len(self.fresh)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Keys of the items that a search may find, ascending."""
+        return np.sort(np.concatenate([self.built.keys[~self.removed], self.fresh.keys]))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays, those on disk included."""
+        return self.built.num_bytes + self.removed.nbytes + self.fresh.num_bytes
+
+    def add(self, new: KeyedVectors) -> "Store":
+        """With further items, or others in the place of those with the same keys."""
+        kept = self._without(new.keys)
+        keys = np.concatenate([kept.fresh.keys, new.keys])
+        vectors = np.concatenate([kept.fresh.vectors, new.vectors])
+        return dataclasses.replace(kept, fresh=KeyedVectors(keys, vectors, new.metric))
+
+    def remove(self, keys: np.ndarray) -> "Store":
+        """Without items.
+
+        Raises:
+            ValueError: A key that is not in the index.
+        """
+        keys = checked_keys(keys, "keys")
+        position = self.built.positions(keys)
+        known = (position >= 0) & ~self.removed[position]
+        unknown = keys[~known & (self.fresh.positions(keys) < 0)]
+        if len(unknown):
+            raise ValueError(
+                f"keys {unknown[:5].tolist()} are not in the index ({len(unknown)} in all); "
+                "nothing was removed."
+            )
+        return self._without(keys)
+
+    def _without(self, keys: np.ndarray) -> "Store":
+        removed, fresh = self.removed.copy(), self.fresh
+        position = self.built.positions(keys)
+        removed[position[position >= 0]] = True
+        gone = fresh.positions(keys)
+        if (gone >= 0).any():
+            keep = np.delete(np.arange(len(fresh)), gone[gone >= 0])
+            fresh = KeyedVectors(fresh.keys[keep], fresh.vectors[keep], fresh.metric)
+        return Store(self.built, removed, fresh)
+
+    def is_open(self, allow: np.ndarray | None) -> np.ndarray | None:
+        """`[num_built]` bool, which built vectors may be found; None where all may.
+
+        Args:
+            allow: `[num_allowed]` int64 keys; None for no filter.
+        """
+        if allow is None:
+            return ~self.removed if self.num_removed else None
+        position = self.built.positions(allow)
+        is_open = np.zeros(len(self.built), bool)
+        is_open[position[position >= 0]] = True
+        return is_open & ~self.removed
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All there is to save, by the name of its file."""
+        return {
+            "keys": self.built.keys,
+            "vectors": self.built.vectors,
+            "dead": self.removed,
+            "fresh_keys": self.fresh.keys,
+            "fresh_vectors": self.fresh.vectors,
+        }
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes the arrays into a folder."""
+        for name, array in self.arrays().items():
+            np.save(directory / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, directory: pathlib.Path, metric: str, mmap: bool = False) -> "Store":
+        """Reads what `save` wrote.
+
+        Args:
+            directory: The folder.
+            metric: That of the index.
+            mmap: Whether the built vectors stay on disk until an exact scan needs them.
+
+        Raises:
+            ValueError: An array of another shape or type than `save` writes.
+        """
+
+        def read(name: str, dtype, *shape: int | None) -> np.ndarray:
+            path = directory / f"{name}.npy"
+            mode = "r" if mmap and name == "vectors" else None
+            array = np.load(path, mmap_mode=mode, allow_pickle=False)
+            fits = [size in (None, real) for size, real in zip(shape, array.shape)]
+            if array.dtype != dtype or array.ndim != len(shape) or not all(fits):
+                raise ValueError(
+                    f"{path}: expected {list(shape)} of {np.dtype(dtype)}; got "
+                    f"{list(array.shape)} of {array.dtype}."
+                )
+            return array
+
+        keys = read("keys", np.int64, None)
+        vectors = read("vectors", np.float32, len(keys), None)
+        fresh_keys = read("fresh_keys", np.int64, None)
+        fresh_vectors = read("fresh_vectors", np.float32, len(fresh_keys), vectors.shape[1])
+        return cls(
+            KeyedVectors(keys, vectors, metric),
+            read("dead", bool, len(keys)),
+            KeyedVectors(fresh_keys, fresh_vectors, metric),
+        )

@@ -1,0 +1,203 @@
+"""KeyedVectors: item vectors with their keys; looked up, compared and scanned exactly. Numpy only.
+
+Positions and keys are different words: a position is a row of a matrix, a key says which item.
+"""
+
+import functools
+
+import numpy as np
+
+from twotower.ragged import Ragged
+from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns
+
+METRICS = ("dot", "cosine", "euclidean")
+
+# An exact scan takes at most this many bytes of scores at a time.
+BLOCK_BYTES = 1 << 26
+
+
+class KeyedVectors:
+    """Vectors, one a key. Nothing in it changes, so threads may share it.
+
+    Args:
+        keys: `[num_items]` int64, unique.
+        vectors: `[num_items, dim]` float32, of length 1 under cosine; may be memory-mapped.
+        metric: One of `METRICS`.
+    """
+
+    def __init__(self, keys: np.ndarray, vectors: np.ndarray, metric: str) -> None:
+        self.vectors, self.metric = vectors, metric
+        # A last -1, so that the position -1 (nothing found) becomes the key -1 by indexing.
+        self._keys = np.append(keys, NO_KEY)
+        self._identity = len(keys) == 0 or (keys[0] == 0 and bool((np.diff(keys) == 1).all()))
+        self._order = None if self._identity else np.argsort(keys)
+
+    @classmethod
+    def checked(cls, keys, vectors, metric: str, dim: int | None = None) -> "KeyedVectors":
+        """From what a caller gave; float32 and contiguous vectors are kept without a copy.
+
+        Raises:
+            ValueError: Keys that are not `[num_items]` unique integers of 0 or more; vectors that
+                are not `[num_items, dim]` finite floats; a zero vector under cosine.
+        """
+        keys, vectors = checked_keys(keys, "keys"), np.asarray(vectors)
+        wanted = dim or (vectors.shape[1] if vectors.ndim == 2 else "dim")
+        if vectors.shape != (len(keys), wanted) or not wanted:
+            raise ValueError(
+                f"Expected vectors [{len(keys)}, {wanted or 'dim'}], one a key; got "
+                f"{vectors.shape}. Do they come from the item tower that the index was built from?"
+            )
+        if vectors.dtype.kind != "f":
+            raise ValueError(f"vectors must be floats; got {vectors.dtype}.")
+        if len(keys) and keys.min() < 0:
+            raise ValueError(f"keys must not be negative; got {keys.min()}.")
+        unique, counts = np.unique(keys, return_counts=True)
+        if len(unique) < len(keys):
+            twice = unique[counts > 1][:5].tolist()
+            raise ValueError(f"keys must be unique; {twice} stand twice. Which vector is right?")
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: refused below
+            vectors = np.ascontiguousarray(vectors, np.float32)
+        with np.errstate(invalid="ignore"):
+            total = vectors.sum(dtype=np.float64)  # NaN or infinite if any value is
+        if not np.isfinite(total):
+            wrong = keys[~np.isfinite(vectors).all(1)][:5].tolist()
+            raise ValueError(f"vectors of keys {wrong} hold NaN or infinite values.")
+        return cls(keys, unit(vectors, "vectors") if metric == "cosine" else vectors, metric)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """`[num_items]` int64, by position."""
+        return self._keys[:-1]
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.vectors.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of keys, their order, and vectors."""
+        order = 0 if self._order is None else self._order.nbytes
+        return self._keys.nbytes + order + self.vectors.nbytes
+
+    def keys_of(self, positions: np.ndarray) -> np.ndarray:
+        """Keys at positions, of any shape; -1 for -1."""
+        return positions if self._identity else self._keys[positions]
+
+    def positions(self, keys: np.ndarray) -> np.ndarray:
+        """Positions of keys, of any shape; -1 for an unknown key."""
+        num = len(self)
+        if self._identity:
+            return np.where((keys >= 0) & (keys < num), keys, -1)
+        place = np.searchsorted(self.keys, keys, sorter=self._order)
+        place = self._order[np.minimum(place, num - 1)]
+        return np.where(self._keys[place] == keys, place, -1)
+
+    def pairs(self, keys: Ragged) -> np.ndarray:
+        """Ragged keys as ascending unique numbers `row * num_items + position`; unknown ones drop.
+
+        One sorted array of numbers is what lets a whole batch be excluded without a loop.
+        """
+        position = self.positions(keys.values)
+        found = position >= 0
+        return np.unique(keys.row_index[found] * len(self) + position[found])
+
+    @functools.cached_property
+    def _squares(self) -> np.ndarray:
+        return np.einsum("nd,nd->n", self.vectors, self.vectors)
+
+    def scores(self, queries: np.ndarray, positions=slice(None)) -> np.ndarray:
+        """Scores of the vectors at `positions`, `[num_queries, num_positions]`, larger is better.
+
+        Euclidean is -(|q|^2 - 2 q.v + |v|^2), exact up to float32 rounding of |q|^2 + |v|^2.
+        """
+        scores = queries @ self.vectors[positions].T
+        if self.metric == "euclidean":
+            scores *= 2
+            scores -= self._squares[positions]
+            scores -= np.einsum("nd,nd->n", queries, queries)[:, None]
+            np.minimum(scores, 0, out=scores)
+        return scores
+
+    def best(
+        self,
+        queries: np.ndarray,
+        k: int,
+        is_open: np.ndarray | None = None,
+        banned: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exact search, in blocks of queries.
+
+        Args:
+            queries: `[num_queries, dim]` float32.
+            k: 1 or more.
+            is_open: `[num_items]` bool, positions that may be found; all where None.
+            banned: Pairs, as by `pairs`, that may not.
+
+        Returns:
+            Positions `[num_queries, n]` int64 and scores, best first, equal scores by key; n is at
+            most k, and -1 and -inf stand where no more is left.
+        """
+        num, chosen = len(self), slice(None)
+        if is_open is not None and is_open.sum() < num // 2:
+            # Few: worth picking them out. Otherwise a scan of all costs less than the copy.
+            chosen = np.flatnonzero(is_open)
+        keys = self.keys[chosen]
+        block = max(1, BLOCK_BYTES // (4 * max(1, len(keys))))
+        parts = []
+        for start in range(0, max(1, len(queries)), block):
+            scores = self.scores(queries[start : start + block], chosen)
+            if isinstance(chosen, slice) and is_open is not None:
+                scores[:, ~is_open] = NO_SCORE
+            if banned is not None and len(banned):
+                ends = np.searchsorted(banned, (start * num, (start + len(scores)) * num))
+                row, column = np.divmod(banned[slice(*ends)] - start * num, num)
+                if not isinstance(chosen, slice):
+                    row, column = _inside(row, column, chosen)
+                scores[row, column] = NO_SCORE
+            top = best_columns(keys, scores, k)
+            found = np.take_along_axis(scores, top, 1)
+            positions = top if isinstance(chosen, slice) else chosen[top]
+            parts.append((np.where(found > NO_SCORE, positions, -1), found))
+        return tuple(np.concatenate(part) for part in zip(*parts))
+
+
+def _inside(row: np.ndarray, position: np.ndarray, chosen: np.ndarray):
+    """Those pairs whose position is among `chosen` (ascending), with its place there."""
+    if not len(chosen):
+        return row[:0], position[:0]
+    place = np.minimum(np.searchsorted(chosen, position), len(chosen) - 1)
+    inside = chosen[place] == position
+    return row[inside], place[inside]
+
+
+def checked_keys(keys, name: str) -> np.ndarray:
+    """`keys` as `[num_keys]` int64; an empty list of any type will do.
+
+    Raises:
+        ValueError: Another shape, or no integers (a mask of booleans is no set of keys).
+    """
+    keys = np.asarray(keys)
+    if keys.size and keys.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers; got {keys.dtype}.")
+    if keys.ndim != 1:
+        raise ValueError(f"{name} must be [num_keys] integers; got {keys.shape}.")
+    return keys.astype(np.int64, copy=False)
+
+
+def unit(vectors: np.ndarray, name: str) -> np.ndarray:
+    """Rows scaled to length 1; `[n, dim]` float32 in and out.
+
+    Raises:
+        ValueError: A zero vector: it has no direction.
+    """
+    # float64, so that very short and very long vectors keep their direction.
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    if (norms == 0).any():
+        rows = np.flatnonzero(norms == 0)[:5].tolist()
+        raise ValueError(f"{name} in rows {rows}: a zero vector has no direction for cosine.")
+    scaled = np.empty_like(vectors)
+    return np.divide(vectors, norms[:, None], out=scaled, casting="same_kind")
