@@ -16,8 +16,8 @@ ORDER = """
     data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
     data.cases data.splits data.examples
     metrics
-    retrieval retrieval.candidates retrieval.vectors retrieval.store retrieval.base retrieval.brute_force retrieval.faiss_index
-    retrieval.scann_index retrieval.build retrieval.tuning
+    retrieval retrieval.candidates retrieval.vectors retrieval.store retrieval.base
+    retrieval.brute_force retrieval.faiss_index retrieval.scann_index retrieval.build retrieval.tuning
     evaluation baselines
     features towers towers.dense towers.history towers.item towers.query
     losses negatives model recipe training fitting

@@ -168,8 +168,8 @@ def fit(
         saved = json.loads(state.numpy())
         if saved["recipe"] != recipe:
             raise ValueError(
-                f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or delete "
-                f"{workdir / 'checkpoints'} to start anew."
+                f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or "
+                f"delete {workdir / 'checkpoints'} to start anew."
             )
         result = FitResult(**saved["result"])
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)

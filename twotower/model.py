@@ -157,6 +157,12 @@ class TwoTowerModel(tfrs.Model):
             {name: tf.gather(values, keys) for name, values in self._items}, training=training
         )
 
+    def train_step(self, inputs: dict) -> dict:
+        """One step. Without data it does nothing: Keras starts a step to learn that an epoch has
+        ended, and what needs no gradient (the count of steps, weight decay) would run or not."""
+        with tf.control_dependencies(tf.nest.flatten(inputs)):
+            return super().train_step(inputs)
+
     def compute_loss(self, inputs: dict, training: bool = False) -> tf.Tensor:
         """Mean loss of a batch; in validation also updates FactorizedTopK."""
         if not training and self.task.factorized_metrics:
