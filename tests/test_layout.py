@@ -17,7 +17,8 @@ ORDER = """
     data.cases data.splits data.examples
     metrics
     retrieval retrieval.candidates retrieval.vectors retrieval.store retrieval.base
-    retrieval.brute_force retrieval.faiss_index retrieval.scann_index retrieval.build retrieval.tuning
+    retrieval.brute_force retrieval.faiss_index retrieval.scann_index
+    retrieval.build retrieval.tuning
     evaluation baselines
     features towers towers.dense towers.history towers.item towers.query
     losses negatives model recipe training fitting

@@ -193,6 +193,7 @@ class SavedWeights:
 
     def __init__(self, training: Training, directory) -> None:
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         _save_weights(training, directory / "training")
 
 

@@ -23,6 +23,8 @@ class TaskConfig:
         temperature: Scores are divided by it, in training only.
         correction: `none`, `log_q` or `log_q_masked`.
         mask_own: Whether the user's other positives are no negatives of the user's examples.
+        sum_loss: Whether a batch's losses are summed, as TFRS does by default, instead of averaged:
+            then the right learning rate depends on the batch size. For reproducing tutorials.
         unique: Whether each distinct query and item of a batch is scored once (fast), or each
             example is a row and a column for `tfrs.tasks.Retrieval` as it is.
     """
@@ -30,6 +32,7 @@ class TaskConfig:
     temperature: float = 0.1
     correction: str = "log_q_masked"
     mask_own: bool = True
+    sum_loss: bool = False
     unique: bool = True
 
     def __post_init__(self) -> None:
@@ -73,7 +76,7 @@ class InBatchRetrieval(tfrs.tasks.Retrieval):
         sample_weight: tf.Tensor,
         own: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Mean loss of a batch.
+        """Mean loss of a batch, or its sum.
 
         Args:
             query_embeddings: `[num_queries, dim]`, distinct queries.
@@ -90,7 +93,8 @@ class InBatchRetrieval(tfrs.tasks.Retrieval):
         loss = losses.in_batch_softmax(
             scores, row, column, count, probability, self.config.correction, own
         )
-        return tf.reduce_mean(loss * sample_weight)
+        reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
+        return reduce(loss * sample_weight)
 
 
 class TwoTowerModel(tfrs.Model):
@@ -140,7 +144,12 @@ class TwoTowerModel(tfrs.Model):
             self.task = tfrs.tasks.Retrieval(
                 # The default loss is a sum, which would tie the learning rate to the batch size.
                 loss=tf.keras.losses.CategoricalCrossentropy(
-                    from_logits=True, reduction=tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE
+                    from_logits=True,
+                    reduction=(
+                        tf.keras.losses.Reduction.SUM
+                        if config.sum_loss
+                        else tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE
+                    ),
                 ),
                 metrics=metrics,
                 temperature=config.temperature,

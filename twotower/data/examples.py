@@ -98,9 +98,15 @@ class ItemInputs:
         dataset: Gives items' columns.
         train: Rows of `interactions` that may be looked at.
         names: Inputs of the item tower.
+
+    Raises:
+        ValueError: An input that is neither timed nor a column of the items.
     """
 
     def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:
+        known = {"age", "popularity", *dataset.items}
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"unknown item features {unknown}; this dataset has {sorted(known)}.")
         self.timed = [name for name in names if name in ("age", "popularity")]
         self.static = {
             name: _column(dataset.items[name]) for name in names if name not in self.timed
