@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 bundle, ratings = sys.argv[1:]
-table = np.array([line.split("::") for line in open(ratings)], dtype=np.int64)
+with open(ratings) as file:
+    table = np.array([line.split("::") for line in file], dtype=np.int64)
 user, item, time = table[:, 0], table[:, 1], table[:, 3]
 order = np.random.default_rng(42).permutation(len(table))
 train, test = np.sort(order[:800_167]), order[800_167:]

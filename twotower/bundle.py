@@ -104,7 +104,7 @@ class Bundle:
 
     @property
     def sample_queries(self) -> np.ndarray:
-        """`[num_queries, dim]`, vectors of validation queries, to tune and measure indexes on."""
+        """`[num_queries, dim]`, vectors of users' queries, to tune and measure indexes on."""
         return self._array("items/sample_queries.npy")
 
     def _array(self, name: str) -> np.ndarray:

@@ -95,7 +95,8 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
 
 
 def _sample_queries(training: Training, count: int = 500) -> np.ndarray:
-    """Vectors of some validation queries: indexes are tuned on queries, not on items."""
+    """Vectors of some of the split's queries; their targets are not looked at. Indexes are tuned
+    on queries and not on items, which lie elsewhere."""
     cases = training.split.cases
     rows = np.linspace(0, len(cases) - 1, min(count, len(cases))).astype(np.int64)
     return training.query_vectors(cases.take(rows))
