@@ -8,6 +8,9 @@ from absl import flags
 import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.recipe import Recipe
 
+# The flags are the calling script's own, so that its --help shows them.
+flags.disclaim_key_flags()
+
 # These are one flag for both towers: their vectors must have the same length and scale, and a
 # reader who wants two heads of different sizes has the code.
 SHARED = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm")

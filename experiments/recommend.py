@@ -44,7 +44,8 @@ def request(bundle: Bundle, dataset=None) -> dict[str, np.ndarray]:
         if found.empty:
             raise ValueError(f"{dataset.name} has no user {FLAGS.user_id!r}.")
         user = found.iloc[0].to_dict()
-        rows = dataset.interactions[dataset.interactions["user_id"] == FLAGS.user_id]
+        watched = dataset.interactions[dataset.positive]
+        rows = watched[watched["user_id"] == FLAGS.user_id]
         rows = rows.sort_values("timestamp", kind="stable")
         if not history:
             history = rows["item_id"].to_list()

@@ -110,6 +110,11 @@ def test_a_random_model_scores_chance():
         found = report.metrics[f"recall@{k}"]
         half = found["high"] - found["mean"]
         assert abs(found["mean"] - chance) < 1.7 * half  # 3.3 standard errors
+        # Over targets: each case's chance counts as often as it has targets.
+        weights = split.cases.targets.lengths
+        chance = np.average(k / n, weights=weights)
+        found = report.metrics[f"recall_micro@{k}"]
+        assert abs(found["mean"] - chance) < 1.7 * (found["high"] - found["mean"])
 
 
 def test_shuffled_targets_fall_to_chance():

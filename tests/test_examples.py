@@ -26,7 +26,6 @@ ROWS = [
     ("b", 0, 20, 2.0),
     ("a", 3, 40, 1.0),
 ]
-ITEM_OF = [0, 1, 1, 2, 0, 3]
 
 
 def by_hand(rows=ROWS, **columns) -> Dataset:
@@ -306,9 +305,9 @@ def test_popularity_as_of_a_time():
     ]:
         assert popularity(key, time) == pytest.approx(np.log((n + 1) / (total + 5))), (key, time)
     # Without a time: as of the end of training, all rows counted.
-    whole = inputs(np.arange(5))["popularity"]
-    np.testing.assert_allclose(whole, np.log(np.array([3, 3, 2, 2, 1]) / 11), rtol=1e-6)
-    assert whole.dtype == np.float32
+    last = inputs(np.arange(5))["popularity"]
+    np.testing.assert_allclose(last, np.log(np.array([3, 3, 2, 2, 1]) / 11), rtol=1e-6)
+    assert last.dtype == np.float32
 
 
 def test_age_as_of_a_time():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twotower.data import movielens, splits
+from twotower.data import movielens, splits, synthetic
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import make_split
@@ -124,6 +124,27 @@ def test_rows_that_are_not_positive_do_not_count():
         make_split(dataset_of(SMALL, event=events), "loo")
 
 
+@pytest.fixture(scope="module")
+def events():
+    """A made-up service: of 3,000 events 1,800 are watches, the others impressions and so on."""
+    config = synthetic.SyntheticConfig(num_users=100, num_items=150, num_interactions=3_000)
+    return synthetic.generate(config).dataset
+
+
+@pytest.mark.parametrize("protocol", splits.PROTOCOLS)
+@pytest.mark.parametrize("part", splits.PARTS)
+def test_impressions_never_train_and_are_never_asked(events, protocol, part):
+    split = make_split(events, protocol, part)
+    positive = np.flatnonzero(events.positive)
+    assert 0 < len(positive) < len(events.interactions) and np.isin(split.train, positive).all()
+    # Without all other rows the split is the same, but for the numbers of its rows.
+    only = events.interactions.iloc[positive].reset_index(drop=True)
+    alone = make_split(dataclasses.replace(events, interactions=only), protocol, part)
+    assert alone.describe() == split.describe()
+    np.testing.assert_array_equal(positive[alone.train], split.train)
+    assert rows_of(alone.cases) == rows_of(split.cases)
+
+
 def test_five_core_drops_items_with_fewer_than_five_rows():
     # Item 0 has five rows, item 1 has four. Without item 1 each user has one or two rows left
     # but u0, whose rows are of items 0, 2, 3 and 4 with five rows each.
@@ -164,6 +185,15 @@ def test_temporal_by_hand():
     last = make_split(dataset, "temporal-last+time", "test")
     assert rows_of(last.cases) == [("c", [2], [3])]
     assert last.cases.time.tolist() == [20]
+
+
+def test_a_row_at_the_quantile_itself_trains():
+    # Times 0..10: the 0.9 quantile is 9, the time of c's row. Only what is younger is asked.
+    users = ["a"] * 9 + ["c", "b"]
+    dataset = dataset_of([(user, time % 2, time) for time, user in enumerate(users)])
+    split = make_split(dataset, "temporal-successive", "test")
+    assert split.train.tolist() == list(range(10))
+    assert rows_of(split.cases) == [("b", [], [0])]
 
 
 def test_temporal_validation_is_the_same_cut_on_the_training_rows():

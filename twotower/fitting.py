@@ -164,13 +164,15 @@ def fit(
         last.save()
 
     if last.latest_checkpoint:
-        last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
-        saved = json.loads(state.numpy())
+        # Before any weight is touched: those of another recipe would not fit.
+        reader = tf.train.load_checkpoint(last.latest_checkpoint)
+        saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
         if saved["recipe"] != recipe:
             raise ValueError(
                 f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or "
                 f"delete {workdir / 'checkpoints'} to start anew."
             )
+        last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
         result = FitResult(**saved["result"])
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)
 
