@@ -128,8 +128,13 @@ if __name__ == "__main__":
     which = {
         "content": [(NEW_ITEMS, "item", f) for f in CONTENT],
         "people": [(NEW_USERS, "query", f) for f in PEOPLE],
-        "users": [(USERS, "query", "user_id"), (ITEMS, "item", "item_id"), (PAST, "query", "history")],
-        "now": [(NOW, "query", f) for f in ("time", "device", "search_text")] + [(NOW, "item", "age")],
+        "users": [
+            (USERS, "query", "user_id"),
+            (ITEMS, "item", "item_id"),
+            (PAST, "query", "history"),
+        ],
+        "now": [(NOW, "query", f) for f in ("time", "device", "search_text")]
+        + [(NOW, "item", "age")],
     }
     for name in sys.argv[1:]:
         for setting, tower, feature in which[name]:

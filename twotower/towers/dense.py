@@ -47,7 +47,7 @@ class DenseHead(tf.keras.layers.Layer):
         if dim < 1 or any(width < 1 for width in hidden):
             raise ValueError(f"layer widths must be positive; got {list(hidden)} and dim {dim}.")
         self.dim, self.l2_normalise = dim, l2_normalise
-        self.block = tf.keras.Sequential(name="hidden")
+        self.block = tf.keras.Sequential(name="hidden") if hidden else None
         for width in hidden:
             self.block.add(tf.keras.layers.Dense(width, use_bias=not batch_norm))
             if batch_norm:
@@ -58,7 +58,7 @@ class DenseHead(tf.keras.layers.Layer):
         self.projection = tf.keras.layers.Dense(dim, name="projection")
 
     def call(self, x, training=False):
-        if self.block.layers:
+        if self.block is not None:
             x = self.block(x, training=training)
         x = self.projection(x)
         return tf.math.l2_normalize(x, -1) if self.l2_normalise else x
