@@ -10,6 +10,7 @@ import functools
 import tempfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
@@ -43,8 +44,10 @@ class Setting:
 
 # Items that nobody has watched yet are placed by their content.
 NEW_ITEMS = Setting("new items", ("user_id", "history"), CONTENT)
+YEAR = Setting("new items", ("user_id", "history"), ("genres", "year"))
 # Users of whom only their demographics are known.
 NEW_USERS = Setting("random", PEOPLE, ("item_id",))
+GENDER = Setting("random", ("gender", "age"), ("item_id",))
 USERS = Setting("random", ("user_id", *PEOPLE), ("item_id",))
 PAST = Setting("random", ("history", *PEOPLE), ("item_id",))
 ITEMS = Setting("random", ("user_id",), ("item_id", "genres", "year"))
@@ -74,20 +77,25 @@ def dataset() -> Dataset:
 def split(protocol: str) -> Split:
     if protocol != "new items":
         return make_split(dataset(), protocol, "test")
-    # A third of the items has no training row, and its items alone are asked for.
+    # A third of the items has no training row; who watched them is asked.
     whole = make_split(dataset(), "random", "test")
     new = whole.candidates[np.random.default_rng(0).random(len(whole.candidates)) < 1 / 3]
-    targets = whole.cases.targets
-    asked = np.isin(targets.values, new)
-    lengths = np.bincount(targets.row_index[asked], minlength=len(targets))
-    cases = dataclasses.replace(
-        whole.cases, targets=Ragged.from_lengths(targets.values[asked], lengths)
+    is_new = np.isin(dataset().item_keys, new)
+    rows = np.flatnonzero(is_new & dataset().positive)
+    by_user = Ragged.group(
+        dataset().item_keys[rows], dataset().user_rows[rows], len(dataset().users)
     )
+    users = pd.Index(dataset().users["user_id"]).get_indexer(whole.cases.user_id)
+    cases = dataclasses.replace(whole.cases, targets=by_user.take(users))
     return dataclasses.replace(
         whole,
-        train=whole.train[~np.isin(dataset().item_keys[whole.train], new)],
+        train=whole.train[~is_new[whole.train]],
         candidates=new,
-        cases=cases.take(lengths > 0),
+        # Nothing to exclude: histories hold new items as unknown ones, and a row without a
+        # training example is asked for as all others are.
+        cases=dataclasses.replace(cases, exclude=Ragged.empty(len(cases))).take(
+            cases.targets.lengths > 0
+        ),
     )
 
 
@@ -127,6 +135,7 @@ if __name__ == "__main__":
 
     which = {
         "content": [(NEW_ITEMS, "item", f) for f in CONTENT],
+        "few": [(YEAR, "item", "year"), (GENDER, "query", "gender")],
         "people": [(NEW_USERS, "query", f) for f in PEOPLE],
         "users": [
             (USERS, "query", "user_id"),
