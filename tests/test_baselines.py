@@ -1,5 +1,6 @@
 """Baselines: small hand-made data, published figures on MovieLens 1M, implicit's absence."""
 
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -241,7 +242,7 @@ def test_without_implicit_there_is_one_clear_error_and_the_rest_works():
         import sys
         sys.modules["implicit"] = None  # what an import of an absent package runs into
         import numpy as np
-        from tests.test_baselines import camps
+        from test_baselines import camps
         from twotower import baselines
         baselines.make("ease").fit(camps(), np.arange(60))
         for name in ("item_knn", "ials"):
@@ -252,7 +253,10 @@ def test_without_implicit_there_is_one_clear_error_and_the_rest_works():
         print("tensorflow" in sys.modules)
     """
     found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parent,
     )
     line = 'item_knn and ials need the package implicit: pip install "twotower[funnel]"\n'
     assert found.stdout == 2 * line + "False\n", found.stderr

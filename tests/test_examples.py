@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import twotower  # noqa: F401
-from tests import tiny
+import tiny
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import DAY, Examples, ExamplesConfig, ItemInputs, QueryInputs

@@ -46,6 +46,7 @@ class Setting:
 # Items that nobody has watched yet are placed by their content.
 NEW_ITEMS = Setting("new items", ("user_id", "history"), CONTENT)
 FEW_COLUMNS = Setting("new items", ("user_id", "history"), ("title", "genres", "year"))
+GENRES_AND_YEAR = FEW_COLUMNS.without("item", "title")
 # Users of whom only their demographics are known.
 NEW_USERS = Setting("random", PEOPLE, ("item_id",))
 TWO_COLUMNS = Setting("random", ("gender", "occupation"), ("item_id",))
@@ -139,8 +140,8 @@ def gain(setting: Setting, tower: str, feature: str) -> dict:
     ("setting", "tower", "feature", "least"),
     [
         (FEW_COLUMNS, "item", "title", 0.03),
-        (FEW_COLUMNS, "item", "genres", 0.02),
-        (FEW_COLUMNS, "item", "year", 0.01),
+        (GENRES_AND_YEAR, "item", "genres", 0.02),
+        (GENRES_AND_YEAR, "item", "year", 0.03),
         (NEW_ITEMS, "item", "description", 0.008),
         (NEW_ITEMS, "item", "maker", 0.004),
         (NEW_ITEMS, "item", "quality", 0.013),
