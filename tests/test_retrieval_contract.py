@@ -555,7 +555,7 @@ def test_a_contiguous_float32_batch_is_not_copied(metric):
 def test_rows_with_long_exclusions_do_not_make_the_others_fetch_more():
     # 1000 items, k = 2. Two rows exclude nothing (fetch 2), one excludes 6 (fetch 8): two bands.
     spy = Spy().build(np.arange(1000), np.arange(1000, dtype=np.float32)[:, None])
-    spy.distances_per_candidate, calls = 10.0, []
+    spy.is_exact, calls = False, []  # so that its search is asked, as an approximate one is
     real = spy._search
     spy._search = lambda queries, k: (calls.append((len(queries), k)), real(queries, k))[1]
     found = spy.search(np.ones((3, 1), np.float32), 2, exclude=ragged([[], range(994, 1000), []]))

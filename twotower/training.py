@@ -174,7 +174,7 @@ class Training:
             "timed": {name: tf.TensorSpec([None], tf.float32) for name in timed},
         }
 
-    def topk_batches(self, batch_size: int = 1024) -> tf.data.Dataset:
+    def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
         """The split's cases, one row a target, for FactorizedTopK; seen items are candidates."""
         cases = self.split.cases
 

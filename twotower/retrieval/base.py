@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 
 from twotower.ragged import Ragged
-from twotower.retrieval.candidates import Candidates, best_columns
+from twotower.retrieval.candidates import NO_SCORE, Candidates, best_columns, widened
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors, checked_keys, unit
 
@@ -207,8 +207,11 @@ class Retriever(abc.ABC):
     def _search_open(self, built, queries, k: int, is_open, exclude):
         """The best open positions that are not excluded, `[num_queries, k]`, and their scores."""
         num = len(built)
-        num_open = num if is_open is None else int(is_open.sum())
         banned = np.empty(0, np.int64) if exclude is None else built.pairs(exclude)
+        if self.is_exact:
+            found, scores = built.best(queries, k, is_open, banned)
+            return widened(found, k, -1), widened(scores, k, NO_SCORE)
+        num_open = num if is_open is None else int(is_open.sum())
         if is_open is not None:
             banned = banned[is_open[banned % num]]
         num_banned = np.bincount(banned // num, minlength=len(queries))
@@ -233,8 +236,8 @@ class Retriever(abc.ABC):
                 drop |= ~is_open[near]
             near_scores = np.where(drop, -np.inf, near_scores)
             order = best_columns(built.keys_of(near), near_scores, k)
-            scores[rows] = np.take_along_axis(near_scores, order, 1)
-            found[rows] = np.take_along_axis(near, order, 1)
+            row = np.arange(len(rows))[:, None]
+            scores[rows], found[rows] = near_scores[row, order], near[row, order]
         found[scores == -np.inf] = -1
         short = np.flatnonzero((found >= 0).sum(1) < left)
         if len(short):

@@ -1,7 +1,5 @@
 """Exact search by one matrix product: the oracle of all others, and enough for small catalogues."""
 
-import math
-
 import numpy as np
 
 from twotower.retrieval.base import Retriever
@@ -12,7 +10,6 @@ class BruteForceIndex(Retriever):
 
     backend = "exact"
     is_exact = True
-    distances_per_candidate = math.inf  # its search is the scan
 
     def _build(self, vectors: np.ndarray) -> None:
         pass  # the base class keeps the vectors

@@ -24,23 +24,24 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     >>> best_columns(np.array([8, 5, 7]), np.float32([[1, 1, 2]]), k=2).tolist()
     [[2, 1]]
     """
-    keys = np.broadcast_to(keys, scores.shape)
     if scores.shape[1] <= 2 * k:
         # lexsort's last key is the first criterion.
-        return np.lexsort((keys, -scores), axis=1)[:, :k]
+        return np.lexsort((np.broadcast_to(keys, scores.shape), -scores), axis=1)[:, :k]
+    row = np.arange(len(scores))[:, None]
     top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    best = np.take_along_axis(scores, top, 1)
+    best = scores[row, top]
     # Of equal scores at the cut, argpartition takes any: such rows are sorted whole.
     cut = best.min(1, keepdims=True)
     tied = ((scores == cut).sum(1) > (best == cut).sum(1)) & (cut[:, 0] > NO_SCORE)
     if tied.any():
-        top[tied] = np.lexsort((keys[tied], -scores[tied]), axis=1)[:, :k]
-        best = np.take_along_axis(scores, top, 1)
-    order = np.lexsort((np.take_along_axis(keys, top, 1), -best), axis=1)
-    return np.take_along_axis(top, order, 1)
+        whole = np.broadcast_to(keys, scores.shape)[tied]
+        top[tied] = np.lexsort((whole, -scores[tied]), axis=1)[:, :k]
+        best = scores[row, top]
+    order = np.lexsort((keys[top] if keys.ndim == 1 else keys[row, top], -best), axis=1)
+    return top[row, order]
 
 
-def _widened(values: np.ndarray, width: int, fill) -> np.ndarray:
+def widened(values: np.ndarray, width: int, fill) -> np.ndarray:
     """`values` with columns of `fill` appended, up to `width`."""
     missing = width - values.shape[1]
     if missing <= 0:
@@ -108,13 +109,13 @@ class Candidates:
         scores = np.take_along_axis(scores, order, 1)
         filled = scores > NO_SCORE  # -inf and NaN were sorted to the end
         found = {
-            name: _widened(np.take_along_axis(values, order, 1), k, values.dtype.type())
+            name: widened(np.take_along_axis(values, order, 1), k, values.dtype.type())
             for name, values in (columns or {}).items()
         }
         keys = np.where(filled, np.take_along_axis(keys, order, 1), NO_KEY)
         return cls(
-            _widened(keys.astype(np.int64, copy=False), k, NO_KEY),
-            _widened(np.where(filled, scores, NO_SCORE), k, NO_SCORE),
+            widened(keys.astype(np.int64, copy=False), k, NO_KEY),
+            widened(np.where(filled, scores, NO_SCORE), k, NO_SCORE),
             filled.sum(1),
             found,
         )

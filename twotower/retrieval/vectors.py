@@ -159,7 +159,7 @@ class KeyedVectors:
                     row, column = _inside(row, column, chosen)
                 scores[row, column] = NO_SCORE
             top = best_columns(keys, scores, k)
-            found = np.take_along_axis(scores, top, 1)
+            found = scores[np.arange(len(scores))[:, None], top]
             positions = top if isinstance(chosen, slice) else chosen[top]
             parts.append((np.where(found > NO_SCORE, positions, -1), found))
         return tuple(np.concatenate(part) for part in zip(*parts))
