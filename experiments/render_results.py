@@ -37,9 +37,10 @@ def _origin(result: dict) -> str:
     )
 
 
-def metrics_table(name: str) -> str:
-    """Rows of an evaluation, with the half width of the first metric's 95% interval."""
-    rows = _read(name)["rows"]
+def metrics_table(*names: str) -> str:
+    """Rows of evaluations, with the half width of the first metric's 95% interval."""
+    parts = [_read(name)["rows"] for name in names]
+    rows = [row for part in parts for row in part]
     body = []
     for row in rows:
         values = [row["metrics"][metric] for metric in METRICS]
@@ -47,9 +48,9 @@ def metrics_table(name: str) -> str:
         cells = [f"{value['mean']:.3f}" for value in values]
         cells[0] += f" ± {half:.3f}"
         body.append([row["name"], *cells])
-    first = rows[0]
-    title = f"`{first['protocol']}`, {first['part']}"
-    return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + _origin(first)
+    title = f"`{rows[0]['protocol']}`, {rows[0]['part']}"
+    origins = "\n".join(_origin(part[0]) for part in parts)
+    return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + origins
 
 
 def speed_table(name: str) -> str:
@@ -91,7 +92,9 @@ def latency_table(name: str) -> str:
 
 TABLES = {
     "random": lambda: metrics_table("movielens_1m_random"),
-    "tutorial": lambda: metrics_table("random_100k_seen"),
+    "tutorial": lambda: metrics_table(
+        "random_100k_seen_tutorial", "random_100k_seen_temperature", "random_100k_seen"
+    ),
     "speed": lambda: speed_table("training_speed"),
     "latency": lambda: latency_table("latency"),
 }

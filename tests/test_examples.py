@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 
 import twotower  # noqa: F401
-import tiny
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import DAY, Examples, ExamplesConfig, ItemInputs, QueryInputs

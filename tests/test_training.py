@@ -123,17 +123,24 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path):
             fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
 
 
-def test_early_stopping_restores_the_best_weights(tmp_path, monkeypatch):
-    # Validation figures as if planted: the second epoch is best, then two worse ones.
-    figures, weights = iter([0.1, 0.3, 0.2, 0.25, 0.9]), {}
-    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 5, "patience": 2}))
-    keys = training.split.candidates
+def planted(monkeypatch, figures, **fit_fields):
+    """A training that is told `figures`, one an epoch; and its item vectors then, by epoch."""
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit=fit_fields))
+    figures, weights = iter(figures), {}
 
     def validate():
-        weights[len(weights) + 1] = training.item_vectors(keys)
+        weights[len(weights) + 1] = training.item_vectors(training.split.candidates)
         return {"recall_micro@100": {"mean": next(figures), "low": 0.0, "high": 1.0}}
 
     monkeypatch.setattr(training, "validate", validate)
+    return training, weights
+
+
+def test_early_stopping_restores_the_best_weights(tmp_path, monkeypatch):
+    # The second epoch is best, then two worse ones.
+    figures = [0.1, 0.3, 0.2, 0.25, 0.9]
+    training, weights = planted(monkeypatch, figures, epochs=5, patience=2)
+    keys = training.split.candidates
     result = fit(training, tmp_path)
     assert (result.epoch, result.best_epoch, result.best, result.stopped) == (4, 2, 0.3, True)
     assert result.validation["recall_micro@100"]["mean"] == 0.3
@@ -141,6 +148,15 @@ def test_early_stopping_restores_the_best_weights(tmp_path, monkeypatch):
     assert np.abs(weights[4] - weights[2]).max() > 1e-3
     # A stopped run stays stopped.
     assert fit(training, tmp_path).epoch == 4
+
+
+def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path, monkeypatch):
+    training, weights = planted(monkeypatch, [0.3, 0.1, 0.2], epochs=3, patience=1, keep_best=False)
+    result = fit(training, tmp_path)
+    assert (result.epoch, result.best_epoch, result.best, result.stopped) == (3, 3, 0.2, False)
+    vectors = training.item_vectors(training.split.candidates)
+    np.testing.assert_array_equal(vectors, weights[3])
+    assert np.abs(weights[3] - weights[1]).max() > 1e-3
 
 
 def test_without_selection_the_last_epoch_counts(tmp_path, monkeypatch):

@@ -41,8 +41,9 @@ class FitResult:
 
     Attributes:
         epoch: Epochs done.
-        best_epoch: The epoch (from 1) with the best validation figure; 0 before the first.
-        best: That figure.
+        best_epoch: The epoch (from 1) that is kept: with the best validation figure, unless the
+            recipe keeps the last; 0 before the first.
+        best: Its validation figure.
         seconds: Wall time of training without validation, all sessions together.
         examples_per_second: Over that time.
         stopped: Whether early stopping ended it.
@@ -97,7 +98,7 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
             entry |= {name: value["mean"] for name, value in metrics.items()}
             figure = metrics[config.metric]["mean"]
             logs[f"val_{config.metric}"] = figure
-            if better := figure > result.best:
+            if better := figure > result.best or not config.keep_best:
                 result.best, result.best_epoch, result.validation = figure, epoch + 1, metrics
             late = result.epoch - result.best_epoch >= config.patience > 0
             result.stopped = self.model.stop_training = late

@@ -26,6 +26,8 @@ class FitConfig:
         cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch.
         patience: Epochs without a better validation figure after which training stops; 0 never.
         metric: The validation figure that selects the epoch.
+        keep_best: Whether the best validated epoch is kept; otherwise the last one, as tutorials
+            without a validation do.
         validate_every: Epochs between validations.
         topk_every: Epochs between FactorizedTopK validations in `fit`'s log; 0 for none. They
             count seen items as candidates, so their figures stand in the log as `+seen`.
@@ -42,6 +44,7 @@ class FitConfig:
     cosine: bool = True
     patience: int = 5
     metric: str = "recall_micro@100"
+    keep_best: bool = True
     validate_every: int = 1
     topk_every: int = 0
     seed: int = 0
