@@ -18,6 +18,7 @@ flags.DEFINE_bool("check", False, "Only check that README.md is up to date.")
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
+NAMES = {"ease": "EASE", "ials": "iALS", "item_knn": "item-kNN"}
 METRICS = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
 
 
@@ -47,7 +48,7 @@ def metrics_table(*names: str) -> str:
         half = (values[0]["high"] - values[0]["low"]) / 2
         cells = [f"{value['mean']:.3f}" for value in values]
         cells[0] += f" ± {half:.3f}"
-        body.append([row["name"], *cells])
+        body.append([NAMES.get(row["name"], row["name"]), *cells])
     title = f"`{rows[0]['protocol']}`, {rows[0]['part']}"
     origins = "\n".join(_origin(part[0]) for part in parts)
     return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + origins

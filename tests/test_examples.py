@@ -117,6 +117,19 @@ def test_one_target_a_query_leaves_out_one_row():
     np.testing.assert_array_equal(ratings, [NAN, 3, 1])
 
 
+@pytest.mark.parametrize("targets_per_query", [1, 2, 8])
+def test_all_rows_of_a_target_are_left_out(targets_per_query):
+    # User a watches item 0 three times: its other rows would give the target away.
+    dataset = by_hand([*ROWS, ("a", 0, 15, 4.0), ("a", 0, 5, 4.0)])
+    examples = examples_of("others", dataset, targets_per_query=targets_per_query)
+    found = flat(examples.epoch(0))
+    assert sorted(one["item"] for one in found if one["user"] == "a") == [0, 0, 0, 1, 2, 3]
+    assert not any(one["item"] in one["history"] for one in found)
+    if targets_per_query == 1:
+        histories = [one["history"] for one in found if one["user"] == "a"]
+        assert sorted(histories)[-1] == [1, 2, 3] and [0, 0, 0, 2, 3] in histories
+
+
 @pytest.mark.parametrize("targets_per_query", [2, 3, 8])
 def test_a_group_of_targets_is_not_in_its_history(targets_per_query):
     examples = examples_of("others", targets_per_query=targets_per_query, batch_size=3)
@@ -325,6 +338,11 @@ def test_age_as_of_a_time():
     inputs = ItemInputs(dataclasses.replace(dataset, items=items), np.arange(6), ["age"])
     found = inputs.as_of(np.array([0, 1, 4]), np.full(3, 10 + 3 * day))["age"]
     np.testing.assert_allclose(found, [3, 2, 0], rtol=1e-6)
+    # Where it is not, from the first row, as above.
+    items = dataset.items.assign(released=[10, NAN, 10, 10, NAN])
+    inputs = ItemInputs(dataclasses.replace(dataset, items=items), np.arange(6), ["age"])
+    found = inputs.as_of(np.array([0, 1, 4]), np.full(3, 20 + 3 * day))["age"]
+    np.testing.assert_allclose(found, [3 + 10 / day, 3, 3 - 21 / day], rtol=1e-6)
 
 
 def test_columns_of_items():

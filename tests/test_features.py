@@ -131,9 +131,9 @@ def test_number_is_piecewise_linear():
 
 def test_quantiles_of_a_number():
     # 0, 2, 4 without NaN: minimum, median, maximum.
-    assert Number.fit("year", np.array([4, NAN, 0, 2]), num_bins=2).quantiles == [0, 2, 4]
+    assert Number.fit("year", np.array([4, NAN, 0, 2]), num_bins=2).quantiles == (0, 2, 4)
     # Of 0, 0, 0, 8 minimum and median are equal: one bin is left.
-    assert Number.fit("year", np.array([0, 0, 8, 0]), num_bins=2).quantiles == [0, 8]
+    assert Number.fit("year", np.array([0, 0, 8, 0]), num_bins=2).quantiles == (0, 8)
     with pytest.raises(ValueError, match=r"year: .*\[5\.0\].*Is the column constant"):
         Number.fit("year", np.array([5, 5, 5]))
     with pytest.raises(ValueError, match="year: no value is known"):

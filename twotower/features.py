@@ -221,10 +221,10 @@ class Number(Feature):
 
     def __init__(self, name: str, quantiles: Sequence[float]) -> None:
         super().__init__(name=name)
-        self.quantiles = [float(q) for q in quantiles]
+        self.quantiles = tuple(float(q) for q in quantiles)  # of a list Keras makes its own
         if len(self.quantiles) < 2 or (np.diff(self.quantiles) <= 0).any():
             raise ValueError(
-                f"{name}: a number needs two or more ascending quantiles; got {self.quantiles}. "
+                f"{name}: a number needs two or more ascending quantiles; got {list(self.quantiles)}. "
                 "Is the column constant? Then leave the feature out."
             )
 

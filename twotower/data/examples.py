@@ -123,7 +123,8 @@ class ItemInputs:
         first = np.full(self._num_items, self.end, np.int64)
         np.minimum.at(first, keys, times)
         if "released" in dataset.items:
-            first = dataset.items["released"].to_numpy(np.int64)
+            released = dataset.items["released"].to_numpy(np.float64)
+            first = np.where(np.isnan(released), first, np.nan_to_num(released)).astype(np.int64)
         self._first = first
 
     def __call__(self, keys: np.ndarray) -> dict[str, np.ndarray]:
@@ -167,11 +168,12 @@ class ExamplesConfig:
     """How training rows become batches.
 
     Attributes:
-        batch_size: Examples in a batch (the last one of an epoch is smaller).
-        targets_per_query: Examples of one user that share a query, where the protocol's histories
-            are `others`: the query then sees the user's rows but these. 1 leaves out exactly the
-            example's own row. Larger shares the query tower's work; with histories `before` each
-            example has a query of its own.
+        batch_size: Examples in a batch, but for queries with several of them, which are never cut
+            in two (and the last batch of an epoch is smaller).
+        targets_per_query: Items of one user that share a query, where the protocol's histories
+            are `others`: the query then sees the user's rows but those of these items. 1 leaves
+            out the example's own item alone. Larger shares the query tower's work; with histories
+            `before` each example has a query of its own.
         max_history: Most recent events a query sees; 0 for all.
         weight: Column of `interactions` that weighs an example (`value`, `rating`); "" for 1. It
             is divided by its mean; a missing value counts as that mean.
@@ -215,6 +217,13 @@ class Examples:
         self.by_user = Ragged.from_lengths(
             np.arange(len(self.rows)), np.bincount(self.users, minlength=num_users)
         )
+        # Rows of one user and item are one thing to leave out: a history that held the target's
+        # other row would give it away. Numbered by first row, so users still ascend.
+        _, first, pair = np.unique(
+            self.users * len(dataset.items) + self.items, return_index=True, return_inverse=True
+        )
+        self.pair = np.argsort(np.argsort(first))[pair]  # [num_rows]
+        self.pair_users = self.users[np.sort(first)]  # [num_pairs]
         self.context = {
             name: dataset.interactions[name].to_numpy(object)[self.rows]
             for name in ("search_text", "device", "country")
@@ -259,12 +268,13 @@ class Examples:
         rng = np.random.default_rng([self.config.seed, epoch])
         if self.shared:
             # A random order inside each user, cut into groups of `targets_per_query`.
-            order = np.lexsort((rng.random(len(self)), self.users))
-            place = np.arange(len(self)) - self.by_user.offsets[self.users]
+            users = self.pair_users
+            order = np.lexsort((rng.random(len(users)), users))
+            place = np.arange(len(users)) - np.searchsorted(users, users)
             first = place % self.config.targets_per_query == 0
-            group = np.empty(len(self), np.int64)
+            group = np.empty(len(users), np.int64)
             group[order] = np.cumsum(first) - 1
-            num_groups = int(first.sum())
+            group, num_groups = group[self.pair], int(first.sum())
         else:
             group, num_groups = np.arange(len(self)), len(self)
         members = Ragged.group(np.arange(len(self)), group, num_groups)
