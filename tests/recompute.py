@@ -13,12 +13,14 @@ user, item, time = table[:, 0], table[:, 1], table[:, 3]
 order = np.random.default_rng(42).permutation(len(table))
 train, test = np.sort(order[:800_167]), order[800_167:]
 train = train[np.lexsort((time[train], user[train]))]
+test = test[np.argsort(user[test])]
+of_user = [np.split(item[part], np.cumsum(np.bincount(user[part]))) for part in (train, test)]
 model = tf.saved_model.load(f"{bundle}/query_tower")
 vectors = np.load(f"{bundle}/items/vectors.npy")
-known = np.unique(item)  # ascending ids; the bundle's keys ascend in the order of movies.dat, too
+known = np.unique(item)  # ids ascend, and so do the bundle's keys
 hits, hit50, recall500, ndcg, rr = [], [], [], [], []
 for u in np.unique(user[test]):
-    seen, wanted = item[train[user[train] == u]], item[test[user[test] == u]]
+    seen, wanted = of_user[0][u], of_user[1][u]
     query = model.signatures["serving_default"](
         user_id=tf.constant([str(u)]), history=tf.constant([seen.astype(str).tolist()], tf.string)
     )["embedding"].numpy()[0]

@@ -224,8 +224,8 @@ class Number(Feature):
         self.quantiles = tuple(float(q) for q in quantiles)  # of a list Keras makes its own
         if len(self.quantiles) < 2 or (np.diff(self.quantiles) <= 0).any():
             raise ValueError(
-                f"{name}: a number needs two or more ascending quantiles; got {list(self.quantiles)}. "
-                "Is the column constant? Then leave the feature out."
+                f"{name}: a number needs two or more ascending quantiles; got "
+                f"{list(self.quantiles)}. Is the column constant? Then leave the feature out."
             )
 
     @classmethod
