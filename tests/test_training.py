@@ -23,6 +23,8 @@ from twotower.fitting import fit
 from twotower.ragged import Ragged
 from twotower.training import Training
 
+import tensorflow as tf  # isort: skip
+
 # Recipe without any drawn number but the first weights and the order of examples.
 QUIET = tiny.recipe(query={"unknown_rate": 0.0, "history_dropout": 0.0}, item={"unknown_rate": 0.0})
 
@@ -157,6 +159,20 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path, monkeypatch):
     vectors = training.item_vectors(training.split.candidates)
     np.testing.assert_array_equal(vectors, weights[3])
     assert np.abs(weights[3] - weights[1]).max() > 1e-3
+
+
+def test_tensorboard_gets_loss_and_validation(tmp_path):
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 2}))
+    result = fit(training, tmp_path, tensorboard=True)
+    logged = {}
+    for path in (tmp_path / "tensorboard").rglob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    logged.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    expected = {"epoch_loss": "loss", "epoch_recall_micro@100": "recall_micro@100"}
+    for tag, name in expected.items():
+        assert logged[tag] == pytest.approx([entry[name] for entry in result.log], rel=1e-6)
 
 
 def test_without_selection_the_last_epoch_counts(tmp_path, monkeypatch):
