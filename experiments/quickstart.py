@@ -9,6 +9,7 @@ validation figures; experiments/train.py and experiments/evaluate.py are the who
 figure.
 """
 
+import dataclasses
 import pathlib
 import tempfile
 import time
@@ -46,18 +47,11 @@ def find_data():
 
     The oracle is None, or says the true scores of all items for cases whose time is told.
     """
-    # The defaults regularise for twenty epochs; so few epochs learn more without.
-    fit_config = FitConfig(epochs=FLAGS.epochs, learning_rate=1e-3, warmup_steps=50, patience=0)
-    light = {"unknown_rate": 0.1, "dropout": 0.0}
+    fit_config = FitConfig(epochs=FLAGS.epochs, warmup_steps=50, patience=0)
     if not FLAGS.synthetic:
         try:
             dataset = movielens.load("movielens/1m", FLAGS.data_dir)
-            recipe = Recipe(
-                query=QueryConfig(history_dropout=0.0, **light),
-                item=ItemConfig(**light),
-                fit=fit_config,
-            )
-            return splits.make_split(dataset, "random"), dataset, recipe, None
+            return splits.make_split(dataset, "random"), dataset, Recipe(fit=fit_config), None
         except movielens.MovieLensUnavailable as error:
             if FLAGS.data_dir:
                 raise
@@ -76,8 +70,8 @@ def find_data():
                 "device",
                 "search_text",
             ),
+            unknown_rate=0.1,
             history_dropout=0.2,
-            **light,
         ),
         item=ItemConfig(
             features=(
@@ -91,11 +85,10 @@ def find_data():
                 "audio",
                 "age",
             ),
-            **light,
         ),
-        # Few rows: smaller batches, and so more steps.
+        # Few rows: smaller batches, and so more, smaller steps.
         examples=ExamplesConfig(batch_size=512, max_history=100),
-        fit=fit_config,
+        fit=dataclasses.replace(fit_config, learning_rate=1e-3),
     )
     users = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
 

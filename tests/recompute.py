@@ -22,7 +22,7 @@ hits, hit50, recall500, ndcg, rr = [], [], [], [], []
 for u in np.unique(user[test]):
     seen, wanted = of_user[0][u], of_user[1][u]
     query = model.signatures["serving_default"](
-        user_id=tf.constant([str(u)]), history=tf.constant([seen.astype(str).tolist()], tf.string)
+        history=tf.constant([seen.astype(str).tolist()], tf.string)
     )["embedding"].numpy()[0]
     scores = vectors @ query
     scores[np.searchsorted(known, seen)] = -np.inf

@@ -21,11 +21,17 @@ from twotower.towers.query import QueryConfig
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Sizes of both towers.
-HEAD = {"hidden": (16,), "dim": 8, "dropout": 0.0}
+HEAD = {"hidden": (16,), "dim": 8}
 
 DEFAULT = Recipe(
     query=QueryConfig(
-        user_dim=8, category_dim=4, history_dim=16, unknown_rate=0.2, history_dropout=0.2, **HEAD
+        features=("user_id", "history"),
+        user_dim=8,
+        category_dim=4,
+        history_dim=16,
+        unknown_rate=0.2,
+        history_dropout=0.2,
+        **HEAD,
     ),
     item=ItemConfig(id_dim=16, token_dim=8, **HEAD),
     task=TaskConfig(temperature=0.2),

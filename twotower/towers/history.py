@@ -28,7 +28,8 @@ class History(Feature):
         vocabulary: Ids of the items of the training rows.
         dim: Length of an item's vector here (a table of its own, not the item tower's).
         dropout: Share of events that are left out in training, at random: the tower must not
-            lean on any single one (input dropout of Mult-DAE, Liang et al., WWW 2018).
+            lean on any single one (input dropout of Mult-DAE, Liang et al., WWW 2018). A sum of
+            the others is scaled up by as much.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class MeanHistory(History):
     def call(self, encoded, training=False):
         index = encoded[self.name]  # [batch_size, n]
         kept = self.kept(index, training)
-        count = tf.reduce_sum(tf.cast(kept, tf.float32), 1, keepdims=True)
+        count = tf.reduce_sum(tf.cast(index > UNKNOWN, tf.float32), 1, keepdims=True)
         scale = 1.0 / tf.maximum(count, 1.0) ** self.power
+        if training:
+            scale /= 1.0 - self.dropout  # the expected bag is the one that serving sees
         weight = tf.cast(kept, tf.float32)
         bags = [weighted_bag(self.table, index, weight, training) * scale]
         if self.ratings:

@@ -42,7 +42,7 @@ class ItemConfig:
     hidden: tuple[int, ...] = (512, 256)
     dim: int = 128
     l2_normalise: bool = True
-    dropout: float = 0.2
+    dropout: float = 0.0
     batch_norm: bool = False
 
 
