@@ -94,7 +94,7 @@ def latency_table(name: str) -> str:
 TABLES = {
     "random": lambda: metrics_table("movielens_1m_random"),
     "tutorial": lambda: metrics_table(
-        "random_100k_seen_tutorial", "random_100k_seen_temperature", "random_100k_seen"
+        *(f"random_100k_seen{step}" for step in ("_tutorial", "_adam", "_temperature", ""))
     ),
     "speed": lambda: speed_table("training_speed"),
     "latency": lambda: latency_table("latency"),
