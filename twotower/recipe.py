@@ -36,7 +36,7 @@ class FitConfig:
             (`tf.config.experimental.enable_op_determinism`).
     """
 
-    epochs: int = 20
+    epochs: int = 12
     optimizer: str = "adam"
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
