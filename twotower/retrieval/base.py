@@ -211,6 +211,7 @@ class Retriever(abc.ABC):
         if self.is_exact:
             found, scores = built.best(queries, k, is_open, banned)
             return widened(found, k, -1), widened(scores, k, NO_SCORE)
+        banned = np.unique(banned)
         num_open = num if is_open is None else int(is_open.sum())
         if is_open is not None:
             banned = banned[is_open[banned % num]]
@@ -223,10 +224,7 @@ class Retriever(abc.ABC):
         fetch = np.minimum(fetch, num)
         found = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        # Queries with few exclusions need not fetch as much as those with thousands.
-        band = np.ceil(np.log2(fetch))
-        for one in np.unique(band):
-            rows = np.flatnonzero(band == one)
+        for rows in _bands(fetch):
             size = int(fetch[rows].max())
             if num_open <= self.distances_per_candidate * size:
                 continue  # stays empty, and is scanned below
@@ -307,6 +305,17 @@ def _excludes(exclude: Ragged, num_queries: int) -> bool:
             f"exclude has {len(exclude)} rows for {num_queries} queries; give one a query."
         )
     return len(checked_keys(exclude.values, "exclude")) > 0
+
+
+def _bands(fetch: np.ndarray) -> list[np.ndarray]:
+    """Queries that are searched together: up to twice as much for one as for another.
+
+    So those with few exclusions need not fetch as much as those with thousands.
+    """
+    if len(fetch) == 1:
+        return [np.zeros(1, np.int64)]
+    band = np.ceil(np.log2(fetch))
+    return [np.flatnonzero(band == one) for one in np.unique(band)]
 
 
 def _rows(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     best = scores[row, top]
     # Of equal scores at the cut, argpartition takes any: such rows are sorted whole.
     cut = best.min(1, keepdims=True)
-    tied = ((scores == cut).sum(1) > (best == cut).sum(1)) & (cut[:, 0] > NO_SCORE)
+    tied = ((scores >= cut).sum(1) > k) & (cut[:, 0] > NO_SCORE)
     if tied.any():
         whole = np.broadcast_to(keys, scores.shape)[tied]
         top[tied] = np.lexsort((whole, -scores[tied]), axis=1)[:, :k]

@@ -97,13 +97,13 @@ class KeyedVectors:
         return np.where(self._keys[place] == keys, place, -1)
 
     def pairs(self, keys: Ragged) -> np.ndarray:
-        """Ragged keys as ascending unique numbers `row * num_items + position`; unknown ones drop.
+        """Ragged keys as numbers `row * num_items + position`, row after row; unknown ones drop.
 
-        One sorted array of numbers is what lets a whole batch be excluded without a loop.
+        One array of numbers is what lets a whole batch be excluded without a loop.
         """
         position = self.positions(keys.values)
-        found = position >= 0
-        return np.unique(keys.row_index[found] * len(self) + position[found])
+        pairs = keys.row_index * len(self) + position
+        return pairs[position >= 0]
 
     @functools.cached_property
     def _squares(self) -> np.ndarray:
@@ -135,34 +135,44 @@ class KeyedVectors:
             queries: `[num_queries, dim]` float32.
             k: 1 or more.
             is_open: `[num_items]` bool, positions that may be found; all where None.
-            banned: Pairs, as by `pairs`, that may not.
+            banned: Pairs, as `pairs` gives them, that may not.
 
         Returns:
             Positions `[num_queries, n]` int64 and scores, best first, equal scores by key; n is at
             most k, and -1 and -inf stand where no more is left.
         """
-        num, chosen = len(self), slice(None)
-        if is_open is not None and is_open.sum() < num // 2:
+        if is_open is None or is_open.sum() >= len(self) // 2:
+            chosen = slice(None)
+        else:
             # Few: worth picking them out. Otherwise a scan of all costs less than the copy.
-            chosen = np.flatnonzero(is_open)
+            chosen, is_open = np.flatnonzero(is_open), None
         keys = self.keys[chosen]
         block = max(1, BLOCK_BYTES // (4 * max(1, len(keys))))
+        if len(queries) <= block:
+            return self._best(queries, k, keys, chosen, is_open, banned)
         parts = []
-        for start in range(0, max(1, len(queries)), block):
-            scores = self.scores(queries[start : start + block], chosen)
-            if isinstance(chosen, slice) and is_open is not None:
-                scores[:, ~is_open] = NO_SCORE
-            if banned is not None and len(banned):
-                ends = np.searchsorted(banned, (start * num, (start + len(scores)) * num))
-                row, column = np.divmod(banned[slice(*ends)] - start * num, num)
-                if not isinstance(chosen, slice):
-                    row, column = _inside(row, column, chosen)
-                scores[row, column] = NO_SCORE
-            top = best_columns(keys, scores, k)
-            found = scores[np.arange(len(scores))[:, None], top]
-            positions = top if isinstance(chosen, slice) else chosen[top]
-            parts.append((np.where(found > NO_SCORE, positions, -1), found))
+        for start in range(0, len(queries), block):
+            part, inside = queries[start : start + block], None
+            if banned is not None:
+                first, last = np.array((start, start + len(part))) * len(self)
+                inside = banned[slice(*np.searchsorted(banned, (first, last)))] - first
+            parts.append(self._best(part, k, keys, chosen, is_open, inside))
         return tuple(np.concatenate(part) for part in zip(*parts))
+
+    def _best(self, queries, k: int, keys, chosen, is_open, banned):
+        """One block of `best`, among the positions `chosen`, which have these `keys`."""
+        scores = self.scores(queries, chosen)
+        if is_open is not None:
+            scores[:, ~is_open] = NO_SCORE
+        if banned is not None and len(banned):
+            row, column = np.divmod(banned, len(self))
+            if not isinstance(chosen, slice):
+                row, column = _inside(row, column, chosen)
+            scores[row, column] = NO_SCORE
+        top = best_columns(keys, scores, k)
+        found = scores[np.arange(len(scores))[:, None], top]
+        positions = top if isinstance(chosen, slice) else chosen[top]
+        return np.where(found > NO_SCORE, positions, -1), found
 
 
 def _inside(row: np.ndarray, position: np.ndarray, chosen: np.ndarray):
