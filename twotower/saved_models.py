@@ -4,7 +4,7 @@ They hold plain variables, lookup tables and TensorFlow operations, so that they
 that has TensorFlow and nothing of this package. Call their signature, not a Keras `predict`:
 
     model = tf.saved_model.load("bundle/retrieve").signatures["serving_default"]
-    answer = model(user_id=..., history=..., k=tf.constant(10), exclude=tf.constant([[""]]))
+    answer = model(history=..., k=tf.constant(10), exclude=tf.constant([[""]]))
 """
 
 import pathlib
