@@ -50,8 +50,11 @@ def metrics_table(*names: str) -> str:
         cells[0] += f" ± {half:.3f}"
         body.append([NAMES.get(row["name"], row["name"]), *cells])
     title = f"`{rows[0]['protocol']}`, {rows[0]['part']}"
-    origins = "\n".join(_origin(part[0]) for part in parts)
-    return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + origins
+    origin = _origin(rows[0])
+    if len(names) > 1:
+        files = ", ".join(f"`{name}.json`" for name in names[1:])
+        origin += f" The other rows' commands stand in {files}."
+    return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + origin
 
 
 def speed_table(name: str) -> str:
@@ -85,8 +88,8 @@ def latency_table(name: str) -> str:
         times = [f"{row[key]:.2f}" for key in ("p50_calm_ms", "p50_ms", "p99_ms")]
         body.append([row["name"], *times, recall])
     about = (
-        f"{result['requests']:,} requests on one core, {result['num_items']:,} items, a median history "
-        f"of {result['median_history']:.0f} items, all excluded. "
+        f"{result['requests']:,} requests on one core, {result['num_items']:,} items, a median "
+        f"history of {result['median_history']:.0f} items, all excluded. "
     )
     header = ["one request", "p50 ms, calmest block", "p50 ms", "p99 ms", "recall@100"]
     return _table(header, body) + "\n\n" + about + _origin(result)
