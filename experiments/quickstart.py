@@ -171,14 +171,14 @@ def pick_case(split):
 
 def recommend(bundle, name: str, inputs: dict, case) -> None:
     """Prints k titles from one index, and how long raw features to titles took."""
-    retriever = bundle.retriever(name)
+    retriever, titles = bundle.retriever(name), bundle.catalogue.items["title"].to_numpy()
     retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=case.exclude)
     before = time.perf_counter()
     found = retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=case.exclude)
-    titles = bundle.catalogue.items["title"].to_numpy()[found.keys[0, : found.counts[0]]]
+    answer = titles[found.keys[0, : found.counts[0]]]
     milliseconds = 1e3 * (time.perf_counter() - before)
     print(f"\nuser {case.user_id[0]}, {name}, {milliseconds:.2f} ms from raw features to titles")
-    for rank, (title, score) in enumerate(zip(titles, found.scores[0]), 1):
+    for rank, (title, score) in enumerate(zip(answer, found.scores[0]), 1):
         print(f"{rank:3d}  {score:7.4f}  {title}")
 
 
