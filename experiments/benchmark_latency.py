@@ -64,34 +64,37 @@ def through_retriever(bundle: Bundle, name: str, titles: np.ndarray):
     return answer
 
 
-def through_saved_model(bundle: Bundle, name: str, titles_by_id: dict):
-    """The same by one SavedModel."""
+def saved_model(bundle: Bundle, name: str):
+    """`call(inputs, k, exclude)` of a SavedModel: raw inputs and excluded ids -> its outputs."""
     model = tf.saved_model.load(str(bundle.directory / name))
     signature = model.signatures["serving_default"]
     dtypes = {spec["name"]: spec["dtype"] for spec in bundle.manifest["query_inputs"]}
+
+    def call(inputs, k, exclude):
+        feed = {name: tf.constant(values, dtypes[name]) for name, values in inputs.items()}
+        return signature(k=k, exclude=exclude, **feed)
+
+    call.model = model  # keeps the variables alive
+    return call
+
+
+def through_saved_model(bundle: Bundle, call, titles_by_id: dict):
+    """The same by one SavedModel."""
     k = tf.constant(FLAGS.k)
 
     def answer(inputs, excluded):
         ids = bundle.catalogue.ids_of(excluded)[None]
-        feed = {name: tf.constant(values, dtypes[name]) for name, values in inputs.items()}
-        found = signature(k=k, exclude=tf.constant(ids, tf.string), **feed)
+        found = call(inputs, k, tf.constant(ids, tf.string))
         return [titles_by_id[i.decode()] for i in found["ids"].numpy()[0] if i]
 
-    answer.model = model
     return answer
 
 
-def layer_recall(bundle: Bundle, requests: list, exact: Candidates) -> float:
+def layer_recall(bundle: Bundle, call, requests: list, exact: Candidates) -> float:
     """recall@100 of the ScaNN layer inside its SavedModel, nothing excluded."""
-    model = tf.saved_model.load(str(bundle.directory / "retrieve_scann"))
-    signature = model.signatures["serving_default"]
-    dtypes = {spec["name"]: spec["dtype"] for spec in bundle.manifest["query_inputs"]}
-    keys = []
-    for inputs, _ in requests:
-        feed = {name: tf.constant(values, dtypes[name]) for name, values in inputs.items()}
-        ids = signature(k=tf.constant(100), exclude=tf.constant([[""]]), **feed)["ids"].numpy()
-        keys.append(bundle.catalogue.keys_of(np.char.decode(ids.astype(bytes))))
-    keys = np.concatenate(keys)
+    k, nothing = tf.constant(100), tf.constant([[""]])
+    ids = [call(inputs, k, nothing)["ids"].numpy().astype(bytes) for inputs, _ in requests]
+    keys = bundle.catalogue.keys_of(np.char.decode(np.concatenate(ids)))
     return recall_against(
         exact, Candidates(keys, np.zeros(keys.shape, np.float32), (keys >= 0).sum(1))
     )
@@ -119,9 +122,13 @@ def main(argv):
     variants = {
         name: through_retriever(bundle, name, titles) for name in ["exact", *bundle.indexes]
     }
-    for name in ("retrieve", "retrieve_scann"):
-        if (bundle.directory / name).exists():
-            variants[name] = through_saved_model(bundle, name, titles_by_id)
+    calls = {
+        name: saved_model(bundle, name)
+        for name in ("retrieve", "retrieve_scann")
+        if (bundle.directory / name).exists()
+    }
+    for name, call in calls.items():
+        variants[name] = through_saved_model(bundle, call, titles_by_id)
     variants["query tower alone"] = lambda inputs, excluded: bundle.query_tower(inputs)
 
     blocks = {name: [] for name in variants}
@@ -143,8 +150,8 @@ def main(argv):
         name: recall_against(exact, bundle.retriever(name).search(vectors, 100))
         for name in bundle.indexes
     }
-    if "retrieve_scann" in variants:
-        recall["retrieve_scann"] = layer_recall(bundle, requests, exact)
+    if "retrieve_scann" in calls:
+        recall["retrieve_scann"] = layer_recall(bundle, calls["retrieve_scann"], requests, exact)
     rows = [
         {
             "name": name,
