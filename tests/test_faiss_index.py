@@ -11,7 +11,7 @@ from clusters import clusters
 pytest.importorskip("faiss")
 
 from twotower.retrieval.base import METRICS
-from twotower.retrieval.faiss_index import HnswConfig, HnswIndex
+from twotower.retrieval.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.tuning import recall_against, tune
 
 
@@ -77,7 +77,7 @@ def test_threads_hold_in_every_calling_thread():
     # the machine's default, so the index has to set it at each search. In a process of its own.
     code = (
         "import threading, faiss, numpy as np\n"
-        "from twotower.retrieval.faiss_index import HnswConfig, HnswIndex\n"
+        "from twotower.retrieval.hnsw import HnswConfig, HnswIndex\n"
         "vectors = np.eye(8, dtype=np.float32)\n"
         "index = HnswIndex('dot', HnswConfig(threads=3)).build(np.arange(8), vectors)\n"
         "seen = []\n"

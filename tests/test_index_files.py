@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from backends import needs
 
 from twotower.ragged import Ragged
 from twotower.retrieval import build
@@ -21,7 +22,7 @@ DIM, NUM = 8, 300
 def changed(request):
     """An index of each backend with two items removed, one replaced and one added."""
     if request.param != "exact":
-        pytest.importorskip({"hnsw": "faiss", "scann": "scann"}[request.param])
+        needs(request.param)
     rng = np.random.default_rng(5)
     vectors = np.float32(rng.normal(size=(NUM + 2, DIM)))
     keys = rng.permutation(np.arange(NUM) * 3 + 4)
@@ -93,7 +94,7 @@ def test_round_trip(changed, saved, queries, mmap):
 @pytest.mark.parametrize("backend", build.BACKENDS)
 def test_round_trip_of_other_metrics(backend, metric, tmp_path, queries):
     if backend != "exact":
-        pytest.importorskip({"hnsw": "faiss", "scann": "scann"}[backend])
+        needs(backend)
     vectors = np.float32(np.random.default_rng(7).normal(size=(40, DIM)))
     index = build.build(build.IndexConfig(backend, metric), np.arange(40) + 9, vectors)
     build.save(index, tmp_path / "i")

@@ -17,7 +17,8 @@ ORDER = """
     data.cases data.splits data.examples
     metrics
     retrieval retrieval.candidates retrieval.vectors retrieval.store retrieval.base
-    retrieval.brute_force retrieval.faiss_index retrieval.scann_index
+    retrieval.brute_force retrieval.faiss_index retrieval.hnsw retrieval.ivf retrieval.ivf_pq
+    retrieval.scann_index
     retrieval.build retrieval.tuning
     evaluation baselines
     features towers towers.dense towers.history towers.item towers.query

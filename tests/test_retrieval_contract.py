@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
+from backends import needs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +21,7 @@ INF = float("inf")
 
 @pytest.fixture(params=build.BACKENDS)
 def backend(request):
-    if request.param != "exact":
-        pytest.importorskip({"hnsw": "faiss", "scann": "scann"}[request.param])
-    return request.param
+    return needs(request.param)
 
 
 @pytest.fixture(params=METRICS)
@@ -394,6 +394,115 @@ def test_build_anew_forgets(axes):
     assert rows_of(axes.search(QUERY, 4)) == [[1, 2]]
 
 
+# Absorbing the buffer.
+
+
+def changed_clustered(index, clustered):
+    """Removes 300 of the items, replaces 200 by others' mirror images, adds 100 more; the keys and
+    vectors that are live then."""
+    keys, vectors, _ = clustered
+    gone, moved, new = keys[:300], keys[300:500], np.arange(100) + 10**6
+    index.remove(gone)
+    index.add(moved, -vectors[300:500])
+    index.add(new, vectors[:100] + np.float32(0.01))
+    return (
+        np.concatenate([keys[500:], moved, new]),
+        np.concatenate([vectors[500:], -vectors[300:500], vectors[:100] + np.float32(0.01)]),
+    )
+
+
+def test_absorb(backend, metric, clustered):
+    index = make(backend, metric, *clustered[:2])
+    keys, vectors = changed_clustered(index, clustered)
+    queries = np.concatenate([clustered[2], -clustered[2]])
+    assert index.absorb() is index
+    assert index.keys.tolist() == sorted(keys.tolist()) and len(index) == len(keys)
+    assert len(index.state()["fresh_keys"]) == 0
+    agrees(index.search(queries, 20), oracle(metric, queries, keys, vectors, 20), index.is_exact)
+    # The backend itself has them: not a scan of the buffer.
+    found, wanted = index.search_built(queries, 20), oracle(metric, queries, keys, vectors, 20)
+    alive = [[key for key in row if key >= 0] for row in found.keys.tolist()]
+    hits = sum(len(set(a) & set(b)) for a, b in zip(alive, wanted))
+    assert hits >= 0.75 * 20 * len(queries)  # HNSW's answers hold removed ones, which drop out
+    # What stood in the store goes on as before: changes upon changes, a filter, exclusions.
+    index.remove(keys[-50:])
+    index.add(keys[-60:-50], -vectors[-60:-50])
+    index.absorb()
+    keys, vectors = keys[:-50], np.concatenate([vectors[:-60], -vectors[-60:-50]])
+    best = oracle(metric, queries, keys, vectors, 10)
+    allow = keys[::3]
+    banned = [row[:2] for row in best]
+    found = index.search(queries, 10, exclude=ragged(banned), allow=allow)
+    wanted = oracle(metric, queries, keys, vectors, 10, banned, allow)
+    agrees(found, wanted, index.is_exact)
+
+
+def test_absorbed_comes_back_from_disk(backend, clustered, tmp_path):
+    index = make(backend, "dot", *clustered[:2])
+    keys, _ = changed_clustered(index, clustered)
+    index.absorb()
+    build.save(index, tmp_path / "i")
+    loaded = build.load(tmp_path / "i")
+    assert loaded.keys.tolist() == sorted(keys.tolist())
+    one, other = index.search(clustered[2], 20), loaded.search(clustered[2], 20)
+    np.testing.assert_array_equal(one.keys, other.keys)
+    loaded.remove(keys[:5])
+    loaded.add(np.array([5_000_000]), clustered[2][:1] * 9)
+    loaded.absorb()
+    assert loaded.search(clustered[2][:1], 1).keys.tolist() == [[5_000_000]]
+    assert len(loaded) == len(keys) - 4
+
+
+def test_absorb_of_axes(axes):
+    # 20 goes, 40 moves to the query itself, 5 comes beside 70: all twice over, then everything.
+    for _ in range(2):
+        axes.remove(np.array([20]))
+        axes.add(np.array([40, 5]), np.concatenate([QUERY, 0.5 * AXES[:1]]))
+        axes.absorb()
+        assert len(axes) == 4
+        assert set(rows_of(axes.search(QUERY, 9))[0]) == {40, 70, 5, 90}
+        assert rows_of(axes.search(QUERY, 1)) == [[40]]
+        axes.add(np.array([20]), AXES[1:2])
+    axes.remove(axes.keys)
+    axes.absorb()
+    assert rows_of(axes.search(QUERY, 3)) == [[]] and len(axes) == 0
+    axes.add(np.array([3]), AXES[:1])
+    axes.absorb()
+    assert rows_of(axes.search(QUERY, 3)) == [[3]]
+
+
+def test_when_to_rebuild():
+    # The limits by hand: 10,000 vectors in the buffer, a fifth of tombstones, 1.5 times the items.
+    vectors = np.float32(np.random.default_rng(0).normal(size=(12_000, 2)))
+    index = BruteForceIndex().build(np.arange(100), vectors[:100])
+    index.remove(np.arange(20))
+    assert index.needs_rebuild == ""
+    index.remove(np.array([20]))
+    assert index.needs_rebuild == "21 of 100 vectors are tombstones"
+    index.build(*index.live())
+    assert index.needs_rebuild == "" and len(index) == 79
+    index.add(np.arange(10_000) + 1000, vectors[:10_000])
+    assert index.needs_rebuild == ""
+    index.add(np.array([7]), vectors[:1])
+    assert index.needs_rebuild == "10001 vectors in the buffer, of 10000 at most"
+    assert index.absorb().needs_rebuild == ""
+
+
+def test_a_catalogue_that_outgrows_its_tuning_warns_once():
+    vectors = np.float32(np.random.default_rng(0).normal(size=(40, 2)))
+    index = BruteForceIndex().build(np.arange(20), vectors[:20])
+    index.tuned = {"num_items": 20}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.add(np.arange(20, 29), vectors[20:29])
+    with pytest.warns(UserWarning, match="was tuned for 20 items and now holds 30.*tune again"):
+        index.add(np.array([29]), vectors[29:30])
+    assert "was tuned for 20" in index.needs_rebuild
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.add(np.array([30]), vectors[30:31])
+
+
 # Refusals.
 
 NAN_VECTORS = AXES.copy()
@@ -712,7 +821,7 @@ QUICK = settings(
 LONG = settings(QUICK, max_examples=2000)
 
 
-@pytest.mark.parametrize("backend", ["exact", "hnsw"])
+@pytest.mark.parametrize("backend", build.BACKENDS)
 @QUICK
 @given(st.sampled_from(METRICS), FIRST, STEPS)
 def test_random_changes(backend, metric, first, steps):
@@ -737,6 +846,7 @@ def test_no_tensorflow_without_scann():
         "twotower.retrieval.base",
         "twotower.retrieval.brute_force",
         "twotower.retrieval.faiss_index",
+        "twotower.retrieval.ivf_pq",
         "twotower.retrieval.build",
     ]
     code = (

@@ -51,10 +51,32 @@ def test_parameters_exist_for_every_size(num_items):
     assert 1 <= config.num_reordering_candidates <= max(1, num_items)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ScannConfig)])
-def test_parameters_below_one_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field} must be 1 or more; got 0"):
-        ScannConfig(**{field: 0})
+COUNTS = [field.name for field in dataclasses.fields(ScannConfig) if field.type is int]
+
+
+@pytest.mark.parametrize("field", COUNTS)
+def test_counts_that_are_refused(field):
+    least = 0 if field == "threads" else 1
+    with pytest.raises(ValueError, match=f"{field} must be {least} or more; got {least - 1}"):
+        ScannConfig(**{field: least - 1})
+    assert len(COUNTS) == 6
+
+
+def test_soar_needs_inner_products():
+    with pytest.raises(ValueError, match="soar needs inner products"):
+        ScannIndex("euclidean", ScannConfig(soar=True))
+    vectors, _ = clusters(600, 0, 24)
+    found = {}
+    for soar in (False, True):
+        index = ScannIndex("dot", ScannConfig(11, 1, 50, soar=soar)).build(np.arange(600), vectors)
+        exact = index.search_built(vectors[:100], 20, exact=True)
+        answer = index.search_built(vectors[:100], 20)
+        # An item stands in two partitions, and in an answer once.
+        assert all(len(set(row)) == len(row) for row in answer.keys.tolist() if -1 not in row)
+        found[soar] = recall_against(exact, answer)
+        assert ("ORTHOGONALITY" in index._searcher.config()) == soar
+    # One partition of eleven: with every vector in two of them, more of the true best are there.
+    assert found[True] > found[False]
 
 
 def test_all_leaves_are_refused():

@@ -1,5 +1,6 @@
 """From a training to a bundle, and from a bundle back to the weights of a further training."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -103,11 +104,14 @@ def _sample_queries(training: Training, count: int = 500) -> np.ndarray:
 
 
 def _tuned_scann(keys, vectors, queries: np.ndarray) -> scann_index.ScannConfig:
-    """Parameters that find .99 of the true top 100; both forms of ScaNN share them."""
+    """Parameters for the layer, which answers no more than its reordering candidates: those stay
+    as many as the size suggests, which costs time and no recall."""
     index = scann_index.ScannIndex().build(keys, vectors)
+    candidates = index.config.num_reordering_candidates
     found = tuning.tune(index, queries, min(100, len(keys)), SCANN_TARGET)
     logging.info("ScaNN for %d items: %s", len(keys), found)
-    return index.config
+    candidates = max(candidates, index.config.num_reordering_candidates)
+    return dataclasses.replace(index.config, num_reordering_candidates=candidates)
 
 
 def add_index(bundle: Bundle, name: str, config: build.IndexConfig):

@@ -4,8 +4,10 @@ Checking, updates, exclusion, filters, over-fetch and short rows are settled her
 """
 
 import abc
+import dataclasses
 import math
 import pathlib
+import warnings
 
 import numpy as np
 
@@ -13,6 +15,14 @@ from twotower.ragged import Ragged
 from twotower.retrieval.candidates import NO_SCORE, Candidates, best_columns, widened
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors, checked_keys, unit
+
+# An index was tuned for its size: with this many times the items, it should be tuned again.
+OUTGROWN = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class NoConfig:
+    """For a backend without parameters."""
 
 
 class Retriever(abc.ABC):
@@ -25,24 +35,29 @@ class Retriever(abc.ABC):
     Args:
         metric: `dot`, `cosine`, or `euclidean`, whose score is the negative squared distance.
             Larger is better in all three.
+        config: Parameters, of the backend's `Config`; its defaults where None.
 
     Raises:
         ValueError: An unknown metric.
     """
 
-    # Name of the backend in an IndexConfig and on disk.
+    # Name of the backend in an IndexConfig and on disk, and the dataclass of its parameters.
     backend = ""
+    Config: type = NoConfig
     # Whether answers are exact by construction.
     is_exact = False
     # Distances that the backend computes, far apart in memory, for each candidate it is asked for:
     # 9 to 16 were counted in HNSW (M 32) over 20,000 vectors. Where a filter or exclusions leave
     # fewer items than that times the candidates to fetch, a scan of them is cheaper, and exact.
     distances_per_candidate = 10.0
+    # Whether `absorb` can index further vectors; a backend that cannot is built anew.
+    can_append = False
 
-    def __init__(self, metric: str = "dot") -> None:
+    def __init__(self, metric: str = "dot", config=None) -> None:
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
+        self.config = self.Config() if config is None else config
         # What `tuning.tune` found; saved with the index.
         self.tuned: dict = {}
         nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
@@ -58,6 +73,21 @@ class Retriever(abc.ABC):
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions `[num_queries, k]` int64, -1 only behind the end, and scores float32, larger
         is better, best first. `k` is at most the number of vectors built."""
+
+    def _append(self, vectors: np.ndarray) -> None:
+        """Indexes `[num_new, dim]` float32 as the positions behind the others, which `_vectors`
+        has already; see `can_append`."""
+        raise NotImplementedError
+
+    def _discard(self, positions: np.ndarray) -> None:  # noqa: B027 (tombstones hide them anyhow)
+        """Forgets vectors, where the backend can; the other positions stay as they are."""
+
+    def efforts(self, k: int) -> dict[str, list[int]]:
+        """What `tuning.tune` may try: fields of `config`, each with ascending values.
+
+        The last field is the one that is halved; all combinations of the others are tried.
+        """
+        return {}
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
         """Writes the backend's own files."""
@@ -129,7 +159,10 @@ class Retriever(abc.ABC):
             ValueError: As in `build`; nothing is changed then.
         """
         self._require_built()
+        before = self.outgrown
         self._store = self._store.add(KeyedVectors.checked(keys, vectors, self.metric, self.dim))
+        if self.outgrown and not before:
+            warnings.warn(f"{type(self).__name__} {self.outgrown}.", stacklevel=2)
 
     def remove(self, keys: np.ndarray) -> None:
         """Removes items; the next search does not find them. A key given twice counts once.
@@ -139,6 +172,54 @@ class Retriever(abc.ABC):
         """
         self._require_built()
         self._store = self._store.remove(keys)
+
+    def absorb(self) -> "Retriever":
+        """Moves the buffer into the backend, and returns itself. Not while other threads search.
+
+        What is removed leaves a backend that can forget, and stays behind a tombstone in one that
+        cannot (HNSW). Partitions and codes stay those of the vectors first built from, which is
+        what a rebuild, `build(*retriever.live())`, would renew: `needs_rebuild` says when. A
+        backend that cannot index further vectors is built anew right here.
+        """
+        self._require_built()
+        store = self._store
+        if not store.is_changed:
+            return self
+        if not self.can_append:
+            keys, vectors = store.live()
+            if len(keys):
+                tuned = self.tuned
+                self.build(keys, vectors)
+                self.tuned = tuned
+            return self
+        gone = np.flatnonzero(store.removed & (store.built.keys >= 0))
+        self._store = store.absorbed()
+        if len(gone):
+            self._discard(gone)
+        if len(store.fresh):
+            self._append(store.fresh.vectors)
+        return self
+
+    def live(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys `[num_items]` and vectors `[num_items, dim]` of all items, updates included."""
+        return self._store.live()
+
+    @property
+    def needs_rebuild(self) -> str:
+        """Why the index should be built anew (or absorb its buffer), "" while it need not; see
+        `store.MAX_BUFFER`, `store.MAX_TOMBSTONES` and `OUTGROWN`."""
+        return self._store.worn or self.outgrown
+
+    @property
+    def outgrown(self) -> str:
+        """How far the catalogue has outgrown its tuning, "" while it has not."""
+        tuned_for = self.tuned.get("num_items", 0)
+        if not tuned_for or len(self) < OUTGROWN * tuned_for:
+            return ""
+        return (
+            f"was tuned for {tuned_for} items and now holds {len(self)}: its recall may have "
+            "fallen; run tuning.tune again"
+        )
 
     def search(
         self,
@@ -174,9 +255,8 @@ class Retriever(abc.ABC):
             positions, scores = self._search(queries, k)
             if not (positions[:, -1] < 0).any():
                 keys = built.keys_of(positions)
-                if (scores[:, 1:] < scores[:, :-1]).all():
-                    return Candidates(keys, scores, np.full(len(keys), k, np.int64))
-                return Candidates.rank(keys, scores, k)  # equal scores go by key
+                _order_ties(keys, scores)
+                return Candidates(keys, scores, np.full(len(keys), k, np.int64))
         if allow is not None:
             allow = checked_keys(allow, "allow")
         positions, scores = self._search_open(built, queries, k, store.is_open(allow), exclude)
@@ -212,7 +292,7 @@ class Retriever(abc.ABC):
             found, scores = built.best(queries, k, is_open, banned)
             return widened(found, k, -1), widened(scores, k, NO_SCORE)
         banned = np.unique(banned)
-        num_open = num if is_open is None else int(is_open.sum())
+        num_open = num if is_open is None else int(np.count_nonzero(is_open))
         if is_open is not None:
             banned = banned[is_open[banned % num]]
         num_banned = np.bincount(banned // num, minlength=len(queries))
@@ -305,6 +385,14 @@ def _excludes(exclude: Ragged, num_queries: int) -> bool:
             f"exclude has {len(exclude)} rows for {num_queries} queries; give one a query."
         )
     return len(checked_keys(exclude.values, "exclude")) > 0
+
+
+def _order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
+    """Sorts equal scores by key, in place; rows stand best first, and few have ties."""
+    tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(1))
+    if len(tied):
+        order = np.lexsort((keys[tied], -scores[tied]), axis=1)
+        keys[tied] = np.take_along_axis(keys[tied], order, 1)
 
 
 def _bands(fetch: np.ndarray) -> list[np.ndarray]:

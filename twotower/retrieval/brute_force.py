@@ -6,13 +6,20 @@ from twotower.retrieval.base import Retriever
 
 
 class BruteForceIndex(Retriever):
-    """Scores every item; no approximation, nothing to tune, no time to build."""
+    """Scores every item; no approximation, nothing to tune, no time to build.
+
+    numpy's own BLAS decides on threads (OPENBLAS_NUM_THREADS); the flat index has an argument.
+    """
 
     backend = "exact"
     is_exact = True
+    can_append = True
 
     def _build(self, vectors: np.ndarray) -> None:
         pass  # the base class keeps the vectors
+
+    def _append(self, vectors: np.ndarray) -> None:
+        pass
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self._store.built.best(queries, k)

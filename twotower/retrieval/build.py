@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import glob
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -20,10 +21,18 @@ import numpy as np
 
 from twotower import __version__
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.brute_force import BruteForceIndex
 
 FORMAT_VERSION = 1
-BACKENDS = ("exact", "hnsw", "scann")
+# Backend -> its module and class; a module loads its library, so it is imported at first use.
+CLASSES = {
+    "exact": ("brute_force", "BruteForceIndex"),
+    "flat": ("faiss_index", "FlatIndex"),
+    "ivf": ("ivf", "IvfIndex"),
+    "hnsw": ("hnsw", "HnswIndex"),
+    "ivf_pq": ("ivf_pq", "IvfPqIndex"),
+    "scann": ("scann_index", "ScannIndex"),
+}
+BACKENDS = tuple(CLASSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +58,11 @@ def make(config: IndexConfig) -> Retriever:
     """
     if config.backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}; got {config.backend!r}.")
+    module, name = CLASSES[config.backend]
+    kind = getattr(importlib.import_module(f"twotower.retrieval.{module}"), name)
     try:
-        if config.backend == "exact":
-            return BruteForceIndex(config.metric, **config.parameters)
-        if config.backend == "hnsw":
-            from twotower.retrieval.faiss_index import HnswConfig, HnswIndex
-
-            return HnswIndex(config.metric, HnswConfig(**config.parameters))
-        from twotower.retrieval.scann_index import ScannConfig, ScannIndex
-
-        chosen = ScannConfig(**config.parameters) if config.parameters else None
-        return ScannIndex(config.metric, chosen)
+        chosen = kind.Config(**config.parameters) if config.parameters else None
+        return kind(config.metric, chosen)
     except TypeError as error:
         raise ValueError(f"{config.backend}: {error}") from error
 
@@ -132,12 +135,11 @@ def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str
     """
     with replacing(directory) as folder:
         retriever.save(folder)
-        config = getattr(retriever, "config", None)
         described = {
             "format_version": FORMAT_VERSION,
             "backend": retriever.backend,
             "metric": retriever.metric,
-            "parameters": dataclasses.asdict(config) if config else {},
+            "parameters": dataclasses.asdict(retriever.config),
             "dim": retriever.dim,
             "num_items": len(retriever),
             "model_version": model_version,

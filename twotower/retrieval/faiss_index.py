@@ -1,4 +1,4 @@
-"""FAISS HNSW: a graph of near neighbours (Malkov and Yashunin, TPAMI 2020)."""
+"""What all FAISS indexes share: metric, threads, exact scores, files; and Flat, which is exact."""
 
 import dataclasses
 import logging
@@ -7,92 +7,144 @@ import pathlib
 import numpy as np
 
 from twotower.retrieval.base import Retriever
+from twotower.retrieval.candidates import NO_SCORE, best_columns
 
 # Says at each import which of its builds it found.
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 try:
     import faiss
 except ImportError as error:  # pragma: no cover
-    raise ImportError('the HNSW index needs FAISS: pip install "faiss-cpu>=1.14.3"') from error
+    raise ImportError('FAISS indexes need faiss: pip install "faiss-cpu>=1.14.3"') from error
 
-FILE = "hnsw.faiss"
+ALL_THREADS = faiss.omp_get_max_threads()
 
 
-@dataclasses.dataclass(frozen=True)
-class HnswConfig:
-    """Parameters of the graph.
+def use_threads(threads: int) -> None:
+    """Threads of FAISS' next calls; 0 for all. FAISS keeps the number for the calling thread
+    alone, so whoever searches or builds says it each time."""
+    faiss.omp_set_num_threads(threads or ALL_THREADS)
 
-    Attributes:
-        neighbours: Links of a vector in each layer (M); twice as many in the lowest.
-        ef_construction: Candidates kept while a vector is linked in.
-        ef_search: Candidates kept while a query walks; at least k is used.
-        threads: Threads of a search, 0 for FAISS' default. It holds in every calling thread.
+
+def require(config, **least: int) -> None:
+    """Raises ValueError where a field of `config` is under its least value."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name} must be {value} or more; got {getattr(config, name)}.")
+
+
+class FaissIndex(Retriever):
+    """A FAISS index in `self._index`, searched with the parameters of `self.config`.
+
+    Where its codes are not the vectors themselves (`is_coded`), what it finds is scored again
+    exactly, from the float32 vectors that the base class keeps, `config.refine` times k of it.
     """
 
-    neighbours: int = 32
-    ef_construction: int = 200
-    ef_search: int = 200
-    threads: int = 0
+    _index = None
 
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("neighbours", 2),
-            ("ef_construction", 1),
-            ("ef_search", 1),
-            ("threads", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}.")
+    @property
+    def _kind(self) -> int:
+        return faiss.METRIC_L2 if self.metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
 
+    @property
+    def is_coded(self) -> bool:
+        """Whether the index holds codes and not the vectors themselves."""
+        return False
 
-class HnswIndex(Retriever):
-    """FAISS HNSW over float32 vectors, by inner product or L2 as they are.
-
-    (The reduction of inner product to L2 by a further dimension makes HNSW much worse.)
-
-    Args:
-        metric: As in Retriever.
-        config: Parameters.
-    """
-
-    backend = "hnsw"
-
-    def __init__(self, metric: str = "dot", config: HnswConfig | None = None) -> None:
-        super().__init__(metric)
-        self.config = config or HnswConfig()
-
-    def _build(self, vectors: np.ndarray) -> None:
-        kind = faiss.METRIC_L2 if self.metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
-        self._index = faiss.IndexHNSWFlat(vectors.shape[1], self.config.neighbours, kind)
-        self._index.hnsw.efConstruction = self.config.ef_construction
-        self._index.add(vectors)
+    def _parameters(self, k: int):
+        """SearchParameters for `k` answers."""
+        raise NotImplementedError
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.threads:
-            # A setting of the calling thread alone, so it is made at every call.
-            faiss.omp_set_num_threads(self.config.threads)
-        parameters = faiss.SearchParametersHNSW(efSearch=max(k, self.config.ef_search))
-        scores, positions = self._index.search(queries, k, params=parameters)
+        use_threads(self.config.threads)
+        fetch = min(k * self.config.refine, len(self._vectors)) if self.is_coded else k
+        parameters = self._parameters(fetch)
+        scores, positions = self._index.search(queries, fetch, params=parameters)
+        if self.is_coded:
+            return self._refined(queries, positions, k)
         if self.metric == "euclidean":
             np.negative(scores, out=scores)
         return positions, scores
 
+    def _refined(self, queries: np.ndarray, positions: np.ndarray, k: int):
+        """The best k of positions, which may be -1, by their exact scores; no vector is copied."""
+        scores = np.empty(positions.shape, np.float32)
+        euclidean = self.metric == "euclidean"
+        exact = faiss.fvec_L2sqr_by_idx if euclidean else faiss.fvec_inner_products_by_idx
+        exact(
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(queries),
+            faiss.swig_ptr(np.asarray(self._vectors)),
+            faiss.swig_ptr(positions),
+            self.dim,
+            *positions.shape,
+        )
+        if euclidean:
+            np.negative(scores, out=scores)
+        scores[positions < 0] = NO_SCORE
+        order = best_columns(positions, scores, k)
+        row = np.arange(len(positions))[:, None]
+        return positions[row, order], scores[row, order]
+
     def _save(self, directory: pathlib.Path) -> None:
-        faiss.write_index(self._index, str(directory / FILE))
+        faiss.write_index(self._index, str(directory / f"{self.backend}.faiss"))
 
     def _load(self, directory: pathlib.Path) -> None:
+        path = directory / f"{self.backend}.faiss"
         try:
-            self._index = faiss.read_index(str(directory / FILE))
+            self._index = faiss.read_index(str(path))
         except RuntimeError as error:
-            raise ValueError(f"{directory / FILE} is no FAISS index: {error}") from error
-        if self._index.ntotal != len(self._vectors) or self._index.d != self.dim:
+            raise ValueError(f"{path} is no FAISS index: {error}") from error
+        num, dim = self._num_indexed, self.dim
+        if self._index.ntotal != num or self._index.d != dim:
             raise ValueError(
-                f"{directory / FILE} holds {self._index.ntotal} x {self._index.d} vectors; "
-                f"expected {len(self._vectors)} x {self.dim}."
+                f"{path} holds {self._index.ntotal} x {self._index.d} vectors; expected "
+                f"{num} x {dim}."
             )
 
     @property
-    def _backend_bytes(self) -> int:
-        graph = self._index.hnsw  # int32 links and levels, 8 bytes an offset
-        links = 4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()
-        return len(self._vectors) * 4 * self.dim + links
+    def _num_indexed(self) -> int:
+        """Vectors that `_index` should hold."""
+        return len(self._vectors)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlatConfig:
+    """Parameters of the scan.
+
+    Attributes:
+        threads: Threads of a search, 0 for all. It holds in every calling thread.
+    """
+
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, threads=0)
+
+
+class FlatIndex(FaissIndex):
+    """FAISS' exact scan, straight over the vectors that the base class keeps: no second copy."""
+
+    backend = "flat"
+    Config = FlatConfig
+    is_exact = True
+    can_append = True
+
+    def _build(self, vectors: np.ndarray) -> None:
+        pass
+
+    def _append(self, vectors: np.ndarray) -> None:
+        pass
+
+    def _save(self, directory: pathlib.Path) -> None:
+        pass
+
+    def _load(self, directory: pathlib.Path) -> None:
+        pass
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        use_threads(self.config.threads)
+        vectors = np.asarray(self._vectors)
+        scores, positions = faiss.knn(queries, vectors, k, metric=self._kind)
+        if self.metric == "euclidean":
+            np.negative(scores, out=scores)
+        return positions, scores

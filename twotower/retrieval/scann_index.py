@@ -6,13 +6,15 @@ SavedModel. `import scann` loads TensorFlow; it happens in this file alone, at f
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 
 import numpy as np
 
 from twotower.retrieval.base import Retriever
+from twotower.retrieval.candidates import NO_SCORE, widened
 
-FOLDER = "scann"
+FOLDER, POSITIONS = "scann", "scann_positions.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,10 @@ class ScannConfig:
             than this silently gets fewer: `ScannIndex` raises it to k, the layer cannot.
         dimensions_per_block: Dimensions that share a code of 4 bits.
         training_iterations: Of the k-means that makes the partitions.
+        soar: Whether each vector stands in a second partition, too, chosen so that its error is
+            at right angles to the first one's (Sun et al., NeurIPS 2023); not under euclidean,
+            and not in the TFRS layer.
+        threads: Threads that share a batch of queries, 0 for all cores; one query takes one.
     """
 
     num_leaves: int = 60
@@ -33,12 +39,15 @@ class ScannConfig:
     num_reordering_candidates: int = 500
     dimensions_per_block: int = 2
     training_iterations: int = 12
+    soar: bool = False
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
+            least = 0 if field.name in ("soar", "threads") else 1
+            if getattr(self, field.name) < least:
                 raise ValueError(
-                    f"{field.name} must be 1 or more; got {getattr(self, field.name)}."
+                    f"{field.name} must be {least} or more; got {getattr(self, field.name)}."
                 )
         if self.num_leaves_to_search >= self.num_leaves:
             raise ValueError(
@@ -109,85 +118,143 @@ def make_tfrs_layer(config: ScannConfig, identifiers, vectors, k: int | None = N
 
 
 class ScannIndex(Retriever):
-    """ScaNN's pybind searcher.
+    """ScaNN's pybind searcher, which takes further vectors and gives some up.
+
+    ScaNN numbers vectors without a gap: it puts the last one in the place of one that it deletes.
+    `_position` says which of ours each of its numbers is. (Its own document ids do the same by a
+    list of Python objects, which one unknown id in a call of `delete` leaves wrong for good.)
 
     Args:
         metric: As in Retriever.
         config: Parameters; by the size of the catalogue where None.
+
+    Raises:
+        ValueError: SOAR under euclidean.
     """
 
     backend = "scann"
+    Config = ScannConfig
+    can_append = True
 
     def __init__(self, metric: str = "dot", config: ScannConfig | None = None) -> None:
-        super().__init__(metric)
         _require()
+        super().__init__(metric, config)
         self._by_size = config is None
-        self.config = config
+        if self.config.soar and metric == "euclidean":
+            raise ValueError("soar needs inner products: metric dot or cosine; got euclidean.")
 
     def _build(self, vectors: np.ndarray) -> None:
         from scann import scann_ops_pybind
 
         if self._by_size:
             self.config = ScannConfig.for_size(len(vectors))
+        config = self.config
         measure = "squared_l2" if self.metric == "euclidean" else "dot_product"
         builder = scann_ops_pybind.builder(vectors, 10, measure)
-        if len(vectors) < 2 * self.config.num_leaves or len(vectors) < 100:
+        builder.set_n_training_threads(os.cpu_count())
+        if len(vectors) < 2 * config.num_leaves or len(vectors) < 100:
             builder = builder.score_brute_force()  # too few to train partitions on
         else:
             builder = (
                 builder.tree(
-                    num_leaves=self.config.num_leaves,
-                    num_leaves_to_search=self.config.num_leaves_to_search,
-                    training_iterations=self.config.training_iterations,
+                    num_leaves=config.num_leaves,
+                    num_leaves_to_search=config.num_leaves_to_search,
+                    training_iterations=config.training_iterations,
+                    soar_lambda=1.5 if config.soar else None,
                 )
-                .score_ah(self.config.dimensions_per_block, anisotropic_quantization_threshold=0.2)
-                .reorder(self.config.num_reordering_candidates)
+                .score_ah(config.dimensions_per_block, anisotropic_quantization_threshold=0.2)
+                .reorder(config.num_reordering_candidates)
             )
-        self._searcher = builder.build()
+        self._searcher = builder.build().searcher
+        self._position = None  # the numbers are the positions
+
+    def _append(self, vectors: np.ndarray) -> None:
+        first = len(self._vectors) - len(vectors)
+        new = np.arange(first, first + len(vectors))
+        known = np.arange(first) if self._position is None else self._position
+        self._searcher.upsert([None] * len(vectors), vectors, len(vectors))
+        self._position = np.concatenate([known, new])
+
+    def _discard(self, positions: np.ndarray) -> None:
+        known = self._position
+        known = np.arange(self._searcher.size()) if known is None else known.copy()
+        number = {int(position): number for number, position in enumerate(known)}
+        numbers, last = [], len(known) - 1
+        for position in positions:
+            numbers.append(number.pop(int(position)))
+            known[numbers[-1]] = known[last]
+            if numbers[-1] != last:
+                number[int(known[last])] = numbers[-1]
+            last -= 1
+        self._searcher.delete(numbers)
+        self._position = known[: last + 1]
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         reorder = max(k, self.config.num_reordering_candidates)
-        leaves = self.config.num_leaves_to_search
+        leaves, threads = self.config.num_leaves_to_search, self.config.threads
         if len(queries) == 1:
             found, scores = self._searcher.search(queries[0], k, reorder, leaves)
             found, scores = found[None], scores[None]
+        elif threads == 1:
+            found, scores = self._searcher.search_batched(queries, k, reorder, leaves, False, 0)
         else:
-            found, scores = self._searcher.search_batched(queries, k, reorder, leaves)
+            threads = threads or os.cpu_count()
+            self._searcher.set_num_threads(threads)
+            share = -(-len(queries) // threads)
+            found, scores = self._searcher.search_batched(queries, k, reorder, leaves, True, share)
         positions, scores = found.astype(np.int64), scores.astype(np.float32, copy=False)
-        short = k - positions.shape[1]
-        if short > 0:
-            positions = np.pad(positions, ((0, 0), (0, short)), constant_values=-1)
-            scores = np.pad(scores, ((0, 0), (0, short)), constant_values=np.nan)
+        if self.metric == "euclidean":
+            scores = -scores
+        scores = widened(scores, k, np.nan)
+        positions = widened(positions, k, 0)
         lost = np.isnan(scores)
+        if self._position is not None:
+            positions = self._position[np.where(lost, 0, positions)]
         if lost.any():
-            positions = np.where(lost, -1, positions)
-            scores = np.where(lost, -np.inf if self.metric != "euclidean" else np.inf, scores)
-        return positions, -scores if self.metric == "euclidean" else scores
+            positions, scores = np.where(lost, -1, positions), np.where(lost, NO_SCORE, scores)
+        return positions, scores
+
+    def efforts(self, k: int) -> dict[str, list[int]]:
+        leaves = self.config.num_leaves
+        shares = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100, 150, 200, 300, 400, 500, 600)
+        shares = (*shares, 700, 800, 850, 900, 950)  # thousandths
+        steps = sorted({max(1, min(leaves - 1, leaves * share // 1000)) for share in shares})
+        return {
+            "num_reordering_candidates": [2 * k, 3 * k, 5 * k, 10 * k, 20 * k],
+            "num_leaves_to_search": steps,
+        }
 
     def _save(self, directory: pathlib.Path) -> None:
         folder = directory / FOLDER
         folder.mkdir()
-        self._searcher.serialize(str(folder), relative_path=True)
-        # Would be read back through pickle; keys.npy says all that it says.
-        (folder / "scann_docids.pkl").unlink(missing_ok=True)
+        # Paths relative to the folder, so that it can be renamed.
+        self._searcher.serialize(str(folder), True)
+        if self._position is not None:
+            np.save(directory / POSITIONS, self._position)
 
     def _load(self, directory: pathlib.Path) -> None:
         from scann import scann_ops_pybind
 
-        pickled = directory / FOLDER / "scann_docids.pkl"
+        folder = directory / FOLDER
+        pickled = folder / "scann_docids.pkl"
         if pickled.exists():
             raise ValueError(f"{pickled} is no part of an index, and ScaNN would unpickle it.")
         # What `load_searcher` does, but for that file.
-        folder = directory / FOLDER
         assets = (folder / "scann_assets.pbtxt").read_text()
-        searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets)
-        self._searcher = scann_ops_pybind.ScannSearcher(searcher)
-        if self._searcher.size() != len(self._vectors):
+        self._searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets)
+        path = directory / POSITIONS
+        self._position = np.load(path, allow_pickle=False) if path.exists() else None
+        num = int((self._store.built.keys >= 0).sum())
+        known = num if self._position is None else len(self._position)
+        if not self._searcher.size() == known == num:
             raise ValueError(
-                f"{folder} holds {self._searcher.size()} vectors; expected {len(self._vectors)}."
+                f"{folder} holds {self._searcher.size()} vectors, {known} with a position; "
+                f"expected {num}."
             )
 
     @property
     def _backend_bytes(self) -> int:
-        codes = self.dim / self.config.dimensions_per_block / 2
-        return int(len(self._vectors) * (4 * self.dim + codes))
+        # The vectors, 4 bits a block (twice with SOAR), and the partitions' centres.
+        codes = self.dim / self.config.dimensions_per_block / 2 * (2 if self.config.soar else 1)
+        centres = self.config.num_leaves * 4 * self.dim
+        return int(len(self._vectors) * (4 * self.dim + codes)) + centres

@@ -5,7 +5,14 @@ import pathlib
 
 import numpy as np
 
+from twotower.retrieval.candidates import NO_KEY
 from twotower.retrieval.vectors import KeyedVectors, checked_keys
+
+# When an index should absorb its buffer or be built anew (`Store.worn`). A search scans the whole
+# buffer and fetches 1 / (1 - tombstones) times as many candidates, so both cost time and, being
+# made up for, no recall; experiments/results/index_updates.json has the measurements.
+MAX_BUFFER = 10_000  # vectors
+MAX_TOMBSTONES = 0.2  # share of those built
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,10 +30,11 @@ class Store:
     fresh: KeyedVectors
 
     def __post_init__(self) -> None:
-        num_removed = int(self.removed.sum())
+        num_removed = int(np.count_nonzero(self.removed))
         object.__setattr__(self, "num_removed", num_removed)
-        # Read at every search, so not a property.
+        # Read at every search, so not properties.
         object.__setattr__(self, "is_changed", num_removed > 0 or len(self.fresh) > 0)
+        object.__setattr__(self, "_alive", ~self.removed if num_removed else None)
 
     @classmethod
     def of(cls, built: KeyedVectors) -> "Store":
@@ -46,6 +54,15 @@ class Store:
     def num_bytes(self) -> int:
         """Bytes of all arrays, those on disk included."""
         return self.built.num_bytes + self.removed.nbytes + self.fresh.num_bytes
+
+    @property
+    def worn(self) -> str:
+        """Which of the two limits is passed; "" where none is."""
+        if len(self.fresh) > MAX_BUFFER:
+            return f"{len(self.fresh)} vectors in the buffer, of {MAX_BUFFER} at most"
+        if self.num_removed > MAX_TOMBSTONES * len(self.built):
+            return f"{self.num_removed} of {len(self.built)} vectors are tombstones"
+        return ""
 
     def add(self, new: KeyedVectors) -> "Store":
         """With further items, or others in the place of those with the same keys."""
@@ -88,11 +105,33 @@ class Store:
             allow: `[num_allowed]` int64 keys; None for no filter.
         """
         if allow is None:
-            return ~self.removed if self.num_removed else None
+            return self._alive
         position = self.built.positions(allow)
         is_open = np.zeros(len(self.built), bool)
         is_open[position[position >= 0]] = True
-        return is_open & ~self.removed
+        return is_open if self._alive is None else is_open & self._alive
+
+    def absorbed(self) -> "Store":
+        """With the buffer behind the built vectors. Removed ones keep their positions, without a
+        key, so that what a backend knows by position stays true."""
+        keys = np.where(self.removed, NO_KEY, self.built.keys)
+        built = KeyedVectors(
+            np.concatenate([keys, self.fresh.keys]),
+            np.concatenate([self.built.vectors, self.fresh.vectors]),
+            self.built.metric,
+        )
+        removed = np.concatenate([self.removed, np.zeros(len(self.fresh), bool)])
+        return dataclasses.replace(Store.of(built), removed=removed)
+
+    def live(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and vectors of all items that a search may find: what a rebuild starts from."""
+        alive = slice(None) if self._alive is None else self._alive
+        if not self.is_changed:
+            return self.built.keys, self.built.vectors
+        return (
+            np.concatenate([self.built.keys[alive], self.fresh.keys]),
+            np.concatenate([self.built.vectors[alive], self.fresh.vectors]),
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All there is to save, by the name of its file."""

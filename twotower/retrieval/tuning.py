@@ -1,6 +1,8 @@
 """The cheapest parameters that reach a recall target, measured on held-out queries."""
 
 import dataclasses
+import itertools
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -21,17 +23,19 @@ def recall_against(exact: Candidates, found: Candidates) -> float:
 
 
 def tune(retriever: Retriever, queries: np.ndarray, k: int, recall_target: float = 0.99) -> dict:
-    """Sets a built index's search effort to the least that reaches the target.
+    """Sets a built index's search effort to the cheapest that reaches the target.
 
-    For HNSW the least `ef_search`; for ScaNN the fewest leaves, one of which stays unsearched
-    (searching all would be an exact scan under another name). Its reordering candidates grow only
-    where leaves alone do not do, and never shrink: they also limit what the TFRS layer can answer.
+    What there is to set, `Retriever.efforts` says: `ef_search` of HNSW (and `refine` over codes),
+    `num_probes` of IVF (and `refine` of IVF-PQ), leaves and reordering candidates of ScaNN. The
+    last of them is halved down to its least value, for each value of the other; of the pairs that
+    reach the target the quickest stays, one query at a time.
 
     Recall is the backend's own: neither the exact scan that completes short rows nor the fresh
-    buffer helps it. Where no setting reaches the target the dearest stays, with a warning.
+    buffer helps it. Where no setting reaches the target the best stays, with a warning.
 
     Args:
-        retriever: HNSW or ScaNN; its `config` is replaced, and `tuned` says what was found.
+        retriever: An approximate index; its `config` is replaced, and `tuned`, which is saved with
+            it, says what was found.
         queries: `[num_queries, dim]` like those to come, not the items themselves.
         k: Answers that recall is measured at.
         recall_target: Share of the exact top k to find.
@@ -44,33 +48,33 @@ def tune(retriever: Retriever, queries: np.ndarray, k: int, recall_target: float
     """
     if len(queries) == 0:
         raise ValueError("tuning needs queries like those to come; got none.")
-    config = getattr(retriever, "config", None)
-    is_scann = hasattr(config, "num_leaves_to_search")
-    if not is_scann and not hasattr(config, "ef_search"):
-        raise ValueError(f"{type(retriever).__name__} has no parameter of search effort to tune.")
     wanted = retriever.search_built(queries, k, exact=True)
+    ladders = retriever.efforts(k)
+    if not ladders:
+        raise ValueError(f"{type(retriever).__name__} has no parameter of search effort to tune.")
+    *others, last = ladders
 
-    def recall_with(**parameters) -> float:
+    def recall_with(parameters: dict) -> float:
         retriever.config = dataclasses.replace(retriever.config, **parameters)
         return recall_against(wanted, retriever.search_built(queries, k))
 
-    if is_scann:
-        name, leaves = "num_leaves_to_search", config.num_leaves
-        values = sorted({max(1, min(leaves - 1, leaves * step // 20)) for step in range(1, 20)})
-        for times in (1, 2, 4):
-            reorder = times * config.num_reordering_candidates
-            if (
-                recall_with(num_reordering_candidates=reorder, **{name: values[-1]})
-                >= recall_target
-            ):
-                break
-        chosen = {"num_reordering_candidates": reorder}
-    else:
-        name, chosen = "ef_search", {}
-        values = [k * step // 4 for step in (4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)]
-    chosen[name] = _least(lambda value: recall_with(**{name: value}) >= recall_target, values)
-    recall = recall_with(**chosen)
-    if recall < recall_target:
+    tried = []  # (misses the target, seconds or what is missed, recall, parameters)
+    for values in itertools.product(*(ladders[name] for name in others)):
+        chosen = dict(zip(others, values))
+        recall = recall_with(chosen | {last: ladders[last][-1]})
+        if recall < recall_target:
+            tried.append((True, -recall, recall, chosen | {last: ladders[last][-1]}))
+            continue
+        least = _least(
+            lambda value: recall_with(chosen | {last: value}) >= recall_target,  # noqa: B023
+            ladders[last],
+        )
+        chosen[last] = least
+        recall = recall_with(chosen)
+        tried.append((False, _seconds(retriever, queries[:50], k), recall, chosen))
+    missed, _, recall, chosen = min(tried, key=lambda one: one[:2])
+    retriever.config = dataclasses.replace(retriever.config, **chosen)
+    if missed:
         warnings.warn(
             f"{type(retriever).__name__} finds {recall:.4f} of the exact top {k} at most, under "
             f"the target {recall_target}: build it with a larger configuration.",
@@ -79,6 +83,17 @@ def tune(retriever: Retriever, queries: np.ndarray, k: int, recall_target: float
     measured = {"recall": recall, "target": recall_target, "k": k, "num_items": len(retriever)}
     retriever.tuned = chosen | measured
     return retriever.tuned
+
+
+def _seconds(retriever: Retriever, queries: np.ndarray, k: int) -> float:
+    """For all queries, one at a time; the better of two rounds."""
+    rounds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        for row in range(len(queries)):
+            retriever.search_built(queries[row : row + 1], k)
+        rounds.append(time.perf_counter() - started)
+    return min(rounds)
 
 
 def _least(reaches: Callable[[int], bool], values: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ class KeyedVectors:
     """Vectors, one a key. Nothing in it changes, so threads may share it.
 
     Args:
-        keys: `[num_items]` int64, unique.
+        keys: `[num_items]` int64, unique; -1 for vectors that no longer stand for an item.
         vectors: `[num_items, dim]` float32, of length 1 under cosine; may be memory-mapped.
         metric: One of `METRICS`.
     """
@@ -94,7 +94,7 @@ class KeyedVectors:
             return np.where((keys >= 0) & (keys < num), keys, -1)
         place = np.searchsorted(self.keys, keys, sorter=self._order)
         place = self._order[np.minimum(place, num - 1)]
-        return np.where(self._keys[place] == keys, place, -1)
+        return np.where((self._keys[place] == keys) & (keys >= 0), place, -1)
 
     def pairs(self, keys: Ragged) -> np.ndarray:
         """Ragged keys as numbers `row * num_items + position`, row after row; unknown ones drop.
@@ -141,7 +141,7 @@ class KeyedVectors:
             Positions `[num_queries, n]` int64 and scores, best first, equal scores by key; n is at
             most k, and -1 and -inf stand where no more is left.
         """
-        if is_open is None or is_open.sum() >= len(self) // 2:
+        if is_open is None or np.count_nonzero(is_open) >= len(self) // 2:
             chosen = slice(None)
         else:
             # Few: worth picking them out. Otherwise a scan of all costs less than the copy.

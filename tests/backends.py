@@ -1,0 +1,18 @@
+"""Which library a backend needs; its tests are skipped where that is not installed."""
+
+import pytest
+
+LIBRARIES = {
+    "flat": "faiss",
+    "ivf": "faiss",
+    "hnsw": "faiss",
+    "ivf_pq": "faiss",
+    "scann": "scann",
+}
+
+
+def needs(backend: str) -> str:
+    """Skips the test where the library is missing; the backend's name."""
+    if backend in LIBRARIES:
+        pytest.importorskip(LIBRARIES[backend])
+    return backend

@@ -1,0 +1,83 @@
+"""FAISS HNSW: a graph of near neighbours (Malkov and Yashunin, TPAMI 2020)."""
+
+import dataclasses
+
+import numpy as np
+
+from twotower.retrieval.faiss_index import FaissIndex, faiss, require, use_threads
+
+STORAGES = ("float", "fp16", "sq8")
+
+
+@dataclasses.dataclass(frozen=True)
+class HnswConfig:
+    """Parameters of the graph.
+
+    Attributes:
+        neighbours: Links of a vector in each layer (M); twice as many in the lowest.
+        ef_construction: Candidates kept while a vector is linked in.
+        ef_search: Candidates kept while a query walks; at least k is used.
+        storage: What stands at the nodes: `float` (4 bytes a dimension), `fp16` (2) or `sq8` (1,
+            a uniform 8-bit code between each dimension's extremes).
+        refine: With fp16 and sq8, times k that are scored again from the float32 vectors.
+        threads: Threads of a search, 0 for all. It holds in every calling thread.
+    """
+
+    neighbours: int = 32
+    ef_construction: int = 200
+    ef_search: int = 200
+    storage: str = "float"
+    refine: int = 1
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, neighbours=2, ef_construction=1, ef_search=1, refine=1, threads=0)
+        if self.storage not in STORAGES:
+            raise ValueError(f"storage must be one of {STORAGES}; got {self.storage!r}.")
+
+
+class HnswIndex(FaissIndex):
+    """FAISS HNSW, by inner product or L2 as they are.
+
+    (The reduction of inner product to L2 by a further dimension makes HNSW much worse.) A graph
+    takes further vectors and cannot lose any: removed ones stay as ways to others, and searches
+    step over them.
+    """
+
+    backend = "hnsw"
+    Config = HnswConfig
+    can_append = True
+
+    @property
+    def is_coded(self) -> bool:
+        return self.config.storage != "float"
+
+    def _build(self, vectors: np.ndarray) -> None:
+        dim, links = vectors.shape[1], self.config.neighbours
+        if self.config.storage == "float":
+            self._index = faiss.IndexHNSWFlat(dim, links, self._kind)
+        else:
+            code = {"fp16": "QT_fp16", "sq8": "QT_8bit"}[self.config.storage]
+            code = getattr(faiss.ScalarQuantizer, code)
+            self._index = faiss.IndexHNSWSQ(dim, code, links, self._kind)
+            self._index.train(vectors)
+        self._index.hnsw.efConstruction = self.config.ef_construction
+        self._append(vectors)
+
+    def _append(self, vectors: np.ndarray) -> None:
+        use_threads(0)
+        self._index.add(vectors)
+
+    def _parameters(self, k: int):
+        return faiss.SearchParametersHNSW(efSearch=max(k, self.config.ef_search))
+
+    def efforts(self, k: int) -> dict[str, list[int]]:
+        ladder = [k * step // 4 for step in (4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)]
+        return {"refine": [1, 2] if self.is_coded else [1], "ef_search": ladder}
+
+    @property
+    def _backend_bytes(self) -> int:
+        graph = self._index.hnsw  # int32 links and levels, 8 bytes an offset
+        links = 4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()
+        width = {"float": 4, "fp16": 2, "sq8": 1}[self.config.storage]
+        return len(self._vectors) * width * self.dim + links
