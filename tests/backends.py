@@ -7,12 +7,13 @@ LIBRARIES = {
     "ivf": "faiss",
     "hnsw": "faiss",
     "ivf_pq": "faiss",
+    "tiered": "faiss",
     "scann": "scann",
 }
 
 
 def needs(backend: str) -> str:
     """Skips the test where the library is missing; the backend's name."""
-    if backend in LIBRARIES:
-        pytest.importorskip(LIBRARIES[backend])
+    for library in LIBRARIES.get(backend, "").split():
+        pytest.importorskip(library)
     return backend

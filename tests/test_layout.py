@@ -16,14 +16,15 @@ ORDER = """
     data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
     data.cases data.splits data.examples
     metrics
-    retrieval retrieval.candidates retrieval.vectors retrieval.store retrieval.base
+    retrieval retrieval.candidates retrieval.vectors retrieval.overfetch retrieval.store
+    retrieval.base
     retrieval.brute_force retrieval.faiss_index retrieval.hnsw retrieval.ivf retrieval.ivf_pq
-    retrieval.scann_index
+    retrieval.tiered retrieval.scann_index
     retrieval.build retrieval.tuning
     evaluation baselines
     features towers towers.dense towers.history towers.item towers.query
     losses negatives model recipe training fitting
-    bundle saved_models export
+    bundle pair wal live saved_models export
 """
 READING_ORDER = ORDER.split()
 MODULES = ["twotower"] + [f"twotower.{name}" for name in READING_ORDER[1:]]

@@ -1,11 +1,13 @@
 """recall_against by hand; tune on clustered vectors."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
 from backends import needs
 
+from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.tuning import recall_against, tune
@@ -57,15 +59,23 @@ def clustered():
     return rng.permutation(2 * NUM)[:NUM], vectors, queries
 
 
-@pytest.fixture(scope="module", params=["hnsw", "scann"])
+@pytest.fixture(scope="module", params=["hnsw", "ivf", "ivf_pq", "scann"])
 def index(request, clustered):
     needs(request.param)
-    parameters = {"ef_construction": 60} if request.param == "hnsw" else {}
+    parameters = {
+        "hnsw": {"ef_construction": 60},
+        "ivf": {"num_lists": 100},
+        "ivf_pq": {"num_lists": 100, "code_bytes": 8},
+    }.get(request.param, {})
     return build.build(build.IndexConfig(request.param, "dot", parameters), *clustered[:2])
 
 
+def name_of_effort(index):
+    return [*index.efforts(K)][-1]
+
+
 def effort(index):
-    return getattr(index.config, "ef_search", None) or index.config.num_leaves_to_search
+    return getattr(index.config, name_of_effort(index))
 
 
 def true_recall(index, clustered, alive=slice(None)):
@@ -82,7 +92,7 @@ def test_tune_reaches_the_target(index, clustered, target):
     chosen = tune(index, clustered[2], K, target)
     assert chosen["recall"] >= target
     assert chosen["target"] == target and chosen["k"] == K
-    name = "ef_search" if hasattr(index.config, "ef_search") else "num_leaves_to_search"
+    name = name_of_effort(index)
     assert chosen[name] == effort(index)
     # It measures the backend alone. A search finds that much, and more where so few leaves hold
     # fewer than K items, because short rows are completed by an exact scan.
@@ -90,8 +100,8 @@ def test_tune_reaches_the_target(index, clustered, target):
     assert found >= chosen["recall"] - 0.005
     if target == 0.95:
         assert found == pytest.approx(chosen["recall"], abs=0.005)
-    if name == "num_leaves_to_search":
-        assert 1 <= effort(index) < index.config.num_leaves
+    if name != "ef_search":
+        assert 1 <= effort(index) < getattr(index.config, "num_leaves", 100)
 
 
 def test_a_higher_target_is_no_cheaper_and_the_rest_stays(index, clustered):
@@ -105,15 +115,61 @@ def test_a_higher_target_is_no_cheaper_and_the_rest_stays(index, clustered):
 
 
 def test_a_target_out_of_reach_says_so(index, clustered):
-    # No recall is 1.5: the dearest is kept, and for ScaNN that is still not all leaves.
+    # No recall is 1.5: what is kept is as good as the dearest setting, to what is worth paying.
     with pytest.warns(UserWarning, match="at most, under the target 1.5"):
         chosen = tune(index, clustered[2], K, 1.5)
     assert chosen["recall"] <= 1 < chosen["target"]
+    dearest = {name: values[-1] for name, values in index.efforts(K).items()}
+    index.config = dataclasses.replace(index.config, **dearest)
     if hasattr(index.config, "num_leaves"):
-        # .95 of sqrt(5000) = 70 leaves is 66.5.
-        assert index.config.num_leaves == 70 and effort(index) == 66
-    else:
-        assert effort(index) == 16 * K
+        # Never all of sqrt(5000) = 70 leaves: that would be an exact scan by another name.
+        assert (index.config.num_leaves, effort(index)) == (70, 66)
+    assert chosen["recall"] >= true_recall(index, clustered) - 0.002
+
+
+def test_the_quickest_pair_is_taken(clustered):
+    # Of (refine, num_probes) a, b and c reach the target and a's probes do not suffice at refine 2;
+    # times are planted: b is the quickest.
+    needs("ivf_pq")
+    config = build.IndexConfig("ivf_pq", "dot", {"num_lists": 20, "code_bytes": 4})
+    index = build.build(config, *clustered[:2])
+    asked = []
+    real = index._search
+
+    def slow(queries, k):
+        if len(queries) == 1:
+            asked.append(index.config.refine)
+            time.sleep({2: 0.002, 4: 0.0, 8: 0.001, 16: 0.002, 32: 0.002}[index.config.refine])
+        return real(queries, k)
+
+    index._search = slow
+    chosen = tune(index, clustered[2], K, 0.5, deepest=1)
+    assert chosen["refine"] == 4 and set(asked) == {2, 4, 8, 16, 32}
+
+
+def test_deeper_searches_have_efforts_of_their_own(clustered):
+    # Tuned for 20 answers at a depth of 20 alone, few partitions are looked into, and with the best
+    # 200 of every query excluded most of the next 20 lie elsewhere. Tuned for depth, they do not.
+    needs("ivf")
+    keys, vectors, queries = clustered
+    index = build.build(build.IndexConfig("ivf", "dot", {"num_lists": 100}), keys, vectors)
+    ranked = keys[np.argsort(-(queries @ vectors.T), 1)[:, :220]]
+    banned, wanted = Ragged.from_rows(ranked[:, :200]), ranked[:, 200:]
+
+    def recall():
+        found = index.search(queries, 20, exclude=banned).keys
+        return np.mean([len(set(a) & set(b)) / 20 for a, b in zip(wanted.tolist(), found.tolist())])
+
+    tune(index, queries, 20, 0.95, deepest=1)
+    assert index.tuned["deeper"] == [] and recall() < 0.9
+    tune(index, queries, 20, 0.95)
+    # 5000 items at 10 distances a candidate: beyond 500 a scan is cheaper.
+    assert [depth for depth, _ in index.tuned["deeper"]] == [40, 80, 160, 320]
+    assert recall() >= 0.93
+    assert index.config_at(20) == index.config_at(7) == index.config
+    probes = [index.config_at(depth).num_probes for depth in (20, 40, 80, 160, 320)]
+    assert probes == sorted(probes) and probes[-1] > probes[0]
+    assert index.config_at(220) == index.config_at(320) == index.config_at(4000)
 
 
 def test_leaves_of_a_tiny_index():

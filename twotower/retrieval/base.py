@@ -12,7 +12,8 @@ import warnings
 import numpy as np
 
 from twotower.ragged import Ragged
-from twotower.retrieval.candidates import NO_SCORE, Candidates, best_columns, widened
+from twotower.retrieval.candidates import NO_SCORE, Candidates, widened
+from twotower.retrieval.overfetch import search_open
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors, checked_keys, unit
 
@@ -58,7 +59,7 @@ class Retriever(abc.ABC):
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
         self.config = self.Config() if config is None else config
-        # What `tuning.tune` found; saved with the index.
+        # What `tuning.tune` found; saved with the index. `config_at` reads `k` and `deeper`.
         self.tuned: dict = {}
         nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
         self._store = Store.of(KeyedVectors(*nothing, metric))
@@ -83,11 +84,23 @@ class Retriever(abc.ABC):
         """Forgets vectors, where the backend can; the other positions stay as they are."""
 
     def efforts(self, k: int) -> dict[str, list[int]]:
-        """What `tuning.tune` may try: fields of `config`, each with ascending values.
-
-        The last field is the one that is halved; all combinations of the others are tried.
-        """
+        """What `tuning.tune` may try for `k` answers: fields of `config`, each with ascending
+        values. The last field is halved; all combinations of the others are tried."""
         return {}
+
+    def config_at(self, depth: int):
+        """The parameters that find `depth` candidates.
+
+        Where many are excluded or filtered away, a search fetches far more than k, and the last of
+        them lie in partitions that nobody looks into for the first k. So an index is tuned for
+        several depths, and the least that is no less counts; `config` holds for the first one.
+        """
+        if depth <= self.tuned.get("k", depth) or "deeper" not in self.tuned:
+            return self.config
+        deeper = self.tuned["deeper"]
+        fits = [efforts for limit, efforts in deeper if depth <= limit]
+        efforts = fits[0] if fits else deeper[-1][1] if deeper else {}
+        return dataclasses.replace(self.config, **efforts)
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
         """Writes the backend's own files."""
@@ -97,7 +110,7 @@ class Retriever(abc.ABC):
         self._build(self._vectors)
 
     @property
-    def _backend_bytes(self) -> int:
+    def backend_bytes(self) -> int:
         """Memory of the backend besides the vectors that this class keeps."""
         return 0
 
@@ -150,7 +163,7 @@ class Retriever(abc.ABC):
     @property
     def memory_bytes(self) -> int:
         """Bytes of the backend, of the float32 vectors for exact scans, and of the keys."""
-        return self._backend_bytes + self._store.num_bytes
+        return self.backend_bytes + self._store.num_bytes
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         """Adds items or replaces their vectors; the next search finds them.
@@ -171,7 +184,22 @@ class Retriever(abc.ABC):
             ValueError: A key that is not in the index; nothing is changed then.
         """
         self._require_built()
+        keys = checked_keys(keys, "keys")
+        self.require_known(keys)
         self._store = self._store.remove(keys)
+
+    def knows(self, keys: np.ndarray) -> np.ndarray:
+        """Which of these keys a search may find, `[num_keys]` bool."""
+        return self._store.knows(np.asarray(keys, np.int64))
+
+    def require_known(self, keys: np.ndarray) -> None:
+        """Raises ValueError that names keys which are not in the index."""
+        unknown = keys[~self.knows(keys)]
+        if len(unknown):
+            raise ValueError(
+                f"keys {unknown[:5].tolist()} are not in the index ({len(unknown)} in all); "
+                "nothing was removed."
+            )
 
     def absorb(self) -> "Retriever":
         """Moves the buffer into the backend, and returns itself. Not while other threads search.
@@ -259,7 +287,15 @@ class Retriever(abc.ABC):
                 return Candidates(keys, scores, np.full(len(keys), k, np.int64))
         if allow is not None:
             allow = checked_keys(allow, "allow")
-        positions, scores = self._search_open(built, queries, k, store.is_open(allow), exclude)
+        is_open = store.is_open(allow)
+        if self.is_exact:
+            banned = None if exclude is None else built.pairs(exclude)
+            positions, scores = built.best(queries, k, is_open, banned)
+            positions, scores = widened(positions, k, -1), widened(scores, k, NO_SCORE)
+        else:
+            positions, scores = search_open(
+                self._search, built, queries, k, is_open, exclude, self.distances_per_candidate
+            )
         keys = built.keys_of(positions)
         if len(fresh):
             is_open = None if allow is None else np.isin(fresh.keys, allow)
@@ -283,47 +319,6 @@ class Retriever(abc.ABC):
         find = built.best if exact else self._search
         positions, scores = find(queries, min(k, len(built)))
         return Candidates.rank(built.keys_of(positions), scores, k)
-
-    def _search_open(self, built, queries, k: int, is_open, exclude):
-        """The best open positions that are not excluded, `[num_queries, k]`, and their scores."""
-        num = len(built)
-        banned = np.empty(0, np.int64) if exclude is None else built.pairs(exclude)
-        if self.is_exact:
-            found, scores = built.best(queries, k, is_open, banned)
-            return widened(found, k, -1), widened(scores, k, NO_SCORE)
-        banned = np.unique(banned)
-        num_open = num if is_open is None else int(np.count_nonzero(is_open))
-        if is_open is not None:
-            banned = banned[is_open[banned % num]]
-        num_banned = np.bincount(banned // num, minlength=len(queries))
-        left = np.minimum(k, num_open - num_banned)  # [num_queries], what a full row holds
-        fetch = k + num_banned
-        if num_open < num:
-            # What a filter closes is spread over an answer about as over the catalogue.
-            fetch = 16 + (1.2 * fetch * num / max(num_open, 1)).astype(np.int64)
-        fetch = np.minimum(fetch, num)
-        found = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        for rows in _bands(fetch):
-            size = int(fetch[rows].max())
-            if num_open <= self.distances_per_candidate * size:
-                continue  # stays empty, and is scanned below
-            near, near_scores = self._search(_rows(queries, rows), size)
-            drop = (near < 0) | _member(rows[:, None] * num + near, banned)
-            if is_open is not None:
-                drop |= ~is_open[near]
-            near_scores = np.where(drop, -np.inf, near_scores)
-            order = best_columns(built.keys_of(near), near_scores, k)
-            row = np.arange(len(rows))[:, None]
-            scores[rows], found[rows] = near_scores[row, order], near[row, order]
-        found[scores == -np.inf] = -1
-        short = np.flatnonzero((found >= 0).sum(1) < left)
-        if len(short):
-            some = _rows_of(banned, short, num)
-            near, near_scores = built.best(_rows(queries, short), k, is_open, some)
-            found[short, : near.shape[1]] = near
-            scores[short, : near.shape[1]] = near_scores
-        return found, scores
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes plain files into a folder that is there.
@@ -393,35 +388,3 @@ def _order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
     if len(tied):
         order = np.lexsort((keys[tied], -scores[tied]), axis=1)
         keys[tied] = np.take_along_axis(keys[tied], order, 1)
-
-
-def _bands(fetch: np.ndarray) -> list[np.ndarray]:
-    """Queries that are searched together: up to twice as much for one as for another.
-
-    So those with few exclusions need not fetch as much as those with thousands.
-    """
-    if len(fetch) == 1:
-        return [np.zeros(1, np.int64)]
-    band = np.ceil(np.log2(fetch))
-    return [np.flatnonzero(band == one) for one in np.unique(band)]
-
-
-def _rows(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Some queries; the batch itself, not a copy, where it is all of them."""
-    return queries if len(rows) == len(queries) else queries[rows]
-
-
-def _rows_of(pairs: np.ndarray, rows: np.ndarray, num: int) -> np.ndarray:
-    """The pairs `row * num + position` of some rows (ascending), renumbered by place in `rows`."""
-    row, position = np.divmod(pairs, num)
-    place = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
-    inside = rows[place] == row
-    return place[inside] * num + position[inside]
-
-
-def _member(pairs: np.ndarray, banned: np.ndarray) -> np.ndarray:
-    """Which of `pairs`, of any shape, stand in `banned`, which ascends."""
-    if not len(banned):
-        return np.zeros(pairs.shape, bool)
-    place = np.minimum(np.searchsorted(banned, pairs), len(banned) - 1)
-    return banned[place] == pairs

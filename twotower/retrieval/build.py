@@ -30,6 +30,7 @@ CLASSES = {
     "ivf": ("ivf", "IvfIndex"),
     "hnsw": ("hnsw", "HnswIndex"),
     "ivf_pq": ("ivf_pq", "IvfPqIndex"),
+    "tiered": ("tiered", "TieredIndex"),
     "scann": ("scann_index", "ScannIndex"),
 }
 BACKENDS = tuple(CLASSES)

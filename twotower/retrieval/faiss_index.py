@@ -50,14 +50,15 @@ class FaissIndex(Retriever):
         """Whether the index holds codes and not the vectors themselves."""
         return False
 
-    def _parameters(self, k: int):
-        """SearchParameters for `k` answers."""
+    def _parameters(self, config, k: int):
+        """SearchParameters of this config for `k` answers."""
         raise NotImplementedError
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        use_threads(self.config.threads)
-        fetch = min(k * self.config.refine, len(self._vectors)) if self.is_coded else k
-        parameters = self._parameters(fetch)
+        config = self.config_at(k)
+        use_threads(config.threads)
+        fetch = min(k * config.refine, len(self._vectors)) if self.is_coded else k
+        parameters = self._parameters(config, fetch)
         scores, positions = self._index.search(queries, fetch, params=parameters)
         if self.is_coded:
             return self._refined(queries, positions, k)

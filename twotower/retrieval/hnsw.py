@@ -68,15 +68,15 @@ class HnswIndex(FaissIndex):
         use_threads(0)
         self._index.add(vectors)
 
-    def _parameters(self, k: int):
-        return faiss.SearchParametersHNSW(efSearch=max(k, self.config.ef_search))
+    def _parameters(self, config, k: int):
+        return faiss.SearchParametersHNSW(efSearch=max(k, config.ef_search))
 
     def efforts(self, k: int) -> dict[str, list[int]]:
         ladder = [k * step // 4 for step in (4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)]
         return {"refine": [1, 2] if self.is_coded else [1], "ef_search": ladder}
 
     @property
-    def _backend_bytes(self) -> int:
+    def backend_bytes(self) -> int:
         graph = self._index.hnsw  # int32 links and levels, 8 bytes an offset
         links = 4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()
         width = {"float": 4, "fp16": 2, "sq8": 1}[self.config.storage]

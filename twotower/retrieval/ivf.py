@@ -71,8 +71,8 @@ class IvfIndex(FaissIndex):
     def _discard(self, positions: np.ndarray) -> None:
         self._index.remove_ids(faiss.IDSelectorBatch(positions))
 
-    def _parameters(self, k: int):
-        return faiss.SearchParametersIVF(nprobe=min(self.config.num_probes, self._index.nlist))
+    def _parameters(self, config, k: int):
+        return faiss.SearchParametersIVF(nprobe=min(config.num_probes, self._index.nlist))
 
     def efforts(self, k: int) -> dict[str, list[int]]:
         num_lists = self._index.nlist if self._index else 1
@@ -88,6 +88,6 @@ class IvfIndex(FaissIndex):
         return 4 * self.dim
 
     @property
-    def _backend_bytes(self) -> int:
+    def backend_bytes(self) -> int:
         # A code and an int64 id each; the centres.
         return self._index.ntotal * (self._code_bytes + 8) + self._index.nlist * 4 * self.dim

@@ -95,7 +95,7 @@ class IvfPqIndex(IvfIndex):
         return {"refine": [2, 4, 8, 16, 32], **super().efforts(k)}
 
     @property
-    def _backend_bytes(self) -> int:
+    def backend_bytes(self) -> int:
         if self._index is None:
             return 0
-        return super()._backend_bytes + 256 * 4 * self.dim  # 256 parts of each of the m places
+        return super().backend_bytes + 256 * 4 * self.dim  # 256 parts of each of the m places

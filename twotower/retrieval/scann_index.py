@@ -190,8 +190,9 @@ class ScannIndex(Retriever):
         self._position = known[: last + 1]
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        reorder = max(k, self.config.num_reordering_candidates)
-        leaves, threads = self.config.num_leaves_to_search, self.config.threads
+        config = self.config_at(k)
+        reorder = max(k, config.num_reordering_candidates)
+        leaves, threads = config.num_leaves_to_search, config.threads
         if len(queries) == 1:
             found, scores = self._searcher.search(queries[0], k, reorder, leaves)
             found, scores = found[None], scores[None]
@@ -253,7 +254,7 @@ class ScannIndex(Retriever):
             )
 
     @property
-    def _backend_bytes(self) -> int:
+    def backend_bytes(self) -> int:
         # The vectors, 4 bits a block (twice with SOAR), and the partitions' centres.
         codes = self.dim / self.config.dimensions_per_block / 2 * (2 if self.config.soar else 1)
         centres = self.config.num_leaves * 4 * self.dim

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from twotower.retrieval.candidates import NO_KEY
-from twotower.retrieval.vectors import KeyedVectors, checked_keys
+from twotower.retrieval.vectors import KeyedVectors
 
 # When an index should absorb its buffer or be built anew (`Store.worn`). A search scans the whole
 # buffer and fetches 1 / (1 - tombstones) times as many candidates, so both cost time and, being
@@ -66,29 +66,19 @@ class Store:
 
     def add(self, new: KeyedVectors) -> "Store":
         """With further items, or others in the place of those with the same keys."""
-        kept = self._without(new.keys)
+        kept = self.remove(new.keys)
         keys = np.concatenate([kept.fresh.keys, new.keys])
         vectors = np.concatenate([kept.fresh.vectors, new.vectors])
         return dataclasses.replace(kept, fresh=KeyedVectors(keys, vectors, new.metric))
 
-    def remove(self, keys: np.ndarray) -> "Store":
-        """Without items.
-
-        Raises:
-            ValueError: A key that is not in the index.
-        """
-        keys = checked_keys(keys, "keys")
+    def knows(self, keys: np.ndarray) -> np.ndarray:
+        """Which of these int64 keys a search may find, `[num_keys]` bool."""
         position = self.built.positions(keys)
         known = (position >= 0) & ~self.removed[position]
-        unknown = keys[~known & (self.fresh.positions(keys) < 0)]
-        if len(unknown):
-            raise ValueError(
-                f"keys {unknown[:5].tolist()} are not in the index ({len(unknown)} in all); "
-                "nothing was removed."
-            )
-        return self._without(keys)
+        return known | (self.fresh.positions(keys) >= 0)
 
-    def _without(self, keys: np.ndarray) -> "Store":
+    def remove(self, keys: np.ndarray) -> "Store":
+        """Without items; keys that it does not know do no harm."""
         removed, fresh = self.removed.copy(), self.fresh
         position = self.built.positions(keys)
         removed[position[position >= 0]] = True

@@ -1,0 +1,381 @@
+"""Recall against speed, size and build time of every index, at any size.
+
+    python experiments/benchmark_retrieval.py --bundle=W/bundle --num_items=10000,100000,1000000 \
+        --backends=exact,flat,ivf,hnsw,ivf_pq,scann --cache=C --output=out.json
+    python experiments/benchmark_retrieval.py --vectors=glove.hdf5 --queries=glove.hdf5 \
+        --metric=cosine --backends=hnsw,scann --cache=C --output=out.json
+
+Items are the bundle's item vectors with noise (--noise, in median distances to the nearest other
+item), or Gaussian clusters (--noise=gaussian), or files of yours; queries are the bundle's sample
+queries. An index is tuned on the first 200 queries to find --recall_target of the exact top k, and
+everything is measured on the others: for each effort a row, and for the tuned one also with each
+query's own exact top 500 excluded and with a 2% filter near the query and far from it. Searches
+run on one thread and one core; builds take all.
+
+The file has `rows` (one a setting), `builds` (one an index) and where they come from; a table is
+printed and a plot written beside it. Interrupted, the same command goes on; indexes built stay in
+--cache. Each index has a process of its own, so that memory is its own, too.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import resource
+import shutil
+import time
+
+import numpy as np
+import threadpoolctl
+from absl import app, flags, logging
+
+import vector_sets  # isort: skip  (beside this script)
+from twotower.provenance import provenance
+from twotower.ragged import Ragged
+from twotower.retrieval import build
+from twotower.retrieval.tuning import tune
+from twotower.retrieval.vectors import KeyedVectors
+
+# Name in tables -> backend and how to build it. Efforts are found.
+VARIANTS = {
+    "exact": ("exact", {}),
+    "flat": ("flat", {"threads": 1}),
+    "ivf": ("ivf", {"threads": 1}),
+    "hnsw": ("hnsw", {"threads": 1}),
+    "hnsw-fp16": ("hnsw", {"threads": 1, "storage": "fp16"}),
+    "hnsw-sq8": ("hnsw", {"threads": 1, "storage": "sq8"}),
+    "ivf_pq": ("ivf_pq", {"threads": 1}),
+    "scann": ("scann", {}),
+    "scann-soar": ("scann", {"soar": True}),
+    "milvus": ("milvus", {}),
+}
+TUNING_QUERIES = 200
+EXCLUDED, FILTER_SHARE = 500, 0.02
+SINGLES = 1200  # queries asked one at a time, for the tuned setting
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("bundle", None, "Bundle whose item vectors and sample queries to take.")
+flags.DEFINE_list("num_items", ["10000", "100000", "1000000"], "Sizes.")
+flags.DEFINE_integer("dim", None, "Dimension of --noise=gaussian; a bundle's must be this.")
+flags.DEFINE_list("noise", ["0.5", "2"], "Noise around a bundle's items; or 'gaussian'.")
+flags.DEFINE_string("vectors", None, ".npy, .fvecs or ann-benchmarks .hdf5; instead of --bundle.")
+flags.DEFINE_string("queries", None, "The same for the queries; for .hdf5 the file's test set.")
+flags.DEFINE_enum("metric", "dot", ["dot", "cosine", "euclidean"], "Metric.")
+flags.DEFINE_list("backends", ["exact", "flat", "ivf", "hnsw", "ivf_pq", "scann"], str([*VARIANTS]))
+flags.DEFINE_integer("k", 100, "Answers a query.", lower_bound=1)
+flags.DEFINE_float("recall_target", 0.985, "Recall to tune for.", lower_bound=0, upper_bound=1)
+flags.DEFINE_integer("core", 0, "Core that searches run on, where the system can pin; -1: any.")
+flags.DEFINE_bool("build_only", False, "Fill the cache and measure nothing.")
+flags.DEFINE_string("cache", "retrieval-cache", "Folder for vectors, exact answers and indexes.")
+flags.DEFINE_string("output", None, "JSON file to write.", required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One index to build and measure; plain values, as it goes to another process."""
+
+    source: str  # noise, "gaussian", or a file
+    num_items: int
+    variant: str
+    metric: str
+    k: int
+    recall_target: float
+    core: int
+    build_only: bool
+    bundle: str | None
+    dim: int | None
+    queries: str | None
+    cache: str
+
+    @property
+    def set_name(self) -> str:
+        """Of the vectors, for rows and files."""
+        return pathlib.Path(self.source).stem if self.queries else self.source
+
+    @property
+    def identity(self) -> list:
+        """What tells one unit's rows from another's."""
+        return [self.set_name, self.num_items, self.variant, self.metric, self.k]
+
+
+def make_set(unit: Unit) -> vector_sets.VectorSet:
+    """The unit's vectors, from the cache where they are there."""
+    if unit.queries:
+        vectors = vector_sets.read(unit.source)[: unit.num_items]
+        return vector_sets.VectorSet(
+            unit.set_name, vectors, vector_sets.read(unit.queries, "test")[:1000]
+        )
+    if unit.bundle:
+        items = pathlib.Path(unit.bundle) / "items"
+        known, queries = (np.load(items / f"{n}.npy") for n in ("vectors", "sample_queries"))
+        if unit.dim not in (None, known.shape[1]):
+            raise ValueError(f"--dim={unit.dim}, but {unit.bundle} has {known.shape[1]}.")
+    dim = unit.dim or known.shape[1]
+    path = pathlib.Path(unit.cache) / f"{unit.source}-{unit.num_items}x{dim}" / "vectors.npy"
+    if unit.source == "gaussian":
+        vectors, queries = vector_sets.gaussian(unit.num_items, 500, dim)
+    elif path.exists():
+        vectors = np.load(path)
+    else:
+        vectors = vector_sets.enlarged(known, unit.num_items, float(unit.source))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path.with_suffix(".part.npy"), vectors)
+        os.replace(path.with_suffix(".part.npy"), path)
+    return vector_sets.VectorSet(unit.source, vectors, queries)
+
+
+def exact_answers(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> np.ndarray:
+    """Keys of the exact best EXCLUDED + k of every query, `[num_queries, EXCLUDED + k]`."""
+    width = min(EXCLUDED + unit.k, len(data.vectors))
+    path = folder / f"exact-{unit.metric}-{width}.npy"
+    if not path.exists():
+        config = build.IndexConfig("flat", unit.metric)
+        index = build.build(config, np.arange(len(data.vectors)), data.vectors)
+        np.save(path, index.search(data.queries, width).keys)
+    return np.load(path)
+
+
+def built(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> tuple:
+    """The index, from the cache where it is there, and the row that tells of its build."""
+    place = folder / f"{unit.variant}-{unit.metric}"
+    if (place / "build.json").exists():
+        return build.load(place / "index"), json.loads((place / "build.json").read_text())
+    backend, parameters = VARIANTS[unit.variant]
+    num = len(data.vectors)
+    if backend == "scann":
+        leaves = int(2 * np.sqrt(num))
+        sizes = {"num_leaves": leaves, "num_leaves_to_search": max(1, leaves // 20)}
+        parameters = sizes | {"num_reordering_candidates": min(num, 10 * unit.k)} | parameters
+    if backend.startswith("ivf") and num >= 1_000_000:
+        # The articles' nlist at a million.
+        parameters = {"num_lists": 4096 if num < 2_000_000 else 8192} | parameters
+    config = build.IndexConfig(backend, unit.metric, parameters)
+    wall, cpu = time.perf_counter(), time.process_time()
+    index = build.build(config, np.arange(num), data.vectors)
+    row = {
+        "build_s": time.perf_counter() - wall,
+        # Nearly independent of what else the machine does.
+        "build_cpu_s": time.process_time() - cpu,
+        "bytes_per_vector": index.backend_bytes / num,
+        "memory_bytes_per_vector": index.memory_bytes / num,
+        "build_parameters": dataclasses.asdict(index.config),
+    }
+    shutil.rmtree(place, ignore_errors=True)
+    build.save(index, place / "index")
+    size = sum(path.stat().st_size for path in (place / "index").rglob("*") if path.is_file())
+    row["disk_bytes_per_vector"] = size / num
+    row["peak_rss_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    (place / "build.json").write_text(json.dumps(row, indent=1))
+    return index, row
+
+
+def share_found(wanted: np.ndarray, keys: np.ndarray) -> float:
+    """Mean share of each row of `wanted` that stands in the same row of `keys`."""
+    return float(np.mean([np.isin(row, found).mean() for row, found in zip(wanted, keys)]))
+
+
+def quantiles(seconds: list[float]) -> dict:
+    """Of single queries."""
+    p50, p99 = 1e3 * np.quantile(seconds, [0.5, 0.99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+def measured(index, queries, k: int, wanted, singles: int, exclude: Ragged | None = None) -> dict:
+    """Recall, queries a second in batches of 100, and the latency of single queries.
+
+    Args:
+        index: Retriever.
+        queries: `[num_queries, dim]`.
+        k: Answers a query.
+        wanted: `[num_queries, k]` exact keys.
+        singles: Queries to ask one at a time, round and round.
+        exclude: As in `Retriever.search`, one row a query.
+    """
+
+    def ask(rows):
+        return index.search(
+            queries[rows], k, exclude and exclude.take(np.arange(len(queries))[rows])
+        )
+
+    batches = [slice(start, start + 100) for start in range(0, len(queries), 100)]
+    rounds = []
+    for _ in range(2):  # the better of two: the first may find cold caches
+        begun = time.perf_counter()
+        keys = np.concatenate([ask(batch).keys for batch in batches])
+        rounds.append(time.perf_counter() - begun)
+    single = []
+    for turn in range(singles):
+        row = turn % len(queries)
+        one, banned = queries[row : row + 1], exclude and exclude.take(np.array([row]))
+        begun = time.perf_counter()
+        index.search(one, k, banned)
+        single.append(time.perf_counter() - begun)
+    found = {f"recall@{k}": share_found(wanted, keys), "qps": len(queries) / min(rounds)}
+    return found | quantiles(single)
+
+
+def filtered(index, data: vector_sets.VectorSet, queries, k: int, near: bool) -> dict:
+    """Latency and recall with a filter of its own for each of 50 queries: the 2% of the items that
+    lie nearest to it, or farthest from it."""
+    oracle = KeyedVectors.checked(np.arange(len(data.vectors)), data.vectors, index.metric)
+    size, keys, wanted, seconds = int(FILTER_SHARE * len(oracle)), [], [], []
+    for query in queries[:50, None]:
+        scores = oracle.scores(query)[0]
+        order = np.argpartition(-scores if near else scores, size)[:size]
+        wanted.append(order[np.argsort(-scores[order])[:k]])
+        begun = time.perf_counter()
+        keys.append(index.search(query, k, allow=order).keys[0])
+        seconds.append(time.perf_counter() - begun)
+    return {f"recall@{k}": share_found(np.array(wanted), np.array(keys))} | quantiles(seconds)
+
+
+def rows_of(unit: Unit) -> list[dict]:
+    """Builds and measures one index; in a process of its own."""
+    data = make_set(unit)
+    dim = data.vectors.shape[1]
+    folder = pathlib.Path(unit.cache) / f"{unit.set_name}-{len(data.vectors)}x{dim}"
+    folder.mkdir(parents=True, exist_ok=True)
+    best = exact_answers(unit, data, folder)
+    index, about = built(unit, data, folder)
+    if unit.build_only:
+        return []
+    if unit.core >= 0 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {unit.core})
+    k, rows = min(unit.k, len(data.vectors)), []
+    tuning, queries = data.queries[:TUNING_QUERIES], data.queries[TUNING_QUERIES:]
+    best = best[TUNING_QUERIES:]
+
+    def add(result: dict, **entries) -> None:
+        parameters = dataclasses.asdict(index.config)
+        efforts = {name: parameters[name] for name in index.efforts(k)}
+        rows.append(
+            {
+                "unit": unit.identity,
+                "set": unit.set_name,
+                "variant": unit.variant,
+                "backend": index.backend,
+                "metric": unit.metric,
+                "parameters": efforts,
+                "num_items": len(index),
+                "dim": dim,
+                "k": k,
+                "tuned": False,
+                "constraint": "",
+                **result,
+                "build_s": about["build_s"],
+                "bytes_per_vector": about["bytes_per_vector"],
+                **entries,
+            }
+        )
+
+    with threadpoolctl.threadpool_limits(1):
+        ladders = index.efforts(k)
+        if ladders:
+            tune(index, tuning, k, unit.recall_target)
+        tuned = index.config
+        for name in list(ladders)[-1:]:
+            for value in ladders[name]:
+                index.config = dataclasses.replace(tuned, **{name: value})
+                add(measured(index, queries, k, best[:, :k], 100))
+                if rows[-1][f"recall@{k}"] > 0.9995 and value > getattr(tuned, name):
+                    break
+        index.config = tuned
+        singles = SINGLES if ladders else 100
+        add(measured(index, queries, k, best[:, :k], singles), tuned=True)
+        if hasattr(tuned, "refine") and "refine" in ladders:
+            index.config = dataclasses.replace(tuned, refine=1)
+            add(measured(index, queries, k, best[:, :k], 100), constraint="codes alone")
+            index.config = tuned
+        if ladders and len(index) >= 4 * (EXCLUDED + k):
+            banned = Ragged.from_rows(best[:, :EXCLUDED])
+            result = measured(index, queries, k, best[:, EXCLUDED:], len(queries), banned)
+            add(result, tuned=True, constraint=f"top {EXCLUDED} excluded")
+            for name, near in (("near", True), ("far", False)):
+                add(filtered(index, data, queries, k, near), tuned=True, constraint=f"2% {name}")
+    rows[0]["build"] = about | {"peak_rss_gib_searching": peak_gib()}
+    return rows
+
+
+def peak_gib() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def units() -> list[Unit]:
+    """All that the flags ask for, small ones first."""
+    if not FLAGS.vectors and not FLAGS.bundle and FLAGS.noise != ["gaussian"]:
+        raise app.UsageError("give --bundle, or --noise=gaussian, or --vectors and --queries.")
+    if bool(FLAGS.vectors) != bool(FLAGS.queries):
+        raise app.UsageError("--vectors and --queries go together.")
+    unknown = set(FLAGS.backends) - VARIANTS.keys()
+    if unknown:
+        raise app.UsageError(f"--backends: {sorted(unknown)} are none of {[*VARIANTS]}.")
+    sizes = [int(size) for size in FLAGS.num_items] if not FLAGS.vectors else [1 << 40]
+    return [
+        Unit(
+            source=source,
+            num_items=size,
+            variant=variant,
+            bundle=FLAGS.bundle,
+            **{
+                name: FLAGS[name].value
+                for name in (
+                    "metric",
+                    "k",
+                    "recall_target",
+                    "core",
+                    "build_only",
+                    "dim",
+                    "queries",
+                    "cache",
+                )
+            },
+        )
+        for size in sizes
+        for source in ([FLAGS.vectors] if FLAGS.vectors else FLAGS.noise)
+        for variant in FLAGS.backends
+    ]
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    path = pathlib.Path(FLAGS.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    done = [row["unit"] for row in result["rows"]]
+    spawn = multiprocessing.get_context("spawn")
+    for unit in units():
+        if unit.identity in done:
+            continue
+        logging.info("%s", unit.identity)
+        # A process each; what it took from the machine goes with it.
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            rows = pool.submit(rows_of, unit).result()
+        result = {"rows": result["rows"] + rows} | provenance()
+        path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(path.with_suffix(".part"), path)
+        for row in rows:
+            if row["tuned"]:
+                print(line(row), flush=True)
+
+
+def line(row: dict) -> str:
+    """A row as printed."""
+    recall, effort = (
+        row[f"recall@{row['k']}"],
+        " ".join(f"{k}={v}" for k, v in row["parameters"].items()),
+    )
+    qps = f"{row['qps']:9,.0f}/s" if "qps" in row else " " * 11
+    return (
+        f"{row['set']:>9s} {row['num_items']:>9,d} x {row['dim']:<3d} {row['variant']:10s} "
+        f"recall {recall:.4f}  {qps}  p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:7.2f} ms  "
+        f"build {row['build_s']:7.1f} s  {row['bytes_per_vector']:6.1f} B  "
+        f"{row['constraint']:17s} {effort}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

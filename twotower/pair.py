@@ -1,0 +1,143 @@
+"""Pair: a query tower and an index of one training, and what it must show before it answers."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from twotower.bundle import Bundle
+from twotower.retrieval import build
+from twotower.retrieval.base import Retriever
+from twotower.retrieval.tuning import recall_against
+
+FORMAT_VERSION = 1  # of a snapshot
+
+QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """A query tower and an index of its training's item vectors.
+
+    Attributes:
+        query_tower: Raw inputs by name, with a batch dimension -> `[batch_size, dim]` float32.
+        retriever: The index. Once it is live, change it through `LiveIndex` alone.
+        tower_version: The training of the query tower.
+        index_version: That of the item vectors, as the index was saved with it. Kept apart from
+            the tower's, so that there is something to compare.
+        sequence: The last log entry that the index held when it was loaded or built, 0 for none.
+    """
+
+    query_tower: QueryTower
+    retriever: Retriever
+    tower_version: str
+    index_version: str
+    sequence: int = 0
+
+    @property
+    def model_version(self) -> str:
+        """Names the training; a pair of two is never live."""
+        return self.tower_version
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, index: str = "exact", sequence: int = 0) -> "Pair":
+        """Tower and index of one bundle.
+
+        Args:
+            bundle: Where from.
+            index: One of `bundle.indexes`, or `exact`.
+            sequence: `log.last` of when the bundle's items were read; later entries are replayed.
+
+        Raises:
+            BundleError: No such index, or one of another training.
+        """
+        version = bundle.model_version
+        return cls(bundle.query_tower, bundle.retriever(index), version, version, sequence)
+
+    @classmethod
+    def from_snapshot(cls, directory: str | pathlib.Path, bundle: Bundle) -> "Pair":
+        """The bundle's tower with the index that `LiveIndex.snapshot` wrote.
+
+        Raises:
+            ValueError: No snapshot, a damaged or newer one, or one of another training.
+        """
+        path = pathlib.Path(directory) / "live.json"
+        try:
+            described = json.loads(path.read_text())
+            version, sequence = int(described["format_version"]), int(described["sequence"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not describe a snapshot: {error!r}.") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: format {version}; this code reads {FORMAT_VERSION}.")
+        model_version = bundle.model_version
+        retriever = build.load(path.parent / "index", model_version)
+        return cls(bundle.query_tower, retriever, model_version, model_version, sequence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """What a pair must show before it goes live.
+
+    Attributes:
+        probe_inputs: Raw inputs of the query tower, by name, of one request or more.
+        k: Answers that recall is measured at.
+        recall_target: Least share of the exact top k that the index finds.
+        min_items: Least share of the live index's count that the new one holds.
+        expected_items: Its exact count before the replay; None where that is not known.
+    """
+
+    probe_inputs: Mapping[str, np.ndarray]
+    k: int = 100
+    recall_target: float = 0.95
+    min_items: float = 0.5
+    expected_items: int | None = None
+
+    @property
+    def num_probes(self) -> int:
+        """Requests in `probe_inputs`."""
+        return min((len(values) for values in self.probe_inputs.values()), default=0)
+
+    def __post_init__(self) -> None:
+        if not self.num_probes:
+            raise ValueError("probe_inputs must hold one request or more; got none.")
+
+
+def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
+    """What speaks against a pair, each with what was measured and expected; empty if nothing does.
+
+    Recall is the index's own: neither its buffer nor the exact scan of short rows helps it.
+    """
+    failed, retriever, num = [], pair.retriever, len(pair.retriever)
+    if pair.tower_version != pair.index_version:
+        failed.append(
+            f"model version: the query tower is of {pair.tower_version!r}, the index of "
+            f"{pair.index_version!r}; expected one training"
+        )
+    if num < checks.min_items * num_live:
+        failed.append(
+            f"items: the index holds {num}; expected {checks.min_items} of the live {num_live}, "
+            "or more"
+        )
+    if checks.expected_items is not None and num != checks.expected_items:
+        failed.append(f"items: the index holds {num}; expected exactly {checks.expected_items}")
+    wanted = (checks.num_probes, retriever.dim)
+    try:
+        queries = np.asarray(pair.query_tower(checks.probe_inputs))
+        if queries.shape != wanted:
+            failed.append(f"dim: the query tower gives {queries.shape}; the index expects {wanted}")
+        elif not np.isfinite(queries).all():
+            bad = int((~np.isfinite(queries).all(1)).sum())
+            failed.append(f"finite: {bad} of {len(queries)} queries hold NaN or inf; expected 0")
+        else:
+            exact = retriever.search_built(queries, checks.k, exact=True)
+            recall = recall_against(exact, retriever.search_built(queries, checks.k))
+            if not recall >= checks.recall_target:
+                failed.append(
+                    f"recall@{checks.k}: {recall:.4f} of the exact answer; expected "
+                    f"{checks.recall_target} or more"
+                )
+    except Exception as error:  # whatever a foreign tower raises: it does not go live
+        failed.append(f"probe: {error!r}; expected vectors {wanted} and an answer")
+    return failed
