@@ -1,5 +1,6 @@
-"""FAISS HNSW: recall, parameters, threads, size."""
+"""FAISS indexes: recall, parameters, threads, size."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from clusters import clusters
 
 pytest.importorskip("faiss")
 
+from twotower.retrieval import build
 from twotower.retrieval.base import METRICS
 from twotower.retrieval.hnsw import HnswConfig, HnswIndex
+from twotower.retrieval.ivf import IvfConfig, IvfIndex
+from twotower.retrieval.ivf_pq import IvfPqConfig, IvfPqIndex
 from twotower.retrieval.tuning import recall_against, tune
 
 
@@ -25,7 +29,7 @@ def test_recall_on_20k_clustered_vectors(index):
     _, queries = clusters(20_000, 200)
     exact = index.search_built(queries, 100, exact=True)
     assert recall_against(exact, index.search(queries, 100)) >= 0.99
-    tuned = tune(index, queries[:100], 100, 0.99)
+    tuned = tune(index, queries[:100], 100, 0.99, deepest=2)
     assert tuned["recall"] >= 0.99 and index.tuned == tuned
     # Queries that it was not tuned on.
     found = index.search(queries[100:], 100)
@@ -103,3 +107,77 @@ def test_memory_is_that_of_two_sets_of_vectors_and_the_graph(metric):
     # 1000 x 16 float32 are 64,000 bytes, held here and by FAISS; the lowest layer has 16 links of
     # 4 bytes for each item, 64,000 as well; keys, offsets and levels take 8 + 8 + 4 bytes an item.
     assert 3 * 64_000 + 20_000 <= index.memory_bytes <= 3 * 64_000 + 40_000
+
+
+def test_nodes_stand_by_cluster_and_answers_do_not_show_it(index, tmp_path):
+    vectors, queries = clusters(20_000, 50)
+    order = index._order
+    assert order[-1] == -1 and np.array_equal(np.sort(order[:-1]), np.arange(20_000))
+    # 100 planted centres: two vectors side by side share one, which is where they are nearest.
+    inside = vectors[order[:-1]]
+    beside = (inside[1:] * inside[:-1]).sum(1).mean()
+    assert beside > 0.4 > (vectors[1:] * vectors[:-1]).sum(1).mean() + 0.3
+    # Keys and scores are those of the vectors as they came.
+    found = index.search(queries, 10)
+    np.testing.assert_allclose(
+        found.scores, np.einsum("qd,qkd->qk", queries, vectors[found.keys]), rtol=1e-5
+    )
+    build.save(index, tmp_path / "i")
+    loaded = build.load(tmp_path / "i")
+    np.testing.assert_array_equal(loaded.search(queries, 10).keys, found.keys)
+    # What is absorbed stands behind, in its own place.
+    loaded.add(np.array([77_777]), 3 * queries[:1])
+    loaded.absorb()
+    assert loaded.search(queries[:1], 1).keys.tolist() == [[77_777]]
+    assert len(loaded._order) == 20_002
+
+
+@pytest.mark.parametrize("storage, width", [("fp16", 2), ("sq8", 1)])
+def test_codes_take_less_and_scores_are_exact(storage, width):
+    vectors, queries = clusters(5000, 50, 32)
+    whole = HnswIndex("dot", HnswConfig(ef_construction=60)).build(np.arange(5000), vectors)
+    config = HnswConfig(ef_construction=60, storage=storage, refine=2)
+    index = HnswIndex("dot", config).build(np.arange(5000), vectors)
+    # 32 dimensions of 4 bytes against 2 or 1; the graphs differ by a few links.
+    saved = whole.backend_bytes - index.backend_bytes
+    assert saved == pytest.approx(5000 * 32 * (4 - width), rel=0.02)
+    exact = index.search_built(queries, 20, exact=True)
+    found = index.search(queries, 20)
+    assert recall_against(exact, found) > 0.97
+    np.testing.assert_allclose(
+        found.scores, np.einsum("qd,qkd->qk", queries, vectors[found.keys]), rtol=1e-5
+    )
+
+
+def test_unknown_storage():
+    with pytest.raises(ValueError, match=r"storage must be one of \('float', 'fp16', 'sq8'\)"):
+        HnswConfig(storage="int4")
+
+
+def test_refine_finds_more_and_code_bytes_must_fit():
+    vectors, queries = clusters(5000, 50, 32)
+    config = IvfPqConfig(num_lists=20, num_probes=20, code_bytes=4, refine=1, threads=1)
+    index = IvfPqIndex("dot", config).build(np.arange(5000), vectors)
+    exact, recall = index.search_built(queries, 20, exact=True), {}
+    for refine in (1, 4, 16):
+        index.config = dataclasses.replace(config, refine=refine)
+        recall[refine] = recall_against(exact, index.search(queries, 20))
+    # All lists are looked into, so only the codes are to blame.
+    assert recall[1] < recall[4] < recall[16] and recall[16] > 0.95
+    # 4 bytes and an int64 an item; 20 centres and 256 parts of 32 float32.
+    assert index.backend_bytes == 5000 * 12 + 20 * 128 + 256 * 128
+    with pytest.raises(ValueError, match="code_bytes must divide the dimension, 32; got 5"):
+        IvfPqIndex("dot", IvfPqConfig(code_bytes=5)).build(np.arange(5000), vectors)
+
+
+def test_more_probes_find_more():
+    vectors, queries = clusters(5000, 50, 32)
+    index = IvfIndex("dot", IvfConfig(num_lists=50, threads=1)).build(np.arange(5000), vectors)
+    assert index._index.nlist == 50
+    exact, recall = index.search_built(queries, 20, exact=True), []
+    for probes in (1, 8, 50):
+        index.config = dataclasses.replace(index.config, num_probes=probes)
+        recall.append(recall_against(exact, index.search_built(queries, 20)))
+    assert recall[0] < recall[1] < recall[2] == 1  # all lists: every vector is scored
+    with pytest.raises(ValueError, match="num_probes must be 1 or more; got 0"):
+        IvfConfig(num_probes=0)

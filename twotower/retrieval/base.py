@@ -384,7 +384,8 @@ def _excludes(exclude: Ragged, num_queries: int) -> bool:
 
 def _order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
     """Sorts equal scores by key, in place; rows stand best first, and few have ties."""
-    tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(1))
-    if len(tied):
+    equal = scores[:, 1:] == scores[:, :-1]
+    if equal.any():
+        tied = np.flatnonzero(equal.any(1))
         order = np.lexsort((keys[tied], -scores[tied]), axis=1)
         keys[tied] = np.take_along_axis(keys[tied], order, 1)

@@ -71,7 +71,11 @@ class Candidates:
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in {"scores": self.scores, **self.columns}.items():
+        if self.scores.shape == self.keys.shape and not self.columns:
+            others = {}  # the usual case, at every search
+        else:
+            others = {"scores": self.scores, **self.columns}
+        for name, values in others.items():
             if values.shape != self.keys.shape:
                 raise ValueError(
                     f"{name} must have the shape of keys, {self.keys.shape}; got {values.shape}."

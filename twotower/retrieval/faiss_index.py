@@ -40,6 +40,8 @@ class FaissIndex(Retriever):
     """
 
     _index = None
+    # Config and size of the last search, and the SearchParameters that they gave.
+    _made: tuple = (None, None)
 
     @property
     def _kind(self) -> int:
@@ -58,13 +60,20 @@ class FaissIndex(Retriever):
         config = self.config_at(k)
         use_threads(config.threads)
         fetch = min(k * config.refine, len(self._vectors)) if self.is_coded else k
-        parameters = self._parameters(config, fetch)
-        scores, positions = self._index.search(queries, fetch, params=parameters)
+        made = self._made  # read once: other threads may replace it
+        if made[0] != (config, fetch):
+            # Kept, as making one takes as long as checking the queries.
+            made = self._made = (config, fetch), self._parameters(config, fetch)
+        scores, positions = self._find(queries, fetch, made[1])
         if self.is_coded:
             return self._refined(queries, positions, k)
         if self.metric == "euclidean":
             np.negative(scores, out=scores)
         return positions, scores
+
+    def _find(self, queries: np.ndarray, size: int, parameters):
+        """Scores and positions, -1 for none, as FAISS has them."""
+        return self._index.search(queries, size, params=parameters)
 
     def _refined(self, queries: np.ndarray, positions: np.ndarray, k: int):
         """The best k of positions, which may be -1, by their exact scores; no vector is copied."""

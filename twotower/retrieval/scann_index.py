@@ -203,17 +203,17 @@ class ScannIndex(Retriever):
             self._searcher.set_num_threads(threads)
             share = -(-len(queries) // threads)
             found, scores = self._searcher.search_batched(queries, k, reorder, leaves, True, share)
-        positions, scores = found.astype(np.int64), scores.astype(np.float32, copy=False)
+        positions = found.astype(np.int64)
         if self.metric == "euclidean":
             scores = -scores
-        scores = widened(scores, k, np.nan)
-        positions = widened(positions, k, 0)
+        if positions.shape[1] == k and not np.isnan(scores[:, -1]).any():  # no row is short
+            return positions if self._position is None else self._position[positions], scores
+        scores, positions = widened(scores, k, np.nan), widened(positions, k, 0)
         lost = np.isnan(scores)
+        positions = np.where(lost, 0, positions)
         if self._position is not None:
-            positions = self._position[np.where(lost, 0, positions)]
-        if lost.any():
-            positions, scores = np.where(lost, -1, positions), np.where(lost, NO_SCORE, scores)
-        return positions, scores
+            positions = self._position[positions]
+        return np.where(lost, -1, positions), np.where(lost, NO_SCORE, scores)
 
     def efforts(self, k: int) -> dict[str, list[int]]:
         leaves = self.config.num_leaves
