@@ -1,11 +1,15 @@
 """Builds an index over the vectors of a bundle and stores it in the bundle.
 
     python experiments/build_index.py --bundle=W/bundle --backend=hnsw
+    python experiments/build_index.py --bundle=W/bundle --backend=ivf_pq --name=small \
+        --parameters=num_lists=64,code_bytes=32
 
-Tunes the search effort on the bundle's sample queries, prints recall@k against exact search
-and the sizes.
+Tunes the search effort on the bundle's sample queries, where --parameters do not say it; prints
+recall@k against exact search and the sizes. The fields of each backend stand in its file in
+twotower/retrieval/.
 """
 
+import json
 import time
 
 import numpy as np
@@ -20,8 +24,27 @@ from twotower.retrieval.tuning import recall_against
 FLAGS = flags.FLAGS
 flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
 flags.DEFINE_enum("backend", "hnsw", sorted(BACKENDS), "Kind of index.")
+flags.DEFINE_list("parameters", [], "Fields of the backend's config, name=value.")
 flags.DEFINE_string("name", None, "Name in the bundle; the backend's by default.")
 flags.DEFINE_integer("k", 100, "Answers that recall is measured at.", lower_bound=1)
+
+
+def parameters() -> dict:
+    """The flag's values, as what they look like.
+
+    Raises:
+        ValueError: An entry without `=`.
+    """
+    found = {}
+    for entry in FLAGS.parameters:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise ValueError(f"--parameters takes name=value; got {entry!r}.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value  # a word
+    return found
 
 
 def main(argv):
@@ -30,7 +53,9 @@ def main(argv):
     bundle = Bundle(FLAGS.bundle)
     name = FLAGS.name or FLAGS.backend
     started = time.perf_counter()
-    index = add_index(bundle, name, IndexConfig(FLAGS.backend))
+    index = add_index(
+        bundle, name, IndexConfig(FLAGS.backend, bundle.manifest["metric"], parameters())
+    )
     seconds = time.perf_counter() - started
     queries = np.asarray(bundle.sample_queries)
     exact = bundle.retriever("exact").search(queries, FLAGS.k)

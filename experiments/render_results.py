@@ -1,46 +1,32 @@
-"""Renders the tables of README.md from experiments/results/*.json.
+"""Renders the tables of README.md and experiments/README.md from experiments/results/*.json.
 
-    python experiments/render_results.py            # rewrites README.md
+    python experiments/render_results.py            # rewrites the pages
     python experiments/render_results.py --check    # fails where it would change something
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. Nothing between them is
 typed by hand.
 """
 
-import json
 import pathlib
 import re
 
 from absl import app, flags
 
+import retrieval_tables  # isort: skip  (beside this script)
+from retrieval_tables import origin, read, table  # isort: skip
+
 FLAGS = flags.FLAGS
-flags.DEFINE_bool("check", False, "Only check that README.md is up to date.")
+flags.DEFINE_bool("check", False, "Only check that the pages are up to date.")
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "experiments" / "results"
+PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 NAMES = {"ease": "EASE", "ials": "iALS", "item_knn": "item-kNN"}
 METRICS = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
 
 
-def _read(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _origin(result: dict) -> str:
-    return (
-        f"`{result['command']}` at commit `{result['commit']}`, {result['hardware']}, "
-        f"{result['date']}."
-    )
-
-
 def metrics_table(*names: str) -> str:
     """Rows of evaluations, with the half width of the first metric's 95% interval."""
-    parts = [_read(name)["rows"] for name in names]
+    parts = [read(name)["rows"] for name in names]
     rows = [row for part in parts for row in part]
     body = []
     for row in rows:
@@ -50,16 +36,16 @@ def metrics_table(*names: str) -> str:
         cells[0] += f" ± {half:.3f}"
         body.append([NAMES.get(row["name"], row["name"]), *cells])
     title = f"`{rows[0]['protocol']}`, {rows[0]['part']}"
-    origin = _origin(rows[0])
+    source = origin(rows[0])
     if len(names) > 1:
         files = ", ".join(f"`{name}.json`" for name in names[1:])
-        origin += f" The other rows' commands stand in {files}."
-    return _table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + origin
+        source += f" The other rows' commands stand in {files}."
+    return table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + source
 
 
 def speed_table(name: str) -> str:
     """Training speed against the tutorial's loop."""
-    result = _read(name)
+    result = read(name)
     body = []
     for row in result["rows"]:
         share = row.get("share_of_matrix_rate")
@@ -76,12 +62,12 @@ def speed_table(name: str) -> str:
         )
     header = ["batch 4096", "examples/s", "x tutorial", "of matrix rate", "ms of a step, by part"]
     rate = f"Matrix rate: {result['matrix_gflop_per_second']:.0f} GFLOP/s. "
-    return _table(header, body) + "\n\n" + rate + _origin(result)
+    return table(header, body) + "\n\n" + rate + origin(result)
 
 
 def latency_table(name: str) -> str:
     """One request, raw features to titles."""
-    result = _read(name)
+    result = read(name)
     body = []
     for row in result["rows"]:
         recall = "" if row["recall@100"] is None else f"{row['recall@100']:.4f}"
@@ -92,7 +78,7 @@ def latency_table(name: str) -> str:
         f"history of {result['median_history']:.0f} items, all excluded. "
     )
     header = ["one request", "p50 ms, calmest block", "p50 ms", "p99 ms", "recall@100"]
-    return _table(header, body) + "\n\n" + about + _origin(result)
+    return table(header, body) + "\n\n" + about + origin(result)
 
 
 TABLES = {
@@ -105,6 +91,11 @@ TABLES = {
     ),
     "speed": lambda: speed_table("training_speed"),
     "latency": lambda: latency_table("latency"),
+    "million": retrieval_tables.million,
+    "constrained": retrieval_tables.constrained,
+    "growth": retrieval_tables.growth,
+    "overhead": retrieval_tables.overhead,
+    "claims": retrieval_tables.claims,
 }
 
 
@@ -127,12 +118,14 @@ def rendered(text: str) -> str:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = rendered(old)
-    if FLAGS.check and new != old:
-        raise SystemExit("README.md is not what the results say; run render_results.py.")
-    path.write_text(new)
+    texts = {page: rendered(page.read_text()) for page in PAGES}
+    texts[retrieval_tables.MEASURED] = retrieval_tables.measured()
+    for path, text in texts.items():
+        if path.exists() and path.read_text() == text:
+            continue
+        if FLAGS.check:
+            raise SystemExit(f"{path.name} is not what the results say; run render_results.py.")
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ LIBRARIES = {
     "ivf_pq": "faiss",
     "tiered": "faiss",
     "scann": "scann",
+    "milvus": "pymilvus milvus_lite",
 }
 
 

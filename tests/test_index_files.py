@@ -151,7 +151,9 @@ def test_nothing_pickled(saved, monkeypatch):
 
     monkeypatch.setattr(np, "load", load)
     build.load(saved)
-    assert set(allowed) == {False} and len(allowed) >= 5  # keys, vectors, dead, fresh_{keys,vectors}
+    assert (
+        set(allowed) == {False} and len(allowed) >= 5
+    )  # keys, vectors, dead, fresh_{keys,vectors}
 
 
 def test_a_pickle_put_beside_scann_is_not_read(saved):

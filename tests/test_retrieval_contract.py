@@ -419,6 +419,8 @@ def test_absorb(backend, metric, clustered):
     assert index.keys.tolist() == sorted(keys.tolist()) and len(index) == len(keys)
     assert len(index.state()["fresh_keys"]) == 0
     agrees(index.search(queries, 20), oracle(metric, queries, keys, vectors, 20), index.is_exact)
+    # Where the backend has forgotten what was removed, a search need not look for it any more.
+    assert index._store.is_changed == (not index.can_forget and not index.is_exact)
     # The backend itself has them: not a scan of the buffer.
     found, wanted = index.search_built(queries, 20), oracle(metric, queries, keys, vectors, 20)
     alive = [[key for key in row if key >= 0] for row in found.keys.tolist()]
@@ -444,6 +446,7 @@ def test_absorbed_comes_back_from_disk(backend, clustered, tmp_path):
     build.save(index, tmp_path / "i")
     loaded = build.load(tmp_path / "i")
     assert loaded.keys.tolist() == sorted(keys.tolist())
+    assert loaded._store.is_changed == index._store.is_changed
     one, other = index.search(clustered[2], 20), loaded.search(clustered[2], 20)
     np.testing.assert_array_equal(one.keys, other.keys)
     loaded.remove(keys[:5])

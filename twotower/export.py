@@ -120,13 +120,14 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
     Args:
         bundle: Where to.
         name: Name of the index.
-        config: Which index; where it names no parameters, its search effort is tuned on the
+        config: Which index; where its parameters name no search effort, that is tuned on the
             bundle's sample queries.
     """
     retriever = build.build(config, np.asarray(bundle.keys), np.asarray(bundle.vectors))
-    if not retriever.is_exact and not config.parameters:
-        queries = np.asarray(bundle.sample_queries)
-        found = tuning.tune(retriever, queries, min(100, len(bundle.keys)), RECALL_TARGET)
+    k = min(100, len(bundle.keys))
+    efforts = retriever.efforts(k).keys()
+    if efforts and not efforts & config.parameters.keys():
+        found = tuning.tune(retriever, np.asarray(bundle.sample_queries), k, RECALL_TARGET)
         logging.info("%s: %s", name, found)
     (bundle.directory / "index").mkdir(exist_ok=True)
     build.save(retriever, bundle.directory / "index" / name, model_version=bundle.model_version)

@@ -53,6 +53,8 @@ class Retriever(abc.ABC):
     distances_per_candidate = 10.0
     # Whether `absorb` can index further vectors; a backend that cannot is built anew.
     can_append = False
+    # Whether `_discard` makes it forget; otherwise tombstones hide what is removed.
+    can_forget = False
 
     def __init__(self, metric: str = "dot", config=None) -> None:
         if metric not in METRICS:
@@ -81,7 +83,7 @@ class Retriever(abc.ABC):
         raise NotImplementedError
 
     def _discard(self, positions: np.ndarray) -> None:  # noqa: B027 (tombstones hide them anyhow)
-        """Forgets vectors, where the backend can; the other positions stay as they are."""
+        """Forgets vectors, if `can_forget`; the other positions stay as they are."""
 
     def efforts(self, k: int) -> dict[str, list[int]]:
         """What `tuning.tune` may try for `k` answers: fields of `config`, each with ascending
@@ -221,8 +223,8 @@ class Retriever(abc.ABC):
                 self.tuned = tuned
             return self
         gone = np.flatnonzero(store.removed & (store.built.keys >= 0))
-        self._store = store.absorbed()
-        if len(gone):
+        self._store = store.absorbed(self.can_forget)
+        if len(gone) and self.can_forget:
             self._discard(gone)
         if len(store.fresh):
             self._append(store.fresh.vectors)
@@ -316,8 +318,10 @@ class Retriever(abc.ABC):
             exact: Scan instead: the truth to measure it against.
         """
         queries, k, built = self._checked_queries(queries, k), int(k), self._store.built
-        find = built.best if exact else self._search
-        positions, scores = find(queries, min(k, len(built)))
+        if exact:
+            positions, scores = built.best(queries, min(k, len(built)), built.keys >= 0)
+        else:
+            positions, scores = self._search(queries, min(k, len(built)))
         return Candidates.rank(built.keys_of(positions), scores, k)
 
     def save(self, directory: pathlib.Path) -> None:
@@ -339,7 +343,7 @@ class Retriever(abc.ABC):
         Raises:
             ValueError: Files of other shapes or types than `save` writes.
         """
-        self._store = Store.load(directory, self.metric, mmap)
+        self._store = Store.load(directory, self.metric, mmap, self.can_forget)
         self._load(directory)
         return self
 

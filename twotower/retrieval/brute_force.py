@@ -13,13 +13,9 @@ class BruteForceIndex(Retriever):
 
     backend = "exact"
     is_exact = True
-    can_append = True
 
     def _build(self, vectors: np.ndarray) -> None:
         pass  # the base class keeps the vectors
-
-    def _append(self, vectors: np.ndarray) -> None:
-        pass
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self._store.built.best(queries, k)

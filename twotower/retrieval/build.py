@@ -32,6 +32,7 @@ CLASSES = {
     "ivf_pq": ("ivf_pq", "IvfPqIndex"),
     "tiered": ("tiered", "TieredIndex"),
     "scann": ("scann_index", "ScannIndex"),
+    "milvus": ("milvus_index", "MilvusIndex"),
 }
 BACKENDS = tuple(CLASSES)
 

@@ -137,12 +137,8 @@ class FlatIndex(FaissIndex):
     backend = "flat"
     Config = FlatConfig
     is_exact = True
-    can_append = True
 
     def _build(self, vectors: np.ndarray) -> None:
-        pass
-
-    def _append(self, vectors: np.ndarray) -> None:
         pass
 
     def _save(self, directory: pathlib.Path) -> None:

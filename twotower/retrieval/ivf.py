@@ -9,6 +9,8 @@ import numpy as np
 
 from twotower.retrieval.faiss_index import FaissIndex, faiss, require, use_threads
 
+LEAST_SHARED = 20_000  # vectors that are worth more than one thread
+
 
 @dataclasses.dataclass(frozen=True)
 class IvfConfig:
@@ -43,13 +45,15 @@ class IvfIndex(FaissIndex):
     backend = "ivf"
     Config = IvfConfig
     can_append = True
+    can_forget = True
 
     def _make(self, quantizer, dim: int, num_lists: int):
         return faiss.IndexIVFFlat(quantizer, dim, num_lists, self._kind)
 
     def _build(self, vectors: np.ndarray) -> None:
-        use_threads(0)
         num, dim = vectors.shape
+        # Rounds of k-means over few vectors are too short to share: threads would mostly wait.
+        use_threads(0 if num >= LEAST_SHARED else 1)
         num_lists = min(num, self.config.num_lists or int(4 * np.sqrt(num)))
         # The quantizer has the index's metric: over another, lists and answers would not agree.
         quantizer = faiss.IndexFlat(dim, self._kind)

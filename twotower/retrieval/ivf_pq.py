@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 
+from twotower.retrieval.candidates import NO_SCORE, widened
 from twotower.retrieval.faiss_index import faiss, require
 from twotower.retrieval.ivf import IvfConfig, IvfIndex
 
@@ -78,7 +79,8 @@ class IvfPqIndex(IvfIndex):
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self._index is None:
-            return self._store.built.best(queries, k)
+            found, scores = self._store.built.best(queries, k, self._store.is_open(None))
+            return widened(found, k, -1), widened(scores, k, NO_SCORE)
         return super()._search(queries, k)
 
     def _save(self, directory: pathlib.Path) -> None:

@@ -47,7 +47,7 @@ def search_open(
     fetch = k + num_banned
     if num_open < num:
         # What a filter closes is spread over an answer about as over the catalogue.
-        fetch = 16 + (1.2 * fetch * num / max(num_open, 1)).astype(np.int64)
+        fetch = fetch + 16 + (1.2 * fetch * (num / max(num_open, 1) - 1)).astype(np.int64)
     fetch = np.minimum(fetch, num)
     found = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)

@@ -135,6 +135,7 @@ class ScannIndex(Retriever):
     backend = "scann"
     Config = ScannConfig
     can_append = True
+    can_forget = True
 
     def __init__(self, metric: str = "dot", config: ScannConfig | None = None) -> None:
         _require()
@@ -211,7 +212,7 @@ class ScannIndex(Retriever):
         scores, positions = widened(scores, k, np.nan), widened(positions, k, 0)
         lost = np.isnan(scores)
         positions = np.where(lost, 0, positions)
-        if self._position is not None:
+        if self._position is not None and len(self._position):
             positions = self._position[positions]
         return np.where(lost, -1, positions), np.where(lost, NO_SCORE, scores)
 

@@ -21,19 +21,23 @@ class Store:
 
     Attributes:
         built: What the backend was built from.
-        removed: `[num_built]` bool, tombstones of removed and of replaced vectors.
+        removed: `[num_built]` bool, removed and replaced vectors; exact scans step over them.
         fresh: The buffer: vectors added since, scanned exactly with every search.
+        forgotten: How many of the removed ones the backend has given up. The others are
+            tombstones: it may still find them, so every search has to look.
     """
 
     built: KeyedVectors
     removed: np.ndarray
     fresh: KeyedVectors
+    forgotten: int = 0
 
     def __post_init__(self) -> None:
         num_removed = int(np.count_nonzero(self.removed))
         object.__setattr__(self, "num_removed", num_removed)
         # Read at every search, so not properties.
-        object.__setattr__(self, "is_changed", num_removed > 0 or len(self.fresh) > 0)
+        object.__setattr__(self, "num_tombstones", num_removed - self.forgotten)
+        object.__setattr__(self, "is_changed", self.num_tombstones > 0 or len(self.fresh) > 0)
         object.__setattr__(self, "_alive", ~self.removed if num_removed else None)
 
     @classmethod
@@ -60,8 +64,8 @@ class Store:
         """Which of the two limits is passed; "" where none is."""
         if len(self.fresh) > MAX_BUFFER:
             return f"{len(self.fresh)} vectors in the buffer, of {MAX_BUFFER} at most"
-        if self.num_removed > MAX_TOMBSTONES * len(self.built):
-            return f"{self.num_removed} of {len(self.built)} vectors are tombstones"
+        if self.num_tombstones > MAX_TOMBSTONES * len(self.built):
+            return f"{self.num_tombstones} of {len(self.built)} vectors are tombstones"
         return ""
 
     def add(self, new: KeyedVectors) -> "Store":
@@ -86,7 +90,7 @@ class Store:
         if (gone >= 0).any():
             keep = np.delete(np.arange(len(fresh)), gone[gone >= 0])
             fresh = KeyedVectors(fresh.keys[keep], fresh.vectors[keep], fresh.metric)
-        return Store(self.built, removed, fresh)
+        return Store(self.built, removed, fresh, self.forgotten)
 
     def is_open(self, allow: np.ndarray | None) -> np.ndarray | None:
         """`[num_built]` bool, which built vectors may be found; None where all may.
@@ -101,9 +105,13 @@ class Store:
         is_open[position[position >= 0]] = True
         return is_open if self._alive is None else is_open & self._alive
 
-    def absorbed(self) -> "Store":
+    def absorbed(self, forgets: bool) -> "Store":
         """With the buffer behind the built vectors. Removed ones keep their positions, without a
-        key, so that what a backend knows by position stays true."""
+        key, so that what a backend knows by position stays true.
+
+        Args:
+            forgets: Whether the backend gives up the removed ones.
+        """
         keys = np.where(self.removed, NO_KEY, self.built.keys)
         built = KeyedVectors(
             np.concatenate([keys, self.fresh.keys]),
@@ -111,13 +119,16 @@ class Store:
             self.built.metric,
         )
         removed = np.concatenate([self.removed, np.zeros(len(self.fresh), bool)])
-        return dataclasses.replace(Store.of(built), removed=removed)
+        forgotten = self.num_removed if forgets else 0
+        return dataclasses.replace(Store.of(built), removed=removed, forgotten=forgotten)
 
     def live(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys and vectors of all items that a search may find: what a rebuild starts from."""
-        alive = slice(None) if self._alive is None else self._alive
-        if not self.is_changed:
-            return self.built.keys, self.built.vectors
+        alive = self._alive
+        if alive is None:
+            if not len(self.fresh):
+                return self.built.keys, self.built.vectors
+            alive = slice(None)
         return (
             np.concatenate([self.built.keys[alive], self.fresh.keys]),
             np.concatenate([self.built.vectors[alive], self.fresh.vectors]),
@@ -139,13 +150,16 @@ class Store:
             np.save(directory / f"{name}.npy", array)
 
     @classmethod
-    def load(cls, directory: pathlib.Path, metric: str, mmap: bool = False) -> "Store":
+    def load(
+        cls, directory: pathlib.Path, metric: str, mmap: bool = False, forgets: bool = False
+    ) -> "Store":
         """Reads what `save` wrote.
 
         Args:
             directory: The folder.
             metric: That of the index.
             mmap: Whether the built vectors stay on disk until an exact scan needs them.
+            forgets: As in `absorbed`.
 
         Raises:
             ValueError: An array of another shape or type than `save` writes.
@@ -171,4 +185,5 @@ class Store:
             KeyedVectors(keys, vectors, metric),
             read("dead", bool, len(keys)),
             KeyedVectors(fresh_keys, fresh_vectors, metric),
+            int((keys == NO_KEY).sum()) if forgets else 0,
         )

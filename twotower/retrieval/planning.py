@@ -1,0 +1,252 @@
+"""What an index of some size would cost, and which one to take: from this project's measurements.
+
+`measured.json` beside this file holds, for each kind of index and size, what
+experiments/benchmark_retrieval.py measured once it was tuned: bytes, build time, latency, recall.
+Power laws through those points say the rest, and how far they are off at the largest size measured
+when that point is left out. Beyond it they are what they are: extrapolations.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from twotower.retrieval.store import MAX_TOMBSTONES
+
+FILE = pathlib.Path(__file__).parent / "measured.json"
+# Points under this share of the largest size say more of constant costs than of growth.
+LEAST_SHARE = 1 / 100
+FLOAT_BYTES, KEY_BYTES, DAY = 4, 8, 86_400
+# Exact search needs no tuning, no build and no rebuild: where it is this quick, that decides.
+EXACT_MS = 1.0
+# Codes are searched in memory while the float32 vectors, scored again, may stay on disk.
+CODED = ("hnsw-fp16", "hnsw-sq8", "ivf_pq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What an index would cost; one thread searches, `cores` build.
+
+    Attributes:
+        variant: Kind of index, as in the measurements.
+        num_items: Vectors.
+        dim: Their length.
+        index_bytes: What the index itself takes.
+        vector_bytes: The float32 vectors and keys, for exact scans and scores; they may be
+            memory-mapped.
+        build_s: Seconds of one core; the measured builds share them among cores.
+        p50_ms: Median milliseconds of a search, one thread.
+        recall: Of the tuned index at the largest size measured.
+        times_largest: `num_items` over the largest size measured.
+    """
+
+    variant: str
+    num_items: int
+    dim: int
+    index_bytes: float
+    vector_bytes: float
+    build_s: float
+    p50_ms: float
+    recall: float
+    times_largest: float
+
+    @property
+    def resident_bytes(self) -> float:
+        """What must be in memory: codes alone where the vectors may stay on disk."""
+        return self.index_bytes + (0 if self.variant in CODED else self.vector_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """Which index to take.
+
+    Attributes:
+        backend: For an IndexConfig.
+        parameters: For an IndexConfig, too.
+        why: One line for each kind of index, the chosen one first.
+    """
+
+    backend: str
+    parameters: dict
+    why: list[str]
+
+
+@functools.cache
+def measurements() -> tuple[dict, ...]:
+    """The rows of `measured.json`."""
+    return tuple(json.loads(FILE.read_text())["rows"])
+
+
+def vector_bytes(num_items: int, dim: int) -> float:
+    """Bytes of float32 vectors.
+
+    >>> vector_bytes(800_000_000, 256) / 1e9  # GB
+    819.2
+    """
+    return float(num_items) * dim * FLOAT_BYTES
+
+
+def code_bytes(num_items: int, width: int) -> dict[str, float]:
+    """Bytes of IVF-PQ: codes, the int64 number that each entry of a list carries, and both.
+
+    >>> {name: value / 1e9 for name, value in code_bytes(800_000_000, 16).items()}  # GB
+    {'codes': 12.8, 'numbers': 6.4, 'both': 19.2}
+    """
+    codes, numbers = float(num_items) * width, float(num_items) * 8
+    return {"codes": codes, "numbers": numbers, "both": codes + numbers}
+
+
+def fit(rows: Sequence[dict], name: str) -> np.ndarray:
+    """Coefficients `[3]` of log value = a + b log num_items + c log dim, by least squares.
+
+    Where all rows have one dimension, c is 1: work grows with the length of the vectors.
+    """
+    largest = max(row["num_items"] for row in rows)
+    rows = [row for row in rows if row["num_items"] >= LEAST_SHARE * largest]
+    num, dim, value = (np.log([row[n] for row in rows]) for n in ("num_items", "dim", name))
+    columns = [np.ones(len(rows)), num]
+    if len({row["dim"] for row in rows}) > 1:
+        columns.append(dim)
+        return np.linalg.lstsq(np.stack(columns, 1), value, rcond=None)[0]
+    return np.append(np.linalg.lstsq(np.stack(columns, 1), value - dim, rcond=None)[0], 1.0)
+
+
+def _at(coefficients: np.ndarray, num_items: int, dim: int) -> float:
+    return float(np.exp(coefficients @ [1, np.log(num_items), np.log(dim)]))
+
+
+def predict(rows: Sequence[dict], num_items: int, dim: int) -> Prediction:
+    """What the kind of index that these rows measured would cost.
+
+    Args:
+        rows: Measurements of one variant, at two sizes or more.
+        num_items: Vectors.
+        dim: Their length.
+
+    Raises:
+        ValueError: Rows of fewer than two sizes, or nothing to predict for.
+    """
+    sizes = {row["num_items"] for row in rows}
+    if len(sizes) < 2:
+        raise ValueError(f"a growth needs measurements at two sizes or more; got {sorted(sizes)}.")
+    if num_items < 1 or dim < 1:
+        raise ValueError(f"num_items and dim must be 1 or more; got {num_items} and {dim}.")
+    largest = max(rows, key=lambda row: row["num_items"])
+    # Bytes a vector are linear in dim; in a large index nothing else changes them.
+    some = [row for row in rows if row["num_items"] >= LEAST_SHARE * largest["num_items"]]
+    dims, each = ([row[name] for row in some] for name in ("dim", "bytes_per_vector"))
+    if len(set(dims)) > 1:
+        slope, rest = np.polyfit(dims, each, 1)
+    else:
+        slope, rest = 0.0, largest["bytes_per_vector"]
+    return Prediction(
+        variant=largest["variant"],
+        num_items=num_items,
+        dim=dim,
+        index_bytes=num_items * max(0.0, slope * dim + rest),
+        vector_bytes=vector_bytes(num_items, dim) + num_items * KEY_BYTES,
+        build_s=0.0
+        if not largest["build_cpu_s"]
+        else _at(fit(rows, "build_cpu_s"), num_items, dim),
+        p50_ms=_at(fit(rows, "p50_ms"), num_items, dim),
+        recall=largest["recall"],
+        times_largest=num_items / largest["num_items"],
+    )
+
+
+def error_at_largest(rows: Sequence[dict]) -> dict[str, float]:
+    """Predicted over measured, less 1, at the largest size when that one is left out of the fit.
+
+    Raises:
+        ValueError: Fewer than three sizes.
+    """
+    largest = max(rows, key=lambda row: row["num_items"])
+    others = [row for row in rows if row["num_items"] < largest["num_items"]]
+    found = predict(others, largest["num_items"], largest["dim"])
+    measured = {
+        "bytes": largest["bytes_per_vector"] * largest["num_items"],
+        "build_s": largest["build_cpu_s"],
+        "p50_ms": largest["p50_ms"],
+    }
+    predicted = {"bytes": found.index_bytes, "build_s": found.build_s, "p50_ms": found.p50_ms}
+    return {name: predicted[name] / value - 1 for name, value in measured.items() if value}
+
+
+def plan(num_items: int, dim: int, rows: Sequence[dict] | None = None) -> list[Prediction]:
+    """What each kind of index would cost, the quickest search first.
+
+    Args:
+        num_items: Vectors.
+        dim: Their length.
+        rows: Measurements; this project's where None.
+    """
+    rows = measurements() if rows is None else rows
+    found = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        if len({row["num_items"] for row in own}) > 1:
+            found.append(predict(own, num_items, dim))
+    return sorted(found, key=lambda one: one.p50_ms)
+
+
+def suggest(
+    num_items: int,
+    dim: int,
+    memory: float,
+    updates: float = 0.0,
+    rows: Sequence[dict] | None = None,
+    cores: int = 2,
+) -> Suggestion:
+    """Which index to take: the quickest that fits into memory and can be kept fresh.
+
+    Exact search is preferred where it answers within a millisecond. A graph cannot forget, so it
+    is rebuilt when `MAX_TOMBSTONES` of it were replaced; the others once a day. A build must be
+    done in half the time until the next one.
+
+    Args:
+        num_items: Vectors.
+        dim: Their length.
+        memory: Bytes there are for it. Codes can leave the float32 vectors on disk.
+        updates: Items added, replaced or removed a day.
+        rows: Measurements; this project's where None.
+        cores: That build.
+
+    Raises:
+        ValueError: Nothing fits: the message has each index with what it would need.
+    """
+    fits, why = [], []
+    for one in plan(num_items, dim, rows):
+        graph = one.variant.startswith("hnsw")
+        until = DAY * (MAX_TOMBSTONES * num_items / updates if graph and updates else 1)
+        line = (
+            f"{one.variant}: {one.resident_bytes / 2**30:.1f} GiB, {one.p50_ms:.2f} ms a search, "
+            f"{one.build_s / cores / 60:.0f} min to build"
+        )
+        if one.resident_bytes > memory:
+            why.append(f"{line}; does not fit into {memory / 2**30:.1f} GiB")
+        elif updates and 2 * one.build_s / cores > until:
+            why.append(f"{line}; {updates:,.0f} changes a day wear it out in {until / 60:.0f} min")
+        else:
+            fits.append((one, line))
+            why.append(line)
+    if not fits:
+        raise ValueError(
+            f"no index of {num_items:,} x {dim} fits: " + "; ".join(why) + ". More memory, shorter "
+            "vectors, or a cluster (milvus with a server address) would."
+        )
+    exact = [(one, line) for one, line in fits if one.variant in ("exact", "flat")]
+    chosen, line = exact[0] if exact and exact[0][0].p50_ms <= EXACT_MS else fits[0]
+    backend, _, storage = chosen.variant.partition("-")
+    parameters = {"storage": storage} if backend == "hnsw" and storage else {}
+    if chosen.variant == "scann-soar":
+        parameters = {"soar": True}
+    reason = "the quickest that fits"
+    if chosen.variant in ("exact", "flat"):
+        reason = f"exact within {EXACT_MS:.0f} ms: nothing to tune or to build"
+    if backend == "ivf_pq" and updates:
+        backend, reason = "tiered", f"{reason}; an HNSW of fresh items in front of it"
+    why.remove(line)
+    return Suggestion(backend, parameters, [f"{line}; {reason}", *why])
