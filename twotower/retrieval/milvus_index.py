@@ -4,18 +4,12 @@ The float32 vectors stay in the base class, too, so exact scans, exclusions and 
 server; a plain search does. What milvus-lite is good for: the same code in tests as on a server.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import importlib.util
 import itertools
 import json
-import logging
-import os
 import pathlib
-import shutil
-import tempfile
-import threading
 import urllib.parse
 import uuid
 import weakref
@@ -24,19 +18,7 @@ import numpy as np
 
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
-
-HINT = 'pip install "pymilvus>=3.0" "milvus-lite>=3.2"'
-try:
-    import grpc
-    import pymilvus
-except ImportError as error:  # pragma: no cover
-    raise ImportError(f"The milvus index needs pymilvus: {HINT}") from error
-
-# Both log each failed call with its traceback; here every one of them becomes an exception.
-for _name in ("pymilvus", "milvus_lite"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-LOST = grpc.RpcError, grpc.FutureTimeoutError
-FAILED = pymilvus.MilvusException, *LOST
+from twotower.retrieval.milvus_connection import HINT, connect, errors, is_address, pymilvus
 
 DESCRIPTION = "milvus.json"
 # Milvus answers no more than MAX_K, and takes messages of 64 MB; half of it is room enough.
@@ -104,47 +86,7 @@ class MilvusConfig:
     @property
     def is_remote(self) -> bool:
         """Whether `uri` is an address and not a path."""
-        return "://" in self.uri
-
-
-class _Lease:
-    """What goes with an index: its connection, a collection without a name, a temporary file.
-
-    `close` does it once: at `MilvusIndex.close`, when the index is garbage, or when Python ends.
-    """
-
-    def __init__(self, file: str) -> None:
-        self.client, self.collection, self._files = None, "", [file]
-        self._lock = threading.Lock()
-        atexit.register(self.close)
-
-    def close(self) -> None:
-        with self._lock:  # at exit this waits for the thread of `close_later`
-            for file in self._files:
-                with contextlib.suppress(Exception):  # a server that is gone has nothing to drop
-                    if self.collection:
-                        self.client.drop_collection(self.collection, timeout=5)
-                    self.client.close()
-                if file:
-                    from milvus_lite.server_manager import server_manager_instance
-
-                    server_manager_instance.release_server(file)
-                    shutil.rmtree(pathlib.Path(file).parent, ignore_errors=True)
-            self._files = []
-        atexit.unregister(self.close)
-
-    def close_later(self) -> None:
-        """Garbage is collected at any moment, so perhaps inside a lock that closing would take."""
-        if self._files:
-            threading.Thread(target=self.close, daemon=True).start()
-
-
-def _is_lost(error: BaseException | None) -> bool:
-    """Whether gRPC failed, as against a server that answered with a refusal."""
-    if error is None or isinstance(error, LOST):
-        return error is not None
-    # pymilvus raises an error from itself on its way up.
-    return any(_is_lost(e) for e in (error.__cause__, error.__context__) if e is not error)
+        return is_address(self.uri)
 
 
 class MilvusIndex(Retriever):
@@ -192,51 +134,17 @@ class MilvusIndex(Retriever):
     def _connect(self) -> None:
         if self._client is not None:
             return
-        config, file = self.config, ""
-        if not config.uri:
-            file = str(pathlib.Path(tempfile.mkdtemp(prefix="twotower-milvus-")) / "vectors.db")
-        lease = _Lease(file)
-        try:
-            # A channel of its own, which does not know that the address was silent a moment ago:
-            # else the first search after a server is back would fail, too.
-            lease.client = pymilvus.MilvusClient(
-                file or config.uri,
-                token=os.environ.get("MILVUS_TOKEN", "") if config.is_remote else "",
-                timeout=config.timeout,
-                dedicated=True,
-                grpc_options={"grpc.use_local_subchannel_pool": 1},
-            )
-            self._is_lite = lease.client.get_server_version().startswith("milvus_lite")
-        except FAILED as error:
-            lease.close()
-            what_to_do = (
-                "Is the server running there, and is MILVUS_TOKEN set if it asks for one?"
-                if config.is_remote
-                else "Is its folder there, and no other process has it open? For several "
-                "processes run `milvus-lite server` and give its address."
-            )
-            raise ConnectionError(
-                f"No Milvus at {file or config.uri}: {error}. {what_to_do}"
-            ) from error
-        if config.is_remote and not config.collection:
+        lease, self._is_lite = connect(self.config.uri, self.config.timeout)
+        if self.config.uri and not self.config.collection:
             lease.collection = self._name
         self._client, self._lease = lease.client, lease
         # At exit the lease closes itself: a thread would not be waited for.
         weakref.finalize(self, lease.close_later).atexit = False
 
-    @contextlib.contextmanager
     def _errors(self):
         """Of pymilvus, as ConnectionError or, where the server refuses, as ValueError."""
-        where = f"Milvus at {self.config.uri or 'a temporary file'}, collection {self._name}"
-        try:
-            yield
-        except FAILED as error:
-            if _is_lost(error):
-                raise ConnectionError(
-                    f"{where}: no answer ({error}). Try again when the server is back; it waits "
-                    "search_timeout seconds for an answer."
-                ) from error
-            raise ValueError(f"{where} refuses: {error}") from error
+        where = self.config.uri or "a temporary file"
+        return errors(f"Milvus at {where}, collection {self._name}")
 
     def _build(self, vectors: np.ndarray) -> None:
         self._is_whole = False
