@@ -296,7 +296,14 @@ class Retriever(abc.ABC):
             positions, scores = widened(positions, k, -1), widened(scores, k, NO_SCORE)
         else:
             positions, scores = search_open(
-                self._search, built, queries, k, is_open, exclude, self.distances_per_candidate
+                self._search,
+                built,
+                queries,
+                k,
+                is_open,
+                store.count_open(is_open),
+                exclude,
+                self.distances_per_candidate,
             )
         keys = built.keys_of(positions)
         if len(fresh):

@@ -17,6 +17,7 @@ def search_open(
     queries: np.ndarray,
     k: int,
     is_open: np.ndarray | None,
+    num_open: int,
     exclude: Ragged | None,
     distances_per_candidate: float,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +32,7 @@ def search_open(
         queries: `[num_queries, dim]` float32.
         k: 1 or more.
         is_open: `[num_built]` bool, positions that may be found; all where None.
+        num_open: How many those are.
         exclude: For each query, keys that may not.
         distances_per_candidate: As in `Retriever`.
 
@@ -39,7 +41,6 @@ def search_open(
     """
     num = len(built)
     banned = np.empty(0, np.int64) if exclude is None else np.unique(built.pairs(exclude))
-    num_open = num if is_open is None else int(np.count_nonzero(is_open))
     if is_open is not None:
         banned = banned[is_open[banned % num]]
     num_banned = np.bincount(banned // num, minlength=len(queries))

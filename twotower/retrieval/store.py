@@ -75,6 +75,12 @@ class Store:
         vectors = np.concatenate([kept.fresh.vectors, new.vectors])
         return dataclasses.replace(kept, fresh=KeyedVectors(keys, vectors, new.metric))
 
+    def count_open(self, is_open: np.ndarray | None) -> int:
+        """How many built vectors `is_open` opens; counted anew only for a filter."""
+        if is_open is None or is_open is self._alive:
+            return len(self.built) - self.num_removed
+        return int(np.count_nonzero(is_open))
+
     def knows(self, keys: np.ndarray) -> np.ndarray:
         """Which of these int64 keys a search may find, `[num_keys]` bool."""
         position = self.built.positions(keys)
