@@ -5,11 +5,11 @@
     python experiments/benchmark_overhead.py --cache=C/0.5-1000000x128 --bundle=W/bundle \
         --output=overhead.json
 
-Takes the indexes that the first command left in its cache and asks each the same queries, in turn
-through `Retriever.search` and through the library: numpy's product and partition, `faiss.knn`,
-`index.search` (over codes `IndexRefineFlat`, which scores again as the interface does), ScaNN's
-`search` and `search_batched`. One thread, one core; the order changes with every round. Medians of
-the differences of pairs, so that a machine that drifts drifts for both.
+Takes the indexes that the first command left in its cache, tunes each for --recall_target, and asks
+it the same queries in turn through `Retriever.search` and through the library: numpy's product and
+partition, `faiss.knn`, `index.search` (over codes `IndexRefineFlat`, which scores again as the
+interface does), ScaNN's `search` and `search_batched`. One thread, one core; the order changes with
+every round. Medians of the differences of pairs, so that a machine that drifts drifts for both.
 """
 
 import json
@@ -25,6 +25,7 @@ from absl import app, flags
 
 from twotower.provenance import provenance
 from twotower.retrieval import build
+from twotower.retrieval.tuning import tune
 
 BATCHES = {1: 1000, 100: 40}  # queries at a time -> rounds
 
@@ -32,6 +33,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("cache", None, "Folder of one set of vectors.", required=True)
 flags.DEFINE_string("bundle", None, "Bundle whose sample queries to ask.", required=True)
 flags.DEFINE_integer("k", 100, "Answers a query.", lower_bound=1)
+flags.DEFINE_float("recall_target", 0.98, "Recall to tune for.", lower_bound=0, upper_bound=1)
 flags.DEFINE_list("variants", None, "Which of the indexes in the cache; all by default.")
 flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
 flags.DEFINE_string("output", None, "JSON file to write.")
@@ -100,6 +102,7 @@ def compare(index, queries: np.ndarray, k: int, size: int, rounds: int) -> dict:
     more = float(np.median(interface - library))
     return {
         "batch": size,
+        "parameters": {name: getattr(index.config, name) for name in index.efforts(k)},
         "interface_us": float(np.median(interface)),
         "library_us": float(np.median(library)),
         "more_us": more,
@@ -122,6 +125,8 @@ def main(argv):
             continue
         index = build.load(place / "index")
         with threadpoolctl.threadpool_limits(1):
+            if index.efforts(FLAGS.k):
+                tune(index, queries[::2], FLAGS.k, FLAGS.recall_target, deepest=1)
             for size, rounds in BATCHES.items():
                 if index.is_exact:
                     rounds = max(5, rounds // 20)

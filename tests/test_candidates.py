@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from twotower.retrieval import candidates as candidates_module
-from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates
+from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates, best_columns
 
 INF = float("inf")
 
@@ -156,3 +156,34 @@ def test_shapes_that_do_not_belong_together(found):
 
 def test_marks_of_an_empty_place():
     assert NO_KEY == -1 and NO_SCORE == -INF and NO_SCORE.dtype == np.float32
+
+
+@pytest.mark.parametrize("own_keys", [False, True], ids=["shared keys", "keys of each row"])
+@pytest.mark.parametrize("values", [3, 200, 10**6], ids=["many ties", "some ties", "few ties"])
+def test_long_rows_are_ranked_like_short_ones(values, own_keys):
+    # 4 blocks of 128 an answer make a row long: 4 x 128 x 5 = 2560. Every width of a last block,
+    # rows that are closed in part, and the plain sort as truth.
+    rng = np.random.default_rng(values)
+    for width in (2560, 2561, 2687, 2688, 4000):
+        scores = rng.integers(0, values, (3, width)).astype(np.float32)
+        scores[1, rng.random(width) < 0.7] = -np.inf
+        scores[2, :-1] = -np.inf  # a single open place, the last one: the bound says nothing
+        keys = rng.permutation(width)
+        if own_keys:
+            keys = np.stack([rng.permutation(width) for _ in range(3)])
+        wanted = np.lexsort((np.broadcast_to(keys, scores.shape), -scores), axis=1)[:, :5]
+        for rows in (slice(0, 2), slice(0, 3), slice(1, 2)):
+            own = keys[rows] if own_keys else keys
+            found = best_columns(own, scores[rows], 5)
+            # In which order closed places stand behind the open ones is nobody's business.
+            is_open = np.take_along_axis(scores[rows], wanted[rows], 1) > -np.inf
+            np.testing.assert_array_equal(found[is_open], wanted[rows][is_open])
+            closed = np.take_along_axis(scores[rows], found, 1)[~is_open]
+            assert (closed == -np.inf).all()
+
+
+def test_long_rows_with_nan():
+    scores = np.arange(3000, dtype=np.float32)[None].copy()
+    scores[0, [5, 2999]] = np.nan
+    # NaN counts as less than anything: 2998, 2997, ...
+    assert best_columns(np.arange(3000), scores, 3).tolist() == [[2998, 2997, 2996]]

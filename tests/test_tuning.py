@@ -116,7 +116,7 @@ def test_a_higher_target_is_no_cheaper_and_the_rest_stays(index, clustered):
 
 def test_a_target_out_of_reach_says_so(index, clustered):
     # No recall is 1.5: what is kept is as good as the dearest setting, to what is worth paying.
-    with pytest.warns(UserWarning, match="at most, under the target 1.5"):
+    with pytest.warns(UserWarning, match="at most on 64 queries, so not surely the target 1.5"):
         chosen = tune(index, clustered[2], K, 1.5)
     assert chosen["recall"] <= 1 < chosen["target"]
     dearest = {name: values[-1] for name, values in index.efforts(K).items()}
@@ -125,6 +125,29 @@ def test_a_target_out_of_reach_says_so(index, clustered):
         # Never all of sqrt(5000) = 70 leaves: that would be an exact scan by another name.
         assert (index.config.num_leaves, effort(index)) == (70, 66)
     assert chosen["recall"] >= true_recall(index, clustered) - 0.002
+
+
+def test_a_mean_that_might_be_luck_does_not_count(clustered):
+    # Planted recalls of four queries at ef 50, 62, 75, ...: .9 and .9 +- .1 in turn have means of
+    # .9, but 1.645 x .1 / sqrt(4) = .082 is too much doubt for a target of .85; without spread .9
+    # is sure.
+    needs("hnsw")
+    keys, vectors, queries = clustered
+    index = build.build(build.IndexConfig("hnsw", "dot", {"ef_construction": 20}), keys, vectors)
+    exact = index.search_built(queries[:4], K, exact=True)
+    found = {50: [0.8, 1, 0.8, 1], 62: [0.8, 1, 1, 0.8], 75: [0.9] * 4}
+
+    def planted(asked, depth, exact_too=False, **kwargs):
+        if exact_too or kwargs.get("exact"):
+            return exact.head(depth)
+        shares = np.array(found[index.config.ef_search])[: len(asked)]
+        wrong = np.arange(K) >= (shares * K).round().astype(int)[:, None]
+        some = exact.take(np.arange(len(asked)))
+        return Candidates(np.where(wrong, 10**9, some.keys), some.scores, some.counts)
+
+    index.search_built = planted
+    chosen = tune(index, queries[:4], K, 0.85, deepest=1)
+    assert chosen["ef_search"] == 75 and chosen["recall"] == pytest.approx(0.9)
 
 
 def test_the_quickest_pair_is_taken(clustered):
@@ -177,7 +200,7 @@ def test_leaves_of_a_tiny_index():
     pytest.importorskip("scann")
     vectors = np.float32(np.random.default_rng(2).normal(size=(150, 4)))
     index = build.build(build.IndexConfig("scann"), np.arange(150), vectors)
-    with pytest.warns(UserWarning, match="under the target 1.5"):
+    with pytest.warns(UserWarning, match="not surely the target 1.5"):
         tune(index, vectors[:20], 100, 1.5)
     assert (index.config.num_leaves, index.config.num_leaves_to_search) == (12, 11)
 
