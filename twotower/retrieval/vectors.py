@@ -13,7 +13,7 @@ from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns
 METRICS = ("dot", "cosine", "euclidean")
 
 # An exact scan takes at most this many bytes of scores at a time.
-BLOCK_BYTES = 1 << 26
+BLOCK_BYTES = 1 << 28
 
 
 class KeyedVectors:
