@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.optimize import nnls
 
 from twotower.retrieval.store import MAX_TOMBSTONES
 
@@ -102,16 +103,26 @@ def code_bytes(num_items: int, width: int) -> dict[str, float]:
 def fit(rows: Sequence[dict], name: str) -> np.ndarray:
     """Coefficients `[3]` of log value = a + b log num_items + c log dim, by least squares.
 
-    Where all rows have one dimension, c is 1: work grows with the length of the vectors.
+    Where the rows do not tell growth with dim from growth with num_items, c is 1: work grows with
+    the length of the vectors.
     """
-    largest = max(row["num_items"] for row in rows)
-    rows = [row for row in rows if row["num_items"] >= LEAST_SHARE * largest]
+    rows = _large(rows)
     num, dim, value = (np.log([row[n] for row in rows]) for n in ("num_items", "dim", name))
-    columns = [np.ones(len(rows)), num]
-    if len({row["dim"] for row in rows}) > 1:
-        columns.append(dim)
-        return np.linalg.lstsq(np.stack(columns, 1), value, rcond=None)[0]
-    return np.append(np.linalg.lstsq(np.stack(columns, 1), value - dim, rcond=None)[0], 1.0)
+    columns = np.stack([np.ones(len(rows)), num, dim], 1)
+    if np.linalg.matrix_rank(columns) == 3:
+        return np.linalg.lstsq(columns, value, rcond=None)[0]
+    return np.append(np.linalg.lstsq(columns[:, :2], value - dim, rcond=None)[0], 1.0)
+
+
+def _large(rows: Sequence[dict]) -> list[dict]:
+    largest = max(row["num_items"] for row in rows)
+    return [row for row in rows if row["num_items"] >= LEAST_SHARE * largest]
+
+
+def _parts(num_items: int, dim: int) -> list[float]:
+    """What the bytes of a vector are made of: its values or codes of each; links, numbers and codes
+    of fixed width; its share of sqrt(n) centres, and of tables as large as 256 vectors."""
+    return [dim, 1.0, dim / np.sqrt(num_items), 256 * dim / num_items]
 
 
 def _at(coefficients: np.ndarray, num_items: int, dim: int) -> float:
@@ -135,22 +146,16 @@ def predict(rows: Sequence[dict], num_items: int, dim: int) -> Prediction:
     if num_items < 1 or dim < 1:
         raise ValueError(f"num_items and dim must be 1 or more; got {num_items} and {dim}.")
     largest = max(rows, key=lambda row: row["num_items"])
-    # Bytes a vector are linear in dim; in a large index nothing else changes them.
-    some = [row for row in rows if row["num_items"] >= LEAST_SHARE * largest["num_items"]]
-    dims, each = ([row[name] for row in some] for name in ("dim", "bytes_per_vector"))
-    if len(set(dims)) > 1:
-        slope, rest = np.polyfit(dims, each, 1)
-    else:
-        slope, rest = 0.0, largest["bytes_per_vector"]
+    parts = [_parts(row["num_items"], row["dim"]) for row in rows]
+    each = nnls(np.array(parts), np.array([row["bytes_per_vector"] for row in rows]))[0]
+    has_build = all(row["build_cpu_s"] > 0 for row in _large(rows))
     return Prediction(
         variant=largest["variant"],
         num_items=num_items,
         dim=dim,
-        index_bytes=num_items * max(0.0, slope * dim + rest),
+        index_bytes=num_items * float(each @ _parts(num_items, dim)),
         vector_bytes=vector_bytes(num_items, dim) + num_items * KEY_BYTES,
-        build_s=0.0
-        if not largest["build_cpu_s"]
-        else _at(fit(rows, "build_cpu_s"), num_items, dim),
+        build_s=_at(fit(rows, "build_cpu_s"), num_items, dim) if has_build else 0.0,
         p50_ms=_at(fit(rows, "p50_ms"), num_items, dim),
         recall=largest["recall"],
         times_largest=num_items / largest["num_items"],
