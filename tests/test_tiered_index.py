@@ -95,24 +95,29 @@ def test_a_search_never_misses_an_item_that_moves(index, made):
     assert graph_size(index) > 200
 
 
-def test_a_search_between_two_steps_of_a_change_is_made_again(index, made):
-    # A writer that has put item 7 into the fresh tier and not yet taken it from the main one.
+def test_a_search_and_a_change_see_one_another_whole(index, made):
     vectors = made[0]
     index.add(np.array([NUM]), vectors[NUM : NUM + 1])
-    real, calls = index._search_both, []
+    search_store, grown, found = index._search_store, index._grown, []
 
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 1:
-            found = real(*args)
-            index._fresh.add(np.array([7]), vectors[7:8])
-            index._store = index._store.remove(np.array([7]))
-            return found
-        return real(*args)
+    def changed_meanwhile(*args):
+        main = search_store(*args)
+        index._search_store = search_store
+        index.add(np.array([7]), vectors[7:8])  # from this tier into the other
+        return main
 
-    index._search_both = interrupted
-    found = index.search(vectors[7:8], 10).keys[0].tolist()
-    assert len(calls) == 2 and found.count(7) == 1
+    index._search_store = changed_meanwhile
+    found.append(index.search(vectors[7:8], 10))
+
+    def searched_meanwhile(fresh):
+        found.append(index.search(vectors[8:9], 10))
+        return grown(fresh)
+
+    index._grown = searched_meanwhile
+    index.add(np.array([8]), vectors[8:9])
+    found.append(index.search(vectors[8:9], 10))
+    for answer, key in zip(found, (7, 8, 8), strict=True):
+        assert (answer.keys == key).sum() == 1 and answer.keys[0, 0] == key
 
 
 def test_parameters_arrive(made):

@@ -276,8 +276,11 @@ class Retriever(abc.ABC):
             ValueError: Queries of another dimension or not finite, k < 1, another number of
                 exclusion rows than queries, an index without `build`, a zero query under cosine.
         """
-        queries, store = self._checked_queries(queries, k), self._store
-        k = int(k)
+        return self._search_store(self._store, queries, k, exclude, allow)
+
+    def _search_store(self, store: Store, queries, k: int, exclude, allow) -> Candidates:
+        """`search` among the items of one store."""
+        queries, k = self._checked_queries(queries, k), int(k)
         built, fresh = store.built, store.fresh
         if exclude is not None and not _excludes(exclude, len(queries)):
             exclude = None

@@ -8,7 +8,6 @@ finds new items as well as old ones.
 import copy
 import dataclasses
 import pathlib
-import threading
 
 import numpy as np
 
@@ -17,13 +16,12 @@ from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.faiss_index import faiss, require
 from twotower.retrieval.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.ivf_pq import IvfPqConfig, IvfPqIndex
+from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import KeyedVectors, checked_keys
 
 FRESH = "fresh"
 # The main tier should take the fresh one in when that is more than this share of it.
 MAX_FRESH = 0.1
-# Searches that fall between the steps of a change are made again, and then wait for the writer.
-TRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +47,29 @@ class TieredConfig(IvfPqConfig):
 
 
 class TieredIndex(IvfPqIndex):
-    """IVF-PQ with HNSW in front: this object is the main tier, `_fresh` the other.
+    """IVF-PQ with HNSW in front: this object is the main tier, `_tiers[1]` the other.
 
-    An item is in one tier: added anew it leaves the main one. `absorb` moves the fresh tier into
-    the main one, whose centres and codes stay as they were learned.
+    An item is in one tier: added anew it leaves the main one. Both tiers stand behind one
+    reference, and a change puts new ones there, so that a search sees each item once. `absorb`
+    moves the fresh tier into the main one, whose centres and codes stay as they were learned.
     """
 
     backend = "tiered"
     Config = TieredConfig
+    # Items of the main tier, and the fresh one if there is any.
+    _tiers: tuple[Store | None, HnswIndex | None] = None, None
 
-    def __init__(self, metric: str = "dot", config: TieredConfig | None = None) -> None:
-        super().__init__(metric, config)
-        self._fresh: HnswIndex | None = None
-        self._writing = threading.Lock()
+    @property
+    def _store(self) -> Store:
+        return self._tiers[0]
+
+    @_store.setter
+    def _store(self, store: Store) -> None:
+        self._tiers = store, self._tiers[1]
+
+    @property
+    def _fresh(self) -> HnswIndex | None:
+        return self._tiers[1]
 
     def _empty(self) -> HnswIndex:
         config = self.config
@@ -77,7 +85,7 @@ class TieredIndex(IvfPqIndex):
 
     def build(self, keys: np.ndarray, vectors: np.ndarray) -> "TieredIndex":
         super().build(keys, vectors)
-        self._fresh = None
+        self._tiers = self._store, None
         return self
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
@@ -85,13 +93,14 @@ class TieredIndex(IvfPqIndex):
         new = KeyedVectors.checked(keys, vectors, self.metric, self.dim)
         if not len(new):
             return
-        with self._writing:
-            if self._fresh is None:
-                self._fresh = self._empty().build(new.keys, vectors)
-            else:
-                self._fresh.add(new.keys, vectors)
-                self._fresh = self._grown(self._fresh)
-            self._store = self._store.remove(new.keys)
+        store, fresh = self._tiers
+        if fresh is None:
+            fresh = self._empty().build(new.keys, vectors)
+        else:
+            fresh = copy.copy(fresh)  # a graph is shared, and the rest immutable
+            fresh.add(new.keys, vectors)
+            fresh = self._grown(fresh)
+        self._tiers = store.remove(new.keys), fresh
 
     def _grown(self, fresh: HnswIndex) -> HnswIndex:
         """With its buffer in the graph once that is long enough; searches under way keep the old
@@ -100,24 +109,24 @@ class TieredIndex(IvfPqIndex):
             return fresh
         if fresh.needs_rebuild:  # of tombstones
             return self._empty().build(*fresh.live())
-        other = copy.copy(fresh)
-        other._index = faiss.clone_index(fresh._index)
-        return other.absorb()
+        fresh._index = faiss.clone_index(fresh._index)
+        return fresh.absorb()
 
     def remove(self, keys: np.ndarray) -> None:
         self._require_built()
         keys = checked_keys(keys, "keys")
-        with self._writing:
-            self.require_known(keys)
-            if self._fresh is not None:
-                self._fresh.remove(keys[self._fresh.knows(keys)])
-            self._store = self._store.remove(keys)
+        self.require_known(keys)
+        store, fresh = self._tiers
+        if fresh is not None:
+            fresh = copy.copy(fresh)
+            fresh.remove(keys[fresh.knows(keys)])
+        self._tiers = store.remove(keys), fresh
 
     def absorb(self) -> "TieredIndex":
         self._require_built()
         if self._fresh is not None:
             keys, vectors = self._fresh.live()
-            self._fresh = None
+            self._tiers = self._store, None
             super().add(keys, vectors)
         return super().absorb()
 
@@ -128,21 +137,8 @@ class TieredIndex(IvfPqIndex):
         exclude: Ragged | None = None,
         allow: np.ndarray | None = None,
     ) -> Candidates:
-        for _ in range(TRIES):
-            before = self._state_of_both()
-            found = self._search_both(queries, k, exclude, allow)
-            if before == self._state_of_both():
-                return found
-        with self._writing:
-            return self._search_both(queries, k, exclude, allow)
-
-    def _state_of_both(self) -> tuple:
-        # Stores are immutable, so that the same one means the same items.
-        fresh = self._fresh
-        return self._store, fresh, fresh and fresh._store
-
-    def _search_both(self, queries, k: int, exclude, allow) -> Candidates:
-        fresh, main = self._fresh, super().search(queries, k, exclude, allow)
+        store, fresh = self._tiers
+        main = self._search_store(store, queries, k, exclude, allow)
         if fresh is None:
             return main
         found = fresh.search(queries, k, exclude, allow)
@@ -184,5 +180,5 @@ class TieredIndex(IvfPqIndex):
     def load(self, directory: pathlib.Path, mmap: bool = False) -> "TieredIndex":
         super().load(directory, mmap)
         found = (directory / FRESH).is_dir()
-        self._fresh = self._empty().load(directory / FRESH) if found else None
+        self._tiers = self._store, self._empty().load(directory / FRESH) if found else None
         return self
