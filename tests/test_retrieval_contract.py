@@ -8,15 +8,12 @@ import warnings
 import numpy as np
 import pytest
 from backends import needs
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from oracle import INF, oracle, oracle_scores, rows_of
 
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.base import METRICS, Retriever
 from twotower.retrieval.brute_force import BruteForceIndex
-
-INF = float("inf")
 
 
 @pytest.fixture(params=build.BACKENDS)
@@ -31,39 +28,6 @@ def metric(request):
 
 def make(backend, metric="dot", keys=(), vectors=()):
     return build.build(build.IndexConfig(backend, metric), np.asarray(keys), np.float32(vectors))
-
-
-def oracle_scores(metric, queries, vectors):
-    """In float64, straight from the definitions."""
-    queries, vectors = np.asarray(queries, np.float64), np.asarray(vectors, np.float64)
-    if metric == "euclidean":
-        return -((queries[:, None] - vectors[None]) ** 2).sum(2)
-    if metric == "cosine":
-        queries = queries / np.sqrt((queries**2).sum(1, keepdims=True))
-        vectors = vectors / np.sqrt((vectors**2).sum(1, keepdims=True))
-    return queries @ vectors.T
-
-
-def oracle(metric, queries, keys, vectors, k, exclude=(), allow=None):
-    """Rows of keys, best first, ties by key."""
-    rows = []
-    for row, scores in enumerate(oracle_scores(metric, queries, vectors)):
-        ranked = keys[np.lexsort((keys, -scores))]
-        if len(exclude):
-            ranked = ranked[~np.isin(ranked, exclude[row])]
-        if allow is not None:
-            ranked = ranked[np.isin(ranked, allow)]
-        rows.append(ranked[:k].tolist())
-    return rows
-
-
-def rows_of(found):
-    """Keys up to each row's end, after a check that what is behind it is empty."""
-    assert found.keys.dtype == np.int64 and found.scores.dtype == np.float32
-    assert (found.keys[~found.valid] == -1).all() and (found.scores[~found.valid] == -INF).all()
-    assert (found.keys[found.valid] >= 0).all() and np.isfinite(found.scores[found.valid]).all()
-    assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
-    return [row[:count].tolist() for row, count in zip(found.keys, found.counts)]
 
 
 def ragged(rows):
@@ -746,97 +710,6 @@ def test_what_a_backend_does_not_reach_is_found():
     index = Forgetful().build(np.array(KEYS), AXES)
     assert rows_of(index.search(QUERY, 2)) == [[70, 90]]
     assert rows_of(index.search(QUERY, 3)) == [[70, 20, 90]]
-
-
-# Random changes against a dictionary.
-
-SMALL_KEYS = st.integers(0, 12).map(lambda i: i * i + 3)
-VECTORS = st.tuples(*[st.integers(-3, 3)] * 3).filter(any)
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.dictionaries(SMALL_KEYS, VECTORS, max_size=4)),
-        st.tuples(st.just("remove"), st.sets(SMALL_KEYS, max_size=3)),
-        st.tuples(
-            st.just("search"),
-            st.lists(st.tuples(VECTORS, st.lists(SMALL_KEYS, max_size=5)), max_size=3),
-            st.integers(1, 15),
-            st.none() | st.sets(SMALL_KEYS, max_size=8),
-        ),
-    ),
-    max_size=12,
-)
-FIRST = st.dictionaries(SMALL_KEYS, VECTORS, min_size=1, max_size=10)
-
-
-def as_arrays(items):
-    return np.array(list(items), np.int64), np.float32(list(items.values())).reshape(-1, 3)
-
-
-def play(backend, metric, first, steps):
-    """The steps on an index and on a dictionary."""
-    index, known = make(backend, metric, *as_arrays(first)), dict(first)
-    whole = ("search", [((1, 2, 3), [])], 20, None)
-    for name, *rest in [*steps, whole]:
-        if name == "add":
-            index.add(*as_arrays(rest[0]))
-            known.update(rest[0])
-        elif name == "remove":
-            if rest[0] <= known.keys():
-                index.remove(np.array(sorted(rest[0]), np.int64))
-                known = {key: known[key] for key in known if key not in rest[0]}
-            else:
-                with pytest.raises(ValueError, match="not in the index"):
-                    index.remove(np.array(sorted(rest[0]), np.int64))
-        else:
-            compare(index, known, metric, *rest)
-        assert index.keys.tolist() == sorted(known) and len(index) == len(known)
-
-
-def compare(index, known, metric, asked, k, allow):
-    queries = np.float32([query for query, _ in asked]).reshape(-1, 3)
-    banned = [set(row) for _, row in asked]
-    chosen = None if allow is None else np.array(sorted(allow), np.int64)
-    found = index.search(queries, k, exclude=ragged(row for _, row in asked), allow=chosen)
-    assert found.keys.shape == (len(asked), k)
-    keys, vectors = as_arrays(known)
-    scores = oracle_scores(metric, queries, vectors)
-    for row, answer in enumerate(rows_of(found)):
-        left = {
-            int(key): score
-            for key, score in zip(keys, scores[row])
-            if key not in banned[row] and (allow is None or key in allow)
-        }
-        # Never removed, excluded, not allowed or twice; and as many as there are.
-        assert set(answer) <= left.keys()
-        assert len(set(answer)) == len(answer) == min(k, len(left))
-        # Which of equal ones make the cut is open, so scores are compared, in their order.
-        got = [left[key] for key in answer]
-        np.testing.assert_allclose(found.scores[row, : len(answer)], got, atol=1e-4)
-        if index.is_exact:
-            np.testing.assert_allclose(got, sorted(left.values(), reverse=True)[:k], atol=1e-5)
-
-
-QUICK = settings(
-    max_examples=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-LONG = settings(QUICK, max_examples=2000)
-
-
-@pytest.mark.parametrize("backend", build.BACKENDS)
-@QUICK
-@given(st.sampled_from(METRICS), FIRST, STEPS)
-def test_random_changes(backend, metric, first, steps):
-    play(backend, metric, first, steps)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["exact", "hnsw"])
-@LONG
-@given(st.sampled_from(METRICS), FIRST, STEPS)
-def test_many_random_changes(backend, metric, first, steps):
-    play(backend, metric, first, steps)
 
 
 # Imports.
