@@ -346,8 +346,9 @@ from twotower.retrieval import build
 
 def make(num):
     vectors = np.random.default_rng(num).normal(size=(num, 32)).astype(np.float32)
-    config = build.IndexConfig(sys.argv[2], "dot", {"num_lists": 20} if sys.argv[2] == "ivf" else {})
-    return build.build(config, np.arange(num), vectors)
+    parameters = {"num_lists": 20} if sys.argv[2] == "ivf" else {}
+    index = build.IndexConfig(sys.argv[2], "dot", parameters)
+    return build.build(index, np.arange(num), vectors)
 
 @contextlib.contextmanager
 def in_place(directory):
@@ -360,7 +361,8 @@ took = time.perf_counter() - start
 if sys.argv[3] == "in place":
     build.replacing = in_place
 elif sys.argv[3] == "two renames":
-    build._exchange = lambda one, other: False
+    build._exchange, rename = lambda one, other: False, os.rename
+    os.rename = lambda *names: (rename(*names), time.sleep(took))
 random.seed(0)
 for kill in range(50):
     child = os.fork()
