@@ -76,7 +76,8 @@ class Retriever(abc.ABC):
     @abc.abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions `[num_queries, k]` int64, -1 only behind the end, and scores float32, larger
-        is better, best first. `k` is at most the number of vectors built."""
+        is better, best first. `k` is at most the number of vectors built. A single query may hold
+        NaN or infinity: then nothing is found, or scores that are no finite numbers either."""
 
     def _append(self, vectors: np.ndarray) -> None:
         """Indexes `[num_new, dim]` float32 as the positions behind the others, which `_vectors`
@@ -280,19 +281,15 @@ class Retriever(abc.ABC):
 
     def _search_store(self, store: Store, queries, k: int, exclude, allow) -> Candidates:
         """`search` among the items of one store."""
-        queries, k = self._checked_queries(queries, k), int(k)
+        queries, k = self._shaped_queries(queries, k), int(k)
         built, fresh = store.built, store.fresh
         if exclude is not None and not _excludes(exclude, len(queries)):
             exclude = None
-        plain = exclude is None and allow is None and not store.is_changed
-        if plain and len(queries) and k <= len(built):
-            positions, scores = self._search(queries, k)
-            # A single query, whose search left the caches cold, pays for each call of numpy.
-            last = positions.item(-1) if len(queries) == 1 else positions[:, -1].min()
-            if last >= 0:
-                keys = built.keys_of(positions)
-                _order_ties(keys, scores)
-                return Candidates(keys, scores, _full(len(keys), k))
+        if exclude is None and allow is None and not store.is_changed:
+            found = self._search_plain(built, queries, k)
+            if found is not None:
+                return found
+        queries = self._finite(queries)
         if allow is not None:
             allow = checked_keys(allow, "allow")
         is_open = store.is_open(allow)
@@ -320,6 +317,28 @@ class Retriever(abc.ABC):
             return Candidates.rank(keys, np.concatenate([scores, more], axis=1), k)
         return Candidates(keys, scores, (positions >= 0).sum(1))
 
+    def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
+        """What the backend finds of built vectors that are all open; None where rows are short.
+
+        A single query, whose search left the caches cold, pays for each call of numpy: whether it
+        is finite shows in the scores.
+        """
+        if not len(queries) or k > len(built):
+            return None
+        single = len(queries) == 1 and not self.is_exact and self.metric != "cosine"
+        if not single:
+            queries = self._finite(queries)
+        positions, scores = self._search(queries, k)
+        if single:
+            whole = positions.item(-1) >= 0 and math.isfinite(scores.item(0))
+        else:
+            whole = positions[:, -1].min() >= 0
+        if not whole:
+            return None
+        keys = built.keys_of(positions)
+        _order_ties(keys, scores)
+        return Candidates(keys, scores, _full(len(keys), k))
+
     def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
         """What the backend alone finds among the vectors it was built from.
 
@@ -330,7 +349,8 @@ class Retriever(abc.ABC):
             k: As in `search`.
             exact: Scan instead: the truth to measure it against.
         """
-        queries, k, built = self._checked_queries(queries, k), int(k), self._store.built
+        queries, k = self._finite(self._shaped_queries(queries, k)), int(k)
+        built = self._store.built
         if exact:
             positions, scores = built.best(queries, min(k, len(built)), built.keys >= 0)
         else:
@@ -364,9 +384,10 @@ class Retriever(abc.ABC):
         if not self.dim:
             raise ValueError("the index is empty: call build or load first.")
 
-    def _checked_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
+    def _shaped_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """`[num_queries, dim]` float32, contiguous; with k, it may still hold NaN."""
         self._require_built()
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        if not (type(k) is int or isinstance(k, np.integer)) or k < 1:  # bool is no number here
             raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
         queries = np.asarray(queries)
         if queries.ndim != 2 or queries.shape[1] != self.dim or queries.dtype.kind != "f":
@@ -377,6 +398,10 @@ class Retriever(abc.ABC):
         if queries.dtype != np.float32 or not queries.flags.c_contiguous:
             with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
                 queries = np.ascontiguousarray(queries, np.float32)
+        return queries
+
+    def _finite(self, queries: np.ndarray) -> np.ndarray:
+        """The same without NaN and infinity; of length 1 under cosine."""
         # The sum of squares is NaN or infinite if any value is; it may also overflow.
         if not math.isfinite(np.vdot(queries, queries)) and not np.isfinite(queries).all():
             rows = np.flatnonzero(~np.isfinite(queries).all(1))[:5].tolist()
@@ -408,10 +433,8 @@ def _full(num_queries: int, k: int) -> np.ndarray:
 
 def _order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
     """Sorts equal scores by key, in place; rows stand best first, and few have ties."""
-    if len(scores) == 1 and len(set(scores[0].tolist())) == scores.shape[1]:
-        return  # in a third of the time
     equal = scores[:, 1:] == scores[:, :-1]
-    if equal.any():
+    if np.count_nonzero(equal):  # the quickest look there is
         tied = np.flatnonzero(equal.any(1))
         order = np.lexsort((keys[tied], -scores[tied]), axis=1)
         keys[tied] = np.take_along_axis(keys[tied], order, 1)

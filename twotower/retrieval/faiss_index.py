@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.candidates import NO_SCORE, best_columns
+from twotower.retrieval.candidates import NO_SCORE
 
 # Says at each import which of its builds it found.
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)
@@ -41,7 +41,7 @@ class FaissIndex(Retriever):
 
     _index = None
     # Config and size of the last search, and the SearchParameters that they gave.
-    _made: tuple = (None, None)
+    _made: tuple = (None, 0, None)
 
     @property
     def _kind(self) -> int:
@@ -61,10 +61,10 @@ class FaissIndex(Retriever):
         use_threads(config.threads)
         fetch = min(k * config.refine, len(self._vectors)) if self.is_coded else k
         made = self._made  # read once: other threads may replace it
-        if made[0] != (config, fetch):
+        if made[0] is not config or made[1] != fetch:
             # Kept, as making one takes as long as checking the queries.
-            made = self._made = (config, fetch), self._parameters(config, fetch)
-        scores, positions = self._find(queries, fetch, made[1])
+            made = self._made = config, fetch, self._parameters(config, fetch)
+        scores, positions = self._find(queries, fetch, made[2])
         if self.is_coded:
             return self._refined(queries, positions, k)
         if self.metric == "euclidean":
@@ -88,12 +88,13 @@ class FaissIndex(Retriever):
             self.dim,
             *positions.shape,
         )
+        best = faiss.ResultHeap(len(positions), k, keep_max=not euclidean)
+        best.add_result(scores, positions)
+        best.finalize()
         if euclidean:
-            np.negative(scores, out=scores)
-        scores[positions < 0] = NO_SCORE
-        order = best_columns(positions, scores, k)
-        row = np.arange(len(positions))[:, None]
-        return positions[row, order], scores[row, order]
+            np.negative(best.D, out=best.D)
+        best.D[best.I < 0] = NO_SCORE
+        return best.I, best.D
 
     def _save(self, directory: pathlib.Path) -> None:
         faiss.write_index(self._index, str(directory / f"{self.backend}.faiss"))

@@ -6,6 +6,7 @@ SavedModel. `import scann` loads TensorFlow; it happens in this file alone, at f
 
 import dataclasses
 import importlib.util
+import math
 import os
 import pathlib
 
@@ -195,7 +196,11 @@ class ScannIndex(Retriever):
         reorder = max(k, config.num_reordering_candidates)
         leaves, threads = config.num_leaves_to_search, config.threads
         if len(queries) == 1:
-            found, scores = self._searcher.search(queries[0], k, reorder, leaves)
+            try:
+                found, scores = self._searcher.search(queries[0], k, reorder, leaves)
+            except RuntimeError:
+                self._finite(queries)  # says which, if that is why
+                raise
             found, scores = found[None], scores[None]
         elif threads == 1:
             found, scores = self._searcher.search_batched(queries, k, reorder, leaves, False, 0)
@@ -207,8 +212,11 @@ class ScannIndex(Retriever):
         positions = found.astype(np.int64)
         if self.metric == "euclidean":
             scores = -scores
-        if positions.shape[1] == k and not np.isnan(scores[:, -1]).any():  # no row is short
-            return positions if self._position is None else self._position[positions], scores
+        # Behind the end of a short row ScaNN has NaN, and a maximum with NaN is NaN.
+        if positions.shape[1] == k:
+            last = scores.item(-1) if len(queries) == 1 else scores[:, -1].max(initial=0)
+            if not math.isnan(last):
+                return positions if self._position is None else self._position[positions], scores
         scores, positions = widened(scores, k, np.nan), widened(positions, k, 0)
         lost = np.isnan(scores)
         positions = np.where(lost, 0, positions)
