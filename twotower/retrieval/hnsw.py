@@ -11,6 +11,8 @@ STORAGES = ("float", "fp16", "sq8")
 ORDER = "hnsw_order.npy"
 # Under this many vectors a graph fits into the processor's caches in any order.
 LEAST_ORDERED = 20_000
+# What `tuning.tune` may try for efSearch, in quarters of k.
+EFFORTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ class HnswIndex(FaissIndex):
         return parameters
 
     def efforts(self, k: int) -> dict[str, list[int]]:
-        ladder = [k * step // 4 for step in (4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)]
+        ladder = [k * quarters // 4 for quarters in EFFORTS]
         return {"refine": [1, 2] if self.is_coded else [1], "ef_search": ladder}
 
     @property
