@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from twotower.ragged import Ragged
-from twotower.retrieval.candidates import NO_SCORE, Candidates, widened
+from twotower.retrieval.candidates import NO_SCORE, Candidates, order_ties, widened
 from twotower.retrieval.overfetch import search_open
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors, checked_keys, unit
@@ -329,14 +329,12 @@ class Retriever(abc.ABC):
         if not single:
             queries = self._finite(queries)
         positions, scores = self._search(queries, k)
-        if single:
-            whole = positions.item(-1) >= 0 and math.isfinite(scores.item(0))
-        else:
-            whole = positions[:, -1].min() >= 0
-        if not whole:
+        if single and not math.isfinite(scores.item(0)):
+            return None
+        if (positions.item(-1) if single else positions[:, -1].min()) < 0:
             return None
         keys = built.keys_of(positions)
-        _order_ties(keys, scores)
+        order_ties(keys, scores)
         return Candidates(keys, scores, _full(len(keys), k))
 
     def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
@@ -429,12 +427,3 @@ def _full(num_queries: int, k: int) -> np.ndarray:
     counts = np.full(num_queries, k, np.int64)
     counts.flags.writeable = False
     return counts
-
-
-def _order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
-    """Sorts equal scores by key, in place; rows stand best first, and few have ties."""
-    equal = scores[:, 1:] == scores[:, :-1]
-    if np.count_nonzero(equal):  # the quickest look there is
-        tied = np.flatnonzero(equal.any(1))
-        order = np.lexsort((keys[tied], -scores[tied]), axis=1)
-        keys[tied] = np.take_along_axis(keys[tied], order, 1)
