@@ -25,9 +25,9 @@ from absl import app, flags
 
 import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.data import load, splits
-from twotower.model import TaskConfig
 from twotower.provenance import provenance
 from twotower.recipe import Recipe
+from twotower.task import TaskConfig
 from twotower.training import Training, tensors
 
 import tensorflow as tf  # isort: skip

@@ -1,4 +1,4 @@
-"""The loss, worked by hand on a 2x2 matrix, against tfrs.tasks.Retrieval, and in the limit."""
+"""Losses by hand on a 2x2 matrix, against numpy and tfrs.tasks.Retrieval, and in the limit."""
 
 import itertools
 
@@ -9,22 +9,44 @@ import twotower  # noqa: F401
 
 import tensorflow as tf  # isort: skip
 import tensorflow_recommenders as tfrs  # isort: skip
-from twotower.losses import CORRECTIONS, column_log_weight, in_batch_softmax
-from twotower.model import InBatchRetrieval, TaskConfig
+from twotower import losses
+from twotower.losses import CORRECTIONS, LOSSES, MASKED, column_log_weight
+from twotower.negatives import Columns, NegativesConfig
+from twotower.task import Block, MatrixRetrieval, TaskConfig
 
 LOG = np.log
 
 
+def in_batch(config, queries, items, row, column, p, own=None, weight=None, **kwargs):
+    """Loss over a batch whose columns are its distinct items."""
+    count = np.bincount(column, minlength=items.shape[0])
+    item = tf.constant(column, tf.int32)
+    p = tf.constant(p, tf.float32)
+    log_weight = column_log_weight(tf.constant(count), p, len(row) - 1, config.correction)
+    weight = np.ones(len(row)) if weight is None else weight
+    return MatrixRetrieval(config, items.shape[0], NegativesConfig())(
+        queries,
+        tf.gather(items, item),
+        row=tf.constant(row),
+        item=item,
+        columns=Columns(tf.range(items.shape[0]), log_weight, tf.convert_to_tensor(items)),
+        sample_weight=tf.constant(weight, tf.float32),
+        log_probability=tf.math.log(tf.gather(p, item)),
+        own=own,
+        **kwargs,
+    )
+
+
 def loss_of(scores, row, column, count, probability, correction, own=None):
-    return in_batch_softmax(
-        tf.constant(scores, tf.float32),
-        tf.constant(row),
-        tf.constant(column),
-        tf.constant(count),
-        tf.constant(probability, tf.float32),
-        correction,
-        own if own is None else tf.constant(own),
-    ).numpy()
+    """Each example's loss; the queries are rows of scores, and items axes."""
+    assert np.bincount(column, minlength=len(count)).tolist() == list(count)
+    config = TaskConfig(temperature=1.0, correction=correction, mask_own=own is not None)
+    queries, items = tf.constant(scores, tf.float32), np.eye(len(count), dtype="f4")
+    own = own if own is None else tf.constant(own)
+    return [
+        float(in_batch(config, queries, items, row, column, probability, own, weight))
+        for weight in len(row) * np.eye(len(row))
+    ]
 
 
 def test_two_by_two_by_hand():
@@ -80,6 +102,247 @@ def test_duplicates_and_own_positives_by_hand():
     )
 
 
+def of_matrix(name, scores, **parameters):
+    """Each example's loss where example i pairs query i with item i."""
+    matrix = tf.constant(scores, tf.float32)
+    off = tf.where(tf.eye(len(scores)) > 0, MASKED, 0.0)
+    return LOSSES[name](tf.linalg.diag_part(matrix), matrix, off, **parameters).numpy()
+
+
+def test_every_loss_by_hand():
+    # sigmoid(log 3) = 3/4, sigmoid(-log 3) = 1/4, sigmoid(0) = 1/2.
+    scores = [[LOG(3), 0.0], [-LOG(3), 0.0]]
+    # The positive at 3/4, the negative at 1/2: -log(3/4) - log(1/2). Then 1/2 and 1 - 1/4.
+    expected = [LOG(4 / 3) + LOG(2), LOG(2) + LOG(4 / 3)]
+    np.testing.assert_allclose(of_matrix("bce", scores), expected, rtol=1e-6)
+    # Three negatives a positive weigh the negative's part three times.
+    expected = [LOG(4 / 3) + 3 * LOG(2), LOG(2) + 3 * LOG(4 / 3)]
+    np.testing.assert_allclose(of_matrix("bce", scores, ratio=3), expected, rtol=1e-6)
+    # beta = 1/2 takes the root of the positive's probability.
+    expected = [LOG(4 / 3) / 2 + LOG(2), LOG(2) / 2 + LOG(4 / 3)]
+    np.testing.assert_allclose(of_matrix("gbce", scores, beta=0.5), expected, rtol=1e-6)
+    # 0 - log 3 is 1.1 under the positive, more than the margin; -log 3 - 0, too. With margin 2:
+    expected = [2 - LOG(3), 2 - LOG(3)]
+    np.testing.assert_allclose(of_matrix("triplet", scores, margin=1), [0, 0])
+    np.testing.assert_allclose(of_matrix("triplet", scores, margin=2), expected, rtol=1e-6)
+    # 1 - s+ and what the negative is over .4.
+    scores = [[0.9, 0.6], [0.1, 0.5]]
+    found = of_matrix("cosine_contrastive", scores, margin=0.4, ratio=2)
+    np.testing.assert_allclose(found, [0.1 + 2 * 0.2, 0.5], rtol=1e-6)
+
+
+def test_which_negative_a_triplet_takes():
+    # Positive .5; negatives .7 (harder), .4 and .3 (semi-hard within .2), -1 (easy).
+    scores = np.float32([[0.5, 0.7, 0.4, 0.3, -1.0]])
+    off = np.float32([[MASKED, 0, 0, 0, 0]])
+
+    def of(mining, weight=off):
+        return float(losses.triplet(scores[:, 0], scores, weight, margin=0.2, mining=mining)[0])
+
+    assert of("hardest") == pytest.approx(0.2 + 0.2)
+    assert of("semi_hard") == pytest.approx(0.2 - 0.1)
+    assert of("all") == pytest.approx((0.4 + 0.1 + 0 + 0) / 4)
+    # None is below the positive: the easiest of the harder ones.
+    assert of("semi_hard", np.float32([[MASKED, 0, *[MASKED] * 3]])) == pytest.approx(0.4)
+    # The harder one weighs three times the others.
+    assert of("all", np.float32([[MASKED, LOG(3), 0, 0, 0]])) == pytest.approx((1.2 + 0.1) / 6)
+
+
+def test_gbce_beta():
+    # 256 negatives of 3,416 items: alpha = 256 / 3415.
+    assert losses.gbce_beta(256 / 3415, 0.0) == pytest.approx(1)
+    assert losses.gbce_beta(256 / 3415, 1.0) == pytest.approx(256 / 3415)
+    assert losses.gbce_beta(0.1, 0.75) == pytest.approx(0.1 * (0.75 * (1 - 10) + 10))
+    for rate, calibration in ((0, 0.5), (1.1, 0.5), (0.5, -0.1), (0.5, 1.1)):
+        with pytest.raises(ValueError, match="must lie in"):
+            losses.gbce_beta(rate, calibration)
+
+
+PARAMETERS = {
+    "softmax": {},
+    "bce": {"ratio": 3.0},
+    "gbce": {"ratio": 3.0, "beta": 0.3},
+    "triplet": {"margin": 0.3},
+    "cosine_contrastive": {"margin": 0.1, "ratio": 2.0},
+}
+CASES = [*PARAMETERS.items(), *[("triplet", {"mining": m}) for m in ("semi_hard", "hardest")]]
+
+
+def enumerated(name, positive, negatives, weight, margin=0.2, ratio=1.0, beta=1.0, mining="all"):
+    """One example's loss, in plain numpy; weight 0 where a column is no negative."""
+    share = weight / weight.sum() if weight.any() else weight
+    if name == "softmax":
+        return -LOG(np.exp(positive) / (np.exp(positive) + (weight * np.exp(negatives)).sum()))
+    if name in ("bce", "gbce"):
+        right, wrong = 1 / (1 + np.exp(-positive)), 1 / (1 + np.exp(-negatives))
+        return -beta * LOG(right) - ratio * (share * LOG(1 - wrong)).sum()
+    if name == "cosine_contrastive":
+        return 1 - positive + ratio * (share * np.maximum(0, negatives - margin)).sum()
+    if mining == "all":
+        return (share * np.maximum(0, margin - positive + negatives)).sum()
+    there = negatives[weight > 0]
+    if not len(there):
+        return 0.0
+    if mining == "semi_hard":
+        below = there[there < positive]
+        return max(0, margin - positive + (below.max() if len(below) else there.min()))
+    return max(0, margin - positive + there.max())
+
+
+@pytest.fixture
+def matrix():
+    """Scores of 3 queries and 5 columns, their weights, and 4 examples in 3 rows."""
+    rng = np.random.default_rng(3)
+    weight = rng.exponential(size=(3, 5)) * (rng.random((3, 5)) < 0.7)
+    weight[2] = 0  # nothing but the positive
+    log_weight = np.where(weight > 0, LOG(np.maximum(weight, 1e-9)), MASKED)
+    return rng.normal(size=4), rng.normal(size=(3, 5)), weight, log_weight, np.array([0, 1, 1, 2])
+
+
+@pytest.mark.parametrize(("name", "parameters"), CASES)
+def test_equals_its_equation(name, parameters, matrix):
+    positive, negatives, weight, log_weight, row = matrix
+    want = [
+        enumerated(name, p, negatives[r], weight[r], **parameters) for p, r in zip(positive, row)
+    ]
+    tensors = [tf.constant(values, tf.float32) for values in (positive, negatives, log_weight)]
+    found = LOSSES[name](*tensors, row=tf.constant(row), **parameters)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    # Rows that are examples.
+    each = LOSSES[name](tensors[0], *(tf.gather(t, row) for t in tensors[1:]), **parameters)
+    np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "parameters"), CASES)
+def test_gradient_equals_finite_differences(name, parameters, matrix):
+    positive, negatives, _, log_weight, row = matrix
+    values = [tf.constant(v, tf.float64) for v in (positive, negatives)]
+
+    def loss(positive, negatives):
+        weight = tf.constant(log_weight, tf.float64)
+        return tf.reduce_sum(LOSSES[name](positive, negatives, weight, row, **parameters))
+
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        total = loss(*values)
+    gradients = [tf.convert_to_tensor(each) for each in tape.gradient(total, values)]
+    for at, (value, gradient) in enumerate(zip(values, gradients)):
+        for place in np.ndindex(*value.shape):
+            step = np.zeros(value.shape)
+            step[place] = 1e-6
+            ends = [float(loss(*values[:at], value + d, *values[at + 1 :])) for d in (step, -step)]
+            difference = (ends[0] - ends[1]) / 2e-6
+            assert float(gradient[place]) == pytest.approx(difference, abs=1e-5), place
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_keras_loss_in_tfrs_equals_the_matrix(name):
+    """`RetrievalLoss` in `tfrs.tasks.Retrieval`, masks and all: the same loss and gradients."""
+    config = TaskConfig(loss=name, temperature=0.5, correction="none", margin=0.3)
+    rng = np.random.default_rng(0)
+    queries, items = (tf.Variable(rng.normal(size=(9, 4)).astype("f4") / 2) for _ in range(2))
+    own = np.eye(9, dtype=bool) | (rng.random((9, 9)) < 0.2)
+    everyone = np.arange(9)
+    with tf.GradientTape(persistent=True) as tape:
+        one = in_batch(config, queries, items, everyone, everyone, np.ones(9) / 9, own)
+        task = tfrs.tasks.Retrieval(
+            losses.RetrievalLoss(name, **config.parameters(9)), temperature=0.5
+        )
+        other = task(queries, items, score_mask=~own | np.eye(9, dtype=bool))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    for variable in (queries, items):
+        one_gradient, other_gradient = (
+            tf.convert_to_tensor(tape.gradient(loss, variable)) for loss in (one, other)
+        )
+        np.testing.assert_allclose(one_gradient, other_gradient, atol=1e-5)
+
+
+def test_keras_loss_says_what_it_is():
+    loss = losses.RetrievalLoss("triplet", margin=0.5)
+    again = losses.RetrievalLoss.from_config(loss.get_config())
+    assert again.get_config() == {"reduction": loss.reduction, "name": "triplet", "margin": 0.5}
+    with pytest.raises(ValueError, match="softmax"):
+        losses.RetrievalLoss("hinge")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_batch_of_one_and_of_one_item(name, own):
+    """No negative: softmax and triplet have nothing to learn, the others pull the positive up."""
+    config = TaskConfig(loss=name, temperature=1.0, mask_own=own)
+    alone = {"softmax": 0, "triplet": 0, "cosine_contrastive": 1 - 0.5}
+    expected = alone.get(name, np.log1p(np.exp(-0.5)))
+    if name == "gbce":
+        expected *= config.parameters(1)["beta"]
+    for num in (1, 3):
+        queries, row, column = tf.constant([[0.5]] * num), np.arange(num), np.zeros(num, int)
+        mask = np.ones((num, 1), bool) if own else None
+        with tf.GradientTape() as tape:
+            tape.watch(queries)
+            loss = in_batch(config, queries, np.float32([[1.0]]), row, column, [1.0], mask)
+        assert float(loss) == pytest.approx(expected, abs=1e-6)
+        assert np.isfinite(tape.gradient(loss, queries)).all()
+
+
+def test_hardest_keeps_the_highest_negatives():
+    scores = tf.constant([[0.9, 0.1, 0.5, 0.7], [0.2, 0.3, 0.1, 0.0]])
+    log_weight = tf.constant([[MASKED, 1.0, 2.0, 3.0], [MASKED, MASKED, MASKED, 4.0]])
+    kept, weight = losses.hardest(scores, log_weight, 2)
+    assert kept[0].numpy().tolist() == pytest.approx([0.7, 0.5])
+    assert weight[0].numpy().tolist() == [3.0, 2.0]
+    assert kept[1, 0] == 0.0 and weight[1].numpy().tolist() == [4.0, MASKED]
+    assert losses.hardest(scores, log_weight, 9)[0].shape == (2, 4)
+
+
+def test_a_block_of_each_rows_own():
+    # Two queries with one shared column each (the other's item), and own negatives by hand:
+    # exp scores 5 for query 0 (item 2), and 7 for query 1 (item 3); the second place is empty.
+    config = TaskConfig(temperature=1.0, correction="none", mask_own=False)
+    queries = tf.constant(LOG([[2, 1, 5, 1], [3, 6, 1, 7]]), tf.float32)
+    items = np.eye(4, dtype="f4")
+    block = Block(tf.constant(items[2:]), tf.constant([[0, -1], [1, -1]]))
+    for own in (None, tf.eye(2, 4, dtype=tf.bool)):
+        # Only items 0 and 1 are columns.
+        columns = Columns(tf.range(2), tf.zeros(2), tf.constant(items[:2]))
+        loss = MatrixRetrieval(config, 4, NegativesConfig())(
+            queries,
+            tf.constant(items[:2]),
+            row=tf.range(2),
+            item=tf.range(2),
+            columns=columns,
+            sample_weight=tf.constant([2.0, 2.0]),
+            log_probability=tf.zeros(2),
+            own=own if own is None else own[:, :2],
+            block=block,
+        )
+        assert float(loss) == pytest.approx(LOG(8 / 2) + LOG(16 / 6), rel=1e-6)
+
+
+def test_temperatures():
+    def at(step, **fields):
+        task = MatrixRetrieval(TaskConfig(**fields), 5, NegativesConfig())
+        return float(task.temperature_at(tf.constant(step)))
+
+    annealed = {
+        "temperature_kind": "annealed",
+        "temperature": 0.3,
+        "temperature_last": 0.1,
+        "temperature_steps": 10,
+    }
+    found = [at(step, **annealed) for step in (0, 5, 10, 99)]
+    np.testing.assert_allclose(found, [0.3, 0.2, 0.1, 0.1], rtol=1e-6)
+    assert at(7, temperature=0.3) == pytest.approx(0.3)
+    # A learned one starts where it is told, gets a gradient, and stays in its bounds.
+    task = MatrixRetrieval(TaskConfig(temperature_kind="learned"), 5, NegativesConfig())
+    with tf.GradientTape() as tape:
+        temperature = task.temperature_at(0)
+    assert float(temperature) == pytest.approx(0.1)
+    assert float(tape.gradient(temperature, task.log_temperature)) == pytest.approx(0.1)
+    for value, bound in ((-9.0, 0.01), (3.0, 1.0)):
+        task.log_temperature.assign(value)
+        assert float(task.temperature_at(0)) == pytest.approx(bound)
+
+
 def test_unknown_correction_names_the_choices():
     with pytest.raises(ValueError, match="log_q_masked"):
         column_log_weight(tf.constant([1]), tf.constant([0.5]), tf.constant(1), "logq")
@@ -102,18 +365,9 @@ def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
     likes[row, item] = True
     config = TaskConfig(temperature=0.3, correction=correction, mask_own=mask_own)
 
+    own = tf.constant(likes) if mask_own else None
     with tf.GradientTape() as tape:
-        columns, column, count = tf.unique_with_counts(tf.constant(item))
-        loss = InBatchRetrieval(config)(
-            queries,
-            tf.gather(items, columns),
-            row=tf.constant(row),
-            column=column,
-            count=count,
-            probability=tf.gather(p, columns),
-            sample_weight=weight,
-            own=tf.constant(likes[:, columns.numpy()]) if mask_own else None,
-        )
+        loss = in_batch(config, queries, items, row, item, p, own, weight)
     gradients = tape.gradient(loss, [queries, items])
 
     task = tfrs.tasks.Retrieval(
@@ -141,23 +395,17 @@ def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
 def expected_gradient(scores, p, batch_size, correction):
     """d loss / d scores of one query whose positive is item 0, over all batches, by enumeration."""
     num_items = len(p)
-    total = np.zeros(num_items)
+    total, s = np.zeros(num_items), tf.constant(scores[None], tf.float32)
+    config = TaskConfig(temperature=1.0, correction=correction, mask_own=False)
     for others in itertools.product(range(num_items), repeat=batch_size - 1):
         item = np.array([0, *others])
-        columns, column, count = np.unique(item, return_inverse=True, return_counts=True)
-        s = tf.constant(scores[None, columns], tf.float32)
+        # Row 0 is the query; the other examples belong to it as well, only the first counts.
+        first = np.eye(batch_size)[0] * batch_size
         with tf.GradientTape() as tape:
             tape.watch(s)
-            # Row 0 is the query; the other examples belong to it as well, only the first counts.
-            loss = in_batch_softmax(
-                s,
-                tf.zeros(len(item), tf.int32),
-                tf.constant(column),
-                tf.constant(count),
-                tf.constant(p[columns], tf.float32),
-                correction,
-            )[0]
-        total[columns] += tape.gradient(loss, s).numpy()[0] * np.prod(p[list(others)])
+            row = np.zeros(batch_size, int)
+            loss = in_batch(config, s, np.eye(num_items, dtype="f4"), row, item, p, None, first)
+        total += tape.gradient(loss, s).numpy()[0] * np.prod(p[list(others)])
     return total
 
 
@@ -178,7 +426,7 @@ def test_corrections_tend_to_the_full_softmax_gradient():
 
 def test_loss_stays_finite_where_everything_is_masked_and_for_large_scores():
     own = [[True, True]]
-    assert loss_of([[90.0, -90.0]], [0], [0], [3, 1], [0.5, 0.5], "log_q_masked", own) == [0.0]
+    assert loss_of([[90.0, -90.0]], [0], [0], [1, 0], [0.5, 0.5], "log_q_masked", own) == [0.0]
     # Rare item, in the batch once, w = 1 / ((2-1) * 1e-4) = 1e4; its own column must drop out:
     # log(exp(20) + exp(0) / .9999) - 20 = 2.06e-9, up to the rounding of 1e4 * 6e-8.
     loss = loss_of([[20.0, 0.0]], [0, 0], [0, 1], [1, 1], [1e-4, 0.9999], "log_q_masked")

@@ -7,7 +7,8 @@ import tiny
 import twotower  # noqa: F401
 
 import tensorflow as tf  # isort: skip
-from twotower.model import TaskConfig, TwoTowerModel
+from twotower.model import TwoTowerModel
+from twotower.task import TaskConfig
 from twotower.towers.dense import DenseHead, Tower
 from twotower.training import Training
 

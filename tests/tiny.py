@@ -13,8 +13,8 @@ from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import ExamplesConfig
 from twotower.data.splits import Split, make_split
-from twotower.model import TaskConfig
 from twotower.recipe import FitConfig, Recipe
+from twotower.task import TaskConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 

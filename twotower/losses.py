@@ -2,37 +2,45 @@
 
 Training builds scores `[num_queries, num_columns]`. Three choices are independent:
 
-    which candidates are columns     twotower/negatives.py (here: the other items of the batch)
-    how scores are corrected         temperature, log-Q, accidental hits, the user's own positives
+    which candidates are columns     twotower/negatives.py
+    how scores are corrected         temperature, and a weight for each column: log-Q, hits masked
     how the matrix becomes a number  this file
 
-Example i of the batch pairs query r_i with the item in column c_i. In its plain form every example
-is a row and a column of its own, r_i = c_i = i, which is what `tfrs.tasks.Retrieval` computes. A
-batch of 4,096 MovieLens examples holds some 1,650 distinct items and several examples of the same
-user, and equal columns hold equal scores. So here each distinct query and item is scored once, and
-a column carries the logarithm of its weight, w_c = how often the item stands in the batch, over
-what log-Q asks for. Same loss, a fraction of the work:
+Example i pairs a query with its positive, whose score is s+. Every loss sees the other columns c of
+that row as negatives with scores s_c and weights w_c = exp(log_weight), 0 where a column is none:
 
-    none             l_i = -s(r_i, c_i) + log sum_c n_c exp s(r_i, c)
-    log_q            l_i = -s(r_i, c_i) + log sum_c n_c / p_c exp s(r_i, c)  + log p(c_i)
-    log_q_masked     l_i = -s(r_i, c_i)
-                           + log[exp s(r_i, c_i) + sum_{c not hit} n_c / ((B-1) p_c) exp s(r_i, c)]
+    softmax               -log [exp s+ / (exp s+ + sum_c w_c exp s_c)]
+    binary_cross_entropy  -log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c))
+    gbce                  the same with -beta log sigmoid(s+), beta from the rate of sampling
+    triplet               mean, hardest or semi-hard over c of max(0, margin - s+ + s_c)
+    cosine_contrastive    1 - s+ + ratio * mean_c max(0, s_c - margin)
 
-with s = (query . candidate) / temperature, n_c the count of c's item in the batch, p_c the
-probability that a random example is of that item, B the number of examples. A hit is a column that
-is the positive again: of the example (accidental hits), or any other item that the user is known to
-like (`own`). `log_q` is Yi et al., RecSys 2019, section 3; `log_q_masked` leaves the positive
-uncorrected, which is what masking needs (arXiv 2507.09331): with masked hits and a corrected
-positive the gradient does not tend to that of the full softmax however large the batch.
+where mean_c is weighted by w_c. With w_c = 1 for every other item of the catalogue `softmax` is the
+full softmax, the ideal that the others stand in for.
 
-| correction     | own masked | through `tfrs.tasks.Retrieval`                                     |
-|----------------|------------|--------------------------------------------------------------------|
-| none           | no         | as it is                                                           |
-| none           | yes        | `score_mask`                                                       |
-| log_q          | no         | `candidate_sampling_probability`                                   |
-| log_q          | yes        | refused: hits and log-Q are one choice                             |
-| log_q_masked   | no, yes    | cannot: it corrects every column, the positive's too               |
+Weights carry two things. A batch of 4,096 MovieLens examples holds some 1,650 distinct items and
+several examples of the same user, and equal columns hold equal scores, so each distinct query and
+item is scored once, and its column counts n_c times. And a column that a sampler brings n_c times,
+expected E[n_c] times, stands for n_c / E[n_c] items of the catalogue: that is log-Q. In the batch,
+E[n_c] = (B - 1) p_c, with p_c the share of item c among the training examples:
+
+| correction     | w_c                 | hits                        | `tfrs.tasks.Retrieval`      |
+|----------------|---------------------|-----------------------------|-----------------------------|
+| none           | n_c                 | negatives, or `own` masked  | as it is; `score_mask`      |
+| log_q          | n_c / p_c           | negatives; s+ corrected too | `candidate_sampling_...`    |
+| log_q_masked   | n_c / ((B - 1) p_c) | masked                      | cannot: it corrects s+, too |
+
+A hit is a column that is the positive again (an accidental hit), or any other item that the user is
+known to like (`own`). `log_q` is Yi et al., RecSys 2019, section 3. `log_q_masked` leaves the
+positive uncorrected, which is what masking needs (arXiv 2507.09331): with masked hits and a
+corrected positive the gradient does not tend to that of the full softmax however large the batch.
+
+What `tfrs.tasks.Retrieval` cannot carry besides: negatives of each query's own (mined ones,
+impressions), distinct rows, several pools with a Q each. Everything else goes through it by
+`RetrievalLoss`.
 """
+
+from collections.abc import Callable
 
 from twotower import require_legacy_keras
 
@@ -40,20 +48,21 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
 CORRECTIONS = ("none", "log_q", "log_q_masked")
+MININGS = ("all", "semi_hard", "hardest")  # of a triplet's negative
 
 # Stands for minus infinity in a logit; a real one would make NaN of an all-masked row's gradient.
 MASKED = -1e9
 
 
 def column_log_weight(
-    count: tf.Tensor, probability: tf.Tensor, num_examples: tf.Tensor, correction: str
+    count: tf.Tensor, probability: tf.Tensor, num_draws: tf.Tensor, correction: str
 ) -> tf.Tensor:
-    """log w_c of each column.
+    """log w_c of each column of a pool.
 
     Args:
-        count: `[num_columns]`, how many examples of the batch are of this item.
-        probability: `[num_columns]`, p_c, the probability that a random example is of this item.
-        num_examples: Scalar, examples in the batch.
+        count: `[num_columns]`, n_c, how often the pool holds this item.
+        probability: `[num_columns]`, p_c, the probability that a draw of the pool is this item.
+        num_draws: Scalar, the pool's draws; for the batch, its examples but the one itself, B - 1.
         correction: One of `CORRECTIONS`.
 
     Returns:
@@ -65,53 +74,194 @@ def column_log_weight(
     if correction == "log_q":
         return log_count - tf.math.log(probability)
     if correction == "log_q_masked":
-        others = tf.maximum(tf.cast(num_examples, tf.float32) - 1.0, 1.0)
-        return log_count - tf.math.log(others * probability)
+        draws = tf.maximum(tf.cast(num_draws, tf.float32), 1.0)
+        return log_count - tf.math.log(draws * probability)
     raise ValueError(f"correction must be one of {CORRECTIONS}; got {correction!r}.")
 
 
-def in_batch_softmax(
-    scores: tf.Tensor,
-    row: tf.Tensor,
-    column: tf.Tensor,
-    count: tf.Tensor,
-    probability: tf.Tensor,
-    correction: str = "log_q_masked",
-    own: tf.Tensor | None = None,
-) -> tf.Tensor:
-    """Softmax cross-entropy of each example's positive against the columns of the batch.
+def hardest(scores: tf.Tensor, log_weight: tf.Tensor, number: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `number` highest-scoring negatives of each row (online hard negatives).
 
     Args:
-        scores: `[num_queries, num_columns]`, over the temperature already.
-        row: `[num_examples]` int, the query of each example.
-        column: `[num_examples]` int, the column of its positive.
-        count: `[num_columns]`, examples of each column's item.
-        probability: `[num_columns]`, p_c.
-        correction: One of `CORRECTIONS`.
-        own: `[num_queries, num_columns]` bool, True where the item is a positive of that query's
-            user. Such columns are no negatives; the example's own positive counts once.
+        scores: `[num_rows, num_columns]`.
+        log_weight: `[num_rows, num_columns]`.
+        number: 1 or more; all are taken where there are fewer columns.
 
     Returns:
-        `[num_examples]` float32, one loss an example.
+        Both `[num_rows, number]`. A row with fewer negatives has masked places.
     """
-    log_weight = column_log_weight(count, probability, tf.shape(row)[0], correction)
-    row, column = tf.cast(row, tf.int32), tf.cast(column, tf.int32)
-    positive = tf.gather_nd(scores, tf.stack([row, column], 1))  # [num_examples]
-    logits = scores + log_weight  # [num_queries, num_columns]
-    if own is not None:
-        logits = tf.where(own, MASKED, logits)
-        negatives = tf.gather(tf.reduce_logsumexp(logits, 1), row)  # [num_examples]
-        return tf.math.softplus(negatives - positive)
+    open_scores = tf.where(log_weight > MASKED / 2, scores, MASKED)
+    _, places = tf.math.top_k(open_scores, tf.minimum(number, tf.shape(scores)[1]))
+    return tf.gather(scores, places, batch_dims=1), tf.gather(log_weight, places, batch_dims=1)
 
-    total = tf.gather(tf.reduce_logsumexp(logits, 1), row)
-    weight = tf.gather(log_weight, column)
-    if correction != "log_q_masked":
-        # The label is one copy of its column, w_c / n_c of the column's weight.
-        log_count = tf.math.log(tf.cast(tf.gather(count, column), tf.float32))
-        return total - (positive + weight - log_count)
-    # Take the positive's column out of the sum and put it back with weight 1:
-    # log(exp(total) + (1 - w) exp(positive)), written relative to the larger of the two. The
-    # difference costs digits where w is large: an absolute error of some w * 6e-8.
-    top = tf.maximum(total, positive)
-    rest = tf.exp(total - top) + (1.0 - tf.exp(weight)) * tf.exp(positive - top)
-    return top + tf.math.log(tf.maximum(rest, tf.exp(positive - top))) - positive
+
+# The losses. Each takes
+#     positive    [num_examples], s+
+#     negatives   [num_rows, num_columns], s_c
+#     log_weight  [num_rows, num_columns], log w_c; MASKED where a column is no negative
+#     row         [num_examples], the row of each example; None where rows are examples
+# and returns [num_examples] float32.
+
+
+def _of(values: tf.Tensor, row: tf.Tensor | None) -> tf.Tensor:
+    return values if row is None else tf.gather(values, row)
+
+
+def _weighted_mean(values: tf.Tensor, log_weight: tf.Tensor) -> tf.Tensor:
+    """Mean over columns, `[num_rows]`; 0 where a row has no negative."""
+    top = tf.reduce_max(log_weight, 1, keepdims=True)
+    weight = tf.where(log_weight > MASKED / 2, tf.exp(log_weight - top), 0.0)
+    return tf.math.divide_no_nan(tf.reduce_sum(weight * values, 1), tf.reduce_sum(weight, 1))
+
+
+def softmax(positive, negatives, log_weight, row=None) -> tf.Tensor:
+    """l = -log [exp s+ / (exp s+ + sum_c w_c exp s_c)], over whatever the columns are.
+
+    All of the catalogue: full softmax. Those drawn from it: sampled softmax (Jean et al., ACL 2015,
+    section 3). The other items of the batch: in-batch softmax (Yi et al., RecSys 2019).
+    """
+    rest = tf.reduce_logsumexp(negatives + log_weight, 1)
+    return tf.math.softplus(_of(rest, row) - positive)
+
+
+def binary_cross_entropy(positive, negatives, log_weight, row=None, ratio=1.0) -> tf.Tensor:
+    """l = -log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)).
+
+    Args:
+        positive: s+, as in all losses here.
+        negatives: s_c.
+        log_weight: log w_c.
+        row: Row of each example.
+        ratio: Negatives a positive; with one drawn at random it is SASRec's loss (Kang and
+            McAuley, ICDM 2018, section 3.6).
+    """
+    wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
+    return tf.math.softplus(-positive) + ratio * _of(wrong, row)
+
+
+def gbce_beta(sampling_rate: float, calibration: float) -> float:
+    """beta = alpha (t (1 - 1/alpha) + 1/alpha): Petrov and Macdonald, RecSys 2023, equation 14.
+
+    Args:
+        sampling_rate: alpha, negatives a positive over the other items of the catalogue, (0, 1].
+        calibration: t in [0, 1]: 0 for plain cross-entropy, 1 for calibrated probabilities.
+
+    Raises:
+        ValueError: Outside these ranges.
+    """
+    if not 0 < sampling_rate <= 1 or not 0 <= calibration <= 1:
+        raise ValueError(
+            f"the sampling rate must lie in (0, 1] and the calibration in [0, 1]; got "
+            f"{sampling_rate} and {calibration}."
+        )
+    return sampling_rate * (calibration * (1 - 1 / sampling_rate) + 1 / sampling_rate)
+
+
+def gbce(positive, negatives, log_weight, row=None, ratio=1.0, beta=1.0) -> tf.Tensor:
+    """l = -beta log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)) (gSASRec, section 5).
+
+    Few negatives a positive make cross-entropy overconfident: it never learns how many items there
+    are. beta < 1 (`gbce_beta`) takes that back.
+    """
+    wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
+    return beta * tf.math.softplus(-positive) + ratio * _of(wrong, row)
+
+
+def triplet(positive, negatives, log_weight, row=None, margin=0.2, mining="all") -> tf.Tensor:
+    """l = max(0, margin - s+ + s_c): the mean over negatives, or for one of them.
+
+    Args:
+        positive: s+; larger is more alike, unlike the distances of the papers.
+        negatives: s_c.
+        log_weight: log w_c; picks, and weighs the mean of `all`.
+        row: Row of each example.
+        margin: By how much s+ should exceed s_c.
+        mining: `all`; `hardest`, the largest s_c; or `semi_hard`, the largest s_c below s+, and
+            where there is none the smallest (FaceNet, CVPR 2015, section 3.2).
+
+    Raises:
+        ValueError: Another mining.
+    """
+    negatives, log_weight = _of(negatives, row), _of(log_weight, row)
+    is_open = log_weight > MASKED / 2
+    if mining == "all":
+        hinge = tf.nn.relu(margin - positive[:, None] + negatives)
+        return _weighted_mean(hinge, log_weight)
+    if mining == "hardest":
+        chosen = tf.reduce_max(tf.where(is_open, negatives, MASKED), 1)
+    elif mining == "semi_hard":
+        is_below = is_open & (negatives < positive[:, None])
+        below = tf.reduce_max(tf.where(is_below, negatives, MASKED), 1)
+        least = tf.reduce_min(tf.where(is_open, negatives, -MASKED), 1)
+        chosen = tf.where(below > MASKED / 2, below, least)
+    else:
+        raise ValueError(f"mining must be one of {MININGS}; got {mining!r}.")
+    return tf.where(tf.reduce_any(is_open, 1), tf.nn.relu(margin - positive + chosen), 0.0)
+
+
+def cosine_contrastive(
+    positive, negatives, log_weight, row=None, margin=0.4, ratio=1.0
+) -> tf.Tensor:
+    """l = 1 - s+ + ratio * mean_c max(0, s_c - margin) (SimpleX, CIKM 2021, equation 1).
+
+    Args:
+        positive: s+, a cosine: towers of length 1, no temperature.
+        negatives: s_c.
+        log_weight: log w_c.
+        row: Row of each example.
+        margin: Negatives below it cost nothing.
+        ratio: Weight of the negatives (mu in the paper's code).
+    """
+    wrong = _weighted_mean(tf.nn.relu(negatives - margin), log_weight)
+    return 1.0 - positive + ratio * _of(wrong, row)
+
+
+LOSSES: dict[str, Callable] = {
+    "softmax": softmax,
+    "bce": binary_cross_entropy,
+    "gbce": gbce,
+    "triplet": triplet,
+    "cosine_contrastive": cosine_contrastive,
+}
+
+
+class RetrievalLoss(tf.keras.losses.Loss):
+    """Any of `LOSSES` as the loss of `tfrs.tasks.Retrieval`.
+
+    The task makes a matrix `[num_examples, num_candidates]` with a one-hot label a row and has
+    already divided it by the temperature, corrected it by log-Q and pushed masked places and
+    accidental hits far down; whatever lies there is no negative.
+
+    Args:
+        name: One of `LOSSES`.
+        reduction: Keras' reduction; the default is the mean, so that the learning rate does not
+            depend on the batch.
+        **parameters: Of the function, such as `margin`.
+
+    >>> import tensorflow as tf
+    >>> loss = RetrievalLoss("triplet", margin=0.5, mining="hardest")
+    >>> float(loss(tf.eye(2), tf.constant([[0.9, 0.6], [0.1, 0.9]])))  # (.2 + 0) / 2
+    0.10000000149011612
+    """
+
+    def __init__(
+        self,
+        name: str = "softmax",
+        reduction: str = tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE,
+        **parameters,
+    ) -> None:
+        if name not in LOSSES:
+            raise ValueError(f"the loss must be one of {[*LOSSES]}; got {name!r}.")
+        super().__init__(reduction=reduction, name=name)
+        self.parameters = parameters
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        is_label = y_true > 0.5
+        positive = tf.reduce_sum(tf.where(is_label, y_pred, 0.0), 1)
+        closed = is_label | (y_pred < MASKED / 2)
+        log_weight = tf.where(closed, MASKED, 0.0)
+        negatives = tf.where(closed, 0.0, y_pred)
+        return LOSSES[self.name](positive, negatives, log_weight, **self.parameters)
+
+    def get_config(self) -> dict:
+        return {"reduction": self.reduction, "name": self.name, **self.parameters}

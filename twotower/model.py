@@ -1,6 +1,5 @@
 """TwoTowerModel: two towers and a retrieval task under one `tfrs.Model`."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,89 +11,9 @@ import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
 
 from twotower import losses  # noqa: E402
+from twotower.negatives import Columns, NegativesConfig, Pools, merged  # noqa: E402
+from twotower.task import Block, MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """How the score matrix becomes a loss; the table in `losses.py` says what each choice means.
-
-    Attributes:
-        temperature: Scores are divided by it, in training only.
-        correction: `none`, `log_q` or `log_q_masked`.
-        mask_own: Whether the user's other positives are no negatives of the user's examples.
-        sum_loss: Whether a batch's losses are summed, as TFRS does by default, instead of averaged:
-            then the right learning rate depends on the batch size. For reproducing tutorials.
-        unique: Whether each distinct query and item of a batch is scored once (fast), or each
-            example is a row and a column for `tfrs.tasks.Retrieval` as it is.
-    """
-
-    temperature: float = 0.1
-    correction: str = "log_q_masked"
-    mask_own: bool = True
-    sum_loss: bool = False
-    unique: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive; got {self.temperature}.")
-        if self.correction not in losses.CORRECTIONS:
-            raise ValueError(
-                f"correction must be one of {losses.CORRECTIONS}; got {self.correction!r}."
-            )
-        if self.correction == "log_q" and self.mask_own:
-            raise ValueError(
-                "log_q corrects every column, hits among them, so it goes with mask_own=False; "
-                "to mask the user's own positives take correction='log_q_masked' or 'none'."
-            )
-        if self.correction == "log_q_masked" and not self.unique:
-            raise ValueError(
-                "tfrs.tasks.Retrieval corrects the positive's column too, so log_q_masked needs "
-                "unique=True."
-            )
-
-
-class InBatchRetrieval(tfrs.tasks.Retrieval):
-    """`tfrs.tasks.Retrieval` that scores each distinct query and item of a batch once.
-
-    The same loss, metrics and place in a `tfrs.Model`; only the arguments say which query and
-    which column belong to an example. See `losses.py` for the equations.
-    """
-
-    def __init__(self, config: TaskConfig, metrics=None) -> None:
-        super().__init__(metrics=metrics, temperature=config.temperature)
-        self.config = config
-
-    def call(
-        self,
-        query_embeddings: tf.Tensor,
-        candidate_embeddings: tf.Tensor,
-        row: tf.Tensor,
-        column: tf.Tensor,
-        count: tf.Tensor,
-        probability: tf.Tensor,
-        sample_weight: tf.Tensor,
-        own: tf.Tensor | None = None,
-    ) -> tf.Tensor:
-        """Mean loss of a batch, or its sum.
-
-        Args:
-            query_embeddings: `[num_queries, dim]`, distinct queries.
-            candidate_embeddings: `[num_columns, dim]`, distinct items.
-            row: `[num_examples]`, the query of each example.
-            column: `[num_examples]`, the column of each example's item.
-            count: `[num_columns]`, examples of each item.
-            probability: `[num_columns]`, p_c of each item.
-            sample_weight: `[num_examples]`.
-            own: `[num_queries, num_columns]` bool, positives of each query's user.
-        """
-        scores = tf.linalg.matmul(query_embeddings, candidate_embeddings, transpose_b=True)
-        scores /= self.config.temperature  # [num_queries, num_columns]
-        loss = losses.in_batch_softmax(
-            scores, row, column, count, probability, self.config.correction, own
-        )
-        reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
-        return reduce(loss * sample_weight)
 
 
 class TwoTowerModel(tfrs.Model):
@@ -108,6 +27,10 @@ class TwoTowerModel(tfrs.Model):
         weight   `[num_examples]`
         own      keys of each query's user's positives, `[num_queries, n]`, padded with -1
         timed    inputs of the item tower that depend on the example's time, `[num_examples]`
+        block    keys of negatives of each query's own, `[num_queries, width]`, padded with -1;
+                 none where it is missing
+        probability  p_c of each example's item, `[num_examples]`; where it is missing, that of all
+                 training examples
 
     Args:
         query_tower: Encoded inputs -> `[num_queries, dim]`.
@@ -115,7 +38,12 @@ class TwoTowerModel(tfrs.Model):
         items: Encoded inputs of all items of the catalogue, row = key.
         probability: `[num_items]`, p_c of each item (`negatives.py`).
         config: The task.
+        columns: Which candidates are columns.
         metrics: `tfrs.metrics.FactorizedTopK` for validation, or None.
+
+    Raises:
+        ValueError: Towers of different lengths, or negatives that the task's correction or
+            `tfrs.tasks.Retrieval` cannot go with.
     """
 
     def __init__(
@@ -125,6 +53,7 @@ class TwoTowerModel(tfrs.Model):
         items: Mapping[str, tf.Tensor],
         probability: np.ndarray,
         config: TaskConfig,
+        columns: NegativesConfig | None = None,
         metrics: tfrs.metrics.FactorizedTopK | None = None,
     ) -> None:
         super().__init__()
@@ -137,23 +66,12 @@ class TwoTowerModel(tfrs.Model):
         # A tuple, not a dict attribute: Keras would track these tables as saved state.
         self._items = tuple((name, tf.constant(values)) for name, values in items.items())
         self._probability = tf.constant(probability, tf.float32)
-        self.config = config
+        self.config, columns = config, columns or NegativesConfig()
+        self.pools = Pools(columns, probability, query_tower.dim)
         if config.unique:
-            self.task = InBatchRetrieval(config, metrics)
+            self.task = MatrixRetrieval(config, self.num_items, columns, metrics)
         else:
-            self.task = tfrs.tasks.Retrieval(
-                # The default loss is a sum, which would tie the learning rate to the batch size.
-                loss=tf.keras.losses.CategoricalCrossentropy(
-                    from_logits=True,
-                    reduction=(
-                        tf.keras.losses.Reduction.SUM
-                        if config.sum_loss
-                        else tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE
-                    ),
-                ),
-                metrics=metrics,
-                temperature=config.temperature,
-            )
+            self.task = plain_retrieval(config, self.num_items, columns, metrics)
 
     @property
     def num_items(self) -> int:
@@ -177,47 +95,73 @@ class TwoTowerModel(tfrs.Model):
         if not training and self.task.factorized_metrics:
             return self._validate(inputs)
         queries = self.query_tower(self.query_tower.encode(inputs["query"]), training=training)
-        if self.config.unique and not inputs.get("timed"):
-            return self._unique_loss(queries, inputs, training)
-        return self._plain_loss(queries, inputs, training)
-
-    def _unique_loss(self, queries, inputs, training):
-        items, column, count = tf.unique_with_counts(inputs["item"])
+        if not self.config.unique:
+            return self._plain_loss(queries, inputs, training)
+        item = inputs["item"]
+        probability = inputs.get("probability")
+        if probability is None:
+            probability = tf.gather(self._probability, item)
+        columns, positives = self._columns(inputs, probability, training)
+        if self.pools.memory is not None and training:
+            self.pools.memory.put(item, positives, probability)
         return self.task(
             queries,
-            self.item_vectors(items, training),
+            positives,
             row=inputs["row"],
-            column=column,
-            count=count,
-            probability=tf.gather(self._probability, items),
+            item=item,
+            columns=columns,
             sample_weight=inputs["weight"],
-            own=self._own_columns(inputs["own"], items) if self.config.mask_own else None,
+            log_probability=tf.math.log(probability),
+            own=self._own_columns(inputs["own"], columns.keys) if self.config.mask_own else None,
+            block=self._block(inputs["block"], training) if "block" in inputs else None,
+            step=self.optimizer.iterations if self.optimizer else 0,
         )
 
-    def _plain_loss(self, queries, inputs, training):
-        """Every example is a row and a column."""
-        keys = inputs["item"]  # [num_examples]
+    def _columns(self, inputs: dict, probability: tf.Tensor, training: bool):
+        """The columns that all rows share, and the vector of each example's item."""
+        item, timed = inputs["item"], inputs.get("timed")
+        pools = self.pools(item, probability, self.config.correction, distinct=not timed)
+        ready = [pools.pop("memory")] if "memory" in pools else []
+        positives = None
+        if timed:
+            # Equal items differ by their examples' times, so each example is a column.
+            positives = self._vectors_as_of(item, timed, training)
+            if batch := pools.pop("batch", None):
+                ready.append(Columns(batch.keys, batch.log_weight, positives))
+        elif not {"batch", "catalogue"} & pools.keys():
+            # For their vectors, which are needed in any case.
+            keys = tf.unique(item).y
+            pools["positives"] = Columns(keys, tf.fill(tf.shape(keys), losses.MASKED))
+        if pools:
+            fresh = merged(list(pools.values()))
+            fresh.vectors = self.item_vectors(fresh.keys, training)
+            if positives is None:
+                num = tf.size(fresh.keys)
+                place = tf.scatter_nd(fresh.keys[:, None], tf.range(num), [self.num_items])
+                positives = tf.gather(fresh.vectors, tf.gather(place, item))
+            ready.append(fresh)
+        return Columns.concat(ready), positives
+
+    def _vectors_as_of(self, keys: tf.Tensor, timed: dict, training: bool) -> tf.Tensor:
         encoded = {name: tf.gather(values, keys) for name, values in self._items}
-        vectors = self.item_tower(encoded | inputs.get("timed", {}), training=training)
-        examples = tf.range(tf.shape(keys)[0])
+        return self.item_tower(encoded | timed, training=training)
+
+    def _block(self, keys: tf.Tensor, training: bool) -> Block:
+        """Vectors of the distinct items of a block of keys, `[num_queries, width]`."""
+        distinct, place = tf.unique(tf.reshape(keys, [-1]))
+        vectors = self.item_vectors(tf.maximum(distinct, 0), training)
+        return Block(vectors, tf.where(keys < 0, -1, tf.reshape(place, tf.shape(keys))))
+
+    def _plain_loss(self, queries, inputs, training):
+        """Every example is a row and a column, by `tfrs.tasks.Retrieval` as it is."""
+        keys = inputs["item"]  # [num_examples]
         own = None
         if self.config.mask_own:
             own = tf.gather(self._own_columns(inputs["own"], keys), inputs["row"])
-        if self.config.unique:
-            return self.task(
-                tf.gather(queries, inputs["row"]),
-                vectors,
-                row=examples,
-                column=examples,
-                count=tf.ones_like(keys),
-                probability=tf.gather(self._probability, keys),
-                sample_weight=inputs["weight"],
-                own=own,
-            )
         diagonal = tf.eye(tf.shape(keys)[0], dtype=tf.bool)
         return self.task(
             tf.gather(queries, inputs["row"]),
-            vectors,
+            self._vectors_as_of(keys, inputs.get("timed", {}), training),
             sample_weight=inputs["weight"],
             candidate_sampling_probability=(
                 tf.gather(self._probability, keys) if self.config.correction == "log_q" else None

@@ -1,10 +1,80 @@
 """Which candidates are the columns of the score matrix, and how probable each one is there.
 
-In-batch negatives are drawn as the data is: item c stands at a random place of the batch with the
-probability p_c of being the item of a random training example. Log-Q needs p_c (`losses.py`).
+A pool brings items as columns by draws whose probabilities are known; log-Q needs them
+(`losses.column_log_weight`). Pools can be mixed, each with a Q of its own:
+
+    batch       the items of the batch's examples, which are drawn as the data is: p_c, the share of
+                item c among the training examples (in-batch negatives)
+    uniform     `num_sampled` draws from the catalogue, 1 / N each; with `batch` the mixed negative
+                sampling of Yang et al. (WWW 2020), by which items without an example are negatives
+    popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
+    memory      vectors of the last `memory_size` examples as they were then (cross-batch negative
+                sampling, Wang et al., SIGIR 2021), drawn as the batch is
+    catalogue   every item once: nothing is drawn and nothing to correct
+
+Beside these shared columns a query can have a block of negatives of its own (`mining.py`, and
+impressions without a click), and of all columns a row may keep its hardest alone.
 """
 
+import dataclasses
+
 import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+from twotower.losses import MASKED, column_log_weight  # noqa: E402
+
+POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
+
+
+@dataclasses.dataclass(frozen=True)
+class NegativesConfig:
+    """Which candidates are columns.
+
+    Attributes:
+        negatives: Of `batch`, `uniform`, `popularity`, `memory` and `catalogue`, the last alone.
+        num_sampled: Draws of `uniform`, and of `popularity`.
+        sampled_power: Of `popularity`.
+        memory_size: Examples whose item vectors `memory` keeps.
+        num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
+        hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
+        num_impressions: Impressions without a click, of the query's user, that a row has besides.
+    """
+
+    negatives: tuple[str, ...] = ("batch",)
+    num_sampled: int = 1024
+    sampled_power: float = 0.75
+    memory_size: int = 8192
+    num_hardest: int = 0
+    hard_negative_share: float = 0.0
+    num_impressions: int = 0
+
+    def __post_init__(self) -> None:
+        pools = self.negatives
+        if not pools or set(pools) - set(POOLS) or len(set(pools)) < len(pools):
+            raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
+        if "catalogue" in pools and len(pools) > 1:
+            raise ValueError(f"the catalogue holds every item already; got {pools}.")
+        for name in ("num_sampled", "memory_size", "num_hardest", "num_impressions"):
+            least = 1 if name in ("num_sampled", "memory_size") else 0
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}.")
+        if not 0 <= self.hard_negative_share < 1:
+            raise ValueError(
+                f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."
+            )
+
+    def num_hard(self, num_shared: int) -> int:
+        """Mined negatives of a row beside `num_shared` draws, so that their share is as asked."""
+        return round(num_shared * self.hard_negative_share / (1 - self.hard_negative_share))
+
+    @property
+    def has_block(self) -> bool:
+        """Whether rows have negatives of their own."""
+        return self.hard_negative_share > 0 or self.num_impressions > 0
 
 
 def in_batch_probability(
@@ -36,3 +106,163 @@ def in_batch_probability(
     if total == 0:
         raise ValueError("all weights are zero: no example would ever be drawn.")
     return (np.where(counts > 0, counts, 0.5) / total).astype(np.float32)
+
+
+def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np.ndarray:
+    """Q of a draw of `uniform` or `popularity`, `[num_items]` float32, in all 1.
+
+    Args:
+        pool: Which.
+        probability: `[num_items]`, p_c.
+        power: Of `popularity`.
+
+    Raises:
+        ValueError: A probability that is not positive: its item could never be drawn.
+    """
+    if not (np.isfinite(probability).all() and (probability > 0).all()):
+        raise ValueError("every item needs a positive probability to be drawn by.")
+    q = np.asarray(probability, np.float64) ** (power if pool == "popularity" else 0.0)
+    return (q / q.sum()).astype(np.float32)
+
+
+class Sampler:
+    """Draws items with replacement, inside the graph.
+
+    Args:
+        q: `[num_items]`, probability of each item.
+        num_draws: Draws a batch.
+    """
+
+    def __init__(self, q: np.ndarray, num_draws: int) -> None:
+        self.q, self.num_draws = tf.constant(q, tf.float32), num_draws
+        # float32 cannot tell the items at the end of a large catalogue apart.
+        self._cumulative = tf.constant(np.cumsum(np.asarray(q, np.float64)))
+
+    def __call__(self) -> tf.Tensor:
+        """Keys, `[num_draws]` int32."""
+        draw = tf.random.uniform([self.num_draws], dtype=tf.float64) * self._cumulative[-1]
+        found = tf.searchsorted(self._cumulative, draw, side="right")
+        return tf.minimum(found, tf.size(self._cumulative) - 1)
+
+
+@dataclasses.dataclass
+class Columns:
+    """Candidates that all rows of the score matrix share.
+
+    Attributes:
+        keys: `[num_columns]` int32, -1 for none.
+        log_weight: `[num_columns]`, log w_c.
+        vectors: `[num_columns, dim]`; None while they are to be computed.
+    """
+
+    keys: tf.Tensor
+    log_weight: tf.Tensor
+    vectors: tf.Tensor | None = None
+
+    @staticmethod
+    def concat(parts: list["Columns"]) -> "Columns":
+        """All of them, side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [field.name for field in dataclasses.fields(Columns)]
+        return Columns(*(tf.concat([getattr(part, name) for part in parts], 0) for name in names))
+
+
+def merged(parts: list[Columns]) -> Columns:
+    """One column for each distinct item of several pools, whose weights add up."""
+    if len(parts) == 1:
+        return parts[0]
+    keys, place = tf.unique(tf.concat([part.keys for part in parts], 0))
+    weight = tf.exp(tf.concat([part.log_weight for part in parts], 0))
+    total = tf.math.unsorted_segment_sum(weight, place, tf.size(keys))
+    return Columns(keys, tf.maximum(tf.math.log(total), MASKED))
+
+
+class Pools(tf.Module):
+    """Draws the columns of a batch from the pools that a config names.
+
+    Args:
+        config: Which.
+        probability: `[num_items]`, p_c of each item.
+        dim: Length of the vectors.
+    """
+
+    def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
+        super().__init__(name="pools")
+        self.config, self.num_items = config, len(probability)
+        self.samplers = {}
+        for name in ("uniform", "popularity"):
+            if name in config.negatives:
+                q = sampling_probability(name, probability, config.sampled_power)
+                self.samplers[name] = Sampler(q, config.num_sampled)
+        self.memory = Memory(config.memory_size, dim) if "memory" in config.negatives else None
+
+    def __call__(
+        self, item: tf.Tensor, probability: tf.Tensor, correction: str, distinct: bool = True
+    ) -> dict[str, Columns]:
+        """Columns by pool. Under `log_q_masked` each pool by itself stands for the whole catalogue,
+        so several are averaged, in proportion to their draws.
+
+        Args:
+            item: `[num_examples]`, keys of the batch's items.
+            probability: `[num_examples]`, p_c of each.
+            correction: As in `losses.column_log_weight`.
+            distinct: Whether equal items of the batch are one column.
+        """
+        if "catalogue" in self.config.negatives:
+            return {"catalogue": Columns(tf.range(self.num_items), tf.zeros([self.num_items]))}
+        pools, draws = {}, {}
+        for name in self.config.negatives:
+            vectors = None
+            if name == "batch":
+                keys, chance, draws[name] = item, probability, tf.size(item) - 1
+            elif name == "memory":
+                keys, vectors, chance = self.memory.held()
+                draws[name] = tf.math.count_nonzero(keys >= 0, dtype=tf.int32)
+            else:
+                keys = self.samplers[name]()
+                chance = tf.gather(self.samplers[name].q, keys)
+                draws[name] = tf.size(keys)
+            count = tf.ones_like(keys)
+            if name != "memory" and (distinct or name != "batch"):
+                keys, place, count = tf.unique_with_counts(keys)
+                chance = tf.math.unsorted_segment_max(chance, place, tf.size(keys))
+            weight = column_log_weight(count, chance, draws[name], correction)
+            pools[name] = Columns(keys, tf.where(keys < 0, MASKED, weight), vectors)
+        if len(pools) > 1 and correction == "log_q_masked":
+            total = tf.cast(tf.maximum(tf.add_n(list(draws.values())), 1), tf.float32)
+            for name, pool in pools.items():
+                share = tf.maximum(tf.cast(draws[name], tf.float32), 1e-9) / total
+                pool.log_weight = tf.maximum(pool.log_weight + tf.math.log(share), MASKED)
+        return pools
+
+
+class Memory(tf.Module):
+    """The last item vectors, oldest overwritten first (cross-batch memory).
+
+    Args:
+        size: Vectors.
+        dim: Their length.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__(name="memory")
+        self.size = size
+        self.keys = tf.Variable(tf.fill([size], -1), trainable=False)
+        self.vectors = tf.Variable(tf.zeros([size, dim]), trainable=False)
+        self.probability = tf.Variable(tf.ones([size]), trainable=False)
+        self.next = tf.Variable(0, trainable=False, dtype=tf.int32)
+
+    def held(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Keys, -1 where nothing stands yet; vectors; and the probability of each key."""
+        return tuple(v.read_value() for v in (self.keys, self.vectors, self.probability))
+
+    def put(self, keys: tf.Tensor, vectors: tf.Tensor, probability: tf.Tensor) -> None:
+        """Takes in a batch: `[num_examples]`, `[num_examples, dim]` and `[num_examples]`. Of more
+        than `size` examples the last ones stay."""
+        keys = keys[-self.size :]
+        places = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
+        self.keys.scatter_nd_update(places, keys)
+        self.vectors.scatter_nd_update(places, tf.stop_gradient(vectors)[-self.size :])
+        self.probability.scatter_nd_update(places, probability[-self.size :])
+        self.next.assign((self.next + tf.size(keys)) % self.size)

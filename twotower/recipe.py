@@ -6,7 +6,8 @@ from twotower import require_legacy_keras
 
 require_legacy_keras()
 from twotower.data.examples import ExamplesConfig  # noqa: E402
-from twotower.model import TaskConfig  # noqa: E402
+from twotower.negatives import NegativesConfig  # noqa: E402
+from twotower.task import TaskConfig  # noqa: E402
 from twotower.towers.item import ItemConfig  # noqa: E402
 from twotower.towers.query import QueryConfig  # noqa: E402
 
@@ -64,6 +65,7 @@ class Recipe:
     query: QueryConfig = QueryConfig()
     item: ItemConfig = ItemConfig()
     task: TaskConfig = TaskConfig()
+    negatives: NegativesConfig = NegativesConfig()
     examples: ExamplesConfig = ExamplesConfig()
     fit: FitConfig = FitConfig()
 

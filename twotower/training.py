@@ -71,6 +71,7 @@ class Training:
             items.encode(tensors(self.item_inputs(dataset.catalogue.keys))),
             in_batch_probability(self.examples.items, len(dataset.items), self.examples.weights),
             recipe.task,
+            recipe.negatives,
             topk,
         )
         # Builds all weights, so that they can be counted, loaded and saved before the first step.

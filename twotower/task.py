@@ -1,0 +1,260 @@
+"""The retrieval task: a score matrix with its three choices, as one `tfrs.tasks.Retrieval`."""
+
+import dataclasses
+import math
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+import tensorflow_recommenders as tfrs  # noqa: E402
+
+from twotower import losses  # noqa: E402
+from twotower.negatives import Columns, NegativesConfig  # noqa: E402
+
+TEMPERATURES = ("fixed", "learned", "annealed")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """How the score matrix becomes a loss; the tables in `losses.py` say what each choice means.
+
+    Attributes:
+        loss: `softmax`, `bce`, `gbce`, `triplet` or `cosine_contrastive`.
+        temperature: Scores are divided by it, in training only.
+        temperature_kind: `fixed`; `learned`, from `temperature` on; or `annealed`, to
+            `temperature_last` along a straight line over `temperature_steps`.
+        temperature_last: Where annealing ends.
+        temperature_steps: Steps that annealing takes.
+        correction: `none`, `log_q` or `log_q_masked`.
+        frequency: p_c of log-Q: `counts` of the training examples, or the `streaming` estimate.
+        mask_own: Whether the user's other positives are no negatives of the user's examples.
+        margin: Of `triplet` and `cosine_contrastive`.
+        triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`.
+        negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
+            their mean over the columns.
+        calibration: t of `gbce`.
+        sum_loss: Whether a batch's losses are summed, as TFRS does by default, instead of averaged:
+            then the right learning rate depends on the batch size. For reproducing tutorials.
+        unique: Whether each distinct query and item of a batch is scored once (fast), or each
+            example is a row and a column for `tfrs.tasks.Retrieval` as it is.
+    """
+
+    loss: str = "softmax"
+    temperature: float = 0.1
+    temperature_kind: str = "fixed"
+    temperature_last: float = 0.05
+    temperature_steps: int = 1000
+    correction: str = "log_q_masked"
+    frequency: str = "counts"
+    mask_own: bool = True
+    margin: float = 0.2
+    triplet_mining: str = "all"
+    negative_ratio: float = 1.0
+    calibration: float = 0.75
+    sum_loss: bool = False
+    unique: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "temperature_last", "temperature_steps", "negative_ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)}.")
+        for name, known in (
+            ("loss", tuple(losses.LOSSES)),
+            ("temperature_kind", TEMPERATURES),
+            ("correction", losses.CORRECTIONS),
+            ("frequency", ("counts", "streaming")),
+            ("triplet_mining", losses.MININGS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
+        if self.correction == "log_q" and self.mask_own:
+            raise ValueError(
+                "log_q corrects every column, hits among them, so it goes with mask_own=False; "
+                "to mask the user's own positives take correction='log_q_masked' or 'none'."
+            )
+        if self.correction == "log_q_masked" and not self.unique:
+            raise ValueError(
+                "tfrs.tasks.Retrieval corrects the positive's column too, so log_q_masked needs "
+                "unique=True."
+            )
+        if self.temperature_kind != "fixed" and not self.unique:
+            raise ValueError("tfrs.tasks.Retrieval has a fixed temperature; take unique=True.")
+
+    def parameters(self, num_items: int) -> dict:
+        """Of the loss function, for a catalogue of this size."""
+        ratio = self.negative_ratio
+        if self.loss == "triplet":
+            return {"margin": self.margin, "mining": self.triplet_mining}
+        if self.loss == "cosine_contrastive":
+            return {"margin": self.margin, "ratio": ratio}
+        if self.loss == "gbce":
+            rate = min(1.0, ratio / max(1, num_items - 1))
+            return {"ratio": ratio, "beta": losses.gbce_beta(rate, self.calibration)}
+        return {"ratio": ratio} if self.loss == "bce" else {}
+
+
+@dataclasses.dataclass
+class Block:
+    """Negatives of each row's own.
+
+    Attributes:
+        vectors: `[num_distinct, dim]`, of the distinct items among them.
+        place: `[num_queries, width]` int32, which of those; -1 for none.
+    """
+
+    vectors: tf.Tensor
+    place: tf.Tensor
+
+
+class MatrixRetrieval(tfrs.tasks.Retrieval):
+    """`tfrs.tasks.Retrieval` over distinct queries and columns, with every loss and negative.
+
+    The same place in a `tfrs.Model`, and where `tfrs.tasks.Retrieval` can express a combination the
+    same loss; see the table in `losses.py`.
+
+    Args:
+        config: The task.
+        num_items: Size of the catalogue.
+        columns: Which candidates are columns.
+        metrics: As in `tfrs.tasks.Retrieval`.
+
+    Raises:
+        ValueError: `log_q` with another loss than softmax, or other negatives than the batch's.
+    """
+
+    def __init__(
+        self, config: TaskConfig, num_items: int, columns: NegativesConfig, metrics=None
+    ) -> None:
+        super().__init__(metrics=metrics, temperature=config.temperature)
+        self.config, self.num_hardest = config, columns.num_hardest
+        # Whether a column is a negative of an example of its own item.
+        self.hits_count = columns.negatives == ("batch",)
+        if config.correction == "log_q" and (config.loss != "softmax" or not self.hits_count):
+            raise ValueError(
+                f"log_q corrects the positive, too, as only softmax over the batch can have it; "
+                f"take log_q_masked or none for {config.loss} over {columns.negatives}."
+            )
+        self._parameters = config.parameters(num_items)
+        if config.temperature_kind == "learned":
+            self.log_temperature = self.add_weight(
+                name="log_temperature",
+                shape=[],
+                initializer=tf.keras.initializers.Constant(math.log(config.temperature)),
+            )
+
+    def temperature_at(self, step: tf.Tensor) -> tf.Tensor:
+        """The temperature at a step of the optimiser; a learned one lies in [.01, 1]."""
+        config = self.config
+        if config.temperature_kind == "learned":
+            return tf.exp(tf.clip_by_value(self.log_temperature, math.log(0.01), 0.0))
+        if config.temperature_kind == "annealed":
+            done = tf.minimum(tf.cast(step, tf.float32) / config.temperature_steps, 1.0)
+            return config.temperature + done * (config.temperature_last - config.temperature)
+        return tf.constant(config.temperature)
+
+    def call(
+        self,
+        query_embeddings: tf.Tensor,
+        positive_embeddings: tf.Tensor,
+        row: tf.Tensor,
+        item: tf.Tensor,
+        columns: Columns,
+        sample_weight: tf.Tensor,
+        log_probability: tf.Tensor | None = None,
+        own: tf.Tensor | None = None,
+        block: Block | None = None,
+        step: tf.Tensor | int = 0,
+    ) -> tf.Tensor:
+        """Mean loss of a batch, or its sum.
+
+        Args:
+            query_embeddings: `[num_queries, dim]`, distinct queries.
+            positive_embeddings: `[num_examples, dim]`, the vector of each example's item.
+            row: `[num_examples]`, the query of each example.
+            item: `[num_examples]`, its item's key.
+            columns: What all rows share.
+            sample_weight: `[num_examples]`.
+            log_probability: `[num_examples]`, log p of each item, for `log_q`.
+            own: `[num_queries, num_columns]` bool, positives of each query's user; None for
+                masking no more than the example's own.
+            block: Negatives of each query's own.
+            step: Of the optimiser, for annealing.
+        """
+        temperature = self.temperature_at(step)
+        queries = query_embeddings / temperature
+        positive = tf.reduce_sum(tf.gather(queries, row) * positive_embeddings, 1)
+        if self.config.correction == "log_q":
+            positive -= log_probability
+        negatives = tf.linalg.matmul(queries, columns.vectors, transpose_b=True)
+        log_weight, rows = columns.log_weight, row
+        if own is not None:
+            log_weight = tf.where(own, losses.MASKED, log_weight)
+        else:
+            # An example's own column is told from the others, so that rows are examples.
+            hit = columns.keys == item[:, None]  # [num_examples, num_columns]
+            log_weight = tf.where(hit, self._log_weight_of_hits(columns, item), log_weight)
+            negatives, rows = tf.gather(negatives, row), None
+        if self.num_hardest:
+            negatives, log_weight = losses.hardest(negatives, log_weight, self.num_hardest)
+        if block is not None:
+            scores = tf.linalg.matmul(queries, block.vectors, transpose_b=True)
+            scores = tf.gather(scores, tf.maximum(block.place, 0), batch_dims=1)
+            # As one more item of the catalogue each, whatever led to it.
+            weight = tf.where(block.place < 0, losses.MASKED, 0.0)
+            if rows is None:
+                scores, weight = tf.gather(scores, row), tf.gather(weight, row)
+            negatives = tf.concat([negatives, scores], 1)
+            log_weight = tf.concat([log_weight, weight], 1)
+        loss = losses.LOSSES[self.config.loss](
+            positive, negatives, log_weight, rows, **self._parameters
+        )
+        reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
+        return reduce(loss * sample_weight)
+
+    def _log_weight_of_hits(self, columns: Columns, item: tf.Tensor) -> tf.Tensor:
+        """That of a column where it is the example's own item, `[num_columns]`.
+
+        As in `tfrs.tasks.Retrieval`, further copies in the batch are negatives unless hits are
+        masked.
+        """
+        if self.config.correction == "log_q_masked" or not self.hits_count:
+            return tf.fill(tf.shape(columns.keys), losses.MASKED)
+        size = tf.reduce_max(columns.keys) + 1
+        count = tf.cast(tf.math.bincount(item, minlength=size, maxlength=size), tf.float32)
+        count = tf.gather(count, columns.keys)
+        less = tf.math.log(tf.maximum(count - 1, 1e-30)) - tf.math.log(count)
+        return tf.where(count > 1, columns.log_weight + less, losses.MASKED)
+
+
+def plain_retrieval(
+    config: TaskConfig, num_items: int, columns: NegativesConfig, metrics=None
+) -> tfrs.tasks.Retrieval:
+    """`tfrs.tasks.Retrieval` as it is, for what it can express.
+
+    Args:
+        config: The task.
+        num_items: Size of the catalogue.
+        columns: Which candidates are columns.
+        metrics: As in `tfrs.tasks.Retrieval`.
+
+    Raises:
+        ValueError: Negatives other than the batch's.
+    """
+    if columns.negatives != ("batch",) or columns.has_block:
+        raise ValueError(
+            f"tfrs.tasks.Retrieval has the batch's negatives alone; take unique=True for {columns}."
+        )
+    # Its own loss is a sum, which would tie the learning rate to the batch size.
+    reductions = tf.keras.losses.Reduction
+    loss = losses.RetrievalLoss(
+        config.loss,
+        reductions.SUM if config.sum_loss else reductions.SUM_OVER_BATCH_SIZE,
+        **config.parameters(num_items),
+    )
+    return tfrs.tasks.Retrieval(
+        loss=loss,
+        metrics=metrics,
+        temperature=config.temperature,
+        num_hard_negatives=columns.num_hardest or None,
+    )
