@@ -14,7 +14,15 @@ flags.disclaim_key_flags()
 # These are one flag for both towers: their vectors must have the same length and scale, and a
 # reader who wants two heads of different sizes has the code.
 SHARED = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm")
-PARTS = {"query": "query_", "item": "item_", "task": "", "negatives": "", "examples": "", "fit": ""}
+PARTS = {
+    "query": "query_",
+    "item": "item_",
+    "task": "",
+    "negatives": "",
+    "mining": "mining_",
+    "examples": "",
+    "fit": "",
+}
 
 
 def _name(part: str, field: str) -> str:

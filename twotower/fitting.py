@@ -46,6 +46,7 @@ class FitResult:
         best: Its validation figure.
         seconds: Wall time of training without validation, all sessions together.
         examples_per_second: Over that time.
+        mining_seconds: Of these, what mining took.
         stopped: Whether early stopping ended it.
         log: One entry an epoch: epoch, loss, seconds and, where validated, the metrics' means.
         validation: All metrics of the best epoch, with intervals.
@@ -56,6 +57,7 @@ class FitResult:
     best: float = -np.inf
     seconds: float = 0.0
     examples_per_second: float = 0.0
+    mining_seconds: float = 0.0
     stopped: bool = False
     log: list[dict] = dataclasses.field(default_factory=list)
     validation: dict = dataclasses.field(default_factory=dict)
@@ -70,6 +72,17 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        training = self.training
+        if training.miner is not None:
+            step = int(self.model.optimizer.iterations.numpy())
+            if training.recipe.mining.is_due(step) or (
+                training.miner.lists is None and step > training.recipe.mining.warmup
+            ):  # the second after a resume
+                begun = time.perf_counter()
+                training.mine()
+                self.result.mining_seconds += time.perf_counter() - begun
 
     def on_test_begin(self, logs=None):
         # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
@@ -149,8 +162,11 @@ def fit(
     recipe = json.dumps(training.recipe.to_json(), sort_keys=True)
     state = tf.Variable("", dtype=tf.string, trainable=False)
     weights = [*model.query_tower.weights, *model.item_tower.weights]
+    # A learned temperature, the memory of past batches, and the count of the stream.
+    others = [*model.task.trainable_weights, *model.pools.variables]
+    stream = workdir / "checkpoints" / "frequency.npz"
     last = tf.train.CheckpointManager(
-        tf.train.Checkpoint(weights=weights, optimizer=model.optimizer, state=state),
+        tf.train.Checkpoint(weights=weights, others=others, optimizer=model.optimizer, state=state),
         str(workdir / "checkpoints" / "last"),
         max_to_keep=1,
     )
@@ -161,6 +177,8 @@ def fit(
     def save(better: bool) -> None:
         if better:
             best.save()
+        if training.frequency is not None:
+            training.frequency.save(stream)
         state.assign(json.dumps({"recipe": recipe, "result": dataclasses.asdict(result)}))
         last.save()
 
@@ -175,6 +193,8 @@ def fit(
             )
         last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
         result = FitResult(**saved["result"])
+        if training.frequency is not None:
+            training.frequency.load(stream)
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)
 
     epochs = min(config.epochs, stop_after or config.epochs)

@@ -27,10 +27,8 @@ class TwoTowerModel(tfrs.Model):
         weight   `[num_examples]`
         own      keys of each query's user's positives, `[num_queries, n]`, padded with -1
         timed    inputs of the item tower that depend on the example's time, `[num_examples]`
-        block    keys of negatives of each query's own, `[num_queries, width]`, padded with -1;
-                 none where it is missing
-        probability  p_c of each example's item, `[num_examples]`; where it is missing, that of all
-                 training examples
+        probability  p_c of each example's item, `[num_examples]`
+        block    keys of negatives of each query's own, `[num_queries, width]`, padded with -1
 
     Args:
         query_tower: Encoded inputs -> `[num_queries, dim]`.
@@ -65,18 +63,13 @@ class TwoTowerModel(tfrs.Model):
         self.query_tower, self.item_tower = query_tower, item_tower
         # A tuple, not a dict attribute: Keras would track these tables as saved state.
         self._items = tuple((name, tf.constant(values)) for name, values in items.items())
-        self._probability = tf.constant(probability, tf.float32)
+        self.num_items = len(probability)
         self.config, columns = config, columns or NegativesConfig()
         self.pools = Pools(columns, probability, query_tower.dim)
         if config.unique:
             self.task = MatrixRetrieval(config, self.num_items, columns, metrics)
         else:
             self.task = plain_retrieval(config, self.num_items, columns, metrics)
-
-    @property
-    def num_items(self) -> int:
-        """Items in the catalogue."""
-        return self._probability.shape[0]
 
     def item_vectors(self, keys: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors of items by key, `[num_keys, dim]`."""
@@ -97,10 +90,7 @@ class TwoTowerModel(tfrs.Model):
         queries = self.query_tower(self.query_tower.encode(inputs["query"]), training=training)
         if not self.config.unique:
             return self._plain_loss(queries, inputs, training)
-        item = inputs["item"]
-        probability = inputs.get("probability")
-        if probability is None:
-            probability = tf.gather(self._probability, item)
+        item, probability = inputs["item"], inputs["probability"]
         columns, positives = self._columns(inputs, probability, training)
         if self.pools.memory is not None and training:
             self.pools.memory.put(item, positives, probability)
@@ -113,7 +103,7 @@ class TwoTowerModel(tfrs.Model):
             sample_weight=inputs["weight"],
             log_probability=tf.math.log(probability),
             own=self._own_columns(inputs["own"], columns.keys) if self.config.mask_own else None,
-            block=self._block(inputs["block"], training) if "block" in inputs else None,
+            block=self._block(inputs["block"], training) if self.pools.config.has_block else None,
             step=self.optimizer.iterations if self.optimizer else 0,
         )
 
@@ -164,7 +154,7 @@ class TwoTowerModel(tfrs.Model):
             self._vectors_as_of(keys, inputs.get("timed", {}), training),
             sample_weight=inputs["weight"],
             candidate_sampling_probability=(
-                tf.gather(self._probability, keys) if self.config.correction == "log_q" else None
+                inputs["probability"] if self.config.correction == "log_q" else None
             ),
             score_mask=None if own is None else ~own | diagonal,
             compute_metrics=False,

@@ -67,6 +67,11 @@ class NegativesConfig:
                 f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."
             )
 
+    def num_shared(self, num_examples: int, num_items: int) -> int:
+        """Draws of all pools together beside a batch's positive."""
+        size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
+        return sum(size.get(name, self.num_sampled) for name in self.negatives)
+
     def num_hard(self, num_shared: int) -> int:
         """Mined negatives of a row beside `num_shared` draws, so that their share is as asked."""
         return round(num_shared * self.hard_negative_share / (1 - self.hard_negative_share))

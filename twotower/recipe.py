@@ -6,6 +6,7 @@ from twotower import require_legacy_keras
 
 require_legacy_keras()
 from twotower.data.examples import ExamplesConfig  # noqa: E402
+from twotower.mining import MiningConfig  # noqa: E402
 from twotower.negatives import NegativesConfig  # noqa: E402
 from twotower.task import TaskConfig  # noqa: E402
 from twotower.towers.item import ItemConfig  # noqa: E402
@@ -66,6 +67,7 @@ class Recipe:
     item: ItemConfig = ItemConfig()
     task: TaskConfig = TaskConfig()
     negatives: NegativesConfig = NegativesConfig()
+    mining: MiningConfig = MiningConfig()
     examples: ExamplesConfig = ExamplesConfig()
     fit: FitConfig = FitConfig()
 
@@ -75,12 +77,13 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: dict) -> "Recipe":
-        """The inverse of `to_json`; an unknown field is a TypeError that names it."""
+        """The inverse of `to_json`; what is missing has its default, as in bundles of versions that
+        did not know it, and an unknown field is a TypeError that names it."""
         parts = {}
         for field in dataclasses.fields(cls):
             part = {
                 name: tuple(value) if isinstance(value, list) else value
-                for name, value in values[field.name].items()
+                for name, value in values.get(field.name, {}).items()
             }
             parts[field.name] = type(field.default)(**part)
         return cls(**parts)

@@ -16,8 +16,11 @@ from twotower.data.dataset import Dataset  # noqa: E402
 from twotower.data.examples import Examples, ItemInputs, QueryInputs  # noqa: E402
 from twotower.data.splits import Split  # noqa: E402
 from twotower.evaluation import evaluate  # noqa: E402
+from twotower.frequency import StreamingFrequency  # noqa: E402
+from twotower.mining import Miner, drawn  # noqa: E402
 from twotower.model import TwoTowerModel  # noqa: E402
 from twotower.negatives import in_batch_probability  # noqa: E402
+from twotower.ragged import Ragged  # noqa: E402
 from twotower.recipe import Recipe  # noqa: E402
 from twotower.retrieval.brute_force import BruteForceIndex  # noqa: E402
 from twotower.retrieval.candidates import Candidates  # noqa: E402
@@ -38,6 +41,10 @@ class Training:
         query_inputs: Cases -> encoded inputs of the query tower.
         item_inputs: Keys -> raw inputs of the item tower.
         examples: Training rows -> batches.
+        frequency: The streaming estimate of p_c, if the recipe asks for it.
+        miner: The users' hard negatives, if the recipe asks for them.
+        passed_over: `[num_users, n]`, keys of what each user was shown and passed over, padded
+            with -1, likewise.
     """
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
@@ -61,6 +68,9 @@ class Training:
         items = item_tower(self._item_columns(), recipe.item)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)
+        self._probability = in_batch_probability(
+            self.examples.items, len(dataset.items), self.examples.weights
+        )
         topk = None
         if recipe.fit.topk_every:
             self.topk = tfrs.layers.factorized_top_k.BruteForce(k=100)
@@ -69,11 +79,23 @@ class Training:
             queries,
             items,
             items.encode(tensors(self.item_inputs(dataset.catalogue.keys))),
-            in_batch_probability(self.examples.items, len(dataset.items), self.examples.weights),
+            self._probability,
             recipe.task,
             recipe.negatives,
             topk,
         )
+        self.frequency = None
+        if recipe.task.frequency == "streaming":
+            self.frequency = StreamingFrequency(4 * len(dataset.items))
+        self.miner = None
+        if recipe.negatives.hard_negative_share:
+            own = Ragged(self.examples.items, self.examples.by_user.offsets)
+            self.miner = Miner(recipe.mining, own, split.candidates)
+        self.passed_over = None
+        if recipe.negatives.num_impressions:
+            self.passed_over = self.examples.passed_over().to_dense(-1)
+            if not self.passed_over.size:
+                raise ValueError("num_impressions needs events of impressions; there are none.")
         # Builds all weights, so that they can be counted, loaded and saved before the first step.
         self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
         vectors = self.item_vectors(split.candidates)
@@ -138,21 +160,47 @@ class Training:
         """All metrics on the split's cases, from the current weights."""
         return evaluate(self.recommender(), self.split, self.dataset).metrics
 
+    def mine(self) -> None:
+        """New hard negatives for all users, from the current weights."""
+        queries = self.query_vectors(self.examples.whole_histories())
+        self.miner.mine(queries, self.item_vectors(self.miner.keys))
+
+    def _probability_of(self, item: np.ndarray) -> np.ndarray:
+        """p_c of each example's item, by count or by what the stream has told so far."""
+        if self.frequency is None:
+            return self._probability[item]
+        self.frequency.update(item)
+        return self.frequency.probability(item)
+
+    def _block(self, users: np.ndarray, num_examples: int, rng: np.random.Generator) -> np.ndarray:
+        """Keys of each query's own negatives, `[num_queries, width]`: mined, then impressions."""
+        config, blocks = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
+        if self.miner is not None:
+            width = config.num_hard(config.num_shared(num_examples, self.model.num_items))
+            blocks.append(self.miner.block(users, width, rng))
+        if self.passed_over is not None:
+            blocks.append(drawn(self.passed_over[users], config.num_impressions, rng))
+        return np.concatenate(blocks, axis=1).astype(np.int32)
+
     def batches(self, first_epoch: int = 0) -> tf.data.Dataset:
         """Training batches; each iteration over it is the next epoch."""
         epochs = itertools.count(first_epoch)
         timed = [name for name in TIMED if name in self.recipe.item.features]
 
         def generate():
-            for batch in self.examples.epoch(next(epochs)):
-                own = batch["own"].to_dense(-1).astype(np.int32)
+            epoch = next(epochs)
+            rng = np.random.default_rng([self.recipe.fit.seed, epoch])
+            for batch in self.examples.epoch(epoch):
+                item, own = batch["item"], batch["own"].to_dense(-1).astype(np.int32)
                 yield {
                     "query": self.query_inputs(batch["cases"]),
                     "row": batch["row"],
-                    "item": batch["item"],
+                    "item": item,
                     "weight": batch["weight"],
                     "own": own if self.recipe.task.mask_own else own[:, :0],
-                    "timed": self.item_inputs.as_of(batch["item"], batch["time"]) if timed else {},
+                    "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
+                    "probability": self._probability_of(item),
+                    "block": self._block(batch["user"], len(item), rng),
                 }
 
         return tf.data.Dataset.from_generator(
@@ -172,6 +220,8 @@ class Training:
             "item": tf.TensorSpec([None], tf.int32),
             "weight": tf.TensorSpec([None], tf.float32),
             "own": tf.TensorSpec([None, None], tf.int32),
+            "probability": tf.TensorSpec([None], tf.float32),
+            "block": tf.TensorSpec([None, None], tf.int32),
             "timed": {name: tf.TensorSpec([None], tf.float32) for name in timed},
         }
 
@@ -190,6 +240,8 @@ class Training:
                     "weight": np.ones(len(targets.values), np.float32),
                     "own": np.empty((len(part), 0), np.int32),
                     "timed": {},
+                    "probability": np.ones(len(targets.values), np.float32),
+                    "block": np.empty((len(part), 0), np.int32),
                 }
 
         return tf.data.Dataset.from_generator(generate, output_signature=self._signature([]))

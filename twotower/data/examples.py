@@ -15,6 +15,8 @@ from twotower.data.splits import Split
 from twotower.ragged import Ragged
 
 DAY = 86_400.0
+# Events of an item that was shown and not taken.
+PASSED_OVER = ("impression", "skip")
 
 
 class QueryInputs:
@@ -230,7 +232,40 @@ class Examples:
             if name in dataset.interactions
         }
         self.user_ids = dataset.users["user_id"].to_numpy(object)
+        self._dataset = dataset
         self.weights = self._weights(dataset)
+
+    def whole_histories(self) -> EvalCases:
+        """A query for each user of the dataset, from all training rows, without time or context."""
+        history = self.by_user
+        if self.config.max_history:
+            history = history.last(self.config.max_history)
+        none = Ragged.empty(len(history))
+        return EvalCases(
+            user_id=self.user_ids,
+            history=Ragged(self.items[history.values], history.offsets),
+            history_time=Ragged(self.times[history.values], history.offsets),
+            history_rating=Ragged(self.ratings[history.values], history.offsets),
+            exclude=none,
+            targets=none,
+            time=np.full(len(history), -1),
+        )
+
+    def passed_over(self) -> Ragged:
+        """Keys of the items that each user was shown up to the user's last training row and neither
+        clicked nor watched in any, one row a user (impressions without a click, and skips)."""
+        dataset, num_items = self._dataset, len(self._dataset.items)
+        if "event" not in dataset.interactions:
+            return Ragged.empty(len(dataset.users))
+        shown = np.flatnonzero(dataset.interactions["event"].isin(PASSED_OVER))
+        last = np.full(len(dataset.users), -1, np.int64)
+        np.maximum.at(last, self.users, self.times)
+        users, items = dataset.user_rows[shown], dataset.item_keys[shown]
+        keep = dataset.timestamps[shown] <= last[users]
+        pairs = np.unique(users[keep] * num_items + items[keep])
+        pairs = pairs[~np.isin(pairs, self.users * num_items + self.items)]
+        lengths = np.bincount(pairs // num_items, minlength=len(dataset.users))
+        return Ragged.from_lengths(pairs % num_items, lengths)
 
     def _weights(self, dataset: Dataset) -> np.ndarray:
         name = self.config.weight
@@ -263,7 +298,8 @@ class Examples:
         Yields:
             `cases`: the queries, `EvalCases` `[num_queries]`, without targets; `row`: query of
             each example; `item`: key of each example's item; `time`; `weight`: `[num_examples]`;
-            `own`: Ragged keys of each query's user's training positives.
+            `own`: Ragged keys of each query's user's training positives; `user`: `[num_queries]`
+            row of each query's user.
         """
         rng = np.random.default_rng([self.config.seed, epoch])
         if self.shared:
@@ -317,4 +353,5 @@ class Examples:
             "time": self.times[at],
             "weight": self.weights[at],
             "own": Ragged(self.items[own.values], own.offsets),
+            "user": users,
         }

@@ -1,0 +1,137 @@
+"""Hard negatives of each query's own, mined from the current model through the project's indexes.
+
+The negatives of a batch are mostly easy. Every so many steps the model's own item vectors are
+indexed, and each user's query finds the items that the model takes for the best and that the user
+has not liked in the training rows. Of these a row draws its block `[num_queries, width]` beside the
+columns that all rows share (Huang et al., KDD 2020, section 6; ANCE, ICLR 2021).
+
+Three things that go wrong are settled here: a mined positive pulls apart what belongs together, so
+positives are left out; another user's list is random noise at best, so each row has its own; and
+the model of the first steps has nothing to say, so there is a warm-up. Too many hard negatives
+still make a training collapse: `experiments/ablate.py` shows where.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from twotower.ragged import Ragged
+from twotower.retrieval import build
+
+
+@dataclasses.dataclass(frozen=True)
+class MiningConfig:
+    """When and where hard negatives are mined; `--hard_negative_share` says how many are used.
+
+    Attributes:
+        every: Steps between two minings.
+        warmup: Steps before the first; rows have no block until then.
+        depth: Items that a user's list holds.
+        skip: Best finds left out of it: some of them the user would like.
+        index: Backend to find them with, such as `exact` or `hnsw`.
+    """
+
+    every: int = 200
+    warmup: int = 400
+    depth: int = 200
+    skip: int = 0
+    index: str = "exact"
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("warmup", 0), ("depth", 1), ("skip", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}.")
+        if self.index not in build.BACKENDS:
+            raise ValueError(f"index must be one of {build.BACKENDS}; got {self.index!r}.")
+
+    def is_due(self, step: int) -> bool:
+        """Whether lists are mined before this step, counted from 0."""
+        return step >= self.warmup and (step - self.warmup) % self.every == 0
+
+
+class Miner:
+    """Keeps a list of hard negatives for each user.
+
+    Args:
+        config: When and where.
+        own: Keys of each user's positives, one row a user.
+        keys: `[num_items]`, items that may be negatives.
+    """
+
+    def __init__(self, config: MiningConfig, own: Ragged, keys: np.ndarray) -> None:
+        self.config, self.own, self.keys = config, own, np.asarray(keys)
+        self._span = int(max(self.keys.max(), own.values.max(initial=0))) + 1
+        # One number a pair of user and positive, ascending, to look pairs up by.
+        self._pairs = np.unique(own.row_index * self._span + own.values)
+        self.lists: np.ndarray | None = None  # [num_users, depth], padded with -1
+
+    def mine(self, queries: np.ndarray, vectors: np.ndarray, batch_size: int = 1024) -> None:
+        """Makes new lists; those that ask meanwhile get the old ones.
+
+        Args:
+            queries: `[num_users, dim]`, each user's current vector.
+            vectors: `[num_items, dim]`, current vectors of `keys`.
+            batch_size: Users searched for at a time.
+        """
+        index = build.build(build.IndexConfig(self.config.index), self.keys, vectors)
+        wanted = self.config.skip + self.config.depth
+        lists = [
+            index.search(
+                queries[start : start + batch_size],
+                wanted,
+                exclude=self.own.take(np.arange(start, min(start + batch_size, len(queries)))),
+            ).keys[:, self.config.skip :]
+            for start in range(0, len(queries), batch_size)
+        ]
+        self.lists = np.concatenate(lists).astype(np.int32)
+
+    def block(self, users: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+        """Hard negatives of each user, drawn from the list without repetition.
+
+        A list that is too short is topped up with items at random, none of them a positive.
+
+        Args:
+            users: `[num_queries]` rows of users.
+            width: Negatives a query.
+            rng: Draws.
+
+        Returns:
+            `[num_queries, width]` int32; -1 where a user likes nearly everything. Of width 0 before
+            the first mining.
+        """
+        if self.lists is None or not width:
+            return np.empty((len(users), 0), np.int32)
+        return self._topped_up(drawn(self.lists[users], width, rng), users, rng)
+
+    def _topped_up(self, block: np.ndarray, users: np.ndarray, rng) -> np.ndarray:
+        for _ in range(10):
+            row, column = np.nonzero(block < 0)
+            if not len(row):
+                break
+            drawn = rng.choice(self.keys, len(row))
+            liked = self.is_own(users[row], drawn)
+            block[row[~liked], column[~liked]] = drawn[~liked]
+        return block
+
+    def is_own(self, users: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Which pairs are a user and a positive, elementwise."""
+        if not len(self._pairs):
+            return np.zeros(np.shape(keys), bool)
+        pair = users * self._span + keys
+        place = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
+        return self._pairs[place] == pair
+
+
+def drawn(lists: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+    """`width` random keys of each row without repetition, `[num_rows, width]` int32.
+
+    Args:
+        lists: `[num_rows, n]` keys, -1 for none. Shorter rows come back with -1 behind.
+        width: Keys a row.
+        rng: Draws.
+    """
+    # A random order that puts empty places last.
+    order = np.argsort(rng.random(lists.shape) + (lists < 0), axis=1)[:, :width]
+    block = np.full((len(lists), width), -1, np.int32)
+    block[:, : order.shape[1]] = np.take_along_axis(lists, order, 1)
+    return block
