@@ -1,0 +1,144 @@
+"""Mining: no positive in a block, nobody else's list, harder than the batch, the share as asked."""
+
+import numpy as np
+import pytest
+import tiny
+
+import twotower  # noqa: F401
+from twotower.fitting import fit
+from twotower.mining import Miner, MiningConfig, drawn
+from twotower.negatives import NegativesConfig
+from twotower.ragged import Ragged
+from twotower.training import Training
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def miner(own, num_items, **config):
+    return Miner(MiningConfig(**config), Ragged.from_rows(own), np.arange(num_items))
+
+
+def test_lists_by_hand():
+    # Items on a line at 0, 1 .. 5, by inner product: user 0 at +1 wants 5, 4, 3 .., and likes 5 and
+    # 3; user 1 at -1 wants 0, 1, 2 .., and likes nothing.
+    vectors = np.arange(6, dtype=np.float32)[:, None]
+    found = miner([[5, 3], []], 6, depth=3)
+    found.mine(np.float32([[1], [-1]]), vectors)
+    assert found.lists.tolist() == [[4, 2, 1], [0, 1, 2]]
+    skipping = miner([[5, 3], []], 6, depth=3, skip=1)
+    skipping.mine(np.float32([[1], [-1]]), vectors)
+    assert skipping.lists.tolist() == [[2, 1, 0], [1, 2, 3]]
+    # Deeper than there are items: padded.
+    deep = miner([[5, 3], []], 6, depth=9)
+    deep.mine(np.float32([[1], [-1]]), vectors)
+    assert deep.lists.tolist() == [[4, 2, 1, 0] + [-1] * 5, [0, 1, 2, 3, 4, 5] + [-1] * 3]
+
+
+def test_block_is_drawn_from_the_own_list(rng):
+    one = miner([[5, 3], []], 6, depth=3)
+    one.mine(np.float32([[1], [-1]]), np.arange(6, dtype=np.float32)[:, None])
+    users = np.array([1, 0, 1])
+    met = [set(), set()]
+    for _ in range(30):
+        block = one.block(users, 2, rng)
+        assert block.shape == (3, 2) and block.dtype == np.int32
+        for user, row in zip(users, block.tolist()):
+            assert len(set(row)) == 2
+            met[user] |= set(row)
+    assert met == [{4, 2, 1}, {0, 1, 2}]
+
+
+def test_a_short_list_is_topped_up_without_positives(rng):
+    one = miner([[5, 3], [], range(6)], 6, depth=2)
+    one.mine(np.float32([[1], [-1], [1]]), np.arange(6, dtype=np.float32)[:, None])
+    users = np.array([0, 1, 2])
+    for _ in range(20):
+        block = one.block(users, 40, rng)
+        # The mined ones are there in any case.
+        assert {4, 2} <= set(block[0]) <= {0, 1, 2, 4} and {0, 1} <= set(block[1])
+        assert (block[2] == -1).all()  # likes everything
+    assert one.block(users, 0, rng).shape == (3, 0)
+
+
+def test_nothing_before_the_first_mining(rng):
+    assert miner([[0], [1]], 4).block(np.array([0, 1, 1]), 5, rng).shape == (3, 0)
+
+
+def test_when_it_is_due():
+    config = MiningConfig(every=10, warmup=25)
+    assert [step for step in range(60) if config.is_due(step)] == [25, 35, 45, 55]
+    assert MiningConfig(every=10, warmup=0).is_due(0)
+    for field, value in (("every", 0), ("warmup", -1), ("depth", 0), ("skip", -1), ("index", "?")):
+        with pytest.raises(ValueError, match=field):
+            MiningConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("pools", "share", "expected"),
+    [
+        (("batch",), 0.1, 28),  # 28 of 255 + 28
+        (("batch",), 0.5, 255),
+        (("batch", "uniform"), 0.1, 142),  # 142 of 255 + 1024 + 142
+        (("catalogue",), 0.25, 1000),  # 1000 of 3000 + 1000
+        (("batch",), 0.0, 0),
+    ],
+)
+def test_the_share_is_what_the_flag_says(pools, share, expected):
+    config = NegativesConfig(negatives=pools, hard_negative_share=share)
+    shared = config.num_shared(256, 3001)
+    hard = config.num_hard(shared)
+    assert hard == expected and hard / (shared + hard) == pytest.approx(share, abs=0.002)
+
+
+def test_drawn_rows_are_short_where_the_lists_are(rng):
+    found = drawn(np.array([[4, 5, -1], [-1, -1, -1]]), 2, rng)
+    assert set(found[0]) == {4, 5} and found[1].tolist() == [-1, -1]
+    assert drawn(np.array([[4, 5]]), 3, rng).tolist()[0][2] == -1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Training:
+    recipe = tiny.recipe(
+        examples={"batch_size": 256},
+        negatives={"hard_negative_share": 0.1},
+        mining={"every": 10, "warmup": 10, "depth": 40},
+        fit={"epochs": 2},
+    )
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    assert next(iter(training.batches()))["block"].shape[1] == 0
+    fit(training, tmp_path_factory.mktemp("mining"))
+    return training
+
+
+def test_in_training(trained):
+    """No positive in a block, no other row's list, and mean scores above those of the batch."""
+    num_items, examples = trained.model.num_items, trained.examples
+    likes = np.zeros((len(examples.by_user), num_items), bool)
+    likes[examples.users, examples.items] = True
+    vectors = trained.item_vectors(np.arange(num_items))
+    hard, shared, seen = [], [], 0
+    for batch in trained.examples.epoch(5):
+        users, num = batch["user"], len(batch["item"])
+        block = trained._block(users, num, np.random.default_rng(0))
+        assert block.shape == (len(users), round((num - 1) / 9)) and (block >= 0).all()
+        assert not likes[users[:, None], block].any()
+        own = trained.miner.lists[users]
+        assert (block[:, :, None] == own[:, None]).any(2).mean() > 0.99
+        queries = trained.query_vectors(batch["cases"])
+        scores = queries @ vectors.T
+        hard.append(np.take_along_axis(scores, block, 1).mean())
+        columns = np.unique(batch["item"])
+        shared.append(scores[:, columns][~likes[users][:, columns]].mean())
+        seen += len(users)
+    assert seen > 100 and min(np.subtract(hard, shared)) > 0.05
+
+
+def test_shared_lists_would_be_noticed(trained):
+    """The check above, on blocks that go to the wrong rows."""
+    batch = next(iter(trained.examples.epoch(5)))
+    block = trained._block(batch["user"], len(batch["item"]), np.random.default_rng(0))
+    own = trained.miner.lists[np.roll(batch["user"], 1)]
+    assert (block[:, :, None] == own[:, None]).any(2).mean() < 0.9

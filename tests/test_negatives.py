@@ -1,0 +1,253 @@
+"""Pools of negatives: their draws, their weights, and what a model makes of them."""
+
+import numpy as np
+import pytest
+import tiny
+
+import twotower  # noqa: F401
+
+import tensorflow as tf  # isort: skip
+from twotower.losses import MASKED
+from twotower.model import TwoTowerModel
+from twotower.negatives import (
+    POOLS,
+    Columns,
+    Memory,
+    NegativesConfig,
+    Pools,
+    Sampler,
+    merged,
+    sampling_probability,
+)
+from twotower.task import TaskConfig
+from twotower.training import Training
+
+P = np.float32([0.4, 0.3, 0.2, 0.1])
+
+
+def pools_of(*names, **config):
+    return Pools(NegativesConfig(negatives=names, **config), P, 2)
+
+
+def weights_of(columns):
+    """Weight of each of the four items, 0 where it is no column."""
+    weight = np.zeros(4)
+    for key, log_weight in zip(columns.keys.numpy(), columns.log_weight.numpy()):
+        if key >= 0:
+            weight[key] += np.exp(log_weight)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"negatives": ()}, "one or more of"),
+        ({"negatives": ("batch", "hard")}, "one or more of"),
+        ({"negatives": ("batch", "batch")}, "one or more of"),
+        ({"negatives": ("batch", "catalogue")}, "holds every item already"),
+        ({"num_sampled": 0}, "num_sampled must be 1"),
+        ({"memory_size": 0}, "memory_size must be 1"),
+        ({"num_hardest": -1}, "num_hardest must be 0"),
+        ({"hard_negative_share": 1.0}, r"\[0, 1\)"),
+        ({"hard_negative_share": -0.1}, r"\[0, 1\)"),
+    ],
+)
+def test_configs_that_make_no_sense(fields, message):
+    with pytest.raises(ValueError, match=message):
+        NegativesConfig(**fields)
+
+
+def test_sampling_probability():
+    np.testing.assert_allclose(sampling_probability("uniform", P, 0.75), [0.25] * 4)
+    powers = P.astype(float) ** 0.5
+    found = sampling_probability("popularity", P, 0.5)
+    np.testing.assert_allclose(found, powers / powers.sum(), rtol=1e-6)
+    for bad in ([0.5, 0.0, 0.5], [0.5, -0.1, 0.6], [0.5, np.nan, 0.5]):
+        with pytest.raises(ValueError, match="positive probability"):
+            sampling_probability("popularity", np.float32(bad), 1.0)
+
+
+def test_draws_follow_their_probability():
+    tf.keras.utils.set_random_seed(0)
+    keys = Sampler(P, 40_000)().numpy()
+    # Four standard deviations of a share of 40,000 draws are at most .01.
+    np.testing.assert_allclose(np.bincount(keys, minlength=4) / 40_000, P, atol=0.01)
+    # Rare items at the end of a large catalogue are drawn, too.
+    q = np.full(1_000_000, 1e-6)
+    assert np.mean(Sampler(q, 20_000)().numpy() > 990_000) == pytest.approx(0.01, abs=0.003)
+
+
+def test_weights_by_hand():
+    item, chance = tf.constant([0, 0, 3]), tf.gather(P, [0, 0, 3])
+    # Three examples, so two others: item 0 twice, over 2 * .4; item 3 once, over 2 * .1.
+    batch = pools_of("batch")(item, chance, "log_q_masked")["batch"]
+    np.testing.assert_allclose(weights_of(batch), [2 / 0.8, 0, 0, 1 / 0.2], rtol=1e-6)
+    batch = pools_of("batch")(item, chance, "log_q")["batch"]
+    np.testing.assert_allclose(weights_of(batch), [2 / 0.4, 0, 0, 1 / 0.1], rtol=1e-6)
+    batch = pools_of("batch")(item, chance, "none")["batch"]
+    np.testing.assert_allclose(weights_of(batch), [2, 0, 0, 1], rtol=1e-6)
+    # Each example a column of its own.
+    batch = pools_of("batch")(item, chance, "log_q_masked", distinct=False)["batch"]
+    assert batch.keys.numpy().tolist() == [0, 0, 3]
+    np.testing.assert_allclose(weights_of(batch), [2 / 0.8, 0, 0, 1 / 0.2], rtol=1e-6)
+    catalogue = pools_of("catalogue")(item, chance, "log_q_masked")["catalogue"]
+    np.testing.assert_allclose(weights_of(catalogue), np.ones(4))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("batch",), ("uniform",), ("popularity",), ("batch", "uniform"), ("batch", "memory"),
+     ("batch", "uniform", "popularity", "memory")],
+)  # fmt: skip
+def test_every_pool_stands_for_the_whole_catalogue(names):
+    """Over many batches the mean weight of each item is 1: the sum over columns is, in the mean,
+    the sum over the catalogue, whatever the pools and their sizes are."""
+    tf.keras.utils.set_random_seed(1)
+    pools, total = pools_of(*names, num_sampled=7, memory_size=6), np.zeros(4)
+    rng, rounds = np.random.default_rng(0), 3000
+
+    @tf.function
+    def columns(item, others):
+        # The first example's positive is not drawn: its B - 1 others are.
+        found = pools(item, tf.gather(P, item), "log_q_masked")
+        if "memory" in names:
+            pools.memory.put(others, tf.zeros([tf.size(others), 2]), tf.gather(P, others))
+        return {name: (pool.keys, pool.log_weight) for name, pool in found.items()}
+
+    for turn in range(rounds + 10):
+        others = rng.choice(4, 5, p=P / P.sum()).astype(np.int32)
+        # As a masked positive is no column, it may be any further item: here one that is none.
+        found = columns(tf.constant(np.r_[others, others[:1]]), tf.constant(others))
+        if turn >= 10:  # the memory is full
+            for name, (keys, log_weight) in found.items():
+                weight = weights_of(Columns(keys, log_weight))
+                if name == "batch":  # without the sixth example
+                    share = 1 if len(names) == 1 else np.exp(log_weight[0]) * P[keys[0]] * 5
+                    share /= 1 if len(names) == 1 else np.bincount([*others, others[0]])[keys[0]]
+                    weight[others[0]] -= float(share) / (5 * P[others[0]])
+                total += weight
+    np.testing.assert_allclose(total / rounds, np.ones(4), rtol=0.08)
+
+
+def test_merged_weights_add_up():
+    one = Columns(tf.constant([3, 1]), tf.math.log([2.0, 3.0]))
+    other = Columns(tf.constant([1, 0]), tf.constant([np.log(0.5), MASKED], tf.float32))
+    found = merged([one, other])
+    assert found.keys.numpy().tolist() == [3, 1, 0]
+    np.testing.assert_allclose(found.log_weight[:2], np.log([2, 3.5]), rtol=1e-6)
+    assert found.log_weight[2] == MASKED
+
+
+def test_memory_overwrites_the_oldest():
+    memory = Memory(5, 1)
+    for keys in ([1, 2, 3], [4, 5, 6], [7]):
+        memory.put(tf.constant(keys), tf.constant(keys, tf.float32)[:, None], tf.ones(len(keys)))
+    assert memory.keys.numpy().tolist() == [6, 7, 3, 4, 5]
+    assert memory.vectors.numpy()[:, 0].tolist() == [6, 7, 3, 4, 5]
+    memory.put(tf.range(8), tf.zeros([8, 1]), tf.ones(8))  # more than it holds
+    assert sorted(memory.keys.numpy()) == [3, 4, 5, 6, 7]
+
+
+# In a model.
+
+
+def training_of(**parts) -> Training:
+    recipe = tiny.recipe(
+        query={"unknown_rate": 0.0, "history_dropout": 0.0},
+        item={"unknown_rate": 0.0},
+        examples={"batch_size": 128},
+        **parts,
+    )
+    return Training(tiny.dataset(), tiny.split(), recipe)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "triplet", "cosine_contrastive"])
+def test_the_whole_catalogue_by_hand(loss):
+    """Columns are all items, those the user likes masked: recomputed from the vectors."""
+    from test_losses import enumerated
+
+    training = training_of(
+        negatives={"negatives": ("catalogue",)}, task={"loss": loss, "temperature": 0.5}
+    )
+    batch, model = next(iter(training.batches())), training.model
+    num = model.num_items
+    vectors = model.item_vectors(tf.range(num)).numpy()
+    queries = model.query_tower(model.query_tower.encode(batch["query"])).numpy()
+    scores = queries @ vectors.T / 0.5
+    parameters = model.config.parameters(num)
+    expected = []
+    for row, item in zip(batch["row"].numpy(), batch["item"].numpy()):
+        weight = np.ones(num)
+        weight[[key for key in batch["own"].numpy()[row] if key >= 0]] = 0
+        expected.append(enumerated(loss, scores[row, item], scores[row], weight, **parameters))
+    found = model.compute_loss(batch, training=True)
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize(
+    "names", [(name,) for name in POOLS if name != "memory"] + [("batch", "uniform", "memory")]
+)
+@pytest.mark.parametrize("mask_own", [False, True])
+def test_every_pool_trains(names, mask_own, timed):
+    features = ("item_id", "age") if timed else ("item_id",)
+    recipe = tiny.recipe(
+        item={"features": features},
+        task={"mask_own": mask_own, "temperature_kind": "learned"},
+        negatives={"negatives": names, "num_sampled": 40, "memory_size": 300},
+        examples={"batch_size": 128},
+    )
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    model = training.model
+    model.compile(optimizer=tf.keras.optimizers.Adam(0.01))
+    losses = [float(model.train_step(batch)["loss"]) for batch in training.batches().take(25)]
+    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert float(model.task.log_temperature) != pytest.approx(np.log(0.2), abs=1e-4)
+    if "memory" in names:
+        assert (model.pools.memory.keys.numpy() >= 0).all()
+
+
+def test_impressions_without_a_click():
+    training = training_of(negatives={"num_impressions": 3})
+    shown, examples = training.passed_over, training.examples
+    batch = next(examples.epoch(0))
+    block = training._block(batch["user"], len(batch["item"]), np.random.default_rng(0))
+    assert block.shape == (len(batch["user"]), 3) and (block >= 0).mean() > 0.3
+    frame = training.dataset.interactions
+    events = frame["event"].to_numpy(object)
+    for user, row in zip(batch["user"], block):
+        liked = set(examples.items[examples.users == user])
+        rows = training.dataset.user_rows == user
+        passed = set(training.dataset.item_keys[rows & np.isin(events, ["impression", "skip"])])
+        keys = [key for key in row if key >= 0]
+        assert set(keys) <= passed and not set(keys) & liked and len(set(keys)) == len(keys)
+    assert shown.shape[0] == len(training.dataset.users)
+    loss = float(training.model.compute_loss(next(iter(training.batches())), training=True))
+    assert np.isfinite(loss)
+
+
+def test_streaming_frequencies_reach_the_loss():
+    training = training_of(task={"frequency": "streaming"})
+    *_, last = training.batches()
+    share = np.bincount(training.examples.items) / len(training.examples)
+    found, true = last["probability"].numpy(), share[last["item"].numpy()]
+    assert np.median(np.abs(found / true - 1)) < 0.25
+    assert np.isfinite(float(training.model.compute_loss(last, training=True)))
+
+
+def test_what_does_not_go_together():
+    towers = training_of().model
+    args = towers.query_tower, towers.item_tower, dict(towers._items), np.full(300, 1 / 300)
+    with pytest.raises(ValueError, match=r"log_q corrects the positive.*uniform"):
+        TwoTowerModel(
+            *args,
+            TaskConfig(correction="log_q", mask_own=False),
+            NegativesConfig(negatives=("batch", "uniform")),
+        )
+    with pytest.raises(ValueError, match=r"log_q corrects the positive.*triplet"):
+        TwoTowerModel(*args, TaskConfig(correction="log_q", mask_own=False, loss="triplet"))
+    for negatives in ({"negatives": ("uniform",)}, {"hard_negative_share": 0.1}):
+        with pytest.raises(ValueError, match=r"batch's negatives alone.*unique=True"):
+            TwoTowerModel(
+                *args, TaskConfig(correction="none", unique=False), NegativesConfig(**negatives)
+            )
