@@ -96,6 +96,7 @@ def main(argv):
         workdir,
         result,
         training_seconds=seconds,
+        mining_seconds=round(result.mining_seconds, 1),
         examples_per_second=speed,
         wall_seconds=round(time.perf_counter() - started, 1),
     )

@@ -10,7 +10,6 @@ import tensorflow as tf  # isort: skip
 from twotower.losses import MASKED
 from twotower.model import TwoTowerModel
 from twotower.negatives import (
-    POOLS,
     Columns,
     Memory,
     NegativesConfig,
@@ -104,7 +103,7 @@ def test_every_pool_stands_for_the_whole_catalogue(names):
     the sum over the catalogue, whatever the pools and their sizes are."""
     tf.keras.utils.set_random_seed(1)
     pools, total = pools_of(*names, num_sampled=7, memory_size=6), np.zeros(4)
-    rng, rounds = np.random.default_rng(0), 3000
+    rng, rounds = np.random.default_rng(0), 1500
 
     @tf.function
     def columns(item, others):
@@ -126,7 +125,7 @@ def test_every_pool_stands_for_the_whole_catalogue(names):
                     share /= 1 if len(names) == 1 else np.bincount([*others, others[0]])[keys[0]]
                     weight[others[0]] -= float(share) / (5 * P[others[0]])
                 total += weight
-    np.testing.assert_allclose(total / rounds, np.ones(4), rtol=0.08)
+    np.testing.assert_allclose(total / rounds, np.ones(4), rtol=0.1)
 
 
 def test_merged_weights_add_up():
@@ -184,11 +183,17 @@ def test_the_whole_catalogue_by_hand(loss):
     assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize(
-    "names", [(name,) for name in POOLS if name != "memory"] + [("batch", "uniform", "memory")]
+    ("names", "mask_own", "timed"),
+    [
+        (("batch",), False, True),
+        (("uniform",), True, False),
+        (("popularity",), False, False),
+        (("catalogue",), False, True),
+        (("batch", "uniform", "memory"), True, False),
+        (("batch", "uniform", "memory"), False, True),
+    ],
 )
-@pytest.mark.parametrize("mask_own", [False, True])
 def test_every_pool_trains(names, mask_own, timed):
     features = ("item_id", "age") if timed else ("item_id",)
     recipe = tiny.recipe(

@@ -1,0 +1,125 @@
+"""The runs of experiments/ablate.py: one base recipe, one change at a time."""
+
+import dataclasses
+
+FLAGFILE = "experiments/flags/ablation.flags"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        group: What is varied.
+        name: Of the row; with the group it names the run.
+        flags: What differs from the base recipe.
+        cost: Estimated time, in runs of the base recipe.
+        is_pivotal: Whether a rule hangs on it, so that it gets three seeds and `temporal`, too.
+    """
+
+    group: str
+    name: str
+    flags: tuple[str, ...] = ()
+    cost: float = 1.0
+    is_pivotal: bool = False
+
+
+def run(group: str, name: str, flags: str = "", cost: float = 1.0, pivotal: bool = False) -> Run:
+    return Run(group, name, tuple(flags.split()), cost, pivotal)
+
+
+SOFTMAX_OVER_ALL = "--negatives=catalogue"
+# Losses of a bounded score take the cosine as it is.
+COSINE = "--temperature=1"
+
+RUNS = [
+    run("base", "in-batch softmax, log-Q, hits masked", pivotal=True),
+    # How the matrix becomes a number.
+    run("loss", "softmax over the catalogue", SOFTMAX_OVER_ALL, 1.6, pivotal=True),
+    run("loss", "binary cross-entropy, 1 negative's weight", "--loss=bce"),
+    run("loss", "binary cross-entropy, 64", "--loss=bce --negative_ratio=64"),
+    run("loss", "gBCE, 64, t = .75", "--loss=gbce --negative_ratio=64 --calibration=0.75"),
+    run("loss", "gBCE, 64, t = 1", "--loss=gbce --negative_ratio=64 --calibration=1"),
+    run("loss", "triplet, all", f"--loss=triplet {COSINE} --margin=0.3", 2),
+    run(
+        "loss",
+        "triplet, semi-hard",
+        f"--loss=triplet {COSINE} --margin=0.3 --triplet_mining=semi_hard",
+        2,
+    ),
+    run(
+        "loss",
+        "triplet, hardest",
+        f"--loss=triplet {COSINE} --margin=0.3 --triplet_mining=hardest",
+        2,
+    ),
+    run(
+        "loss",
+        "cosine contrastive",
+        f"--loss=cosine_contrastive {COSINE} --margin=0.4 --negative_ratio=150",
+    ),
+    # Which candidates are columns.
+    run("sampler", "uniform, 1024", "--negatives=uniform --num_sampled=1024", pivotal=True),
+    run("sampler", "uniform, 4096", "--negatives=uniform --num_sampled=4096", 1.3),
+    run("sampler", "popularity ** .75, 1024", "--negatives=popularity --num_sampled=1024"),
+    run("sampler", "mixed: batch and uniform, 1024", "--negatives=batch,uniform", 1.3),
+    run("sampler", "memory of 8192 beside the batch", "--negatives=batch,memory", 2),
+    run("sampler", "hardest 100 of the batch", "--num_hardest=100", 1.3),
+    # How scores are corrected.
+    run("correction", "none", "--correction=none", pivotal=True),
+    run("correction", "none, own positives not masked", "--correction=none --nomask_own", 1.5),
+    run(
+        "correction",
+        "log-Q, own positives not masked",
+        "--correction=log_q --nomask_own",
+        1.5,
+        pivotal=True,
+    ),
+    run("correction", "log-Q, only the hit masked", "--nomask_own", 1.5),
+    run("correction", "log-Q by the stream", "--frequency=streaming"),
+    # Batch size, with and without log-Q.
+    *(
+        run("batch", f"{size}{title}", f"--batch_size={size} {flags}".strip(), cost)
+        for size, cost in ((128, 5), (512, 2), (1024, 1.4), (2048, 1.1), (8192, 1.2))
+        for title, flags in (("", ""), (", no correction", "--correction=none"))
+    ),
+    # Temperature.
+    *(
+        run("temperature", str(value), f"--temperature={value}")
+        for value in (0.03, 0.05, 0.07, 0.15, 0.2)
+    ),
+    run("temperature", "1, as in tutorials", "--temperature=1"),
+    run("temperature", "learned", "--temperature_kind=learned"),
+    run(
+        "temperature",
+        "annealed from .2 to .05",
+        "--temperature_kind=annealed --temperature=0.2 --temperature_last=0.05",
+    ),
+    # Mined hard negatives at batch 256: share, and warm-up.
+    *(
+        run(
+            "hard",
+            f"{share:.0%}{'' if warmup else ', no warm-up'}",
+            f"--batch_size=256 --epochs=3 --hard_negative_share={share} --mining_every=1000 "
+            f"--mining_warmup={warmup}",
+            3,
+            pivotal=share == 0.1 and warmup > 0,
+        )
+        for share, warmup in (
+            (0.0, 3000),
+            (0.05, 3000),
+            (0.1, 3000),
+            (0.1, 0),
+            (0.25, 3000),
+            (0.5, 3000),
+            (0.5, 0),
+        )
+    ),
+    # Length of the vectors.
+    run("norm", "vectors as they come", "--nol2_normalise --temperature=1"),
+    # Dimension.
+    *(run("dim", str(dim), f"--dim={dim}", 1 + dim / 1024) for dim in (32, 64, 256, 512)),
+    # Ids and content.
+    run("items", "id alone", "--item_features=item_id", 0.9),
+    run("items", "content alone", "--item_features=title,genres,year", 0.9),
+]
