@@ -489,7 +489,7 @@ def test_held_out_rows_leave_no_trace_in_the_model(made, protocol):
     assert set(query) == set(trained["user_id"]) and set(item) == set(trained["item_id"])
     history = next(f for f in one.model.query_tower.features if f.name == "history")
     assert set(history.vocabulary) == set(trained["item_id"])
-    np.testing.assert_array_equal(one.model._probability, two.model._probability)
+    np.testing.assert_array_equal(one._probability, two._probability)
     keys = made.catalogue.keys
     np.testing.assert_array_equal(one.item_vectors(keys), two.item_vectors(keys))
     batches = [list(training.batches().take(2)) for training in (one, two)]
