@@ -12,7 +12,8 @@ import re
 
 from absl import app, flags
 
-import retrieval_tables  # isort: skip  (beside this script)
+import retrieval_tables  # isort: skip  (these two beside this script)
+import update_tables  # isort: skip
 from retrieval_tables import origin, read, table  # isort: skip
 
 FLAGS = flags.FLAGS
@@ -95,6 +96,9 @@ TABLES = {
     "constrained": retrieval_tables.constrained,
     "growth": retrieval_tables.growth,
     "overhead": retrieval_tables.overhead,
+    "wear": update_tables.wear,
+    "drift": update_tables.drift,
+    "ways": update_tables.ways,
     "claims": retrieval_tables.claims,
 }
 

@@ -64,7 +64,10 @@ def million(name: str = "retrieval") -> str:
         )
     header = ["1,000,000 x 128", "recall@100", "p50 ms", "p99 ms", "queries/s"]
     header += ["recall, noise 2", "p50 ms", "build, core min", "bytes/vector"]
-    return table(header, body) + "\n\n" + origin(result)
+    first = {name: found[0][name] for name in ("command", "commit")}
+    source = origin({**result, **first})
+    source += f" Each row's own command stands beside it in `experiments/results/{name}.json`."
+    return table(header, body) + "\n\n" + source
 
 
 def about(rows: list[dict], row: dict) -> dict:

@@ -1,0 +1,59 @@
+"""Tables from experiments/results/index_updates.json, for render_results.py."""
+
+from retrieval_tables import origin, read, recall_of, table  # isort: skip  (beside this script)
+
+
+def wear(name: str = "index_updates") -> str:
+    """What tombstones and a buffer cost a search until they are absorbed."""
+    result, body = read(name), []
+    rows = [row for row in result["rows"] if row["strategy"] == "wear"]
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    levels = dict.fromkeys((row["wear"], row["level"]) for row in rows)
+    for kind, level in levels:
+        title = f"{level:.0%} tombstones" if kind == "tombstones" else f"{level:,} in the buffer"
+        cells = [kind if kind == "untouched" else title]
+        for backend in backends:
+            row = next(
+                r for r in rows if (r["backend"], r["wear"], r["level"]) == (backend, kind, level)
+            )
+            cells += [f"{recall_of(row):.3f}", f"{row['p50_ms']:.2f}", f"{row['p50_ratio']:.2f}"]
+        body.append(cells)
+    header = [f"{rows[0]['num_items']:,} x {rows[0]['dim']}"]
+    for backend in backends:
+        header += [f"{backend}: recall", "p50 ms", "x"]
+    return table(header, body) + "\n\n" + origin(result)
+
+
+def drift(name: str = "index_updates") -> str:
+    """A catalogue that grows, absorbed or built anew, with and without drift."""
+    body = []
+    for row in read(name)["rows"]:
+        if row["strategy"] == "growth" and row["new_share"]:
+            k = row["k"]
+            drifts = f"drift, {row['nearest_old']:.2f}" if row["drift"] else "more of the same"
+            cells = [f"{row['backend']}, {drifts}", f"{row['new_share']:.0%}", row["way"]]
+            cells += [f"{recall_of(row):.3f}", f"{row[f'recall_new@{k}']:.3f}"]
+            body.append([*cells, f"{row['p50_ms']:.2f}", f"{row['update_s']:.1f}"])
+    header = ["growth", "new items", "taken in by", "recall", "of new items", "p50 ms", "update s"]
+    return table(header, body)
+
+
+def ways(name: str = "index_updates") -> str:
+    """Three ways to take in rounds of changes under queries."""
+    rows, body = read(name)["rows"], []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        for way in ("incremental", "full", "dual"):
+            own = [
+                r for r in rows if (r["backend"], r["strategy"]) == (backend, way) and r["round"]
+            ]
+            if own:
+                last = own[-1]
+                figures = {
+                    key: max(r[key] for r in own) for key in ("visible_s", "update_s", "stall_ms")
+                }
+                cells = [f"{backend}, {way}", f"{len(own)}", f"{recall_of(last):.3f}"]
+                cells += [f"{last['p50_ms']:.2f}", f"{figures['visible_s']:.3f}"]
+                cells += [f"{figures['update_s']:.1f}", f"{figures['stall_ms']:,.0f}"]
+                body.append([*cells, f"{max(r['memory_updating_mib'] for r in own):,.0f}"])
+    header = ["way", "rounds", "recall at the end", "p50 ms", "seen after, s", "round, s"]
+    return table([*header, "longest search, ms", "peak MiB"], body)
