@@ -392,36 +392,75 @@ def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
         np.testing.assert_allclose(tf.convert_to_tensor(got), tf.convert_to_tensor(want), atol=1e-5)
 
 
-def expected_gradient(scores, p, batch_size, correction):
-    """d loss / d scores of one query whose positive is item 0, over all batches, by enumeration."""
-    num_items = len(p)
-    total, s = np.zeros(num_items), tf.constant(scores[None], tf.float32)
-    config = TaskConfig(temperature=1.0, correction=correction, mask_own=False)
-    for others in itertools.product(range(num_items), repeat=batch_size - 1):
-        item = np.array([0, *others])
-        # Row 0 is the query; the other examples belong to it as well, only the first counts.
-        first = np.eye(batch_size)[0] * batch_size
-        with tf.GradientTape() as tape:
-            tape.watch(s)
-            row = np.zeros(batch_size, int)
-            loss = in_batch(config, s, np.eye(num_items, dtype="f4"), row, item, p, None, first)
-        total += tape.gradient(loss, s).numpy()[0] * np.prod(p[list(others)])
-    return total
+def all_batches(num_items, num_others, p):
+    """How often each item is among the others of a batch, for every batch, and the probability."""
+    bars = itertools.combinations(range(num_others + num_items - 1), num_items - 1)
+    edges = np.array([(-1, *bar, num_others + num_items - 1) for bar in bars])
+    count = np.diff(edges, axis=1) - 1
+    log_factorial = np.cumsum(LOG(np.maximum(1, np.arange(num_others + 1))))
+    log_chance = log_factorial[num_others] - log_factorial[count].sum(1) + count @ LOG(p)
+    return count, np.exp(log_chance)
+
+
+def gradient_error(way, batch_size):
+    """Relative error of the mean gradient over all batches against that of the full softmax."""
+    scores, p = np.array([0.3, 1.5, -0.4, 0.8, 0.0]), np.array([0.2, 0.5, 0.05, 0.15, 0.1])
+    count, chance = all_batches(5, batch_size - 1, p)
+    assert chance.sum() == pytest.approx(1)
+    s = tf.constant(np.tile(scores, (len(count), 1)))
+    log_p, draws = LOG(p), LOG(batch_size - 1)
+    with np.errstate(divide="ignore"):
+        weight = LOG(count)
+    if way != "none":
+        weight = weight - log_p - (draws if way == "log_q_masked" else 0)
+    weight[~np.isfinite(weight)] = MASKED
+    if "masked" in way:
+        weight[:, 0] = MASKED  # the positive, item 0
+    with tf.GradientTape() as tape:
+        tape.watch(s)
+        positive = s[:, 0] - (0 if way in ("none", "log_q_masked") else log_p[0])
+        loss = losses.softmax(positive, s, tf.constant(weight))
+        total = tf.reduce_sum(loss * chance)
+    mean = tape.gradient(total, s).numpy().sum(0)
+    full = np.exp(scores) / np.exp(scores).sum() - np.eye(5)[0]
+    return np.linalg.norm(mean - full) / np.linalg.norm(full)
 
 
 def test_corrections_tend_to_the_full_softmax_gradient():
-    """The error falls with the batch for both corrections, and stays for plain in-batch softmax."""
-    scores, p = LOG([1.0, 4.0, 2.0]), np.array([0.2, 0.7, 0.1])
-    full = np.exp(scores) / np.exp(scores).sum() - [1, 0, 0]
+    """By enumeration of every batch: plain in-batch softmax never gets there, log-Q does as the
+    batch grows, no finite batch is unbiased, and where hits are masked the positive has to stay
+    uncorrected (arXiv 2507.09331)."""
+    sizes = (2, 4, 8, 16, 32)
     error = {
-        (correction, batch): np.abs(expected_gradient(scores, p, batch, correction) - full).sum()
-        / np.abs(full).sum()
-        for correction in CORRECTIONS
-        for batch in (2, 6)
+        way: np.array([gradient_error(way, size) for size in sizes])
+        for way in ("none", "log_q", "log_q_masked", "masked, positive corrected")
     }
-    for correction in ("log_q", "log_q_masked"):
-        assert error[correction, 6] < 0.5 * error[correction, 2]
-        assert error[correction, 6] < error["none", 6]
+    for way in ("log_q", "log_q_masked"):
+        assert (np.diff(error[way]) < 0).all()
+        assert 0.003 < error[way][-1] < 0.1 * error[way][0]
+        # It falls as 1 / B: with twice the batch by about a half.
+        assert 0.4 < error[way][-1] / error[way][-2] < 0.6
+    for way, least in (("none", 0.3), ("masked, positive corrected", 0.1)):
+        assert error[way][-1] > least and error[way][-1] > error[way][-2]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_the_task_weighs_columns_as_the_enumeration_does(correction):
+    # Items 0, 0, 1, 1, 1 and 2: the first example's loss with the weights written out.
+    item, p = np.array([0, 0, 1, 1, 1, 2]), np.float32([0.5, 0.3, 0.2])
+    scores = np.array([0.7, -0.2, 1.1])
+    first = np.eye(6)[0] * 6
+    config = TaskConfig(temperature=1.0, correction=correction, mask_own=False)
+    queries = tf.constant(scores[None], tf.float32)
+    loss = in_batch(config, queries, np.eye(3, dtype="f4"), np.zeros(6, int), item, p, None, first)
+    weight = {
+        "none": np.array([1, 3, 1]),
+        "log_q": np.array([1, 3, 1]) / p,
+        "log_q_masked": np.array([0, 3, 1]) / (5 * p),
+    }[correction]
+    positive = scores[0] - (LOG(p[0]) if correction == "log_q" else 0)
+    rest = (weight * np.exp(scores)).sum()
+    assert float(loss) == pytest.approx(LOG(np.exp(positive) + rest) - positive, rel=1e-5)
 
 
 def test_loss_stays_finite_where_everything_is_masked_and_for_large_scores():
