@@ -501,3 +501,51 @@ def test_held_out_rows_leave_no_trace_in_the_model(made, protocol):
         flat_twin = {**twin.pop("query"), **twin.pop("timed"), **twin}
         for column, values in flat_batch.items():
             np.testing.assert_array_equal(values, flat_twin[column])
+
+
+def test_whole_histories_are_all_training_rows():
+    made = tiny.dataset()
+    split = tiny.split("loo")
+    examples = Examples(made, split, ExamplesConfig())
+    cases = examples.whole_histories()
+    assert len(cases) == len(made.users) and (cases.time == -1).all()
+    for row in (0, 7, 100):
+        rows = split.train[made.user_rows[split.train] == row]
+        rows = rows[np.argsort(made.timestamps[rows], kind="stable")]
+        assert cases.history[row].tolist() == made.item_keys[rows].tolist()
+        assert cases.history_time[row].tolist() == made.timestamps[rows].tolist()
+    short = Examples(made, split, ExamplesConfig(max_history=3)).whole_histories()
+    assert short.history[7].tolist() == cases.history[7].tolist()[-3:]
+
+
+def test_passed_over_by_hand():
+    # User a was shown 1, 2, 3 and 4: took 1 and, later, 3; 4 came after the last training row.
+    # User b only took. User c has no training row at all.
+    interactions = pd.DataFrame(
+        {
+            "user_id": ["a", "a", "a", "a", "a", "a", "b", "c"],
+            "item_id": ["1", "1", "2", "3", "3", "4", "2", "1"],
+            "timestamp": [10, 11, 12, 13, 20, 30, 5, 5],
+            "event": [
+                "impression",
+                "watch",
+                "skip",
+                "impression",
+                "click",
+                "impression",
+                "watch",
+                "impression",
+            ],
+        }
+    )
+    items = pd.DataFrame({"item_id": list("1234"), "title": list("1234")})
+    users = pd.DataFrame({"user_id": list("abc")})
+    made = Dataset("passed", interactions, items, users)
+    train = np.flatnonzero(np.isin(made.interactions["event"], ["watch", "click"]))
+    split = dataclasses.replace(tiny.split("loo"), train=train)
+    found = Examples(made, split, ExamplesConfig()).passed_over()
+    assert [made.items["item_id"].to_numpy()[row].tolist() for row in found] == [["2"], [], []]
+    # Without events there is nothing to pass over.
+    plain = Dataset("plain", interactions.drop(columns="event"), items, users)
+    split = dataclasses.replace(split, train=np.arange(8))
+    assert len(Examples(plain, split, ExamplesConfig()).passed_over().values) == 0
