@@ -97,7 +97,7 @@ class Unit:
     @property
     def identity(self) -> list:
         """What tells one unit's rows from another's."""
-        return [self.set_name, self.num_items, self.variant, self.metric, self.k]
+        return [self.set_name, self.num_items, self.dim, self.variant, self.metric, self.k]
 
 
 def make_set(unit: Unit) -> vector_sets.VectorSet:
@@ -315,12 +315,17 @@ def units() -> list[Unit]:
     if unknown:
         raise app.UsageError(f"--backends: {sorted(unknown)} are none of {[*VARIANTS]}.")
     sizes = [int(size) for size in FLAGS.num_items] if not FLAGS.vectors else [1 << 40]
+    dim = FLAGS.dim
+    if FLAGS.bundle and dim is None:
+        items = pathlib.Path(FLAGS.bundle) / "items"
+        dim = np.load(items / "vectors.npy", mmap_mode="r").shape[1]
     return [
         Unit(
             source=source,
             num_items=size,
             variant=variant,
             bundle=FLAGS.bundle,
+            dim=dim,
             **{
                 name: FLAGS[name].value
                 for name in (
@@ -329,7 +334,6 @@ def units() -> list[Unit]:
                     "recall_target",
                     "core",
                     "build_only",
-                    "dim",
                     "queries",
                     "cache",
                 )

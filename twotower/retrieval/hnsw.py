@@ -12,7 +12,7 @@ ORDER = "hnsw_order.npy"
 # Under this many vectors a graph fits into the processor's caches in any order.
 LEAST_ORDERED = 20_000
 # What `tuning.tune` may try for efSearch, in quarters of k.
-EFFORTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+EFFORTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256)
 
 
 @dataclasses.dataclass(frozen=True)
