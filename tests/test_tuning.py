@@ -170,6 +170,22 @@ def test_the_quickest_pair_is_taken(clustered):
     assert chosen["refine"] == 4 and set(asked) == {2, 4, 8, 16, 32}
 
 
+def test_equal_first_steps_are_no_plateau():
+    """Codes of which refinement fetches twice as many make the first efSearch one setting, and
+    what they find must not pass for the most there is."""
+    # Forty items around each of 100 centres, nearer to one another than an 8-bit step, so that
+    # codes alone cannot rank them.
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(100, 24))
+    vectors = np.repeat(centres, 40, 0) + 0.01 * rng.normal(size=(4000, 24))
+    queries = centres[:60] + 0.05 * rng.normal(size=(60, 24))
+    parameters = {"storage": "sq8", "neighbours": 6, "ef_construction": 30, "threads": 1}
+    config = build.IndexConfig("hnsw", "euclidean", parameters)
+    index = build.build(config, np.arange(4000), vectors[rng.permutation(4000)])
+    tuned = tune(index, queries, 20, 0.9, deepest=1)
+    assert tuned["recall"] >= 0.9 and tuned["refine"] == 2 and tuned["ef_search"] > 2 * 20
+
+
 def test_deeper_searches_have_efforts_of_their_own(clustered):
     # Tuned for 20 answers at a depth of 20 alone, few partitions are looked into, and with the best
     # 200 of every query excluded most of the next 20 lie elsewhere. Tuned for depth, they do not.

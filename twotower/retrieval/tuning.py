@@ -120,7 +120,10 @@ def _cheapest(
             shares = shares_found(wanted, retriever.search_built(queries, depth))
             recalls.append(float(shares.mean()))
             missed = recalls[-1] - NORMAL_95 * shares.std() / np.sqrt(len(shares)) < target
+            # A plateau, but not that of the first steps: efSearch is no less than what refinement
+            # fetches, so that these can be one setting.
             flat = len(recalls) > 3 and recalls[-1] < recalls[-4] + 0.0005
+            flat = flat and recalls[-4] > recalls[0]
             if not missed or flat:
                 break
         cost = -recalls[-1] if missed else _seconds(retriever, queries[:50], depth)
