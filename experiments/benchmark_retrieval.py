@@ -286,7 +286,7 @@ def rows_of(unit: Unit) -> list[dict]:
         index.config = tuned
         singles = SINGLES if ladders else 100
         add(measured(index, queries, k, best[:, :k], singles), tuned=True)
-        if hasattr(tuned, "refine") and "refine" in ladders:
+        if getattr(index, "is_coded", False):
             index.config = dataclasses.replace(tuned, refine=1)
             add(measured(index, queries, k, best[:, :k], 100), constraint="codes alone")
             index.config = tuned

@@ -37,7 +37,7 @@ def test_rows_and_what_is_done_already(tmp_path):
     # A curve: more effort, more recall.
     curve = [row for row in rows if row["variant"] == "hnsw" and not row["tuned"]]
     efforts = [row["parameters"]["ef_search"] for row in curve]
-    assert efforts == sorted(efforts) and len(efforts) > 3
+    assert efforts == sorted(efforts) and len(efforts) > 1
     # The same again has nothing to do; another dimension has.
     benchmark(output, *flags, "--dim=8")
     assert json.loads(output.read_text())["rows"] == rows
