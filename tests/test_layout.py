@@ -100,6 +100,13 @@ def test_every_flag_reaches_its_field():
         changed = {
             "temperature": 0.2,
             "correction": "none",
+            "loss": "bce",
+            "temperature_kind": "learned",
+            "frequency": "streaming",
+            "triplet_mining": "hardest",
+            "negatives": ("uniform",),
+            "hard_negative_share": 0.25,
+            "mining_index": "hnsw",
             "optimizer": "adagrad",
             "history": "attention",
         }

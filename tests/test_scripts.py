@@ -193,7 +193,7 @@ def recipe_flag_names() -> list[str]:
     shared = {"hidden", "dim", "l2_normalise", "dropout", "batch_norm"}
     names = []
     for part, values in Recipe().to_json().items():
-        prefix = f"{part}_" if part in ("query", "item") else ""
+        prefix = f"{part}_" if part in ("query", "item", "mining") else ""
         names += [name if name in shared else prefix + name for name in values]
     assert {"query_features", "item_id_dim", "hidden", "temperature", "patience"} < set(names)
     return names
