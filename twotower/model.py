@@ -71,11 +71,13 @@ class TwoTowerModel(tfrs.Model):
         else:
             self.task = plain_retrieval(config, self.num_items, columns, metrics)
 
-    def item_vectors(self, keys: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Vectors of items by key, `[num_keys, dim]`."""
-        return self.item_tower(
-            {name: tf.gather(values, keys) for name, values in self._items}, training=training
-        )
+    def item_vectors(
+        self, keys: tf.Tensor, training: bool = False, timed: Mapping[str, tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        """Vectors of items by key, `[num_keys, dim]`; `timed` inputs stand for those of the end of
+        training."""
+        encoded = {name: tf.gather(values, keys) for name, values in self._items}
+        return self.item_tower(encoded | (timed or {}), training=training)
 
     def train_step(self, inputs: dict) -> dict:
         """One step. Without data it does nothing: Keras starts a step to learn that an epoch has
@@ -115,7 +117,7 @@ class TwoTowerModel(tfrs.Model):
         positives = None
         if timed:
             # Equal items differ by their examples' times, so each example is a column.
-            positives = self._vectors_as_of(item, timed, training)
+            positives = self.item_vectors(item, training, timed)
             if batch := pools.pop("batch", None):
                 ready.append(Columns(batch.keys, batch.log_weight, positives))
         elif not {"batch", "catalogue"} & pools.keys():
@@ -132,10 +134,6 @@ class TwoTowerModel(tfrs.Model):
             ready.append(fresh)
         return Columns.concat(ready), positives
 
-    def _vectors_as_of(self, keys: tf.Tensor, timed: dict, training: bool) -> tf.Tensor:
-        encoded = {name: tf.gather(values, keys) for name, values in self._items}
-        return self.item_tower(encoded | timed, training=training)
-
     def _block(self, keys: tf.Tensor, training: bool) -> Block:
         """Vectors of the distinct items of a block of keys, `[num_queries, width]`."""
         distinct, place = tf.unique(tf.reshape(keys, [-1]))
@@ -151,7 +149,7 @@ class TwoTowerModel(tfrs.Model):
         diagonal = tf.eye(tf.shape(keys)[0], dtype=tf.bool)
         return self.task(
             tf.gather(queries, inputs["row"]),
-            self._vectors_as_of(keys, inputs.get("timed", {}), training),
+            self.item_vectors(keys, training, inputs.get("timed")),
             sample_weight=inputs["weight"],
             candidate_sampling_probability=(
                 inputs["probability"] if self.config.correction == "log_q" else None

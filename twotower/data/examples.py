@@ -235,20 +235,25 @@ class Examples:
         self._dataset = dataset
         self.weights = self._weights(dataset)
 
+    def _histories(self, places: Ragged) -> dict[str, Ragged]:
+        """Columns of EvalCases from places in `rows`, the most recent `max_history` of each row."""
+        if self.config.max_history:
+            places = places.last(self.config.max_history)
+        columns = {"history": self.items, "history_time": self.times}
+        columns["history_rating"] = self.ratings
+        return {
+            name: Ragged(column[places.values], places.offsets) for name, column in columns.items()
+        }
+
     def whole_histories(self) -> EvalCases:
         """A query for each user of the dataset, from all training rows, without time or context."""
-        history = self.by_user
-        if self.config.max_history:
-            history = history.last(self.config.max_history)
-        none = Ragged.empty(len(history))
+        none = Ragged.empty(len(self.by_user))
         return EvalCases(
             user_id=self.user_ids,
-            history=Ragged(self.items[history.values], history.offsets),
-            history_time=Ragged(self.times[history.values], history.offsets),
-            history_rating=Ragged(self.ratings[history.values], history.offsets),
+            **self._histories(self.by_user),
             exclude=none,
             targets=none,
-            time=np.full(len(history), -1),
+            time=np.full(len(self.by_user), -1),
         )
 
     def passed_over(self) -> Ragged:
@@ -331,13 +336,9 @@ class Examples:
             keep = own.values < np.repeat(first, own.lengths)
         lengths = np.bincount(own.row_index[keep], minlength=len(own))
         history = Ragged.from_lengths(own.values[keep], lengths)
-        if self.config.max_history:
-            history = history.last(self.config.max_history)
         cases = EvalCases(
             user_id=self.user_ids[users],
-            history=Ragged(self.items[history.values], history.offsets),
-            history_time=Ragged(self.times[history.values], history.offsets),
-            history_rating=Ragged(self.ratings[history.values], history.offsets),
+            **self._histories(history),
             exclude=Ragged.empty(len(first)),
             targets=Ragged.empty(len(first)),
             time=self.times[first] if self.time_told and self.alone else np.full(len(first), -1),
