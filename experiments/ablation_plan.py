@@ -31,6 +31,7 @@ def run(group: str, name: str, flags: str = "", cost: float = 1.0, pivotal: bool
 SOFTMAX_OVER_ALL = "--negatives=catalogue"
 # Losses of a bounded score take the cosine as it is.
 COSINE = "--temperature=1"
+WIDE_IDS = "--item_id_dim=256"
 
 RUNS = [
     run("base", "in-batch softmax, log-Q, hits masked", pivotal=True),
@@ -77,6 +78,8 @@ RUNS = [
     ),
     run("correction", "log-Q, only the hit masked", "--nomask_own", 1.5),
     run("correction", "log-Q by the stream", "--frequency=streaming"),
+    run("correction", "strata by share ** .5 instead", "--correction=none --stratify=0.5"),
+    run("correction", "strata, all items alike", "--correction=none --stratify=1"),
     # Batch size, with and without log-Q.
     *(
         run("batch", f"{size}{title}", f"--batch_size={size} {flags}".strip(), cost)
@@ -122,4 +125,14 @@ RUNS = [
     # Ids and content.
     run("items", "id alone", "--item_features=item_id", 0.9),
     run("items", "content alone", "--item_features=title,genres,year", 0.9),
+    # What the towers share, at vectors of one length for an item's id.
+    run("towers", "separate, ids of 256", f"{WIDE_IDS}"),
+    run("towers", "one table of ids", f"{WIDE_IDS} --query_shared=item_embedding"),
+    run("towers", "separate, id alone", f"{WIDE_IDS} --item_features=item_id", 0.9),
+    run(
+        "towers",
+        "one tower, id alone",
+        f"{WIDE_IDS} --item_features=item_id --query_shared=tower",
+        0.9,
+    ),
 ]

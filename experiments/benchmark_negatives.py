@@ -37,7 +37,7 @@ VARIANTS = {
 }
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k or synthetic.")
+flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_list("batch_sizes", ["256", "4096"], "Examples a batch.")
 flags.DEFINE_list("variants", [*VARIANTS], "Kinds of negatives; `batch` must be one.")

@@ -34,7 +34,7 @@ import tensorflow as tf  # isort: skip
 import tensorflow_recommenders as tfrs  # isort: skip
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k or synthetic.")
+flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_integer("steps", 25, "Timed steps a variant and repeat.", lower_bound=2)
 flags.DEFINE_integer("repeats", 3, "How often each variant is timed.", lower_bound=1)

@@ -12,7 +12,8 @@ import re
 
 from absl import app, flags
 
-import retrieval_tables  # isort: skip  (these two beside this script)
+import ablation_tables  # isort: skip  (these three beside this script)
+import retrieval_tables  # isort: skip
 import update_tables  # isort: skip
 from retrieval_tables import origin, read, table  # isort: skip
 
@@ -100,6 +101,12 @@ TABLES = {
     "drift": update_tables.drift,
     "ways": update_tables.ways,
     "claims": retrieval_tables.claims,
+    "study": ablation_tables.study,
+    "repeated": ablation_tables.repeated,
+    "rules": ablation_tables.rules,
+    "step_costs": ablation_tables.step_costs,
+    "frequency": ablation_tables.frequency,
+    "cross_encoder": ablation_tables.cross_encoder,
 }
 
 

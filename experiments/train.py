@@ -28,7 +28,7 @@ from twotower.retrieval.build import IndexConfig
 from twotower.training import Training
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k or synthetic.")
+flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("split", "random", "Protocol: " + ", ".join(splits.PROTOCOLS) + "; or +time.")
 flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")

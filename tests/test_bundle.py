@@ -235,3 +235,21 @@ def test_warm_start_goes_by_id(exported, training):
     ids = turned.catalogue.ids_of(fresh.split.candidates)
     old = training.item_vectors(dataset.catalogue.keys_of(ids))
     np.testing.assert_allclose(fresh.item_vectors(fresh.split.candidates), old, atol=1e-5)
+
+
+def test_a_bundle_of_one_tower_for_both_sides(tmp_path):
+    recipe = tiny.recipe(
+        query={"features": ("history",), "shared": "tower"},
+        item={"features": ("item_id",), "unknown_rate": 0.0},
+        fit={"epochs": 1},
+    )
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    fit(training, tmp_path / "fit")
+    bundle = export(training, tmp_path / "bundle", {})
+    ids = bundle.catalogue.ids_of(np.asarray(bundle.keys)[:5])
+    found = bundle.query_tower({"history": ids[:, None]})
+    np.testing.assert_allclose(found, np.asarray(bundle.vectors)[:5], atol=1e-5)
+    again = Training(tiny.dataset(), tiny.split(), recipe)
+    assert warm_start(again, bundle)["fresh"] == 0
+    keys = again.split.candidates
+    np.testing.assert_allclose(again.item_vectors(keys), np.asarray(bundle.vectors), atol=1e-6)

@@ -290,11 +290,17 @@ def test_context_and_time_belong_to_one_example():
 
 
 @pytest.mark.parametrize(
-    "config", [{"batch_size": 0}, {"targets_per_query": 0}, {"max_history": -1}]
+    ("field", "value", "least"),
+    [
+        ("batch_size", 0, 1),
+        ("targets_per_query", 0, 1),
+        ("max_history", -1, 0),
+        ("stratify", -1, 0),
+    ],
 )
-def test_sizes_must_be_positive(config):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        examples_of("before", **config)
+def test_sizes_have_a_least_value(field, value, least):
+    with pytest.raises(ValueError, match=f"{field} must be {least} or more; got {value}"):
+        examples_of("before", **{field: value})
 
 
 def test_popularity_as_of_a_time():
@@ -549,3 +555,41 @@ def test_passed_over_by_hand():
     plain = Dataset("plain", interactions.drop(columns="event"), items, users)
     split = dataclasses.replace(split, train=np.arange(8))
     assert len(Examples(plain, split, ExamplesConfig()).passed_over().values) == 0
+
+
+def test_stratified_sampling_by_hand():
+    # Items 0 and 1 have two of the six rows each, 2 and 3 one: with a = 1 each item is drawn 6 / 4
+    # times an epoch, and what an example is drawn more often it weighs less.
+    examples = examples_of("before", stratify=1.0)
+    assert examples.items.tolist() == [0, 1, 2, 3, 0, 1]
+    assert examples.draws.tolist() == pytest.approx([0.75, 0.75, 1.5, 1.5, 0.75, 0.75])
+    assert (examples.draws * examples.weights).tolist() == pytest.approx([1.0] * 6)
+    # With 1/2: in proportion to 1 / sqrt(2) and 1.
+    half = examples_of("before", stratify=0.5).draws
+    assert half[2] / half[0] == pytest.approx(2**0.5) and half.sum() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("history", ["before", "others"])
+def test_stratified_epochs(history):
+    examples = examples_of(history, stratify=1.0, batch_size=4, targets_per_query=2)
+    drawn = []
+    for epoch in range(400):
+        found = flat(examples.epoch(epoch))
+        assert len(found) == 6  # as many as there are
+        for one in found:
+            assert one["item"] not in one["history"]
+            drawn.append((one["user"], one["item"]))
+        for batch in examples.epoch(epoch):
+            # A query without an example would cost and teach nothing.
+            assert set(batch["row"]) == set(range(len(batch["cases"])))
+    users = {"a": [0, 1, 2, 3], "b": [0, 1]}
+    for user, items in users.items():
+        for item in items:
+            expected = 0.75 if item < 2 else 1.5
+            assert drawn.count((user, item)) / 400 == pytest.approx(expected, abs=0.06)
+
+
+def test_without_strata_each_example_is_drawn_once():
+    examples = examples_of("others", batch_size=4)
+    assert examples.draws.tolist() == [1] * 6
+    assert sorted(one["item"] for one in flat(examples.epoch(0))) == [0, 0, 1, 1, 2, 3]

@@ -112,6 +112,61 @@ def test_vectors_have_length_one():
         np.testing.assert_allclose(lengths(vectors), 1.0, rtol=1e-5)
 
 
+def siamese(shared="tower", features=("history",), items=("item_id",), **options):
+    tower = item_tower(ITEMS, ItemConfig(items, id_dim=6, unknown_rate=0.0, **SIZES))
+    config = QueryConfig(features, shared=shared, **SIZES | options)
+    return tower, query_tower(QUERIES, config, tower)
+
+
+def test_one_tower_for_both_sides():
+    items, queries = siamese()
+    ids = np.array(["m1", "m2", "m3"])
+    # A history of one event is that event, as the item tower sees it.
+    alone = queries.embed({"history": ids[:, None]}).numpy()
+    np.testing.assert_allclose(alone, items.embed({"item_id": ids}).numpy(), rtol=1e-6)
+    assert {id(w) for w in queries.weights} == {id(w) for w in items.weights}
+    # Padding and unknown ids count for nothing, though the shared table has no row for padding.
+    padded = queries.embed({"history": [["m1", "", ""], ["m1", "what", ""]]}).numpy()
+    np.testing.assert_allclose(padded, alone[[0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("history", ["mean", "attention"])
+def test_one_table_for_both_sides(history):
+    items, queries = siamese("item_embedding", history=history, items=("item_id", "year"))
+    assert queries.features[0].table is items.features[0].table and queries.head is not items.head
+    assert queries.features[0].dim == 6
+    raw = {"history": [["m2", "m1"]], "history_time": [[1, 2]]}
+    raw = {spec.name: raw[spec.name] for spec in queries.inputs}
+    before = queries.embed(raw).numpy()
+    table = items.features[0].table
+    at = items.features[0].vocabulary.index("m2") + 1  # row 0 is that of unknown ids
+    change = np.zeros(table.embeddings.shape, np.float32)
+    change[at] = 1.0
+    table.embeddings.assign_add(change)
+    assert np.abs(queries.embed(raw).numpy() - before).max() > 1e-3
+    other = raw | {"history": [["m3", "m1"]]}
+    after = queries.embed(other).numpy()
+    table.embeddings.assign_sub(change)
+    np.testing.assert_array_equal(queries.embed(other).numpy(), after)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shared": "all"}, "one of .*; got 'all'"),
+        ({"items": ("year",)}, r"needs item_id .*; got \['year'\] and \['history'\]"),
+        ({"features": ("user_id",)}, "and the query tower history"),
+        ({"features": ("user_id", "history")}, "inputs of one length"),
+        ({"items": ("item_id", "year")}, "inputs of one length"),
+        ({"history": "attention"}, "got .* and attention"),
+        ({"history_ratings": True}, "longer than the item's"),
+    ],
+)
+def test_what_cannot_be_shared(options, message):
+    with pytest.raises(ValueError, match=message):
+        siamese(**options)
+
+
 def test_vectors_of_any_length():
     tf.keras.utils.set_random_seed(0)
     for tower, raw in towers(l2_normalise=False):

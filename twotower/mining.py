@@ -15,6 +15,7 @@ import dataclasses
 
 import numpy as np
 
+from twotower.limits import at_least
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 
@@ -38,9 +39,7 @@ class MiningConfig:
     index: str = "exact"
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("warmup", 0), ("depth", 1), ("skip", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}.")
+        at_least(self, every=1, warmup=0, depth=1, skip=0)
         if self.index not in build.BACKENDS:
             raise ValueError(f"index must be one of {build.BACKENDS}; got {self.index!r}.")
 

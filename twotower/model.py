@@ -131,7 +131,7 @@ class TwoTowerModel(tfrs.Model):
                 num = tf.size(fresh.keys)
                 place = tf.scatter_nd(fresh.keys[:, None], tf.range(num), [self.num_items])
                 positives = tf.gather(fresh.vectors, tf.gather(place, item))
-            ready.append(fresh)
+            ready.append(fresh.open() if "positives" in pools else fresh)
         return Columns.concat(ready), positives
 
     def _block(self, keys: tf.Tensor, training: bool) -> Block:

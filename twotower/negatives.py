@@ -25,6 +25,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
+from twotower.limits import at_least  # noqa: E402
 from twotower.losses import MASKED, column_log_weight  # noqa: E402
 
 POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
@@ -58,10 +59,7 @@ class NegativesConfig:
             raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
         if "catalogue" in pools and len(pools) > 1:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
-        for name in ("num_sampled", "memory_size", "num_hardest", "num_impressions"):
-            least = 1 if name in ("num_sampled", "memory_size") else 0
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more; got {getattr(self, name)}.")
+        at_least(self, num_sampled=1, memory_size=1, num_hardest=0, num_impressions=0)
         if not 0 <= self.hard_negative_share < 1:
             raise ValueError(
                 f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."
@@ -163,6 +161,11 @@ class Columns:
     keys: tf.Tensor
     log_weight: tf.Tensor
     vectors: tf.Tensor | None = None
+
+    def open(self) -> "Columns":
+        """Without those that are no negative of any row."""
+        keep = self.log_weight > MASKED / 2
+        return Columns(*(tf.boolean_mask(part, keep) for part in dataclasses.astuple(self)))
 
     @staticmethod
     def concat(parts: list["Columns"]) -> "Columns":

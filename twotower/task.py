@@ -153,6 +153,15 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             return config.temperature + done * (config.temperature_last - config.temperature)
         return tf.constant(config.temperature)
 
+    def pairs(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        """Score of each row with the other's row, `[n, dim]` both -> `[n]`: a dot product, by which
+        an index can find the best items. `experiments/cross_encoder.py` has the other choice."""
+        return tf.reduce_sum(queries * items, 1)
+
+    def matrix(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        """Score of every query with every item, `[num_queries, num_items]`, as in `pairs`."""
+        return tf.linalg.matmul(queries, items, transpose_b=True)
+
     def call(
         self,
         query_embeddings: tf.Tensor,
@@ -182,11 +191,11 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             step: Of the optimiser, for annealing.
         """
         temperature = self.temperature_at(step)
-        queries = query_embeddings / temperature
-        positive = tf.reduce_sum(tf.gather(queries, row) * positive_embeddings, 1)
+        queries = query_embeddings
+        positive = self.pairs(tf.gather(queries, row), positive_embeddings) / temperature
         if self.config.correction == "log_q":
             positive -= log_probability
-        negatives = tf.linalg.matmul(queries, columns.vectors, transpose_b=True)
+        negatives = self.matrix(queries, columns.vectors) / temperature
         log_weight, rows = columns.log_weight, row
         if own is not None:
             log_weight = tf.where(own, losses.MASKED, log_weight)
@@ -198,7 +207,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         if self.num_hardest:
             negatives, log_weight = losses.hardest(negatives, log_weight, self.num_hardest)
         if block is not None:
-            scores = tf.linalg.matmul(queries, block.vectors, transpose_b=True)
+            scores = self.matrix(queries, block.vectors) / temperature
             scores = tf.gather(scores, tf.maximum(block.place, 0), batch_dims=1)
             # As one more item of the catalogue each, whatever led to it.
             weight = tf.where(block.place < 0, losses.MASKED, 0.0)

@@ -64,12 +64,12 @@ class Training:
                 f"the feature 'time' needs a protocol that tells the time: {split.protocol}+time."
             )
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
-        queries = query_tower(self._query_columns(), recipe.query)
         items = item_tower(self._item_columns(), recipe.item)
+        queries = query_tower(self._query_columns(), recipe.query, items)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)
         self._probability = in_batch_probability(
-            self.examples.items, len(dataset.items), self.examples.weights
+            self.examples.items, len(dataset.items), self.examples.draws
         )
         topk = None
         if recipe.fit.topk_every:

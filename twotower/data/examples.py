@@ -12,6 +12,7 @@ import numpy as np
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
+from twotower.limits import at_least
 from twotower.ragged import Ragged
 
 DAY = 86_400.0
@@ -177,6 +178,11 @@ class ExamplesConfig:
             out the example's own item alone. Larger shares the query tower's work; with histories
             `before` each example has a query of its own.
         max_history: Most recent events a query sees; 0 for all.
+        stratify: Power a of stratified sampling, the alternative to log-Q: an epoch draws as many
+            examples as there are, those of an item with share p_c in proportion to p_c ** -a, so
+            that popular items are columns less often (a = 1: all items equally often). What an
+            example is drawn more often it weighs less, so that the loss has the same positives.
+            0 for each example once.
         weight: Column of `interactions` that weighs an example (`value`, `rating`); "" for 1. It
             is divided by its mean; a missing value counts as that mean.
         seed: Order of the examples.
@@ -185,8 +191,12 @@ class ExamplesConfig:
     batch_size: int = 4096
     targets_per_query: int = 8
     max_history: int = 0
+    stratify: float = 0.0
     weight: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, batch_size=1, targets_per_query=1, max_history=0, stratify=0)
 
 
 class Examples:
@@ -196,12 +206,17 @@ class Examples:
         dataset: The data.
         split: Which rows train, and whether histories are `before` or `others`.
         config: Batching.
+
+    Attributes:
+        rows: Training rows by user, then time, `[num_rows]`.
+        users: Row of each one's user, likewise.
+        items: Key of its item.
+        draws: How often an epoch draws it, on average.
+        weights: What each draw weighs in the loss.
         time_told: Whether queries are told the time of the request (`+time`).
     """
 
     def __init__(self, dataset: Dataset, split: Split, config: ExamplesConfig) -> None:
-        if config.batch_size < 1 or config.targets_per_query < 1 or config.max_history < 0:
-            raise ValueError(f"batch_size and targets_per_query must be at least 1; got {config}.")
         self.config, self.split = config, split
         self.time_told = "+time" in split.protocol
         users, times = dataset.user_rows[split.train], dataset.timestamps[split.train]
@@ -233,7 +248,8 @@ class Examples:
         }
         self.user_ids = dataset.users["user_id"].to_numpy(object)
         self._dataset = dataset
-        self.weights = self._weights(dataset)
+        self.draws = self._draws(len(dataset.items))
+        self.weights = self._weights(dataset) / self.draws
 
     def _histories(self, places: Ragged) -> dict[str, Ragged]:
         """Columns of EvalCases from places in `rows`, the most recent `max_history` of each row."""
@@ -271,6 +287,21 @@ class Examples:
         pairs = pairs[~np.isin(pairs, self.users * num_items + self.items)]
         lengths = np.bincount(pairs // num_items, minlength=len(dataset.users))
         return Ragged.from_lengths(pairs % num_items, lengths)
+
+    def _draws(self, num_items: int) -> np.ndarray:
+        if not self.config.stratify:
+            return np.ones(len(self.rows), np.float32)
+        count = np.bincount(self.items, minlength=num_items)[self.items]
+        draws = (count / len(self.rows)) ** -self.config.stratify
+        return (draws * len(draws) / draws.sum()).astype(np.float32)
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Places in `rows` that an epoch draws, ascending: each once, or by systematic sampling,
+        which draws each `floor(draws)` or one more times and in all as many as there are."""
+        if not self.config.stratify:
+            return np.arange(len(self))
+        reached = np.floor(np.cumsum(self.draws, dtype=np.float64) + rng.random()).astype(np.int64)
+        return np.repeat(np.arange(len(self)), np.diff(reached, prepend=0))
 
     def _weights(self, dataset: Dataset) -> np.ndarray:
         name = self.config.weight
@@ -318,9 +349,13 @@ class Examples:
             group, num_groups = group[self.pair], int(first.sum())
         else:
             group, num_groups = np.arange(len(self)), len(self)
-        members = Ragged.group(np.arange(len(self)), group, num_groups)
+        drawn = self._drawn(rng)
+        members = Ragged.group(drawn, group[drawn], num_groups)
         shuffled = members.take(rng.permutation(num_groups))
-        batch = np.searchsorted(shuffled.offsets, np.arange(0, len(self), self.config.batch_size))
+        if self.config.stratify:  # of some groups nothing was drawn
+            shuffled = shuffled.take(np.flatnonzero(shuffled.lengths))
+        num_groups = len(shuffled)
+        batch = np.searchsorted(shuffled.offsets, np.arange(0, len(drawn), self.config.batch_size))
         for start, stop in zip(batch, [*batch[1:], num_groups]):
             if stop > start:
                 yield self._batch(shuffled.take(np.arange(start, stop)), group)

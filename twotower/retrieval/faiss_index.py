@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from twotower.limits import at_least
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
 
@@ -23,13 +24,6 @@ def use_threads(threads: int) -> None:
     """Threads of FAISS' next calls; 0 for all. FAISS keeps the number for the calling thread
     alone, so whoever searches or builds says it each time."""
     faiss.omp_set_num_threads(threads or ALL_THREADS)
-
-
-def require(config, **least: int) -> None:
-    """Raises ValueError where a field of `config` is under its least value."""
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{name} must be {value} or more; got {getattr(config, name)}.")
 
 
 class FaissIndex(Retriever):
@@ -129,7 +123,7 @@ class FlatConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        require(self, threads=0)
+        at_least(self, threads=0)
 
 
 class FlatIndex(FaissIndex):

@@ -5,7 +5,8 @@ import pathlib
 
 import numpy as np
 
-from twotower.retrieval.faiss_index import FaissIndex, faiss, require, use_threads
+from twotower.limits import at_least
+from twotower.retrieval.faiss_index import FaissIndex, faiss, use_threads
 
 STORAGES = ("float", "fp16", "sq8")
 ORDER = "hnsw_order.npy"
@@ -37,7 +38,7 @@ class HnswConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        require(self, neighbours=2, ef_construction=1, ef_search=1, refine=1, threads=0)
+        at_least(self, neighbours=2, ef_construction=1, ef_search=1, refine=1, threads=0)
         if self.storage not in STORAGES:
             raise ValueError(f"storage must be one of {STORAGES}; got {self.storage!r}.")
 

@@ -7,7 +7,8 @@ import dataclasses
 
 import numpy as np
 
-from twotower.retrieval.faiss_index import FaissIndex, faiss, require, use_threads
+from twotower.limits import at_least
+from twotower.retrieval.faiss_index import FaissIndex, faiss, use_threads
 
 LEAST_SHARED = 20_000  # vectors that are worth more than one thread
 
@@ -31,8 +32,8 @@ class IvfConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        require(self, num_lists=0, num_probes=1, training_points=1)
-        require(self, training_iterations=1, threads=0)
+        at_least(self, num_lists=0, num_probes=1, training_points=1)
+        at_least(self, training_iterations=1, threads=0)
 
 
 class IvfIndex(FaissIndex):

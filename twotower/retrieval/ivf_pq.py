@@ -10,8 +10,9 @@ import pathlib
 
 import numpy as np
 
+from twotower.limits import at_least
 from twotower.retrieval.candidates import NO_SCORE, widened
-from twotower.retrieval.faiss_index import faiss, require
+from twotower.retrieval.faiss_index import faiss
 from twotower.retrieval.ivf import IvfConfig, IvfIndex
 
 # 256 parts cannot be learned from fewer vectors than a few each; those few are scanned exactly.
@@ -33,7 +34,7 @@ class IvfPqConfig(IvfConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, code_bytes=0, refine=1)
+        at_least(self, code_bytes=0, refine=1)
 
 
 class IvfPqIndex(IvfIndex):

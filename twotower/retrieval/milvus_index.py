@@ -16,6 +16,7 @@ import weakref
 
 import numpy as np
 
+from twotower.limits import at_least
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
 from twotower.retrieval.milvus_connection import HINT, connect, errors, is_address, pymilvus
@@ -62,10 +63,8 @@ class MilvusConfig:
     search_timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        least = {"neighbours": 2, "ef_construction": 1, "ef_search": 1, "num_probes": 1}
-        for name, value in {**least, "num_lists": 0, "timeout": 0.1, "search_timeout": 0.1}.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} must be {value} or more; got {getattr(self, name)}.")
+        at_least(self, neighbours=2, ef_construction=1, ef_search=1, num_lists=0, num_probes=1)
+        at_least(self, timeout=0.1, search_timeout=0.1)
         if self.index_type not in INDEX_TYPES:
             raise ValueError(f"index_type must be one of {INDEX_TYPES}; got {self.index_type!r}.")
         if self.uri and not self.is_remote and not self.uri.endswith(".db"):

@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 
+from twotower.limits import at_least
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE, widened
 
@@ -44,12 +45,8 @@ class ScannConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            least = 0 if field.name in ("soar", "threads") else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(
-                    f"{field.name} must be {least} or more; got {getattr(self, field.name)}."
-                )
+        names = [field.name for field in dataclasses.fields(self)]
+        at_least(self, **{name: 0 if name in ("soar", "threads") else 1 for name in names})
         if self.num_leaves_to_search >= self.num_leaves:
             raise ValueError(
                 f"num_leaves_to_search must be under num_leaves ({self.num_leaves}); got "

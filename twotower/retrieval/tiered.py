@@ -11,9 +11,10 @@ import pathlib
 
 import numpy as np
 
+from twotower.limits import at_least
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.faiss_index import faiss, require
+from twotower.retrieval.faiss_index import faiss
 from twotower.retrieval.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.ivf_pq import IvfPqConfig, IvfPqIndex
 from twotower.retrieval.store import Store
@@ -42,8 +43,8 @@ class TieredConfig(IvfPqConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, fresh_neighbours=2, fresh_ef_construction=1, fresh_ef_search=1)
-        require(self, fresh_buffer=1)
+        at_least(self, fresh_neighbours=2, fresh_ef_construction=1, fresh_ef_search=1)
+        at_least(self, fresh_buffer=1)
 
 
 class TieredIndex(IvfPqIndex):

@@ -7,7 +7,15 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-from twotower.features import PAD, UNKNOWN, Feature, Input, embedding_table, masked_mean  # noqa: E402
+from twotower.features import (  # noqa: E402
+    PAD,
+    UNKNOWN,
+    Feature,
+    Id,
+    Input,
+    embedding_table,
+    masked_mean,
+)
 
 # Up to this many items, the mean is a product of a count matrix [batch_size, num_items] with the
 # table: for histories of hundreds of events several times faster than gathering and scattering
@@ -26,14 +34,20 @@ class History(Feature):
     Args:
         name: Name of the input.
         vocabulary: Ids of the items of the training rows.
-        dim: Length of an item's vector here (a table of its own, not the item tower's).
+        dim: Length of an item's vector here.
         dropout: Share of events that are left out in training, at random: the tower must not
             lean on any single one (input dropout of Mult-DAE, Liang et al., WWW 2018). A sum of
             the others is scaled up by as much.
+        table: The vectors of an item tower's `Id` to share; a table of its own by default.
     """
 
     def __init__(
-        self, name: str, vocabulary: Sequence[str], dim: int = 256, dropout: float = 0.0
+        self,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 256,
+        dropout: float = 0.0,
+        table: tf.keras.layers.Embedding | None = None,
     ) -> None:
         super().__init__(name=name)
         if not 0.0 <= dropout < 1.0:
@@ -42,7 +56,14 @@ class History(Feature):
         self.lookup = tf.keras.layers.StringLookup(
             vocabulary=list(self.vocabulary) or [" "], mask_token=""
         )
-        self.table = embedding_table(len(self.vocabulary) + 2, dim)
+        self.is_shared = table is not None
+        self.table = table or embedding_table(len(self.vocabulary) + 2, dim)
+
+    @classmethod
+    def over(cls, name: str, item_id: Id, **kwargs) -> "History":
+        """An encoder over the vectors of an item tower's ids."""
+        kwargs["dim"] = item_id.dim
+        return cls(name, item_id.vocabulary, table=item_id.table, **kwargs)
 
     @classmethod
     def fit(cls, name: str, values: Iterable[str], **kwargs) -> "History":
@@ -51,6 +72,10 @@ class History(Feature):
 
     def index(self, values):
         return tf.cast(self.lookup(values), tf.int32)
+
+    def rows(self, index: tf.Tensor) -> tf.Tensor:
+        """Rows of the table; an item tower's has none for padding."""
+        return tf.maximum(index - 1, 0) if self.is_shared else index
 
     def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
         """Which events of `index` `[batch_size, n]` to use: known ones, thinned in training."""
@@ -86,8 +111,9 @@ class MeanHistory(History):
         dropout: float = 0.0,
         power: float = 0.5,
         ratings: bool = False,
+        table: tf.keras.layers.Embedding | None = None,
     ) -> None:
-        super().__init__(name, vocabulary, dim, dropout)
+        super().__init__(name, vocabulary, dim, dropout, table)
         self.power, self.ratings = power, ratings
         if ratings:
             self.rating_table = embedding_table(len(self.vocabulary) + 2, dim)
@@ -105,7 +131,7 @@ class MeanHistory(History):
         if training:
             scale /= 1.0 - self.dropout  # the expected bag is the one that serving sees
         weight = tf.cast(kept, tf.float32)
-        bags = [weighted_bag(self.table, index, weight, training) * scale]
+        bags = [weighted_bag(self.table, self.rows(index), weight, training) * scale]
         if self.ratings:
             rating = encoded[f"{self.name}_rating"]
             rated = kept & ~tf.math.is_nan(rating)
@@ -166,8 +192,9 @@ class AttentionHistory(History):
         dim: int = 64,
         dropout: float = 0.0,
         max_length: int = 100,
+        table: tf.keras.layers.Embedding | None = None,
     ) -> None:
-        super().__init__(name, vocabulary, dim, dropout)
+        super().__init__(name, vocabulary, dim, dropout, table)
         self.max_length = max_length
         self.hidden = tf.keras.layers.Dense(dim, activation="tanh")
         self.score = tf.keras.layers.Dense(1, use_bias=False)
@@ -183,7 +210,7 @@ class AttentionHistory(History):
     def call(self, encoded, training=False):
         index, time = self.recent(encoded)
         kept = self.kept(index, training)
-        vectors = self.table(index)  # [batch_size, length, dim]
+        vectors = self.table(self.rows(index))  # [batch_size, length, dim]
 
         minutes = tf.cast(tf.reduce_max(time, 1, keepdims=True) - time, tf.float32) / 60.0
         bucket = tf.cast(tf.math.log(1.0 + tf.maximum(minutes, 0.0)) / tf.math.log(2.0), tf.int32)

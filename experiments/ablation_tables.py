@@ -1,0 +1,187 @@
+"""Tables of losses and negatives from experiments/results/, for render_results.py."""
+
+import functools
+
+import numpy as np
+
+from retrieval_tables import origin, read, table  # isort: skip  (beside this script)
+
+FIRST = "recall_micro@100"
+BASE = ("base", "in-batch softmax, log-Q, hits masked")
+# What is said of losses and negatives: (claim, the side it favours, the other side, metric).
+RULES = (
+    ("log-Q helps in-batch softmax", BASE, ("correction", "none"), FIRST),
+    ("log-Q widens what is answered", BASE, ("correction", "none"), "coverage@10"),
+    (
+        "stratified sampling does what log-Q does",
+        ("correction", "strata, all items alike"),
+        BASE,
+        FIRST,
+    ),
+    ("full softmax is the ideal", ("loss", "softmax over the catalogue"), BASE, FIRST),
+    ("softmax beats triplets", BASE, ("loss", "triplet, semi-hard"), FIRST),
+    (
+        "semi-hard triplets beat all",
+        ("loss", "triplet, semi-hard"),
+        ("loss", "triplet, all"),
+        FIRST,
+    ),
+    ("softmax beats cross-entropy", BASE, ("loss", "binary cross-entropy, 64"), FIRST),
+    (
+        "gBCE mends cross-entropy",
+        ("loss", "gBCE, 64, t = .75"),
+        ("loss", "binary cross-entropy, 64"),
+        FIRST,
+    ),
+    (
+        "mixed negatives beat the batch's alone",
+        ("sampler", "mixed: batch and uniform, 1024"),
+        BASE,
+        FIRST,
+    ),
+    ("larger batches are better", ("batch", "8192"), ("batch", "512"), FIRST),
+    (
+        "they need it less with log-Q",
+        ("batch", "512"),
+        ("batch", "8192, no correction"),
+        FIRST,
+    ),
+    ("a temperature under 1", BASE, ("temperature", "1, as in tutorials"), FIRST),
+    ("of .05 to .1", ("temperature", "0.07"), ("temperature", "0.2"), FIRST),
+    ("about 10% mined negatives help", ("hard", "10%"), ("hard", "0%"), FIRST),
+    ("they need a warm-up", ("hard", "10%"), ("hard", "10%, no warm-up"), FIRST),
+    ("too many collapse training", ("hard", "10%"), ("hard", "50%, no warm-up"), FIRST),
+    ("normalised vectors are better", BASE, ("norm", "vectors as they come"), FIRST),
+    ("64 to 128 dimensions are enough", BASE, ("dim", "512"), FIRST),
+    ("content helps beside ids", BASE, ("items", "id alone"), FIRST),
+    (
+        "one tower for both sides is enough",
+        ("towers", "one tower, id alone"),
+        ("towers", "separate, id alone"),
+        FIRST,
+    ),
+)
+
+
+@functools.cache
+def rows() -> list[dict]:
+    """All runs."""
+    return read("ablation")["rows"]
+
+
+def runs(group: str, name: str, protocol: str = "random") -> list[dict]:
+    """Of one change, by seed."""
+    return [
+        row
+        for row in rows()
+        if (row["group"], row["name"], row["protocol"]) == (group, name, protocol)
+    ]
+
+
+def mean(found: list[dict], metric: str = FIRST) -> tuple[float, float]:
+    """Of a figure over seeds, and half of its 95% interval over users (that of the first seed)."""
+    entry = found[0]["metrics"][metric]
+    value = float(np.mean([row["metrics"][metric]["mean"] for row in found]))
+    return value, (entry["high"] - entry["low"]) / 2 if "high" in entry else 0.0
+
+
+def study() -> str:
+    """Every run's first seed on `random`, by group."""
+    body = []
+    for row in rows():
+        if row["protocol"] != "random" or row is not runs(row["group"], row["name"])[0]:
+            continue
+        value, half = mean([row])
+        cells = [f"{value:.3f} ± {half:.3f}"]
+        cells += [f"{mean([row], f'{metric}@10')[0]:.3f}" for metric in ("ndcg", "coverage")]
+        cells += [f"{mean([row], 'mean_popularity@10')[0]:,.0f}"]
+        norm = row.get("norm_popularity_correlation")
+        cells += [f"{norm:.2f}" if norm is not None else "", f"{row['training_seconds']:.0f}"]
+        body.append([row["group"], row["name"], *cells])
+    header = ["", "change", f"`{FIRST}`", "`ndcg@10`", "`coverage@10`", "popularity@10"]
+    header += ["norm ~ popularity", "training s"]
+    one = rows()[0]
+    source = (
+        f"`random`, validation, {one['hardware']}; intervals over users. Each row's command and "
+        f"commit stand in `experiments/results/ablation.json`."
+    )
+    return table(header, body) + "\n\n" + source
+
+
+def repeated() -> str:
+    """The rows that rules hang on, over seeds and on `temporal`."""
+    body = []
+    names = list(dict.fromkeys((row["group"], row["name"]) for row in rows()))
+    for group, name in names:
+        found = {protocol: runs(group, name, protocol) for protocol in ("random", "temporal")}
+        if len(found["random"]) < 2 and not found["temporal"]:
+            continue
+        cells = []
+        for metric in (FIRST, "coverage@10"):
+            values = [row["metrics"][metric]["mean"] for row in found["random"]]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        for metric in (FIRST, "hit_rate@10", "coverage@10"):
+            cells.append(f"{mean(found['temporal'], metric)[0]:.4f}" if found["temporal"] else "")
+        body.append([f"{group}: {name}", str(len(found["random"])), *cells])
+    header = ["", "seeds", f"`random`: `{FIRST}`", "`coverage@10`"]
+    header += [f"`temporal`: `{FIRST}`", "`hit_rate@10`", "`coverage@10`"]
+    return table(header, body) + "\n\nMean and standard deviation over seeds; `temporal`: one seed."
+
+
+def rules() -> str:
+    """Each rule with the two figures it hangs on, and whether they differ by more than chance."""
+    body = []
+    for claim, better, worse, metric in RULES:
+        sides = [runs(*better), runs(*worse)]
+        if not all(sides):
+            continue
+        (one, half), (other, other_half) = (mean(side, metric) for side in sides)
+        # Both sides answer the same users, so this is on the careful side.
+        noise = max(half, other_half) or 0.01
+        verdict = "holds" if one - other > noise else "does not" if other - one > noise else "even"
+        figures = [f"{one:.3f}", f"{other:.3f}", verdict]
+        body.append([claim, f"{better[1]} ({better[0]})", f"{worse[1]} ({worse[0]})", *figures])
+    header = ["the rule", "this run", "against", "", "", "here"]
+    return table(header, body) + "\n\n`recall_micro@100`, or the metric that the rule names."
+
+
+def step_costs(name: str = "negatives_cost") -> str:
+    """A step of training with each kind of negatives."""
+    result = read(name)
+    sizes = sorted({row["batch_size"] for row in result["rows"]})
+    body = []
+    for kind in dict.fromkeys(row["name"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["name"] == kind]
+        own.sort(key=lambda row: row["batch_size"])
+        cells = [text for row in own for text in (f"{row['step_ms']:.0f}", f"{row['ratio']:.2f}")]
+        mining = [f"{row['mining_s']:.1f}" for row in own if row["mining_s"]]
+        body.append([kind, *cells, ", ".join(mining)])
+    header = ["columns"]
+    for size in sizes:
+        header += [f"batch {size}: ms a step", "x in-batch"]
+    return table([*header, "one mining, s"], body) + "\n\n" + origin(result)
+
+
+def frequency(name: str = "frequency") -> str:
+    """How near the streaming estimate of p_c comes to the counts."""
+    result, body = read(name), []
+    for row in result["rows"]:
+        cells = [f"{row['epochs']}", f"{row['buckets_per_item']:g}", f"{row['hashes']}"]
+        body.append([row["time"], *cells, f"{row['median_error']:.1%}", f"{row['p90_error']:.1%}"])
+    header = ["time counted in", "passes", "buckets an item", "hashes", "median error", "p90"]
+    about = f"Items seen 50 times or more, {result['rows'][0]['items']:,} of them. "
+    return table(header, body) + "\n\n" + about + origin(result)
+
+
+def cross_encoder(name: str = "cross_encoder") -> str:
+    """Two towers against a network over pairs."""
+    result, body = read(name), []
+    for row in result["rows"]:
+        values = [row["metrics"][metric] for metric in (FIRST, "ndcg@10")]
+        cells = [f"{v['mean']:.3f} ± {(v['high'] - v['low']) / 2:.3f}" for v in values]
+        body.append(
+            [row["name"], *cells, f"{row['training_seconds']:.0f}", f"{row['answer_ms']:.1f}"]
+        )
+    header = ["`random`, validation", f"`{FIRST}`", "`ndcg@10`", "training s", "ms an answer"]
+    return table(header, body) + "\n\n" + origin(result)

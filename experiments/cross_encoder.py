@@ -1,0 +1,161 @@
+"""What two towers give up: a network over query and item together, which no index can serve.
+
+    python experiments/cross_encoder.py --data_dir=ml-1m --workdir=W --output=out.json
+
+The same towers, columns, correction and epochs, twice. Once the score is the dot product; once it
+is the cross-encoder MLP([q, i, q * i]) (the deep part of NeuMF, He et al., WWW 2017, section 3.3,
+with its product), which can say of a pair what no product of two vectors can. Its columns cost so
+much that both take few, drawn from the catalogue (--num_sampled). Validation figures, with what a
+step of training and an answer over the whole catalogue cost.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import numpy as np
+from absl import app, flags
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower.data import load, splits
+from twotower.evaluation import evaluate, from_scores
+from twotower.fitting import fit
+from twotower.negatives import NegativesConfig
+from twotower.provenance import provenance
+from twotower.recipe import Recipe
+from twotower.task import MatrixRetrieval
+from twotower.training import Training
+
+import tensorflow as tf  # isort: skip
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
+flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+flags.DEFINE_string("split", "random", "Protocol.")
+flags.DEFINE_string("workdir", None, "Folder of the two trainings.", required=True)
+flags.DEFINE_integer("epochs", 6, "Of each.", lower_bound=1)
+flags.DEFINE_integer("num_sampled", 256, "Draws of the catalogue that a batch has.", lower_bound=1)
+flags.DEFINE_integer("width", 64, "Of the hidden layer over a pair.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Of both.")
+flags.DEFINE_string("output", None, "JSON file to write.")
+
+TIMED_CASES = 100
+
+
+class CrossRetrieval(MatrixRetrieval):
+    """The retrieval task with MLP([q, i, q * i]) for a score.
+
+    The first layer over [q, i] is a sum of one layer over q and one over i, so that only the
+    product is computed for each pair.
+    """
+
+    def __init__(self, width: int, *args) -> None:
+        super().__init__(*args)
+        self.of_query = tf.keras.layers.Dense(width)
+        self.of_item = tf.keras.layers.Dense(width, use_bias=False)
+        self.of_product = tf.keras.layers.Dense(width, use_bias=False)
+        self.out = tf.keras.layers.Dense(1)
+
+    def _score(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        hidden = self.of_query(queries) + self.of_item(items) + self.of_product(queries * items)
+        return self.out(tf.nn.relu(hidden))[..., 0]
+
+    def pairs(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        return self._score(queries, items)
+
+    def matrix(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        return self._score(queries[:, None], items[None])
+
+
+class CrossTraining(Training):
+    """A training whose model scores pairs, and is validated by scoring all of them."""
+
+    def __init__(self, dataset, split, recipe: Recipe, width: int) -> None:
+        super().__init__(dataset, split, recipe)
+        model = self.model
+        model.task = CrossRetrieval(width, recipe.task, model.num_items, recipe.negatives)
+        model.task.pairs(*[tf.zeros([1, recipe.query.dim])] * 2)  # builds its weights
+        self.score = tf.function(model.task.matrix, reduce_retracing=True)
+
+    def recommender(self):
+        vectors = self.item_vectors(np.arange(self.model.num_items))
+
+        def score(cases):
+            return self.score(self.query_vectors(cases), vectors).numpy()
+
+        return from_scores(score, self.split.candidates, batch_size=64)
+
+
+def recipe() -> Recipe:
+    """Of both trainings."""
+    base = Recipe()
+    # The last epoch counts: a checkpoint of the best one has the towers alone.
+    schedule = {"epochs": FLAGS.epochs, "seed": FLAGS.seed, "patience": 0, "keep_best": False}
+    return dataclasses.replace(
+        base,
+        negatives=NegativesConfig(negatives=("uniform",), num_sampled=FLAGS.num_sampled),
+        examples=dataclasses.replace(base.examples, seed=FLAGS.seed),
+        fit=dataclasses.replace(base.fit, **schedule),
+    )
+
+
+def cross_recipe() -> Recipe:
+    """An MLP needs no cosine, and no temperature to stretch it."""
+    base = recipe()
+    free = {"l2_normalise": False}
+    return dataclasses.replace(
+        base,
+        query=dataclasses.replace(base.query, **free),
+        item=dataclasses.replace(base.item, **free),
+        task=dataclasses.replace(base.task, temperature=1.0),
+    )
+
+
+def answer_ms(training: Training) -> float:
+    """Median time of one query's best 100 of the whole catalogue, its vector included."""
+    recommend, seconds = training.recommender(), []
+    for number in range(min(TIMED_CASES, len(training.split.cases))):
+        begun = time.perf_counter()
+        recommend(training.split.cases.take(np.array([number])), 100)
+        seconds.append(time.perf_counter() - begun)
+    return 1e3 * float(np.median(seconds))
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    split, rows = splits.make_split(dataset, FLAGS.split, "validation"), []
+    for name, make in (
+        ("two towers", lambda: Training(dataset, split, recipe())),
+        ("cross-encoder", lambda: CrossTraining(dataset, split, cross_recipe(), FLAGS.width)),
+    ):
+        training = make()
+        result = fit(training, pathlib.Path(FLAGS.workdir) / name.replace(" ", "_"))
+        report = evaluate(training.recommender(), split, dataset)
+        row = {
+            "name": name,
+            "protocol": split.protocol,
+            "part": split.part,
+            "metrics": report.metrics,
+            "log": result.log,
+            "training_seconds": round(result.seconds, 1),
+            "answer_ms": answer_ms(training),
+        }
+        rows.append(row)
+        found = report.metrics["recall_micro@100"]
+        print(
+            f"{name:14s} recall_micro@100 {found['mean']:.4f} [{found['low']:.4f}, "
+            f"{found['high']:.4f}]  {row['training_seconds']:.0f} s of training, "
+            f"{row['answer_ms']:.2f} ms a query",
+            flush=True,
+        )
+    if FLAGS.output:
+        path = pathlib.Path(FLAGS.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"rows": rows, **provenance()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
