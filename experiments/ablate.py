@@ -9,6 +9,11 @@ the run's flags behind it. Validation figures only. Runs that a rule hangs on ar
 --seeds and on --more_splits. Interrupted, the same command goes on: a run whose row is written is
 not repeated, and one that was cut short continues after its last epoch.
 
+The runs on a large catalogue need --large_dir, the folder of
+
+    python experiments/make_synthetic.py --num_items=200000 --num_users=6000 \
+        --num_interactions=1000000 --output=large
+
 W/RUN/row.json has one run: its validation metrics with intervals, wall time, examples a second,
 loss by epoch, and how far a vector's length follows its item's popularity. --output collects them.
 """
@@ -33,6 +38,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "GroupLens folder, for train.py.")
+flags.DEFINE_string("large_dir", None, "Folder of make_synthetic.py with 200,000 items.")
 flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 flags.DEFINE_list("groups", None, "Only these groups; all by default.")
 flags.DEFINE_string("pattern", "", "Only runs whose name matches this regular expression.")
@@ -55,6 +61,8 @@ def jobs() -> list[tuple[Run, str, int]]:
         for one in RUNS
         if (not FLAGS.groups or one.group in FLAGS.groups) and re.search(FLAGS.pattern, one.name)
     ]
+    if not FLAGS.large_dir:
+        wanted = [one for one in wanted if not one.is_large]
     first, *others = [int(seed) for seed in FLAGS.seeds]
     pivotal = [one for one in wanted if one.is_pivotal]
     return [
@@ -82,15 +90,19 @@ def print_plan(todo: list) -> None:
     print(f"{len(todo)} runs, about {left / 60:.1f} hours left", flush=True)
 
 
-def train(one: Run, split: str, seed: int) -> dict:
-    """Runs train.py and returns the row."""
+def train(one: Run, split: str, seed: int) -> dict | None:
+    """Runs train.py and returns the row; None where it failed, so that others can go on."""
     folder = place(one, split, seed)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "experiments/train.py", f"--flagfile={FLAGFILE}"]
     command += [f"--split={split}", f"--seed={seed}", *one.flags, *FLAGS.extra]
-    hidden = [f"--workdir={folder.absolute()}"]
-    if FLAGS.data_dir:
-        hidden.append(f"--data_dir={pathlib.Path(FLAGS.data_dir).absolute()}")
+    hidden, data_dir = [f"--workdir={folder.absolute()}"], FLAGS.data_dir
+    if one.is_large:
+        command.append("--dataset=tables")
+        data_dir = FLAGS.large_dir
+    if data_dir:
+        hidden.append(f"--data_dir={pathlib.Path(data_dir).absolute()}")
+    shown = ["--workdir=W", *([f"--data_dir={pathlib.Path(data_dir).name}"] if data_dir else [])]
     begun = time.perf_counter()
     with open(folder / "log.txt", "a") as log:
         status = subprocess.run(
@@ -101,7 +113,8 @@ def train(one: Run, split: str, seed: int) -> dict:
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
         ).returncode
     if status:
-        raise SystemExit(f"{' '.join(command)} failed; see {folder / 'log.txt'}.")
+        print(f"{' '.join(command[1:])} failed; see {folder / 'log.txt'}.", flush=True)
+        return None
     found = json.loads((folder / "metrics.json").read_text())
     row = {
         "group": one.group,
@@ -117,18 +130,18 @@ def train(one: Run, split: str, seed: int) -> dict:
         "training_seconds": found["training_seconds"]["selection"],
         "mining_seconds": found.get("mining_seconds", 0.0),
         "wall_seconds": round(time.perf_counter() - begun, 1),
-        **norms(folder, split),
+        **norms(folder, split, data_dir),
         **{name: found[name] for name in ("commit", "hardware", "date", "versions")},
-        "command": " ".join(["python", *command[1:], "--data_dir=ml-1m", "--workdir=W"]),
+        "command": " ".join(["python", *command[1:], *shown]),
     }
     (folder / "row.json").write_text(json.dumps(row, indent=1) + "\n")
     return row
 
 
-def norms(folder: pathlib.Path, protocol: str) -> dict:
+def norms(folder: pathlib.Path, protocol: str, data_dir: str | None) -> dict:
     """How far the lengths of items' vectors differ, and follow the items' popularity."""
     bundle = Bundle(folder / "bundle")
-    data = load(bundle.manifest["dataset"], FLAGS.data_dir)
+    data = load(bundle.manifest["dataset"], data_dir)
     train = make_split(data, protocol, "validation").train
     counts = np.bincount(data.item_keys[train], minlength=len(data.items))
     lengths = np.linalg.norm(np.load(folder / "bundle" / "items" / "vectors.npy"), axis=1)
@@ -145,7 +158,7 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     todo = jobs()
     print_plan(todo)
-    started = time.perf_counter()
+    started, failed = time.perf_counter(), 0
     for one, split, seed in [] if FLAGS.plan_only else todo:
         if (place(one, split, seed) / "row.json").exists():
             continue
@@ -153,6 +166,9 @@ def main(argv):
             print(f"{FLAGS.budget} hours are over; the same command goes on.")
             break
         row = train(one, split, seed)
+        if row is None:
+            failed += 1
+            continue
         figure = row["metrics"]["recall_micro@100"]
         print(
             f"{one.group}: {one.name} ({split}, seed {seed})  recall_micro@100 "
@@ -164,6 +180,8 @@ def main(argv):
         rows = [place(*job) / "row.json" for job in todo]
         rows = [json.loads(path.read_text()) for path in rows if path.exists()]
         pathlib.Path(FLAGS.output).write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    if failed:
+        raise SystemExit(f"{failed} runs failed; the same command tries them again.")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class Run:
         flags: What differs from the base recipe.
         cost: Estimated time, in runs of the base recipe.
         is_pivotal: Whether a rule hangs on it, so that it gets three seeds and `temporal`, too.
+        is_large: Whether it trains on the large synthetic catalogue (--large_dir).
     """
 
     group: str
@@ -22,6 +23,7 @@ class Run:
     flags: tuple[str, ...] = ()
     cost: float = 1.0
     is_pivotal: bool = False
+    is_large: bool = False
 
 
 def run(group: str, name: str, flags: str = "", cost: float = 1.0, pivotal: bool = False) -> Run:
@@ -32,6 +34,19 @@ SOFTMAX_OVER_ALL = "--negatives=catalogue"
 # Losses of a bounded score take the cosine as it is.
 COSINE = "--temperature=1"
 WIDE_IDS = "--item_id_dim=256"
+# Share of mined negatives, and steps before they come: an epoch is some 3,500 steps of 256.
+HARD = ((0.0, 3000), (0.05, 3000), (0.1, 3000), (0.1, 0), (0.25, 3000), (0.5, 3000), (0.5, 0))
+# 200,000 items, 6,000 users, 600,000 watches; tables of ids that Adam can step through.
+LARGE = "--dim=64 --item_id_dim=32 --query_history_dim=64 --batch_size=256 --epochs=3"
+
+
+def hard(share: float, warmup: int, every: int) -> str:
+    return f"--hard_negative_share={share} --mining_every={every} --mining_warmup={warmup}"
+
+
+def hard_name(share: float, warmup: int) -> str:
+    return f"{share:.0%}{'' if warmup else ', no warm-up'}"
+
 
 RUNS = [
     run("base", "in-batch softmax, log-Q, hits masked", pivotal=True),
@@ -102,21 +117,22 @@ RUNS = [
     *(
         run(
             "hard",
-            f"{share:.0%}{'' if warmup else ', no warm-up'}",
-            f"--batch_size=256 --epochs=3 --hard_negative_share={share} --mining_every=1000 "
-            f"--mining_warmup={warmup}",
+            hard_name(share, warmup),
+            f"--batch_size=256 --epochs=3 {hard(share, warmup, 1000)}",
             3,
             pivotal=share == 0.1 and warmup > 0,
         )
-        for share, warmup in (
-            (0.0, 3000),
-            (0.05, 3000),
-            (0.1, 3000),
-            (0.1, 0),
-            (0.25, 3000),
-            (0.5, 3000),
-            (0.5, 0),
+        for share, warmup in HARD
+    ),
+    *(
+        Run(
+            "hard, 200,000 items",
+            hard_name(share, warmup),
+            (*LARGE.split(), *hard(share, warmup and 1500, 500).split()),
+            3,
+            is_large=True,
         )
+        for share, warmup in HARD
     ),
     # Length of the vectors.
     run("norm", "vectors as they come", "--nol2_normalise --temperature=1"),

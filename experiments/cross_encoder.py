@@ -1,12 +1,13 @@
 """What two towers give up: a network over query and item together, which no index can serve.
 
-    python experiments/cross_encoder.py --data_dir=ml-1m --workdir=W --output=out.json
+    python experiments/cross_encoder.py --flagfile=experiments/flags/cross_encoder.flags \
+        --data_dir=ml-1m --workdir=W --output=out.json
 
-The same towers, columns, correction and epochs, twice. Once the score is the dot product; once it
-is the cross-encoder MLP([q, i, q * i]) (the deep part of NeuMF, He et al., WWW 2017, section 3.3,
-with its product), which can say of a pair what no product of two vectors can. Its columns cost so
-much that both take few, drawn from the catalogue (--num_sampled). Validation figures, with what a
-step of training and an answer over the whole catalogue cost.
+The same towers, columns and epochs, twice. Once the score is the dot product; once it is the
+cross-encoder MLP([q, i, q * i]) (the deep part of NeuMF, He et al., WWW 2017, section 3.3, with its
+product), which can say of a pair what no product of two vectors can. Its columns cost so much that
+the flag file draws few, evenly from the catalogue, for both. Validation figures, with what training
+and an answer over the whole catalogue cost.
 """
 
 import dataclasses
@@ -17,11 +18,10 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import recipe_flags  # isort: skip  (beside this script)
 from twotower.data import load, splits
 from twotower.evaluation import evaluate, from_scores
 from twotower.fitting import fit
-from twotower.negatives import NegativesConfig
 from twotower.provenance import provenance
 from twotower.recipe import Recipe
 from twotower.task import MatrixRetrieval
@@ -34,11 +34,9 @@ flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, sy
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("split", "random", "Protocol.")
 flags.DEFINE_string("workdir", None, "Folder of the two trainings.", required=True)
-flags.DEFINE_integer("epochs", 6, "Of each.", lower_bound=1)
-flags.DEFINE_integer("num_sampled", 256, "Draws of the catalogue that a batch has.", lower_bound=1)
 flags.DEFINE_integer("width", 64, "Of the hidden layer over a pair.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Of both.")
 flags.DEFINE_string("output", None, "JSON file to write.")
+recipe_flags.define()
 
 TIMED_CASES = 100
 
@@ -87,27 +85,16 @@ class CrossTraining(Training):
         return from_scores(score, self.split.candidates, batch_size=64)
 
 
-def recipe() -> Recipe:
-    """Of both trainings."""
-    base = Recipe()
+def recipes() -> tuple[Recipe, Recipe]:
+    """Of the two towers, as the flags say, and of the cross-encoder: an MLP needs no cosine, and no
+    temperature to stretch it."""
+    base = recipe_flags.recipe()
     # The last epoch counts: a checkpoint of the best one has the towers alone.
-    schedule = {"epochs": FLAGS.epochs, "seed": FLAGS.seed, "patience": 0, "keep_best": False}
-    return dataclasses.replace(
+    base = dataclasses.replace(base, fit=dataclasses.replace(base.fit, keep_best=False))
+    return base, dataclasses.replace(
         base,
-        negatives=NegativesConfig(negatives=("uniform",), num_sampled=FLAGS.num_sampled),
-        examples=dataclasses.replace(base.examples, seed=FLAGS.seed),
-        fit=dataclasses.replace(base.fit, **schedule),
-    )
-
-
-def cross_recipe() -> Recipe:
-    """An MLP needs no cosine, and no temperature to stretch it."""
-    base = recipe()
-    free = {"l2_normalise": False}
-    return dataclasses.replace(
-        base,
-        query=dataclasses.replace(base.query, **free),
-        item=dataclasses.replace(base.item, **free),
+        query=dataclasses.replace(base.query, l2_normalise=False),
+        item=dataclasses.replace(base.item, l2_normalise=False),
         task=dataclasses.replace(base.task, temperature=1.0),
     )
 
@@ -125,11 +112,12 @@ def answer_ms(training: Training) -> float:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    towers, cross = recipes()
     dataset = load(FLAGS.dataset, FLAGS.data_dir)
     split, rows = splits.make_split(dataset, FLAGS.split, "validation"), []
     for name, make in (
-        ("two towers", lambda: Training(dataset, split, recipe())),
-        ("cross-encoder", lambda: CrossTraining(dataset, split, cross_recipe(), FLAGS.width)),
+        ("two towers", lambda: Training(dataset, split, towers)),
+        ("cross-encoder", lambda: CrossTraining(dataset, split, cross, FLAGS.width)),
     ):
         training = make()
         result = fit(training, pathlib.Path(FLAGS.workdir) / name.replace(" ", "_"))

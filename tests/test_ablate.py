@@ -63,7 +63,7 @@ def test_runs_once_and_collects(tmp_path):
     for row in rows:
         assert {"commit", "hardware", "command", "loss", "wall_seconds"} <= row.keys()
         assert row["metrics"]["recall_micro@100"]["mean"] > 0.2 and "coverage@10" in row["metrics"]
-        assert row["norm_spread"] < 1e-3 and "--workdir=W" in row["command"]
+        assert row["norm_spread"] < 1e-3 and row["command"].endswith("--workdir=W")
     assert rows[0]["loss"] != rows[1]["loss"]
     again = tiny.python(script, *args).stdout
     assert "2 runs, about 0.0 hours left" in again and "recall_micro@100" not in again
@@ -74,3 +74,19 @@ def test_mistakes_are_named(tmp_path):
     script = tiny.ROOT / "experiments" / "ablate.py"
     found = tiny.python(script, f"--workdir={tmp_path}", "--groups=loss,los", check=False)
     assert found.returncode and "['los'] are none of ['base'" in found.stderr
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
+    # Validation on a metric that is none ends the first process before its first epoch is kept.
+    script = tiny.ROOT / "experiments" / "ablate.py"
+    args = [f"--workdir={tmp_path}", "--groups=base", "--seeds=0,1", "--more_splits="]
+    done = tiny.python(
+        script,
+        *args,
+        f"--extra={SMALL},--metric=nothing",
+        f"--output={tmp_path / 'out.json'}",
+        check=False,
+    )
+    assert done.returncode and "2 runs failed; the same command tries them again" in done.stderr
+    assert done.stdout.count("failed; see") == 2
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == []

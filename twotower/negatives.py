@@ -165,7 +165,8 @@ class Columns:
     def open(self) -> "Columns":
         """Without those that are no negative of any row."""
         keep = self.log_weight > MASKED / 2
-        return Columns(*(tf.boolean_mask(part, keep) for part in dataclasses.astuple(self)))
+        parts = (self.keys, self.log_weight, self.vectors)
+        return Columns(*(tf.boolean_mask(part, keep) for part in parts))
 
     @staticmethod
     def concat(parts: list["Columns"]) -> "Columns":
