@@ -123,11 +123,11 @@ def test_one_tower_for_both_sides():
     ids = np.array(["m1", "m2", "m3"])
     # A history of one event is that event, as the item tower sees it.
     alone = queries.embed({"history": ids[:, None]}).numpy()
-    np.testing.assert_allclose(alone, items.embed({"item_id": ids}).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(alone, items.embed({"item_id": ids}).numpy(), atol=1e-6)
     assert {id(w) for w in queries.weights} == {id(w) for w in items.weights}
     # Padding and unknown ids count for nothing, though the shared table has no row for padding.
     padded = queries.embed({"history": [["m1", "", ""], ["m1", "what", ""]]}).numpy()
-    np.testing.assert_allclose(padded, alone[[0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(padded, alone[[0, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("history", ["mean", "attention"])
