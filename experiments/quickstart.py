@@ -31,6 +31,8 @@ from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training import Training
 
+import tensorflow as tf  # isort: skip
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")
 flags.DEFINE_bool("synthetic", False, "Take the made-up catalogue even where MovieLens is there.")
@@ -116,6 +118,9 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     logging.set_verbosity(logging.INFO)
+    # What this project says; TensorFlow tells of every file that it writes.
+    logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
+    tf.get_logger().setLevel("WARNING")
     started = time.perf_counter()
     split, dataset, recipe, oracle = find_data()
     print(

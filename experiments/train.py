@@ -27,6 +27,8 @@ from twotower.provenance import provenance
 from twotower.retrieval.build import IndexConfig
 from twotower.training import Training
 
+import tensorflow as tf  # isort: skip
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
@@ -69,6 +71,9 @@ def write_metrics(workdir: pathlib.Path, result: FitResult, **entries) -> dict:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    # What this project says; TensorFlow tells of every file that it writes.
+    logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
+    tf.get_logger().setLevel("WARNING")
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     recipe = recipe_flags.recipe()
