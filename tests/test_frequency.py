@@ -85,6 +85,17 @@ def test_more_hash_functions_help_against_collisions():
     assert np.quantile(errors[1], 0.8) < 0.5 * np.quantile(errors[0], 0.8)
 
 
+@pytest.mark.parametrize("num", [300, 1000, 3883])
+@pytest.mark.parametrize("buckets_per_item", [1, 2, 4])
+def test_keys_in_a_row_spread_over_any_number_of_buckets(num, buckets_per_item):
+    # Keys of a catalogue are consecutive. A random function would fill this share of n buckets:
+    expected = 1 - np.exp(-1 / buckets_per_item)
+    for buckets in range(num * buckets_per_item - 3, num * buckets_per_item + 4):
+        for row in StreamingFrequency(buckets, 4)._buckets(np.arange(num)):
+            assert row.min() >= 0 and row.max() < buckets
+            assert len(np.unique(row)) / buckets > 0.7 * expected, buckets
+
+
 def test_survives_a_restart(tmp_path):
     keys, _ = stream(50, 4000)
     whole = fed(StreamingFrequency(300), keys)

@@ -55,8 +55,9 @@ class StreamingFrequency:
         """`[num_hashes, num_keys]`."""
         with np.errstate(over="ignore"):
             mixed = keys.astype(np.uint64) * MULTIPLIERS[: self.num_hashes, None]
-        # The upper bits, as only they depend on all of the key's.
-        return ((mixed >> np.uint64(32)) % np.uint64(self.num_buckets)).astype(np.int64)
+        # The upper bits, as only they depend on all of the key's; scaled to the buckets, since
+        # modulo their number, where that has a factor in common, most buckets would stay empty.
+        return ((mixed >> np.uint64(32)) * np.uint64(self.num_buckets) >> np.uint64(32)).astype(int)
 
     def update(self, keys: np.ndarray, times: np.ndarray | None = None) -> None:
         """Takes in examples, in order.
