@@ -125,6 +125,7 @@ def train(one: Run, split: str, seed: int) -> dict | None:
         "part": found["part"],
         "epoch": found["epoch"],
         "metrics": found["metrics"],
+        "item_popularity": found["segments"]["item_popularity"],
         "loss": [entry["loss"] for entry in found["log"]],
         "examples_per_second": found["examples_per_second"],
         "training_seconds": found["training_seconds"]["selection"],

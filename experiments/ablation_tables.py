@@ -185,3 +185,21 @@ def cross_encoder(name: str = "cross_encoder") -> str:
         )
     header = ["`random`, validation", f"`{FIRST}`", "`ndcg@10`", "training s", "ms an answer"]
     return table(header, body) + "\n\n" + origin(result)
+
+
+def cold() -> str:
+    """What each kind of item features finds of items with few training rows, or none."""
+    found = [
+        row for row in rows() if row["group"] in ("base", "items") and "item_popularity" in row
+    ]
+    found = {row["name"]: row for row in found if row["protocol"] == "random"}
+    segments = list(
+        dict.fromkeys(name for row in found.values() for name in row["item_popularity"])
+    )
+    body = []
+    for name, row in found.items():
+        cells = [row["item_popularity"].get(segment) for segment in segments]
+        body.append([name, *(f"{cell[FIRST]['mean']:.3f}" if cell else "" for cell in cells)])
+    numbers = next(iter(found.values()))["item_popularity"]
+    header = [f"{one}: {numbers[one]['num_targets']:,} targets" for one in segments]
+    return table([f"`{FIRST}` by training rows of the item", *header], body)

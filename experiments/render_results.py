@@ -104,6 +104,7 @@ TABLES = {
     "study": ablation_tables.study,
     "repeated": ablation_tables.repeated,
     "rules": ablation_tables.rules,
+    "cold": ablation_tables.cold,
     "step_costs": ablation_tables.step_costs,
     "frequency": ablation_tables.frequency,
     "cross_encoder": ablation_tables.cross_encoder,

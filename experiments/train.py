@@ -21,6 +21,7 @@ from absl import app, flags, logging
 import recipe_flags  # isort: skip  (beside this script)
 from twotower import bundle as bundles
 from twotower.data import load, splits
+from twotower.evaluation import evaluate
 from twotower.export import add_index, export, warm_start
 from twotower.fitting import FitResult, fit
 from twotower.provenance import provenance
@@ -80,6 +81,7 @@ def main(argv):
     started = time.perf_counter()
     dataset = load(FLAGS.dataset, FLAGS.data_dir)
     training, result = train_part(dataset, "validation", recipe, workdir / "selection")
+    segments = evaluate(training.recommender(), training.split, dataset).segments
     seconds = {"selection": round(result.seconds, 1)}
     speed = round(result.examples_per_second)
     extra = {"validation": {"protocol": FLAGS.split, "metrics": result.validation}}
@@ -100,6 +102,7 @@ def main(argv):
     write_metrics(
         workdir,
         result,
+        segments=segments,
         training_seconds=seconds,
         mining_seconds=round(result.mining_seconds, 1),
         examples_per_second=speed,

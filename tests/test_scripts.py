@@ -50,6 +50,10 @@ def test_train_writes_validation_figures_only(workdir):
         value = metrics["metrics"][key]
         assert set(value) == {"mean", "low", "high"}, key
         assert value["low"] <= value["mean"] <= value["high"], key
+    segments = metrics["segments"]["item_popularity"].values()
+    total = sum(one["num_targets"] * one["recall_micro@100"]["mean"] for one in segments)
+    recall = total / sum(one["num_targets"] for one in segments)
+    assert recall == pytest.approx(metrics["metrics"]["recall_micro@100"]["mean"], abs=1e-6)
     # 300 items: popularity finds a quarter in its first 20; 100 of them find more.
     assert metrics["metrics"]["recall_micro@100"]["mean"] > 0.4
     assert set(metrics["training_seconds"]) == {"selection", "refit"}
