@@ -12,7 +12,7 @@ import tensorflow_recommenders as tfrs  # isort: skip
 from twotower import losses
 from twotower.losses import CORRECTIONS, LOSSES, MASKED, column_log_weight
 from twotower.negatives import Columns, NegativesConfig
-from twotower.task import Block, MatrixRetrieval, TaskConfig
+from twotower.task import MatrixRetrieval, TaskConfig
 
 LOG = np.log
 
@@ -296,14 +296,15 @@ def test_hardest_keeps_the_highest_negatives():
 
 def test_a_block_of_each_rows_own():
     # Two queries with one shared column each (the other's item), and own negatives by hand:
-    # exp scores 5 for query 0 (item 2), and 7 for query 1 (item 3); the second place is empty.
+    # exp scores 5 for query 0 (item 2), and 7 for query 1 (item 3, twice; item 0 once more).
     config = TaskConfig(temperature=1.0, correction="none", mask_own=False)
     queries = tf.constant(LOG([[2, 1, 5, 1], [3, 6, 1, 7]]), tf.float32)
     items = np.eye(4, dtype="f4")
-    block = Block(tf.constant(items[2:]), tf.constant([[0, -1], [1, -1]]))
+    block = tf.constant([[0, 0, 1, 0], [1, 0, 0, 2]], tf.float32)
     for own in (None, tf.eye(2, 4, dtype=tf.bool)):
-        # Only items 0 and 1 are columns.
-        columns = Columns(tf.range(2), tf.zeros(2), tf.constant(items[:2]))
+        # Only items 0 and 1 are columns of all.
+        log_weight = tf.constant([0, 0, MASKED, MASKED])
+        columns = Columns(tf.range(4), log_weight, tf.constant(items))
         loss = MatrixRetrieval(config, 4, NegativesConfig())(
             queries,
             tf.constant(items[:2]),
@@ -312,10 +313,11 @@ def test_a_block_of_each_rows_own():
             columns=columns,
             sample_weight=tf.constant([2.0, 2.0]),
             log_probability=tf.zeros(2),
-            own=own if own is None else own[:, :2],
+            own=own,
             block=block,
         )
-        assert float(loss) == pytest.approx(LOG(8 / 2) + LOG(16 / 6), rel=1e-6)
+        # (2 + 1 + 5) / 2, and (6 + 3 + 3 + 2 * 7) / 6.
+        assert float(loss) == pytest.approx(LOG(8 / 2) + LOG(26 / 6), rel=1e-6)
 
 
 def test_temperatures():

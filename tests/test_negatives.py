@@ -150,10 +150,10 @@ def test_memory_overwrites_the_oldest():
 # In a model.
 
 
-def training_of(**parts) -> Training:
+def training_of(item: dict | None = None, **parts) -> Training:
     recipe = tiny.recipe(
         query={"unknown_rate": 0.0, "history_dropout": 0.0},
-        item={"unknown_rate": 0.0},
+        item={"unknown_rate": 0.0, **(item or {})},
         examples={"batch_size": 128},
         **parts,
     )
@@ -210,6 +210,35 @@ def test_every_pool_trains(names, mask_own, timed):
     assert float(model.task.log_temperature) != pytest.approx(np.log(0.2), abs=1e-4)
     if "memory" in names:
         assert (model.pools.memory.keys.numpy() >= 0).all()
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",), ("batch", "memory")])
+def test_a_block_stands_at_its_columns(names, timed):
+    """Each key of a query's block is a column, counted as often as the block has it; columns of
+    the memory and of timed examples, which may be of the same items, are not counted."""
+    features = ("item_id", "age") if timed else ("item_id",)
+    training = training_of(
+        item={"features": features},
+        negatives={"negatives": names, "hard_negative_share": 0.2, "memory_size": 300},
+    )
+    model, rng = training.model, np.random.default_rng(0)
+    for batch in training.batches().take(3):
+        num_queries = len(batch["own"])
+        batch["block"] = tf.constant(rng.integers(-1, 40, (num_queries, 30)), tf.int32)
+        columns, positives, block = model._columns(batch, batch["probability"], training=False)
+        if model.pools.memory is not None:  # so that the next batch meets one that is filled
+            model.pools.memory.put(batch["item"], positives, batch["probability"])
+        keys = columns.keys.numpy()
+        assert block.shape == (num_queries, len(keys)) and len(columns.vectors) == len(keys)
+        for row, wanted in zip(block.numpy(), batch["block"].numpy()):
+            at = np.flatnonzero(row)
+            found = np.repeat(keys[at], row[at].astype(int))
+            np.testing.assert_array_equal(np.sort(found), np.sort(wanted[wanted >= 0]))
+        # The vector of a column that a block counts is that of its item, as of the end.
+        at = np.flatnonzero(block.numpy().any(0))
+        expected = training.item_vectors(keys[at])
+        np.testing.assert_allclose(columns.vectors.numpy()[at], expected, atol=1e-5)
 
 
 def test_impressions_without_a_click():

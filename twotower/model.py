@@ -10,9 +10,8 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
 
-from twotower import losses  # noqa: E402
 from twotower.negatives import Columns, NegativesConfig, Pools, merged  # noqa: E402
-from twotower.task import Block, MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
+from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
 
 
@@ -93,7 +92,7 @@ class TwoTowerModel(tfrs.Model):
         if not self.config.unique:
             return self._plain_loss(queries, inputs, training)
         item, probability = inputs["item"], inputs["probability"]
-        columns, positives = self._columns(inputs, probability, training)
+        columns, positives, block = self._columns(inputs, probability, training)
         if self.pools.memory is not None and training:
             self.pools.memory.put(item, positives, probability)
         return self.task(
@@ -105,12 +104,13 @@ class TwoTowerModel(tfrs.Model):
             sample_weight=inputs["weight"],
             log_probability=tf.math.log(probability),
             own=self._own_columns(inputs["own"], columns.keys) if self.config.mask_own else None,
-            block=self._block(inputs["block"], training) if self.pools.config.has_block else None,
+            block=block,
             step=self.optimizer.iterations if self.optimizer else 0,
         )
 
     def _columns(self, inputs: dict, probability: tf.Tensor, training: bool):
-        """The columns that all rows share, and the vector of each example's item."""
+        """The columns of the matrix, the vector of each example's item, and how often each query
+        has a column in a block of its own (None where no query has)."""
         item, timed = inputs["item"], inputs.get("timed")
         pools = self.pools(item, probability, self.config.correction, distinct=not timed)
         ready = [pools.pop("memory")] if "memory" in pools else []
@@ -122,23 +122,36 @@ class TwoTowerModel(tfrs.Model):
                 ready.append(Columns(batch.keys, batch.log_weight, positives))
         elif not {"batch", "catalogue"} & pools.keys():
             # For their vectors, which are needed in any case.
-            keys = tf.unique(item).y
-            pools["positives"] = Columns(keys, tf.fill(tf.shape(keys), losses.MASKED))
+            pools["positives"] = Columns.closed(tf.unique(item).y)
+        own = inputs["block"] if self.pools.config.has_block else None
+        if own is not None and "catalogue" not in pools:
+            flat = tf.reshape(own, [-1])
+            pools["block"] = Columns.closed(tf.unique(tf.boolean_mask(flat, flat >= 0)).y)
+        block = None
         if pools:
             fresh = merged(list(pools.values()))
+            # The one call of the item tower, for each distinct item once.
             fresh.vectors = self.item_vectors(fresh.keys, training)
+            num = tf.size(fresh.keys)
+            place = tf.scatter_nd(fresh.keys[:, None], tf.range(num), [self.num_items])
             if positives is None:
-                num = tf.size(fresh.keys)
-                place = tf.scatter_nd(fresh.keys[:, None], tf.range(num), [self.num_items])
                 positives = tf.gather(fresh.vectors, tf.gather(place, item))
-            ready.append(fresh.open() if "positives" in pools else fresh)
-        return Columns.concat(ready), positives
+            if own is not None:
+                block = self._counted(own, place, num)
+                others = sum(tf.size(columns.keys) for columns in ready)
+                block = tf.pad(block, [[0, 0], [others, 0]])
+            elif "positives" in pools:
+                fresh = fresh.open()
+            ready.append(fresh)
+        return Columns.concat(ready), positives, block
 
-    def _block(self, keys: tf.Tensor, training: bool) -> Block:
-        """Vectors of the distinct items of a block of keys, `[num_queries, width]`."""
-        distinct, place = tf.unique(tf.reshape(keys, [-1]))
-        vectors = self.item_vectors(tf.maximum(distinct, 0), training)
-        return Block(vectors, tf.where(keys < 0, -1, tf.reshape(place, tf.shape(keys))))
+    @staticmethod
+    def _counted(own: tf.Tensor, place: tf.Tensor, num: tf.Tensor) -> tf.Tensor:
+        """How often each of `num` columns stands in each row of `own` `[num_queries, width]`, keys
+        that `place` `[num_items]` leads to columns from, `[num_queries, num]` float32."""
+        at = tf.gather(place, tf.maximum(own, 0))
+        there = tf.cast(own >= 0, tf.float32)
+        return tf.math.bincount(at, there, minlength=num, maxlength=num, axis=-1)
 
     def _plain_loss(self, queries, inputs, training):
         """Every example is a row and a column, by `tfrs.tasks.Retrieval` as it is."""

@@ -162,6 +162,11 @@ class Columns:
     log_weight: tf.Tensor
     vectors: tf.Tensor | None = None
 
+    @staticmethod
+    def closed(keys: tf.Tensor) -> "Columns":
+        """Columns that are no negatives of all rows, `[num_columns]` keys."""
+        return Columns(keys, tf.fill(tf.shape(keys), MASKED))
+
     def open(self) -> "Columns":
         """Without those that are no negative of any row."""
         keep = self.log_weight > MASKED / 2

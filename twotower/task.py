@@ -94,19 +94,6 @@ class TaskConfig:
         return {"ratio": ratio} if self.loss == "bce" else {}
 
 
-@dataclasses.dataclass
-class Block:
-    """Negatives of each row's own.
-
-    Attributes:
-        vectors: `[num_distinct, dim]`, of the distinct items among them.
-        place: `[num_queries, width]` int32, which of those; -1 for none.
-    """
-
-    vectors: tf.Tensor
-    place: tf.Tensor
-
-
 class MatrixRetrieval(tfrs.tasks.Retrieval):
     """`tfrs.tasks.Retrieval` over distinct queries and columns, with every loss and negative.
 
@@ -172,7 +159,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         sample_weight: tf.Tensor,
         log_probability: tf.Tensor | None = None,
         own: tf.Tensor | None = None,
-        block: Block | None = None,
+        block: tf.Tensor | None = None,
         step: tf.Tensor | int = 0,
     ) -> tf.Tensor:
         """Mean loss of a batch, or its sum.
@@ -187,7 +174,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             log_probability: `[num_examples]`, log p of each item, for `log_q`.
             own: `[num_queries, num_columns]` bool, positives of each query's user; None for
                 masking no more than the example's own.
-            block: Negatives of each query's own.
+            block: `[num_queries, num_columns]`, how often each query has the column in its own
+                block of negatives, whether the others have it or not; None for no blocks.
             step: Of the optimiser, for annealing.
         """
         temperature = self.temperature_at(step)
@@ -204,17 +192,13 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             hit = columns.keys == item[:, None]  # [num_examples, num_columns]
             log_weight = tf.where(hit, self._log_weight_of_hits(columns, item), log_weight)
             negatives, rows = tf.gather(negatives, row), None
+        if block is not None:
+            # As one more item of the catalogue each, whatever led to it.
+            more = block if rows is not None else tf.gather(block, row)
+            total = tf.math.log(tf.exp(log_weight) + more)
+            log_weight = tf.where(more > 0, total, log_weight)
         if self.num_hardest:
             negatives, log_weight = losses.hardest(negatives, log_weight, self.num_hardest)
-        if block is not None:
-            scores = self.matrix(queries, block.vectors) / temperature
-            scores = tf.gather(scores, tf.maximum(block.place, 0), batch_dims=1)
-            # As one more item of the catalogue each, whatever led to it.
-            weight = tf.where(block.place < 0, losses.MASKED, 0.0)
-            if rows is None:
-                scores, weight = tf.gather(scores, row), tf.gather(weight, row)
-            negatives = tf.concat([negatives, scores], 1)
-            log_weight = tf.concat([log_weight, weight], 1)
         loss = losses.LOSSES[self.config.loss](
             positive, negatives, log_weight, rows, **self._parameters
         )
