@@ -138,8 +138,8 @@ class TwoTowerModel(tfrs.Model):
                 positives = tf.gather(fresh.vectors, tf.gather(place, item))
             if own is not None:
                 block = self._counted(own, place, num)
-                others = sum(tf.size(columns.keys) for columns in ready)
-                block = tf.pad(block, [[0, 0], [others, 0]])
+                for others in ready:
+                    block = tf.pad(block, [[0, 0], [tf.size(others.keys), 0]])
             elif "positives" in pools:
                 fresh = fresh.open()
             ready.append(fresh)

@@ -195,8 +195,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         if block is not None:
             # As one more item of the catalogue each, whatever led to it.
             more = block if rows is not None else tf.gather(block, row)
-            total = tf.math.log(tf.exp(log_weight) + more)
-            log_weight = tf.where(more > 0, total, log_weight)
+            log_weight = tf.maximum(tf.math.log(tf.exp(log_weight) + more), losses.MASKED)
         if self.num_hardest:
             negatives, log_weight = losses.hardest(negatives, log_weight, self.num_hardest)
         loss = losses.LOSSES[self.config.loss](
