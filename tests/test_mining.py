@@ -63,6 +63,33 @@ def test_a_short_list_is_topped_up_without_positives(rng):
     assert one.block(users, 0, rng).shape == (3, 0)
 
 
+def test_rows_of_a_batch_share_a_bounded_pool(rng):
+    own = [[user] for user in range(40)]
+    one = miner(own, 500, depth=50, distinct=60)
+    one.mine(np.float32(rng.normal(size=(40, 8))), np.float32(rng.normal(size=(500, 8))))
+    users, batch = np.arange(40), np.arange(100, 130)
+    met, asked = set(), 0
+    for _ in range(30):
+        block = one.block(users, 30, rng, batch)
+        assert block.shape == (40, 30) and (block >= 0).all()
+        assert not (block == users[:, None]).any()  # no positive
+        new = set(block.ravel().tolist()) - set(batch.tolist())
+        assert len(new) <= 60
+        met |= new
+        for user, row in zip(users, block.tolist()):
+            # Of the row's own list all that the pool has, before anything else.
+            mine = set(one.lists[user].tolist()) & (new | set(batch.tolist()))
+            assert len(mine & set(row)) >= min(30, len(mine & set(block.ravel().tolist())))
+            asked += len(mine & set(row)) / 30
+    # Over many batches every item of the lists comes up, and much of a row is from its list.
+    assert len(met) > 0.9 * len(np.unique(one.lists)) and asked / (30 * 40) > 0.2
+    # Without a bound that matters, a row is its list.
+    wide = miner(own, 500, depth=50, distinct=500)
+    wide.lists = one.lists
+    block = wide.block(users, 30, rng, batch)
+    assert (block[:, :, None] == one.lists[:, None]).any(2).all()
+
+
 def test_nothing_before_the_first_mining(rng):
     assert miner([[0], [1]], 4).block(np.array([0, 1, 1]), 5, rng).shape == (3, 0)
 
@@ -71,7 +98,14 @@ def test_when_it_is_due():
     config = MiningConfig(every=10, warmup=25)
     assert [step for step in range(60) if config.is_due(step)] == [25, 35, 45, 55]
     assert MiningConfig(every=10, warmup=0).is_due(0)
-    for field, value in (("every", 0), ("warmup", -1), ("depth", 0), ("skip", -1), ("index", "?")):
+    for field, value in (
+        ("every", 0),
+        ("warmup", -1),
+        ("depth", 0),
+        ("skip", -1),
+        ("distinct", 0),
+        ("index", "?"),
+    ):
         with pytest.raises(ValueError, match=field):
             MiningConfig(**{field: value})
 
@@ -122,7 +156,7 @@ def test_in_training(trained):
     hard, shared, seen = [], [], 0
     for batch in trained.examples.epoch(5):
         users, num = batch["user"], len(batch["item"])
-        block = trained._block(users, num, np.random.default_rng(0))
+        block = trained._block(users, batch["item"], np.random.default_rng(0))
         assert block.shape == (len(users), round((num - 1) / 9)) and (block >= 0).all()
         assert not likes[users[:, None], block].any()
         own = trained.miner.lists[users]
@@ -139,6 +173,6 @@ def test_in_training(trained):
 def test_shared_lists_would_be_noticed(trained):
     """The check above, on blocks that go to the wrong rows."""
     batch = next(iter(trained.examples.epoch(5)))
-    block = trained._block(batch["user"], len(batch["item"]), np.random.default_rng(0))
+    block = trained._block(batch["user"], batch["item"], np.random.default_rng(0))
     own = trained.miner.lists[np.roll(batch["user"], 1)]
     assert (block[:, :, None] == own[:, None]).any(2).mean() < 0.9

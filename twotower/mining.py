@@ -29,6 +29,9 @@ class MiningConfig:
         warmup: Steps before the first; rows have no block until then.
         depth: Items that a user's list holds.
         skip: Best finds left out of it: some of them the user would like.
+        distinct: Items that the blocks of a batch bring at most beside the batch's own. Many rows
+            with many negatives each would have the item tower encode nearly the whole catalogue at
+            every step.
         index: Backend to find them with, such as `exact` or `hnsw`.
     """
 
@@ -36,10 +39,11 @@ class MiningConfig:
     warmup: int = 400
     depth: int = 200
     skip: int = 0
+    distinct: int = 1024
     index: str = "exact"
 
     def __post_init__(self) -> None:
-        at_least(self, every=1, warmup=0, depth=1, skip=0)
+        at_least(self, every=1, warmup=0, depth=1, skip=0, distinct=1)
         if self.index not in build.BACKENDS:
             raise ValueError(f"index must be one of {build.BACKENDS}; got {self.index!r}.")
 
@@ -84,15 +88,20 @@ class Miner:
         ]
         self.lists = np.concatenate(lists).astype(np.int32)
 
-    def block(self, users: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+    def block(
+        self, users: np.ndarray, width: int, rng: np.random.Generator, batch: np.ndarray = ()
+    ) -> np.ndarray:
         """Hard negatives of each user, drawn from the list without repetition.
 
-        A list that is too short is topped up with items at random, none of them a positive.
+        All rows draw from one pool: the batch's own items, and `distinct` others, the more likely
+        the more lists they are in. A list that has too few of these is topped up at random from the
+        pool, with no positive.
 
         Args:
             users: `[num_queries]` rows of users.
             width: Negatives a query.
             rng: Draws.
+            batch: Keys of the batch's own items, which cost nothing more.
 
         Returns:
             `[num_queries, width]` int32; -1 where a user likes nearly everything. Of width 0 before
@@ -100,14 +109,31 @@ class Miner:
         """
         if self.lists is None or not width:
             return np.empty((len(users), 0), np.int32)
-        return self._topped_up(drawn(self.lists[users], width, rng), users, rng)
+        lists = self.lists[users]
+        pool = self._pool(lists, np.asarray(batch, np.int64), rng)
+        is_open = np.zeros(self._span + 1, bool)  # the last for -1
+        is_open[pool] = True
+        block = drawn(np.where(is_open[lists], lists, -1), width, rng)
+        return self._topped_up(block, users, pool, rng)
 
-    def _topped_up(self, block: np.ndarray, users: np.ndarray, rng) -> np.ndarray:
+    def _pool(self, lists: np.ndarray, batch: np.ndarray, rng) -> np.ndarray:
+        """Keys that the blocks of these lists are drawn from."""
+        count = np.bincount(lists[lists >= 0], minlength=self._span)
+        count[batch] = 0
+        mined = np.flatnonzero(count)
+        most = self.config.distinct
+        if len(mined) > most:
+            share = count[mined] / count[mined].sum()
+            mined = rng.choice(mined, most, replace=False, p=share)
+        others = rng.choice(self.keys, min(most - len(mined), len(self.keys)), replace=False)
+        return np.unique(np.concatenate([batch, mined, others]))
+
+    def _topped_up(self, block: np.ndarray, users: np.ndarray, pool: np.ndarray, rng) -> np.ndarray:
         for _ in range(10):
             row, column = np.nonzero(block < 0)
             if not len(row):
                 break
-            drawn = rng.choice(self.keys, len(row))
+            drawn = rng.choice(pool, len(row))
             liked = self.is_own(users[row], drawn)
             block[row[~liked], column[~liked]] = drawn[~liked]
         return block

@@ -172,12 +172,12 @@ class Training:
         self.frequency.update(item)
         return self.frequency.probability(item)
 
-    def _block(self, users: np.ndarray, num_examples: int, rng: np.random.Generator) -> np.ndarray:
+    def _block(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Keys of each query's own negatives, `[num_queries, width]`: mined, then impressions."""
         config, blocks = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
         if self.miner is not None:
-            width = config.num_hard(config.num_shared(num_examples, self.model.num_items))
-            blocks.append(self.miner.block(users, width, rng))
+            width = config.num_hard(config.num_shared(len(items), self.model.num_items))
+            blocks.append(self.miner.block(users, width, rng, items))
         if self.passed_over is not None:
             blocks.append(drawn(self.passed_over[users], config.num_impressions, rng))
         return np.concatenate(blocks, axis=1).astype(np.int32)
@@ -200,7 +200,7 @@ class Training:
                     "own": own if self.recipe.task.mask_own else own[:, :0],
                     "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
                     "probability": self._probability_of(item),
-                    "block": self._block(batch["user"], len(item), rng),
+                    "block": self._block(batch["user"], item, rng),
                 }
 
         return tf.data.Dataset.from_generator(
