@@ -81,8 +81,8 @@ def test_rows_of_a_batch_share_a_bounded_pool(rng):
             mine = set(one.lists[user].tolist()) & (new | set(batch.tolist()))
             assert len(mine & set(row)) >= min(30, len(mine & set(block.ravel().tolist())))
             asked += len(mine & set(row)) / 30
-    # Over many batches every item of the lists comes up, and much of a row is from its list.
-    assert len(met) > 0.9 * len(np.unique(one.lists)) and asked / (30 * 40) > 0.2
+    # Over many batches most items of the lists come up, and much of a row is from its list.
+    assert len(met) > 0.8 * len(np.unique(one.lists)) and asked / (30 * 40) > 0.2
     # Without a bound that matters, a row is its list.
     wide = miner(own, 500, depth=50, distinct=500)
     wide.lists = one.lists
