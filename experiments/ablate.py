@@ -6,8 +6,9 @@
 Prints its plan with an estimate, then trains run after run (experiments/ablation_plan.py) by
 train.py in a process of its own, each on the base recipe of experiments/flags/ablation.flags with
 the run's flags behind it. Validation figures only. Runs that a rule hangs on are repeated with
---seeds and on --more_splits. Interrupted, the same command goes on: a run whose row is written is
-not repeated, and one that was cut short continues after its last epoch.
+--seeds and on --more_splits. Interrupted, the same command goes on: a run whose row stands in its
+folder or in --output is not repeated, and one that was cut short continues after its last epoch.
+--parallel=N trains N at a time, each on its share of the cores, which small batches use better.
 
 The runs on a large catalogue need --large_dir, the folder of
 
@@ -15,12 +16,14 @@ The runs on a large catalogue need --large_dir, the folder of
         --num_interactions=1000000 --output=large
 
 W/RUN/row.json has one run: its validation metrics with intervals, wall time, examples a second,
-loss by epoch, and how far a vector's length follows its item's popularity. --output collects them.
+loss by epoch, and how far a vector's length follows its item's popularity. --output has them all.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
+import queue
 import re
 import subprocess
 import sys
@@ -46,9 +49,12 @@ flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs that a rule hangs on; o
 flags.DEFINE_list("more_splits", ["temporal"], "Further protocols of those runs.")
 flags.DEFINE_float("minutes", 3.5, "Time of the base recipe, for the estimate.")
 flags.DEFINE_float("budget", 8.0, "Hours after which no further run is started.")
+flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 flags.DEFINE_bool("plan_only", False, "Print the plan and stop.")
 flags.DEFINE_list("extra", [], "Flags behind those of every run, such as --epochs=1.")
-flags.DEFINE_string("output", None, "JSON file with a row for each run that is done.")
+flags.DEFINE_string(
+    "output", None, "JSON file with a row for each run that is done, now or before."
+)
 
 
 def jobs() -> list[tuple[Run, str, int]]:
@@ -78,11 +84,37 @@ def place(one: Run, split: str, seed: int) -> pathlib.Path:
     return pathlib.Path(FLAGS.workdir) / f"{name}--{split}-{seed}"
 
 
+def finished(one: Run, split: str, seed: int) -> dict | None:
+    """The row of a run that is done with the flags it has today."""
+    path = place(one, split, seed) / "row.json"
+    row = json.loads(path.read_text()) if path.exists() else {}
+    return row if row.get("flags") == [*one.flags, *FLAGS.extra] else None
+
+
+def collect(todo: list) -> None:
+    """Writes the rows that are there to --output."""
+    rows = [row for job in todo if (row := finished(*job))]
+    partial = pathlib.Path(f"{FLAGS.output}.partial")
+    partial.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    partial.replace(FLAGS.output)
+
+
+def take_over(todo: list) -> None:
+    """Puts rows of an earlier --output into the folders of their runs."""
+    old = json.loads(pathlib.Path(FLAGS.output).read_text())["rows"]
+    old = {(row["group"], row["name"], row["protocol"], row["seed"]): row for row in old}
+    for one, split, seed in todo:
+        row = old.get((one.group, one.name, split, seed))
+        if row and not (place(one, split, seed) / "row.json").exists():
+            place(one, split, seed).mkdir(parents=True, exist_ok=True)
+            (place(one, split, seed) / "row.json").write_text(json.dumps(row, indent=1) + "\n")
+
+
 def print_plan(todo: list) -> None:
     """One line a job, and the hours that are left."""
     left = 0.0
     for one, split, seed in todo:
-        done = (place(one, split, seed) / "row.json").exists()
+        done = finished(one, split, seed)
         minutes = one.cost * FLAGS.minutes
         left += 0 if done else minutes
         state = "done" if done else f"{minutes:4.0f} min"
@@ -90,8 +122,12 @@ def print_plan(todo: list) -> None:
     print(f"{len(todo)} runs, about {left / 60:.1f} hours left", flush=True)
 
 
-def train(one: Run, split: str, seed: int) -> dict | None:
-    """Runs train.py and returns the row; None where it failed, so that others can go on."""
+def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
+    """Runs train.py on some cores and returns the row.
+
+    Raises:
+        RuntimeError: It failed; others can go on.
+    """
     folder = place(one, split, seed)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "experiments/train.py", f"--flagfile={FLAGFILE}"]
@@ -105,16 +141,17 @@ def train(one: Run, split: str, seed: int) -> dict | None:
     shown = ["--workdir=W", *([f"--data_dir={pathlib.Path(data_dir).name}"] if data_dir else [])]
     begun = time.perf_counter()
     with open(folder / "log.txt", "a") as log:
-        status = subprocess.run(
+        process = subprocess.Popen(
             [*command, *hidden],
             cwd=ROOT,
             stdout=log,
             stderr=log,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        ).returncode
-    if status:
-        print(f"{' '.join(command[1:])} failed; see {folder / 'log.txt'}.", flush=True)
-        return None
+        )
+        # Before TensorFlow counts the cores, which takes it seconds to come to.
+        os.sched_setaffinity(process.pid, cores)
+    if process.wait():
+        raise RuntimeError(f"{' '.join(command[1:])} failed; see {folder / 'log.txt'}.")
     found = json.loads((folder / "metrics.json").read_text())
     row = {
         "group": one.group,
@@ -130,6 +167,7 @@ def train(one: Run, split: str, seed: int) -> dict | None:
         "examples_per_second": found["examples_per_second"],
         "training_seconds": found["training_seconds"]["selection"],
         "mining_seconds": found.get("mining_seconds", 0.0),
+        "cores": len(cores),
         "wall_seconds": round(time.perf_counter() - begun, 1),
         **norms(folder, split, data_dir),
         **{name: found[name] for name in ("commit", "hardware", "date", "versions")},
@@ -154,33 +192,56 @@ def norms(folder: pathlib.Path, protocol: str, data_dir: str | None) -> dict:
     return found
 
 
+def tell(row: dict | None) -> None:
+    """Prints the line of a run."""
+    if row is None:
+        print(f"{FLAGS.budget} hours are over; the same command goes on.", flush=True)
+        return
+    figure = row["metrics"]["recall_micro@100"]
+    print(
+        f"{row['group']}: {row['name']} ({row['protocol']}, seed {row['seed']})  recall_micro@100 "
+        f"{figure['mean']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]  "
+        f"{row['wall_seconds']:.0f} s",
+        flush=True,
+    )
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     todo = jobs()
+    if FLAGS.output and pathlib.Path(FLAGS.output).exists():
+        take_over(todo)
     print_plan(todo)
+    if FLAGS.plan_only:
+        return
+    free, cores = queue.Queue(), sorted(os.sched_getaffinity(0))
+    for share in range(FLAGS.parallel):
+        free.put(set(cores[share :: FLAGS.parallel]) or set(cores))
     started, failed = time.perf_counter(), 0
-    for one, split, seed in [] if FLAGS.plan_only else todo:
-        if (place(one, split, seed) / "row.json").exists():
-            continue
+
+    def work(job: tuple) -> dict | None:
+        """The row; None where the budget is over."""
         if time.perf_counter() - started > 3600 * FLAGS.budget:
-            print(f"{FLAGS.budget} hours are over; the same command goes on.")
-            break
-        row = train(one, split, seed)
-        if row is None:
-            failed += 1
-            continue
-        figure = row["metrics"]["recall_micro@100"]
-        print(
-            f"{one.group}: {one.name} ({split}, seed {seed})  recall_micro@100 "
-            f"{figure['mean']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]  "
-            f"{row['wall_seconds']:.0f} s",
-            flush=True,
-        )
+            return None
+        share = free.get()
+        try:
+            return train(*job, share)
+        finally:
+            free.put(share)
+
+    with concurrent.futures.ThreadPoolExecutor(FLAGS.parallel) as pool:
+        running = [pool.submit(work, job) for job in todo if not finished(*job)]
+        for done in concurrent.futures.as_completed(running):
+            try:
+                tell(done.result())
+            except RuntimeError as error:
+                print(error, flush=True)
+                failed += 1
+            if FLAGS.output:
+                collect(todo)
     if FLAGS.output:
-        rows = [place(*job) / "row.json" for job in todo]
-        rows = [json.loads(path.read_text()) for path in rows if path.exists()]
-        pathlib.Path(FLAGS.output).write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        collect(todo)
     if failed:
         raise SystemExit(f"{failed} runs failed; the same command tries them again.")
 

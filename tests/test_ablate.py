@@ -68,6 +68,15 @@ def test_runs_once_and_collects(tmp_path):
     again = tiny.python(script, *args).stdout
     assert "2 runs, about 0.0 hours left" in again and "recall_micro@100" not in again
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+    # On another machine, from the rows alone: two at a time, what has other flags is run again.
+    rows[1]["flags"] = ["--epochs=9"]
+    (tmp_path / "out.json").write_text(json.dumps({"rows": rows}))
+    args[0] = f"--workdir={tmp_path / 'elsewhere'}"
+    printed = tiny.python(script, *args, "--parallel=2").stdout
+    assert "2 runs, about 0.1 hours left" in printed and printed.count("recall_micro@100") == 1
+    taken, trained = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert taken == rows[0] and trained["seed"] == 1
+    assert trained["cores"] == max(1, rows[0]["cores"] // 2)
 
 
 def test_mistakes_are_named(tmp_path):
