@@ -203,9 +203,14 @@ class Training:
                     "block": self._block(batch["user"], item, rng),
                 }
 
-        return tf.data.Dataset.from_generator(
+        batches = tf.data.Dataset.from_generator(
             generate, output_signature=self._signature(timed)
         ).prefetch(2)
+        # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
+        # when an epoch's iterator ends, and the next epoch waits for it.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return batches.with_options(options)
 
     def _signature(self, timed: list[str]) -> dict:
         """Types and shapes of a batch."""
