@@ -54,6 +54,7 @@ RUNS = [
     run("loss", "softmax over the catalogue", SOFTMAX_OVER_ALL, 1.6, pivotal=True),
     run("loss", "binary cross-entropy, 1 negative's weight", "--loss=bce"),
     run("loss", "binary cross-entropy, 64", "--loss=bce --negative_ratio=64"),
+    run("loss", "gBCE, 1, t = .75", "--loss=gbce --negative_ratio=1 --calibration=0.75"),
     run("loss", "gBCE, 64, t = .75", "--loss=gbce --negative_ratio=64 --calibration=0.75"),
     run("loss", "gBCE, 64, t = 1", "--loss=gbce --negative_ratio=64 --calibration=1"),
     run("loss", "triplet, all", f"--loss=triplet {COSINE} --margin=0.3", 2),
@@ -69,10 +70,13 @@ RUNS = [
         f"--loss=triplet {COSINE} --margin=0.3 --triplet_mining=hardest",
         2,
     ),
-    run(
-        "loss",
-        "cosine contrastive",
-        f"--loss=cosine_contrastive {COSINE} --margin=0.4 --negative_ratio=150",
+    *(
+        run(
+            "loss",
+            f"cosine contrastive, margin {margin}, weight {weight}",
+            f"--loss=cosine_contrastive {COSINE} --margin={margin} --negative_ratio={weight}",
+        )
+        for margin, weight in ((0.4, 150), (0.4, 10), (0.7, 150))
     ),
     # Which candidates are columns.
     run("sampler", "uniform, 1024", "--negatives=uniform --num_sampled=1024", pivotal=True),
@@ -80,6 +84,9 @@ RUNS = [
     run("sampler", "popularity ** .75, 1024", "--negatives=popularity --num_sampled=1024"),
     run("sampler", "mixed: batch and uniform, 1024", "--negatives=batch,uniform", 1.3),
     run("sampler", "memory of 8192 beside the batch", "--negatives=batch,memory", 2),
+    run(
+        "sampler", "memory of 1024 beside the batch", "--negatives=batch,memory --memory_size=1024"
+    ),
     run("sampler", "hardest 100 of the batch", "--num_hardest=100", 1.3),
     # How scores are corrected.
     run("correction", "none", "--correction=none", pivotal=True),

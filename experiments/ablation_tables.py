@@ -102,8 +102,8 @@ def study() -> str:
     header += ["norm ~ popularity", "training s"]
     one = rows()[0]
     source = (
-        f"`random`, validation, {one['hardware']}; intervals over users. Each row's command and "
-        f"commit stand in `experiments/results/ablation.json`."
+        f"`random`, validation, {one['hardware']}, one core a run; intervals over users. Each "
+        f"row's command and commit stand in `experiments/results/ablation.json`."
     )
     return table(header, body) + "\n\n" + source
 
