@@ -8,6 +8,7 @@ from retrieval_tables import origin, read, table  # isort: skip  (beside this sc
 
 FIRST = "recall_micro@100"
 BASE = ("base", "in-batch softmax, log-Q, hits masked")
+COSTS = (("bytes_per_vector", 0), ("build_s", 1), ("p50_ms", 2), ("recall@100", 3))
 # What is said of losses and negatives: (claim, the side it favours, the other side, metric).
 RULES = (
     ("log-Q helps in-batch softmax", BASE, ("correction", "none"), FIRST),
@@ -185,6 +186,26 @@ def cross_encoder(name: str = "cross_encoder") -> str:
         )
     header = ["`random`, validation", f"`{FIRST}`", "`ndcg@10`", "training s", "ms an answer"]
     return table(header, body) + "\n\n" + origin(result)
+
+
+def dimensions(name: str = "dimension") -> str:
+    """What a longer vector finds, and what it costs an index."""
+    trained = {int(row["name"]): row for row in rows() if row["group"] == "dim"}
+    trained[128] = runs(*BASE)[0]
+    result, body = read(name), []
+    plain = [row for row in result["rows"] if row["tuned"] and not row["constraint"]]
+    costs = {(row["dim"], row["variant"]): row for row in plain}
+    for dim, row in sorted(trained.items()):
+        value, half = mean([row])
+        flat, graph = costs[dim, "flat"], costs[dim, "hnsw"]
+        cells = [f"{value:.3f} ± {half:.3f}", f"{row['training_seconds']:.0f}"]
+        cells += [f"{flat['bytes_per_vector']:.0f}", f"{flat['p50_ms']:.2f}"]
+        cells += [f"{graph[name]:.{places}f}" for name, places in COSTS]
+        body.append([str(dim), *cells])
+    header = ["dimension", f"`{FIRST}`", "training s", "flat: bytes", "p50 ms"]
+    header += ["HNSW: bytes", "build s", "p50 ms", "`recall@100`"]
+    size = f"Indexes of {result['rows'][0]['num_items']:,} vectors around the run's own items. "
+    return table(header, body) + "\n\n" + size + origin(result)
 
 
 def cold() -> str:

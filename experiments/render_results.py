@@ -105,6 +105,7 @@ TABLES = {
     "repeated": ablation_tables.repeated,
     "rules": ablation_tables.rules,
     "cold": ablation_tables.cold,
+    "dimensions": ablation_tables.dimensions,
     "step_costs": ablation_tables.step_costs,
     "frequency": ablation_tables.frequency,
     "cross_encoder": ablation_tables.cross_encoder,
