@@ -35,7 +35,7 @@ from absl import app, flags
 from ablation_plan import FLAGFILE, RUNS, Run  # isort: skip
 from twotower.bundle import Bundle
 from twotower.data import load
-from twotower.data.splits import make_split
+from twotower.data.splits import PROTOCOLS, make_split
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -46,7 +46,7 @@ flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 flags.DEFINE_list("groups", None, "Only these groups; all by default.")
 flags.DEFINE_string("pattern", "", "Only runs whose name matches this regular expression.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs that a rule hangs on; others: the first.")
-flags.DEFINE_list("more_splits", ["temporal"], "Further protocols of those runs.")
+flags.DEFINE_list("more_splits", ["temporal-successive"], "Further protocols of those runs.")
 flags.DEFINE_float("minutes", 3.5, "Time of the base recipe, for the estimate.")
 flags.DEFINE_float("budget", 8.0, "Hours after which no further run is started.")
 flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
@@ -62,6 +62,8 @@ def jobs() -> list[tuple[Run, str, int]]:
     known = {one.group for one in RUNS}
     if unknown := set(FLAGS.groups or ()) - known:
         raise app.UsageError(f"--groups: {sorted(unknown)} are none of {sorted(known)}.")
+    if unknown := set(FLAGS.more_splits) - set(PROTOCOLS):
+        raise app.UsageError(f"--more_splits: {sorted(unknown)} are none of {[*PROTOCOLS]}.")
     wanted = [
         one
         for one in RUNS
@@ -118,7 +120,7 @@ def print_plan(todo: list) -> None:
         minutes = one.cost * FLAGS.minutes
         left += 0 if done else minutes
         state = "done" if done else f"{minutes:4.0f} min"
-        print(f"{state:>8s}  {split:8s} seed {seed}  {one.group:12s} {one.name}")
+        print(f"{state:>8s}  {split:19s} seed {seed}  {one.group:12s} {one.name}")
     print(f"{len(todo)} runs, about {left / 60:.1f} hours left", flush=True)
 
 

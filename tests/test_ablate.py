@@ -83,6 +83,11 @@ def test_mistakes_are_named(tmp_path):
     script = tiny.ROOT / "experiments" / "ablate.py"
     found = tiny.python(script, f"--workdir={tmp_path}", "--groups=loss,los", check=False)
     assert found.returncode and "['los'] are none of ['base'" in found.stderr
+    found = tiny.python(script, f"--workdir={tmp_path}", "--more_splits=temporal", check=False)
+    assert found.returncode and "['temporal'] are none of ['loo-5core'" in found.stderr
+    # Every protocol of the plan is one that train.py knows.
+    planned = tiny.python(script, f"--workdir={tmp_path}", "--plan_only").stdout
+    assert "temporal-successive seed 0  base" in planned
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
