@@ -93,23 +93,37 @@ def finished(one: Run, split: str, seed: int) -> dict | None:
     return row if row.get("flags") == [*one.flags, *FLAGS.extra] else None
 
 
+def identity(row: dict) -> tuple:
+    """What tells one run's row from another's."""
+    return row["group"], row["name"], row["protocol"], row["seed"]
+
+
+def written() -> dict[tuple, dict]:
+    """The rows of --output."""
+    path = pathlib.Path(FLAGS.output)
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {identity(row): row for row in rows}
+
+
 def collect(todo: list) -> None:
-    """Writes the rows that are there to --output."""
-    rows = [row for job in todo if (row := finished(*job))]
+    """Writes the rows that are there to --output, before those of runs that were not asked for."""
+    done = {identity(row): row for job in todo if (row := finished(*job))}
+    asked = {(one.group, one.name, split, seed) for one, split, seed in todo}
+    others = {name: row for name, row in written().items() if name not in asked}
     partial = pathlib.Path(f"{FLAGS.output}.partial")
-    partial.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    partial.write_text(json.dumps({"rows": [*(done | others).values()]}, indent=1) + "\n")
     partial.replace(FLAGS.output)
 
 
 def take_over(todo: list) -> None:
     """Puts rows of an earlier --output into the folders of their runs."""
-    old = json.loads(pathlib.Path(FLAGS.output).read_text())["rows"]
-    old = {(row["group"], row["name"], row["protocol"], row["seed"]): row for row in old}
+    old = written()
     for one, split, seed in todo:
         row = old.get((one.group, one.name, split, seed))
-        if row and not (place(one, split, seed) / "row.json").exists():
-            place(one, split, seed).mkdir(parents=True, exist_ok=True)
-            (place(one, split, seed) / "row.json").write_text(json.dumps(row, indent=1) + "\n")
+        path = place(one, split, seed) / "row.json"
+        if row and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(row, indent=1) + "\n")
 
 
 def print_plan(todo: list) -> None:
@@ -212,7 +226,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     todo = jobs()
-    if FLAGS.output and pathlib.Path(FLAGS.output).exists():
+    if FLAGS.output:
         take_over(todo)
     print_plan(todo)
     if FLAGS.plan_only:

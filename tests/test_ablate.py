@@ -77,6 +77,10 @@ def test_runs_once_and_collects(tmp_path):
     taken, trained = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert taken == rows[0] and trained["seed"] == 1
     assert trained["cores"] == max(1, rows[0]["cores"] // 2)
+    # Rows of runs that this call does not ask for stay.
+    tiny.python(script, *args[:1], "--groups=base", "--pattern=nothing", *args[-2:])
+    kept = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert kept == [taken, trained]
 
 
 def test_mistakes_are_named(tmp_path):

@@ -203,11 +203,13 @@ class Training:
                     "block": self._block(batch["user"], item, rng),
                 }
 
-        batches = tf.data.Dataset.from_generator(
-            generate, output_signature=self._signature(timed)
-        ).prefetch(2)
+        return self._generated(generate, timed).prefetch(2)
+
+    def _generated(self, generate, timed: list[str]) -> tf.data.Dataset:
+        """Batches of a generator."""
+        batches = tf.data.Dataset.from_generator(generate, output_signature=self._signature(timed))
         # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
-        # when an epoch's iterator ends, and the next epoch waits for it.
+        # when an iterator ends, and the next epoch waits for it.
         options = tf.data.Options()
         options.autotune.enabled = False
         return batches.with_options(options)
@@ -249,7 +251,7 @@ class Training:
                     "block": np.empty((len(part), 0), np.int32),
                 }
 
-        return tf.data.Dataset.from_generator(generate, output_signature=self._signature([]))
+        return self._generated(generate, [])
 
     def refresh_topk(self) -> None:
         """Gives FactorizedTopK the items' current vectors; without, it would judge old ones."""
