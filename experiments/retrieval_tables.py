@@ -27,6 +27,11 @@ def origin(result: dict) -> str:
     )
 
 
+def origin_of(row: dict, result: dict) -> str:
+    """The line beneath a table whose rows have commands of their own."""
+    return origin({**result, "command": row["command"], "commit": row["commit"]})
+
+
 def recall_of(row: dict) -> float:
     return row[f"recall@{row['k']}"]
 
@@ -64,8 +69,7 @@ def million(name: str = "retrieval") -> str:
         )
     header = ["1,000,000 x 128", "recall@100", "p50 ms", "p99 ms", "queries/s"]
     header += ["recall, noise 2", "p50 ms", "build, core min", "bytes/vector"]
-    first = {name: found[0][name] for name in ("command", "commit")}
-    source = origin({**result, **first})
+    source = origin_of(found[0], result)
     source += f" Each row's own command stands beside it in `experiments/results/{name}.json`."
     return table(header, body) + "\n\n" + source
 

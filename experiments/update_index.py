@@ -365,7 +365,9 @@ def main(argv):
             for row in measure[strategy](bundle, strategy, backend):
                 print(line(common | row), flush=True)
                 rows.append(about | {"noise": FLAGS.noise} | row)
-        result = {"rows": result["rows"] + rows} | provenance()
+        origin = provenance()
+        rows = [row | {name: origin[name] for name in ("command", "commit")} for row in rows]
+        result = {"rows": result["rows"] + rows} | origin
         path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
         os.replace(path.with_suffix(".part"), path)
     lost = [row for row in result["rows"] if row.get("lost")]

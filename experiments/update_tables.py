@@ -1,6 +1,6 @@
 """Tables from experiments/results/index_updates.json, for render_results.py."""
 
-from retrieval_tables import origin, read, recall_of, table  # isort: skip  (beside this script)
+from retrieval_tables import origin_of, read, recall_of, table  # isort: skip  (beside this script)
 
 
 def wear(name: str = "index_updates") -> str:
@@ -21,28 +21,30 @@ def wear(name: str = "index_updates") -> str:
     header = [f"{rows[0]['num_items']:,} x {rows[0]['dim']}"]
     for backend in backends:
         header += [f"{backend}: recall", "p50 ms", "x"]
-    return table(header, body) + "\n\n" + origin(result)
+    return table(header, body) + "\n\n" + origin_of(rows[0], result)
 
 
 def drift(name: str = "index_updates") -> str:
     """A catalogue that grows, absorbed or built anew, with and without drift."""
-    body = []
-    for row in read(name)["rows"]:
-        if row["strategy"] == "growth" and row["new_share"]:
+    result, body = read(name), []
+    rows = [row for row in result["rows"] if row["strategy"] == "growth"]
+    for row in rows:
+        if row["new_share"]:
             k = row["k"]
             drifts = f"drift, {row['nearest_old']:.2f}" if row["drift"] else "more of the same"
             cells = [f"{row['backend']}, {drifts}", f"{row['new_share']:.0%}", row["way"]]
             cells += [f"{recall_of(row):.3f}", f"{row[f'recall_new@{k}']:.3f}"]
             body.append([*cells, f"{row['p50_ms']:.2f}", f"{row['update_s']:.1f}"])
     header = ["growth", "new items", "taken in by", "recall", "of new items", "p50 ms", "update s"]
-    return table(header, body)
+    return table(header, body) + "\n\n" + origin_of(rows[0], result)
 
 
 def ways(name: str = "index_updates") -> str:
     """Three ways to take in rounds of changes under queries."""
-    rows, body = read(name)["rows"], []
+    result, body = read(name), []
+    rows = [row for row in result["rows"] if "round" in row]
     for backend in dict.fromkeys(row["backend"] for row in rows):
-        for way in ("incremental", "full", "dual"):
+        for way in dict.fromkeys(row["strategy"] for row in rows):
             own = [
                 r for r in rows if (r["backend"], r["strategy"]) == (backend, way) and r["round"]
             ]
@@ -56,4 +58,5 @@ def ways(name: str = "index_updates") -> str:
                 cells += [f"{figures['update_s']:.1f}", f"{figures['stall_ms']:,.0f}"]
                 body.append([*cells, f"{max(r['memory_updating_mib'] for r in own):,.0f}"])
     header = ["way", "rounds", "recall at the end", "p50 ms", "seen after, s", "round, s"]
-    return table([*header, "longest search, ms", "peak MiB"], body)
+    header += ["longest search, ms", "peak MiB"]
+    return table(header, body) + "\n\n" + origin_of(rows[0], result)

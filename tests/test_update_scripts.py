@@ -111,6 +111,9 @@ def test_growth_with_and_without_drift_and_the_same_command_goes_on(bundles, tmp
     assert again == rows and "strategy growth" not in printed
     more, *_ = run("update_index", output, *flags, "--recall_target=.9")
     assert len(more) == 2 * len(rows) and more[: len(rows)] == rows
+    commands = [row["command"] for row in more]
+    assert all("--recall_target=.9" not in command for command in commands[: len(rows)])
+    assert all("--recall_target=.9" in command for command in commands[len(rows) :])
 
 
 def test_wear_is_told_beside_the_untouched_index(bundles, tmp_path):
