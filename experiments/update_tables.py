@@ -24,12 +24,15 @@ def wear(name: str = "index_updates") -> str:
     return table(header, body) + "\n\n" + origin_of(rows[0], result)
 
 
+SHOWN = (0.2, 1)  # of the shares of new items that were measured
+
+
 def drift(name: str = "index_updates") -> str:
     """A catalogue that grows, absorbed or built anew, with and without drift."""
     result, body = read(name), []
     rows = [row for row in result["rows"] if row["strategy"] == "growth"]
     for row in rows:
-        if row["new_share"]:
+        if row["new_share"] in SHOWN:
             k = row["k"]
             drifts = f"drift, {row['nearest_old']:.2f}" if row["drift"] else "more of the same"
             cells = [f"{row['backend']}, {drifts}", f"{row['new_share']:.0%}", row["way"]]
