@@ -32,7 +32,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from ablation_plan import FLAGFILE, RUNS, Run  # isort: skip
+from ablation_plan import FLAGFILE, MORE_FLAGS, RUNS, Run  # isort: skip
 from twotower.bundle import Bundle
 from twotower.data import load
 from twotower.data.splits import PROTOCOLS, make_split
@@ -86,11 +86,16 @@ def place(one: Run, split: str, seed: int) -> pathlib.Path:
     return pathlib.Path(FLAGS.workdir) / f"{name}--{split}-{seed}"
 
 
+def flags_of(one: Run, split: str) -> list[str]:
+    """What a run has behind the base recipe's flags."""
+    return [*one.flags, *MORE_FLAGS.get(split, ()), *FLAGS.extra]
+
+
 def finished(one: Run, split: str, seed: int) -> dict | None:
     """The row of a run that is done with the flags it has today."""
     path = place(one, split, seed) / "row.json"
     row = json.loads(path.read_text()) if path.exists() else {}
-    return row if row.get("flags") == [*one.flags, *FLAGS.extra] else None
+    return row if row.get("flags") == flags_of(one, split) else None
 
 
 def identity(row: dict) -> tuple:
@@ -147,7 +152,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
     folder = place(one, split, seed)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "experiments/train.py", f"--flagfile={FLAGFILE}"]
-    command += [f"--split={split}", f"--seed={seed}", *one.flags, *FLAGS.extra]
+    command += [f"--split={split}", f"--seed={seed}", *flags_of(one, split)]
     hidden, data_dir = [f"--workdir={folder.absolute()}"], FLAGS.data_dir
     if one.is_large:
         command.append("--dataset=tables")
@@ -165,14 +170,15 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
         # Before TensorFlow counts the cores, which takes it seconds to come to.
-        os.sched_setaffinity(process.pid, cores)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, cores)
     if process.wait():
         raise RuntimeError(f"{' '.join(command[1:])} failed; see {folder / 'log.txt'}.")
     found = json.loads((folder / "metrics.json").read_text())
     row = {
         "group": one.group,
         "name": one.name,
-        "flags": [*one.flags, *FLAGS.extra],
+        "flags": flags_of(one, split),
         "seed": seed,
         "protocol": found["protocol"],
         "part": found["part"],
@@ -231,7 +237,9 @@ def main(argv):
     print_plan(todo)
     if FLAGS.plan_only:
         return
-    free, cores = queue.Queue(), sorted(os.sched_getaffinity(0))
+    free, cores = queue.Queue(), range(os.cpu_count())
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
     for share in range(FLAGS.parallel):
         free.put(set(cores[share :: FLAGS.parallel]) or set(cores))
     started, failed = time.perf_counter(), 0

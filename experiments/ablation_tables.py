@@ -131,7 +131,8 @@ def repeated() -> str:
         body.append([f"{group}: {name}", str(len(found["random"])), *cells])
     header = ["", "seeds", f"`random`: `{FIRST}`", "`coverage@10`"]
     header += [f"`{LATER}`: `{FIRST}`", "`hit_rate@10`", "`coverage@10`"]
-    return table(header, body) + f"\n\nMean and standard deviation over seeds; `{LATER}`: one seed."
+    below = f"Mean and standard deviation over seeds; `{LATER}`: one seed, three epochs."
+    return table(header, body) + "\n\n" + below
 
 
 def rules() -> str:

@@ -11,6 +11,8 @@ sys.path.insert(0, str(tiny.ROOT / "experiments"))
 import ablation_plan
 import recipe_flags
 
+from twotower.data.splits import PROTOCOLS
+
 SMALL = "--dataset=synthetic/small,--epochs=2,--mining_every=5,--mining_warmup=5"
 
 
@@ -45,6 +47,9 @@ def test_every_run_is_a_recipe_that_differs_from_the_base(parsed):
     for one in ablation_plan.RUNS:
         made = parsed(one.flags)
         assert (made == base) == (one.group == "base"), one
+    # Fewer epochs where one takes longer, after the run's own flags.
+    for split, more in ablation_plan.MORE_FLAGS.items():
+        assert parsed(["--epochs=6", *more]).fit.epochs == 3 and split in PROTOCOLS
     # The dozen rows that a rule hangs on have further seeds and protocols.
     assert 5 <= sum(one.is_pivotal for one in ablation_plan.RUNS) <= 12
 
@@ -85,12 +90,13 @@ def test_runs_once_and_collects(tmp_path):
 
 def test_mistakes_are_named(tmp_path):
     script = tiny.ROOT / "experiments" / "ablate.py"
-    found = tiny.python(script, f"--workdir={tmp_path}", "--groups=loss,los", check=False)
+    args = [f"--workdir={tmp_path}", "--plan_only"]
+    found = tiny.python(script, *args, "--groups=loss,los", check=False)
     assert found.returncode and "['los'] are none of ['base'" in found.stderr
-    found = tiny.python(script, f"--workdir={tmp_path}", "--more_splits=temporal", check=False)
+    found = tiny.python(script, *args, "--more_splits=temporal", check=False)
     assert found.returncode and "['temporal'] are none of ['loo-5core'" in found.stderr
     # Every protocol of the plan is one that train.py knows.
-    planned = tiny.python(script, f"--workdir={tmp_path}", "--plan_only").stdout
+    planned = tiny.python(script, *args).stdout
     assert "temporal-successive seed 0  base" in planned
 
 
