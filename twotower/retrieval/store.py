@@ -10,9 +10,9 @@ from twotower.retrieval.vectors import KeyedVectors
 
 # When an index should absorb its buffer or be built anew (`Store.worn`). A search scans the whole
 # buffer and fetches 1 / (1 - tombstones) times as many candidates, so both cost time and, being
-# made up for, no recall. At 100,000 x 128 a search took .15 to .3 ms more from the first tombstone
-# on, and hardly more with two in five; .3 ms more with 1,000 in the buffer, .5 with 10,000, .7 to
-# 1 with 20,000 and 2 with 50,000 (experiments/results/index_updates.json).
+# made up for, no recall. At 100,000 x 128 a search took .1 to .2 ms more from the first tombstone
+# on, and hardly more with two in five; .2 ms more with 1,000 in the buffer, .5 with 10,000, .7 with
+# 20,000 and 1.4 with 50,000 (experiments/results/index_updates.json).
 MAX_BUFFER = 10_000  # vectors
 MAX_TOMBSTONES = 0.2  # share of those built
 
