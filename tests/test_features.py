@@ -8,7 +8,7 @@ import twotower  # noqa: F401
 import tensorflow as tf  # isort: skip
 from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
 from twotower.towers import history
-from twotower.towers.history import AttentionHistory, MeanHistory
+from twotower.towers.history import MeanHistory
 
 NAN = float("nan")
 # Ten times the row number, then the number itself: row 3 of a table is [30, 3].
@@ -171,7 +171,6 @@ CONFIGS = [
     (Clock("time", 3), {"time": times(5, -1)}),
     (Vector("sound", 2), {"sound": floats([1, 2])}),
     (MeanHistory("past", ["a", "b"], 3, dropout=0.5, power=0.75, ratings=True), PAST),
-    (AttentionHistory("past", ["a", "b"], 3, dropout=0.5, max_length=7), PAST),
 ]
 
 
@@ -276,82 +275,6 @@ def test_history_dropout_thins_training_only():
         mean_history(dropout=1.0)
 
 
-def attention(**options):
-    """With the table set, and v and W at random: a weight is then any number."""
-    tf.keras.utils.set_random_seed(3)
-    feature = AttentionHistory("past", ["a", "b", "c"], dim=2, **options)
-    numbered(feature.table)
-    return feature
-
-
-def test_attention_weights_sum_to_one():
-    feature = attention()
-    events = strings(["a", "b", "c", ""], ["c", "?", "a", ""], ["", "", "", ""], ["b", "", "", ""])
-    seconds = times([0, 60, 600, -1], [0, 1, 2, -1], [-1] * 4, [5, -1, -1, -1])
-    feature(feature.encode({"past": events, "past_time": seconds}))
-    # With the same vector in every row of the table the weighted sum is that vector times the sum
-    # of the weights: 1 where anything is known, 0 for the empty history.
-    feature.table.embeddings.assign(np.ones((5, 2), np.float32))
-    found = run(feature, past=events, past_time=seconds)
-    expected = [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_attention_by_hand():
-    feature = attention()
-    raw = {"past": strings(["a", "b", ""]), "past_time": times([0, 7 * 60, -1])}
-    run(feature, **raw)  # builds the weights
-    # v = 0 leaves the bias of age alone. b is the last event, bucket 0; a is 7 minutes older,
-    # log2(1 + 7) = 3: bucket 3. Bias log(3) there: weights 3/4 and 1/4.
-    feature.score.kernel.assign(tf.zeros_like(feature.score.kernel))
-    bias = np.zeros((26, 1), np.float32)
-    bias[3] = np.log(3)
-    feature.age_bias.embeddings.assign(bias)
-    # 3/4 [20, 2] + 1/4 [30, 3], and the mean [25, 2.5].
-    np.testing.assert_allclose(run(feature, **raw), [[22.5, 2.25, 25, 2.5]], rtol=1e-6)
-    # The age counts from the user's last event, not from any clock.
-    later = {**raw, "past_time": times([10**9, 10**9 + 7 * 60, -1])}
-    np.testing.assert_allclose(run(feature, **later), run(feature, **raw), rtol=1e-6)
-    # 2^25 minutes is past the last bucket, 24, which has no bias here: the mean of both.
-    old = {**raw, "past_time": times([0, 60 * 2**25, -1])}
-    np.testing.assert_allclose(run(feature, **old), [[25, 2.5, 25, 2.5]], rtol=1e-6)
-
-
-def test_attention_sees_the_last_events_only():
-    feature = attention(max_length=2)
-    # Rows of 4, 2 and 1 events: of the first only b and c may matter.
-    events = strings(["a", "a", "b", "c"], ["b", "c", "", ""], ["a", "", "", ""])
-    seconds = times([1, 2, 60, 600], [60, 600, -1, -1], [60, -1, -1, -1])
-    found = run(feature, past=events, past_time=seconds)
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
-    other = run(
-        feature,
-        past=strings(["c", "?", "b", "c"], ["c", "c", "", ""], ["a", "", "", ""]),
-        past_time=times([5, 5, 60, 600], [60, 600, -1, -1], [60, -1, -1, -1]),
-    )
-    np.testing.assert_allclose(other[0], found[0], rtol=1e-6)
-    assert not np.allclose(other[1], found[1])  # b in the last two does matter
-    np.testing.assert_allclose(found[2], [20, 2, 20, 2], rtol=1e-6)
-
-
-@pytest.mark.parametrize("max_length", [2, 3, 100])
-@pytest.mark.parametrize("width", [3, 4, 9])
-def test_width_of_padding_does_not_change_a_history(width, max_length):
-    rows, seconds = [["a", "b", "c"], ["b"], []], [[5, 70, 900], [30], []]
-    padded = strings(*[row + [""] * (width - len(row)) for row in rows])
-    padded_times = times(*[row + [-1] * (width - len(row)) for row in seconds])
-    feature = attention(max_length=max_length)
-    wide = run(feature, past=padded, past_time=padded_times)
-    narrow = [
-        run(feature, past=strings(row or [""]), past_time=times(second or [-1]))[0]
-        for row, second in zip(rows, seconds)
-    ]
-    np.testing.assert_allclose(wide, narrow, rtol=1e-5)
-    assert (wide[2] == 0).all() and (wide[:2] != 0).all()
-
-
-@pytest.mark.parametrize("feature", [mean_history(), attention()], ids=["mean", "attention"])
-def test_nobody_has_a_history(feature):
+def test_nobody_has_a_history():
     # All cases of a batch are new: the padded width is 0.
-    raw = {"past": tf.zeros([2, 0], tf.string), "past_time": tf.zeros([2, 0], tf.int64)}
-    assert (run(feature, **raw) == 0).all()
+    assert (run(mean_history(), past=tf.zeros([2, 0], tf.string)) == 0).all()

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = """
     twotower ragged limits provenance
     data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
-    data.cases data.splits data.examples
+    data.cases data.splits data.examples data.sequences
     metrics
     retrieval retrieval.candidates retrieval.vectors retrieval.overfetch retrieval.store
     retrieval.base
@@ -23,9 +23,10 @@ ORDER = """
     retrieval.milvus_index
     retrieval.build retrieval.tuning retrieval.planning
     evaluation baselines
-    features towers towers.dense towers.history towers.item towers.query
+    features towers towers.dense towers.history towers.content towers.sequence towers.pooling
+    towers.gru towers.transformer towers.hstu towers.item towers.query
     losses negatives frequency mining task model recipe training fitting
-    bundle pair wal live saved_models export
+    bundle session pair wal live saved_models export
 """
 READING_ORDER = ORDER.split()
 MODULES = ["twotower"] + [f"twotower.{name}" for name in READING_ORDER[1:]]

@@ -160,13 +160,16 @@ def training_of(item: dict | None = None, **parts) -> Training:
     return Training(tiny.dataset(), tiny.split(), recipe)
 
 
+@pytest.mark.parametrize("mask_own", [True, False])
 @pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "triplet", "cosine_contrastive"])
-def test_the_whole_catalogue_by_hand(loss):
-    """Columns are all items, those the user likes masked: recomputed from the vectors."""
+def test_the_whole_catalogue_by_hand(loss, mask_own):
+    """Columns are all items, those the user likes masked or the positive alone: recomputed from the
+    vectors."""
     from test_losses import enumerated
 
     training = training_of(
-        negatives={"negatives": ("catalogue",)}, task={"loss": loss, "temperature": 0.5}
+        negatives={"negatives": ("catalogue",)},
+        task={"loss": loss, "temperature": 0.5, "mask_own": mask_own},
     )
     batch, model = next(iter(training.batches())), training.model
     num = model.num_items
@@ -177,7 +180,7 @@ def test_the_whole_catalogue_by_hand(loss):
     expected = []
     for row, item in zip(batch["row"].numpy(), batch["item"].numpy()):
         weight = np.ones(num)
-        weight[[key for key in batch["own"].numpy()[row] if key >= 0]] = 0
+        weight[[item, *(key for key in batch["own"].numpy()[row] if key >= 0)]] = 0
         expected.append(enumerated(loss, scores[row, item], scores[row], weight, **parameters))
     found = model.compute_loss(batch, training=True)
     assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)

@@ -9,8 +9,9 @@ import twotower  # noqa: F401
 import tensorflow as tf  # isort: skip
 from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
 from twotower.towers.dense import DenseHead, Tower
-from twotower.towers.history import AttentionHistory, MeanHistory
+from twotower.towers.history import MeanHistory
 from twotower.towers.item import ItemConfig, item_tower
+from twotower.towers.pooling import AttentionHistory
 from twotower.towers.query import QueryConfig, query_tower
 
 # Three made-up films, with a column of every kind that items can have.
@@ -89,7 +90,7 @@ def test_unknown_features_are_named():
         item_tower(ITEMS, ItemConfig(("item_id", "colour")))
     with pytest.raises(ValueError, match=r"unknown query features \['device'\]; .*'gender'"):
         query_tower(QUERIES, QueryConfig(("device", "history")))
-    with pytest.raises(ValueError, match=r"one of \['mean', 'attention'\]; got 'max'"):
+    with pytest.raises(ValueError, match=r"one of \['mean', 'recency', .*; got 'max'"):
         query_tower(QUERIES, QueryConfig(("history",), history="max"))
     with pytest.raises(ValueError, match="item column 'awards' holds dict"):
         item_tower(ITEMS, ItemConfig(("awards",)))
@@ -299,3 +300,37 @@ def test_an_unknown_item_is_placed_by_its_other_features():
     assert not np.allclose(vectors[0], known[0])  # m1 has a row of its own
     np.testing.assert_allclose(vectors[2], known[2], rtol=1e-6)  # "new" and "" share row 0
     assert not np.allclose(vectors[0], vectors[1])  # the titles differ
+
+
+def test_content_of_past_items():
+    """Events bring what their items are: features beside the id, and their weights if shared."""
+    config = ItemConfig(("item_id", "genres", "year"), **SIZES)
+    items = item_tower(ITEMS, config)
+    encoded = items.encode(
+        {
+            "item_id": tf.constant(list(ITEMS["item_id"])),
+            "genres": tf.constant([["drama", "war"], ["drama", ""], ["", ""]]),
+            "year": tf.constant(ITEMS["year"], tf.float32),
+        }
+    )
+
+    def inputs(ids):
+        rows = [list(ITEMS["item_id"]).index(item_id) for item_id in ids]
+        return {name: tf.gather(values, rows) for name, values in encoded.items()}
+
+    for shared in ("nothing", "item_embedding"):
+        wanted = QueryConfig(
+            ("history",), history="gru", history_content=True, shared=shared, **SIZES
+        )
+        tower = query_tower(QUERIES, wanted, items, inputs)
+        (history,) = tower.features
+        tower.embed(RAW_QUERIES)
+        # Rows 0 and 1 are padding and unknown; item m3 is row 4, whichever way it is looked up.
+        one, every = history.content(tf.constant([[4, 2]])), history.content.vectors(None, False)
+        np.testing.assert_allclose(one[0], tf.gather(every, [2, 0]), atol=1e-6)
+        trained = history.content(tf.constant([[4, 2]]), training=True)
+        np.testing.assert_allclose(trained, one, atol=1e-6)
+        assert (history.content.features[0] is items.features[1]) == (shared != "nothing")
+    with pytest.raises(ValueError, match="history_content needs an item tower with more than ids"):
+        alone = item_tower(ITEMS, ItemConfig(("item_id",), **SIZES))
+        query_tower(QUERIES, wanted, alone, inputs)

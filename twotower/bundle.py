@@ -135,20 +135,29 @@ class Bundle:
 
         model = tf.saved_model.load(str(self.directory / "query_tower"))
         signature = model.signatures["serving_default"]
-        dtypes = {spec["name"]: spec["dtype"] for spec in self.manifest["query_inputs"]}
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            missing, unknown = dtypes.keys() - inputs.keys(), inputs.keys() - dtypes.keys()
-            if missing or unknown:
-                raise ValueError(
-                    f"the query tower takes {sorted(dtypes)}; missing {sorted(missing)}, unknown "
-                    f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
-                )
-            feed = {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
-            return signature(**feed)["embedding"].numpy()
+            return signature(**self.query_tensors(inputs))["embedding"].numpy()
 
         embed.model = model  # keeps the variables alive
         return embed
+
+    def query_tensors(self, inputs: Mapping[str, np.ndarray]) -> dict:
+        """Raw inputs of the query tower as tensors.
+
+        Raises:
+            ValueError: An input that is missing, or that the tower does not have.
+        """
+        import tensorflow as tf
+
+        dtypes = {spec["name"]: spec["dtype"] for spec in self.manifest["query_inputs"]}
+        missing, unknown = dtypes.keys() - inputs.keys(), inputs.keys() - dtypes.keys()
+        if missing or unknown:
+            raise ValueError(
+                f"the query tower takes {sorted(dtypes)}; missing {sorted(missing)}, unknown "
+                f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
+            )
+        return {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
 
     @property
     def indexes(self) -> list[str]:

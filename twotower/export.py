@@ -48,6 +48,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         ]
     )
     ids = dataset.catalogue.ids_of(keys)
+    version = model_version(training, vectors)
     with build.replacing(directory) as folder:
         (folder / "items").mkdir()
         np.save(folder / "items" / "keys.npy", keys)
@@ -56,7 +57,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         sample = _sample_queries(training)
         np.save(folder / "items" / "sample_queries.npy", sample)
         catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
-        save_tower(queries, folder / "query_tower")
+        save_tower(queries, folder / "query_tower", int(version, 16) >> 1)
         save_tower(items, folder / "item_tower")
         save_retrieve(queries, ids, vectors, folder / EXACT)
         if scann_index.available():
@@ -76,7 +77,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         _save_weights(training, folder / "training")
         manifest = {
             "format_version": FORMAT_VERSION,
-            "model_version": model_version(training, vectors),
+            "model_version": version,
             "dim": int(vectors.shape[1]),
             "metric": "dot",
             "num_items": len(keys),

@@ -94,6 +94,18 @@ class Feature(tf.keras.layers.Layer):
         """Encoded inputs to `[batch_size, size]` float32."""
         raise NotImplementedError
 
+    def at(
+        self, encoded: dict[str, tf.Tensor], place: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """The feature of many queries of a few sequences, `[num_queries, size]`.
+
+        Args:
+            encoded: Encoded inputs; histories have a row a sequence, all else a row a query.
+            place: `[num_queries, 2]` int32, each query's sequence and place in it.
+            training: Whether this is a training step.
+        """
+        return self(encoded, training=training)
+
 
 class Id(Feature):
     """A categorical id through an embedding table; unknown and missing ids share row 0.

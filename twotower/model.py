@@ -27,6 +27,8 @@ class TwoTowerModel(tfrs.Model):
         own      keys of each query's user's positives, `[num_queries, n]`, padded with -1
         timed    inputs of the item tower that depend on the example's time, `[num_examples]`
         probability  p_c of each example's item, `[num_examples]`
+        place    where queries share sequences: `[num_queries, 2]`, each one's sequence and place in
+                 it (data/sequences.py); absent otherwise
         block    keys of negatives of each query's own, `[num_queries, width]`, padded with -1
 
     Args:
@@ -88,7 +90,9 @@ class TwoTowerModel(tfrs.Model):
         """Mean loss of a batch; in validation also updates FactorizedTopK."""
         if not training and self.task.factorized_metrics:
             return self._validate(inputs)
-        queries = self.query_tower(self.query_tower.encode(inputs["query"]), training=training)
+        queries = self.query_tower(
+            self.query_tower.encode(inputs["query"]), training=training, place=inputs.get("place")
+        )
         if not self.config.unique:
             return self._plain_loss(queries, inputs, training)
         item, probability = inputs["item"], inputs["probability"]
@@ -98,7 +102,7 @@ class TwoTowerModel(tfrs.Model):
         return self.task(
             queries,
             positives,
-            row=inputs["row"],
+            row=None if "place" in inputs else inputs["row"],
             item=item,
             columns=columns,
             sample_weight=inputs["weight"],
@@ -106,6 +110,7 @@ class TwoTowerModel(tfrs.Model):
             own=self._own_columns(inputs["own"], columns.keys) if self.config.mask_own else None,
             block=block,
             step=self.optimizer.iterations if self.optimizer else 0,
+            is_timed=bool(inputs.get("timed")),
         )
 
     def _columns(self, inputs: dict, probability: tf.Tensor, training: bool):

@@ -22,8 +22,14 @@ from twotower.towers.dense import Tower  # noqa: E402
 EXACT, SCANN = "retrieve", "retrieve_scann"
 
 
-def save_tower(tower: Tower, directory: pathlib.Path) -> None:
-    """Raw inputs -> `embedding` `[batch_size, dim]`."""
+def save_tower(tower: Tower, directory: pathlib.Path, version: int = 0) -> None:
+    """Raw inputs -> `embedding` `[batch_size, dim]`.
+
+    A tower with a history has two more signatures, for sessions: `begin` also gives `state_...`,
+    and `step` takes these and the inputs of one event, `[batch_size]`, and gives the state and the
+    embedding with that event. `state_version` is `version`, a number of the training: a state of
+    another one is refused.
+    """
     module = _module(tower)
 
     @tf.function(autograph=False)
@@ -31,9 +37,50 @@ def save_tower(tower: Tower, directory: pathlib.Path) -> None:
         return {"embedding": tower.embed(raw)}
 
     specs = {spec.name: spec.spec for spec in tower.inputs}
-    tf.saved_model.save(
-        module, str(directory), {"serving_default": embed.get_concrete_function(**specs)}
-    )
+    signatures = {"serving_default": embed.get_concrete_function(**specs)}
+    if any(hasattr(feature, "step") for feature in tower.features):
+        signatures |= _session_signatures(tower, specs, version)
+    tf.saved_model.save(module, str(directory), signatures)
+
+
+def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: int) -> dict:
+    """`begin` and `step` of a tower."""
+
+    number = tf.constant(version, tf.int64)
+
+    def answer(state, embedding):
+        state = state | {"version": tf.fill(tf.shape(embedding)[:1], number)}
+        return {f"state_{name}": value for name, value in state.items()} | {"embedding": embedding}
+
+    @tf.function(autograph=False)
+    def begin(**raw):
+        return answer(*tower.begin(raw))
+
+    @tf.function(autograph=False)
+    def step(**inputs):
+        state = {n[len("state_") :]: v for n, v in inputs.items() if n.startswith("state_")}
+        same = tf.debugging.assert_equal(
+            state.pop("version"),
+            number,
+            "this session's state is of another training: begin a new one from its history.",
+        )
+        with tf.control_dependencies([same]):
+            state = {name: tf.identity(value) for name, value in state.items()}
+        return answer(*tower.step(state, {n: v for n, v in inputs.items() if n in specs}))
+
+    first = begin.get_concrete_function(**specs)
+    states = {
+        name: tf.TensorSpec([None, *value.shape[1:]], value.dtype, name)
+        for name, value in first.structured_outputs.items()
+        if name != "embedding"
+    }
+    of_event = {
+        spec.name: tf.TensorSpec([None], spec.dtype, spec.name)
+        for feature in tower.features
+        if hasattr(feature, "step")
+        for spec in feature.inputs
+    }
+    return {"begin": first, "step": step.get_concrete_function(**specs | of_event | states)}
 
 
 def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory) -> None:

@@ -14,6 +14,7 @@ import tensorflow_recommenders as tfrs  # noqa: E402
 from twotower.data.cases import EvalCases  # noqa: E402
 from twotower.data.dataset import Dataset  # noqa: E402
 from twotower.data.examples import Examples, ItemInputs, QueryInputs  # noqa: E402
+from twotower.data.sequences import Sequences  # noqa: E402
 from twotower.data.splits import Split  # noqa: E402
 from twotower.evaluation import evaluate  # noqa: E402
 from twotower.frequency import StreamingFrequency  # noqa: E402
@@ -24,6 +25,8 @@ from twotower.ragged import Ragged  # noqa: E402
 from twotower.recipe import Recipe  # noqa: E402
 from twotower.retrieval.brute_force import BruteForceIndex  # noqa: E402
 from twotower.retrieval.candidates import Candidates  # noqa: E402
+from twotower.towers.dense import Tower  # noqa: E402
+from twotower.towers.history import History  # noqa: E402
 from twotower.towers.item import TIMED, item_tower  # noqa: E402
 from twotower.towers.query import query_tower  # noqa: E402
 
@@ -41,6 +44,7 @@ class Training:
         query_inputs: Cases -> encoded inputs of the query tower.
         item_inputs: Keys -> raw inputs of the item tower.
         examples: Training rows -> batches.
+        sequences: The same rows as windows, all of whose prefixes are queries, if the recipe asks.
         frequency: The streaming estimate of p_c, if the recipe asks for it.
         miner: The users' hard negatives, if the recipe asks for them.
         passed_over: `[num_users, n]`, keys of what each user was shown and passed over, padded
@@ -63,9 +67,19 @@ class Training:
             raise ValueError(
                 f"the feature 'time' needs a protocol that tells the time: {split.protocol}+time."
             )
+        if recipe.query.history_time_told and not self.examples.time_told:
+            raise ValueError(
+                f"history_time_told needs a protocol that tells the time: {split.protocol}+time."
+            )
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
         items = item_tower(self._item_columns(), recipe.item)
-        queries = query_tower(self._query_columns(), recipe.query, items)
+        queries = query_tower(
+            self._query_columns(),
+            recipe.query,
+            items,
+            lambda ids: items.encode(tensors(self.item_inputs(dataset.catalogue.keys_of(ids)))),
+        )
+        self.sequences = self._sequences(queries)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)
         self._probability = in_batch_probability(
@@ -101,6 +115,22 @@ class Training:
         vectors = self.item_vectors(split.candidates)
         if topk is not None:
             self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
+
+    def _sequences(self, queries: Tower) -> Sequences | None:
+        recipe = self.recipe
+        if not recipe.examples.sequence_length:
+            return None
+        if recipe.task.mask_own:
+            raise ValueError(
+                "sequences bring one query an example, for whose own positives there is no room: "
+                "set mask_own=False, with correction 'none' or 'log_q'."
+            )
+        encoders = [feature for feature in queries.features if isinstance(feature, History)]
+        if not encoders:
+            raise ValueError("sequence_length needs the query feature 'history'.")
+        # What has a row a sequence and not a row a query.
+        self._of_sequences = {spec.name for spec in encoders[0].inputs}
+        return Sequences(self.examples, encoders[0].is_causal)
 
     def _query_columns(self) -> dict[str, np.ndarray]:
         """What the training rows hold of each query feature."""
@@ -190,10 +220,14 @@ class Training:
         def generate():
             epoch = next(epochs)
             rng = np.random.default_rng([self.recipe.fit.seed, epoch])
-            for batch in self.examples.epoch(epoch):
+            for batch in (self.sequences or self.examples).epoch(epoch):
                 item, own = batch["item"], batch["own"].to_dense(-1).astype(np.int32)
+                query = self.query_inputs(batch["cases"])
+                if self.sequences is not None:
+                    of_each = self.query_inputs(batch["asked"])
+                    query = of_each | {name: query[name] for name in self._of_sequences}
                 yield {
-                    "query": self.query_inputs(batch["cases"]),
+                    "query": query,
                     "row": batch["row"],
                     "item": item,
                     "weight": batch["weight"],
@@ -201,13 +235,17 @@ class Training:
                     "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
                     "probability": self._probability_of(item),
                     "block": self._block(batch["user"], item, rng),
-                }
+                } | ({"place": batch["place"]} if self.sequences is not None else {})
 
-        return self._generated(generate, timed).prefetch(2)
+        signature = self._signature(timed)
+        if self.sequences is not None:
+            signature["place"] = tf.TensorSpec([None, 2], tf.int32)
+        return self._generated(generate, signature).prefetch(2)
 
-    def _generated(self, generate, timed: list[str]) -> tf.data.Dataset:
+    @staticmethod
+    def _generated(generate: Callable, signature: dict) -> tf.data.Dataset:
         """Batches of a generator."""
-        batches = tf.data.Dataset.from_generator(generate, output_signature=self._signature(timed))
+        batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
         # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
         # when an iterator ends, and the next epoch waits for it.
         options = tf.data.Options()
@@ -251,7 +289,7 @@ class Training:
                     "block": np.empty((len(part), 0), np.int32),
                 }
 
-        return self._generated(generate, [])
+        return self._generated(generate, self._signature([]))
 
     def refresh_topk(self) -> None:
         """Gives FactorizedTopK the items' current vectors; without, it would judge old ones."""

@@ -178,6 +178,10 @@ class ExamplesConfig:
             out the example's own item alone. Larger shares the query tower's work; with histories
             `before` each example has a query of its own.
         max_history: Most recent events a query sees; 0 for all.
+        sequence_length: Queries of a window of a user's events that are encoded at once
+            (`sequences.py`); 0 for a history of its own for each query.
+        hidden_share: Share of a window's events that are asked for, for encoders that are not
+            causal.
         stratify: Power a of stratified sampling, the alternative to log-Q: an epoch draws as many
             examples as there are, those of an item with share p_c in proportion to p_c ** -a, so
             that popular items are columns less often (a = 1: all items equally often). What an
@@ -191,12 +195,18 @@ class ExamplesConfig:
     batch_size: int = 4096
     targets_per_query: int = 8
     max_history: int = 0
+    sequence_length: int = 0
+    hidden_share: float = 0.2
     stratify: float = 0.0
     weight: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, batch_size=1, targets_per_query=1, max_history=0, stratify=0)
+        at_least(
+            self, batch_size=1, targets_per_query=1, max_history=0, sequence_length=0, stratify=0
+        )
+        if not 0 < self.hidden_share < 1:
+            raise ValueError(f"hidden_share must lie between 0 and 1; got {self.hidden_share}.")
 
 
 class Examples:
@@ -251,8 +261,8 @@ class Examples:
         self.draws = self._draws(len(dataset.items))
         self.weights = self._weights(dataset) / self.draws
 
-    def _histories(self, places: Ragged) -> dict[str, Ragged]:
-        """Columns of EvalCases from places in `rows`, the most recent `max_history` of each row."""
+    def histories(self, places: Ragged) -> dict[str, Ragged]:
+        """History columns of EvalCases from places in `rows`, the last `max_history` of each."""
         if self.config.max_history:
             places = places.last(self.config.max_history)
         columns = {"history": self.items, "history_time": self.times}
@@ -266,7 +276,7 @@ class Examples:
         none = Ragged.empty(len(self.by_user))
         return EvalCases(
             user_id=self.user_ids,
-            **self._histories(self.by_user),
+            **self.histories(self.by_user),
             exclude=none,
             targets=none,
             time=np.full(len(self.by_user), -1),
@@ -373,7 +383,7 @@ class Examples:
         history = Ragged.from_lengths(own.values[keep], lengths)
         cases = EvalCases(
             user_id=self.user_ids[users],
-            **self._histories(history),
+            **self.histories(history),
             exclude=Ragged.empty(len(first)),
             targets=Ragged.empty(len(first)),
             time=self.times[first] if self.time_told and self.alone else np.full(len(first), -1),

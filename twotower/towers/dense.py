@@ -75,6 +75,7 @@ class Tower(tf.keras.layers.Layer):
 
     Call args:
         encoded: Name -> tensor, as `encode` returns it.
+        place: `[num_queries, 2]`, where queries share sequences (`Feature.at`).
 
     Returns:
         `[batch_size, dim]` float32.
@@ -108,9 +109,34 @@ class Tower(tf.keras.layers.Layer):
             encoded |= feature.encode(raw)
         return encoded
 
-    def call(self, encoded, training=False):
-        parts = [feature(encoded, training=training) for feature in self.features]
+    def call(self, encoded, training=False, place=None):
+        if place is None:
+            parts = [feature(encoded, training=training) for feature in self.features]
+        else:
+            parts = [feature.at(encoded, place, training) for feature in self.features]
         return self.head(tf.concat(parts, 1), training=training)
+
+    def begin(self, raw: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """A session's state, name -> `[batch_size, ...]`, and its vector `[batch_size, dim]`, from
+        raw inputs; the state is that of the history (`towers/history.py`)."""
+        return self._session(None, self.encode(raw))
+
+    def step(
+        self, state: dict[str, tf.Tensor], raw: dict[str, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """The same after one more event, whose raw inputs stand in those of the history, each
+        `[batch_size]`."""
+        return self._session(state, self.encode(raw))
+
+    def _session(self, state, encoded):
+        parts = []
+        for feature in self.features:
+            if not hasattr(feature, "step"):
+                parts.append(feature(encoded, training=False))
+                continue
+            state, part = feature.begin(encoded) if state is None else feature.step(state, encoded)
+            parts.append(part)
+        return state, self.head(tf.concat(parts, 1), training=False)
 
     def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
         """Raw inputs to vectors, as an exported tower does it."""

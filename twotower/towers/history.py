@@ -1,4 +1,4 @@
-"""What a user did before, as one vector: mean and attention pooling over past items."""
+"""What a user did before, as one vector: the base of all history encoders, and the bag."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,15 +7,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-from twotower.features import (  # noqa: E402
-    PAD,
-    UNKNOWN,
-    Feature,
-    Id,
-    Input,
-    embedding_table,
-    masked_mean,
-)
+from twotower.features import UNKNOWN, Feature, Id, Input, embedding_table  # noqa: E402
 
 # Up to this many items, the mean is a product of a count matrix [batch_size, num_items] with the
 # table: for histories of hundreds of events several times faster than gathering and scattering
@@ -40,6 +32,9 @@ class History(Feature):
             the others is scaled up by as much.
         table: The vectors of an item tower's `Id` to share; a table of its own by default.
     """
+
+    # Whether the vector after p events depends on those alone; else hidden events are asked for.
+    is_causal = True
 
     def __init__(
         self,
@@ -76,6 +71,22 @@ class History(Feature):
     def rows(self, index: tf.Tensor) -> tf.Tensor:
         """Rows of the table; an item tower's has none for padding."""
         return tf.maximum(index - 1, 0) if self.is_shared else index
+
+    def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """A session's state after a history, name -> `[batch_size, ...]`, and its vector
+        `[batch_size, size]`."""
+        raise NotImplementedError
+
+    def step(
+        self, state: dict[str, tf.Tensor], event: dict[str, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """One more event: the state and the vector that `begin` gives for the longer history.
+
+        Args:
+            state: Of `begin` or `step`.
+            event: The encoder's encoded inputs for one event, each `[batch_size]`.
+        """
+        raise NotImplementedError
 
     def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
         """Which events of `index` `[batch_size, n]` to use: known ones, thinned in training."""
@@ -144,6 +155,57 @@ class MeanHistory(History):
             bags.append(weighted_bag(self.rating_table, index, weight, training) * scale)
         return tf.concat(bags, 1)
 
+    def at(self, encoded, place, training=False):
+        index = encoded[self.name]  # [num_sequences, n]
+        kept = tf.cast(self.kept(index, training), tf.float32)[:, :, None]
+        count = tf.cumsum(tf.cast(index > UNKNOWN, tf.float32), 1)[:, :, None]
+        scale = 1.0 / (tf.maximum(count, 1.0) ** self.power)
+        if training:
+            scale /= 1.0 - self.dropout
+        bags = tf.cumsum(self.table(self.rows(index)) * kept, 1) * scale
+        if self.ratings:
+            rating = encoded[f"{self.name}_rating"][:, :, None]
+            rated = tf.cast(~tf.math.is_nan(rating), tf.float32) * kept
+            rating = tf.where(rated > 0, rating, 0.0)
+            vectors = self.rating_table(index)
+            mean = tf.math.divide_no_nan(tf.cumsum(rating, 1), tf.cumsum(rated, 1))
+            liked = tf.cumsum(rating * vectors, 1) - mean * tf.cumsum(rated * vectors, 1)
+            bags = tf.concat([bags, liked * scale], 2)
+        return tf.gather_nd(tf.pad(bags, [[0, 0], [1, 0], [0, 0]]), place)
+
+    def begin(self, encoded):
+        index = encoded[self.name]  # [batch_size, n]
+        known = tf.cast(index > UNKNOWN, tf.float32)
+        vectors = self.table(self.rows(index))
+        state = {"num": tf.reduce_sum(known, 1), "sum": tf.einsum("bn,bnd->bd", known, vectors)}
+        if self.ratings:
+            rating = encoded[f"{self.name}_rating"]
+            rated = known * tf.cast(~tf.math.is_nan(rating), tf.float32)
+            rating = tf.where(rated > 0, rating, 0.0)
+            vectors = self.rating_table(index)
+            state |= {
+                "num_rated": tf.reduce_sum(rated, 1),
+                "rating": tf.reduce_sum(rating, 1),
+                "rated": tf.einsum("bn,bnd->bd", rated, vectors),
+                "rating_sum": tf.einsum("bn,bnd->bd", rating, vectors),
+            }
+        return state, self._of(state)
+
+    def step(self, state, event):
+        one = {name: values[:, None] for name, values in event.items()}
+        more, _ = self.begin(one)
+        state = {name: values + more[name] for name, values in state.items()}
+        return state, self._of(state)
+
+    def _of(self, state: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The bag of a session's sums."""
+        scale = 1.0 / tf.maximum(state["num"], 1.0)[:, None] ** self.power
+        bags = [state["sum"] * scale]
+        if self.ratings:
+            mean = tf.math.divide_no_nan(state["rating"], state["num_rated"])[:, None]
+            bags.append((state["rating_sum"] - mean * state["rated"]) * scale)
+        return tf.concat(bags, 1)
+
     def get_config(self):
         return super().get_config() | {"power": self.power, "ratings": self.ratings}
 
@@ -174,59 +236,3 @@ def weighted_bag(
         counts = tf.math.bincount(index, weight, minlength=rows, maxlength=rows, axis=-1)
         return tf.linalg.matmul(counts, table.embeddings)  # [batch_size, rows] x [rows, dim]
     return tf.einsum("bn,bnd->bd", weight, table(index))
-
-
-class AttentionHistory(History):
-    """Additive attention over past items (Bahdanau et al., 2015) with a bias for age.
-
-    weight_j = softmax_j(v . tanh(W e_j) + b[bucket(t_last - t_j)]), vector = sum_j weight_j e_j
-
-    The age of an event is counted from the user's last one, never from the request, in buckets
-    that double from one minute on. Events past the `max_length` most recent are left out.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        vocabulary: Sequence[str],
-        dim: int = 64,
-        dropout: float = 0.0,
-        max_length: int = 100,
-        table: tf.keras.layers.Embedding | None = None,
-    ) -> None:
-        super().__init__(name, vocabulary, dim, dropout, table)
-        self.max_length = max_length
-        self.hidden = tf.keras.layers.Dense(dim, activation="tanh")
-        self.score = tf.keras.layers.Dense(1, use_bias=False)
-        self.age_bias = tf.keras.layers.Embedding(26, 1, embeddings_initializer="zeros")
-
-    @property
-    def inputs(self):
-        return [
-            Input(self.name, "string", (None,)),
-            Input(f"{self.name}_time", "int64", (None,)),
-        ]
-
-    def call(self, encoded, training=False):
-        index, time = self.recent(encoded)
-        kept = self.kept(index, training)
-        vectors = self.table(self.rows(index))  # [batch_size, length, dim]
-
-        minutes = tf.cast(tf.reduce_max(time, 1, keepdims=True) - time, tf.float32) / 60.0
-        bucket = tf.cast(tf.math.log(1.0 + tf.maximum(minutes, 0.0)) / tf.math.log(2.0), tf.int32)
-        bucket = tf.where(time < 0, 25, tf.minimum(bucket, 24))
-        logits = self.score(self.hidden(vectors)) + self.age_bias(bucket)  # [batch_size, length, 1]
-        logits = tf.where(kept[:, :, None], logits, -1e9)
-        weight = tf.nn.softmax(logits, axis=1) * tf.cast(kept[:, :, None], tf.float32)
-        return tf.concat([tf.reduce_sum(weight * vectors, 1), masked_mean(vectors, kept)], 1)
-
-    def recent(self, encoded: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """The last `max_length` items of each row and their times, each `[batch_size, length]`."""
-        index, time = encoded[self.name], tf.cast(encoded[f"{self.name}_time"], tf.int64)
-        length = tf.minimum(tf.shape(index)[1], self.max_length)
-        events = tf.reduce_sum(tf.cast(index != PAD, tf.int32), 1, keepdims=True)
-        take = tf.maximum(events - length, 0) + tf.range(length)[None, :]
-        return tf.gather(index, take, batch_dims=1), tf.gather(time, take, batch_dims=1)
-
-    def get_config(self):
-        return super().get_config() | {"max_length": self.max_length}

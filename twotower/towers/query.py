@@ -1,7 +1,7 @@
 """QueryTower: user, history, search text, context -> [batch_size, dim]."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,12 +9,25 @@ from twotower import require_legacy_keras
 
 require_legacy_keras()
 from twotower.features import Clock, Feature, Id, Tokens  # noqa: E402
+from twotower.towers.content import ItemContent  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
-from twotower.towers.history import AttentionHistory, MeanHistory  # noqa: E402
+from twotower.towers.gru import GRUHistory  # noqa: E402
+from twotower.towers.history import History, MeanHistory  # noqa: E402
+from twotower.towers.hstu import HSTUHistory  # noqa: E402
 from twotower.towers.item import head  # noqa: E402
+from twotower.towers.pooling import AttentionHistory, RecencyHistory  # noqa: E402
+from twotower.towers.transformer import MaskedTransformerHistory, TransformerHistory  # noqa: E402
 
 SHARED = ("nothing", "item_embedding", "tower")
-HISTORIES = {"mean": MeanHistory, "attention": AttentionHistory}
+HISTORIES = {
+    "mean": MeanHistory,
+    "recency": RecencyHistory,
+    "attention": AttentionHistory,
+    "gru": GRUHistory,
+    "transformer": TransformerHistory,
+    "masked_transformer": MaskedTransformerHistory,
+    "hstu": HSTUHistory,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +43,24 @@ class QueryConfig:
         category_dim: Length of a demographic's, device's or search text's vector.
         unknown_rate: Share of training queries whose user id is hidden, so that the row of unknown
             users is trained.
-        history: `mean` or `attention`.
+        history: The encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
+            `masked_transformer` or `hstu`.
         history_dim: Length of a past item's vector.
-        history_dropout: Share of past events left out in training.
+        history_dropout: Share of past events left out in training (`mean`), or of the encoder's
+            activations (all others).
         history_power: Exponent of the number of events that the sum is divided by (`mean`).
-        history_ratings: Whether `mean` also weighs events by their ratings.
+        history_ratings: Whether events bring their ratings.
+        history_length: Most recent events that an encoder which heeds their order reads.
+        history_stride: Past that many, so many of the oldest are dropped at once.
+        history_content: Whether events bring what their items are beside their ids, by the item
+            tower's features; by its weights, too, where `shared` is not `nothing`.
+        history_gaps: Whether events bring the time since the one before.
+        history_time_told: Whether such an encoder is told the time of the request (`+time`).
+        history_half_life: Of `recency`, in events, where learning begins.
+        history_layers: Layers of `gru`, blocks of the transformers and `hstu`.
+        history_heads: Their heads.
+        history_positions: How they tell places: `absolute`, `relative` or `none`.
+        history_time_bias: Whether the time between two events is a bias of their attention.
         shared: What the towers share: `nothing`; `item_embedding`, where a past item's vector is
             the item tower's for its id (`history_dim` is then that one's length); or `tower`, where
             the dense layers are the item tower's, too, so that a history is encoded as an item
@@ -55,6 +81,16 @@ class QueryConfig:
     history_dropout: float = 0.5
     history_power: float = 0.5
     history_ratings: bool = False
+    history_length: int = 200
+    history_stride: int = 20
+    history_content: bool = False
+    history_gaps: bool = False
+    history_time_told: bool = False
+    history_half_life: float = 20.0
+    history_layers: int = 2
+    history_heads: int = 2
+    history_positions: str = "absolute"
+    history_time_bias: bool = False
     shared: str = "nothing"
     hidden: tuple[int, ...] = (512, 256)
     dim: int = 128
@@ -64,19 +100,16 @@ class QueryConfig:
 
 
 def query_feature(
-    name: str, values: np.ndarray, config: QueryConfig, item_id: Id | None = None
+    name: str,
+    values: np.ndarray,
+    config: QueryConfig,
+    item_id: Id | None = None,
+    content: Callable[[Sequence[str], int], ItemContent] | None = None,
 ) -> Feature:
     """The layer for one query feature, with what the training rows hold of it; past items have the
-    vectors of `item_id`, if given."""
+    vectors of `item_id`, and the content of their ids, if given."""
     if name == "history":
-        if config.history not in HISTORIES:
-            raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
-        kwargs = {"dim": config.history_dim, "dropout": config.history_dropout}
-        if config.history == "mean":
-            kwargs |= {"power": config.history_power, "ratings": config.history_ratings}
-        if item_id is not None:
-            return HISTORIES[config.history].over(name, item_id, **kwargs)
-        return HISTORIES[config.history].fit(name, values, **kwargs)
+        return history_feature(name, values, config, item_id, content)
     if name == "time":
         return Clock(name, config.category_dim)
     if name == "search_text":
@@ -86,15 +119,56 @@ def query_feature(
     return Id.fit(name, values, dim=config.category_dim)
 
 
+def history_feature(
+    name: str,
+    values: np.ndarray,
+    config: QueryConfig,
+    item_id: Id | None = None,
+    content: Callable[[Sequence[str], int], ItemContent] | None = None,
+) -> History:
+    """The encoder of past events that a config asks for; else as `query_feature`."""
+    if config.history not in HISTORIES:
+        raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
+    kind, own = HISTORIES[config.history], ["dim", "dropout", "ratings"]
+    if kind is MeanHistory:
+        own += ["power"]
+    else:
+        own += ["gaps", "time_told"]
+    if kind is RecencyHistory:
+        own += ["half_life"]
+    if issubclass(kind, TransformerHistory):
+        own += ["heads", "positions", "time_bias"]
+    kwargs = {key: getattr(config, f"history_{key}") for key in own}
+    if kind is not MeanHistory:
+        kwargs |= {"max_length": config.history_length, "stride": config.history_stride}
+    if kind is GRUHistory or issubclass(kind, TransformerHistory):
+        kwargs["num_layers"] = config.history_layers
+    vocabulary = sorted(set(values)) if item_id is None else item_id.vocabulary
+    if config.history_content:
+        if kind is MeanHistory or content is None:
+            raise ValueError(
+                f"history_content needs an item tower with more than ids and an encoder that "
+                f"heeds the order of events; got {config.history}."
+            )
+        kwargs["content"] = content(vocabulary, item_id.dim if item_id else config.history_dim)
+    if item_id is not None:
+        return kind.over(name, item_id, **kwargs)
+    return kind(name, vocabulary, **kwargs)
+
+
 def query_tower(
-    columns: Mapping[str, np.ndarray], config: QueryConfig, items: Tower | None = None
+    columns: Mapping[str, np.ndarray],
+    config: QueryConfig,
+    items: Tower | None = None,
+    item_inputs: Callable[[Sequence[str]], Mapping] | None = None,
 ) -> Tower:
     """Builds the tower from what the training rows hold.
 
     Args:
         columns: Feature name -> its values in the training rows (item ids for `history`).
         config: Features and sizes.
-        items: The item tower, for what the towers share.
+        items: The item tower, for what the towers share and for what items are.
+        item_inputs: Ids -> the item tower's encoded inputs, for the latter.
 
     Raises:
         ValueError: A feature that the data does not have, or towers that cannot share.
@@ -103,9 +177,31 @@ def query_tower(
     if unknown:
         raise ValueError(f"unknown query features {unknown}; this dataset has {sorted(columns)}.")
     item_id = None if config.shared == "nothing" else _shareable(config, items)
-    features = [query_feature(name, columns[name], config, item_id) for name in config.features]
+    content = None
+    if items is not None and item_inputs is not None:
+        content = _content(config, items, item_inputs)
+    features = [
+        query_feature(name, columns[name], config, item_id, content) for name in config.features
+    ]
     layers = items.head if config.shared == "tower" else head(config)
     return Tower(features, layers, name="query_tower")
+
+
+def _content(
+    config: QueryConfig, items: Tower, item_inputs: Callable[[Sequence[str]], Mapping]
+) -> Callable[[Sequence[str], int], ItemContent] | None:
+    """Ids and a length -> what their items are, by the item tower's features or like ones."""
+    features = [feature for feature in items.features if feature.name != "item_id"]
+    if not features:
+        return None
+    if config.shared == "nothing":
+        features = [type(feature)(**feature.get_config()) for feature in features]
+
+    def content(ids: Sequence[str], dim: int) -> ItemContent:
+        encoded, needed = item_inputs(ids), [spec.name for f in features for spec in f.inputs]
+        return ItemContent(features, {name: encoded[name] for name in needed}, dim)
+
+    return content
 
 
 def _shareable(config: QueryConfig, items: Tower | None) -> Id:

@@ -1,0 +1,114 @@
+"""Times one more event: from a user of so many past events to the new query vector.
+
+    python experiments/benchmark_session.py --bundle=W/bundle --data_dir=ml-1m --output=out.json
+
+Each round takes users of the validation cases with --events past events or more, begins a session
+with the first of them and adds the others one by one, as films a user marks one after another.
+`step` is one call of the session's signature, `encode` one of the query tower with the whole
+history; `reread` are the steps whose window was read anew. `difference` is the largest one between
+both vectors' components. One user at a time, on one thread and core.
+"""
+
+import os
+
+# ruff: noqa: E402
+# Read when numpy is imported.
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")
+
+import json
+import pathlib
+import time
+
+import numpy as np
+from absl import app, flags
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower.bundle import Bundle
+from twotower.data import load, splits
+from twotower.data.examples import QueryInputs
+from twotower.provenance import provenance
+from twotower.session import Session
+
+import tensorflow as tf  # isort: skip
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
+flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+flags.DEFINE_integer("events", 200, "Past events when the clock starts.", lower_bound=1)
+flags.DEFINE_integer("steps", 40, "Events that each user adds.", lower_bound=1)
+flags.DEFINE_integer("users", 50, "Users.", lower_bound=1)
+flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
+flags.DEFINE_string("output", None, "JSON file to write.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    if FLAGS.core >= 0 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {FLAGS.core})
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    bundle = Bundle(FLAGS.bundle)
+    manifest = bundle.manifest
+    dataset = load(manifest["dataset"], FLAGS.data_dir)
+    split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
+    raw = QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])
+    need = FLAGS.events + FLAGS.steps
+    fits = np.flatnonzero(split.cases.history.lengths >= need)
+    if not len(fits):
+        raise app.UsageError(f"no user has {need} past events; ask for fewer --events or --steps.")
+    rows = np.random.default_rng(0).permutation(fits)[: FLAGS.users]
+    events = [name for name in raw.names if name.startswith("history")]
+    seconds: dict[str, list[float]] = {"step": [], "reread": [], "encode": []}
+    difference = 0.0
+    for case in split.cases.take(rows).batches(1):
+        whole = raw(case)
+
+        def upto(number, whole=whole):
+            return whole | {name: whole[name][:, :number] for name in events}
+
+        session = Session(bundle, upto(FLAGS.events))
+        for number in range(FLAGS.events, need):
+            event = whole | {name: whole[name][:, number] for name in events}
+            before = int(session.rereads[0])
+            started = time.perf_counter()
+            vector = session.add(event)
+            taken = time.perf_counter() - started
+            seconds["reread" if session.rereads[0] > before else "step"].append(taken)
+            inputs = upto(number + 1)
+            started = time.perf_counter()
+            exact = bundle.query_tower(inputs)
+            seconds["encode"].append(time.perf_counter() - started)
+            difference = max(difference, float(np.abs(vector - exact).max()))
+    both = seconds["step"] + seconds["reread"]
+    rows = [
+        {
+            "name": name,
+            "calls": len(times),
+            "p50_ms": 1e3 * float(np.quantile(times, 0.5)),
+            "p99_ms": 1e3 * float(np.quantile(times, 0.99)),
+        }
+        for name, times in (seconds | {"step or reread": both}).items()
+        if times
+    ]
+    for row in rows:
+        times = f"p50 {row['p50_ms']:.2f} ms  p99 {row['p99_ms']:.2f} ms"
+        print(f"{row['name']:15s} {row['calls']:6d} calls  {times}")
+    print(f"largest difference from the whole history encoded {difference:.1e}")
+    if FLAGS.output:
+        result = {
+            "rows": rows,
+            "history": manifest["recipe"]["query"]["history"],
+            "events": FLAGS.events,
+            "difference": difference,
+            "model_version": bundle.model_version,
+            **provenance(),
+        }
+        path = pathlib.Path(FLAGS.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

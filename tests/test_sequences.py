@@ -1,0 +1,187 @@
+"""Windows of sequences: each training row is asked for once, after what came before it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+
+from twotower.data.examples import Examples, ExamplesConfig
+from twotower.data.sequences import Sequences
+from twotower.training import Training
+
+LENGTH = 7
+CONFIG = ExamplesConfig(batch_size=100, sequence_length=LENGTH)
+
+
+def examples(protocol="loo", **options):
+    config = dataclasses.replace(CONFIG, **options)
+    return Examples(tiny.dataset(), tiny.split(protocol), config)
+
+
+def test_windows_by_hand():
+    # Users of 3, 7, 8 and 20 rows; places are counted through all of them.
+    made = examples()
+    made.by_user = type(made.by_user).from_lengths(np.arange(38), [3, 7, 0, 8, 20])
+    windows = Sequences(made).windows(np.random.default_rng(0))
+    rows = [tuple(map(int, row)) for row in zip(*windows)]
+    # Short ones stay whole: from the first row, all are targets.
+    assert rows[:2] == [(0, 0, 3), (3, 3, 10)]
+    third, fourth = ([r for r in rows if low <= r[1] < high] for low, high in ((10, 18), (18, 38)))
+    # Where the first window of the others ends is drawn; the next begins with the event before its
+    # first target, and so on, 7 targets at most each.
+    (start, target, stop), (start_2, target_2, stop_2) = third
+    assert (start, target) == (10, 10) and stop == target_2 == start_2 + 1 and stop_2 == 18
+    assert all(stop - target <= 7 for _, target, stop in rows)
+    assert [target for _, target, _ in fourth[1:]] == [stop for _, _, stop in fourth[:-1]]
+    assert fourth[-1][2] == 38 and fourth[0][0] == fourth[0][1] == 18
+    other = Sequences(made).windows(np.random.default_rng(1))
+    assert (other[0][:2] == windows[0][:2]).all() and [*other[2]] != [*windows[2]]
+
+
+@pytest.mark.parametrize("protocol", ["loo", "temporal-successive+time"])
+def test_each_row_is_a_target_once_after_the_events_before_it(protocol):
+    made = examples(protocol)
+    asked = []
+    for batch in Sequences(made).epoch(0):
+        cases, place = batch["cases"], batch["place"]
+        assert len(batch["item"]) <= 100 + LENGTH
+        assert cases.history.lengths.max() <= LENGTH
+        for number, (window, before) in enumerate(place):
+            user = batch["user"][number]
+            own = made.by_user[user]
+            (at,) = [p for p in own if made.items[p] == batch["item"][number]]
+            asked.append(at)
+            history = cases.history[window][:before]
+            # The `before` last of the user's rows before this one, in their order.
+            assert history.tolist() == made.items[at - before : at].tolist()
+            times = cases.history_time[window][:before]
+            assert times.tolist() == made.times[at - before : at].tolist()
+            assert batch["asked"].user_id[number] == made.user_ids[user] == cases.user_id[window]
+            assert batch["time"][number] == made.times[at]
+            told = made.times[at] if "+time" in protocol else -1
+            assert batch["asked"].time[number] == told
+    assert sorted(asked) == list(range(len(made)))
+
+
+def test_batches_hold_windows_of_like_length_and_change_with_the_epoch():
+    sequences = Sequences(examples())
+    first, again, second = ([*sequences.epoch(epoch)] for epoch in (0, 0, 1))
+    for one, other in zip(first, again):
+        assert (one["item"] == other["item"]).all() and (one["place"] == other["place"]).all()
+    assert [*first[0]["item"]] != [*second[0]["item"]]
+    # Less than a quarter of the padded places holds nothing.
+    padded = sum(b["cases"].history.to_dense(-1).size for b in first)
+    assert sum(len(b["cases"].history.values) for b in first) > 0.75 * padded
+    # Order at random: batches of short windows are not all first.
+    longest = [b["cases"].history.lengths.max() for b in first]
+    assert longest != sorted(longest)
+
+
+def test_cloze_asks_for_some_events_and_always_for_the_last():
+    made = examples(hidden_share=0.3)
+    hidden = windows = 0
+    for batch in Sequences(made, is_causal=False).epoch(0):
+        history, place = batch["cases"].history, batch["place"]
+        # Token p is event p - 1 of the window, which holds what is asked for.
+        found = history.values[history.offsets[place[:, 0]] + place[:, 1] - 1]
+        assert (found == batch["item"]).all()
+        last = {(row, length) for row, length in enumerate(history.lengths)}
+        assert last <= set(map(tuple, place.tolist()))
+        assert len(set(map(tuple, place.tolist()))) == len(place)
+        hidden, windows = hidden + len(place) - len(history), windows + len(history)
+    # Each row is in one window; of those that are not its last, some thousand:
+    assert 0.27 < hidden / (len(made) - windows) < 0.33
+
+
+def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told():
+    def tensors(protocol, shift):
+        made = examples(protocol)
+        # The last event of each user, which is nobody's history, comes later.
+        made.times = made.times.copy()
+        made.times[made.by_user.offsets[1:][made.by_user.lengths > 0] - 1] += shift
+        batch = next(iter(Sequences(made).epoch(0)))
+        return batch["cases"], batch["asked"]
+
+    for told in (False, True):
+        protocol = "loo+time" if told else "loo"
+        before, after = tensors(protocol, 0), tensors(protocol, 86_400)
+        same = all(
+            (np.asarray(x) == np.asarray(y)).all()
+            for one, other in zip(before, after)
+            for x, y in (
+                (one.time, other.time),
+                (one.history_time.values, other.history_time.values),
+            )
+        )
+        assert same != told
+
+
+@pytest.mark.parametrize(
+    "protocol, options, message",
+    [
+        ("random", {}, "random does not ask"),
+        ("loo", {"stratify": 0.5}, "set stratify=0"),
+        ("loo", {"max_history": 5}, "set max_history=0"),
+        ("loo", {"hidden_share": 0.0}, "hidden_share must lie between"),
+        ("loo", {"sequence_length": -1}, "sequence_length"),
+    ],
+)
+def test_what_cannot_be_is_named(protocol, options, message):
+    with pytest.raises(ValueError, match=message):
+        Sequences(examples(protocol, **options))
+
+
+SEQUENTIAL = tiny.recipe(
+    query={
+        "features": ("history",),
+        "history": "transformer",
+        "history_length": LENGTH,
+        "history_stride": 2,
+    },
+    task={"correction": "none", "mask_own": False},
+    negatives={"negatives": ("catalogue",)},
+    examples={"sequence_length": LENGTH, "batch_size": 200},
+)
+
+
+@pytest.mark.parametrize(
+    "history", ["mean", "recency", "attention", "gru", "transformer", "masked_transformer", "hstu"]
+)
+def test_every_encoder_learns_from_all_prefixes(history):
+    recipe = tiny.recipe(SEQUENTIAL, query={"history": history, "history_stride": 2})
+    training = Training(tiny.dataset(), tiny.split("loo"), recipe)
+    training.model.compile(optimizer="adam")
+    losses = []
+    for _ in range(3):
+        losses += [float(training.model.train_step(batch)["loss"]) for batch in training.batches()]
+    num = len(losses) // 3
+    assert np.mean(losses[-num:]) < np.mean(losses[:num]) - 0.05
+
+
+def test_a_sequence_of_one_query_is_what_an_example_is():
+    """The loss of windows of one target equals that of examples, whose histories are cut alike."""
+    losses = {}
+    for length, cut in ((0, 1), (1, 0)):
+        recipe = tiny.recipe(
+            SEQUENTIAL,
+            query={"history": "gru", "history_length": 1, "history_stride": 1},
+            examples={"sequence_length": length, "max_history": cut, "batch_size": 10**6},
+        )
+        training = Training(tiny.dataset(), tiny.split("loo"), recipe)
+        (batch,) = training.batches()
+        losses[length] = float(training.model.compute_loss(batch))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"task": {"mask_own": True}}, "set mask_own=False"),
+        ({"query": {"features": ("user_id",)}}, "needs the query feature 'history'"),
+        ({"query": {"history_time_told": True}}, "history_time_told needs a protocol"),
+    ],
+)
+def test_recipes_that_cannot_train_on_sequences(parts, message):
+    with pytest.raises(ValueError, match=message):
+        Training(tiny.dataset(), tiny.split("loo"), tiny.recipe(SEQUENTIAL, **parts))

@@ -1,0 +1,109 @@
+"""A user's vector, event by event, through an exported bundle of a sequential tower."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower.bundle import Bundle, BundleError
+from twotower.data.examples import QueryInputs
+from twotower.evaluation import evaluate
+from twotower.export import export
+from twotower.fitting import fit
+from twotower.session import Session
+from twotower.training import Training
+
+SEQUENTIAL = tiny.recipe(
+    query={
+        "features": ("history",),
+        "history": "transformer",
+        "history_length": 12,
+        "history_stride": 4,
+        "history_time_bias": True,
+        "history_gaps": True,
+        "history_content": True,
+    },
+    task={"correction": "none", "mask_own": False},
+    negatives={"negatives": ("catalogue",)},
+    examples={"sequence_length": 12, "batch_size": 500},
+)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    trained = Training(tiny.dataset(), tiny.split("loo"), SEQUENTIAL)
+    fit(trained, tmp_path_factory.mktemp("fit"))
+    return trained
+
+
+@pytest.fixture(scope="module")
+def bundle(training, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    return export(training, folder, {"refit": False})
+
+
+def inputs(bundle, cases):
+    names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
+    return QueryInputs(tiny.dataset(), names)(cases)
+
+
+def test_a_session_follows_the_tower(bundle):
+    cases = tiny.split("loo").cases.take(np.arange(3))
+    whole = inputs(bundle, cases)
+    assert set(whole) == {"history", "history_time"}
+    first = {name: values[:, :5] for name, values in whole.items()}
+    session = Session(bundle, first)
+    assert session.rereads.tolist() == [0, 0, 0]
+    for number in range(5, whole["history"].shape[1]):
+        session.add({name: values[:, number] for name, values in whole.items()})
+        upto = {name: values[:, : number + 1] for name, values in whole.items()}
+        np.testing.assert_allclose(session.vector, bundle.query_tower(upto), atol=1e-4)
+    assert (session.rereads > 0).any()  # some have more than twelve events
+
+
+def test_the_exported_tower_gives_the_same_metrics(training, bundle):
+    split = tiny.split("loo")
+    retriever = bundle.retriever("exact")
+
+    def recommend(cases, k):
+        vectors = bundle.query_tower(inputs(bundle, cases))
+        return retriever.search(vectors, k, exclude=cases.exclude)
+
+    through = evaluate(recommend, split, tiny.dataset()).metrics
+    inside = training.validate()
+    for name in ("hit_rate@10", "ndcg@10"):
+        assert through[name]["mean"] == pytest.approx(inside[name]["mean"], abs=1e-6)
+
+
+def test_what_a_session_is_not_given_is_named(bundle):
+    cases = tiny.split("loo").cases.take(np.arange(2))
+    whole = inputs(bundle, cases)
+    with pytest.raises(ValueError, match=r"missing \['history_time'\]"):
+        Session(bundle, {"history": whole["history"]})
+    session = Session(bundle, whole)
+    with pytest.raises(ValueError, match=r"unknown \['hist'\]"):
+        session.add({**{name: values[:, 0] for name, values in whole.items()}, "hist": []})
+
+
+def test_a_tower_without_a_history_has_no_sessions(tmp_path):
+    recipe = tiny.recipe(query={"features": ("user_id",)})
+    bundle = export(Training(tiny.dataset(), tiny.split("loo"), recipe), tmp_path / "bundle", {})
+    with pytest.raises(BundleError, match="reads no history"):
+        Session(bundle, {"user_id": np.array(["u00001"], object)})
+
+
+def test_the_benchmark_measures_what_it_says(bundle, tmp_path):
+    data = tiny.ROOT / "experiments" / "benchmark_session.py"
+    output = tmp_path / "out.json"
+    found = tiny.python(data, f"--bundle={bundle.directory}", "--events=100000", check=False)
+    assert found.returncode and "no user has" in found.stderr
+    flags = ["--events=6", "--steps=8", "--users=3", "--core=-1", f"--output={output}"]
+    printed = tiny.python(data, f"--bundle={bundle.directory}", *flags).stdout
+    result = json.loads(output.read_text())
+    calls = {row["name"]: row["calls"] for row in result["rows"]}
+    # Six to fourteen events of a window of twelve: one of eight steps reads it anew.
+    assert calls == {"step": 21, "reread": 3, "encode": 24, "step or reread": 24}
+    assert result["difference"] < 1e-4 and "largest difference" in printed
+    assert Bundle(bundle.directory).manifest["recipe"]["query"]["history"] == "transformer"

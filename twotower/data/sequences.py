@@ -1,0 +1,150 @@
+"""Training by sequences: each user's events in windows, of which all prefixes are queries at once.
+
+A window of m events asks m times: after none of them for the first, after the first for the second,
+and so on. `Examples` (examples.py) asks as often, but has each history encoded by itself, which for
+an encoder that reads events one after another is as many times the work as histories are long.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.examples import Examples
+from twotower.ragged import Ragged
+
+# Windows whose lengths differ by less than this may share a batch in any order.
+LENGTH_STEP = 8
+
+
+class Sequences:
+    """Batches of windows of like length, in a new order each epoch, the same for the same seed.
+
+    A user's events are cut into windows of `sequence_length` queries, at another place each epoch;
+    a window begins with the event before its first target, and the user's first one with none. Each
+    training row is a target once an epoch.
+
+    Args:
+        examples: The training rows; their config has `sequence_length`, `hidden_share` and
+            `batch_size`, here the targets of a batch, but for a window that is never cut.
+        is_causal: Whether prefixes ask for the next event. Otherwise (cloze) a share of events is
+            asked for by all others of the window, which the encoder must not show itself.
+
+    Raises:
+        ValueError: A protocol whose queries see later events, or examples that are drawn or
+            weighed by more than one row.
+    """
+
+    def __init__(self, examples: Examples, is_causal: bool = True) -> None:
+        self.examples, self.is_causal = examples, is_causal
+        config = examples.config
+        if examples.shared:
+            raise ValueError(
+                f"sequences train the next event, which {examples.split.protocol} does not ask "
+                "for: take loo or temporal, or set sequence_length=0."
+            )
+        if config.stratify:
+            raise ValueError("sequences take each row once; set stratify=0 or sequence_length=0.")
+        if config.max_history:
+            raise ValueError("sequence_length already limits what a query sees; set max_history=0.")
+        self.length = config.sequence_length
+
+    def windows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First event, first target and end of each window, as places in `examples.rows`, each
+        `[num_windows]`."""
+        begin, end = self.examples.by_user.offsets[:-1], self.examples.by_user.offsets[1:]
+        begin, end = begin[end > begin], end[end > begin]
+        # Short sequences stay whole; of the others the first window ends anywhere.
+        first = np.minimum(rng.integers(1, self.length + 1, len(begin)), end - begin)
+        first = np.where(end - begin <= self.length, end - begin, first)
+        more = -(-(end - begin - first) // self.length)  # windows after the first
+        number = np.arange((more + 1).sum())
+        number -= np.repeat(np.cumsum(more + 1) - more - 1, more + 1)
+        begin, end, first = (np.repeat(values, more + 1) for values in (begin, end, first))
+        target = np.where(number == 0, begin, begin + first + (number - 1) * self.length)
+        stop = np.minimum(begin + first + number * self.length, end)
+        return np.maximum(target - 1, begin), target, stop
+
+    def epoch(self, epoch: int) -> Iterator[dict]:
+        """Batches of one epoch.
+
+        Yields:
+            `cases`: the windows, `EvalCases` `[num_windows]`; `asked`: of each target user, time
+            and context, `EvalCases` `[num_targets]` without histories; `place`: of each target,
+            its window and how many of its events are read before it (cloze: its number in the
+            window, from 1), `[num_targets, 2]`; `item`; `time`; `weight`; `user`: row of each
+            target's user, `[num_targets]`; `row` and `own` as in `Examples.epoch`, where every
+            target is a query and has nothing of its own.
+        """
+        rng = np.random.default_rng([self.examples.config.seed, epoch])
+        start, target, stop = self.windows(rng)
+        order = np.lexsort((rng.random(len(start)), (stop - start) // LENGTH_STEP))
+        start, target, stop = start[order], target[order], stop[order]
+        batch = (np.cumsum(stop - target) - 1) // self.examples.config.batch_size
+        groups = np.split(np.arange(len(start)), np.flatnonzero(np.diff(batch)) + 1)
+        for number in rng.permutation(len(groups)):
+            rows = groups[number]
+            yield self._batch(start[rows], target[rows], stop[rows], rng)
+
+    def _batch(self, start, target, stop, rng) -> dict:
+        examples = self.examples
+        lengths = stop - target
+        window = np.repeat(np.arange(len(start)), lengths)
+        at = np.repeat(target - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        if not self.is_causal:
+            hidden = rng.random(len(at)) < examples.config.hidden_share
+            hidden |= at == stop[window] - 1  # the last one, as in serving
+            window, at = window[hidden], at[hidden]
+        read = stop - start - self.is_causal  # the last event of a window is a target alone
+        events = Ragged.from_lengths(
+            np.repeat(start - np.cumsum(read) + read, read) + np.arange(read.sum()), read
+        )
+        columns = examples.histories(events)
+        if not self.is_causal and not examples.time_told:
+            hidden = np.zeros(len(events.values), bool)
+            hidden[events.offsets[window] + at - start[window]] = True
+            columns["history_time"] = _untold(columns["history_time"], hidden)
+        users = examples.users[at]
+        before = at - start[window] + (not self.is_causal)
+        return {
+            "cases": EvalCases(
+                user_id=examples.user_ids[examples.users[start]],
+                **columns,
+                exclude=Ragged.empty(len(start)),
+                targets=Ragged.empty(len(start)),
+                # The request of the last prefix; those before it are told by the events.
+                time=self._told(stop - 1),
+            ),
+            "asked": EvalCases(
+                user_id=examples.user_ids[users],
+                **examples.histories(Ragged.empty(len(at))),
+                exclude=Ragged.empty(len(at)),
+                targets=Ragged.empty(len(at)),
+                time=self._told(at),
+                context={name: values[at] for name, values in examples.context.items()},
+            ),
+            "place": np.stack([window, before], 1).astype(np.int32),
+            "item": examples.items[at].astype(np.int32),
+            "time": examples.times[at],
+            "weight": examples.weights[at],
+            "user": users,
+            "row": np.arange(len(at), dtype=np.int32),
+            "own": Ragged.empty(len(at)),
+        }
+
+    def _told(self, at: np.ndarray) -> np.ndarray:
+        """Times of requests, -1 where the protocol does not tell them."""
+        told = self.examples.time_told
+        return self.examples.times[at] if told else np.full(len(at), -1)
+
+
+def _untold(times: Ragged, hidden: np.ndarray) -> Ragged:
+    """Times in which a hidden event has that of the last one seen before it, or of the first one
+    seen after it, or 0: when it came is not told, as in serving."""
+    place = np.arange(len(hidden))
+    start, stop = times.offsets[times.row_index], times.offsets[times.row_index + 1]
+    before = np.maximum.accumulate(np.where(hidden, -1, place))
+    after = np.minimum.accumulate(np.where(hidden, len(hidden), place)[::-1])[::-1]
+    values = np.append(times.values, 0)
+    found = np.where(before >= start, before, np.where(after < stop, after, -1))
+    return Ragged(values[found], times.offsets)

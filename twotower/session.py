@@ -1,0 +1,62 @@
+"""Session: query vectors of users, kept up to date event by event through a bundle's SavedModel."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from twotower.bundle import Bundle, BundleError
+
+
+class Session:
+    """The state of some users and their query vectors.
+
+    An event costs what the history encoder needs for it: sums for a mean, one step for a GRU, one
+    token for a causal transformer. Past its window an encoder reads the window anew, once in
+    `stride` events (`towers/sequence.py`).
+
+        session = Session(bundle, {"history": [["12", "7"]], ...})
+        index.search(session.vector, 10)
+        session.add({"history": ["31"], ...})
+
+    Args:
+        bundle: Whose query tower has a history.
+        inputs: Its raw inputs, as for `bundle.query_tower`; a row a user.
+
+    Attributes:
+        vector: `[num_users, dim]` float32.
+        state: Name -> `[num_users, ...]` tensors, for whoever keeps sessions elsewhere.
+
+    Raises:
+        BundleError: A bundle whose query tower has no history.
+        ValueError: An input that is missing or unknown.
+    """
+
+    def __init__(self, bundle: Bundle, inputs: Mapping[str, np.ndarray]) -> None:
+        self._bundle, self._signatures = bundle, bundle.query_tower.model.signatures
+        if "begin" not in self._signatures:
+            raise BundleError(
+                f"{bundle.directory}: the query tower reads no history, or was exported before "
+                "there were sessions; ask bundle.query_tower for vectors."
+            )
+        self._take(self._signatures["begin"](**bundle.query_tensors(inputs)))
+
+    def _take(self, answer: dict) -> None:
+        self.vector = answer["embedding"].numpy()
+        self.state = {name: value for name, value in answer.items() if name != "embedding"}
+
+    def add(self, event: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One more event for each user; returns `vector`.
+
+        Args:
+            event: The same inputs, with one event's `[num_users]` in the place of each history. An
+                item that the tower does not know, such as "", changes nothing for that user.
+        """
+        feed = self._bundle.query_tensors(event)
+        self._take(self._signatures["step"](**self.state, **feed))
+        return self.vector
+
+    @property
+    def rereads(self) -> np.ndarray:
+        """How often each user's window was read anew, `[num_users]`; zeros where none ever is."""
+        found = self.state.get("state_reread")
+        return np.zeros(len(self.vector), np.int32) if found is None else found.numpy()

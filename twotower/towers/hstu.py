@@ -1,0 +1,63 @@
+"""HSTUHistory: pointwise gated attention over past events, with biases for place and time."""
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+from twotower.towers.transformer import TransformerHistory, merge_heads, split_heads  # noqa: E402
+
+
+class GatedBlock(tf.keras.layers.Layer):
+    """The block of HSTU (Zhai et al., ICML 2024, section 3.1, equations 1 to 3).
+
+    u, v, q, k = split(silu(W_1 norm(x)))
+    a          = silu(q k^T + bias) / N         for tokens up to the own one
+    y          = x + W_2 (norm(a v) * u)
+
+    Without a softmax an attended token adds as much as it does, however many others there are: the
+    number of like events is not lost. N is the number of tokens of a full window.
+
+    Args:
+        dim: Length of the vectors.
+        heads: Of attention; a divisor of `dim`.
+        dropout: Share of activations dropped in training.
+        num_tokens: N.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float, num_tokens: int) -> None:
+        super().__init__()
+        self.heads, self.num_tokens = heads, num_tokens
+        self.norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
+        self.projection = tf.keras.layers.Dense(4 * dim, activation=tf.nn.silu)
+        self.attended_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
+        self.out = tf.keras.layers.Dense(dim)
+        self.drop = tf.keras.layers.Dropout(dropout)
+
+    def project(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`[batch_size, m, dim]` -> queries beside gates `[batch_size, m, 2 dim]`, keys, values."""
+        gates, values, queries, keys = tf.split(self.projection(self.norm(x)), 4, axis=2)
+        return tf.concat([queries, gates], 2), keys, values
+
+    def mix(self, x, queries, keys, values, bias, mask, training: bool = False) -> tf.Tensor:
+        """As in `AttentionBlock.mix`."""
+        queries, gates = tf.split(queries, 2, axis=2)
+        q, k, v = (split_heads(part, self.heads) for part in (queries, keys, values))
+        weight = tf.nn.silu(tf.matmul(q, k, transpose_b=True) + bias) / self.num_tokens
+        attended = merge_heads(tf.where(mask, weight, 0.0) @ v)  # [batch_size, m, dim]
+        return x + self.out(self.drop(self.attended_norm(attended) * gates, training=training))
+
+
+class HSTUHistory(TransformerHistory):
+    """Blocks of pointwise gated attention, biased by distance and by time (HSTU).
+
+    All else is as in `TransformerHistory`, the session's keys and values too.
+    """
+
+    def __init__(
+        self, name, vocabulary, dim=64, positions="relative", time_bias=True, **kwargs
+    ) -> None:
+        super().__init__(name, vocabulary, dim, positions=positions, time_bias=time_bias, **kwargs)
+
+    def make_block(self):
+        return GatedBlock(self.dim, self.heads, self.dropout, self.num_tokens)

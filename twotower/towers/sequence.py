@@ -1,0 +1,279 @@
+"""Encoders that read events in their order: the window, what an event brings, session states.
+
+An encoder of this kind gives a vector after each event, and the vector after p events depends on
+those p alone. That makes three things possible:
+
+    training   all prefixes of a sequence at once: p events ask for event p + 1 (`at`)
+    serving    the vector after the last event (`call`)
+    sessions   one more event without reading the others again (`begin`, `step`)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+from twotower.features import UNKNOWN, Input, embedding_table  # noqa: E402
+from twotower.towers.content import ItemContent  # noqa: E402
+from twotower.towers.history import History  # noqa: E402
+
+# Spans of time fall into buckets that double from one second on; the last has 34 years and more.
+NUM_BUCKETS = 32
+# Ratings in half stars, 0 for none.
+NUM_RATINGS = 12
+
+
+class Window(NamedTuple):
+    """The events that an encoder reads, oldest first; what stands past `length` means nothing.
+
+    Attributes:
+        items: `[batch_size, n]` int32, in the encoder's vocabulary.
+        times: `[batch_size, n]` int64 seconds; zeros where the encoder reads no times.
+        ratings: `[batch_size, n]` float32; NaN for none.
+        length: `[batch_size]` int32.
+        request: `[batch_size]` int64, time of the request; -1 where the encoder is not told.
+    """
+
+    items: tf.Tensor
+    times: tf.Tensor
+    ratings: tf.Tensor
+    length: tf.Tensor
+    request: tf.Tensor
+
+
+def bucket(seconds: tf.Tensor) -> tf.Tensor:
+    """0 for no time or less, then 1 + floor(log2 seconds), at most NUM_BUCKETS - 1; int32.
+
+    >>> bucket(tf.constant([-5, 0, 1, 2, 3, 4, 10**12], tf.int64)).numpy().tolist()
+    [0, 0, 1, 2, 2, 3, 31]
+    """
+    starts = tf.constant([2**power for power in range(NUM_BUCKETS - 1)], tf.int64)
+    flat = tf.searchsorted(starts, tf.reshape(seconds, [-1]), side="right")
+    return tf.reshape(flat, tf.shape(seconds))
+
+
+def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tensor:
+    """How many of the oldest events are not read: none up to `max_length`, then `stride` at a time.
+
+    A window that moved with every event would have to be read anew each time.
+    """
+    return (tf.maximum(num_events - max_length, 0) + stride - 1) // stride * stride
+
+
+class SequenceHistory(History):
+    """Base of the encoders that read events in their order.
+
+    Events go in by the order in which they are given; times that are equal or that descend make a
+    gap of no time and nothing else. Items that the vocabulary does not know are left out.
+
+    Args:
+        name: Name of the input.
+        vocabulary: Ids of the items of the training rows.
+        dim: Length of the vectors in here, and of the encoder's.
+        dropout: Share of activations dropped in training.
+        max_length: Events that are read at most.
+        stride: Past that many, as many of the oldest are dropped at once; see `num_dropped`.
+        gaps: Whether the time since the event before is part of an event.
+        ratings: Whether its rating is.
+        time_told: Whether the time of the request is an input (`time`), for protocols `+time`: each
+            event then brings the time until it was asked what comes next.
+        table: The vectors of an item tower's `Id` to share.
+        content: What items are beside their ids is part of an event, too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 64,
+        dropout: float = 0.2,
+        max_length: int = 200,
+        stride: int = 20,
+        gaps: bool = False,
+        ratings: bool = False,
+        time_told: bool = False,
+        table: tf.keras.layers.Embedding | None = None,
+        content: ItemContent | None = None,
+    ) -> None:
+        super().__init__(name, vocabulary, dim, dropout, table)
+        self.content = content
+        if max_length < 1 or not 1 <= stride <= max_length:
+            raise ValueError(
+                f"{name}: max_length must be 1 or more and stride from 1 to it; got {max_length} "
+                f"and {stride}."
+            )
+        self.max_length, self.stride = max_length, stride
+        self.gaps, self.ratings, self.time_told = gaps, ratings, time_told
+        self.begin_vector = self.add_weight(
+            "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
+        )
+        self.gap_table = embedding_table(NUM_BUCKETS, dim) if gaps else None
+        self.rating_table = embedding_table(NUM_RATINGS, dim) if ratings else None
+        self.wait_table = embedding_table(NUM_BUCKETS, dim) if time_told else None
+        self.drop = tf.keras.layers.Dropout(dropout)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether the times of events are an input."""
+        return self.gaps or self.time_told
+
+    @property
+    def inputs(self):
+        more = [Input(f"{self.name}_time", "int64", (None,))] if self.reads_times else []
+        more += [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
+        more += [Input("time", "int64")] if self.time_told else []
+        return [Input(self.name, "string", (None,)), *more]
+
+    # What is read.
+
+    def whole(self, encoded: dict[str, tf.Tensor]) -> Window:
+        """All events of `encoded`, as they come; the sequences that training cuts are of this
+        kind."""
+        items = encoded[self.name]  # [batch_size, n]
+        times, ratings = tf.zeros_like(items, tf.int64), tf.fill(tf.shape(items), float("nan"))
+        request = tf.fill(tf.shape(items)[:1], tf.constant(-1, tf.int64))
+        if self.reads_times:
+            times = tf.cast(encoded[f"{self.name}_time"], tf.int64)
+        if self.ratings:
+            ratings = encoded[f"{self.name}_rating"]
+        if self.time_told:
+            request = tf.cast(encoded["time"], tf.int64)
+        length = tf.reduce_sum(tf.cast(items > UNKNOWN, tf.int32), 1)
+        return Window(items, times, ratings, length, request)
+
+    def window(self, encoded: dict[str, tf.Tensor]) -> Window:
+        """The known ones among the last events of `encoded`, from the left."""
+        whole = self.whole(encoded)
+        known = whole.items > UNKNOWN
+        # Known events first, in their order; padding and unknown ones behind them.
+        order = tf.argsort(tf.cast(~known, tf.int32), axis=1, stable=True)
+        dropped = num_dropped(whole.length, self.max_length, self.stride)
+        width = tf.minimum(tf.shape(order)[1], self.max_length)
+        # Past the end stands the last column, which means nothing there.
+        take = tf.minimum(dropped[:, None] + tf.range(width), tf.shape(order)[1] - 1)
+        order = tf.gather(order, take, batch_dims=1)  # [batch_size, width]
+        columns = [tf.gather(c, order, batch_dims=1) for c in whole[:3]]
+        return Window(*columns, whole.length - dropped, whole.request)
+
+    def event_vectors(self, window: Window, training: bool = False) -> tf.Tensor:
+        """What each event brings, `[batch_size, n, dim]`, components of deviation 1."""
+        vectors = self.table(self.rows(window.items))
+        if self.content is not None:
+            vectors += self.content(window.items, training=training)
+        if self.gaps:
+            before = tf.concat([window.times[:, :1], window.times[:, :-1]], 1)
+            vectors += self.gap_table(bucket(window.times - before))
+        if self.ratings:
+            half_stars = tf.clip_by_value(tf.round(2.0 * window.ratings), 1.0, NUM_RATINGS - 1.0)
+            level = tf.where(tf.math.is_nan(window.ratings), 0.0, half_stars)
+            vectors += self.rating_table(tf.cast(level, tf.int32))
+        return vectors * self.dim**0.5
+
+    def tokens(self, window: Window, training: bool = False) -> tf.Tensor:
+        """`begin`, which stands for a user of whom nothing is known, then the events,
+        `[batch_size, n + 1, dim]`."""
+        events = self.event_vectors(window, training)
+        begin = tf.fill([tf.shape(events)[0], 1, 1], self.dim**0.5) * self.begin_vector
+        tokens = tf.concat([begin, events], 1)
+        if self.time_told:
+            times, asked = self.token_times(window)
+            tokens += self.wait_table(bucket(asked - times)) * self.dim**0.5
+        return self.drop(self.placed(tokens), training=training)
+
+    def placed(self, tokens: tf.Tensor) -> tf.Tensor:
+        """Tokens with what tells their places, for encoders that cannot know them otherwise."""
+        return tokens
+
+    def token_times(self, window: Window) -> tuple[tf.Tensor, tf.Tensor]:
+        """When each token was, and when is asked after it: at the time of the next event or of the
+        request where the encoder is told, else at its own. `[batch_size, n + 1]` int64 both."""
+        first = tf.pad(window.times, [[0, 0], [0, 1]])[:, :1]
+        first = tf.where(window.length[:, None] > 0, first, tf.maximum(window.request, 0)[:, None])
+        times = tf.concat([first, window.times], 1)
+        if not self.time_told:
+            return times, times
+        asked = tf.concat([window.times, window.request[:, None]], 1)
+        is_last = tf.range(tf.shape(times)[1]) == window.length[:, None]
+        return times, tf.where(is_last, window.request[:, None], asked)
+
+    # The three uses.
+
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
+        """The vectors after 0, 1, ..., n events, `[batch_size, n + 1, dim]`."""
+        raise NotImplementedError
+
+    def call(self, encoded, training=False):
+        window = self.window(encoded)
+        return tf.gather(self.states(window, training), window.length, batch_dims=1)
+
+    def at(self, encoded, place, training=False):
+        return tf.gather_nd(self.states(self.whole(encoded), training), place)
+
+    def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """The session state after a history, and its vector `[batch_size, dim]`.
+
+        A state has a row a session: the window's `items`, `times` and `ratings`
+        `[batch_size, max_length]`, its `length`, and `reread`, how often it was read anew since,
+        each `[batch_size]`; besides, what the encoder adds.
+        """
+        window = self.window(encoded)
+        width = tf.shape(window.items)[1]
+        state = {}
+        for name in ("items", "times", "ratings"):
+            column = tf.pad(getattr(window, name), [[0, 0], [0, self.max_length - width]])
+            state[name] = tf.ensure_shape(column, [None, self.max_length])
+        state |= {"length": window.length, "reread": tf.zeros_like(window.length)}
+        return self._read(state, window.request)
+
+    def step(
+        self, state: dict[str, tf.Tensor], event: dict[str, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        # An unknown item changes no state.
+        item = event[self.name]  # [batch_size]
+        known = item > UNKNOWN
+        full = known & (state["length"] == self.max_length)
+        time, rating = tf.zeros_like(item, tf.int64), tf.fill(tf.shape(item), float("nan"))
+        request = tf.zeros_like(time) - 1
+        if self.reads_times:
+            time = tf.cast(event[f"{self.name}_time"], tf.int64)
+        if self.ratings:
+            rating = event[f"{self.name}_rating"]
+        if self.time_told:
+            request = tf.cast(event["time"], tf.int64)
+        # Of a full window the oldest events go, and the others move to its start.
+        moved = tf.range(self.max_length) + tf.where(full, self.stride, 0)[:, None]
+        moved = tf.minimum(moved, self.max_length - 1)
+        length = state["length"] - tf.where(full, self.stride, 0)
+        here = (tf.range(self.max_length) == length[:, None]) & known[:, None]
+        new = dict(state)
+        for name, value in (("items", item), ("times", time), ("ratings", rating)):
+            old = tf.gather(state[name], moved, batch_dims=1)
+            new[name] = tf.where(here, tf.cast(value, old.dtype)[:, None], old)
+        new["length"] = length + tf.cast(known, tf.int32)
+        new["reread"] += tf.cast(full, tf.int32)
+        return tf.cond(
+            tf.reduce_any(full),
+            lambda: self._read(new, request),
+            lambda: self._go_on(new, request, known),
+        )
+
+    def _held(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> Window:
+        """The window that a state holds."""
+        return Window(*(state[name] for name in ("items", "times", "ratings", "length")), request)
+
+    def _read(self, state: dict, request: tf.Tensor) -> tuple[dict, tf.Tensor]:
+        """Reads the whole window of a state."""
+        states = self.states(self._held(state, request))
+        return state, tf.gather(states, state["length"], batch_dims=1)
+
+    def _go_on(self, state: dict, request: tf.Tensor, known: tf.Tensor) -> tuple[dict, tf.Tensor]:
+        """Reads the last event of a window whose other events were read; where `known` is false,
+        there is no new one."""
+        return self._read(state, request)
+
+    def get_config(self):
+        names = ("max_length", "stride", "gaps", "ratings", "time_told")
+        return super().get_config() | {name: getattr(self, name) for name in names}
