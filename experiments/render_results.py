@@ -85,6 +85,7 @@ def latency_table(name: str) -> str:
 
 TABLES = {
     "random": lambda: metrics_table("movielens_1m_random"),
+    "best": lambda: metrics_table("movielens_1m_best"),
     "tutorial": lambda: metrics_table(
         *(
             f"random_100k_seen{step}"
