@@ -123,3 +123,9 @@ def test_against_lists_at_random():
 
 def test_the_example_in_the_docstring():
     assert doctest.testmod(ragged_module) == (0, 2)
+
+
+def test_ranges_by_hand():
+    ranges = Ragged.ranges(np.array([5, 9, 0]), np.array([2, 0, 3]))
+    assert [row.tolist() for row in ranges] == [[5, 6], [], [0, 1, 2]]
+    assert len(Ragged.ranges(np.array([], np.int64), np.array([], np.int64))) == 0

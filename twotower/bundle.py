@@ -142,6 +142,10 @@ class Bundle:
         embed.model = model  # keeps the variables alive
         return embed
 
+    @functools.cached_property
+    def _query_dtypes(self) -> dict[str, str]:
+        return {spec["name"]: spec["dtype"] for spec in self.manifest["query_inputs"]}
+
     def query_tensors(self, inputs: Mapping[str, np.ndarray]) -> dict:
         """Raw inputs of the query tower as tensors.
 
@@ -150,7 +154,7 @@ class Bundle:
         """
         import tensorflow as tf
 
-        dtypes = {spec["name"]: spec["dtype"] for spec in self.manifest["query_inputs"]}
+        dtypes = self._query_dtypes
         missing, unknown = dtypes.keys() - inputs.keys(), inputs.keys() - dtypes.keys()
         if missing or unknown:
             raise ValueError(

@@ -51,6 +51,13 @@ class Ragged:
         return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
     @classmethod
+    def ranges(cls, starts: np.ndarray, lengths: np.ndarray) -> "Ragged":
+        """Consecutive integers: row `i` is `starts[i], ..., starts[i] + lengths[i] - 1`."""
+        ends = np.cumsum(lengths)
+        values = np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
+        return cls.from_lengths(values, lengths)
+
+    @classmethod
     def group(cls, values: np.ndarray, row: np.ndarray, num_rows: int) -> "Ragged":
         """Puts `values[j]` into row `row[j]`; inside a row the given order stays."""
         row = np.asarray(row)
@@ -90,19 +97,14 @@ class Ragged:
     def take(self, rows: np.ndarray) -> "Ragged":
         """The given rows, in the given order; `rows` are indices or a boolean mask."""
         rows = np.arange(len(self))[rows]
-        lengths = self.lengths[rows]
-        inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return Ragged.from_lengths(
-            self.values[np.repeat(self.offsets[rows], lengths) + inside], lengths
-        )
+        places = Ragged.ranges(self.offsets[rows], self.lengths[rows])
+        return Ragged(self.values[places.values], places.offsets)
 
     def last(self, length: int) -> "Ragged":
         """The last `length` values of each row."""
         lengths = np.minimum(self.lengths, length)
-        inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return Ragged.from_lengths(
-            self.values[np.repeat(self.offsets[1:] - lengths, lengths) + inside], lengths
-        )
+        places = Ragged.ranges(self.offsets[1:] - lengths, lengths)
+        return Ragged(self.values[places.values], places.offsets)
 
     def to_dense(self, fill, width: int | None = None) -> np.ndarray:
         """`[num_rows, width]`, each row padded on the right with `fill`.

@@ -88,17 +88,14 @@ class Sequences:
 
     def _batch(self, start, target, stop, rng) -> dict:
         examples = self.examples
-        lengths = stop - target
-        window = np.repeat(np.arange(len(start)), lengths)
-        at = np.repeat(target - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        targets = Ragged.ranges(target, stop - target)
+        window, at = targets.row_index, targets.values
         if not self.is_causal:
             hidden = rng.random(len(at)) < examples.config.hidden_share
             hidden |= at == stop[window] - 1  # the last one, as in serving
             window, at = window[hidden], at[hidden]
-        read = stop - start - self.is_causal  # the last event of a window is a target alone
-        events = Ragged.from_lengths(
-            np.repeat(start - np.cumsum(read) + read, read) + np.arange(read.sum()), read
-        )
+        # The last event of a window is a target alone.
+        events = Ragged.ranges(start, stop - start - self.is_causal)
         columns = examples.histories(events)
         if not self.is_causal and not examples.time_told:
             hidden = np.zeros(len(events.values), bool)

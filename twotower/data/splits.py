@@ -203,11 +203,9 @@ def _ask(dataset: Dataset, by_user: Ragged, at: np.ndarray) -> tuple[Ragged, Rag
     _, first = np.unique(_pairs(dataset, by_user.values), return_index=True)
     at = at[np.isin(at, first)]
     start = by_user.offsets[by_user.row_index[at]]
-    lengths = at - start
-    places = np.arange(lengths.sum())
-    places += np.repeat(start - np.cumsum(lengths) + lengths, lengths)
+    places = Ragged.ranges(start, at - start)
     targets = Ragged.from_lengths(by_user.values[at], np.ones(len(at), np.int64))
-    return Ragged.from_lengths(by_user.values[places], lengths), targets
+    return Ragged(by_user.values[places.values], places.offsets), targets
 
 
 def _leave_one_out(dataset: Dataset, rows: np.ndarray, part: str):

@@ -231,33 +231,28 @@ class SequenceHistory(History):
     def step(
         self, state: dict[str, tf.Tensor], event: dict[str, tf.Tensor]
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        # An unknown item changes no state.
-        item = event[self.name]  # [batch_size]
-        known = item > UNKNOWN
+        columns = {spec.name: event[spec.name] for spec in self.inputs}
+        for spec in self.inputs:
+            if spec.shape:  # of the history: one event
+                columns[spec.name] = columns[spec.name][:, None]
+        one = self.whole(columns)
+        known = one.length > 0  # an unknown item changes no state
         full = known & (state["length"] == self.max_length)
-        time, rating = tf.zeros_like(item, tf.int64), tf.fill(tf.shape(item), float("nan"))
-        request = tf.zeros_like(time) - 1
-        if self.reads_times:
-            time = tf.cast(event[f"{self.name}_time"], tf.int64)
-        if self.ratings:
-            rating = event[f"{self.name}_rating"]
-        if self.time_told:
-            request = tf.cast(event["time"], tf.int64)
         # Of a full window the oldest events go, and the others move to its start.
         moved = tf.range(self.max_length) + tf.where(full, self.stride, 0)[:, None]
         moved = tf.minimum(moved, self.max_length - 1)
         length = state["length"] - tf.where(full, self.stride, 0)
         here = (tf.range(self.max_length) == length[:, None]) & known[:, None]
         new = dict(state)
-        for name, value in (("items", item), ("times", time), ("ratings", rating)):
+        for name in ("items", "times", "ratings"):
             old = tf.gather(state[name], moved, batch_dims=1)
-            new[name] = tf.where(here, tf.cast(value, old.dtype)[:, None], old)
+            new[name] = tf.where(here, getattr(one, name), old)
         new["length"] = length + tf.cast(known, tf.int32)
         new["reread"] += tf.cast(full, tf.int32)
         return tf.cond(
             tf.reduce_any(full),
-            lambda: self._read(new, request),
-            lambda: self._go_on(new, request, known),
+            lambda: self._read(new, one.request),
+            lambda: self._go_on(new, one.request, known),
         )
 
     def _held(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> Window:
