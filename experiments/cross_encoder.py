@@ -48,6 +48,8 @@ class CrossRetrieval(MatrixRetrieval):
     product is computed for each pair.
     """
 
+    is_dot_product = False
+
     def __init__(self, width: int, *args) -> None:
         super().__init__(*args)
         self.of_query = tf.keras.layers.Dense(width)

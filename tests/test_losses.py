@@ -481,3 +481,63 @@ def test_task_config_refuses_combinations_that_lie():
         TaskConfig(correction="log_q_masked", unique=False)
     with pytest.raises(ValueError, match="temperature"):
         TaskConfig(temperature=0.0)
+
+
+@pytest.mark.parametrize("block_scores", [1, 64 * 7, 2**20])
+def test_log_normaliser_is_that_of_the_whole_matrix(monkeypatch, block_scores):
+    # Rows in blocks of 16, 64 and all 100, the last one cut short.
+    monkeypatch.setattr(losses, "BLOCK_SCORES", block_scores)
+    rng = np.random.default_rng(0)
+    queries, items, weight = (
+        tf.constant(values, tf.float32)
+        for values in (3 * rng.normal(size=(100, 5)), 3 * rng.normal(size=(7, 5)), rng.random(100))
+    )
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, items, weight])
+            value = 2 * function(queries, items, weight)
+        return [value, *tape.gradient(value, [queries, items, weight])]
+
+    def whole(queries, items, weight):
+        log_z = tf.reduce_logsumexp(tf.matmul(queries, items, transpose_b=True), 1)
+        return tf.reduce_sum(log_z * weight)
+
+    for found, expected in zip(gradients(losses.log_normaliser), gradients(whole)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_log_normaliser_of_large_scores_and_of_no_query():
+    items = tf.constant([[1.0], [-1.0]])
+    found = losses.log_normaliser(tf.constant([[1000.0]]), items, tf.ones([1]))
+    np.testing.assert_allclose(found, 1000.0)
+    assert float(losses.log_normaliser(tf.zeros([0, 1]), items, tf.zeros([0]))) == 0.0
+
+
+@pytest.mark.parametrize("row", [None, [2, 0, 0, 1, 2]])
+@pytest.mark.parametrize("sum_loss", [False, True])
+def test_full_softmax_without_its_matrix_is_the_same(row, sum_loss):
+    rng = np.random.default_rng(0)
+    config = TaskConfig(temperature=0.5, correction="none", mask_own=False, sum_loss=sum_loss)
+    task = MatrixRetrieval(config, 4, NegativesConfig(("catalogue",)))
+    queries = tf.constant(rng.normal(size=(5 if row is None else 3, 2)), tf.float32)
+    items = tf.constant(rng.normal(size=(4, 2)), tf.float32)
+    item = tf.constant([3, 1, 1, 0, 2])
+
+    def gradients(**kwargs):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, items])
+            loss = task(
+                queries,
+                tf.gather(items, item),
+                row=row if row is None else tf.constant(row),
+                item=item,
+                columns=Columns(tf.range(4), tf.zeros([4]), items),
+                sample_weight=tf.constant([1.0, 2.0, 0.0, 0.5, 1.0]),
+                **kwargs,
+            )
+        return [loss, *map(tf.convert_to_tensor, tape.gradient(loss, [queries, items]))]
+
+    # With vectors of an example's time the matrix is held, and a column is told from the positive.
+    for found, expected in zip(gradients(), gradients(is_timed=True)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

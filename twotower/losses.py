@@ -216,6 +216,60 @@ def cosine_contrastive(
     return 1.0 - positive + ratio * _of(wrong, row)
 
 
+# Scores that are held at a time: few enough to stay in the processor's cache.
+BLOCK_SCORES = 2**20
+
+
+@tf.custom_gradient
+def log_normaliser(queries: tf.Tensor, items: tf.Tensor, weight: tf.Tensor):
+    """sum_q weight_q log Z_q,  Z_q = sum_c exp(q . v_c): the full softmax's part over all items.
+
+    With it -log(exp s+ / Z) is a sum of log Z and a dot product, and the matrix of scores is never
+    held: its rows come in blocks, and a block leaves behind its share of the gradient,
+
+        d/dq = weight_q sum_c p_qc v_c     d/dv_c = sum_q weight_q p_qc q,     p_qc = exp(q . v_c) / Z_q
+
+    a third of the time and a few MB, where TensorFlow's ops would pass over the whole matrix eight
+    times.
+
+    Args:
+        queries: `[num_queries, dim]`, divided by the temperature.
+        items: `[num_items, dim]`, each item of the catalogue once.
+        weight: `[num_queries]`, the weight of a query's examples together.
+
+    Returns:
+        Scalar float32.
+    """
+    num_queries, dim = tf.shape(queries)[0], items.shape[1]
+    rows = tf.clip_by_value(BLOCK_SCORES // tf.shape(items)[0], 16, 4096)
+    num_blocks = tf.maximum((num_queries + rows - 1) // rows, 1)
+
+    def block(number, log_z, by_query, by_item):
+        own = queries[number * rows : (number + 1) * rows]
+        scores = tf.linalg.matmul(own, items, transpose_b=True)  # [rows, num_items]
+        top = tf.reduce_max(scores, 1, keepdims=True)
+        scores = tf.exp(scores - top)
+        z = tf.reduce_sum(scores, 1, keepdims=True)
+        share = weight[number * rows : (number + 1) * rows, None] / z
+        by_query = by_query.write(number, tf.linalg.matmul(scores, items) * share)
+        by_item += tf.linalg.matmul(scores, own * share, transpose_a=True)
+        return number + 1, log_z.write(number, (tf.math.log(z) + top)[:, 0]), by_query, by_item
+
+    arrays = [
+        tf.TensorArray(tf.float32, num_blocks, element_shape=shape, infer_shape=False)
+        for shape in ([None], [None, dim])
+    ]
+    _, log_z, by_query, by_item = tf.while_loop(
+        lambda number, *_: number < num_blocks, block, (0, *arrays, tf.zeros_like(items))
+    )
+    log_z, by_query = log_z.concat(), by_query.concat()
+
+    def gradient(upstream):
+        return upstream * by_query, upstream * by_item, upstream * log_z
+
+    return tf.tensordot(log_z, weight, 1), gradient
+
+
 LOSSES: dict[str, Callable] = {
     "softmax": softmax,
     "bce": binary_cross_entropy,

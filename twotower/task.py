@@ -110,6 +110,9 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         ValueError: `log_q` with another loss than softmax, or other negatives than the batch's.
     """
 
+    # Whether `pairs` and `matrix` are products of vectors, for what needs to know more than scores.
+    is_dot_product = True
+
     def __init__(
         self, config: TaskConfig, num_items: int, columns: NegativesConfig, metrics=None
     ) -> None:
@@ -124,7 +127,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             )
         self._parameters = config.parameters(num_items)
         self._is_full_softmax = (
-            config.loss == "softmax"
+            self.is_dot_product
+            and config.loss == "softmax"
             and columns.negatives == ("catalogue",)
             and not columns.num_hardest
         )
@@ -189,16 +193,19 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         queries = query_embeddings
         of_examples = queries if row is None else tf.gather(queries, row)
         positive = self.pairs(of_examples, positive_embeddings) / temperature
+        if self._is_full_softmax and own is None and block is None and not is_timed:
+            # Column c is item c, once, the positive's own among them.
+            weight = sample_weight
+            if row is not None:
+                weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
+            log_z = losses.log_normaliser(queries / temperature, columns.vectors, weight)
+            total = log_z - tf.tensordot(positive, sample_weight, 1)
+            num_examples = tf.cast(tf.size(item), tf.float32)
+            return total if self.config.sum_loss else total / num_examples
         if self.config.correction == "log_q":
             positive -= log_probability
         negatives = self.matrix(queries, columns.vectors) / temperature
         reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
-        if self._is_full_softmax and own is None and block is None and not is_timed:
-            # Column c is item c, once, and the positive's own column is no negative: TensorFlow's
-            # softmax, which is the same and takes a third of the time.
-            logits = negatives if row is None else tf.gather(negatives, row)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(item, logits)
-            return reduce(loss * sample_weight)
         log_weight, rows = columns.log_weight, row
         if own is not None:
             log_weight = tf.where(own, losses.MASKED, log_weight)
