@@ -227,7 +227,7 @@ def log_normaliser(queries: tf.Tensor, items: tf.Tensor, weight: tf.Tensor):
     With it -log(exp s+ / Z) is a sum of log Z and a dot product, and the matrix of scores is never
     held: its rows come in blocks, and a block leaves behind its share of the gradient,
 
-        d/dq = weight_q sum_c p_qc v_c     d/dv_c = sum_q weight_q p_qc q,     p_qc = exp(q . v_c) / Z_q
+        d/dq = weight_q sum_c p_qc v_c,  d/dv_c = sum_q weight_q p_qc q,  p_qc = exp(q . v_c) / Z_q
 
     a third of the time and a few MB, where TensorFlow's ops would pass over the whole matrix eight
     times.
