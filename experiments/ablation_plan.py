@@ -91,6 +91,14 @@ RUNS = [
     run(
         "sampler", "memory of 1024 beside the batch", "--negatives=batch,memory --memory_size=1024"
     ),
+    *(
+        run(
+            "sampler",
+            f"catalogue, computed every {steps} steps",
+            f"{SOFTMAX_OVER_ALL} --catalogue_refresh={steps}",
+        )
+        for steps in (10, 100)
+    ),
     run("sampler", "hardest 100 of the batch", "--num_hardest=100", 1.3),
     # How scores are corrected.
     run("correction", "none", "--correction=none", pivotal=True),

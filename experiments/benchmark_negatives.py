@@ -31,6 +31,9 @@ VARIANTS = {
     "batch and 1024 uniform": {"negatives": {"negatives": ("batch", "uniform")}},
     "batch and memory of 8192": {"negatives": {"negatives": ("batch", "memory")}},
     "catalogue": {"negatives": {"negatives": ("catalogue",)}},
+    "catalogue, every 100 steps": {
+        "negatives": {"negatives": ("catalogue",), "catalogue_refresh": 100}
+    },
     "hardest 100 of the batch": {"negatives": {"num_hardest": 100}},
     "bce": {"task": {"loss": "bce"}},
     "triplet": {"task": {"loss": "triplet", "temperature": 1.0}},

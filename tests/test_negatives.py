@@ -46,6 +46,7 @@ def weights_of(columns):
         ({"negatives": ("batch", "catalogue")}, "holds every item already"),
         ({"num_sampled": 0}, "num_sampled must be 1"),
         ({"memory_size": 0}, "memory_size must be 1"),
+        ({"catalogue_refresh": 0}, "catalogue_refresh must be 1"),
         ({"num_hardest": -1}, "num_hardest must be 0"),
         ({"hard_negative_share": 1.0}, r"\[0, 1\)"),
         ({"hard_negative_share": -0.1}, r"\[0, 1\)"),
@@ -150,11 +151,11 @@ def test_memory_overwrites_the_oldest():
 # In a model.
 
 
-def training_of(item: dict | None = None, **parts) -> Training:
+def training_of(item: dict | None = None, batch_size: int = 128, **parts) -> Training:
     recipe = tiny.recipe(
         query={"unknown_rate": 0.0, "history_dropout": 0.0},
         item={"unknown_rate": 0.0, **(item or {})},
-        examples={"batch_size": 128},
+        examples={"batch_size": batch_size},
         **parts,
     )
     return Training(tiny.dataset(), tiny.split(), recipe)
@@ -193,16 +194,23 @@ def test_the_whole_catalogue_by_hand(loss, mask_own):
         (("uniform",), True, False),
         (("popularity",), False, False),
         (("catalogue",), False, True),
+        (("catalogue", 4), True, False),
         (("batch", "uniform", "memory"), True, False),
         (("batch", "uniform", "memory"), False, True),
     ],
 )
 def test_every_pool_trains(names, mask_own, timed):
+    *names, refresh = names if names[-1] == 4 else (*names, 1)
     features = ("item_id", "age") if timed else ("item_id",)
     recipe = tiny.recipe(
         item={"features": features},
         task={"mask_own": mask_own, "temperature_kind": "learned"},
-        negatives={"negatives": names, "num_sampled": 40, "memory_size": 300},
+        negatives={
+            "negatives": tuple(names),
+            "num_sampled": 40,
+            "memory_size": 300,
+            "catalogue_refresh": refresh,
+        },
         examples={"batch_size": 128},
     )
     training = Training(tiny.dataset(), tiny.split(), recipe)
@@ -242,6 +250,37 @@ def test_a_block_stands_at_its_columns(names, timed):
         at = np.flatnonzero(block.numpy().any(0))
         expected = training.item_vectors(keys[at])
         np.testing.assert_allclose(columns.vectors.numpy()[at], expected, atol=1e-5)
+
+
+def test_a_catalogue_is_kept_between_two_refreshes():
+    """The batch's items are as they are now, the others as at the last refresh; what is trained is
+    the same loss, and the items that are not in the batch learn nothing."""
+    training = training_of(
+        item={"features": ("item_id", "title")},
+        negatives={"negatives": ("catalogue",), "catalogue_refresh": 3},
+        batch_size=16,
+        task={"mask_own": False, "correction": "none"},
+    )
+    model, keys = training.model, training.dataset.catalogue.keys
+    model.compile(optimizer=tf.keras.optimizers.SGD(1.0))
+    for step, batch in enumerate(training.batches().take(6)):
+        now = training.item_vectors(keys)
+        if step % 3 == 0:
+            kept = now
+        is_fresh = np.isin(keys, batch["item"])
+        assert 0 < is_fresh.sum() < len(keys)
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(batch, training=True)
+        np.testing.assert_allclose(model.pools.snapshot.numpy(), kept, atol=1e-6)
+        columns, positives, _ = model._columns(batch, batch["probability"], training=True)
+        expected = np.where(is_fresh[:, None], now, kept)
+        np.testing.assert_allclose(columns.vectors.numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(positives.numpy(), now[batch["item"].numpy()], atol=1e-6)
+        table = model.item_tower.features[0].table.trainable_variables[0]
+        moved = np.unique(tape.gradient(loss, table).indices.numpy())
+        assert len(moved) <= is_fresh.sum() + 1  # and the row that hidden ids share
+        model.train_step(batch)
+    assert np.abs(now - kept).max() > 1e-3
 
 
 def test_impressions_without_a_click():

@@ -109,15 +109,22 @@ class TwoTowerModel(tfrs.Model):
             log_probability=tf.math.log(probability),
             own=self._own_columns(inputs["own"], columns.keys) if self.config.mask_own else None,
             block=block,
-            step=self.optimizer.iterations if self.optimizer else 0,
+            step=self._step,
             is_timed=bool(inputs.get("timed")),
         )
+
+    @property
+    def _step(self) -> tf.Tensor:
+        """Steps that were done."""
+        return tf.convert_to_tensor(self.optimizer.iterations if self.optimizer else 0)
 
     def _columns(self, inputs: dict, probability: tf.Tensor, training: bool):
         """The columns of the matrix, the vector of each example's item, and how often each query
         has a column in a block of its own (None where no query has)."""
         item, timed = inputs["item"], inputs.get("timed")
         pools = self.pools(item, probability, self.config.correction, distinct=not timed)
+        if self.pools.snapshot is not None and training:
+            return self._columns_as_they_were(inputs, pools["catalogue"])
         ready = [pools.pop("memory")] if "memory" in pools else []
         positives = None
         if timed:
@@ -149,6 +156,22 @@ class TwoTowerModel(tfrs.Model):
                 fresh = fresh.open()
             ready.append(fresh)
         return Columns.concat(ready), positives, block
+
+    def _columns_as_they_were(self, inputs: dict, columns: Columns):
+        """The same for the whole catalogue, of which the batch's items alone are computed."""
+        item, timed = inputs["item"], inputs.get("timed")
+        config, old = self.pools.config, self.pools.snapshot
+        everything = tf.range(self.num_items)
+        is_due = self._step % config.catalogue_refresh == 0
+        tf.cond(is_due, lambda: old.assign(self.item_vectors(everything)), old.read_value)
+        keys, place = tf.unique(item)
+        fresh = self.item_vectors(keys, training=True)
+        columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), keys[:, None], fresh)
+        positives = self.item_vectors(item, True, timed) if timed else tf.gather(fresh, place)
+        block = None
+        if config.has_block:
+            block = self._counted(inputs["block"], everything, self.num_items)
+        return columns, positives, block
 
     @staticmethod
     def _counted(own: tf.Tensor, place: tf.Tensor, num: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,9 @@ A pool brings items as columns by draws whose probabilities are known; log-Q nee
     popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
     memory      vectors of the last `memory_size` examples as they were then (cross-batch negative
                 sampling, Wang et al., SIGIR 2021), drawn as the batch is
-    catalogue   every item once: nothing is drawn and nothing to correct
+    catalogue   every item once: nothing is drawn and nothing to correct. Its vectors are computed at
+                each step; or, where that takes longer than all else, every `catalogue_refresh`
+                steps, and between them those of the batch's items alone
 
 Beside these shared columns a query can have a block of negatives of its own (`mining.py`, and
 impressions without a click), and of all columns a row may keep its hardest alone.
@@ -40,6 +42,8 @@ class NegativesConfig:
         num_sampled: Draws of `uniform`, and of `popularity`.
         sampled_power: Of `popularity`.
         memory_size: Examples whose item vectors `memory` keeps.
+        catalogue_refresh: Steps between two computations of all vectors of `catalogue`. Past 1,
+            items that are not in the batch are columns as they were, and learn nothing there.
         num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
         num_impressions: Impressions without a click, of the query's user, that a row has besides.
@@ -49,6 +53,7 @@ class NegativesConfig:
     num_sampled: int = 1024
     sampled_power: float = 0.75
     memory_size: int = 8192
+    catalogue_refresh: int = 1
     num_hardest: int = 0
     hard_negative_share: float = 0.0
     num_impressions: int = 0
@@ -59,7 +64,8 @@ class NegativesConfig:
             raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
         if "catalogue" in pools and len(pools) > 1:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
-        at_least(self, num_sampled=1, memory_size=1, num_hardest=0, num_impressions=0)
+        least = {"num_sampled": 1, "memory_size": 1, "catalogue_refresh": 1}
+        at_least(self, **least, num_hardest=0, num_impressions=0)
         if not 0 <= self.hard_negative_share < 1:
             raise ValueError(
                 f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."
@@ -210,6 +216,9 @@ class Pools(tf.Module):
                 q = sampling_probability(name, probability, config.sampled_power)
                 self.samplers[name] = Sampler(q, config.num_sampled)
         self.memory = Memory(config.memory_size, dim) if "memory" in config.negatives else None
+        self.snapshot = None
+        if "catalogue" in config.negatives and config.catalogue_refresh > 1:
+            self.snapshot = tf.Variable(tf.zeros([self.num_items, dim]), trainable=False)
 
     def __call__(
         self, item: tf.Tensor, probability: tf.Tensor, correction: str, distinct: bool = True
