@@ -10,8 +10,8 @@ A pool brings items as columns by draws whose probabilities are known; log-Q nee
     popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
     memory      vectors of the last `memory_size` examples as they were then (cross-batch negative
                 sampling, Wang et al., SIGIR 2021), drawn as the batch is
-    catalogue   every item once: nothing is drawn and nothing to correct. Its vectors are computed at
-                each step; or, where that takes longer than all else, every `catalogue_refresh`
+    catalogue   every item once: nothing is drawn and nothing to correct. Its vectors are computed
+                at each step; or, where that takes longer than all else, every `catalogue_refresh`
                 steps, and between them those of the batch's items alone
 
 Beside these shared columns a query can have a block of negatives of its own (`mining.py`, and
