@@ -18,7 +18,7 @@ from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 Recommend = Callable[[EvalCases, int], Candidates]
 
-KS = (10, 20, 50, 100, 500)
+KS = (10, 20, 50, 100, 200, 500)
 MRR_AT = 500
 
 # Lower bounds of the segments: items in a case's history, training rows of a target's item.
