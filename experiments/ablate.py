@@ -1,13 +1,15 @@
-"""The study of losses and negatives: one base recipe, one change at a time.
+"""A study: one base recipe, one change at a time.
 
     python experiments/ablate.py --data_dir=ml-1m --workdir=W --plan_only
     python experiments/ablate.py --data_dir=ml-1m --workdir=W --output=ablation.json
+    python experiments/ablate.py --study=sequences --data_dir=ml-1m --workdir=S --output=out.json
 
-Prints its plan with an estimate, then trains run after run (experiments/ablation_plan.py) by
-train.py in a process of its own, each on the base recipe of experiments/flags/ablation.flags with
-the run's flags behind it. Validation figures only. Runs that a rule hangs on are repeated with
---seeds and on --more_splits. Interrupted, the same command goes on: a run whose row stands in its
-folder or in --output is not repeated, and one that was cut short continues after its last epoch.
+Prints its plan with an estimate, then trains run after run of the study (`losses` by
+experiments/ablation_plan.py, `sequences` by sequence_plan.py) by train.py in a process of its own,
+each on the study's base recipe with the run's flags behind it. Validation figures only. Runs that a
+rule hangs on are repeated with --seeds and on --more_splits. Interrupted, the same command goes on:
+a run whose row stands in its folder or in --output is not repeated, and one that was cut short
+continues after its last epoch.
 --parallel=N trains N at a time, each on its share of the cores, which small batches use better.
 
 The runs on a large catalogue need --large_dir, the folder of
@@ -32,21 +34,24 @@ import time
 import numpy as np
 from absl import app, flags
 
-from ablation_plan import FLAGFILE, MORE_FLAGS, RUNS, Run  # isort: skip
+from ablation_plan import LOSSES, Plan, Run  # isort: skip
+from sequence_plan import SEQUENCES  # isort: skip
 from twotower.bundle import Bundle
 from twotower.data import load
 from twotower.data.splits import PROTOCOLS, make_split
 
 ROOT = pathlib.Path(__file__).parent.parent
+STUDIES = {"losses": LOSSES, "sequences": SEQUENCES}
 
 FLAGS = flags.FLAGS
+flags.DEFINE_enum("study", "losses", [*STUDIES], "Which plan.")
 flags.DEFINE_string("data_dir", None, "GroupLens folder, for train.py.")
 flags.DEFINE_string("large_dir", None, "Folder of make_synthetic.py with 200,000 items.")
 flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 flags.DEFINE_list("groups", None, "Only these groups; all by default.")
 flags.DEFINE_string("pattern", "", "Only runs whose name matches this regular expression.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs that a rule hangs on; others: the first.")
-flags.DEFINE_list("more_splits", ["temporal-successive"], "Further protocols of those runs.")
+flags.DEFINE_list("more_splits", None, "Further protocols of those runs; the plan's by default.")
 flags.DEFINE_float("minutes", 3.5, "Time of the base recipe, for the estimate.")
 flags.DEFINE_float("budget", 8.0, "Hours after which no further run is started.")
 flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
@@ -57,16 +62,22 @@ flags.DEFINE_string(
 )
 
 
+def plan() -> Plan:
+    """That of --study."""
+    return STUDIES[FLAGS.study]
+
+
 def jobs() -> list[tuple[Run, str, int]]:
     """(run, protocol, seed), the first seed of every run before any repetition."""
-    known = {one.group for one in RUNS}
+    known = {one.group for one in plan().runs}
     if unknown := set(FLAGS.groups or ()) - known:
         raise app.UsageError(f"--groups: {sorted(unknown)} are none of {sorted(known)}.")
-    if unknown := set(FLAGS.more_splits) - set(PROTOCOLS):
+    more_splits = plan().more_splits if FLAGS.more_splits is None else FLAGS.more_splits
+    if unknown := set(more_splits) - set(PROTOCOLS):
         raise app.UsageError(f"--more_splits: {sorted(unknown)} are none of {[*PROTOCOLS]}.")
     wanted = [
         one
-        for one in RUNS
+        for one in plan().runs
         if (not FLAGS.groups or one.group in FLAGS.groups) and re.search(FLAGS.pattern, one.name)
     ]
     if not FLAGS.large_dir:
@@ -74,9 +85,9 @@ def jobs() -> list[tuple[Run, str, int]]:
     first, *others = [int(seed) for seed in FLAGS.seeds]
     pivotal = [one for one in wanted if one.is_pivotal]
     return [
-        *((one, "random", first) for one in wanted),
-        *((one, split, first) for split in FLAGS.more_splits for one in pivotal),
-        *((one, "random", seed) for seed in others for one in pivotal),
+        *((one, plan().protocol, first) for one in wanted),
+        *((one, split, first) for split in more_splits for one in pivotal),
+        *((one, plan().protocol, seed) for seed in others for one in pivotal),
     ]
 
 
@@ -88,7 +99,7 @@ def place(one: Run, split: str, seed: int) -> pathlib.Path:
 
 def flags_of(one: Run, split: str) -> list[str]:
     """What a run has behind the base recipe's flags."""
-    return [*one.flags, *MORE_FLAGS.get(split, ()), *FLAGS.extra]
+    return [*one.flags, *plan().more_flags.get(split, ()), *FLAGS.extra]
 
 
 def finished(one: Run, split: str, seed: int) -> dict | None:
@@ -151,7 +162,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
     """
     folder = place(one, split, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "experiments/train.py", f"--flagfile={FLAGFILE}"]
+    command = [sys.executable, "experiments/train.py", f"--flagfile={plan().flagfile}"]
     command += [f"--split={split}", f"--seed={seed}", *flags_of(one, split)]
     hidden, data_dir = [f"--workdir={folder.absolute()}"], FLAGS.data_dir
     if one.is_large:
@@ -219,9 +230,9 @@ def tell(row: dict | None) -> None:
     if row is None:
         print(f"{FLAGS.budget} hours are over; the same command goes on.", flush=True)
         return
-    figure = row["metrics"]["recall_micro@100"]
+    figure = row["metrics"][plan().metric]
     print(
-        f"{row['group']}: {row['name']} ({row['protocol']}, seed {row['seed']})  recall_micro@100 "
+        f"{row['group']}: {row['name']} ({row['protocol']}, seed {row['seed']})  {plan().metric} "
         f"{figure['mean']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]  "
         f"{row['wall_seconds']:.0f} s",
         flush=True,

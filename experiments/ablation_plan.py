@@ -1,8 +1,6 @@
-"""The runs of experiments/ablate.py: one base recipe, one change at a time."""
+"""The study of losses and negatives: one base recipe, one change at a time."""
 
 import dataclasses
-
-FLAGFILE = "experiments/flags/ablation.flags"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +12,7 @@ class Run:
         name: Of the row; with the group it names the run.
         flags: What differs from the base recipe.
         cost: Estimated time, in runs of the base recipe.
-        is_pivotal: Whether a rule hangs on it, so that it gets three seeds and `temporal`, too.
+        is_pivotal: Whether a rule hangs on it, so that it gets more seeds and protocols.
         is_large: Whether it trains on the large synthetic catalogue (--large_dir).
     """
 
@@ -26,8 +24,25 @@ class Run:
     is_large: bool = False
 
 
-# Where every example has a history of its own an epoch takes ten times as long: half as many.
-MORE_FLAGS = {"temporal-successive": ("--epochs=3",)}
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        flagfile: The base recipe.
+        protocol: Of all runs.
+        metric: What a run's line tells.
+        runs: All of them.
+        more_splits: Further protocols of the pivotal ones.
+        more_flags: Protocol -> flags behind a run's own.
+    """
+
+    flagfile: str
+    protocol: str
+    metric: str
+    runs: list[Run]
+    more_splits: tuple[str, ...] = ()
+    more_flags: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def run(group: str, name: str, flags: str = "", cost: float = 1.0, pivotal: bool = False) -> Run:
@@ -171,3 +186,13 @@ RUNS = [
         0.9,
     ),
 ]
+
+LOSSES = Plan(
+    "experiments/flags/ablation.flags",
+    "random",
+    "recall_micro@100",
+    RUNS,
+    more_splits=("temporal-successive",),
+    # Where every example has a history of its own an epoch takes ten times as long: half as many.
+    more_flags={"temporal-successive": ("--epochs=3",)},
+)

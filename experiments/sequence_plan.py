@@ -1,0 +1,47 @@
+"""The study of sequential query towers: a shorter headline recipe, one change at a time."""
+
+from ablation_plan import Plan, run
+
+IDS_ALONE = (
+    "--noquery_history_ratings --noquery_history_gaps --noquery_history_time_bias "
+    "--noquery_history_content --item_features=item_id"
+)
+
+SEQUENCES = Plan(
+    "experiments/flags/sequence_ablation.flags",
+    "loo-5core",
+    "ndcg@10",
+    [
+        run("base", "causal transformer, all inputs", pivotal=True),
+        # How events become a vector.
+        run("encoder", "mean", "--query_history=mean --noquery_history_content", 0.5),
+        run("encoder", "recency-weighted mean", "--query_history=recency", 0.5),
+        run("encoder", "attention pooling", "--query_history=attention", 0.6),
+        run("encoder", "GRU", "--query_history=gru --query_history_layers=1", 1.5),
+        run("encoder", "masked transformer", "--query_history=masked_transformer"),
+        run("encoder", "HSTU", "--query_history=hstu"),
+        # What an event brings.
+        run("input", "no ratings", "--noquery_history_ratings"),
+        run("input", "no gaps", "--noquery_history_gaps"),
+        run("input", "no time between events in attention", "--noquery_history_time_bias"),
+        run("input", "no content", "--noquery_history_content --item_features=item_id", 0.9),
+        run("input", "ids alone", IDS_ALONE, 0.7, pivotal=True),
+        # What tells places.
+        run("place", "by distance", "--query_history_positions=relative"),
+        run("place", "not at all", "--query_history_positions=none"),
+        run("place", "the last 50 events", "--query_history_length=50 --sequence_length=50", 0.8),
+        # How vectors meet.
+        run("score", "cosine over .05", "--l2_normalise --temperature=0.05"),
+        run("score", "a table of ids for each side", "--query_shared=nothing"),
+        run("score", "in-batch softmax", "--negatives=batch --correction=log_q_masked"),
+        # Size.
+        run("size", "one block", "--query_history_layers=1", 0.8),
+        run("size", "three blocks", "--query_history_layers=3", 1.3),
+        run(
+            "size",
+            "128",
+            "--dim=128 --item_id_dim=128 --query_history_dim=128 --query_history_heads=4",
+            1.7,
+        ),
+    ],
+)

@@ -1,0 +1,55 @@
+"""Tables of sequential towers from experiments/results/, for render_results.py."""
+
+import numpy as np
+
+from ablation_tables import mean  # isort: skip  (beside this script)
+from published import PUBLISHED  # isort: skip
+from retrieval_tables import RESULTS, origin, read, table  # isort: skip
+
+METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
+
+
+def results(protocol: str) -> str:
+    """Test figures of a protocol over seeds, above those that others report."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(RESULTS.glob(f"sequence_{protocol.replace('+', '_')}_*.json")):
+        for row in read(path.stem)["rows"]:
+            assert row["protocol"] == protocol and row["part"] == "test", path
+            found.setdefault(row["name"], []).append(row)
+    body = []
+    for name, rows in found.items():
+        cells = []
+        for metric in METRICS:
+            values = [row["metrics"][metric]["mean"] for row in rows]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        body.append([name, *cells, "", f"here, seeds: {len(rows)}"])
+    for row in PUBLISHED:
+        if row.protocol == protocol:
+            figures = [row.metrics.get(metric) for metric in METRICS]
+            cells = ["" if value is None else f"{value:.3f}" for value in figures]
+            body.append([row.name, *cells, row.told, row.source])
+    header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "told besides", "source"]
+    return table(header, body) + "\n\n" + origin(next(iter(found.values()))[0])
+
+
+def study(name: str = "sequences") -> str:
+    """What each piece gives: the base recipe with one change."""
+    rows, body = read(name)["rows"], []
+    for row in rows:
+        if row["seed"] != rows[0]["seed"]:
+            continue
+        same = [r for r in rows if (r["group"], r["name"]) == (row["group"], row["name"])]
+        value, half = mean(same, "ndcg@10")
+        cells = [f"{value:.3f} ± {half:.3f}"]
+        cells += [f"{mean(same, metric)[0]:.3f}" for metric in METRICS if metric != "ndcg@10"]
+        cells += [f"{len(same)}", f"{row['training_seconds'] / 60:.0f}"]
+        body.append([row["group"], row["name"], *cells])
+    header = ["", "change", "`ndcg@10`"]
+    header += [f"`{metric}`" for metric in METRICS if metric != "ndcg@10"]
+    one = rows[0]
+    source = (
+        f"`{one['protocol']}`, validation, {one['hardware']}, {one['cores']} of the cores a run; "
+        f"intervals over users. Commands and commits stand in `experiments/results/{name}.json`."
+    )
+    return table([*header, "seeds", "minutes"], body) + "\n\n" + source
