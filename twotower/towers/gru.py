@@ -43,11 +43,9 @@ class GRUHistory(SequenceHistory):
         return state | {"hidden": tf.stack(before, 1)}, vector
 
     def _go_on(self, state, request, known):
-        tokens, hidden = self.tokens(self._held(state, request)), state["hidden"]
-        place = tf.maximum(state["length"] - 1, 0)
-        after = self._step(tf.gather(tokens, place, batch_dims=1), hidden)
-        hidden = tf.where(known[:, None, None], after, hidden)
-        last = self._step(tf.gather(tokens, state["length"], batch_dims=1), hidden)
+        tokens, hidden = self.last_two(state, request), state["hidden"]
+        hidden = tf.where(known[:, None, None], self._step(tokens[:, 0], hidden), hidden)
+        last = self._step(tokens[:, 1], hidden)
         return state | {"hidden": hidden}, last[:, -1]
 
     def _step(self, x: tf.Tensor, hidden: tf.Tensor) -> tf.Tensor:

@@ -50,25 +50,23 @@ class RecencyHistory(SequenceHistory):
 
     def _read(self, state, request):
         tokens = self.tokens(self._held(state, request))
+        last = tf.gather(tokens, state["length"], batch_dims=1)
         age = state["length"][:, None] - 1 - tf.range(self.max_length + 1)
         weight = tf.where(age >= 0, self._keep() ** tf.cast(tf.maximum(age, 0), tf.float32), 0.0)
         before = {
             "sum": tf.einsum("bj,bjd->bd", weight, tokens),
             "weight": tf.reduce_sum(weight, 1),
         }
-        return self._with_last(state | before, tokens)
+        return self._with_last(state | before, last)
 
     def _go_on(self, state, request, known):
-        tokens = self.tokens(self._held(state, request))
-        place = tf.maximum(state["length"] - 1, 0)
-        token = tf.gather(tokens, place, batch_dims=1)  # the last one before this event
+        token, last = tf.unstack(self.last_two(state, request), axis=1)
         total = tf.where(known[:, None], self._keep() * state["sum"] + token, state["sum"])
         weight = tf.where(known, self._keep() * state["weight"] + 1.0, state["weight"])
-        return self._with_last(state | {"sum": total, "weight": weight}, tokens)
+        return self._with_last(state | {"sum": total, "weight": weight}, last)
 
-    def _with_last(self, state: dict, tokens: tf.Tensor) -> tuple[dict, tf.Tensor]:
+    def _with_last(self, state: dict, last: tf.Tensor) -> tuple[dict, tf.Tensor]:
         """The sums hold all tokens but the last, which a request may have to be told."""
-        last = tf.gather(tokens, state["length"], batch_dims=1)
         total = self._keep() * state["sum"] + last
         return state, total / (self._keep() * state["weight"] + 1.0)[:, None]
 

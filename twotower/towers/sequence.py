@@ -176,15 +176,48 @@ class SequenceHistory(History):
         """`begin`, which stands for a user of whom nothing is known, then the events,
         `[batch_size, n + 1, dim]`."""
         events = self.event_vectors(window, training)
-        begin = tf.fill([tf.shape(events)[0], 1, 1], self.dim**0.5) * self.begin_vector
-        tokens = tf.concat([begin, events], 1)
-        if self.time_told:
-            times, asked = self.token_times(window)
-            tokens += self.wait_table(bucket(asked - times)) * self.dim**0.5
-        return self.drop(self.placed(tokens), training=training)
+        tokens = tf.concat([self._begin(tf.shape(events)[:1]), events], 1)
+        return self._at_places(tokens, window, tf.range(tf.shape(tokens)[1])[None], training)
 
-    def placed(self, tokens: tf.Tensor) -> tf.Tensor:
-        """Tokens with what tells their places, for encoders that cannot know them otherwise."""
+    def last_tokens(self, window: Window, places: tf.Tensor) -> tf.Tensor:
+        """Those at the consecutive `places` `[batch_size, m]`, without the others: what a session's
+        event costs must not grow with the window. `[batch_size, m, dim]`."""
+        # Token p is event p - 1, and its gap is told by the event before.
+        at = tf.maximum(tf.concat([places[:, :1] - 1, places], 1) - 1, 0)
+        few = {
+            name: tf.gather(getattr(window, name), at, batch_dims=1)
+            for name in ("items", "times", "ratings")
+        }
+        events = self.event_vectors(window._replace(**few))[:, 1:]
+        begin = self._begin(tf.shape(events)[:1])
+        tokens = tf.where(places[:, :, None] > 0, events, begin)
+        return self._at_places(tokens, window, places)
+
+    def last_two(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> tf.Tensor:
+        """The last tokens of the window that a state holds, `[batch_size, 2, dim]`; before the
+        first event both are `begin`."""
+        places = tf.maximum(state["length"][:, None] + tf.range(-1, 1), 0)
+        return self.last_tokens(self._held(state, request), places)
+
+    def _begin(self, batch_size: tf.Tensor) -> tf.Tensor:
+        """The token before all events, `[batch_size, 1, dim]`."""
+        shape = tf.concat([batch_size, [1, 1]], 0)
+        return tf.fill(shape, self.dim**0.5) * self.begin_vector
+
+    def _at_places(self, tokens, window: Window, places: tf.Tensor, training: bool = False):
+        """Tokens with what tells when is asked after them, and where they stand."""
+        if self.time_told:
+            wait = tf.gather(
+                tf.subtract(*self.token_times(window)[::-1]),
+                tf.broadcast_to(places, tf.shape(tokens)[:2]),
+                batch_dims=1,
+            )
+            tokens += self.wait_table(bucket(wait)) * self.dim**0.5
+        return self.drop(self.placed(tokens, places), training=training)
+
+    def placed(self, tokens: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        """Tokens `[batch_size, m, dim]` with what tells their places `[batch_size or 1, m]`, for
+        encoders that cannot know them otherwise."""
         return tokens
 
     def token_times(self, window: Window) -> tuple[tf.Tensor, tf.Tensor]:

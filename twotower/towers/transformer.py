@@ -155,10 +155,10 @@ class TransformerHistory(SequenceHistory):
     def reads_times(self):
         return super().reads_times or self.time_bias
 
-    def placed(self, tokens):
+    def placed(self, tokens, places):
         if self.position_table is None:
             return tokens
-        return tokens + self.position_table(tf.range(tf.shape(tokens)[1])) * self.dim**0.5
+        return tokens + self.position_table(places) * self.dim**0.5
 
     def bias(self, window: Window, places: tf.Tensor) -> tf.Tensor:
         """What is added to the logits of the tokens at `places` `[batch_size or 1, m]`, for all
@@ -203,7 +203,7 @@ class TransformerHistory(SequenceHistory):
         window = self._held(state, request)
         length = state["length"][:, None]
         places = tf.maximum(length + tf.range(-1, 1), 0) if self.time_told else length
-        x = tf.gather(self.tokens(window), places, batch_dims=1)  # [batch_size, m, dim]
+        x = self.last_tokens(window, places)  # [batch_size, m, dim]
         bias = self.bias(window, places)
         mask = (tf.range(self.num_tokens) <= places[:, :, None])[:, None]
         rows = tf.broadcast_to(tf.range(tf.shape(x)[0])[:, None], tf.shape(places))
