@@ -279,11 +279,12 @@ def test_a_gru_step_by_hand():
 
 def test_an_attention_block_by_hand():
     block = AttentionBlock(2, heads=1, dropout=0)
-    x = tf.constant([[[1.0, -1.0], [-1.0, 1.0]]])  # norm leaves these as they are
-    queries, keys, values = block.project(x)
+    x = tf.constant([[1.0, -1.0], [-1.0, 1.0]])  # norm leaves these as they are
+    block.project(x)
     block.projection.kernel.assign(tf.concat([tf.eye(2)] * 3, 1))
     queries, keys, values = block.project(x)
     np.testing.assert_allclose(queries, x, atol=1e-5)
+    keys, values = keys[None], values[None]  # a batch of one
     mask, bias = tf.constant([[True, False], [True, True]]), tf.zeros([1, 1, 1, 1])
     block.mix(x, queries, keys, values, bias, mask)
     block.out.kernel.assign(tf.eye(2))
@@ -291,21 +292,22 @@ def test_an_attention_block_by_hand():
     # Token 1 attends to itself: 1 + 1. Token 2: logits -2 and 2 over sqrt 2 for [1, -1] and itself,
     # of which [-1, 1] gets a = sigmoid(4 / sqrt 2): 2 a - 1 more.
     more = 2 / (1 + np.exp(-4 / 2**0.5)) - 1
-    expected = [[[2, -2], [-1 - more, 1 + more]]]
+    expected = [[2, -2], [-1 - more, 1 + more]]
     found = block.mix(x, queries, keys, values, bias, mask)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     # A bias of -8 / sqrt 2 on the own place turns it around.
     bias = tf.constant([[[[0.0, 0.0], [0.0, -8 / 2**0.5]]]])
     found = block.mix(x, queries, keys, values, bias, mask)
-    np.testing.assert_allclose(found[0, 1], [-1 + more, 1 - more], rtol=1e-4)
+    np.testing.assert_allclose(found[1], [-1 + more, 1 - more], rtol=1e-4)
 
 
 def test_a_gated_block_by_hand():
     block = GatedBlock(2, heads=1, dropout=0, num_tokens=4)
-    x = tf.constant([[[1.0, -1.0], [-1.0, 1.0]]])
+    x = tf.constant([[1.0, -1.0], [-1.0, 1.0]])
     block.project(x)
     block.projection.kernel.assign(tf.concat([tf.eye(2)] * 4, 1))
-    queries, keys, values = block.project(x)
+    queries, *both = block.project(x)
+    keys, values = (rows[None] for rows in both)  # a batch of one
 
     def silu(value):
         return value / (1 + np.exp(-value))
@@ -319,13 +321,13 @@ def test_a_gated_block_by_hand():
     # [silu 1, silu -1].
     expected = [1 + one, -1 - other]
     found = block.mix(x, queries, keys, values, bias, mask)
-    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-3)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3)
     # Token 2 attends to both, by silu of their products over 4, which do not add up to one; before
     # the norm it is w1 [one, other] + w2 [other, one].
     both = silu(2 * one * other) / 4, silu(one**2 + other**2) / 4
     sign = np.sign(both[0] * (one - other) + both[1] * (other - one))
     expected = [-1 + sign * other, 1 - sign * one]
-    np.testing.assert_allclose(found[0, 1], expected, rtol=1e-3)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-3)
 
 
 def test_hidden_events_are_asked_for_and_not_shown():

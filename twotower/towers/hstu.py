@@ -35,16 +35,18 @@ class GatedBlock(tf.keras.layers.Layer):
         self.drop = tf.keras.layers.Dropout(dropout)
 
     def project(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`[batch_size, m, dim]` -> queries beside gates `[batch_size, m, 2 dim]`, keys, values."""
-        gates, values, queries, keys = tf.split(self.projection(self.norm(x)), 4, axis=2)
-        return tf.concat([queries, gates], 2), keys, values
+        """Rows `[batch_size * m, dim]` -> queries beside gates, `[batch_size * m, 2 dim]`; keys;
+        values."""
+        gates, values, queries, keys = tf.split(self.projection(self.norm(x)), 4, axis=1)
+        return tf.concat([queries, gates], 1), keys, values
 
     def mix(self, x, queries, keys, values, bias, mask, training: bool = False) -> tf.Tensor:
         """As in `AttentionBlock.mix`."""
-        queries, gates = tf.split(queries, 2, axis=2)
-        q, k, v = (split_heads(part, self.heads) for part in (queries, keys, values))
+        queries, gates = tf.split(queries, 2, axis=1)
+        batch_size = tf.shape(keys)[0]
+        q, k, v = (split_heads(x, self.heads, batch_size) for x in (queries, keys, values))
         weight = tf.nn.silu(tf.matmul(q, k, transpose_b=True) + bias) / self.num_tokens
-        attended = merge_heads(tf.where(mask, weight, 0.0) @ v)  # [batch_size, m, dim]
+        attended = merge_heads(tf.where(mask, weight, 0.0) @ v)  # [batch_size * m, dim]
         return x + self.out(self.drop(self.attended_norm(attended) * gates, training=training))
 
 

@@ -271,22 +271,29 @@ class SequenceHistory(History):
         one = self.whole(columns)
         known = one.length > 0  # an unknown item changes no state
         full = known & (state["length"] == self.max_length)
-        # Of a full window the oldest events go, and the others move to its start.
-        moved = tf.range(self.max_length) + tf.where(full, self.stride, 0)[:, None]
-        moved = tf.minimum(moved, self.max_length - 1)
-        length = state["length"] - tf.where(full, self.stride, 0)
-        here = (tf.range(self.max_length) == length[:, None]) & known[:, None]
-        new = dict(state)
-        for name in ("items", "times", "ratings"):
-            old = tf.gather(state[name], moved, batch_dims=1)
-            new[name] = tf.where(here, getattr(one, name), old)
-        new["length"] = length + tf.cast(known, tf.int32)
-        new["reread"] += tf.cast(full, tf.int32)
         return tf.cond(
             tf.reduce_any(full),
-            lambda: self._read(new, one.request),
-            lambda: self._go_on(new, one.request, known),
+            lambda: self._read(self._added(state, one, known, full), one.request),
+            lambda: self._go_on(self._added(state, one, known), one.request, known),
         )
+
+    def _added(self, state: dict, one: Window, known: tf.Tensor, full=None) -> dict:
+        """A state with an event more where `known`. Of the windows that are `full` the oldest
+        events go, and the others move to their start."""
+        new = dict(state)
+        if full is not None:
+            dropped = tf.where(full, self.stride, 0)
+            moved = tf.range(self.max_length) + dropped[:, None]
+            moved = tf.minimum(moved, self.max_length - 1)
+            for name in ("items", "times", "ratings"):
+                new[name] = tf.gather(state[name], moved, batch_dims=1)
+            new["length"] -= dropped
+            new["reread"] += tf.cast(full, tf.int32)
+        here = (tf.range(self.max_length) == new["length"][:, None]) & known[:, None]
+        for name in ("items", "times", "ratings"):
+            new[name] = tf.where(here, getattr(one, name), new[name])
+        new["length"] += tf.cast(known, tf.int32)
+        return new
 
     def _held(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> Window:
         """The window that a state holds."""

@@ -24,16 +24,16 @@ def looked_up(table: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return tf.transpose(tf.gather(tf.identity(table), index), [0, 3, 1, 2])
 
 
-def split_heads(x: tf.Tensor, heads: int) -> tf.Tensor:
-    """`[batch_size, n, dim]` to `[batch_size, heads, n, dim / heads]`."""
-    batch_size, n, dim = tf.shape(x)[0], tf.shape(x)[1], x.shape[-1]
-    return tf.transpose(tf.reshape(x, [batch_size, n, heads, dim // heads]), [0, 2, 1, 3])
+def split_heads(x: tf.Tensor, heads: int, batch_size: tf.Tensor) -> tf.Tensor:
+    """Rows `[batch_size * n, dim]`, or `[batch_size, n, dim]`, to
+    `[batch_size, heads, n, dim / heads]`."""
+    x = tf.reshape(x, [batch_size, -1, heads, x.shape[-1] // heads])
+    return tf.transpose(x, [0, 2, 1, 3])
 
 
 def merge_heads(x: tf.Tensor) -> tf.Tensor:
-    """The inverse of `split_heads`."""
-    batch_size, n, dim = tf.shape(x)[0], tf.shape(x)[2], x.shape[1] * x.shape[3]
-    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [batch_size, n, dim])
+    """`[batch_size, heads, n, dim / heads]` to rows `[batch_size * n, dim]`."""
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, x.shape[1] * x.shape[3]])
 
 
 class AttentionBlock(tf.keras.layers.Layer):
@@ -64,22 +64,23 @@ class AttentionBlock(tf.keras.layers.Layer):
         self.drop = tf.keras.layers.Dropout(dropout)
 
     def project(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`[batch_size, m, dim]` -> queries, keys, values, of the same shape."""
-        return tuple(tf.split(self.projection(self.norm(x)), 3, axis=2))
+        """`[batch_size * m, dim]` -> queries, keys, values, of the same shape."""
+        return tuple(tf.split(self.projection(self.norm(x)), 3, axis=1))
 
     def mix(self, x, queries, keys, values, bias, mask, training: bool = False) -> tf.Tensor:
-        """The block's output for `m` tokens that attend to `n`, `[batch_size, m, dim]`.
+        """The block's output for `m` tokens that attend to `n`, `[batch_size * m, dim]`.
 
         Args:
-            x: `[batch_size, m, dim]`.
-            queries: `[batch_size, m, dim]`.
+            x: `[batch_size * m, dim]`; dense layers take rows, with few small ops an event.
+            queries: `[batch_size * m, dim]`.
             keys: `[batch_size, n, dim]`.
             values: `[batch_size, n, dim]`.
             bias: Added to the logits; broadcasts to `[batch_size, heads, m, n]`.
             mask: Which token may attend to which, likewise.
             training: Whether to drop.
         """
-        q, k, v = (split_heads(part, self.heads) for part in (queries, keys, values))
+        batch_size = tf.shape(keys)[0]
+        q, k, v = (split_heads(x, self.heads, batch_size) for x in (queries, keys, values))
         logits = tf.matmul(q, k, transpose_b=True) / math.sqrt(q.shape[-1]) + bias
         weight = self.drop(tf.nn.softmax(tf.where(mask, logits, -1e9)), training=training)
         x += self.drop(self.out(merge_heads(weight @ v)), training=training)
@@ -181,15 +182,17 @@ class TransformerHistory(SequenceHistory):
 
     def _layers(self, window: Window, training: bool):
         """All outputs, and each block's keys and values, `[batch_size, num_layers, n + 1, dim]`."""
-        x, kept = self.tokens(window, training), ([], [])
-        places = tf.range(tf.shape(x)[1])[None, :]
+        tokens, kept = self.tokens(window, training), ([], [])
+        shape = tf.shape(tokens)
+        x, places = tf.reshape(tokens, [-1, self.dim]), tf.range(shape[1])[None, :]
         bias, mask = self.bias(window, places), self.mask(window)
         for block in self.blocks:
-            queries, keys, values = block.project(x)
+            queries, *both = block.project(x)
+            keys, values = (tf.reshape(rows, shape) for rows in both)
             x = block.mix(x, queries, keys, values, bias, mask, training)
             kept[0].append(keys)
             kept[1].append(values)
-        return self.norm(x), *(tf.stack(part, 1) for part in kept)
+        return tf.reshape(self.norm(x), shape), *(tf.stack(part, 1) for part in kept)
 
     def states(self, window, training=False):
         return self._layers(window, training)[0]
@@ -203,18 +206,20 @@ class TransformerHistory(SequenceHistory):
         window = self._held(state, request)
         length = state["length"][:, None]
         places = tf.maximum(length + tf.range(-1, 1), 0) if self.time_told else length
-        x = self.last_tokens(window, places)  # [batch_size, m, dim]
+        shape = tf.concat([tf.shape(places), [self.dim]], 0)
+        x = tf.reshape(self.last_tokens(window, places), [-1, self.dim])
         bias = self.bias(window, places)
         mask = (tf.range(self.num_tokens) <= places[:, :, None])[:, None]
-        rows = tf.broadcast_to(tf.range(tf.shape(x)[0])[:, None], tf.shape(places))
+        rows = tf.broadcast_to(tf.range(shape[0])[:, None], shape[:2])
         for number, block in enumerate(self.blocks):
             queries, *new = block.project(x)
             at = tf.stack([rows, tf.fill(tf.shape(rows), number), places], 2)
             names = ("keys", "values")
+            new = [tf.reshape(rows, shape) for rows in new]
             cache = [tf.tensor_scatter_nd_update(state[n], at, new[i]) for i, n in enumerate(names)]
             state = state | dict(zip(names, cache))
             x = block.mix(x, queries, *(part[:, number] for part in cache), bias, mask)
-        return state, self.norm(x)[:, -1]
+        return state, tf.reshape(self.norm(x), shape)[:, -1]
 
     def get_config(self):
         names = ("num_layers", "heads", "positions", "time_bias")
