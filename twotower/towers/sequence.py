@@ -207,11 +207,9 @@ class SequenceHistory(History):
     def _at_places(self, tokens, window: Window, places: tf.Tensor, training: bool = False):
         """Tokens with what tells when is asked after them, and where they stand."""
         if self.time_told:
-            wait = tf.gather(
-                tf.subtract(*self.token_times(window)[::-1]),
-                tf.broadcast_to(places, tf.shape(tokens)[:2]),
-                batch_dims=1,
-            )
+            times, asked = self.token_times(window)
+            at = tf.broadcast_to(places, tf.shape(tokens)[:2])
+            wait = tf.gather(asked - times, at, batch_dims=1)
             tokens += self.wait_table(bucket(wait)) * self.dim**0.5
         return self.drop(self.placed(tokens, places), training=training)
 
