@@ -11,17 +11,10 @@ shared with others, whose speed halves and doubles by the second, it tells what 
 `p50_ms` what one gets. `recall@100` is against exact search over the same queries without
 exclusions, where an index cannot fall back to a scan.
 
-One request is too small to share: numpy, FAISS and TensorFlow get one thread each, and the process
-one core (`--core`), as one of several serving processes would. Otherwise each step wakes up on
-another core, and finds its caches cold.
+One thread and one core, for the reasons in `single_requests.py`.
 """
 
-import os
-
-# ruff: noqa: E402
-# Read when numpy and FAISS are imported.
-for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(pool, "1")
+import single_requests  # isort: skip  (first: numpy's threads)
 
 import json
 import pathlib
@@ -30,10 +23,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.bundle import Bundle
-from twotower.data import load, splits
-from twotower.data.examples import QueryInputs
 from twotower.provenance import provenance
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
@@ -44,11 +34,9 @@ import tensorflow as tf  # isort: skip
 BLOCK, WARM_UP = 50, 10
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+single_requests.define()
 flags.DEFINE_integer("requests", 2000, "Requests a variant.", lower_bound=10)
 flags.DEFINE_integer("k", 10, "Titles a request.", lower_bound=1)
-flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
 flags.DEFINE_string("output", None, "JSON file to write.")
 
 
@@ -66,13 +54,13 @@ def through_retriever(bundle: Bundle, name: str, titles: np.ndarray):
 
 def saved_model(bundle: Bundle, name: str):
     """`call(inputs, k, exclude)` of a SavedModel: raw inputs and excluded ids -> its outputs."""
+    import scann  # noqa: F401  (registers the ops of retrieve_scann)
+
     model = tf.saved_model.load(str(bundle.directory / name))
     signature = model.signatures["serving_default"]
-    dtypes = {spec["name"]: spec["dtype"] for spec in bundle.manifest["query_inputs"]}
 
     def call(inputs, k, exclude):
-        feed = {name: tf.constant(values, dtypes[name]) for name, values in inputs.items()}
-        return signature(k=k, exclude=exclude, **feed)
+        return signature(k=k, exclude=exclude, **bundle.query_tensors(inputs))
 
     call.model = model  # keeps the variables alive
     return call
@@ -103,15 +91,7 @@ def layer_recall(bundle: Bundle, call, requests: list, exact: Candidates) -> flo
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    if FLAGS.core >= 0 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {FLAGS.core})
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    bundle = Bundle(FLAGS.bundle)
-    manifest = bundle.manifest
-    dataset = load(manifest["dataset"], FLAGS.data_dir)
-    split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
-    raw = QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])
+    bundle, split, raw = single_requests.open_bundle()
     rows = np.random.default_rng(0).permutation(len(split.cases))[: FLAGS.requests]
     requests = [(raw(case), case.exclude.values) for case in split.cases.take(rows).batches(1)]
     lengths = [len(excluded) for _, excluded in requests]

@@ -9,12 +9,7 @@ history; `reread` are the steps whose window was read anew. `difference` is the 
 both vectors' components. One user at a time, on one thread and core.
 """
 
-import os
-
-# ruff: noqa: E402
-# Read when numpy is imported.
-for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(pool, "1")
+import single_requests  # isort: skip  (first: numpy's threads)
 
 import json
 import pathlib
@@ -23,37 +18,21 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
-from twotower.bundle import Bundle
-from twotower.data import load, splits
-from twotower.data.examples import QueryInputs
 from twotower.provenance import provenance
 from twotower.session import Session
 
-import tensorflow as tf  # isort: skip
-
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+single_requests.define()
 flags.DEFINE_integer("events", 200, "Past events when the clock starts.", lower_bound=1)
 flags.DEFINE_integer("steps", 40, "Events that each user adds.", lower_bound=1)
 flags.DEFINE_integer("users", 50, "Users.", lower_bound=1)
-flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
 flags.DEFINE_string("output", None, "JSON file to write.")
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    if FLAGS.core >= 0 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {FLAGS.core})
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    bundle = Bundle(FLAGS.bundle)
-    manifest = bundle.manifest
-    dataset = load(manifest["dataset"], FLAGS.data_dir)
-    split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
-    raw = QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])
+    bundle, split, raw = single_requests.open_bundle()
     need = FLAGS.events + FLAGS.steps
     fits = np.flatnonzero(split.cases.history.lengths >= need)
     if not len(fits):
@@ -99,7 +78,7 @@ def main(argv):
     if FLAGS.output:
         result = {
             "rows": rows,
-            "history": manifest["recipe"]["query"]["history"],
+            "history": bundle.manifest["recipe"]["query"]["history"],
             "events": FLAGS.events,
             "difference": difference,
             "model_version": bundle.model_version,

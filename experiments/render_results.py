@@ -12,8 +12,9 @@ import re
 
 from absl import app, flags
 
-import ablation_tables  # isort: skip  (these three beside this script)
+import ablation_tables  # isort: skip  (these four beside this script)
 import retrieval_tables  # isort: skip
+import sequence_tables  # isort: skip
 import update_tables  # isort: skip
 from retrieval_tables import origin, read, table  # isort: skip
 
@@ -110,6 +111,9 @@ TABLES = {
     "step_costs": ablation_tables.step_costs,
     "frequency": ablation_tables.frequency,
     "cross_encoder": ablation_tables.cross_encoder,
+    "loo_5core": lambda: sequence_tables.results("loo-5core"),
+    "loo_time": lambda: sequence_tables.results("loo+time"),
+    "sequences": sequence_tables.study,
 }
 
 

@@ -44,7 +44,7 @@ class GatedBlock(tf.keras.layers.Layer):
         """As in `AttentionBlock.mix`."""
         queries, gates = tf.split(queries, 2, axis=1)
         batch_size = tf.shape(keys)[0]
-        q, k, v = (split_heads(x, self.heads, batch_size) for x in (queries, keys, values))
+        q, k, v = (split_heads(rows, self.heads, batch_size) for rows in (queries, keys, values))
         weight = tf.nn.silu(tf.matmul(q, k, transpose_b=True) + bias) / self.num_tokens
         attended = merge_heads(tf.where(mask, weight, 0.0) @ v)  # [batch_size * m, dim]
         return x + self.out(self.drop(self.attended_norm(attended) * gates, training=training))

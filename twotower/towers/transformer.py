@@ -80,7 +80,7 @@ class AttentionBlock(tf.keras.layers.Layer):
             training: Whether to drop.
         """
         batch_size = tf.shape(keys)[0]
-        q, k, v = (split_heads(x, self.heads, batch_size) for x in (queries, keys, values))
+        q, k, v = (split_heads(rows, self.heads, batch_size) for rows in (queries, keys, values))
         logits = tf.matmul(q, k, transpose_b=True) / math.sqrt(q.shape[-1]) + bias
         weight = self.drop(tf.nn.softmax(tf.where(mask, logits, -1e9)), training=training)
         x += self.drop(self.out(merge_heads(weight @ v)), training=training)

@@ -1,0 +1,46 @@
+"""What scripts that time single requests begin with. Import it before all else.
+
+One request is too small to share: numpy, FAISS and TensorFlow get one thread each, and the process
+one core (`--core`), as one of several serving processes would. Otherwise each step wakes up on
+another core, and finds its caches cold.
+"""
+
+import os
+
+# ruff: noqa: E402
+# Read when numpy and FAISS are imported.
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")
+
+from absl import flags
+
+import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+from twotower.bundle import Bundle
+from twotower.data import load, splits
+from twotower.data.examples import QueryInputs
+
+import tensorflow as tf  # isort: skip
+
+# The flags are the calling script's own, so that its --help shows them.
+flags.disclaim_key_flags()
+
+
+def define() -> None:
+    """Defines --bundle, --data_dir and --core; call it once, at the top of a script."""
+    flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
+    flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+    flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
+
+
+def open_bundle() -> tuple[Bundle, splits.Split, QueryInputs]:
+    """The bundle of --bundle, its validation split and the inputs of its query tower; from now on
+    on one thread and core."""
+    if flags.FLAGS.core >= 0 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {flags.FLAGS.core})
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    bundle = Bundle(flags.FLAGS.bundle)
+    manifest = bundle.manifest
+    dataset = load(manifest["dataset"], flags.FLAGS.data_dir)
+    split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
+    return bundle, split, QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])

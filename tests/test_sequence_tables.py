@@ -1,0 +1,65 @@
+"""Tables of sequential towers: ours over seeds, above what others report."""
+
+import json
+import sys
+
+import pytest
+import tiny
+
+sys.path.insert(0, str(tiny.ROOT / "experiments"))
+import retrieval_tables
+import sequence_tables
+
+ORIGIN = {"command": "python x.py", "commit": "abc", "hardware": "a box", "date": "2026-01-01"}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Writes the rows of a result file."""
+    for module in (retrieval_tables, sequence_tables):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+
+    def write(name, *rows):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+
+    return write
+
+
+def row(value, protocol="loo-5core", part="test", **more):
+    names = sequence_tables.METRICS
+    entry = {"mean": value, "low": value - 0.01, "high": value + 0.01}
+    metrics = dict.fromkeys(names, entry)
+    return {"name": "ours", "protocol": protocol, "part": part, "metrics": metrics} | ORIGIN | more
+
+
+def test_seeds_are_averaged_and_other_protocols_left_out(results):
+    results("sequence_loo_5core_0", row(0.30))
+    results("sequence_loo_5core_1", row(0.34), row(0.9, part="validation"))
+    results("sequence_loo_time_0", row(0.8, protocol="loo+time"))
+    lines = sequence_tables.results("loo-5core").splitlines()
+    assert (
+        lines[2].startswith("| ours | 0.320 ± 0.028 | 0.320 ± 0.028 |") and "seeds: 2" in lines[2]
+    )
+    assert any(line.startswith("| gSASRec | 0.300 | 0.173 |") for line in lines)
+    assert not any("HSTU-large" in line for line in lines)
+    timed = sequence_tables.results("loo+time").splitlines()
+    assert timed[2].startswith("| ours | 0.800 |") and "HSTU-large" in timed[3]
+
+
+def test_a_protocol_without_figures_of_ours(results):
+    results("sequence_loo_5core_0", row(0.30, part="validation"))
+    with pytest.raises(ValueError, match="test figures of loo-5core"):
+        sequence_tables.results("loo-5core")
+
+
+def test_the_study_has_a_line_a_change(results):
+    more = {"part": "validation", "training_seconds": 120.0, "cores": 1}
+    results(
+        "sequences",
+        row(0.2, group="base", seed=0, **more),
+        row(0.1, group="input", seed=0, **more),
+        row(0.4, group="base", seed=1, **more),
+    )
+    lines = sequence_tables.study().splitlines()
+    assert lines[2].startswith("| base | ours | 0.300 ± 0.010 |") and "| 2 | 2 |" in lines[2]
+    assert lines[3].startswith("| input | ours | 0.100 ± 0.010 |") and "| 1 | 2 |" in lines[3]
