@@ -47,6 +47,30 @@ def test_a_filter_does_not_cost_recall(index):
     assert [set(row) for row in found.keys] == [set(row) for row in wanted]
 
 
+@pytest.mark.parametrize("storage", ["float", "sq8"])
+@pytest.mark.parametrize("num_appended", [0, 200, 1500])
+def test_vectors_of_different_length(storage, num_appended):
+    """The longest are answered to most queries, and yet the others must be found, as in a tower
+    without normalisation, where lengths tell how popular an item is."""
+    rng = np.random.default_rng(7)
+    directions = rng.normal(size=(2000, 16)) + 1.5 * rng.normal(size=16)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    vectors = np.float32(directions * np.exp(0.25 * rng.normal(size=(2000, 1))))
+    queries = np.float32(directions[::20] + 0.2 * rng.normal(size=(100, 16)))
+    keys, first = np.arange(2000), 2000 - num_appended
+    index = HnswIndex("dot", HnswConfig(storage=storage, ef_search=400, refine=2))
+    index.build(keys[:first], vectors[:first])
+    if num_appended:
+        index.add(keys[first:], vectors[first:])
+        index.absorb()
+    found = index.search(queries, 20)
+    scores = queries @ vectors.T
+    best = np.argsort(-scores, axis=1)[:, :20]
+    hits = sum(len(set(a) & set(b)) for a, b in zip(best, found.keys))
+    assert hits >= 0.99 * best.size
+    np.testing.assert_allclose(found.scores, np.take_along_axis(scores, found.keys, 1), rtol=1e-5)
+
+
 def test_each_parameter_arrives():
     vectors, queries = clusters(500, 3, 16)
     config = HnswConfig(neighbours=7, ef_construction=33, ef_search=44, threads=1)

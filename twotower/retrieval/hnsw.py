@@ -50,9 +50,15 @@ class HnswIndex(FaissIndex):
     pages and caches. At a million vectors that nearly halves a search and takes a third off the
     build; the answers are the same kind. (FAISS links them in an order of its own, at random.)
 
-    (The reduction of inner product to L2 by a further dimension makes HNSW much worse.) A graph
-    takes further vectors and cannot lose any: removed ones stay as ways to others, and searches
-    step over them.
+    For inner product the graph is linked by direction and walked by inner product. Linked by inner
+    product, links lead to the longest vectors, and what no link leads to is found by no efSearch:
+    of the 100 best of a sequential tower's 3,416 items, whose longest is 1.5 times the mean, 12 at
+    an efSearch of 100 and 23 at 400, against 95 and 99.8 (Liu et al., "Understanding and Improving
+    Proximity Graph Based Maximum Inner Product Search", AAAI 2020). L2 with one more component,
+    which makes all lengths equal, finds as many there and the fewest where some are far longer.
+
+    A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
+    searches step over them.
     """
 
     backend = "hnsw"
@@ -79,14 +85,33 @@ class HnswIndex(FaissIndex):
         if len(vectors) >= LEAST_ORDERED:
             self._order = np.append(by_cluster(vectors, self._kind), -1)
             vectors = vectors[self._order[:-1]]
-        self._index.add(vectors)
+        self._link(vectors, len(vectors))
 
     def _append(self, vectors: np.ndarray) -> None:
         use_threads(0)
         if self._order is not None:
             new = np.arange(len(self._vectors) - len(vectors), len(self._vectors))
             self._order = np.concatenate([self._order[:-1], new, [-1]])
-        self._index.add(vectors)
+        nodes = np.asarray(self._vectors)
+        self._link(nodes if self._order is None else nodes[self._order[:-1]], len(vectors))
+
+    def _link(self, nodes: np.ndarray, num_new: int) -> None:
+        """Links the last `num_new` of `[num_nodes, dim]` vectors to those before, which are in."""
+        num_old = len(nodes) - num_new
+        lengths = np.linalg.norm(nodes, axis=1, keepdims=True)
+        if self.metric != "dot" or lengths.min() > 0.999 * lengths.max():
+            self._index.add(nodes[num_old:])
+            return
+        # As long as the longest, so that codes trained on the vectors hold their directions, too.
+        directions = nodes * (lengths.max() / np.where(lengths > 0, lengths, 1))
+        self._hold(directions[:num_old])
+        self._index.add(directions[num_old:])
+        self._hold(nodes)
+
+    def _hold(self, nodes: np.ndarray) -> None:
+        """Puts other vectors to the nodes and leaves the links."""
+        storage = faiss.downcast_index(self._index.storage)
+        faiss.copy_array_to_vector(storage.sa_encode(nodes).ravel(), storage.codes)
 
     def _find(self, queries: np.ndarray, size: int, parameters):
         scores, positions = super()._find(queries, size, parameters)
