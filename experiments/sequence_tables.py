@@ -7,6 +7,14 @@ from published import PUBLISHED  # isort: skip
 from retrieval_tables import RESULTS, origin, read, table  # isort: skip
 
 METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
+# What a query tower is told beside the items' ids and order, by the field of its recipe.
+TOLD = {
+    "history_ratings": "ratings",
+    "history_gaps": "gaps",
+    "history_time_bias": "time between events",
+    "history_content": "titles, genres, years",
+    "history_time_told": "time of the request",
+}
 
 
 def results(protocol: str) -> str:
@@ -29,7 +37,9 @@ def results(protocol: str) -> str:
             values = [row["metrics"][metric]["mean"] for row in rows]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}")
-        body.append([name, *cells, "", f"here, seeds: {len(rows)}"])
+        query = rows[0].get("recipe", {}).get("query", {})  # a baseline has no recipe
+        told = ", ".join(said for field, said in TOLD.items() if query.get(field))
+        body.append([name, *cells, told, f"here, seeds: {len(rows)}"])
     for row in PUBLISHED:
         if row.protocol == protocol:
             figures = [row.metrics.get(metric) for metric in METRICS]

@@ -35,7 +35,8 @@ def row(value, protocol="loo-5core", part="test", **more):
 def test_seeds_are_averaged_and_other_protocols_left_out(results):
     results("sequence_loo_5core_0", row(0.30))
     results("sequence_loo_5core_1", row(0.34), row(0.9, part="validation"))
-    results("sequence_loo_time_0", row(0.8, protocol="loo+time"))
+    query = {"history_gaps": True, "history_ratings": False, "history_time_told": True}
+    results("sequence_loo_time_0", row(0.8, protocol="loo+time", recipe={"query": query}))
     lines = sequence_tables.results("loo-5core").splitlines()
     assert (
         lines[2].startswith("| ours | 0.320 ± 0.028 | 0.320 ± 0.028 |") and "seeds: 2" in lines[2]
@@ -44,6 +45,7 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
     assert not any("HSTU-large" in line for line in lines)
     timed = sequence_tables.results("loo+time").splitlines()
     assert timed[2].startswith("| ours | 0.800 |") and "HSTU-large" in timed[3]
+    assert "| gaps, time of the request | here, seeds: 1 |" in timed[2]
 
 
 def test_a_protocol_without_figures_of_ours(results):

@@ -15,6 +15,8 @@ from twotower.fitting import fit
 from twotower.session import Session
 from twotower.training import Training
 
+import tensorflow as tf  # isort: skip
+
 SEQUENTIAL = tiny.recipe(
     query={
         "features": ("history",),
@@ -47,6 +49,19 @@ def bundle(training, tmp_path_factory):
 def inputs(bundle, cases):
     names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
     return QueryInputs(tiny.dataset(), names)(cases)
+
+
+def test_content_is_looked_up_in_what_is_exported_and_computed_in_training(training):
+    (history,) = training.model.query_tower.features
+    names = {weight.name for weight in history.content.weights}
+    items = tf.constant([[2, 5], [9, 2]])
+    computed = history.content(items)
+    with history.content.fix() as fixed:
+        fixed.assign(2 * fixed)
+        np.testing.assert_allclose(history.content(items), 2 * computed, rtol=1e-5)
+        np.testing.assert_allclose(history.content(items, training=True), computed, rtol=1e-5)
+    np.testing.assert_array_equal(history.content(items), computed)
+    assert {weight.name for weight in history.content.weights} == names
 
 
 def test_a_session_follows_the_tower(bundle):

@@ -21,6 +21,7 @@ from twotower.evaluation import evaluate
 from twotower.export import _save_weights, warm_start
 from twotower.fitting import fit
 from twotower.ragged import Ragged
+from twotower.recipe import Recipe
 from twotower.training import Training
 
 import tensorflow as tf  # isort: skip
@@ -148,6 +149,25 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path):
     for other in (tiny.recipe(QUIET, fit={"seed": 1}), tiny.recipe(QUIET, item={"id_dim": 12})):
         with pytest.raises(ValueError, match="checkpoint of another recipe"):
             fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
+
+
+def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch):
+    """What it does not name has its default, as in bundles."""
+    known = Recipe.to_json
+
+    def before(recipe):
+        values = known(recipe)
+        del values["negatives"]["catalogue_refresh"]
+        return values
+
+    monkeypatch.setattr(Recipe, "to_json", before)
+    fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=1)
+    monkeypatch.undo()
+    log = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=2).log
+    assert [entry["epoch"] for entry in log] == [1, 2]
+    other = tiny.recipe(QUIET, negatives={"negatives": ("catalogue",), "catalogue_refresh": 7})
+    with pytest.raises(ValueError, match="another recipe"):
+        fit(Training(tiny.dataset(), tiny.split(), other), tmp_path)
 
 
 def planted(monkeypatch, figures, **fit_fields):

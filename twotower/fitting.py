@@ -13,7 +13,7 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 from absl import logging  # noqa: E402
 
-from twotower.recipe import FitConfig  # noqa: E402
+from twotower.recipe import FitConfig, Recipe  # noqa: E402
 from twotower.training import Training  # noqa: E402
 
 
@@ -186,7 +186,7 @@ def fit(
         # Before any weight is touched: those of another recipe would not fit.
         reader = tf.train.load_checkpoint(last.latest_checkpoint)
         saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
-        if saved["recipe"] != recipe:
+        if Recipe.from_json(json.loads(saved["recipe"])) != training.recipe:
             raise ValueError(
                 f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or "
                 f"delete {workdir / 'checkpoints'} to start anew."

@@ -7,6 +7,7 @@ that has TensorFlow and nothing of this package. Call their signature, not a Ker
     answer = model(history=..., k=tf.constant(10), exclude=tf.constant([[""]]))
 """
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 
@@ -30,17 +31,17 @@ def save_tower(tower: Tower, directory: pathlib.Path, version: int = 0) -> None:
     embedding with that event. `state_version` is `version`, a number of the training: a state of
     another one is refused.
     """
-    module = _module(tower)
+    with _served(tower) as module:
 
-    @tf.function(autograph=False)
-    def embed(**raw):
-        return {"embedding": tower.embed(raw)}
+        @tf.function(autograph=False)
+        def embed(**raw):
+            return {"embedding": tower.embed(raw)}
 
-    specs = {spec.name: spec.spec for spec in tower.inputs}
-    signatures = {"serving_default": embed.get_concrete_function(**specs)}
-    if any(hasattr(feature, "step") for feature in tower.features):
-        signatures |= _session_signatures(tower, specs, version)
-    tf.saved_model.save(module, str(directory), signatures)
+        specs = {spec.name: spec.spec for spec in tower.inputs}
+        signatures = {"serving_default": embed.get_concrete_function(**specs)}
+        if any(hasattr(feature, "step") for feature in tower.features):
+            signatures |= _session_signatures(tower, specs, version)
+        tf.saved_model.save(module, str(directory), signatures)
 
 
 def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: int) -> dict:
@@ -85,9 +86,8 @@ def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: 
 
 def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory) -> None:
     """Raw query inputs, `k` and `exclude` -> ids, scores and counts, by exact search."""
-    module = _module(tower)
-    module.vectors = tf.Variable(vectors, trainable=False)
-    _save_search(module, tower, ids, _exact(module.vectors), directory)
+    vectors = tf.Variable(vectors, trainable=False)
+    _save_search(tower, ids, _exact(vectors), directory, [vectors])
 
 
 def save_retrieve_scann(
@@ -105,17 +105,16 @@ def save_retrieve_scann(
         make_layer: `(identifiers, vectors) -> (tfrs ScaNN layer, its reordering candidates)`.
         directory: Where to.
     """
-    module = _module(tower)
-    module.vectors = tf.Variable(vectors, trainable=False)
     rows = tf.range(len(ids), dtype=tf.int32)
-    module.scann, limit = make_layer(rows, tf.constant(vectors))
-    exact = _exact(module.vectors)
+    scann, limit = make_layer(rows, tf.constant(vectors))
+    vectors = tf.Variable(vectors, trainable=False)
+    exact = _exact(vectors)
 
     def search(queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor):
         fetch = tf.minimum(k + tf.shape(excluded)[1], len(ids))
 
         def approximate():
-            scores, found = module.scann(queries, k=fetch)
+            scores, found = scann(queries, k=fetch)
             # Short answers come with NaN scores; an excluded item is one equal to any of its row.
             hit = tf.reduce_any(found[:, :, None] == excluded[:, None, :], 2)
             scores = tf.where(hit | tf.math.is_nan(scores), -np.inf, scores)
@@ -124,15 +123,20 @@ def save_retrieve_scann(
 
         return tf.cond(fetch > limit, lambda: exact(queries, k, excluded), approximate)
 
-    _save_search(module, tower, ids, search, directory)
+    _save_search(tower, ids, search, directory, [vectors, scann])
 
 
-def _module(tower: Tower) -> tf.Module:
-    """Holds what the traced functions use, and not the Keras layers themselves."""
+@contextlib.contextmanager
+def _served(tower: Tower):
+    """Holds what the traced functions use, and not the Keras layers themselves. What is traced
+    while it lasts looks the content of past items up."""
     module = tf.Module()
     module.weights = list(tower.weights)
     module.tables = [f.lookup.lookup_table for f in tower.features if hasattr(f, "lookup")]
-    return module
+    with contextlib.ExitStack() as fixed:
+        contents = [getattr(feature, "content", None) for feature in tower.features]
+        module.contents = [fixed.enter_context(one.fix()) for one in contents if one is not None]
+        yield module
 
 
 def _exact(vectors: tf.Variable) -> Callable:
@@ -153,11 +157,11 @@ def _exact(vectors: tf.Variable) -> Callable:
     return search
 
 
-def _save_search(module, tower: Tower, ids: np.ndarray, search: Callable, directory) -> None:
-    module.ids = tf.Variable(tf.constant(ids, tf.string), trainable=False)
-    module.rows = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(tf.constant(ids, tf.string), tf.range(len(ids))), -1
-    )
+def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, uses: list) -> None:
+    """`retrieve` by `search(queries, k, excluded rows)`, whose variables and layers are `uses`."""
+    ids = tf.constant(ids, tf.string)
+    initializer = tf.lookup.KeyValueTensorInitializer(ids, tf.range(len(ids)))
+    rows_of, ids = tf.lookup.StaticHashTable(initializer, -1), tf.Variable(ids, trainable=False)
 
     @tf.function(autograph=False)
     def retrieve(k, exclude, **raw):
@@ -165,18 +169,20 @@ def _save_search(module, tower: Tower, ids: np.ndarray, search: Callable, direct
             [tf.debugging.assert_positive(k, "k must be at least 1; ask for one item or more.")]
         ):
             queries = tower.embed(raw)
-        scores, rows = search(queries, k, module.rows.lookup(exclude))
+        scores, rows = search(queries, k, rows_of.lookup(exclude))
         filled = scores > -np.inf
         return {
-            "ids": tf.where(filled, tf.gather(module.ids, rows), ""),
+            "ids": tf.where(filled, tf.gather(ids, rows), ""),
             "scores": scores,
             "counts": tf.reduce_sum(tf.cast(filled, tf.int32), 1),
         }
 
     specs = {spec.name: spec.spec for spec in tower.inputs}
-    concrete = retrieve.get_concrete_function(
-        k=tf.TensorSpec([], tf.int32, "k"),
-        exclude=tf.TensorSpec([None, None], tf.string, "exclude"),
-        **specs,
-    )
-    tf.saved_model.save(module, str(directory), {"serving_default": concrete})
+    with _served(tower) as module:
+        module.searched = [rows_of, ids, *uses]
+        concrete = retrieve.get_concrete_function(
+            k=tf.TensorSpec([], tf.int32, "k"),
+            exclude=tf.TensorSpec([None, None], tf.string, "exclude"),
+            **specs,
+        )
+        tf.saved_model.save(module, str(directory), {"serving_default": concrete})

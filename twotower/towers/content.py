@@ -1,5 +1,6 @@
 """ItemContent: what past items are, beside their ids, as one vector each."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from twotower import require_legacy_keras
@@ -39,6 +40,17 @@ class ItemContent(tf.keras.layers.Layer):
         self._encoded = tuple((name, tf.constant(values)) for name, values in encoded.items())
         self.dim = dim
         self.projection = tf.keras.layers.Dense(dim, use_bias=False)
+        self.fixed = None
+
+    @contextlib.contextmanager
+    def fix(self):
+        """While it lasts, all items' vectors as they are now are looked up and not computed: what
+        is exported learns no more, and those of three items are a tenth of a session's event."""
+        self.fixed = tf.Variable(self.vectors(None, False), trainable=False)
+        try:
+            yield self.fixed
+        finally:
+            self.fixed = None
 
     def vectors(self, rows: tf.Tensor | None, training: bool) -> tf.Tensor:
         """Of the items at `rows` `[n]`, or of all."""
@@ -53,5 +65,7 @@ class ItemContent(tf.keras.layers.Layer):
         rows = tf.maximum(index - 2, 0)
         if training:  # a batch has more events than there are items
             return tf.gather(self.vectors(None, True), rows)
+        if self.fixed is not None:
+            return tf.gather(self.fixed, rows)
         flat = self.vectors(tf.reshape(rows, [-1]), False)
         return tf.reshape(flat, tf.concat([tf.shape(index), [self.dim]], 0))
