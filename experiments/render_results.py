@@ -113,6 +113,9 @@ TABLES = {
     "cross_encoder": ablation_tables.cross_encoder,
     "loo_5core": lambda: sequence_tables.results("loo-5core"),
     "loo_time": lambda: sequence_tables.results("loo+time"),
+    "temporal_last": lambda: sequence_tables.results("temporal-last"),
+    "temporal_successive": lambda: sequence_tables.results("temporal-successive"),
+    "sequence_curves": sequence_tables.curves,
     "sequences": sequence_tables.study,
 }
 

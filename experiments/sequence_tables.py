@@ -49,6 +49,33 @@ def results(protocol: str) -> str:
     return table(header, body) + "\n\n" + origin(next(iter(found.values()))[0])
 
 
+def curves() -> str:
+    """Validation figures over the epochs of the trainings in `training_sequence_*.json`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    runs = [read(path.stem) for path in sorted(RESULTS.glob("training_sequence_*.json"))]
+    if not runs:
+        raise ValueError(
+            "no results/training_sequence_*.json: copy the metrics.json of a training."
+        )
+    body = []
+    for run in runs:
+        for entry in run["log"]:
+            if "ndcg@10" in entry:
+                chosen = " (chosen)" * (entry["epoch"] == run["epoch"])
+                spent = sum(e["seconds"] for e in run["log"][: entry["epoch"]]) / 60
+                figures = [
+                    f"{entry[name]:.3f}" for name in ("hit_rate@10", "ndcg@10", "hit_rate@50")
+                ]
+                body.append(
+                    [run["protocol"], f"{entry['epoch']}{chosen}", *figures, f"{spent:.0f}"]
+                )
+    header = ["validation", "epoch", "`hit_rate@10`", "`ndcg@10`", "`hit_rate@50`", "minutes"]
+    return table(header, body) + "\n\n" + origin(runs[0])
+
+
 def study(name: str = "sequences") -> str:
     """What each piece gives: the base recipe with one change."""
     rows, body = read(name)["rows"], []

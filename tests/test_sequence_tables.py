@@ -19,8 +19,8 @@ def results(tmp_path, monkeypatch):
     for module in (retrieval_tables, sequence_tables):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
 
-    def write(name, *rows):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    def write(name, *rows, **more):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows} | more))
 
     return write
 
@@ -38,14 +38,29 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
     query = {"history_gaps": True, "history_ratings": False, "history_time_told": True}
     results("sequence_loo_time_0", row(0.8, protocol="loo+time", recipe={"query": query}))
     lines = sequence_tables.results("loo-5core").splitlines()
-    assert (
-        lines[2].startswith("| ours | 0.320 ± 0.028 | 0.320 ± 0.028 |") and "seeds: 2" in lines[2]
-    )
+    assert lines[2].startswith("| ours | 0.320 ± 0.010 | 0.320 ± 0.010 |")
+    assert lines[2].endswith("| here, 2 seeds: `ndcg@10` 0.300 to 0.340 |")
     assert any(line.startswith("| gSASRec | 0.300 | 0.173 |") for line in lines)
     assert not any("HSTU-large" in line for line in lines)
     timed = sequence_tables.results("loo+time").splitlines()
-    assert timed[2].startswith("| ours | 0.800 |") and "HSTU-large" in timed[3]
-    assert "| gaps, time of the request | here, seeds: 1 |" in timed[2]
+    assert timed[2].startswith("| ours | 0.800 ± 0.010 |") and "HSTU-large" in timed[3]
+    assert "| gaps, time of the request | here |" in timed[2]
+    results("sequence_loo_time_0", row(0.8, protocol="loo+time", **{"ann_recall@100": 0.987}))
+    assert "| here, `recall@100` of the index 0.987 |" in sequence_tables.results("loo+time")
+
+
+def test_the_curves_have_a_line_a_validation(results):
+    def epoch(number, **figures):
+        return {"epoch": number, "seconds": 90.0} | figures
+
+    with pytest.raises(ValueError, match="no results/training_sequence_"):
+        sequence_tables.curves()
+    figures = {"hit_rate@10": 0.3, "ndcg@10": 0.2, "hit_rate@50": 0.5}
+    log = [epoch(1), epoch(2, **figures), epoch(3), epoch(4, **figures | {"ndcg@10": 0.25})]
+    results("training_sequence_a", protocol="loo", epoch=4, log=log, **ORIGIN)
+    lines = sequence_tables.curves().splitlines()
+    assert lines[2] == "| loo | 2 | 0.300 | 0.200 | 0.500 | 3 |"
+    assert lines[3] == "| loo | 4 (chosen) | 0.300 | 0.250 | 0.500 | 6 |"
 
 
 def test_a_protocol_without_figures_of_ours(results):
