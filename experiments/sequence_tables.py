@@ -1,7 +1,5 @@
 """Tables of sequential towers from experiments/results/, for render_results.py."""
 
-import numpy as np
-
 from ablation_tables import mean  # isort: skip  (beside this script)
 from published import PUBLISHED  # isort: skip
 from retrieval_tables import RESULTS, origin, read, table  # isort: skip
@@ -18,7 +16,8 @@ TOLD = {
 
 
 def results(protocol: str) -> str:
-    """Test figures of a protocol, `sequence_*.json`, over seeds, above those that others report.
+    """Test figures of a protocol, `sequence_*.json`, with intervals over users, above those that
+    others report.
 
     Raises:
         ValueError: There are none of our own.
@@ -32,14 +31,15 @@ def results(protocol: str) -> str:
         raise ValueError(f"no results/sequence_*.json has test figures of {protocol}.")
     body = []
     for name, rows in found.items():
-        cells = []
-        for metric in METRICS:
-            values = [row["metrics"][metric]["mean"] for row in rows]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+        cells = ["{:.3f} ± {:.3f}".format(*mean(rows, metric)) for metric in METRICS]
         query = rows[0].get("recipe", {}).get("query", {})  # a baseline has no recipe
         told = ", ".join(said for field, said in TOLD.items() if query.get(field))
-        body.append([name, *cells, told, f"here, seeds: {len(rows)}"])
+        source, values = "here", [row["metrics"]["ndcg@10"]["mean"] for row in rows]
+        if len(rows) > 1:
+            source += f", {len(rows)} seeds: `ndcg@10` {min(values):.3f} to {max(values):.3f}"
+        if "ann_recall@100" in rows[0]:  # without exclusions, with which an index may scan
+            source += f", `recall@100` of the index {rows[0]['ann_recall@100']:.3f}"
+        body.append([name, *cells, told, source])
     for row in PUBLISHED:
         if row.protocol == protocol:
             figures = [row.metrics.get(metric) for metric in METRICS]
