@@ -4,9 +4,10 @@
 
 Each round takes users of the validation cases with --events past events or more, begins a session
 with the first of them and adds the others one by one, as films a user marks one after another.
-`step` is one call of the session's signature, `encode` one of the query tower with the whole
-history; `reread` are the steps whose window was read anew. `difference` is the largest one between
-both vectors' components. One user at a time, on one thread and core.
+`step` is one call of the session's signature; `reread` are those whose window was read anew; then
+`encode` is one call of the query tower with the whole history, for each of the same vectors.
+`difference` is the largest one between both vectors' components. One user at a time, on one thread
+and core.
 """
 
 import single_requests  # isort: skip  (first: numpy's threads)
@@ -47,15 +48,16 @@ def main(argv):
         def upto(number, whole=whole):
             return whole | {name: whole[name][:, :number] for name in events}
 
-        session = Session(bundle, upto(FLAGS.events))
+        session, vectors = Session(bundle, upto(FLAGS.events)), []
         for number in range(FLAGS.events, need):
             event = whole | {name: whole[name][:, number] for name in events}
             before = int(session.rereads[0])
             started = time.perf_counter()
-            vector = session.add(event)
+            vectors.append(session.add(event))
             taken = time.perf_counter() - started
             seconds["reread" if session.rereads[0] > before else "step"].append(taken)
-            inputs = upto(number + 1)
+        for number, vector in enumerate(vectors, FLAGS.events + 1):
+            inputs = upto(number)
             started = time.perf_counter()
             exact = bundle.query_tower(inputs)
             seconds["encode"].append(time.perf_counter() - started)
@@ -78,7 +80,7 @@ def main(argv):
     if FLAGS.output:
         result = {
             "rows": rows,
-            "history": bundle.manifest["recipe"]["query"]["history"],
+            "query": bundle.manifest["recipe"]["query"],
             "events": FLAGS.events,
             "difference": difference,
             "model_version": bundle.model_version,

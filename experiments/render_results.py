@@ -116,6 +116,7 @@ TABLES = {
     "temporal_last": lambda: sequence_tables.results("temporal-last"),
     "temporal_successive": lambda: sequence_tables.results("temporal-successive"),
     "sequence_curves": sequence_tables.curves,
+    "sessions": sequence_tables.sessions,
     "sequences": sequence_tables.study,
 }
 

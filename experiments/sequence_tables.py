@@ -76,6 +76,30 @@ def curves() -> str:
     return table(header, body) + "\n\n" + origin(runs[0])
 
 
+def sessions() -> str:
+    """What one more event of a user costs, `session_*.json`, against the whole history.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = [read(path.stem) for path in sorted(RESULTS.glob("session_*.json"))]
+    if not found:
+        raise ValueError("no results/session_*.json: run benchmark_session.py.")
+    body = []
+    for one in found:
+        query, times = one["query"], {row["name"]: row for row in one["rows"]}
+        name = f"{query['history']}, {query['history_layers']} blocks of {query['history_dim']}"
+        cells = [
+            f"{times[kind][figure]:.2f}" if kind in times else ""
+            for kind in ("step", "reread", "encode")
+            for figure in ("p50_ms", "p99_ms")
+        ]
+        body.append([name, *cells, f"{one['difference']:.0e}"])
+    header = ["one event, ms", "p50", "p99", "window read anew: p50", "p99", "whole history: p50"]
+    about = f"After {found[0]['events']} events and more, one core. "
+    return table([*header, "p99", "difference"], body) + "\n\n" + about + origin(found[0])
+
+
 def study(name: str = "sequences") -> str:
     """What each piece gives: the base recipe with one change."""
     rows, body = read(name)["rows"], []

@@ -63,6 +63,16 @@ def test_the_curves_have_a_line_a_validation(results):
     assert lines[3] == "| loo | 4 (chosen) | 0.300 | 0.250 | 0.500 | 6 |"
 
 
+def test_sessions_have_a_line_an_encoder(results):
+    with pytest.raises(ValueError, match="no results/session_"):
+        sequence_tables.sessions()
+    query = {"history": "gru", "history_layers": 1, "history_dim": 64}
+    times = [{"name": name, "p50_ms": 1.5, "p99_ms": 2.25} for name in ("encode", "step")]
+    results("session_a", *times, query=query, events=200, difference=2e-6, **ORIGIN)
+    lines = sequence_tables.sessions().splitlines()
+    assert lines[2] == "| gru, 1 blocks of 64 | 1.50 | 2.25 |  |  | 1.50 | 2.25 | 2e-06 |"
+
+
 def test_a_protocol_without_figures_of_ours(results):
     results("sequence_loo_5core_0", row(0.30, part="validation"))
     with pytest.raises(ValueError, match="test figures of loo-5core"):
