@@ -47,15 +47,18 @@ def test_a_filter_does_not_cost_recall(index):
     assert [set(row) for row in found.keys] == [set(row) for row in wanted]
 
 
-@pytest.mark.parametrize("storage", ["float", "sq8"])
+@pytest.mark.parametrize(
+    ("storage", "scale"), [("float", 1), ("sq8", 1), ("float", 1e-25), ("float", 1e25)]
+)
 @pytest.mark.parametrize("num_appended", [0, 200, 1500])
-def test_vectors_of_different_length(storage, num_appended):
+def test_vectors_of_different_length(storage, scale, num_appended):
     """The longest are answered to most queries, and yet the others must be found, as in a tower
     without normalisation, where lengths tell how popular an item is."""
     rng = np.random.default_rng(7)
     directions = rng.normal(size=(2000, 16)) + 1.5 * rng.normal(size=16)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    vectors = np.float32(directions * np.exp(0.25 * rng.normal(size=(2000, 1))))
+    vectors = np.float32(scale * directions * np.exp(0.25 * rng.normal(size=(2000, 1))))
+    vectors[77] = 0  # has no direction
     queries = np.float32(directions[::20] + 0.2 * rng.normal(size=(100, 16)))
     keys, first = np.arange(2000), 2000 - num_appended
     index = HnswIndex("dot", HnswConfig(storage=storage, ef_search=400, refine=2))

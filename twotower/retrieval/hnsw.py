@@ -98,15 +98,18 @@ class HnswIndex(FaissIndex):
     def _link(self, nodes: np.ndarray, num_new: int) -> None:
         """Links the last `num_new` of `[num_nodes, dim]` vectors to those before, which are in."""
         num_old = len(nodes) - num_new
-        lengths = np.linalg.norm(nodes, axis=1, keepdims=True)
-        if self.metric != "dot" or lengths.min() > 0.999 * lengths.max():
-            self._index.add(nodes[num_old:])
-            return
-        # As long as the longest, so that codes trained on the vectors hold their directions, too.
-        directions = nodes * (lengths.max() / np.where(lengths > 0, lengths, 1))
-        self._hold(directions[:num_old])
-        self._index.add(directions[num_old:])
-        self._hold(nodes)
+        if self.metric == "dot":
+            lengths = np.sqrt(np.einsum("nd,nd->n", nodes, nodes, dtype=np.float64))[:, None]
+            if lengths.min() < 0.999 * lengths.max():
+                # Codes are trained on the vectors, so directions must be as long.
+                lengths /= lengths.max() if self.is_coded else 1
+                directions = np.zeros_like(nodes)
+                np.divide(nodes, lengths, out=directions, where=lengths > 0, casting="same_kind")
+                self._hold(directions[:num_old])
+                self._index.add(directions[num_old:])
+                self._hold(nodes)
+                return
+        self._index.add(nodes[num_old:])
 
     def _hold(self, nodes: np.ndarray) -> None:
         """Puts other vectors to the nodes and leaves the links."""
