@@ -283,6 +283,31 @@ def test_a_catalogue_is_kept_between_two_refreshes():
     assert np.abs(now - kept).max() > 1e-3
 
 
+def test_a_kept_catalogue_learns_what_the_whole_one_would():
+    """An item learns as a column in the batches that have it alone, and by as much more: its
+    gradient is divided by the share of batches that do."""
+    training = training_of(
+        item={"features": ("item_id",)},
+        negatives={"negatives": ("catalogue",), "catalogue_refresh": 3},
+        batch_size=16,
+        task={"mask_own": False, "correction": "none"},
+    )
+    model = training.model
+    model.compile(optimizer="sgd")
+    batch = next(iter(training.batches()))
+    key, size = int(batch["item"][0]), len(batch["item"])
+    with tf.GradientTape(persistent=True) as tape:
+        columns, _, _ = model._columns(batch, batch["probability"], training=True)
+        as_column = tf.reduce_sum(columns.vectors[key])
+        alone = tf.reduce_sum(model.item_vectors(tf.constant([key]), True))
+    weights = model.item_tower.head.trainable_variables
+    present = 1 - (1 - float(batch["probability"][0])) ** size
+    assert 0.01 < present < 0.9
+    for weight in weights:
+        found, wanted = tape.gradient(as_column, weight), tape.gradient(alone, weight)
+        np.testing.assert_allclose(found, wanted / present, rtol=1e-3, atol=1e-5)
+
+
 def test_impressions_without_a_click():
     training = training_of(negatives={"num_impressions": 3})
     shown, examples = training.passed_over, training.examples

@@ -124,7 +124,7 @@ class TwoTowerModel(tfrs.Model):
         item, timed = inputs["item"], inputs.get("timed")
         pools = self.pools(item, probability, self.config.correction, distinct=not timed)
         if self.pools.snapshot is not None and training:
-            return self._columns_as_they_were(inputs, pools["catalogue"])
+            return self._columns_as_they_were(inputs, probability, pools["catalogue"])
         ready = [pools.pop("memory")] if "memory" in pools else []
         positives = None
         if timed:
@@ -157,8 +157,14 @@ class TwoTowerModel(tfrs.Model):
             ready.append(fresh)
         return Columns.concat(ready), positives, block
 
-    def _columns_as_they_were(self, inputs: dict, columns: Columns):
-        """The same for the whole catalogue, of which the batch's items alone are computed."""
+    def _columns_as_they_were(self, inputs: dict, probability: tf.Tensor, columns: Columns):
+        """The same for the whole catalogue, of which the batch's items alone are computed.
+
+        As columns they are the only ones to learn. Item c is in a batch of b examples with
+        probability 1 - (1 - p_c) ** b, so its gradient is divided by that: the expected gradient is
+        then the whole softmax'. Else an item that is rare in batches would hardly ever be pushed
+        away, and pulled as often as before.
+        """
         item, timed = inputs["item"], inputs.get("timed")
         config, old = self.pools.config, self.pools.snapshot
         everything = tf.range(self.num_items)
@@ -166,7 +172,12 @@ class TwoTowerModel(tfrs.Model):
         tf.cond(is_due, lambda: old.assign(self.item_vectors(everything)), old.read_value)
         keys, place = tf.unique(item)
         fresh = self.item_vectors(keys, training=True)
-        columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), keys[:, None], fresh)
+        size = tf.cast(tf.size(item), tf.float32)
+        drawn = tf.math.unsorted_segment_max(probability, place, tf.size(keys))
+        present = -tf.math.expm1(size * tf.math.log1p(-drawn))
+        rare = (fresh - tf.stop_gradient(fresh)) / present[:, None]  # 0, with a gradient
+        scored = tf.stop_gradient(fresh) + rare
+        columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), keys[:, None], scored)
         positives = self.item_vectors(item, True, timed) if timed else tf.gather(fresh, place)
         block = None
         if config.has_block:

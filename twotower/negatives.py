@@ -43,7 +43,8 @@ class NegativesConfig:
         sampled_power: Of `popularity`.
         memory_size: Examples whose item vectors `memory` keeps.
         catalogue_refresh: Steps between two computations of all vectors of `catalogue`. Past 1,
-            items that are not in the batch are columns as they were, and learn nothing there.
+            items that are not in the batch are columns as they were and learn nothing there; those
+            in it learn as much more as they are rarely in one.
         num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
         num_impressions: Impressions without a click, of the query's user, that a row has besides.
