@@ -122,12 +122,18 @@ def written() -> dict[tuple, dict]:
 
 
 def collect(todo: list) -> None:
-    """Writes the rows that are there to --output, before those of runs that were not asked for."""
+    """Writes the rows that are there to --output, those of runs that were not asked for as well, in
+    the plan's order: tables begin with the base, whatever was run last."""
     done = {identity(row): row for job in todo if (row := finished(*job))}
     asked = {(one.group, one.name, split, seed) for one, split, seed in todo}
     others = {name: row for name, row in written().items() if name not in asked}
+    order = {(one.group, one.name): place for place, one in enumerate(plan().runs)}
+    rows = sorted(
+        (done | others).values(),
+        key=lambda row: order.get((row["group"], row["name"]), len(order)),
+    )
     partial = pathlib.Path(f"{FLAGS.output}.partial")
-    partial.write_text(json.dumps({"rows": [*(done | others).values()]}, indent=1) + "\n")
+    partial.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     partial.replace(FLAGS.output)
 
 
