@@ -85,31 +85,32 @@ class HnswIndex(FaissIndex):
         if len(vectors) >= LEAST_ORDERED:
             self._order = np.append(by_cluster(vectors, self._kind), -1)
             vectors = vectors[self._order[:-1]]
-        self._link(vectors, len(vectors))
+        self._link(vectors)
 
     def _append(self, vectors: np.ndarray) -> None:
         use_threads(0)
         if self._order is not None:
             new = np.arange(len(self._vectors) - len(vectors), len(self._vectors))
             self._order = np.concatenate([self._order[:-1], new, [-1]])
-        nodes = np.asarray(self._vectors)
-        self._link(nodes if self._order is None else nodes[self._order[:-1]], len(vectors))
+        self._link(vectors)
 
-    def _link(self, nodes: np.ndarray, num_new: int) -> None:
-        """Links the last `num_new` of `[num_nodes, dim]` vectors to those before, which are in."""
-        num_old = len(nodes) - num_new
+    def _link(self, new: np.ndarray) -> None:
+        """Links `[num_new, dim]` vectors, the last nodes, to those before, which are in."""
+        nodes = np.asarray(self._vectors)
         if self.metric == "dot":
             lengths = np.sqrt(np.einsum("nd,nd->n", nodes, nodes, dtype=np.float64))[:, None]
             if lengths.min() < 0.999 * lengths.max():
                 # Codes are trained on the vectors, so directions must be as long.
                 lengths /= lengths.max() if self.is_coded else 1
+                if self._order is not None:
+                    nodes, lengths = nodes[self._order[:-1]], lengths[self._order[:-1]]
                 directions = np.zeros_like(nodes)
                 np.divide(nodes, lengths, out=directions, where=lengths > 0, casting="same_kind")
-                self._hold(directions[:num_old])
-                self._index.add(directions[num_old:])
+                self._hold(directions[: -len(new)])
+                self._index.add(directions[-len(new) :])
                 self._hold(nodes)
                 return
-        self._index.add(nodes[num_old:])
+        self._index.add(new)
 
     def _hold(self, nodes: np.ndarray) -> None:
         """Puts other vectors to the nodes and leaves the links."""
