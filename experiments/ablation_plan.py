@@ -72,11 +72,11 @@ RUNS = [
     # How the matrix becomes a number.
     run("loss", "softmax over the catalogue", SOFTMAX_OVER_ALL, 1.6, pivotal=True),
     run("loss", "binary cross-entropy, 1 negative's weight", "--loss=bce"),
-    run("loss", "binary cross-entropy, 64", "--loss=bce --negative_ratio=64"),
+    run("loss", "binary cross-entropy, 64", "--loss=bce --negative_ratio=64", pivotal=True),
     run("loss", "gBCE, 1, t = .75", "--loss=gbce --negative_ratio=1 --calibration=0.75"),
     run("loss", "gBCE, 64, t = .75", "--loss=gbce --negative_ratio=64 --calibration=0.75"),
     run("loss", "gBCE, 64, t = 1", "--loss=gbce --negative_ratio=64 --calibration=1"),
-    run("loss", "triplet, all", f"--loss=triplet {COSINE} --margin=0.3", 2),
+    run("loss", "triplet, all", f"--loss=triplet {COSINE} --margin=0.3", 2, pivotal=True),
     run(
         "loss",
         "triplet, semi-hard",
@@ -101,7 +101,13 @@ RUNS = [
     run("sampler", "uniform, 1024", "--negatives=uniform --num_sampled=1024", pivotal=True),
     run("sampler", "uniform, 4096", "--negatives=uniform --num_sampled=4096", 1.3),
     run("sampler", "popularity ** .75, 1024", "--negatives=popularity --num_sampled=1024"),
-    run("sampler", "mixed: batch and uniform, 1024", "--negatives=batch,uniform", 1.3),
+    run(
+        "sampler",
+        "mixed: batch and uniform, 1024",
+        "--negatives=batch,uniform",
+        1.3,
+        pivotal=True,
+    ),
     run("sampler", "memory of 8192 beside the batch", "--negatives=batch,memory", 2),
     run(
         "sampler", "memory of 1024 beside the batch", "--negatives=batch,memory --memory_size=1024"
@@ -128,7 +134,7 @@ RUNS = [
     run("correction", "log-Q, only the hit masked", "--nomask_own", 1.5),
     run("correction", "log-Q by the stream", "--frequency=streaming"),
     run("correction", "strata by share ** .5 instead", "--correction=none --stratify=0.5"),
-    run("correction", "strata, all items alike", "--correction=none --stratify=1"),
+    run("correction", "strata, all items alike", "--correction=none --stratify=1", pivotal=True),
     # Batch size, with and without log-Q.
     *(
         run("batch", f"{size}{title}", f"--batch_size={size} {flags}".strip(), cost)
@@ -140,7 +146,7 @@ RUNS = [
         run("temperature", str(value), f"--temperature={value}")
         for value in (0.03, 0.05, 0.07, 0.15, 0.2)
     ),
-    run("temperature", "1, as in tutorials", "--temperature=1"),
+    run("temperature", "1, as in tutorials", "--temperature=1", pivotal=True),
     run("temperature", "learned", "--temperature_kind=learned"),
     run(
         "temperature",
@@ -154,7 +160,7 @@ RUNS = [
             hard_name(share, warmup),
             f"--batch_size=256 --epochs=3 {hard(share, warmup, 1000)}",
             3,
-            pivotal=share == 0.1 and warmup > 0,
+            pivotal=share <= 0.1 and share != 0.05 and warmup > 0,
         )
         for share, warmup in HARD
     ),
