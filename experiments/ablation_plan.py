@@ -174,6 +174,22 @@ RUNS = [
         )
         for share, warmup in HARD
     ),
+    # The same where a mined negative weighs as much as a draw of the batch.
+    *(
+        Run(
+            group,
+            hard_name(share, warmup),
+            (*flags.split(), *hard(share, warmup and first, every).split(), "--hard_as_draws"),
+            3,
+            is_large=is_large,
+        )
+        for group, flags, first, every, is_large in (
+            ("hard, as draws", "--batch_size=256 --epochs=3", 3000, 1000, False),
+            ("hard, as draws, 200,000 items", LARGE, 1500, 500, True),
+        )
+        for share, warmup in HARD
+        if share
+    ),
     # Length of the vectors.
     run("norm", "vectors as they come", "--nol2_normalise --temperature=1"),
     # Dimension.

@@ -320,6 +320,44 @@ def test_a_block_of_each_rows_own():
         assert float(loss) == pytest.approx(LOG(8 / 2) + LOG(26 / 6), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("correction", "as_draws", "first", "second"),
+    [
+        # A batch of three has two draws, each for two of four items: shared columns weigh 1 / (2 p)
+        # = 2, and the own one of the first query, whose exp score is 5, weighs 1 or 4 / 2.
+        ("log_q_masked", False, 2 + 2 * (1 + 3) + 5, 4 + 2 * (3 + 2)),
+        ("log_q_masked", True, 2 + 2 * (1 + 3) + 2 * 5, 4 + 2 * (3 + 2)),
+        # All divided by p = 1 / 4, the positive too: 4 times the exp scores, and 2 or 4.
+        ("log_q", False, 4 * (2 + 1 + 3) + 2 * 5, 4 * (4 + 3 + 2)),
+        ("log_q", True, 4 * (2 + 1 + 3) + 4 * 5, 4 * (4 + 3 + 2)),
+        # Nothing is corrected: each column weighs 1, whatever it is asked to stand for.
+        ("none", False, 2 + 1 + 3 + 5, 4 + 3 + 2),
+        ("none", True, 2 + 1 + 3 + 5, 4 + 3 + 2),
+    ],
+)
+def test_what_a_negative_of_its_own_weighs(correction, as_draws, first, second):
+    config = TaskConfig(temperature=1.0, correction=correction, mask_own=False)
+    # Rows are queries, columns the items 0 to 3; item 3 is nobody's column but the block's.
+    queries = tf.constant(LOG([[2, 1, 3, 5], [3, 4, 2, 1], [1, 1, 1, 1]]), tf.float32)
+    log_weight = losses.column_log_weight(
+        tf.ones(3), tf.fill([3], 0.25), tf.constant(2), correction
+    )
+    items = np.eye(4, dtype="f4")
+    loss = MatrixRetrieval(config, 4, NegativesConfig(hard_as_draws=as_draws))(
+        queries,
+        tf.constant(items[:3]),
+        row=tf.range(3),
+        item=tf.range(3),
+        columns=Columns(tf.range(4), tf.pad(log_weight, [[0, 1]], constant_values=MASKED), items),
+        sample_weight=tf.constant([3.0, 3.0, 0.0]),
+        log_probability=tf.math.log(tf.fill([3], 0.25)),
+        block=tf.constant([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], tf.float32),
+    )
+    of_positive = 4 if correction == "log_q" else 1
+    expected = LOG(first / (2 * of_positive)) + LOG(second / (4 * of_positive))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
 def test_temperatures():
     def at(step, **fields):
         task = MatrixRetrieval(TaskConfig(**fields), 5, NegativesConfig())

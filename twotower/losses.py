@@ -79,6 +79,41 @@ def column_log_weight(
     raise ValueError(f"correction must be one of {CORRECTIONS}; got {correction!r}.")
 
 
+def block_weight(
+    num_items: int, num_draws: tf.Tensor, correction: str, as_draws: bool
+) -> tf.Tensor:
+    """w of a negative of a query's own, beside `num_draws` columns that all rows share.
+
+    Those weigh W together, in expectation:
+
+    | correction     | W                     | an item: W / num_items | a draw: W / num_draws |
+    |----------------|-----------------------|------------------------|-----------------------|
+    | log_q          | num_draws * num_items | num_draws              | num_items             |
+    | log_q_masked   | num_items             | 1                      | num_items / num_draws |
+
+    As an item it is one more of the catalogue that the row has seen in full, however it was found:
+    with all items for its own a row has the full softmax twice, and no share of mined negatives
+    does harm. As a draw it stands for as many items as a shared one, as where mined negatives are
+    appended to a batch (Huang et al., KDD 2020, section 6.1): the row then believes that the
+    catalogue is full of what it found hardest. Without correction every column weighs 1, and so
+    does this.
+
+    Args:
+        num_items: Size of the catalogue.
+        num_draws: Scalar, draws of all pools together.
+        correction: One of `CORRECTIONS`.
+        as_draws: Whether as a draw.
+
+    Returns:
+        Scalar float32.
+    """
+    if correction == "none":
+        return tf.constant(1.0)
+    draws = tf.maximum(tf.cast(num_draws, tf.float32), 1.0)
+    weight = num_items / draws if as_draws else tf.constant(1.0)
+    return weight * draws if correction == "log_q" else weight
+
+
 def hardest(scores: tf.Tensor, log_weight: tf.Tensor, number: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The `number` highest-scoring negatives of each row (online hard negatives).
 

@@ -47,6 +47,8 @@ class NegativesConfig:
             in it learn as much more as they are rarely in one.
         num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
+        hard_as_draws: Whether such a negative weighs as much as a draw of the shared columns, and
+            not as the one item that it is (`losses.block_weight`). Then many of them do harm.
         num_impressions: Impressions without a click, of the query's user, that a row has besides.
     """
 
@@ -57,6 +59,7 @@ class NegativesConfig:
     catalogue_refresh: int = 1
     num_hardest: int = 0
     hard_negative_share: float = 0.0
+    hard_as_draws: bool = False
     num_impressions: int = 0
 
     def __post_init__(self) -> None:

@@ -117,7 +117,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         self, config: TaskConfig, num_items: int, columns: NegativesConfig, metrics=None
     ) -> None:
         super().__init__(metrics=metrics, temperature=config.temperature)
-        self.config, self.num_hardest = config, columns.num_hardest
+        self.config, self.columns, self.num_items = config, columns, num_items
         # Whether a column is a negative of an example of its own item.
         self.hits_count = columns.negatives == ("batch",)
         if config.correction == "log_q" and (config.loss != "softmax" or not self.hits_count):
@@ -216,11 +216,16 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             negatives = negatives if row is None else tf.gather(negatives, row)
             rows = None
         if block is not None:
-            # As one more item of the catalogue each, whatever led to it.
             more = block if rows is not None or row is None else tf.gather(block, row)
+            more *= losses.block_weight(
+                self.num_items,
+                self.columns.num_shared(tf.size(item), self.num_items),
+                self.config.correction,
+                self.columns.hard_as_draws,
+            )
             log_weight = tf.maximum(tf.math.log(tf.exp(log_weight) + more), losses.MASKED)
-        if self.num_hardest:
-            negatives, log_weight = losses.hardest(negatives, log_weight, self.num_hardest)
+        if self.columns.num_hardest:
+            negatives, log_weight = losses.hardest(negatives, log_weight, self.columns.num_hardest)
         loss = losses.LOSSES[self.config.loss](
             positive, negatives, log_weight, rows, **self._parameters
         )
