@@ -4,10 +4,12 @@
 
 Each round takes users of the validation cases with --events past events or more, begins a session
 with the first of them and adds the others one by one, as films a user marks one after another.
-`step` is one call of the session's signature; `reread` are those whose window was read anew; then
-`encode` is one call of the query tower with the whole history, for each of the same vectors.
-`difference` is the largest one between both vectors' components. One user at a time, on one thread
-and core.
+`step` is one event added; `reread` are those whose window was read anew; then `encode` is one call
+of the query tower with the whole history, for each of the same vectors. `difference` is the largest
+one between both vectors' components. One user at a time, on one thread and core.
+
+`first` is the first event of the process, for which TensorFlow prepares the signature's graph; it
+stands among no other times.
 """
 
 import single_requests  # isort: skip  (first: numpy's threads)
@@ -40,7 +42,7 @@ def main(argv):
         raise app.UsageError(f"no user has {need} past events; ask for fewer --events or --steps.")
     rows = np.random.default_rng(0).permutation(fits)[: FLAGS.users]
     events = [name for name in raw.names if name.startswith("history")]
-    seconds: dict[str, list[float]] = {"step": [], "reread": [], "encode": []}
+    seconds: dict[str, list[float]] = {"step": [], "reread": [], "encode": [], "first": []}
     difference = 0.0
     for case in split.cases.take(rows).batches(1):
         whole = raw(case)
@@ -48,6 +50,12 @@ def main(argv):
         def upto(number, whole=whole):
             return whole | {name: whole[name][:, :number] for name in events}
 
+        if not seconds["first"]:
+            session, event = Session(bundle, upto(1)), {name: whole[name][:, 1] for name in events}
+            started = time.perf_counter()
+            session.add(whole | event)
+            seconds["first"].append(time.perf_counter() - started)
+            bundle.query_tower(upto(1))
         session, vectors = Session(bundle, upto(FLAGS.events)), []
         for number in range(FLAGS.events, need):
             event = whole | {name: whole[name][:, number] for name in events}

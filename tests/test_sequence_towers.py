@@ -14,8 +14,9 @@ from twotower.towers.gru import GRUHistory
 from twotower.towers.history import MeanHistory
 from twotower.towers.hstu import GatedBlock, HSTUHistory
 from twotower.towers.pooling import AttentionHistory, RecencyHistory
-from twotower.towers.sequence import num_dropped
+from twotower.towers.sequence import num_dropped, put
 from twotower.towers.transformer import (
+    UNSEEN,
     AttentionBlock,
     MaskedTransformerHistory,
     TransformerHistory,
@@ -138,12 +139,13 @@ def test_an_unknown_item_is_left_out(name):
     without = answers(feature, [[3, 1, 4]], times=[[1, 27, 125]])
     if "ratings" not in name and "inputs" not in name:
         np.testing.assert_allclose(with_it, without, atol=1e-5)
-    state, before = feature.begin(feature.encode(raw([[3, 1]], request=100)))
+    # One session with room for more, and one whose window of 6 is full.
+    state, before = feature.begin(feature.encode(raw([[3, 1], [3, 1, 4, 1, 5, 9]], request=300)))
     unknown = {
-        "past": tf.constant(["i99"]),
-        "past_time": tf.constant([50], tf.int64),
-        "past_rating": tf.constant([5.0]),
-        "time": tf.constant([100], tf.int64),
+        "past": tf.constant(["i99", ""]),
+        "past_time": tf.constant([250, 250], tf.int64),
+        "past_rating": tf.constant([5.0, 5.0]),
+        "time": tf.constant([300, 300], tf.int64),
     }
     after, vector = feature.step(state, feature.encode(unknown))
     np.testing.assert_allclose(vector, before, atol=1e-5)
@@ -164,6 +166,11 @@ def test_odd_histories_have_an_answer(name):
     equal = answers(feature, [[1, 2, 3]], times=[[9, 9, 9]])
     descending = answers(feature, [[1, 2, 3]], times=[[9, 8, 7]], request=9_998)
     assert np.isfinite(equal).all() and np.isfinite(descending).all()
+
+
+def test_what_has_no_place_is_not_put():
+    found = put(tf.zeros([2, 3]), tf.constant([[0, 2], [1, -1], [1, 3]]), tf.constant([5.0, 6, 7]))
+    np.testing.assert_array_equal(found, [[0, 0, 5], [0, 0, 0]])
 
 
 def test_the_window_by_hand():
@@ -280,47 +287,45 @@ def test_a_gru_step_by_hand():
 def test_an_attention_block_by_hand():
     block = AttentionBlock(2, heads=1, dropout=0)
     x = tf.constant([[1.0, -1.0], [-1.0, 1.0]])  # norm leaves these as they are
-    block.project(x)
+    block.project(x, 2)
     block.projection.kernel.assign(tf.concat([tf.eye(2)] * 3, 1))
-    queries, keys, values = block.project(x)
-    np.testing.assert_allclose(queries, x, atol=1e-5)
-    keys, values = keys[None], values[None]  # a batch of one
-    mask, bias = tf.constant([[True, False], [True, True]]), tf.zeros([1, 1, 1, 1])
-    block.mix(x, queries, keys, values, bias, mask)
+    queries, keys, values = block.project(x, 2)  # of a batch of one with one head
+    np.testing.assert_allclose(queries[0, 0], x, atol=1e-5)
+    bias = tf.constant([[0.0, UNSEEN], [0.0, 0.0]])
+    block.mix(x, queries, keys, values, bias)
     block.out.kernel.assign(tf.eye(2))
     block.hidden_out.kernel.assign(tf.zeros_like(block.hidden_out.kernel))
     # Token 1 attends to itself: 1 + 1. Token 2: logits -2 and 2 over sqrt 2 for [1, -1] and itself,
     # of which [-1, 1] gets a = sigmoid(4 / sqrt 2): 2 a - 1 more.
     more = 2 / (1 + np.exp(-4 / 2**0.5)) - 1
     expected = [[2, -2], [-1 - more, 1 + more]]
-    found = block.mix(x, queries, keys, values, bias, mask)
+    found = block.mix(x, queries, keys, values, bias)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     # A bias of -8 / sqrt 2 on the own place turns it around.
-    bias = tf.constant([[[[0.0, 0.0], [0.0, -8 / 2**0.5]]]])
-    found = block.mix(x, queries, keys, values, bias, mask)
+    bias = tf.constant([[0.0, UNSEEN], [0.0, -8 / 2**0.5]])
+    found = block.mix(x, queries, keys, values, bias)
     np.testing.assert_allclose(found[1], [-1 + more, 1 - more], rtol=1e-4)
 
 
 def test_a_gated_block_by_hand():
     block = GatedBlock(2, heads=1, dropout=0, num_tokens=4)
     x = tf.constant([[1.0, -1.0], [-1.0, 1.0]])
-    block.project(x)
+    block.project(x, 2)
     block.projection.kernel.assign(tf.concat([tf.eye(2)] * 4, 1))
-    queries, *both = block.project(x)
-    keys, values = (rows[None] for rows in both)  # a batch of one
+    queries, keys, values = block.project(x, 2)  # of a batch of one with one head
 
     def silu(value):
         return value / (1 + np.exp(-value))
 
     one, other = silu(1.0), silu(-1.0)
-    np.testing.assert_allclose(keys[0], [[one, other], [other, one]], rtol=1e-5)
-    mask, bias = tf.constant([[True, False], [True, True]]), tf.zeros([1, 1, 1, 1])
-    block.mix(x, queries, keys, values, bias, mask)
+    np.testing.assert_allclose(keys[0, 0], [[one, other], [other, one]], rtol=1e-5)
+    bias = tf.constant([[0.0, UNSEEN], [0.0, 0.0]])
+    block.mix(x, queries, keys, values, bias)
     block.out.kernel.assign(tf.eye(2))
     # Token 1: its own value times a positive weight; the norm makes [1, -1] of it, the gates are
     # [silu 1, silu -1].
     expected = [1 + one, -1 - other]
-    found = block.mix(x, queries, keys, values, bias, mask)
+    found = block.mix(x, queries, keys, values, bias)
     np.testing.assert_allclose(found[0], expected, rtol=1e-3)
     # Token 2 attends to both, by silu of their products over 4, which do not add up to one; before
     # the norm it is w1 [one, other] + w2 [other, one].

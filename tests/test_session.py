@@ -12,7 +12,7 @@ from twotower.data.examples import QueryInputs
 from twotower.evaluation import evaluate
 from twotower.export import export
 from twotower.fitting import fit
-from twotower.session import Session
+from twotower.session import Session, direct
 from twotower.training import Training
 
 import tensorflow as tf  # isort: skip
@@ -78,6 +78,20 @@ def test_a_session_follows_the_tower(bundle):
     assert (session.rereads > 0).any()  # some have more than twelve events
 
 
+def test_a_signature_called_directly_answers_the_same(bundle):
+    whole = inputs(bundle, tiny.split("loo").cases.take(np.arange(3)))
+    signatures = bundle.query_tower.model.signatures
+    begun = signatures["begin"](**bundle.query_tensors(whole))
+    event = bundle.query_tensors({name: values[:, 0] for name, values in whole.items()})
+    given = {name: value for name, value in begun.items() if name != "embedding"} | event
+    expected, found = signatures["step"](**given), direct(signatures["step"])(given)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="to be int64 but float is provided"):
+        direct(signatures["step"])(given | {"history_time": tf.zeros([3])})
+
+
 def test_the_exported_tower_gives_the_same_metrics(training, bundle):
     split = tiny.split("loo")
     retriever = bundle.retriever("exact")
@@ -119,6 +133,7 @@ def test_the_benchmark_measures_what_it_says(bundle, tmp_path):
     result = json.loads(output.read_text())
     calls = {row["name"]: row["calls"] for row in result["rows"]}
     # Six to fourteen events of a window of twelve: one of eight steps reads it anew.
-    assert calls == {"step": 21, "reread": 3, "encode": 24, "step or reread": 24}
+    expected = {"step": 21, "reread": 3, "encode": 24, "step or reread": 24, "first": 1}
+    assert calls == expected
     assert result["difference"] < 1e-4 and "largest difference" in printed
     assert Bundle(bundle.directory).manifest["recipe"]["query"]["history"] == "transformer"

@@ -34,19 +34,19 @@ class GatedBlock(tf.keras.layers.Layer):
         self.out = tf.keras.layers.Dense(dim)
         self.drop = tf.keras.layers.Dropout(dropout)
 
-    def project(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Rows `[batch_size * m, dim]` -> queries beside gates, `[batch_size * m, 2 dim]`; keys;
-        values."""
-        gates, values, queries, keys = tf.split(self.projection(self.norm(x)), 4, axis=1)
-        return tf.concat([queries, gates], 1), keys, values
+    def project(self, x: tf.Tensor, m: int | tf.Tensor) -> tuple[tuple, tf.Tensor, tf.Tensor]:
+        """As in `AttentionBlock.project`; the tokens' own are queries, and gates as rows
+        `[batch_size * m, dim]`."""
+        gates, *parts = tf.split(self.projection(self.norm(x)), 4, axis=1)
+        values, queries, keys = (split_heads(part, self.heads, m) for part in parts)
+        return (queries, gates), keys, values
 
-    def mix(self, x, queries, keys, values, bias, mask, training: bool = False) -> tf.Tensor:
+    def mix(self, x, queries, keys, values, bias, training: bool = False) -> tf.Tensor:
         """As in `AttentionBlock.mix`."""
-        queries, gates = tf.split(queries, 2, axis=1)
-        batch_size = tf.shape(keys)[0]
-        q, k, v = (split_heads(rows, self.heads, batch_size) for rows in (queries, keys, values))
-        weight = tf.nn.silu(tf.matmul(q, k, transpose_b=True) + bias) / self.num_tokens
-        attended = merge_heads(tf.where(mask, weight, 0.0) @ v)  # [batch_size * m, dim]
+        queries, gates = queries
+        logits = tf.matmul(queries, keys, transpose_b=True) + bias
+        weight = tf.nn.silu(logits) / self.num_tokens
+        attended = merge_heads(weight @ values)  # [batch_size * m, dim]
         return x + self.out(self.drop(self.attended_norm(attended) * gates, training=training))
 
 

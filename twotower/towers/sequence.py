@@ -55,6 +55,14 @@ def bucket(seconds: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(seconds))
 
 
+def put(tensor: tf.Tensor, at: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """`tf.tensor_scatter_nd_update`, but values for places that there are not, such as -1, are left
+    out and not refused."""
+    return tf.raw_ops.TensorScatterUpdate(
+        tensor=tensor, indices=at, updates=values, bad_indices_policy="IGNORE"
+    )
+
+
 def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tensor:
     """How many of the oldest events are not read: none up to `max_length`, then `stride` at a time.
 
@@ -287,9 +295,11 @@ class SequenceHistory(History):
                 new[name] = tf.gather(state[name], moved, batch_dims=1)
             new["length"] -= dropped
             new["reread"] += tf.cast(full, tf.int32)
-        here = (tf.range(self.max_length) == new["length"][:, None]) & known[:, None]
+        # Nothing is written where the event's item is unknown.
+        at = tf.where(known, new["length"], -1)
+        at = tf.stack([tf.range(tf.size(at)), at], 1)  # [batch_size, 2]
         for name in ("items", "times", "ratings"):
-            new[name] = tf.where(here, getattr(one, name), new[name])
+            new[name] = put(new[name], at, getattr(one, name)[:, 0])
         new["length"] += tf.cast(known, tf.int32)
         return new
 

@@ -14,6 +14,9 @@ from twotower.towers.sequence import NUM_BUCKETS, SequenceHistory, Window, bucke
 POSITIONS = ("absolute", "relative", "none")
 # In the place of an item that is asked for.
 HIDDEN = -1
+# Added to the logit of a token that may not be attended to: its weight is then exactly zero, by a
+# softmax and by a silu.
+UNSEEN = -1e9
 
 
 def looked_up(table: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -24,16 +27,22 @@ def looked_up(table: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return tf.transpose(tf.gather(tf.identity(table), index), [0, 3, 1, 2])
 
 
-def split_heads(x: tf.Tensor, heads: int, batch_size: tf.Tensor) -> tf.Tensor:
-    """Rows `[batch_size * n, dim]`, or `[batch_size, n, dim]`, to
-    `[batch_size, heads, n, dim / heads]`."""
-    x = tf.reshape(x, [batch_size, -1, heads, x.shape[-1] // heads])
+def swap(x: tf.Tensor) -> tf.Tensor:
+    """`[batch_size, m, n, size]` to `[batch_size, n, m, size]`."""
+    m, n = x.shape[1:3]
+    if 1 in (m, n) and None not in (m, n):  # the same order, which a transpose would copy
+        return tf.reshape(x, [-1, n, m, x.shape[3]])
     return tf.transpose(x, [0, 2, 1, 3])
+
+
+def split_heads(x: tf.Tensor, heads: int, n: int | tf.Tensor) -> tf.Tensor:
+    """Rows `[batch_size * n, dim]` to `[batch_size, heads, n, dim / heads]`."""
+    return swap(tf.reshape(x, [-1, n, heads, x.shape[-1] // heads]))
 
 
 def merge_heads(x: tf.Tensor) -> tf.Tensor:
     """`[batch_size, heads, n, dim / heads]` to rows `[batch_size * n, dim]`."""
-    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, x.shape[1] * x.shape[3]])
+    return tf.reshape(swap(x), [-1, x.shape[1] * x.shape[3]])
 
 
 class AttentionBlock(tf.keras.layers.Layer):
@@ -63,27 +72,28 @@ class AttentionBlock(tf.keras.layers.Layer):
         self.hidden_out = tf.keras.layers.Dense(dim)
         self.drop = tf.keras.layers.Dropout(dropout)
 
-    def project(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`[batch_size * m, dim]` -> queries, keys, values, of the same shape."""
-        return tuple(tf.split(self.projection(self.norm(x)), 3, axis=1))
+    def project(self, x: tf.Tensor, m: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`[batch_size * m, dim]` -> what the tokens themselves bring to `mix`; keys and values,
+        `[batch_size, heads, m, dim / heads]`. Here the first are queries, of the same shape."""
+        parts = tf.split(self.projection(self.norm(x)), 3, axis=1)
+        return tuple(split_heads(part, self.heads, m) for part in parts)
 
-    def mix(self, x, queries, keys, values, bias, mask, training: bool = False) -> tf.Tensor:
+    def mix(self, x, queries, keys, values, bias, training: bool = False) -> tf.Tensor:
         """The block's output for `m` tokens that attend to `n`, `[batch_size * m, dim]`.
 
         Args:
             x: `[batch_size * m, dim]`; dense layers take rows, with few small ops an event.
-            queries: `[batch_size * m, dim]`.
-            keys: `[batch_size, n, dim]`.
-            values: `[batch_size, n, dim]`.
-            bias: Added to the logits; broadcasts to `[batch_size, heads, m, n]`.
-            mask: Which token may attend to which, likewise.
+            queries: Of `project`.
+            keys: `[batch_size, heads, n, dim / heads]`; of a session those that its state keeps,
+                which lie as they are multiplied.
+            values: `[batch_size, heads, n, dim / heads]`.
+            bias: Added to the logits; broadcasts to `[batch_size, heads, m, n]`. `UNSEEN` where a
+                token may not attend to another.
             training: Whether to drop.
         """
-        batch_size = tf.shape(keys)[0]
-        q, k, v = (split_heads(rows, self.heads, batch_size) for rows in (queries, keys, values))
-        logits = tf.matmul(q, k, transpose_b=True) / math.sqrt(q.shape[-1]) + bias
-        weight = self.drop(tf.nn.softmax(tf.where(mask, logits, -1e9)), training=training)
-        x += self.drop(self.out(merge_heads(weight @ v)), training=training)
+        logits = tf.matmul(queries, keys, transpose_b=True) / math.sqrt(queries.shape[-1]) + bias
+        weight = self.drop(tf.nn.softmax(logits), training=training)
+        x += self.drop(self.out(merge_heads(weight @ values)), training=training)
         hidden = self.hidden_out(self.hidden(self.second_norm(x)))
         return x + self.drop(hidden, training=training)
 
@@ -180,46 +190,50 @@ class TransformerHistory(SequenceHistory):
         """Which token may attend to which, broadcasts to `[batch_size, heads, n + 1, n + 1]`."""
         return earlier(tf.shape(window.items)[1] + 1)
 
-    def _layers(self, window: Window, training: bool):
-        """All outputs, and each block's keys and values, `[batch_size, num_layers, n + 1, dim]`."""
-        tokens, kept = self.tokens(window, training), ([], [])
+    def _layers(self, window: Window, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """All outputs, `[batch_size, n + 1, dim]`, and each block's keys and values by the names
+        that they have in a state, `[batch_size, heads, n + 1, dim / heads]`."""
+        tokens, kept = self.tokens(window, training), {}
         shape = tf.shape(tokens)
-        x, places = tf.reshape(tokens, [-1, self.dim]), tf.range(shape[1])[None, :]
-        bias, mask = self.bias(window, places), self.mask(window)
-        for block in self.blocks:
-            queries, *both = block.project(x)
-            keys, values = (tf.reshape(rows, shape) for rows in both)
-            x = block.mix(x, queries, keys, values, bias, mask, training)
-            kept[0].append(keys)
-            kept[1].append(values)
-        return tf.reshape(self.norm(x), shape), *(tf.stack(part, 1) for part in kept)
+        width = tokens.shape[1] or shape[1]
+        x, places = tf.reshape(tokens, [-1, self.dim]), tf.range(width)[None, :]
+        bias = tf.where(self.mask(window), self.bias(window, places), UNSEEN)
+        for number, block in enumerate(self.blocks):
+            queries, keys, values = block.project(x, width)
+            x = block.mix(x, queries, keys, values, bias, training)
+            kept |= {f"keys_{number}": keys, f"values_{number}": values}
+        return tf.reshape(self.norm(x), shape), kept
 
     def states(self, window, training=False):
         return self._layers(window, training)[0]
 
     def _read(self, state, request):
-        outputs, keys, values = self._layers(self._held(state, request), False)
+        outputs, kept = self._layers(self._held(state, request), False)
         vector = tf.gather(outputs, state["length"], batch_dims=1)
-        return state | {"keys": keys, "values": values}, vector
+        return state | kept, vector
 
     def _go_on(self, state, request, known):
-        window = self._held(state, request)
-        length = state["length"][:, None]
-        places = tf.maximum(length + tf.range(-1, 1), 0) if self.time_told else length
-        shape = tf.concat([tf.shape(places), [self.dim]], 0)
+        window, m = self._held(state, request), 2 if self.time_told else 1
+        places = tf.maximum(state["length"][:, None] + tf.range(1 - m, 1), 0)  # [batch_size, m]
         x = tf.reshape(self.last_tokens(window, places), [-1, self.dim])
-        bias = self.bias(window, places)
-        mask = (tf.range(self.num_tokens) <= places[:, :, None])[:, None]
-        rows = tf.broadcast_to(tf.range(shape[0])[:, None], shape[:2])
+        seen = (tf.range(self.num_tokens) <= places[:, :, None])[:, None]
+        bias = tf.where(seen, self.bias(window, places), UNSEEN)
+        # As rows of `dim / heads`, token p of head h of session b is (b * heads + h) * n + p.
+        first = tf.range(tf.shape(places)[0] * self.heads) * self.num_tokens
+        at = tf.reshape(first, [-1, self.heads, 1]) + places[:, None]  # [batch_size, heads, m]
+
+        def with_new(cache: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+            rows, new = (tf.reshape(part, [-1, self.dim // self.heads]) for part in (cache, new))
+            rows = tf.tensor_scatter_nd_update(rows, tf.reshape(at, [-1, 1]), new)
+            return tf.reshape(rows, [-1, *cache.shape[1:]])
+
         for number, block in enumerate(self.blocks):
-            queries, *new = block.project(x)
-            at = tf.stack([rows, tf.fill(tf.shape(rows), number), places], 2)
-            names = ("keys", "values")
-            new = [tf.reshape(rows, shape) for rows in new]
-            cache = [tf.tensor_scatter_nd_update(state[n], at, new[i]) for i, n in enumerate(names)]
-            state = state | dict(zip(names, cache))
-            x = block.mix(x, queries, *(part[:, number] for part in cache), bias, mask)
-        return state, tf.reshape(self.norm(x), shape)[:, -1]
+            queries, *new = block.project(x, m)
+            names = f"keys_{number}", f"values_{number}"
+            both = [with_new(state[name], part) for name, part in zip(names, new)]
+            state = state | dict(zip(names, both))
+            x = block.mix(x, queries, *both, bias)
+        return state, tf.reshape(self.norm(x), [-1, m, self.dim])[:, -1]
 
     def get_config(self):
         names = ("num_layers", "heads", "positions", "time_bias")
