@@ -130,6 +130,25 @@ def test_all_rows_of_a_target_are_left_out(targets_per_query):
         assert sorted(histories)[-1] == [1, 2, 3] and [0, 0, 0, 2, 3] in histories
 
 
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.0, ([1, 1, 1, 1], [1, 1])),
+        (0.25, ([1, 1, 1, 1], [1, 1])),  # one of four, and half a row of two is one
+        (0.5, ([2, 2], [1, 1])),
+        (0.7, ([1, 3], [2])),  # 2.8 and 1.4 rows, rounded up
+    ],
+)
+def test_a_group_is_a_share_of_the_history(share, expected):
+    examples = examples_of("others", targets_per_query=1, targets_share=share, batch_size=3)
+    groups = {}
+    for batch in examples.epoch(0):
+        for query, user in enumerate(batch["cases"].user_id):
+            groups.setdefault(user, []).append(int((batch["row"] == query).sum()))
+    assert tuple(sorted(sizes) for _, sizes in sorted(groups.items())) == expected
+    assert examples.alone == (share == 0)
+
+
 @pytest.mark.parametrize("targets_per_query", [2, 3, 8])
 def test_a_group_of_targets_is_not_in_its_history(targets_per_query):
     examples = examples_of("others", targets_per_query=targets_per_query, batch_size=3)

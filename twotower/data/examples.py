@@ -177,6 +177,9 @@ class ExamplesConfig:
             are `others`: the query then sees the user's rows but those of these items. 1 leaves
             out the example's own item alone. Larger shares the query tower's work; with histories
             `before` each example has a query of its own.
+        targets_share: The same as a share of the user's rows, where that is more: a query then asks
+            for a like part of a long history and of a short one (Mult-DAE, Liang et al., WWW 2018,
+            asks for all of it at once), and an epoch has a few queries a user, whoever it is.
         max_history: Most recent events a query sees; 0 for all.
         sequence_length: Queries of a window of a user's events that are encoded at once
             (`sequences.py`); 0 for a history of its own for each query.
@@ -194,6 +197,7 @@ class ExamplesConfig:
 
     batch_size: int = 4096
     targets_per_query: int = 8
+    targets_share: float = 0.0
     max_history: int = 0
     sequence_length: int = 0
     hidden_share: float = 0.2
@@ -205,6 +209,8 @@ class ExamplesConfig:
         at_least(
             self, batch_size=1, targets_per_query=1, max_history=0, sequence_length=0, stratify=0
         )
+        if not 0 <= self.targets_share < 1:
+            raise ValueError(f"targets_share must lie in [0, 1); got {self.targets_share}.")
         if not 0 < self.hidden_share < 1:
             raise ValueError(f"hidden_share must lie between 0 and 1; got {self.hidden_share}.")
 
@@ -336,7 +342,8 @@ class Examples:
     @property
     def alone(self) -> bool:
         """Whether each query has one example, so that it may know that example's context."""
-        return not self.shared or self.config.targets_per_query == 1
+        alone = self.config.targets_per_query == 1 and not self.config.targets_share
+        return not self.shared or alone
 
     def epoch(self, epoch: int) -> Iterator[dict]:
         """Batches of one epoch.
@@ -349,11 +356,13 @@ class Examples:
         """
         rng = np.random.default_rng([self.config.seed, epoch])
         if self.shared:
-            # A random order inside each user, cut into groups of `targets_per_query`.
+            # A random order inside each user, cut into groups.
             users = self.pair_users
             order = np.lexsort((rng.random(len(users)), users))
             place = np.arange(len(users)) - np.searchsorted(users, users)
-            first = place % self.config.targets_per_query == 0
+            count = np.bincount(users)[users]
+            share = np.ceil(self.config.targets_share * count).astype(np.int64)
+            first = place % np.maximum(share, self.config.targets_per_query) == 0
             group = np.empty(len(users), np.int64)
             group[order] = np.cumsum(first) - 1
             group, num_groups = group[self.pair], int(first.sum())
