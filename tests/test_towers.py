@@ -1,5 +1,7 @@
 """Towers: features in, vectors out; the layers that item and query columns ask for."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,6 +190,25 @@ def test_the_head_by_hand():
     # [1, -1]: relu [-1, 0] = [0, 0], so -7: the last layer has no relu.
     found = head(tf.constant([[1.0, 1], [-1, 0], [1, -1]])).numpy()
     assert found.tolist() == [[2], [3], [-7]]
+
+
+def test_an_added_id_stands_behind_the_head():
+    config = ItemConfig(("item_id", "year"), id_dim=4, id_added=True, unknown_rate=0.0, **SIZES)
+    tower = item_tower(ITEMS, dataclasses.replace(config, l2_normalise=False))
+    raw = {name: RAW_ITEMS[name] for name in ("item_id", "year")}
+    item_id, year = tower.features
+    encoded = tower.encode(raw)
+    vectors = tower.embed(raw)
+    np.testing.assert_allclose(vectors - item_id(encoded), tower.head(year(encoded)), atol=1e-6)
+    # With a projection of zeros and its bias of [1, 2, 3, 4] an item is that and its id's vector.
+    kernel, bias = tower.head.projection.weights
+    kernel.assign(tf.zeros_like(kernel))
+    bias.assign([1.0, 2.0, 3.0, 4.0])
+    expected = item_id(encoded) + tf.constant([1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(tower.embed(raw), expected, rtol=1e-6)
+    for wrong in ({"features": ("item_id",)}, {"features": ("year",)}, {"id_dim": 3}):
+        with pytest.raises(ValueError, match="id_added needs item_id of length dim beside"):
+            item_tower(ITEMS, dataclasses.replace(config, **wrong))
 
 
 def test_a_head_without_hidden_layers_is_linear():

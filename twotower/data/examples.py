@@ -180,6 +180,8 @@ class ExamplesConfig:
         targets_share: The same as a share of the user's rows, where that is more: a query then asks
             for a like part of a long history and of a short one (Mult-DAE, Liang et al., WWW 2018,
             asks for all of it at once), and an epoch has a few queries a user, whoever it is.
+        targets_share_spread: By how much a user's share of an epoch may lie below or above: the
+            tower then sees thick and thin histories of the same user.
         max_history: Most recent events a query sees; 0 for all.
         sequence_length: Queries of a window of a user's events that are encoded at once
             (`sequences.py`); 0 for a history of its own for each query.
@@ -198,6 +200,7 @@ class ExamplesConfig:
     batch_size: int = 4096
     targets_per_query: int = 8
     targets_share: float = 0.0
+    targets_share_spread: float = 0.0
     max_history: int = 0
     sequence_length: int = 0
     hidden_share: float = 0.2
@@ -361,8 +364,10 @@ class Examples:
             order = np.lexsort((rng.random(len(users)), users))
             place = np.arange(len(users)) - np.searchsorted(users, users)
             count = np.bincount(users)[users]
-            share = np.ceil(self.config.targets_share * count).astype(np.int64)
-            first = place % np.maximum(share, self.config.targets_per_query) == 0
+            spread = self.config.targets_share_spread
+            share = self.config.targets_share + rng.uniform(-spread, spread, users[-1] + 1)[users]
+            size = np.ceil(share * count).astype(np.int64)
+            first = place % np.maximum(size, self.config.targets_per_query) == 0
             group = np.empty(len(users), np.int64)
             group[order] = np.cumsum(first) - 1
             group, num_groups = group[self.pair], int(first.sum())

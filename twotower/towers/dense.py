@@ -28,6 +28,7 @@ class DenseHead(tf.keras.layers.Layer):
 
     Call args:
         x: `[batch_size, size]` float32.
+        added: `[batch_size, dim]` that is added to the projection; None for nothing.
 
     Returns:
         `[batch_size, dim]` float32.
@@ -57,10 +58,12 @@ class DenseHead(tf.keras.layers.Layer):
                 self.block.add(tf.keras.layers.Dropout(dropout))
         self.projection = tf.keras.layers.Dense(dim, name="projection")
 
-    def call(self, x, training=False):
+    def call(self, x, added=None, training=False):
         if self.block is not None:
             x = self.block(x, training=training)
         x = self.projection(x)
+        if added is not None:
+            x += added
         return tf.math.l2_normalize(x, -1) if self.l2_normalise else x
 
 
@@ -72,6 +75,8 @@ class Tower(tf.keras.layers.Layer):
     Args:
         features: At least one; their inputs must have distinct names.
         head: The dense layers.
+        added: Name of a feature that they do not read: its vector, of length `head.dim`, is added
+            to what they make of the others.
 
     Call args:
         encoded: Name -> tensor, as `encode` returns it.
@@ -81,12 +86,14 @@ class Tower(tf.keras.layers.Layer):
         `[batch_size, dim]` float32.
     """
 
-    def __init__(self, features: Sequence[Feature], head: DenseHead, name: str) -> None:
+    def __init__(
+        self, features: Sequence[Feature], head: DenseHead, name: str, added: str | None = None
+    ) -> None:
         super().__init__(name=name)
         names = [spec.name for feature in features for spec in feature.inputs]
         if not features or len(set(names)) < len(names):
             raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
-        self.features, self.head = list(features), head
+        self.features, self.head, self.added = list(features), head, added
 
     @property
     def dim(self) -> int:
@@ -114,7 +121,14 @@ class Tower(tf.keras.layers.Layer):
             parts = [feature(encoded, training=training) for feature in self.features]
         else:
             parts = [feature.at(encoded, place, training) for feature in self.features]
-        return self.head(tf.concat(parts, 1), training=training)
+        return self._together(parts, training)
+
+    def _together(self, parts: list[tf.Tensor], training: bool) -> tf.Tensor:
+        """The vector that the features' parts `[batch_size, ...]` make."""
+        names = [feature.name for feature in self.features]
+        read = [part for name, part in zip(names, parts) if name != self.added]
+        added = parts[names.index(self.added)] if self.added else None
+        return self.head(tf.concat(read, 1), added, training=training)
 
     def begin(self, raw: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """A session's state, name -> `[batch_size, ...]`, and its vector `[batch_size, dim]`, from
@@ -136,7 +150,7 @@ class Tower(tf.keras.layers.Layer):
                 continue
             state, part = feature.begin(encoded) if state is None else feature.step(state, encoded)
             parts.append(part)
-        return state, self.head(tf.concat(parts, 1), training=False)
+        return state, self._together(parts, training=False)
 
     def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
         """Raw inputs to vectors, as an exported tower does it."""

@@ -24,6 +24,10 @@ class ItemConfig:
             first training row, to the time of the example) or `popularity` (log of the item's
             share of the training rows up to that time).
         id_dim: Length of the item id's vector.
+        id_added: Whether the id's vector, of length `dim` then, is added behind the dense layers
+            and not read by them: they say what an item is by its content, and the id how it differs
+            from that (as LightFM sums both; Kula 2015, section 3). An id that is free to point
+            anywhere learns more than one that shares a projection with all others.
         token_dim: Length of a title's, description's, genre set's or maker's vector.
         unknown_rate: Share of training items whose id is hidden (see `Id`).
         min_token_count: A word counts from this many items on.
@@ -36,6 +40,7 @@ class ItemConfig:
 
     features: tuple[str, ...] = ("item_id", "title", "genres", "year")
     id_dim: int = 128
+    id_added: bool = False
     token_dim: int = 64
     unknown_rate: float = 0.1
     min_token_count: int = 2
@@ -84,7 +89,14 @@ def item_tower(columns: pd.DataFrame, config: ItemConfig) -> Tower:
             f"unknown item features {unknown}; this dataset has {sorted(columns.columns)}."
         )
     features = [item_feature(name, columns[name], config) for name in config.features]
-    return Tower(features, head(config), name="item_tower")
+    added = "item_id" if config.id_added else None
+    fits = added in config.features and len(features) > 1 and config.id_dim == config.dim
+    if added and not fits:
+        raise ValueError(
+            f"id_added needs item_id of length dim beside other features; got "
+            f"{list(config.features)}, id_dim {config.id_dim} and dim {config.dim}."
+        )
+    return Tower(features, head(config), name="item_tower", added=added)
 
 
 def head(config) -> DenseHead:
