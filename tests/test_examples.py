@@ -149,6 +149,28 @@ def test_a_group_is_a_share_of_the_history(share, expected):
     assert examples.alone == (share == 0)
 
 
+def test_each_user_has_a_share_of_its_own(made):
+    split = make_split(made, "random")
+    config = ExamplesConfig(
+        10_000, targets_per_query=1, targets_share=0.4, targets_share_spread=0.3
+    )
+    examples = Examples(made, split, config)
+    many = examples.by_user.lengths >= 20
+    shares = []
+    for epoch in range(3):
+        (batch,) = examples.epoch(epoch)
+        largest = np.zeros(len(many), int)
+        np.maximum.at(largest, batch["user"], np.bincount(batch["row"]))
+        # The first group of a user is as large as its share, rounded up.
+        shares.append(largest[many] / examples.by_user.lengths[many])
+    shares = np.stack(shares)
+    assert 0.1 <= shares.min() < 0.2 and 0.6 < shares.max() < 0.7 + 1 / 20
+    assert (shares[0] != shares[1]).mean() > 0.9  # another one each epoch
+    for share, spread in ((1.0, 0.0), (0.4, 0.5), (0.6, 0.4), (0.2, -0.1), (-0.1, 0.0)):
+        with pytest.raises(ValueError, match="targets_share must lie in"):
+            ExamplesConfig(targets_share=share, targets_share_spread=spread)
+
+
 @pytest.mark.parametrize("targets_per_query", [2, 3, 8])
 def test_a_group_of_targets_is_not_in_its_history(targets_per_query):
     examples = examples_of("others", targets_per_query=targets_per_query, batch_size=3)

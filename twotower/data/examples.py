@@ -212,8 +212,12 @@ class ExamplesConfig:
         at_least(
             self, batch_size=1, targets_per_query=1, max_history=0, sequence_length=0, stratify=0
         )
-        if not 0 <= self.targets_share < 1:
-            raise ValueError(f"targets_share must lie in [0, 1); got {self.targets_share}.")
+        share, spread = self.targets_share, self.targets_share_spread
+        if not 0 <= spread <= share or share + spread >= 1:
+            raise ValueError(
+                f"targets_share must lie in [0, 1), with targets_share_spread both ways; got "
+                f"{share} and {spread}."
+            )
         if not 0 < self.hidden_share < 1:
             raise ValueError(f"hidden_share must lie between 0 and 1; got {self.hidden_share}.")
 
@@ -364,8 +368,9 @@ class Examples:
             order = np.lexsort((rng.random(len(users)), users))
             place = np.arange(len(users)) - np.searchsorted(users, users)
             count = np.bincount(users)[users]
-            spread = self.config.targets_share_spread
-            share = self.config.targets_share + rng.uniform(-spread, spread, users[-1] + 1)[users]
+            share, spread = self.config.targets_share, self.config.targets_share_spread
+            if spread:
+                share = (share + rng.uniform(-spread, spread, len(self.by_user)))[users]
             size = np.ceil(share * count).astype(np.int64)
             first = place % np.maximum(size, self.config.targets_per_query) == 0
             group = np.empty(len(users), np.int64)
