@@ -13,7 +13,7 @@ flags.disclaim_key_flags()
 
 # These are one flag for both towers: their vectors must have the same length and scale, and a
 # reader who wants two heads of different sizes has the code.
-SHARED = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm")
+SHARED = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut")
 PARTS = {
     "query": "query_",
     "item": "item_",

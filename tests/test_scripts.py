@@ -204,7 +204,7 @@ def test_help_mentions_every_flag_and_the_command(tmp_path):
 
 def recipe_flag_names() -> list[str]:
     """The fields of a Recipe as flags; what both towers share has no prefix."""
-    shared = {"hidden", "dim", "l2_normalise", "dropout", "batch_norm"}
+    shared = {"hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut"}
     names = []
     for part, values in Recipe().to_json().items():
         prefix = f"{part}_" if part in ("query", "item", "mining") else ""

@@ -192,23 +192,28 @@ def test_the_head_by_hand():
     assert found.tolist() == [[2], [3], [-7]]
 
 
-def test_an_added_id_stands_behind_the_head():
-    config = ItemConfig(("item_id", "year"), id_dim=4, id_added=True, unknown_rate=0.0, **SIZES)
-    tower = item_tower(ITEMS, dataclasses.replace(config, l2_normalise=False))
-    raw = {name: RAW_ITEMS[name] for name in ("item_id", "year")}
-    item_id, year = tower.features
-    encoded = tower.encode(raw)
-    vectors = tower.embed(raw)
-    np.testing.assert_allclose(vectors - item_id(encoded), tower.head(year(encoded)), atol=1e-6)
-    # With a projection of zeros and its bias of [1, 2, 3, 4] an item is that and its id's vector.
-    kernel, bias = tower.head.projection.weights
-    kernel.assign(tf.zeros_like(kernel))
-    bias.assign([1.0, 2.0, 3.0, 4.0])
-    expected = item_id(encoded) + tf.constant([1.0, 2.0, 3.0, 4.0])
-    np.testing.assert_allclose(tower.embed(raw), expected, rtol=1e-6)
-    for wrong in ({"features": ("item_id",)}, {"features": ("year",)}, {"id_dim": 3}):
-        with pytest.raises(ValueError, match="id_added needs item_id of length dim beside"):
-            item_tower(ITEMS, dataclasses.replace(config, **wrong))
+def test_a_shortcut_stands_beside_the_dense_layers():
+    sizes = SIZES | {"dim": 4, "l2_normalise": False, "shortcut": True}
+    items = item_tower(ITEMS, ItemConfig(("item_id", "year"), id_dim=4, unknown_rate=0.0, **sizes))
+    history = QueryConfig(("history", "gender"), history_dim=4, history_dropout=0.0, **sizes)
+    queries = query_tower(QUERIES, history)
+    for tower, columns in ((items, RAW_ITEMS), (queries, RAW_QUERIES)):
+        raw = {spec.name: columns[spec.name] for spec in tower.inputs}
+        encoded = tower.encode(raw)
+        # It begins alone; then the layers' bias of [1, 2, 3, 4] comes to it.
+        alone = tower.features[0](encoded)
+        np.testing.assert_allclose(tower.embed(raw), alone, rtol=1e-6)
+        tower.head.projection.bias.assign([1.0, 2.0, 3.0, 4.0])
+        expected = alone + tf.constant([1.0, 2.0, 3.0, 4.0])
+        np.testing.assert_allclose(tower.embed(raw), expected, rtol=1e-6)
+    for wrong in ({"features": ("year",)}, {"id_dim": 3}):
+        with pytest.raises(ValueError, match="the shortcut needs item_id, of length dim"):
+            item_tower(ITEMS, ItemConfig(**{"id_dim": 4, **sizes, **wrong}))
+    for wrong in ({"features": ("gender",)}, {"history_dim": 3}, {"history_ratings": True}):
+        with pytest.raises(ValueError, match="the shortcut needs a history of length dim"):
+            query_tower(QUERIES, dataclasses.replace(history, **wrong))
+    with pytest.raises(ValueError, match="the shortcut mood is none of its features"):
+        Tower(items.features, items.head, "items", shortcut="mood")
 
 
 def test_a_head_without_hidden_layers_is_linear():

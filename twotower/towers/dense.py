@@ -25,6 +25,8 @@ class DenseHead(tf.keras.layers.Layer):
         dropout: Share of hidden activations that are dropped in training.
         batch_norm: Whether hidden layers are batch-normalised, before the activation.
         activation: Of the hidden layers.
+        starts_at_zero: Whether the projection gives zeros before it learns, for what is added to
+            it to begin alone.
 
     Call args:
         x: `[batch_size, size]` float32.
@@ -42,6 +44,7 @@ class DenseHead(tf.keras.layers.Layer):
         dropout: float = 0.0,
         batch_norm: bool = False,
         activation: str = "relu",
+        starts_at_zero: bool = False,
         name: str = "head",
     ) -> None:
         super().__init__(name=name)
@@ -56,7 +59,8 @@ class DenseHead(tf.keras.layers.Layer):
             self.block.add(tf.keras.layers.Activation(activation))
             if dropout > 0:
                 self.block.add(tf.keras.layers.Dropout(dropout))
-        self.projection = tf.keras.layers.Dense(dim, name="projection")
+        start = "zeros" if starts_at_zero else "glorot_uniform"
+        self.projection = tf.keras.layers.Dense(dim, kernel_initializer=start, name="projection")
 
     def call(self, x, added=None, training=False):
         if self.block is not None:
@@ -75,8 +79,9 @@ class Tower(tf.keras.layers.Layer):
     Args:
         features: At least one; their inputs must have distinct names.
         head: The dense layers.
-        added: Name of a feature that they do not read: its vector, of length `head.dim`, is added
-            to what they make of the others.
+        shortcut: Name of a feature whose vector, of length `head.dim`, is added to what the dense
+            layers make of all features (a residual connection; He et al., CVPR 2016, section 3.2);
+            "" for none.
 
     Call args:
         encoded: Name -> tensor, as `encode` returns it.
@@ -87,13 +92,15 @@ class Tower(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self, features: Sequence[Feature], head: DenseHead, name: str, added: str | None = None
+        self, features: Sequence[Feature], head: DenseHead, name: str, shortcut: str = ""
     ) -> None:
         super().__init__(name=name)
         names = [spec.name for feature in features for spec in feature.inputs]
         if not features or len(set(names)) < len(names):
             raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
-        self.features, self.head, self.added = list(features), head, added
+        if shortcut and shortcut not in [feature.name for feature in features]:
+            raise ValueError(f"{name}: the shortcut {shortcut} is none of its features {names}.")
+        self.features, self.head, self.shortcut = list(features), head, shortcut
 
     @property
     def dim(self) -> int:
@@ -125,10 +132,8 @@ class Tower(tf.keras.layers.Layer):
 
     def _together(self, parts: list[tf.Tensor], training: bool) -> tf.Tensor:
         """The vector that the features' parts `[batch_size, ...]` make."""
-        names = [feature.name for feature in self.features]
-        read = [part for name, part in zip(names, parts) if name != self.added]
-        added = parts[names.index(self.added)] if self.added else None
-        return self.head(tf.concat(read, 1), added, training=training)
+        named = {feature.name: part for feature, part in zip(self.features, parts)}
+        return self.head(tf.concat(parts, 1), named.get(self.shortcut), training=training)
 
     def begin(self, raw: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """A session's state, name -> `[batch_size, ...]`, and its vector `[batch_size, dim]`, from

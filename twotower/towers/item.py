@@ -24,10 +24,6 @@ class ItemConfig:
             first training row, to the time of the example) or `popularity` (log of the item's
             share of the training rows up to that time).
         id_dim: Length of the item id's vector.
-        id_added: Whether the id's vector, of length `dim` then, is added behind the dense layers
-            and not read by them: they say what an item is by its content, and the id how it differs
-            from that (as LightFM sums both; Kula 2015, section 3). An id that is free to point
-            anywhere learns more than one that shares a projection with all others.
         token_dim: Length of a title's, description's, genre set's or maker's vector.
         unknown_rate: Share of training items whose id is hidden (see `Id`).
         min_token_count: A word counts from this many items on.
@@ -36,11 +32,12 @@ class ItemConfig:
         l2_normalise: Whether vectors have length 1.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether hidden layers are batch-normalised.
+        shortcut: Whether the id's vector, of length `dim` then, is added behind the dense layers:
+            ids that are free to point anywhere learn more than those that share a projection.
     """
 
     features: tuple[str, ...] = ("item_id", "title", "genres", "year")
     id_dim: int = 128
-    id_added: bool = False
     token_dim: int = 64
     unknown_rate: float = 0.1
     min_token_count: int = 2
@@ -49,6 +46,7 @@ class ItemConfig:
     l2_normalise: bool = True
     dropout: float = 0.0
     batch_norm: bool = False
+    shortcut: bool = False
 
 
 def item_feature(name: str, values: pd.Series, config: ItemConfig) -> Feature:
@@ -89,18 +87,22 @@ def item_tower(columns: pd.DataFrame, config: ItemConfig) -> Tower:
             f"unknown item features {unknown}; this dataset has {sorted(columns.columns)}."
         )
     features = [item_feature(name, columns[name], config) for name in config.features]
-    added = "item_id" if config.id_added else None
-    fits = added in config.features and len(features) > 1 and config.id_dim == config.dim
-    if added and not fits:
+    if config.shortcut and ("item_id" not in config.features or config.id_dim != config.dim):
         raise ValueError(
-            f"id_added needs item_id of length dim beside other features; got "
-            f"{list(config.features)}, id_dim {config.id_dim} and dim {config.dim}."
+            f"the shortcut needs item_id, of length dim; got {list(config.features)}, id_dim "
+            f"{config.id_dim} and dim {config.dim}."
         )
-    return Tower(features, head(config), name="item_tower", added=added)
+    shortcut = "item_id" if config.shortcut else ""
+    return Tower(features, head(config), name="item_tower", shortcut=shortcut)
 
 
 def head(config) -> DenseHead:
     """The dense layers that an ItemConfig or QueryConfig asks for."""
     return DenseHead(
-        config.hidden, config.dim, config.l2_normalise, config.dropout, config.batch_norm
+        config.hidden,
+        config.dim,
+        config.l2_normalise,
+        config.dropout,
+        config.batch_norm,
+        starts_at_zero=config.shortcut,
     )

@@ -71,6 +71,8 @@ class QueryConfig:
         l2_normalise: Whether vectors have length 1.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether hidden layers are batch-normalised.
+        shortcut: Whether the history's vector, of length `dim` then, is added behind the dense
+            layers: they then learn what a bag of items does not say.
     """
 
     features: tuple[str, ...] = ("history",)
@@ -99,6 +101,7 @@ class QueryConfig:
     l2_normalise: bool = True
     dropout: float = 0.0
     batch_norm: bool = False
+    shortcut: bool = False
 
 
 def query_feature(
@@ -186,7 +189,16 @@ def query_tower(
         query_feature(name, columns[name], config, item_id, content) for name in config.features
     ]
     layers = items.head if config.shared == "tower" else head(config)
-    return Tower(features, layers, name="query_tower")
+    fits = config.history_dim == config.dim and not (
+        config.history_ratings and config.history == "mean"  # a bag of ratings beside that of items
+    )
+    if config.shortcut and ("history" not in config.features or not fits):
+        raise ValueError(
+            f"the shortcut needs a history of length dim; got {list(config.features)}, history_dim "
+            f"{config.history_dim}, history_ratings {config.history_ratings} and dim {config.dim}."
+        )
+    shortcut = "history" if config.shortcut else ""
+    return Tower(features, layers, name="query_tower", shortcut=shortcut)
 
 
 def _content(
