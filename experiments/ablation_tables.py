@@ -53,6 +53,12 @@ RULES = (
     ("about 10% mined negatives help", ("hard", "10%"), ("hard", "0%"), FIRST),
     ("they need a warm-up", ("hard", "10%"), ("hard", "10%, no warm-up"), FIRST),
     ("too many collapse training", ("hard", "10%"), ("hard", "50%, no warm-up"), FIRST),
+    (
+        "the same, weighing as draws",
+        ("hard, as draws", "10%"),
+        ("hard, as draws", "50%, no warm-up"),
+        FIRST,
+    ),
     ("normalised vectors are better", BASE, ("norm", "vectors as they come"), FIRST),
     ("content helps beside ids", BASE, ("items", "id alone"), FIRST),
 )
