@@ -7,8 +7,8 @@ columns that all rows share (Huang et al., KDD 2020, section 6; ANCE, ICLR 2021)
 
 Three things that go wrong are settled here: a mined positive pulls apart what belongs together, so
 positives are left out; another user's list is random noise at best, so each row has its own; and
-the model of the first steps has nothing to say, so there is a warm-up. Too many hard negatives
-still make a training collapse: `experiments/ablate.py` shows where.
+the model of the first steps has nothing to say, so there is a warm-up. Too many still make a
+training collapse where they weigh as much as draws of the batch (`losses.block_weight`).
 """
 
 import dataclasses
