@@ -275,24 +275,6 @@ def test_history_dropout_thins_training_only():
         mean_history(dropout=1.0)
 
 
-def test_each_query_has_a_history_dropout_of_its_own():
-    tf.random.set_seed(3)
-    feature = mean_history(power=0.0, dropout=0.4, dropout_spread=0.3)
-    events = tf.repeat(strings(["a"]), 2000)[None, :]
-    events = tf.repeat(events, 200, axis=0)
-    weight = feature._weight(feature.encode({"past": events})["past"], training=True).numpy()
-    # A query's share, by what it kept of 2,000 (standard error .011 at most), lies evenly in
-    # [.1, .7]: the mean of 200 has a standard error of .6 / sqrt(12 * 200) = .012.
-    share = (weight == 0).mean(1)
-    assert share.min() > 0.06 and share.max() < 0.74 and np.ptp(share) > 0.5
-    assert share.mean() == pytest.approx(0.4, abs=0.05)
-    # Whatever its share, those that stay count for those that go.
-    np.testing.assert_allclose(weight.mean(1), 1.0, atol=5 * 0.035)
-    for dropout, spread in ((0.4, 0.5), (0.6, 0.4), (0.2, -0.1)):
-        with pytest.raises(ValueError, match="past: dropout_spread must leave"):
-            mean_history(dropout=dropout, dropout_spread=spread)
-
-
 def test_nobody_has_a_history():
     # All cases of a batch are new: the padded width is 0.
     assert (run(mean_history(), past=tf.zeros([2, 0], tf.string)) == 0).all()

@@ -27,7 +27,9 @@ class History(Feature):
         name: Name of the input.
         vocabulary: Ids of the items of the training rows.
         dim: Length of an item's vector here.
-        dropout: Share that is left out in training, at random; of what, the encoder says.
+        dropout: Share of events that are left out in training, at random: the tower must not
+            lean on any single one (input dropout of Mult-DAE, Liang et al., WWW 2018). A sum of
+            the others is scaled up by as much.
         table: The vectors of an item tower's `Id` to share; a table of its own by default.
     """
 
@@ -86,6 +88,13 @@ class History(Feature):
         """
         raise NotImplementedError
 
+    def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
+        """Which events of `index` `[batch_size, n]` to use: known ones, thinned in training."""
+        kept = index > UNKNOWN
+        if training and self.dropout > 0:
+            kept &= tf.random.uniform(tf.shape(index)) >= self.dropout
+        return kept
+
     def get_config(self):
         return {
             "name": self.name,
@@ -103,22 +112,6 @@ class MeanHistory(History):
 
     With `ratings`, a second bag from a table of its own weighs each event by how far its rating
     lies above the user's mean rating, which tells what was liked from what was merely seen.
-
-    In training a share of the events is left out: the tower must not lean on any single one (input
-    dropout of Mult-DAE, Liang et al., WWW 2018). With one share for all queries it learns from
-    histories that are all as much thinner than those it will serve; with a share of each query's
-    own it sees thick and thin ones of the same user. Those that stay count for those that go, so
-    that bags keep their length.
-
-    Args:
-        name: As in `History`.
-        vocabulary: Likewise.
-        dim: Likewise.
-        dropout: Share of the events that is left out in training.
-        dropout_spread: By how much a query's own share may lie below or above, evenly.
-        power: See above.
-        ratings: Likewise.
-        table: As in `History`.
     """
 
     def __init__(
@@ -127,18 +120,12 @@ class MeanHistory(History):
         vocabulary: Sequence[str],
         dim: int = 256,
         dropout: float = 0.0,
-        dropout_spread: float = 0.0,
         power: float = 0.5,
         ratings: bool = False,
         table: tf.keras.layers.Embedding | None = None,
     ) -> None:
         super().__init__(name, vocabulary, dim, dropout, table)
-        if not 0.0 <= dropout_spread <= dropout or dropout + dropout_spread >= 1.0:
-            raise ValueError(
-                f"{name}: dropout_spread must leave dropout {dropout} in [0, 1) both ways; got "
-                f"{dropout_spread}."
-            )
-        self.dropout_spread, self.power, self.ratings = dropout_spread, power, ratings
+        self.power, self.ratings = power, ratings
         if ratings:
             self.rating_table = embedding_table(len(self.vocabulary) + 2, dim)
 
@@ -149,46 +136,37 @@ class MeanHistory(History):
 
     def call(self, encoded, training=False):
         index = encoded[self.name]  # [batch_size, n]
+        kept = self.kept(index, training)
         count = tf.reduce_sum(tf.cast(index > UNKNOWN, tf.float32), 1, keepdims=True)
         scale = 1.0 / tf.maximum(count, 1.0) ** self.power
-        weight = self._weight(index, training)
+        if training:
+            scale /= 1.0 - self.dropout  # the expected bag is the one that serving sees
+        weight = tf.cast(kept, tf.float32)
         bags = [weighted_bag(self.table, self.rows(index), weight, training) * scale]
         if self.ratings:
             rating = encoded[f"{self.name}_rating"]
-            weight = tf.where(tf.math.is_nan(rating), 0.0, weight)
-            rating = tf.where(weight > 0, rating, 0.0)
+            rated = kept & ~tf.math.is_nan(rating)
+            rating = tf.where(rated, rating, 0.0)
             mean = tf.math.divide_no_nan(
-                tf.reduce_sum(rating * weight, 1, keepdims=True),
-                tf.reduce_sum(weight, 1, keepdims=True),
+                tf.reduce_sum(rating, 1, keepdims=True),
+                tf.reduce_sum(tf.cast(rated, tf.float32), 1, keepdims=True),
             )
-            weight *= rating - mean
+            weight = tf.where(rated, rating - mean, 0.0)
             bags.append(weighted_bag(self.rating_table, index, weight, training) * scale)
         return tf.concat(bags, 1)
 
-    def _weight(self, index: tf.Tensor, training: bool) -> tf.Tensor:
-        """What each event of `index` `[batch_size, n]` counts, the same shape: 1 for known ones;
-        in training 0 for those left out and as much more for the others."""
-        known = tf.cast(index > UNKNOWN, tf.float32)
-        if not training or self.dropout == 0:
-            return known
-        share = self.dropout
-        if self.dropout_spread:
-            share += tf.random.uniform(
-                [tf.shape(index)[0], 1], -self.dropout_spread, self.dropout_spread
-            )
-        kept = tf.random.uniform(tf.shape(index)) >= share
-        return known * tf.cast(kept, tf.float32) / (1.0 - share)
-
     def at(self, encoded, place, training=False):
         index = encoded[self.name]  # [num_sequences, n]
-        weight = self._weight(index, training)[:, :, None]
+        kept = tf.cast(self.kept(index, training), tf.float32)[:, :, None]
         count = tf.cumsum(tf.cast(index > UNKNOWN, tf.float32), 1)[:, :, None]
         scale = 1.0 / (tf.maximum(count, 1.0) ** self.power)
-        bags = tf.cumsum(self.table(self.rows(index)) * weight, 1) * scale
+        if training:
+            scale /= 1.0 - self.dropout
+        bags = tf.cumsum(self.table(self.rows(index)) * kept, 1) * scale
         if self.ratings:
             rating = encoded[f"{self.name}_rating"][:, :, None]
-            rated = tf.where(tf.math.is_nan(rating), 0.0, weight)
-            rating = tf.where(rated > 0, rating, 0.0) * rated
+            rated = tf.cast(~tf.math.is_nan(rating), tf.float32) * kept
+            rating = tf.where(rated > 0, rating, 0.0)
             vectors = self.rating_table(index)
             mean = tf.math.divide_no_nan(tf.cumsum(rating, 1), tf.cumsum(rated, 1))
             liked = tf.cumsum(rating * vectors, 1) - mean * tf.cumsum(rated * vectors, 1)
@@ -229,8 +207,7 @@ class MeanHistory(History):
         return tf.concat(bags, 1)
 
     def get_config(self):
-        names = ("dropout_spread", "power", "ratings")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {"power": self.power, "ratings": self.ratings}
 
 
 def weighted_bag(

@@ -48,7 +48,6 @@ class QueryConfig:
         history_dim: Length of a past item's vector.
         history_dropout: Share of past events left out in training (`mean`), or of the encoder's
             activations (all others).
-        history_dropout_spread: By how much a query's own share may lie below or above it (`mean`).
         history_power: Exponent of the number of events that the sum is divided by (`mean`).
         history_ratings: Whether events bring their ratings.
         history_length: Most recent events that an encoder which heeds their order reads.
@@ -82,7 +81,6 @@ class QueryConfig:
     history: str = "mean"
     history_dim: int = 256
     history_dropout: float = 0.5
-    history_dropout_spread: float = 0.0
     history_power: float = 0.5
     history_ratings: bool = False
     history_length: int = 200
@@ -136,7 +134,7 @@ def history_feature(
         raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
     kind, own = HISTORIES[config.history], ["dim", "dropout", "ratings"]
     if kind is MeanHistory:
-        own += ["dropout_spread", "power"]
+        own += ["power"]
     else:
         own += ["gaps", "time_told"]
     if kind is RecencyHistory:
