@@ -94,10 +94,12 @@ def sessions() -> str:
             for kind in ("step", "reread", "encode")
             for figure in ("p50_ms", "p99_ms")
         ]
-        body.append([name, *cells, f"{one['difference']:.0e}"])
+        first = f"{times['first']['p50_ms']:.0f}" if "first" in times else ""
+        body.append([name, *cells, first, f"{one['difference']:.0e}"])
     header = ["one event, ms", "p50", "p99", "window read anew: p50", "p99", "whole history: p50"]
     about = f"After {found[0]['events']} events and more, one core. "
-    return table([*header, "p99", "difference"], body) + "\n\n" + about + origin(found[0])
+    header += ["p99", "first of a process", "difference"]
+    return table(header, body) + "\n\n" + about + origin(found[0])
 
 
 def study(name: str = "sequences") -> str:

@@ -67,10 +67,11 @@ def test_sessions_have_a_line_an_encoder(results):
     with pytest.raises(ValueError, match="no results/session_"):
         sequence_tables.sessions()
     query = {"history": "gru", "history_layers": 1, "history_dim": 64}
-    times = [{"name": name, "p50_ms": 1.5, "p99_ms": 2.25} for name in ("encode", "step")]
+    names = ("encode", "step", "first")
+    times = [{"name": name, "p50_ms": 1.5, "p99_ms": 2.25} for name in names]
     results("session_a", *times, query=query, events=200, difference=2e-6, **ORIGIN)
     lines = sequence_tables.sessions().splitlines()
-    assert lines[2] == "| gru, 1 blocks of 64 | 1.50 | 2.25 |  |  | 1.50 | 2.25 | 2e-06 |"
+    assert lines[2] == "| gru, 1 blocks of 64 | 1.50 | 2.25 |  |  | 1.50 | 2.25 | 2 | 2e-06 |"
 
 
 def test_a_protocol_without_figures_of_ours(results):
