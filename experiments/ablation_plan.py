@@ -164,6 +164,16 @@ RUNS = [
         )
         for share, warmup in HARD
     ),
+    # The same at 10%, with fewer distinct items in the blocks of a batch: what a step costs.
+    *(
+        run(
+            "hard",
+            f"10%, {distinct} items a batch",
+            f"--batch_size=256 --epochs=3 {hard(0.1, 3000, 1000)} --mining_distinct={distinct}",
+            2,
+        )
+        for distinct in (256, 512)
+    ),
     *(
         Run(
             "hard, 200,000 items",

@@ -76,6 +76,13 @@ def embedder(bundle: Bundle, dataset, batch_size: int = 256):
     return embed
 
 
+def line(value: dict, sign: str = "") -> str:
+    """A mean and its 95% interval."""
+    low, high = value["low"], value["high"]
+    around = "" if low is None else f"  [{low:{sign}.4f}, {high:{sign}.4f}]"
+    return f"{value['mean']:{sign}.4f}{around}"
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
@@ -110,9 +117,9 @@ def main(argv):
     rows = [row]
     for name in FLAGS.baselines:
         fitted = baselines.make(name).fit(dataset, split.train, split.candidates)
-        rows.append(
-            {"name": name, "metrics": evaluate(fitted.recommend, split, dataset).metrics, **common}
-        )
+        other = evaluate(fitted.recommend, split, dataset)
+        ahead = {metric: report.compare(other, metric) for metric in report.values}
+        rows.append({"name": name, "metrics": other.metrics, "ahead": ahead, **common})
     text = json.dumps({"rows": rows}, indent=1)
     if FLAGS.output:
         path = pathlib.Path(FLAGS.output)
@@ -122,7 +129,9 @@ def main(argv):
     for row in rows:
         print(row["name"])
         for name, value in row["metrics"].items():
-            print(f"  {name:22s} {value['mean']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]")
+            print(f"  {name:22s} {line(value)}")
+        for name, value in row.get("ahead", {}).items():
+            print(f"  {name:22s} {line(value, '+')}  {FLAGS.name}, paired, above this")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,14 @@ def metrics_table(*names: str) -> str:
         cells[0] += f" ± {half:.3f}"
         body.append([NAMES.get(row["name"], row["name"]), *cells])
     title = f"`{rows[0]['protocol']}`, {rows[0]['part']}"
-    source = origin(rows[0])
+    ahead = [
+        "User by user, {} is {:+.3f} [{:+.3f}, {:+.3f}] above {} in `{}`. ".format(
+            rows[0]["name"], *row["ahead"][METRICS[0]].values(), NAMES[row["name"]], METRICS[0]
+        )
+        for row in rows
+        if "ahead" in row
+    ]
+    source = "".join(ahead) + origin(rows[0])
     if len(names) > 1:
         files = ", ".join(f"`{name}.json`" for name in names[1:])
         source += f" The other rows' commands stand in {files}."

@@ -83,6 +83,10 @@ def test_evaluate_judges_the_bundle_beside_popularity(judged):
     assert popularity["name"] == "popularity"
     assert model["metrics"].keys() == popularity["metrics"].keys()
     assert all(set(value) == {"mean", "low", "high"} for value in model["metrics"].values())
+    for name, ahead in popularity["ahead"].items():
+        between = model["metrics"][name]["mean"] - popularity["metrics"][name]["mean"]
+        assert ahead["mean"] == pytest.approx(between), name
+        assert ahead["low"] < ahead["mean"] < ahead["high"]
     assert set(model["segments"]) == {"history_length", "item_popularity"}
     assert model["ann_recall@100"] > 0.95
     line = f"recall_micro@100 .* {model['metrics']['recall_micro@100']['mean']:.4f}"
