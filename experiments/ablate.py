@@ -208,6 +208,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
         "examples_per_second": found["examples_per_second"],
         "training_seconds": found["training_seconds"]["selection"],
         "mining_seconds": found.get("mining_seconds", 0.0),
+        "mined": found["log"][-1].get("mined"),
         "cores": len(cores),
         "wall_seconds": round(time.perf_counter() - begun, 1),
         **norms(folder, split, data_dir),

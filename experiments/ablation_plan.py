@@ -45,8 +45,8 @@ class Plan:
     more_flags: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
-def run(group: str, name: str, flags: str = "", cost: float = 1.0, pivotal: bool = False) -> Run:
-    return Run(group, name, tuple(flags.split()), cost, pivotal)
+def run(group: str, name: str, flags: str = "", cost: float = 1.0, **kinds: bool) -> Run:
+    return Run(group, name, tuple(flags.split()), cost, **kinds)
 
 
 SOFTMAX_OVER_ALL = "--negatives=catalogue"
@@ -55,12 +55,25 @@ COSINE = "--temperature=1"
 WIDE_IDS = "--item_id_dim=256"
 # Share of mined negatives, and steps before they come: an epoch is some 3,500 steps of 256.
 HARD = ((0.0, 3000), (0.05, 3000), (0.1, 3000), (0.1, 0), (0.25, 3000), (0.5, 3000), (0.5, 0))
+# Of 200,000 items, whose lists overlap little, three shares say what there is to say.
+LARGE_HARD = ((0.1, 1500), (0.5, 1500), (0.5, 0))
 # 200,000 items, 6,000 users, 600,000 watches; tables of ids that Adam can step through.
 LARGE = "--dim=64 --item_id_dim=32 --query_history_dim=64 --batch_size=256 --epochs=3"
 
 
-def hard(share: float, warmup: int, every: int) -> str:
-    return f"--hard_negative_share={share} --mining_every={every} --mining_warmup={warmup}"
+def hard(share: float, warmup: int, every: int, distinct: int) -> str:
+    """Flags of mined negatives; `distinct` so large that hardly a row needs topping up."""
+    flags = f"--hard_negative_share={share} --mining_every={every} --mining_warmup={warmup}"
+    return f"{flags} --mining_distinct={distinct}" if share else flags
+
+
+def hard_here(share: float, warmup: int, distinct: int = 0) -> str:
+    distinct = distinct or (2048 if share > 0.25 else 1024)
+    return f"--batch_size=256 --epochs=3 {hard(share, warmup, 1000, distinct)}"
+
+
+def hard_large(share: float, warmup: int) -> str:
+    return f"{LARGE} {hard(share, warmup, 500, 12_000 if share > 0.25 else 2048)}"
 
 
 def hard_name(share: float, warmup: int) -> str:
@@ -68,15 +81,15 @@ def hard_name(share: float, warmup: int) -> str:
 
 
 RUNS = [
-    run("base", "in-batch softmax, log-Q, hits masked", pivotal=True),
+    run("base", "in-batch softmax, log-Q, hits masked", is_pivotal=True),
     # How the matrix becomes a number.
-    run("loss", "softmax over the catalogue", SOFTMAX_OVER_ALL, 1.6, pivotal=True),
+    run("loss", "softmax over the catalogue", SOFTMAX_OVER_ALL, 1.6, is_pivotal=True),
     run("loss", "binary cross-entropy, 1 negative's weight", "--loss=bce"),
-    run("loss", "binary cross-entropy, 64", "--loss=bce --negative_ratio=64", pivotal=True),
+    run("loss", "binary cross-entropy, 64", "--loss=bce --negative_ratio=64", is_pivotal=True),
     run("loss", "gBCE, 1, t = .75", "--loss=gbce --negative_ratio=1 --calibration=0.75"),
     run("loss", "gBCE, 64, t = .75", "--loss=gbce --negative_ratio=64 --calibration=0.75"),
     run("loss", "gBCE, 64, t = 1", "--loss=gbce --negative_ratio=64 --calibration=1"),
-    run("loss", "triplet, all", f"--loss=triplet {COSINE} --margin=0.3", 2, pivotal=True),
+    run("loss", "triplet, all", f"--loss=triplet {COSINE} --margin=0.3", 2, is_pivotal=True),
     run(
         "loss",
         "triplet, semi-hard",
@@ -98,7 +111,7 @@ RUNS = [
         for margin, weight in ((0.4, 150), (0.4, 10), (0.7, 150))
     ),
     # Which candidates are columns.
-    run("sampler", "uniform, 1024", "--negatives=uniform --num_sampled=1024", pivotal=True),
+    run("sampler", "uniform, 1024", "--negatives=uniform --num_sampled=1024", is_pivotal=True),
     run("sampler", "uniform, 4096", "--negatives=uniform --num_sampled=4096", 1.3),
     run("sampler", "popularity ** .75, 1024", "--negatives=popularity --num_sampled=1024"),
     run(
@@ -106,7 +119,7 @@ RUNS = [
         "mixed: batch and uniform, 1024",
         "--negatives=batch,uniform",
         1.3,
-        pivotal=True,
+        is_pivotal=True,
     ),
     run("sampler", "memory of 8192 beside the batch", "--negatives=batch,memory", 2),
     run(
@@ -122,19 +135,19 @@ RUNS = [
     ),
     run("sampler", "hardest 100 of the batch", "--num_hardest=100", 1.3),
     # How scores are corrected.
-    run("correction", "none", "--correction=none", pivotal=True),
+    run("correction", "none", "--correction=none", is_pivotal=True),
     run("correction", "none, own positives not masked", "--correction=none --nomask_own", 1.5),
     run(
         "correction",
         "log-Q, own positives not masked",
         "--correction=log_q --nomask_own",
         1.5,
-        pivotal=True,
+        is_pivotal=True,
     ),
     run("correction", "log-Q, only the hit masked", "--nomask_own", 1.5),
     run("correction", "log-Q by the stream", "--frequency=streaming"),
     run("correction", "strata by share ** .5 instead", "--correction=none --stratify=0.5"),
-    run("correction", "strata, all items alike", "--correction=none --stratify=1", pivotal=True),
+    run("correction", "strata, all items alike", "--correction=none --stratify=1", is_pivotal=True),
     # Batch size, with and without log-Q.
     *(
         run("batch", f"{size}{title}", f"--batch_size={size} {flags}".strip(), cost)
@@ -146,7 +159,7 @@ RUNS = [
         run("temperature", str(value), f"--temperature={value}")
         for value in (0.03, 0.05, 0.07, 0.15, 0.2)
     ),
-    run("temperature", "1, as in tutorials", "--temperature=1", pivotal=True),
+    run("temperature", "1, as in tutorials", "--temperature=1", is_pivotal=True),
     run("temperature", "learned", "--temperature_kind=learned"),
     run(
         "temperature",
@@ -158,47 +171,39 @@ RUNS = [
         run(
             "hard",
             hard_name(share, warmup),
-            f"--batch_size=256 --epochs=3 {hard(share, warmup, 1000)}",
+            hard_here(share, warmup),
             3,
-            pivotal=share in (0.0, 0.1) and warmup > 0,
+            is_pivotal=share in (0.0, 0.1) and warmup > 0,
         )
         for share, warmup in HARD
     ),
-    # The same at 10%, with fewer distinct items in the blocks of a batch: what a step costs.
+    run("hard", "10%, 512 items a batch", hard_here(0.1, 3000, 512), 2),
     *(
         run(
-            "hard",
-            f"10%, {distinct} items a batch",
-            f"--batch_size=256 --epochs=3 {hard(0.1, 3000, 1000)} --mining_distinct={distinct}",
-            2,
-        )
-        for distinct in (256, 512)
-    ),
-    *(
-        Run(
             "hard, 200,000 items",
             hard_name(share, warmup),
-            (*LARGE.split(), *hard(share, warmup and 1500, 500).split()),
+            hard_large(share, warmup),
             3,
             is_large=True,
         )
-        for share, warmup in HARD
+        for share, warmup in ((0.0, 1500), *LARGE_HARD)
     ),
     # The same where a mined negative weighs as much as a draw of the batch.
     *(
-        Run(
-            group,
+        run("hard, as draws", name, f"{flags} --hard_as_draws", 3)
+        for name, flags in (
+            (hard_name(share, warmup), hard_here(share, warmup)) for share, warmup in HARD if share
+        )
+    ),
+    *(
+        run(
+            "hard, as draws, 200,000 items",
             hard_name(share, warmup),
-            (*flags.split(), *hard(share, warmup and first, every).split(), "--hard_as_draws"),
+            f"{hard_large(share, warmup)} --hard_as_draws",
             3,
-            is_large=is_large,
+            is_large=True,
         )
-        for group, flags, first, every, is_large in (
-            ("hard, as draws", "--batch_size=256 --epochs=3", 3000, 1000, False),
-            ("hard, as draws, 200,000 items", LARGE, 1500, 500, True),
-        )
-        for share, warmup in HARD
-        if share
+        for share, warmup in LARGE_HARD
     ),
     # Length of the vectors.
     run("norm", "vectors as they come", "--nol2_normalise --temperature=1"),

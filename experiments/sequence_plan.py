@@ -12,7 +12,7 @@ SEQUENCES = Plan(
     "loo-5core",
     "ndcg@10",
     [
-        run("base", "causal transformer, all inputs", pivotal=True),
+        run("base", "causal transformer, all inputs", is_pivotal=True),
         # How events become a vector.
         run("encoder", "mean", "--query_history=mean --noquery_history_content", 0.5),
         run("encoder", "recency-weighted mean", "--query_history=recency", 0.5),
@@ -25,7 +25,7 @@ SEQUENCES = Plan(
         run("input", "no gaps", "--noquery_history_gaps"),
         run("input", "no time between events in attention", "--noquery_history_time_bias"),
         run("input", "no content", "--noquery_history_content --item_features=item_id", 0.9),
-        run("input", "ids alone", IDS_ALONE, 0.7, pivotal=True),
+        run("input", "ids alone", IDS_ALONE, 0.7, is_pivotal=True),
         # What tells places.
         run("place", "by distance", "--query_history_positions=relative"),
         run("place", "not at all", "--query_history_positions=none"),

@@ -21,18 +21,19 @@ def miner(own, num_items, **config):
     return Miner(MiningConfig(**config), Ragged.from_rows(own), np.arange(num_items))
 
 
-def test_lists_by_hand():
+@pytest.mark.parametrize("index", ["exact", "hnsw"])
+def test_lists_by_hand(index):
     # Items on a line at 0, 1 .. 5, by inner product: user 0 at +1 wants 5, 4, 3 .., and likes 5 and
     # 3; user 1 at -1 wants 0, 1, 2 .., and likes nothing.
     vectors = np.arange(6, dtype=np.float32)[:, None]
-    found = miner([[5, 3], []], 6, depth=3)
+    found = miner([[5, 3], []], 6, depth=3, index=index)
     found.mine(np.float32([[1], [-1]]), vectors)
     assert found.lists.tolist() == [[4, 2, 1], [0, 1, 2]]
-    skipping = miner([[5, 3], []], 6, depth=3, skip=1)
+    skipping = miner([[5, 3], []], 6, depth=3, skip=1, index=index)
     skipping.mine(np.float32([[1], [-1]]), vectors)
     assert skipping.lists.tolist() == [[2, 1, 0], [1, 2, 3]]
     # Deeper than there are items: padded.
-    deep = miner([[5, 3], []], 6, depth=9)
+    deep = miner([[5, 3], []], 6, depth=9, index=index)
     deep.mine(np.float32([[1], [-1]]), vectors)
     assert deep.lists.tolist() == [[4, 2, 1, 0] + [-1] * 5, [0, 1, 2, 3, 4, 5] + [-1] * 3]
 
@@ -88,6 +89,36 @@ def test_rows_of_a_batch_share_a_bounded_pool(rng):
     wide.lists = one.lists
     block = wide.block(users, 30, rng, batch)
     assert (block[:, :, None] == one.lists[:, None]).any(2).all()
+
+
+@pytest.mark.parametrize("distinct", [60, 500])
+def test_rows_are_topped_up_at_random_and_not_from_other_lists(rng, distinct):
+    # Four kinds of users, each with a list of 50 items of its kind; 300 items are in no list.
+    kinds = np.float32(np.eye(4))
+    vectors = np.concatenate([np.repeat(kinds, 50, axis=0), np.zeros((300, 4), np.float32)])
+    one = miner([[]] * 40, 500, depth=50, distinct=distinct)
+    one.mine(np.tile(kinds, (10, 1)), vectors)
+    topped, num_mined = [], 0
+    for _ in range(50):
+        block = one.block(np.arange(40), 60, rng)
+        of_own_kind = (block < 200) & (block // 50 == np.arange(40)[:, None] % 4)
+        num_mined += of_own_kind.sum()
+        topped.append(block[~of_own_kind])
+    topped = np.concatenate(topped)
+    # As often from another kind's list as a random item is.
+    assert (topped < 200).mean() == pytest.approx(150 / 450, abs=0.05)
+    assert len(np.unique(topped)) > 300
+    # The count is that of places drawn from lists; a random item can be of the own list besides.
+    assert one.num_places == 50 * 40 * 60 and one.num_mined <= num_mined
+    if distinct == 500:
+        assert one.num_mined == 50 * 40 * 50  # the whole list
+
+
+def test_lists_are_as_long_as_a_row_needs():
+    recipe = tiny.recipe(
+        examples={"batch_size": 256}, negatives={"hard_negative_share": 0.5}, mining={"depth": 40}
+    )
+    assert Training(tiny.dataset(), tiny.split(), recipe).miner.config.depth == 255
 
 
 def test_nothing_before_the_first_mining(rng):

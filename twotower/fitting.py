@@ -105,6 +105,8 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
             for name, value in logs.items()
             if name.startswith("val_factorized_top_k")
         }
+        if self.training.miner is not None and self.training.miner.num_places:
+            entry["mined"] = self.training.miner.num_mined / self.training.miner.num_places
         better = not self.select
         if self.select and (result.epoch % config.validate_every == 0):
             metrics = self.training.validate()
@@ -178,6 +180,7 @@ def fit(
         if better:
             best.save()
         if training.frequency is not None:
+            stream.parent.mkdir(parents=True, exist_ok=True)
             training.frequency.save(stream)
         state.assign(json.dumps({"recipe": recipe, "result": dataclasses.asdict(result)}))
         last.save()

@@ -27,11 +27,11 @@ class MiningConfig:
     Attributes:
         every: Steps between two minings.
         warmup: Steps before the first; rows have no block until then.
-        depth: Items that a user's list holds.
+        depth: Items that a user's list holds; more where a row uses more.
         skip: Best finds left out of it: some of them the user would like.
-        distinct: Items that the blocks of a batch bring at most beside the batch's own. Many rows
-            with many negatives each would have the item tower encode nearly the whole catalogue at
-            every step.
+        distinct: Items that the blocks of a batch bring at most beside the batch's own, a quarter
+            of them random ones where rows need topping up. Many rows with many negatives each would
+            have the item tower encode nearly the whole catalogue at every step.
         index: Backend to find them with, such as `exact` or `hnsw`.
     """
 
@@ -39,7 +39,7 @@ class MiningConfig:
     warmup: int = 400
     depth: int = 200
     skip: int = 0
-    distinct: int = 1024
+    distinct: int = 512
     index: str = "exact"
 
     def __post_init__(self) -> None:
@@ -67,6 +67,8 @@ class Miner:
         # One number a pair of user and positive, ascending, to look pairs up by.
         self._pairs = np.unique(own.row_index * self._span + own.values)
         self.lists: np.ndarray | None = None  # [num_users, depth], padded with -1
+        # Places of all blocks so far, and those that the row's own list filled.
+        self.num_places, self.num_mined = 0, 0
 
     def mine(self, queries: np.ndarray, vectors: np.ndarray, batch_size: int = 1024) -> None:
         """Makes new lists; those that ask meanwhile get the old ones.
@@ -93,9 +95,10 @@ class Miner:
     ) -> np.ndarray:
         """Hard negatives of each user, drawn from the list without repetition.
 
-        All rows draw from one pool: the batch's own items, and `distinct` others, the more likely
-        the more lists they are in. A list that has too few of these is topped up at random from the
-        pool, with no positive.
+        All rows draw from one pool, which bounds what the item tower has to encode: the batch's own
+        items, and so many others of the lists, the more likely the more lists they are in. A list
+        that has too few of these is topped up with random items of the catalogue, no positives, and
+        never from the lists of other rows. `num_mined` of `num_places` tells how often.
 
         Args:
             users: `[num_queries]` rows of users.
@@ -110,32 +113,35 @@ class Miner:
         if self.lists is None or not width:
             return np.empty((len(users), 0), np.int32)
         lists = self.lists[users]
-        pool = self._pool(lists, np.asarray(batch, np.int64), rng)
+        pool, others = self._pool(lists, np.asarray(batch, np.int64), rng)
         is_open = np.zeros(self._span + 1, bool)  # the last for -1
         is_open[pool] = True
         block = drawn(np.where(is_open[lists], lists, -1), width, rng)
-        return self._topped_up(block, users, pool, rng)
+        self.num_places += block.size
+        self.num_mined += int((block >= 0).sum())
+        return self._topped_up(block, users, others, rng)
 
-    def _pool(self, lists: np.ndarray, batch: np.ndarray, rng) -> np.ndarray:
-        """Keys that the blocks of these lists are drawn from."""
+    def _pool(self, lists: np.ndarray, batch: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
+        """(keys that the blocks of these lists are drawn from, random keys to top them up)."""
         count = np.bincount(lists[lists >= 0], minlength=self._span)
         count[batch] = 0
         mined = np.flatnonzero(count)
-        most = self.config.distinct
+        most = self.config.distinct - self.config.distinct // 4
         if len(mined) > most:
             share = count[mined] / count[mined].sum()
             mined = rng.choice(mined, most, replace=False, p=share)
-        others = rng.choice(self.keys, min(most - len(mined), len(self.keys)), replace=False)
-        return np.unique(np.concatenate([batch, mined, others]))
+        num_others = min(self.config.distinct - len(mined), len(self.keys))
+        others = rng.choice(self.keys, num_others, replace=False)
+        return np.concatenate([batch, mined, others]), others
 
-    def _topped_up(self, block: np.ndarray, users: np.ndarray, pool: np.ndarray, rng) -> np.ndarray:
+    def _topped_up(self, block: np.ndarray, users: np.ndarray, keys: np.ndarray, rng) -> np.ndarray:
         for _ in range(10):
             row, column = np.nonzero(block < 0)
             if not len(row):
                 break
-            drawn = rng.choice(pool, len(row))
-            liked = self.is_own(users[row], drawn)
-            block[row[~liked], column[~liked]] = drawn[~liked]
+            random = rng.choice(keys, len(row))
+            liked = self.is_own(users[row], random)
+            block[row[~liked], column[~liked]] = random[~liked]
         return block
 
     def is_own(self, users: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Training: a model with the data that it trains and validates on."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -104,7 +105,9 @@ class Training:
         self.miner = None
         if recipe.negatives.hard_negative_share:
             own = Ragged(self.examples.items, self.examples.by_user.offsets)
-            self.miner = Miner(recipe.mining, own, split.candidates)
+            width = self._num_hard(recipe.examples.batch_size)
+            longer = dataclasses.replace(recipe.mining, depth=max(recipe.mining.depth, width))
+            self.miner = Miner(longer, own, split.candidates)
         self.passed_over = None
         if recipe.negatives.num_impressions:
             self.passed_over = self.examples.passed_over().to_dense(-1)
@@ -202,12 +205,16 @@ class Training:
         self.frequency.update(item)
         return self.frequency.probability(item)
 
+    def _num_hard(self, num_examples: int) -> int:
+        """Mined negatives of each row of a batch."""
+        config = self.recipe.negatives
+        return config.num_hard(config.num_shared(num_examples, len(self.dataset.items)))
+
     def _block(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Keys of each query's own negatives, `[num_queries, width]`: mined, then impressions."""
         config, blocks = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
         if self.miner is not None:
-            width = config.num_hard(config.num_shared(len(items), self.model.num_items))
-            blocks.append(self.miner.block(users, width, rng, items))
+            blocks.append(self.miner.block(users, self._num_hard(len(items)), rng, items))
         if self.passed_over is not None:
             blocks.append(drawn(self.passed_over[users], config.num_impressions, rng))
         return np.concatenate(blocks, axis=1).astype(np.int32)
