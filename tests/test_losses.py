@@ -1,5 +1,6 @@
 """Losses by hand on a 2x2 matrix, against numpy and tfrs.tasks.Retrieval, and in the limit."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow_recommenders as tfrs  # isort: skip
 from twotower import losses
 from twotower.losses import CORRECTIONS, LOSSES, MASKED, column_log_weight
 from twotower.negatives import Columns, NegativesConfig
-from twotower.task import MatrixRetrieval, TaskConfig
+from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval
 
 LOG = np.log
 
@@ -372,15 +373,20 @@ def test_temperatures():
     found = [at(step, **annealed) for step in (0, 5, 10, 99)]
     np.testing.assert_allclose(found, [0.3, 0.2, 0.1, 0.1], rtol=1e-6)
     assert at(7, temperature=0.3) == pytest.approx(0.3)
-    # A learned one starts where it is told, gets a gradient, and stays in its bounds.
+    # A learned one starts where it is told, stays in its bounds, and comes back from them.
     task = MatrixRetrieval(TaskConfig(temperature_kind="learned"), 5, NegativesConfig())
     with tf.GradientTape() as tape:
         temperature = task.temperature_at(0)
     assert float(temperature) == pytest.approx(0.1)
     assert float(tape.gradient(temperature, task.log_temperature)) == pytest.approx(0.1)
-    for value, bound in ((-9.0, 0.01), (3.0, 1.0)):
-        task.log_temperature.assign(value)
-        assert float(task.temperature_at(0)) == pytest.approx(bound)
+    optimizer = tf.keras.optimizers.SGD(1.0)
+    for gradient, bound in ((9.0, 0.01), (-9.0, 1.0)):
+        for step, expected in ((gradient, bound), (-gradient / 90, bound * np.exp(gradient / 90))):
+            optimizer.apply_gradients([(tf.constant(step), task.log_temperature)])
+            assert float(task.temperature_at(0)) == pytest.approx(expected, rel=1e-5)
+    for start in (0.005, 2.0):
+        with pytest.raises(ValueError, match="starts within"):
+            TaskConfig(temperature_kind="learned", temperature=start)
 
 
 def test_unknown_correction_names_the_choices():
@@ -430,6 +436,30 @@ def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for got, want in zip(gradients, expected_gradients):
         np.testing.assert_allclose(tf.convert_to_tensor(got), tf.convert_to_tensor(want), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("item", "is_same"), [([0, 1, 2, 3, 4, 5], True), ([0, 0, 0, 1, 1, 2], False)]
+)
+def test_the_hardest_are_distinct_items(item, is_same):
+    """As `num_hard_negatives` of tfrs where no item comes twice; there each copy is a column."""
+    rng = np.random.default_rng(0)
+    queries, items = (tf.constant(rng.normal(size=(6, 4)), tf.float32) for _ in range(2))
+    config = TaskConfig(temperature=0.5, correction="none", mask_own=False)
+    negatives = NegativesConfig(num_hardest=2)
+    expected = plain_retrieval(dataclasses.replace(config, unique=False), 6, negatives)(
+        queries, tf.gather(items, item), compute_metrics=False
+    )
+    keys, _, count = tf.unique_with_counts(tf.constant(item))
+    loss = MatrixRetrieval(config, 6, negatives)(
+        queries,
+        tf.gather(items, item),
+        row=tf.range(6),
+        item=tf.constant(item),
+        columns=Columns(keys, tf.math.log(tf.cast(count, tf.float32)), tf.gather(items, keys)),
+        sample_weight=tf.ones([6]),
+    )
+    assert (float(loss) == pytest.approx(float(expected), rel=1e-5)) == is_same
 
 
 def all_batches(num_items, num_others, p):
@@ -512,17 +542,9 @@ def test_loss_stays_finite_where_everything_is_masked_and_for_large_scores():
     assert 0 <= loss[0] < 6e-4
 
 
-def test_task_config_refuses_combinations_that_lie():
-    with pytest.raises(ValueError, match="mask_own=False"):
-        TaskConfig(correction="log_q", mask_own=True)
-    with pytest.raises(ValueError, match="unique=True"):
-        TaskConfig(correction="log_q_masked", unique=False)
-    with pytest.raises(ValueError, match="temperature"):
-        TaskConfig(temperature=0.0)
-
-
+@pytest.mark.parametrize("share_own", [0.0, 0.3])
 @pytest.mark.parametrize("block_scores", [1, 64 * 7, 2**20])
-def test_log_normaliser_is_that_of_the_whole_matrix(monkeypatch, block_scores):
+def test_log_normaliser_is_that_of_the_whole_matrix(monkeypatch, block_scores, share_own):
     # Rows in blocks of 16, 64 and all 100, the last one cut short.
     monkeypatch.setattr(losses, "BLOCK_SCORES", block_scores)
     rng = np.random.default_rng(0)
@@ -530,16 +552,18 @@ def test_log_normaliser_is_that_of_the_whole_matrix(monkeypatch, block_scores):
         tf.constant(values, tf.float32)
         for values in (3 * rng.normal(size=(100, 5)), 3 * rng.normal(size=(7, 5)), rng.random(100))
     )
+    left_out = tf.constant(rng.random((100, 7)) < share_own)
+    given = {"own": left_out} if share_own else {}
 
     def gradients(function):
         with tf.GradientTape() as tape:
             tape.watch([queries, items, weight])
-            value = 2 * function(queries, items, weight)
+            value = 2 * function(queries, items, weight, **given)
         return [value, *tape.gradient(value, [queries, items, weight])]
 
-    def whole(queries, items, weight):
-        log_z = tf.reduce_logsumexp(tf.matmul(queries, items, transpose_b=True), 1)
-        return tf.reduce_sum(log_z * weight)
+    def whole(queries, items, weight, **_):
+        scores = tf.matmul(queries, items, transpose_b=True) + tf.where(left_out, -np.inf, 0.0)
+        return tf.reduce_sum(tf.reduce_logsumexp(scores, 1) * weight)
 
     for found, expected in zip(gradients(losses.log_normaliser), gradients(whole)):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -552,15 +576,17 @@ def test_log_normaliser_of_large_scores_and_of_no_query():
     assert float(losses.log_normaliser(tf.zeros([0, 1]), items, tf.zeros([0]))) == 0.0
 
 
-@pytest.mark.parametrize("row", [None, [2, 0, 0, 1, 2]])
+@pytest.mark.parametrize("row, has_own", [(None, False), (None, True), ([2, 0, 0, 1, 2], False)])
 @pytest.mark.parametrize("sum_loss", [False, True])
-def test_full_softmax_without_its_matrix_is_the_same(row, sum_loss):
+def test_full_softmax_without_its_matrix_is_the_same(row, has_own, sum_loss):
     rng = np.random.default_rng(0)
     config = TaskConfig(temperature=0.5, correction="none", mask_own=False, sum_loss=sum_loss)
     task = MatrixRetrieval(config, 4, NegativesConfig(("catalogue",)))
     queries = tf.constant(rng.normal(size=(5 if row is None else 3, 2)), tf.float32)
     items = tf.constant(rng.normal(size=(4, 2)), tf.float32)
     item = tf.constant([3, 1, 1, 0, 2])
+    # The second row's and the last one's items came before, too.
+    own = tf.constant([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 0]]) > 0
 
     def gradients(**kwargs):
         with tf.GradientTape() as tape:
@@ -572,6 +598,7 @@ def test_full_softmax_without_its_matrix_is_the_same(row, sum_loss):
                 item=item,
                 columns=Columns(tf.range(4), tf.zeros([4]), items),
                 sample_weight=tf.constant([1.0, 2.0, 0.0, 0.5, 1.0]),
+                own=own if has_own else None,
                 **kwargs,
             )
         return [loss, *map(tf.convert_to_tensor, tape.gradient(loss, [queries, items]))]

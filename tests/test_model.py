@@ -127,6 +127,7 @@ def test_towers_of_different_sizes_are_refused():
         ({"correction": "logq"}, "correction must be one of"),
         ({"correction": "log_q", "mask_own": True}, "mask_own=False"),
         ({"correction": "log_q_masked", "unique": False}, "unique=True"),
+        ({"correction": "log_q", "mask_own": False, "loss": "triplet"}, "only softmax can have it"),
     ],
 )
 def test_tasks_that_make_no_sense_are_refused(fields, message):

@@ -15,6 +15,7 @@ from twotower.negatives import (
     NegativesConfig,
     Pools,
     Sampler,
+    in_batch_probability,
     merged,
     sampling_probability,
 )
@@ -65,6 +66,40 @@ def test_sampling_probability():
     for bad in ([0.5, 0.0, 0.5], [0.5, -0.1, 0.6], [0.5, np.nan, 0.5]):
         with pytest.raises(ValueError, match="positive probability"):
             sampling_probability("popularity", np.float32(bad), 1.0)
+
+
+def test_shares_of_examples():
+    np.testing.assert_allclose(in_batch_probability(np.array([0, 0, 2]), 3), [2 / 3, 1 / 6, 1 / 3])
+    weighed = in_batch_probability(np.array([0, 0, 2]), 3, np.array([1.0, 0.5, 0.5]))
+    np.testing.assert_allclose(weighed, [0.75, 0.25, 0.25])  # none: half an example of two
+    for keys, weights, message in (
+        ([], None, "no training examples"),
+        ([0, 1], [1.0, -1.0], "not negative"),
+        ([0, 1], [1.0, np.inf], "finite"),
+        ([0, 1], [0.0, 0.0], "all weights are zero"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            in_batch_probability(np.array(keys, int), 2, weights and np.array(weights))
+
+
+def test_columns_learn_for_the_memory():
+    """Two of six draws are of this step: their gradient as columns is three times its own, and
+    without a memory, or while it is empty, its own."""
+    vectors = tf.ones([2, 2])
+
+    def gradient(pools):
+        with tf.GradientTape() as tape:
+            tape.watch(vectors)
+            columns = pools.as_columns(vectors, tf.constant(3))
+            np.testing.assert_allclose(columns, vectors)
+            total = tf.reduce_sum(columns)
+        return float(tape.gradient(total, vectors)[0, 0])
+
+    assert gradient(pools_of("batch")) == 1
+    pools = pools_of("batch", "memory", memory_size=4)
+    assert gradient(pools) == 1
+    pools.memory.put(tf.range(4), tf.zeros([4, 2]), tf.ones(4))
+    assert gradient(pools) == pytest.approx(3)
 
 
 def test_draws_follow_their_probability():
@@ -345,8 +380,8 @@ def test_what_does_not_go_together():
             TaskConfig(correction="log_q", mask_own=False),
             NegativesConfig(negatives=("batch", "uniform")),
         )
-    with pytest.raises(ValueError, match=r"log_q corrects the positive.*triplet"):
-        TwoTowerModel(*args, TaskConfig(correction="log_q", mask_own=False, loss="triplet"))
+    with pytest.raises(ValueError, match="positive probability"):
+        TwoTowerModel(*args[:3], np.zeros(300), TaskConfig())
     for negatives in ({"negatives": ("uniform",)}, {"hard_negative_share": 0.1}):
         with pytest.raises(ValueError, match=r"batch's negatives alone.*unique=True"):
             TwoTowerModel(

@@ -10,6 +10,8 @@ from twotower.data.examples import Examples, ExamplesConfig
 from twotower.data.sequences import Sequences
 from twotower.training import Training
 
+import tensorflow as tf  # isort: skip
+
 LENGTH = 7
 CONFIG = ExamplesConfig(batch_size=100, sequence_length=LENGTH)
 
@@ -58,6 +60,8 @@ def test_each_row_is_a_target_once_after_the_events_before_it(protocol):
             times = cases.history_time[window][:before]
             assert times.tolist() == made.times[at - before : at].tolist()
             assert batch["asked"].user_id[number] == made.user_ids[user] == cases.user_id[window]
+            before_all = batch["own"][window][: batch["num_own"][number]]
+            assert before_all.tolist() == made.items[own[own < at]].tolist()
             assert batch["time"][number] == made.times[at]
             told = made.times[at] if "+time" in protocol else -1
             assert batch["asked"].time[number] == told
@@ -174,10 +178,31 @@ def test_a_sequence_of_one_query_is_what_an_example_is():
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("negatives", ["catalogue", "batch"])
+def test_what_came_before_is_no_negative(negatives):
+    recipe = tiny.recipe(
+        SEQUENTIAL,
+        task={"mask_own": True, "correction": "none"},
+        negatives={"negatives": (negatives,)},
+    )
+    training = Training(tiny.dataset(), tiny.split("loo"), recipe)
+    batch = next(iter(training.batches()))
+    keys = tf.range(training.model.num_items)
+    if negatives == "batch":
+        keys = tf.unique(batch["item"]).y[::-1]
+    made, owned = training.examples, training.model._own(batch, keys).numpy()
+    assert owned.shape == (len(batch["item"]), len(keys)) and 0 < owned.mean() < 0.5
+    events = next(training.sequences.epoch(0))
+    for number, item in enumerate(batch["item"].numpy()):
+        rows = made.by_user[events["user"][number]]
+        seen = [made.items[at] for at in rows[: list(made.items[rows]).index(item)]]
+        assert set(keys.numpy()[owned[number]]) == set(seen) & set(keys.numpy())
+    assert np.isfinite(float(training.model.compute_loss(batch, training=True)))
+
+
 @pytest.mark.parametrize(
     "parts, message",
     [
-        ({"task": {"mask_own": True}}, "set mask_own=False"),
         ({"query": {"features": ("user_id",)}}, "needs the query feature 'history'"),
         ({"query": {"history_time_told": True}}, "history_time_told needs a protocol"),
     ],

@@ -35,9 +35,10 @@ known to like (`own`). `log_q` is Yi et al., RecSys 2019, section 3. `log_q_mask
 positive uncorrected, which is what masking needs (arXiv 2507.09331): with masked hits and a
 corrected positive the gradient does not tend to that of the full softmax however large the batch.
 
-What `tfrs.tasks.Retrieval` cannot carry besides: negatives of each query's own (mined ones,
-impressions), distinct rows, several pools with a Q each. Everything else goes through it by
-`RetrievalLoss`.
+`tfrs.tasks.Retrieval` carries the batch's negatives with any of the losses, by `RetrievalLoss`, at
+a fixed temperature. What it cannot: other pools, negatives of each query's own (mined ones,
+impressions), distinct rows, `log_q_masked`, a temperature that moves. And `num_hardest` counts
+distinct items here, where there each copy in the batch is one.
 """
 
 from collections.abc import Callable
@@ -255,8 +256,9 @@ def cosine_contrastive(
 BLOCK_SCORES = 2**20
 
 
-@tf.custom_gradient
-def log_normaliser(queries: tf.Tensor, items: tf.Tensor, weight: tf.Tensor):
+def log_normaliser(
+    queries: tf.Tensor, items: tf.Tensor, weight: tf.Tensor, own: tf.Tensor | None = None
+) -> tf.Tensor:
     """sum_q weight_q log Z_q,  Z_q = sum_c exp(q . v_c): the full softmax's part over all items.
 
     With it -log(exp s+ / Z) is a sum of log Z and a dot product, and the matrix of scores is never
@@ -271,23 +273,37 @@ def log_normaliser(queries: tf.Tensor, items: tf.Tensor, weight: tf.Tensor):
         queries: `[num_queries, dim]`, divided by the temperature.
         items: `[num_items, dim]`, each item of the catalogue once.
         weight: `[num_queries]`, the weight of a query's examples together.
+        own: `[num_queries, num_items]` bool, items that a query's Z leaves out.
 
     Returns:
         Scalar float32.
     """
+
+    @tf.custom_gradient
+    def total(queries: tf.Tensor, items: tf.Tensor, weight: tf.Tensor):
+        return _log_normaliser(queries, items, weight, own)
+
+    return total(queries, items, weight)
+
+
+def _log_normaliser(queries, items, weight, own):
+    """`log_normaliser` and its gradient."""
     num_queries, dim = tf.shape(queries)[0], items.shape[1]
     rows = tf.clip_by_value(BLOCK_SCORES // tf.shape(items)[0], 16, 4096)
     num_blocks = tf.maximum((num_queries + rows - 1) // rows, 1)
 
     def block(number, log_z, by_query, by_item):
-        own = queries[number * rows : (number + 1) * rows]
-        scores = tf.linalg.matmul(own, items, transpose_b=True)  # [rows, num_items]
+        of_block = slice(number * rows, (number + 1) * rows)
+        part = queries[of_block]
+        scores = tf.linalg.matmul(part, items, transpose_b=True)  # [rows, num_items]
+        if own is not None:
+            scores = tf.where(own[of_block], MASKED, scores)
         top = tf.reduce_max(scores, 1, keepdims=True)
         scores = tf.exp(scores - top)
         z = tf.reduce_sum(scores, 1, keepdims=True)
-        share = weight[number * rows : (number + 1) * rows, None] / z
+        share = weight[of_block, None] / z
         by_query = by_query.write(number, tf.linalg.matmul(scores, items) * share)
-        by_item += tf.linalg.matmul(scores, own * share, transpose_a=True)
+        by_item += tf.linalg.matmul(scores, part * share, transpose_a=True)
         return number + 1, log_z.write(number, (tf.math.log(z) + top)[:, 0]), by_query, by_item
 
     arrays = [

@@ -10,7 +10,7 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
 
-from twotower.negatives import Columns, NegativesConfig, Pools, merged  # noqa: E402
+from twotower.negatives import Columns, NegativesConfig, Pools, merged, scaled_gradient  # noqa: E402
 from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
 
@@ -107,7 +107,7 @@ class TwoTowerModel(tfrs.Model):
             columns=columns,
             sample_weight=inputs["weight"],
             log_probability=tf.math.log(probability),
-            own=self._own_columns(inputs["own"], columns.keys) if self.config.mask_own else None,
+            own=self._own(inputs, columns.keys) if self.config.mask_own else None,
             block=block,
             step=self._step,
             is_timed=bool(inputs.get("timed")),
@@ -126,12 +126,13 @@ class TwoTowerModel(tfrs.Model):
         if self.pools.snapshot is not None and training:
             return self._columns_as_they_were(inputs, probability, pools["catalogue"])
         ready = [pools.pop("memory")] if "memory" in pools else []
-        positives = None
+        positives, num_examples = None, tf.size(item)
         if timed:
             # Equal items differ by their examples' times, so each example is a column.
             positives = self.item_vectors(item, training, timed)
             if batch := pools.pop("batch", None):
-                ready.append(Columns(batch.keys, batch.log_weight, positives))
+                vectors = self.pools.as_columns(positives, num_examples)
+                ready.append(Columns(batch.keys, batch.log_weight, vectors))
         elif not {"batch", "catalogue"} & pools.keys():
             # For their vectors, which are needed in any case.
             pools["positives"] = Columns.closed(tf.unique(item).y)
@@ -154,6 +155,7 @@ class TwoTowerModel(tfrs.Model):
                     block = tf.pad(block, [[0, 0], [tf.size(others.keys), 0]])
             elif "positives" in pools:
                 fresh = fresh.open()
+            fresh.vectors = self.pools.as_columns(fresh.vectors, num_examples)
             ready.append(fresh)
         return Columns.concat(ready), positives, block
 
@@ -175,8 +177,7 @@ class TwoTowerModel(tfrs.Model):
         size = tf.cast(tf.size(item), tf.float32)
         drawn = tf.math.unsorted_segment_max(probability, place, tf.size(keys))
         present = -tf.math.expm1(size * tf.math.log1p(-drawn))
-        rare = (fresh - tf.stop_gradient(fresh)) / present[:, None]  # 0, with a gradient
-        scored = tf.stop_gradient(fresh) + rare
+        scored = scaled_gradient(fresh, 1 / present[:, None])
         columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), keys[:, None], scored)
         positives = self.item_vectors(item, True, timed) if timed else tf.gather(fresh, place)
         block = None
@@ -209,6 +210,21 @@ class TwoTowerModel(tfrs.Model):
             score_mask=None if own is None else ~own | diagonal,
             compute_metrics=False,
         )
+
+    def _own(self, inputs: dict, columns: tf.Tensor) -> tf.Tensor:
+        """Which columns are a query's own: positives of its user; of a sequence's prefix, whose
+        later items it shall find, the user's events before the target. As `_own_columns`."""
+        if "place" not in inputs:
+            return self._own_columns(inputs["own"], columns)
+        own = inputs["own"]  # [num_windows, n]
+        there = tf.where(own >= 0)
+        index = tf.stack([there[:, 0], tf.cast(tf.boolean_mask(own, own >= 0), tf.int64)], 1)
+        # The number of each item among its user's events.
+        never = tf.fill([tf.shape(own)[0], self.num_items], tf.int32.max)
+        number = tf.tensor_scatter_nd_min(never, index, tf.cast(there[:, 1], tf.int32))
+        if self.pools.config.negatives != ("catalogue",):  # whose column c is item c
+            number = tf.gather(number, columns, axis=1)
+        return tf.gather(number, inputs["place"][:, 0]) < inputs["num_own"][:, None]
 
     def _own_columns(self, own: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """Which columns are positives of each query's user, `[num_queries, num_columns]` bool.

@@ -9,7 +9,8 @@ A pool brings items as columns by draws whose probabilities are known; log-Q nee
                 sampling of Yang et al. (WWW 2020), by which items without an example are negatives
     popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
     memory      vectors of the last `memory_size` examples as they were then (cross-batch negative
-                sampling, Wang et al., SIGIR 2021), drawn as the batch is
+                sampling, Wang et al., SIGIR 2021), drawn as the batch is. They push queries and
+                cannot be pushed themselves, so the other columns learn that much more
     catalogue   every item once: nothing is drawn and nothing to correct. Its vectors are computed
                 at each step; or, where that takes longer than all else, every `catalogue_refresh`
                 steps, and between them those of the batch's items alone
@@ -121,6 +122,14 @@ def in_batch_probability(
     return (np.where(counts > 0, counts, 0.5) / total).astype(np.float32)
 
 
+def _check(probability: np.ndarray) -> None:
+    if not (np.isfinite(probability).all() and (np.asarray(probability) > 0).all()):
+        raise ValueError(
+            "every item needs a positive probability to be drawn by; got "
+            f"{np.asarray(probability).min()} and so on (in_batch_probability gives such)."
+        )
+
+
 def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np.ndarray:
     """Q of a draw of `uniform` or `popularity`, `[num_items]` float32, in all 1.
 
@@ -132,10 +141,15 @@ def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np
     Raises:
         ValueError: A probability that is not positive: its item could never be drawn.
     """
-    if not (np.isfinite(probability).all() and (probability > 0).all()):
-        raise ValueError("every item needs a positive probability to be drawn by.")
+    _check(probability)
     q = np.asarray(probability, np.float64) ** (power if pool == "popularity" else 0.0)
     return (q / q.sum()).astype(np.float32)
+
+
+def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
+    """The same values, whose gradient is `factor` times theirs; `factor` broadcasts."""
+    still = tf.stop_gradient(values)
+    return still + (values - still) * factor
 
 
 class Sampler:
@@ -209,10 +223,14 @@ class Pools(tf.Module):
         config: Which.
         probability: `[num_items]`, p_c of each item.
         dim: Length of the vectors.
+
+    Raises:
+        ValueError: A probability that is not positive, whose logarithm log-Q could not use.
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
         super().__init__(name="pools")
+        _check(probability)
         self.config, self.num_items = config, len(probability)
         self.samplers = {}
         for name in ("uniform", "popularity"):
@@ -262,6 +280,24 @@ class Pools(tf.Module):
                 share = tf.maximum(tf.cast(draws[name], tf.float32), 1e-9) / total
                 pool.log_weight = tf.maximum(pool.log_weight + tf.math.log(share), MASKED)
         return pools
+
+    def as_columns(self, vectors: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
+        """Vectors of this step as columns: their gradient makes up for the memory's.
+
+        An item's vector is pulled wherever it is a positive and pushed only as a column of this
+        step. With the gradient of those divided by their share of all draws the push is in the mean
+        that of a softmax over all draws; else it would be too weak by the memory's part.
+
+        Args:
+            vectors: `[num_columns, dim]`.
+            num_examples: Of the batch.
+        """
+        if self.memory is None:
+            return vectors
+        held = tf.math.count_nonzero(self.memory.keys >= 0, dtype=tf.int32)
+        others = self.config.num_shared(num_examples, self.num_items) - self.config.memory_size
+        share = tf.cast(others, tf.float32) / tf.cast(tf.maximum(others + held, 1), tf.float32)
+        return scaled_gradient(vectors, tf.math.reciprocal_no_nan(share))
 
 
 class Memory(tf.Module):

@@ -13,6 +13,7 @@ from twotower import losses  # noqa: E402
 from twotower.negatives import Columns, NegativesConfig  # noqa: E402
 
 TEMPERATURES = ("fixed", "learned", "annealed")
+LEARNED = (0.01, 1.0)  # bounds of a learned one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,9 @@ class TaskConfig:
         temperature_steps: Steps that annealing takes.
         correction: `none`, `log_q` or `log_q_masked`.
         frequency: p_c of log-Q: `counts` of the training examples, or the `streaming` estimate.
-        mask_own: Whether the user's other positives are no negatives of the user's examples.
+        mask_own: Whether the user's other positives are no negatives of the user's examples; where
+            prefixes of a sequence ask for what comes next, those that came before, which are no
+            answers either.
         margin: Of `triplet` and `cosine_contrastive`.
         triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`.
         negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
@@ -78,6 +81,15 @@ class TaskConfig:
                 "tfrs.tasks.Retrieval corrects the positive's column too, so log_q_masked needs "
                 "unique=True."
             )
+        if self.correction == "log_q" and self.loss != "softmax":
+            raise ValueError(
+                f"log_q corrects the positive, too, as only softmax can have it; take log_q_masked "
+                f"or none for {self.loss}."
+            )
+        if self.temperature_kind == "learned" and not LEARNED[0] <= self.temperature <= LEARNED[1]:
+            raise ValueError(
+                f"a learned temperature starts within {LEARNED}; got {self.temperature}."
+            )
         if self.temperature_kind != "fixed" and not self.unique:
             raise ValueError("tfrs.tasks.Retrieval has a fixed temperature; take unique=True.")
 
@@ -107,7 +119,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         metrics: As in `tfrs.tasks.Retrieval`.
 
     Raises:
-        ValueError: `log_q` with another loss than softmax, or other negatives than the batch's.
+        ValueError: `log_q` with other negatives than the batch's.
     """
 
     # Whether `pairs` and `matrix` are products of vectors, for what needs to know more than scores.
@@ -119,11 +131,11 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         super().__init__(metrics=metrics, temperature=config.temperature)
         self.config, self.columns, self.num_items = config, columns, num_items
         # Whether a column is a negative of an example of its own item.
-        self.hits_count = columns.negatives == ("batch",)
-        if config.correction == "log_q" and (config.loss != "softmax" or not self.hits_count):
+        self.hits_are_negatives = columns.negatives == ("batch",)
+        if config.correction == "log_q" and not self.hits_are_negatives:
             raise ValueError(
                 f"log_q corrects the positive, too, as only softmax over the batch can have it; "
-                f"take log_q_masked or none for {config.loss} over {columns.negatives}."
+                f"take log_q_masked or none over {columns.negatives}."
             )
         self._parameters = config.parameters(num_items)
         self._is_full_softmax = (
@@ -137,13 +149,15 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
                 name="log_temperature",
                 shape=[],
                 initializer=tf.keras.initializers.Constant(math.log(config.temperature)),
+                # Not in the forward pass: clipped there, it would get no gradient past a bound.
+                constraint=lambda value: tf.clip_by_value(value, *map(math.log, LEARNED)),
             )
 
     def temperature_at(self, step: tf.Tensor) -> tf.Tensor:
         """The temperature at a step of the optimiser; a learned one lies in [.01, 1]."""
         config = self.config
         if config.temperature_kind == "learned":
-            return tf.exp(tf.clip_by_value(self.log_temperature, math.log(0.01), 0.0))
+            return tf.exp(self.log_temperature)
         if config.temperature_kind == "annealed":
             done = tf.minimum(tf.cast(step, tf.float32) / config.temperature_steps, 1.0)
             return config.temperature + done * (config.temperature_last - config.temperature)
@@ -182,8 +196,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             columns: What all rows share.
             sample_weight: `[num_examples]`.
             log_probability: `[num_examples]`, log p of each item, for `log_q`.
-            own: `[num_queries, num_columns]` bool, positives of each query's user; None for
-                masking no more than the example's own.
+            own: `[num_queries, num_columns]` bool, positives of each query's user, the example's
+                own among them (or not, without `row`); None for masking no more than that.
             block: `[num_queries, num_columns]`, how often each query has the column in its own
                 block of negatives, whether the others have it or not; None for no blocks.
             step: Of the optimiser, for annealing.
@@ -193,12 +207,16 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         queries = query_embeddings
         of_examples = queries if row is None else tf.gather(queries, row)
         positive = self.pairs(of_examples, positive_embeddings) / temperature
-        if self._is_full_softmax and own is None and block is None and not is_timed:
-            # Column c is item c, once, the positive's own among them.
+        is_whole = own is None or row is None  # Z is a query's, whatever example asks
+        if self._is_full_softmax and is_whole and block is None and not is_timed:
+            # Column c is item c, once, the positive's own among them even if it came before.
             weight = sample_weight
+            if own is not None:
+                at = tf.stack([tf.range(tf.size(item)), item], 1)
+                own = tf.tensor_scatter_nd_update(own, at, tf.zeros_like(item, tf.bool))
             if row is not None:
                 weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
-            log_z = losses.log_normaliser(queries / temperature, columns.vectors, weight)
+            log_z = losses.log_normaliser(queries / temperature, columns.vectors, weight, own)
             total = log_z - tf.tensordot(positive, sample_weight, 1)
             num_examples = tf.cast(tf.size(item), tf.float32)
             return total if self.config.sum_loss else total / num_examples
@@ -208,6 +226,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
         log_weight, rows = columns.log_weight, row
         if own is not None:
+            if row is None:
+                own |= columns.keys == item[:, None]
             log_weight = tf.where(own, losses.MASKED, log_weight)
         else:
             # An example's own column is told from the others, so that rows are examples.
@@ -237,7 +257,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         As in `tfrs.tasks.Retrieval`, further copies in the batch are negatives unless hits are
         masked.
         """
-        if self.config.correction == "log_q_masked" or not self.hits_count:
+        if self.config.correction == "log_q_masked" or not self.hits_are_negatives:
             return tf.fill(tf.shape(columns.keys), losses.MASKED)
         size = tf.reduce_max(columns.keys) + 1
         count = tf.cast(tf.math.bincount(item, minlength=size, maxlength=size), tf.float32)

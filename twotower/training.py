@@ -123,11 +123,6 @@ class Training:
         recipe = self.recipe
         if not recipe.examples.sequence_length:
             return None
-        if recipe.task.mask_own:
-            raise ValueError(
-                "sequences bring one query an example, for whose own positives there is no room: "
-                "set mask_own=False, with correction 'none' or 'log_q'."
-            )
         encoders = [feature for feature in queries.features if isinstance(feature, History)]
         if not encoders:
             raise ValueError("sequence_length needs the query feature 'history'.")
@@ -223,6 +218,7 @@ class Training:
         """Training batches; each iteration over it is the next epoch."""
         epochs = itertools.count(first_epoch)
         timed = [name for name in TIMED if name in self.recipe.item.features]
+        of_prefixes = ("place", "num_own") if self.sequences is not None else ()
 
         def generate():
             epoch = next(epochs)
@@ -242,11 +238,12 @@ class Training:
                     "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
                     "probability": self._probability_of(item),
                     "block": self._block(batch["user"], item, rng),
-                } | ({"place": batch["place"]} if self.sequences is not None else {})
+                } | {name: batch[name] for name in of_prefixes}
 
         signature = self._signature(timed)
-        if self.sequences is not None:
+        if of_prefixes:
             signature["place"] = tf.TensorSpec([None, 2], tf.int32)
+            signature["num_own"] = tf.TensorSpec([None], tf.int32)
         return self._generated(generate, signature).prefetch(2)
 
     @staticmethod

@@ -73,8 +73,10 @@ class Sequences:
             and context, `EvalCases` `[num_targets]` without histories; `place`: of each target,
             its window and how many of its events are read before it (cloze: its number in the
             window, from 1), `[num_targets, 2]`; `item`; `time`; `weight`; `user`: row of each
-            target's user, `[num_targets]`; `row` and `own` as in `Examples.epoch`, where every
-            target is a query and has nothing of its own.
+            target's user, `[num_targets]`; `row` as in `Examples.epoch`, where every target is a
+            query; `own`: keys of each window's user's events up to its end, those before the window
+            among them, `[num_windows]` rows; `num_own`: how many of them come before each target,
+            `[num_targets]`.
         """
         rng = np.random.default_rng([self.examples.config.seed, epoch])
         start, target, stop = self.windows(rng)
@@ -101,8 +103,9 @@ class Sequences:
             hidden = np.zeros(len(events.values), bool)
             hidden[events.offsets[window] + at - start[window]] = True
             columns["history_time"] = _untold(columns["history_time"], hidden)
-        users = examples.users[at]
+        users, of_user = examples.users[at], examples.by_user.offsets[examples.users[start]]
         before = at - start[window] + (not self.is_causal)
+        own = Ragged.ranges(of_user, stop - of_user)
         return {
             "cases": EvalCases(
                 user_id=examples.user_ids[examples.users[start]],
@@ -126,7 +129,8 @@ class Sequences:
             "weight": examples.weights[at],
             "user": users,
             "row": np.arange(len(at), dtype=np.int32),
-            "own": Ragged.empty(len(at)),
+            "own": Ragged(examples.items[own.values], own.offsets),
+            "num_own": (at - of_user[window]).astype(np.int32),
         }
 
     def _told(self, at: np.ndarray) -> np.ndarray:
