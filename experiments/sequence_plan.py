@@ -13,19 +13,19 @@ SEQUENCES = Plan(
     "ndcg@10",
     [
         run("base", "causal transformer, all inputs", is_pivotal=True),
-        # How events become a vector.
-        run("encoder", "mean", "--query_history=mean --noquery_history_content", 0.5),
-        run("encoder", "recency-weighted mean", "--query_history=recency", 0.5),
-        run("encoder", "attention pooling", "--query_history=attention", 0.6),
-        run("encoder", "GRU", "--query_history=gru --query_history_layers=1", 1.5),
-        run("encoder", "masked transformer", "--query_history=masked_transformer"),
-        run("encoder", "HSTU", "--query_history=hstu"),
+        # How events become a vector, of ids alone: not every encoder heeds the rest.
+        run("encoder", "mean", f"--query_history=mean {IDS_ALONE}", 0.5),
+        run("encoder", "recency-weighted mean", f"--query_history=recency {IDS_ALONE}", 0.5),
+        run("encoder", "attention pooling", f"--query_history=attention {IDS_ALONE}", 0.6),
+        run("encoder", "GRU", f"--query_history=gru --query_history_layers=1 {IDS_ALONE}", 1.5),
+        run("encoder", "causal transformer", IDS_ALONE, 0.7, is_pivotal=True),
+        run("encoder", "masked transformer", f"--query_history=masked_transformer {IDS_ALONE}"),
+        run("encoder", "HSTU, time between events", f"--query_history=hstu {IDS_ALONE}"),
         # What an event brings.
         run("input", "no ratings", "--noquery_history_ratings"),
         run("input", "no gaps", "--noquery_history_gaps"),
         run("input", "no time between events in attention", "--noquery_history_time_bias"),
         run("input", "no content", "--noquery_history_content --item_features=item_id", 0.9),
-        run("input", "ids alone", IDS_ALONE, 0.7, is_pivotal=True),
         # What tells places.
         run("place", "by distance", "--query_history_positions=relative"),
         run("place", "not at all", "--query_history_positions=none"),

@@ -164,8 +164,88 @@ def test_odd_histories_have_an_answer(name):
     assert np.isfinite(one).all() and np.isfinite(many).all()
     # Equal times, and times that descend: no time has passed. The order is that of the input.
     equal = answers(feature, [[1, 2, 3]], times=[[9, 9, 9]])
-    descending = answers(feature, [[1, 2, 3]], times=[[9, 8, 7]], request=9_998)
+    descending = answers(feature, [[1, 2, 3]], times=[[9, 8, 7]])
+    if "masked" not in name:  # whose attention goes to both sides
+        np.testing.assert_allclose(descending, equal, atol=1e-5)
     assert np.isfinite(equal).all() and np.isfinite(descending).all()
+
+
+ATTENTION = [TransformerHistory, MaskedTransformerHistory, HSTUHistory]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *itertools.product(
+            [RecencyHistory, GRUHistory, *ATTENTION], ["gaps", "ratings", "time_told", "nothing"]
+        ),
+        *itertools.product(ATTENTION, ["time_bias", "positions"]),
+    ],
+)
+def test_what_an_encoder_is_told_moves_its_vector(kind, option):
+    """Only the times, only the ratings, or only the time of the request change."""
+    is_attention = kind in ATTENTION
+    options = {**SHORT, **({"positions": "none"} if is_attention else {})}
+    if kind is HSTUHistory:
+        options["time_bias"] = False
+    if option != "nothing":
+        options[option] = "absolute" if option == "positions" else True
+    tf.keras.utils.set_random_seed(0)
+    feature = kind("past", ITEMS, **options)
+    inputs = raw([[3, 1, 4, 1]])
+
+    def vector(**change):
+        return feature(feature.encode({**inputs, **change})).numpy()
+
+    before = vector()
+    if is_attention:  # biases begin at zero
+        for weight in feature.trainable_weights:
+            weight.assign_add(np.random.default_rng(0).normal(0, 0.2, weight.shape))
+        before = vector()
+    changes = {
+        "times": {"past_time": inputs["past_time"] * 9},
+        "ratings": {"past_rating": 5.5 - inputs["past_rating"]},
+        "request": {"time": inputs["time"] * 9},
+    }
+    moved = {
+        name: np.abs(vector(**change) - before).max() > 1e-4 for name, change in changes.items()
+    }
+    told = {"gaps": "times", "time_bias": "times", "ratings": "ratings"}
+    expected = {told.get(option)} if option != "time_told" else {"times", "request"}
+    assert {name for name in changes if moved[name]} == expected - {None}
+    if option == "positions":
+        table = feature.position_table.embeddings
+        table.assign(table[::-1])
+        assert np.abs(vector() - before).max() > 1e-3
+
+
+def test_biases_by_hand():
+    """Head 0 of distance d is d, of a bucket b 100 b; head 1 is nought."""
+    feature = TransformerHistory("past", ITEMS, **SHORT, positions="relative", time_bias=True)
+    for weight, scale in ((feature.distance_bias, 1.0), (feature.time_bias_table, 100.0)):
+        weight.assign(np.stack([scale * np.arange(weight.shape[0]), np.zeros(weight.shape[0])], 1))
+    window = feature.window(feature.encode(raw([[3, 1]], times=[[10, 14]])))
+    found = feature.bias(window, tf.range(3)[None]).numpy()
+    assert found.shape == (1, 2, 3, 3) and (found[:, 1] == 0).all()
+    # Tokens are begin, at the time of the first event, and the events at 10 and 14 s: 4 s after
+    # the first two lies bucket 1 + log2 4 = 3.
+    assert found[0, 0, 2].tolist() == [2 + 300, 1 + 300, 0]
+    assert found[0, 0, 1, :2].tolist() == [1, 0]
+
+
+def test_an_event_by_hand():
+    """Its item's vector, the vector of the gap's bucket and that of the rating in half stars."""
+    feature = GRUHistory("past", ITEMS, **SHORT, gaps=True, ratings=True)
+    window = feature.window(feature.encode(raw([[3, 1]], times=[[10, 14]])))
+    window = window._replace(ratings=tf.constant([[NAN, 3.5]]))
+    found = feature.event_vectors(window).numpy()[0] / 8**0.5
+    item, gap, rating = (
+        table.embeddings.numpy()
+        for table in (feature.table, feature.gap_table, feature.rating_table)
+    )
+    rows = feature.rows(window.items).numpy()[0]
+    np.testing.assert_allclose(found[0], item[rows[0]] + gap[0] + rating[0], atol=1e-6)
+    np.testing.assert_allclose(found[1], item[rows[1]] + gap[3] + rating[7], atol=1e-6)
 
 
 def test_what_has_no_place_is_not_put():

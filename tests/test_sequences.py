@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from twotower.data.examples import Examples, ExamplesConfig
-from twotower.data.sequences import Sequences
+from twotower.data.sequences import Sequences, _untold
+from twotower.ragged import Ragged
 from twotower.training import Training
 
 import tensorflow as tf  # isort: skip
@@ -98,27 +99,12 @@ def test_cloze_asks_for_some_events_and_always_for_the_last():
     assert 0.27 < hidden / (len(made) - windows) < 0.33
 
 
-def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told():
-    def tensors(protocol, shift):
-        made = examples(protocol)
-        # The last event of each user, which is nobody's history, comes later.
-        made.times = made.times.copy()
-        made.times[made.by_user.offsets[1:][made.by_user.lengths > 0] - 1] += shift
-        batch = next(iter(Sequences(made).epoch(0)))
-        return batch["cases"], batch["asked"]
-
-    for told in (False, True):
-        protocol = "loo+time" if told else "loo"
-        before, after = tensors(protocol, 0), tensors(protocol, 86_400)
-        same = all(
-            (np.asarray(x) == np.asarray(y)).all()
-            for one, other in zip(before, after)
-            for x, y in (
-                (one.time, other.time),
-                (one.history_time.values, other.history_time.values),
-            )
-        )
-        assert same != told
+def test_hidden_events_have_the_time_of_what_is_seen_before_them():
+    times = Ragged.from_rows([[10, 20, 30], [40, 50, 60, 70], [80]])
+    hidden = np.array([True, False, True, False, True, True, False, True])
+    # The first takes that of the next one seen; the last, and neighbours, of the last one seen; a
+    # window of which all is hidden has none.
+    assert _untold(times, hidden).values.tolist() == [20, 20, 20, 40, 40, 40, 70, 0]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +139,10 @@ SEQUENTIAL = tiny.recipe(
     "history", ["mean", "recency", "attention", "gru", "transformer", "masked_transformer", "hstu"]
 )
 def test_every_encoder_learns_from_all_prefixes(history):
-    recipe = tiny.recipe(SEQUENTIAL, query={"history": history, "history_stride": 2})
+    query = {"history": history}
+    if history == "mean":  # reads all events
+        query |= {"history_length": 200, "history_stride": 20}
+    recipe = tiny.recipe(SEQUENTIAL, query=query)
     training = Training(tiny.dataset(), tiny.split("loo"), recipe)
     training.model.compile(optimizer="adam")
     losses = []
@@ -176,6 +165,28 @@ def test_a_sequence_of_one_query_is_what_an_example_is():
         (batch,) = training.batches()
         losses[length] = float(training.model.compute_loss(batch))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("history", ["transformer", "masked_transformer"])
+@pytest.mark.parametrize("told", [False, True])
+def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, told):
+    query = {"history": history, "history_gaps": True, "history_time_told": told}
+    split = tiny.split("loo+time" if told else "loo")
+
+    def tensors(shift):
+        training = Training(tiny.dataset(), split, tiny.recipe(SEQUENTIAL, query=query))
+        made = training.examples
+        # The last event of each user, which is nobody's history, comes later.
+        made.times = made.times.copy()
+        made.times[made.by_user.offsets[1:][made.by_user.lengths > 0] - 1] += shift
+        return [batch["query"] for batch in training.batches()]
+
+    same = [
+        (one[name] == other[name]).numpy().all()
+        for one, other in zip(tensors(0), tensors(86_400))
+        for name in one
+    ]
+    assert len(same) > 10 and all(same) != told
 
 
 @pytest.mark.parametrize("negatives", ["catalogue", "batch"])
@@ -204,6 +215,10 @@ def test_what_came_before_is_no_negative(negatives):
     "parts, message",
     [
         ({"query": {"features": ("user_id",)}}, "needs the query feature 'history'"),
+        ({"examples": {"sequence_length": LENGTH + 1}}, "Set both alike"),
+        ({"examples": {"sequence_length": LENGTH - 1}}, "Set both alike"),
+        ({"query": {"history": "mean", "history_gaps": True}}, "does not heed.*history_gaps=True"),
+        ({"query": {"history": "hstu", "history_time_bias": True}}, "does not heed"),
         ({"query": {"history_time_told": True}}, "history_time_told needs a protocol"),
     ],
 )

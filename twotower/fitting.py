@@ -71,7 +71,7 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
         self.training, self.result, self.save, self.select = training, result, save, select
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.perf_counter()
+        self.started, self.losses = time.perf_counter(), []
 
     def on_train_batch_begin(self, batch, logs=None):
         training = self.training
@@ -83,6 +83,9 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
                 begun = time.perf_counter()
                 training.mine()
                 self.result.mining_seconds += time.perf_counter() - begun
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["loss"]))  # Keras keeps that of the last batch
 
     def on_test_begin(self, logs=None):
         # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
@@ -99,7 +102,8 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
         result.seconds += seconds
         result.epoch = epoch + 1
         result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
-        entry = {"epoch": epoch + 1, "loss": float(logs["loss"]), "seconds": round(seconds, 2)}
+        logs["loss"] = loss = float(np.mean(self.losses))
+        entry = {"epoch": epoch + 1, "loss": loss, "seconds": round(seconds, 2)}
         entry |= {
             f"{name}+seen": float(value)
             for name, value in logs.items()
@@ -124,7 +128,8 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
 
 def _line(entry: dict, config: FitConfig) -> str:
     shown = [f"epoch {entry['epoch']}/{config.epochs}", f"loss {entry['loss']:.4f}"]
-    shown += [f"{name} {entry[name]:.4f}" for name in (config.metric, "ndcg@10") if name in entry]
+    figures = dict.fromkeys((config.metric, "ndcg@10"))
+    shown += [f"{name} {entry[name]:.4f}" for name in figures if name in entry]
     return ", ".join([*shown, f"{entry['seconds']:.1f} s"])
 
 

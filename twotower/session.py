@@ -57,7 +57,9 @@ class Session:
 
     @property
     def rereads(self) -> np.ndarray:
-        """How often each user's window was read anew, `[num_users]`; zeros where none ever is."""
+        """How often each user's window was full and moved, and so was read anew, `[num_users]`;
+        zeros where there is no window. (`attention` and `masked_transformer` read it anew at every
+        event besides.)"""
         found = self.state.get("state_reread")
         return np.zeros(len(self.vector), np.int32) if found is None else found.numpy()
 

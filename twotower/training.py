@@ -126,6 +126,14 @@ class Training:
         encoders = [feature for feature in queries.features if isinstance(feature, History)]
         if not encoders:
             raise ValueError("sequence_length needs the query feature 'history'.")
+        length, most = recipe.examples.sequence_length, getattr(encoders[0], "max_length", None)
+        places = getattr(encoders[0], "position_table", None)
+        if most is not None and (length > most or (length < most and places is not None)):
+            raise ValueError(
+                f"sequence_length {length} and history_length {most} differ: an encoder cannot "
+                "read more events than its window has, and absolute positions past "
+                "sequence_length never learn. Set both alike."
+            )
         # What has a row a sequence and not a row a query.
         self._of_sequences = {spec.name for spec in encoders[0].inputs}
         return Sequences(self.examples, encoders[0].is_causal)

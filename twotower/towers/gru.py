@@ -17,6 +17,8 @@ class GRUHistory(SequenceHistory):
     is one h a layer, that before the last event: an event costs the same however long the history.
     """
 
+    settings = SequenceHistory.settings | {"num_layers": "layers"}
+
     def __init__(self, name, vocabulary, dim=64, num_layers: int = 1, **kwargs) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         if num_layers < 1:

@@ -1,6 +1,7 @@
 """What a user did before, as one vector: the base of all history encoders, and the bag."""
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from twotower import require_legacy_keras
 
@@ -33,6 +34,8 @@ class History(Feature):
         table: The vectors of an item tower's `Id` to share; a table of its own by default.
     """
 
+    # What a recipe says to this encoder: argument -> field of QueryConfig behind `history_`.
+    settings: ClassVar[dict[str, str]] = {"dim": "dim", "dropout": "dropout", "ratings": "ratings"}
     # Whether the vector after p events depends on those alone; else hidden events are asked for.
     is_causal = True
 
@@ -113,6 +116,8 @@ class MeanHistory(History):
     With `ratings`, a second bag from a table of its own weighs each event by how far its rating
     lies above the user's mean rating, which tells what was liked from what was merely seen.
     """
+
+    settings = History.settings | {"power": "power"}
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
+from twotower.towers.sequence import SequenceHistory  # noqa: E402
 from twotower.towers.transformer import TransformerHistory, merge_heads, split_heads  # noqa: E402
 
 
@@ -55,6 +56,12 @@ class HSTUHistory(TransformerHistory):
 
     All else is as in `TransformerHistory`, the session's keys and values too.
     """
+
+    settings = SequenceHistory.settings | {  # time is always a bias
+        "num_layers": "layers",
+        "heads": "heads",
+        "positions": "positions",
+    }
 
     def __init__(
         self, name, vocabulary, dim=64, positions="relative", time_bias=True, **kwargs

@@ -24,6 +24,8 @@ class RecencyHistory(SequenceHistory):
     user without events. A session state is the two sums.
     """
 
+    settings = SequenceHistory.settings | {"half_life": "half_life"}
+
     def __init__(self, name, vocabulary, dim=64, half_life: float = 20.0, **kwargs) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         if not half_life > 0:

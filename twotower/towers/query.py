@@ -14,7 +14,7 @@ from twotower.towers.dense import Tower  # noqa: E402
 from twotower.towers.gru import GRUHistory  # noqa: E402
 from twotower.towers.history import History, MeanHistory  # noqa: E402
 from twotower.towers.hstu import HSTUHistory  # noqa: E402
-from twotower.towers.item import head  # noqa: E402
+from twotower.towers.item import TIMED, head  # noqa: E402
 from twotower.towers.pooling import AttentionHistory, RecencyHistory  # noqa: E402
 from twotower.towers.transformer import MaskedTransformerHistory, TransformerHistory  # noqa: E402
 
@@ -59,8 +59,10 @@ class QueryConfig:
         history_half_life: Of `recency`, in events, where learning begins.
         history_layers: Layers of `gru`, blocks of the transformers and `hstu`.
         history_heads: Their heads.
-        history_positions: How they tell places: `absolute`, `relative` or `none`.
-        history_time_bias: Whether the time between two events is a bias of their attention.
+        history_positions: How they tell places: `absolute`, `relative` or `none`; "" for what is
+            usual: `relative` in `hstu`, `absolute` in the others.
+        history_time_bias: Whether the time between two events is a bias of the transformers'
+            attention, as it always is in `hstu`.
         shared: What the towers share: `nothing`; `item_embedding`, where a past item's vector is
             the item tower's for its id (`history_dim` is then that one's length); or `tower`, where
             the dense layers are the item tower's, too, so that a history is encoded as an item
@@ -91,7 +93,7 @@ class QueryConfig:
     history_half_life: float = 20.0
     history_layers: int = 2
     history_heads: int = 2
-    history_positions: str = "absolute"
+    history_positions: str = ""
     history_time_bias: bool = False
     shared: str = "nothing"
     hidden: tuple[int, ...] = (512, 256)
@@ -132,20 +134,8 @@ def history_feature(
     """The encoder of past events that a config asks for; else as `query_feature`."""
     if config.history not in HISTORIES:
         raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
-    kind, own = HISTORIES[config.history], ["dim", "dropout", "ratings"]
-    if kind is MeanHistory:
-        own += ["power"]
-    else:
-        own += ["gaps", "time_told"]
-    if kind is RecencyHistory:
-        own += ["half_life"]
-    if issubclass(kind, TransformerHistory):
-        own += ["heads", "positions", "time_bias"]
-    kwargs = {key: getattr(config, f"history_{key}") for key in own}
-    if kind is not MeanHistory:
-        kwargs |= {"max_length": config.history_length, "stride": config.history_stride}
-    if kind is GRUHistory or issubclass(kind, TransformerHistory):
-        kwargs["num_layers"] = config.history_layers
+    kind = HISTORIES[config.history]
+    kwargs = _settings(config, kind)
     vocabulary = sorted(set(values)) if item_id is None else item_id.vocabulary
     if config.history_content:
         if kind is MeanHistory or content is None:
@@ -157,6 +147,30 @@ def history_feature(
     if item_id is not None:
         return kind.over(name, item_id, **kwargs)
     return kind(name, vocabulary, **kwargs)
+
+
+def _settings(config: QueryConfig, kind: type[History]) -> dict:
+    """What a config says to an encoder, by the names of its arguments.
+
+    Raises:
+        ValueError: It says something that the encoder does not heed; silently left out, a result
+            would claim what its model was not told.
+    """
+    read = {"history_content", *(f"history_{name}" for name in kind.settings.values())}
+    ignored = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name.startswith("history_")
+        and field.name not in read
+        and getattr(config, field.name) != field.default
+    ]
+    if ignored:
+        raise ValueError(
+            f"history {config.history!r} does not heed {', '.join(ignored)}; it reads "
+            f"{', '.join(sorted(read))}."
+        )
+    values = {name: getattr(config, f"history_{said}") for name, said in kind.settings.items()}
+    return {name: value for name, value in values.items() if value != ""}  # its own default
 
 
 def query_tower(
@@ -203,7 +217,8 @@ def _content(
     config: QueryConfig, items: Tower, item_inputs: Callable[[Sequence[str]], Mapping]
 ) -> Callable[[Sequence[str], int], ItemContent] | None:
     """Ids and a length -> what their items are, by the item tower's features or like ones."""
-    features = [feature for feature in items.features if feature.name != "item_id"]
+    # Of the item's row alone: what an item is at a time, an event of another time is not told.
+    features = [one for one in items.features if one.name not in ("item_id", *TIMED)]
     if not features:
         return None
     if config.shared == "nothing":

@@ -92,6 +92,13 @@ class SequenceHistory(History):
         content: What items are beside their ids is part of an event, too.
     """
 
+    settings = History.settings | {
+        "gaps": "gaps",
+        "time_told": "time_told",
+        "max_length": "length",
+        "stride": "stride",
+    }
+
     def __init__(
         self,
         name: str,
@@ -255,8 +262,8 @@ class SequenceHistory(History):
         """The session state after a history, and its vector `[batch_size, dim]`.
 
         A state has a row a session: the window's `items`, `times` and `ratings`
-        `[batch_size, max_length]`, its `length`, and `reread`, how often it was read anew since,
-        each `[batch_size]`; besides, what the encoder adds.
+        `[batch_size, max_length]`, its `length`, and `reread`, how often the window moved and was
+        read anew since, each `[batch_size]`; besides, what the encoder adds.
         """
         window = self.window(encoded)
         width = tf.shape(window.items)[1]

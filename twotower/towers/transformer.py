@@ -119,6 +119,13 @@ class TransformerHistory(SequenceHistory):
         **kwargs: Of `SequenceHistory`.
     """
 
+    settings = SequenceHistory.settings | {
+        "num_layers": "layers",
+        "heads": "heads",
+        "positions": "positions",
+        "time_bias": "time_bias",
+    }
+
     def __init__(
         self,
         name,
@@ -182,9 +189,13 @@ class TransformerHistory(SequenceHistory):
             times, asked = self.token_times(window)
             at = tf.broadcast_to(places, [tf.shape(times)[0], tf.shape(places)[1]])
             asked = tf.gather(asked, at, batch_dims=1)  # [batch_size, m]
-            age = bucket(tf.abs(asked[:, :, None] - times[:, None, :]))
+            age = bucket(self.span(asked[:, :, None] - times[:, None, :]))
             total += looked_up(self.time_bias_table, age)
         return total
+
+    def span(self, seconds: tf.Tensor) -> tf.Tensor:
+        """What a bias is told of the time since a token: times that descend are no time."""
+        return seconds
 
     def mask(self, window: Window) -> tf.Tensor:
         """Which token may attend to which, broadcasts to `[batch_size, heads, n + 1, n + 1]`."""
@@ -264,6 +275,9 @@ class MaskedTransformerHistory(TransformerHistory):
         seen = super().event_vectors(window_seen, training)
         hidden = (window.items == HIDDEN)[:, :, None]
         return tf.where(hidden, self.hidden_vector * self.dim**0.5, seen)
+
+    def span(self, seconds):
+        return tf.abs(seconds)  # later tokens are attended to as well
 
     def mask(self, window):
         here = tf.range(tf.shape(window.items)[1] + 1) <= window.length[:, None]
