@@ -78,6 +78,25 @@ def test_a_session_follows_the_tower(bundle):
     assert (session.rereads > 0).any()  # some have more than twelve events
 
 
+def test_a_session_goes_on_from_what_was_kept(training, bundle, tmp_path):
+    whole = inputs(bundle, tiny.split("loo").cases.take(np.arange(3)))
+    one = Session(bundle, {name: values[:, :3] for name, values in whole.items()})
+    kept = {name: np.asarray(value) for name, value in one.state.items()}
+    other = Session.resume(bundle, kept, one.vector)
+    assert (other.vector == one.vector).all() and (other.rereads == one.rereads).all()
+    event = {name: values[:, 3] for name, values in whole.items()}
+    np.testing.assert_array_equal(other.add(event), one.add(event))
+    # Another training of the same recipe: the same parts, other weights.
+    trained = Training(tiny.dataset(), tiny.split("loo"), SEQUENTIAL)
+    newer = export(trained, tmp_path / "bundle", {"refit": False})
+    assert newer.model_version != bundle.model_version
+    with pytest.raises(BundleError, match="no state of model"):
+        Session.resume(newer, kept, one.vector)
+    kept.pop("state_items")
+    with pytest.raises(BundleError, match=r"whose parts are .*state_items"):
+        Session.resume(bundle, kept, one.vector)
+
+
 def test_a_signature_called_directly_answers_the_same(bundle):
     whole = inputs(bundle, tiny.split("loo").cases.take(np.arange(3)))
     signatures = bundle.query_tower.model.signatures

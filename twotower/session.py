@@ -17,6 +17,7 @@ class Session:
         session = Session(bundle, {"history": [["12", "7"]], ...})
         index.search(session.vector, 10)
         session.add({"history": ["31"], ...})
+        later = Session.resume(bundle, session.state, session.vector)
 
     Args:
         bundle: Whose query tower has a history.
@@ -24,7 +25,7 @@ class Session:
 
     Attributes:
         vector: `[num_users, dim]` float32.
-        state: Name -> `[num_users, ...]` tensors, for whoever keeps sessions elsewhere.
+        state: Name -> `[num_users, ...]` tensors, for whoever keeps sessions elsewhere (`resume`).
 
     Raises:
         BundleError: A bundle whose query tower has no history.
@@ -32,14 +33,47 @@ class Session:
     """
 
     def __init__(self, bundle: Bundle, inputs: Mapping[str, np.ndarray]) -> None:
-        self._bundle, signatures = bundle, bundle.query_tower.model.signatures
+        begin = self._open(bundle)["begin"]
+        self._take(begin(**bundle.query_tensors(inputs)))
+
+    def _open(self, bundle: Bundle) -> Mapping:
+        """The bundle's signatures."""
+        signatures = bundle.query_tower.model.signatures
         if "begin" not in signatures:
             raise BundleError(
                 f"{bundle.directory}: the query tower reads no history, or was exported before "
                 "there were sessions; ask bundle.query_tower for vectors."
             )
-        self._step = direct(signatures["step"])
-        self._take(signatures["begin"](**bundle.query_tensors(inputs)))
+        self._bundle, self._step = bundle, direct(signatures["step"])
+        return signatures
+
+    @classmethod
+    def resume(cls, bundle: Bundle, state: Mapping, vector: np.ndarray) -> "Session":
+        """A session that goes on from what another one of the same model left.
+
+        Args:
+            bundle: Of that model.
+            state: `state` of that session, as tensors or arrays.
+            vector: Its `vector`.
+
+        Raises:
+            BundleError: A state of another model, or one that is not whole.
+        """
+        session = cls.__new__(cls)
+        session._open(bundle)
+        _, inputs = bundle.query_tower.model.signatures["step"].structured_input_signature
+        specs = {name: spec for name, spec in inputs.items() if name.startswith("state_")}
+        number = int(bundle.model_version, 16) >> 1  # as `export` has it
+        if state.keys() != specs.keys() or set(np.asarray(state["state_version"])) - {number}:
+            raise BundleError(
+                f"{bundle.directory}: this is no state of model {bundle.model_version}, whose "
+                f"parts are {sorted(specs)}; begin a new session from the users' histories."
+            )
+        import tensorflow as tf
+
+        session.state = {name: tf.constant(state[name], spec.dtype) for name, spec in specs.items()}
+        session.vector = np.asarray(vector)
+        return session
 
     def _take(self, answer: dict) -> None:
         self.vector = answer["embedding"].numpy()
