@@ -5,6 +5,11 @@ from published import PUBLISHED  # isort: skip
 from retrieval_tables import RESULTS, origin, read, table  # isort: skip
 
 METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
+# Candidates of each protocol: those with five ratings or more where it keeps users and items of
+# five (`splits.py`), else all rated ones.
+ITEMS = {"loo+time": "3,706"} | dict.fromkeys(
+    ("loo-5core", "temporal-last", "temporal-successive"), "3,416"
+)
 # What a query tower is told beside the items' ids and order, by the field of its recipe.
 TOLD = {
     "history_ratings": "ratings",
@@ -39,13 +44,14 @@ def results(protocol: str) -> str:
             source += f", {len(rows)} seeds: `ndcg@10` {min(values):.3f} to {max(values):.3f}"
         if "ann_recall@100" in rows[0]:  # without exclusions, with which an index may scan
             source += f", `recall@100` of the index {rows[0]['ann_recall@100']:.3f}"
-        body.append([name, *cells, told, source])
+        body.append([name, *cells, ITEMS[protocol], told, source])
     for row in PUBLISHED:
         if row.protocol == protocol:
             figures = [row.metrics.get(metric) for metric in METRICS]
             cells = ["" if value is None else f"{value:.3f}" for value in figures]
-            body.append([row.name, *cells, row.told, row.source])
-    header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "told besides", "source"]
+            body.append([row.name, *cells, f"{row.items:,}", row.told, row.source])
+    header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "items", "told besides"]
+    header.append("source")
     return table(header, body) + "\n\n" + origin(next(iter(found.values()))[0])
 
 

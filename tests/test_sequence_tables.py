@@ -40,7 +40,8 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
     lines = sequence_tables.results("loo-5core").splitlines()
     assert lines[2].startswith("| ours | 0.320 ± 0.010 | 0.320 ± 0.010 |")
     assert lines[2].endswith("| here, 2 seeds: `ndcg@10` 0.300 to 0.340 |")
-    assert any(line.startswith("| gSASRec | 0.300 | 0.173 |") for line in lines)
+    assert "| 3,416 |" in lines[2]
+    assert any(line.startswith("| gSASRec | 0.300 | 0.173 |  |  | 3,416 |") for line in lines)
     assert not any("HSTU-large" in line for line in lines)
     timed = sequence_tables.results("loo+time").splitlines()
     assert timed[2].startswith("| ours | 0.800 ± 0.010 |") and "HSTU-large" in timed[3]
