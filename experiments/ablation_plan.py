@@ -212,6 +212,14 @@ RUNS = [
     # Ids and content.
     run("items", "id alone", "--item_features=item_id", 0.9),
     run("items", "content alone", "--item_features=title,genres,year", 0.9),
+    *(
+        run("cold items", name, f"--hidden_items=0.1 {flags}".strip(), 0.9)
+        for name, flags in (
+            ("id and content", ""),
+            ("id alone", "--item_features=item_id"),
+            ("content alone", "--item_features=title,genres,year"),
+        )
+    ),
     # What the towers share, at vectors of one length for an item's id.
     run("towers", "separate, ids of 256", f"{WIDE_IDS}"),
     run("towers", "one table of ids", f"{WIDE_IDS} --query_shared=item_embedding"),

@@ -246,10 +246,7 @@ def dimensions(name: str = "dimension") -> str:
 
 def cold() -> str:
     """What each kind of item features finds of items with few training rows, or none."""
-    found = [
-        row for row in rows() if row["group"] in ("base", "items") and "item_popularity" in row
-    ]
-    found = {row["name"]: row for row in found if row["protocol"] == "random"}
+    found = {row["name"]: row for row in rows() if row["group"] == "cold items"}
     segments = list(
         dict.fromkeys(name for row in found.values() for name in row["item_popularity"])
     )

@@ -92,6 +92,7 @@ def main(argv):
     check(manifest, dataset)
     protocol = FLAGS.split or manifest["protocol"]
     split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
+    split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
     embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
 

@@ -35,6 +35,7 @@ flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, sy
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("split", "random", "Protocol: " + ", ".join(splits.PROTOCOLS) + "; or +time.")
 flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")
+flags.DEFINE_float("hidden_items", 0.0, "Share of the items that no training row is left of.")
 flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
 flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
 flags.DEFINE_string("warm_start", None, "Bundle whose weights to start from.")
@@ -47,6 +48,7 @@ flags.mark_flag_as_required("workdir")
 def train_part(dataset, part: str, recipe, workdir: pathlib.Path, **kwargs):
     """One training: (the training, its result)."""
     split = splits.make_split(dataset, FLAGS.split, part, FLAGS.split_seed)
+    split = splits.hide_items(dataset, split, FLAGS.hidden_items)
     training = Training(dataset, split, recipe)
     if FLAGS.warm_start:
         logging.info("warm start: %s", warm_start(training, bundles.Bundle(FLAGS.warm_start)))
@@ -85,6 +87,7 @@ def main(argv):
     seconds = {"selection": round(result.seconds, 1)}
     speed = round(result.examples_per_second)
     extra = {"validation": {"protocol": FLAGS.split, "metrics": result.validation}}
+    extra |= {"hidden_items": FLAGS.hidden_items} if FLAGS.hidden_items else {}
     if FLAGS.refit:
         export(training, workdir / "bundle_validation", {**extra, "refit": False})
         training, refit = train_part(

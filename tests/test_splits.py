@@ -9,7 +9,7 @@ import pytest
 from twotower.data import movielens, splits, synthetic
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
-from twotower.data.splits import make_split
+from twotower.data.splits import hide_items, make_split
 from twotower.ragged import Ragged
 
 
@@ -395,3 +395,21 @@ def test_a_lost_file_order_is_refused(ml_1m):
     for protocol in ("loo", "random"):
         with pytest.raises(ValueError, match=r"not in the order of ratings\.dat"):
             make_split(lost, protocol)
+
+
+def test_hidden_items_have_no_training_row_and_stay_candidates():
+    dataset = dataset_of(SMALL)
+    split = make_split(dataset, "loo", "test")
+    known = set(dataset.item_keys[split.train])
+    hidden = hide_items(dataset, split, 0.5)
+    left = set(dataset.item_keys[hidden.train])
+    assert left < known and len(left) == len(known) - round(0.5 * len(known))
+    assert set(split.train) >= set(hidden.train)
+    # Of the items that are left every row is.
+    assert (hidden.item_counts[sorted(left)] == split.item_counts[sorted(left)]).all()
+    assert hidden.item_counts.sum() == len(hidden.train)
+    assert (hidden.candidates == split.candidates).all() and hidden.cases is split.cases
+    assert (hide_items(dataset, split, 0.5).train == hidden.train).all()
+    assert (hide_items(dataset, split, 0.0).train == split.train).all()
+    with pytest.raises(ValueError, match="share of items to hide"):
+        hide_items(dataset, split, 1.0)

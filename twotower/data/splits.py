@@ -143,6 +143,30 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
     )
 
 
+def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> Split:
+    """The split with cold items: of a random share of those that were trained on no row is left.
+
+    They stay candidates and targets, and events of histories, so that what a model finds of them
+    (`Report.segments`, items with 0 training rows) is what it makes of a new item's content.
+
+    Args:
+        dataset: Of the split.
+        split: Any.
+        share: Of the items with training rows, in [0, 1).
+        seed: Which ones.
+
+    Raises:
+        ValueError: A share outside of its bounds.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the share of items to hide must lie in [0, 1); got {share}.")
+    known, keys = np.unique(dataset.item_keys[split.train]), dataset.item_keys[split.train]
+    hidden = np.random.default_rng(seed).choice(known, round(share * len(known)), replace=False)
+    train = split.train[~np.isin(keys, hidden)]
+    counts = np.bincount(dataset.item_keys[train], minlength=len(dataset.items))
+    return dataclasses.replace(split, train=train, item_counts=counts)
+
+
 def verify_loo_5core_ml1m(dataset: Dataset) -> None:
     """Refuses a MovieLens 1M whose rows are not in the order of `ratings.dat`.
 
