@@ -53,7 +53,6 @@ flags.DEFINE_list("groups", None, "Only these groups; all by default.")
 flags.DEFINE_string("pattern", "", "Only runs whose name matches this regular expression.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs that a rule hangs on; others: the first.")
 flags.DEFINE_list("more_splits", None, "Further protocols of those runs; the plan's by default.")
-flags.DEFINE_float("minutes", 3.5, "Time of the base recipe, for the estimate.")
 flags.DEFINE_float("budget", 8.0, "Hours after which no further run is started.")
 flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 flags.DEFINE_bool("plan_only", False, "Print the plan and stop.")
@@ -154,7 +153,7 @@ def print_plan(todo: list) -> None:
     left = 0.0
     for one, split, seed in todo:
         done = finished(one, split, seed)
-        minutes = one.cost * FLAGS.minutes
+        minutes = one.cost * plan().minutes
         left += 0 if done else minutes
         state = "done" if done else f"{minutes:4.0f} min"
         print(f"{state:>8s}  {split:19s} seed {seed}  {one.group:12s} {one.name}")

@@ -33,6 +33,7 @@ class Plan:
         protocol: Of all runs.
         metric: What a run's line tells.
         runs: All of them.
+        minutes: Of the base recipe on two cores, for the estimate.
         more_splits: Further protocols of the pivotal ones.
         more_flags: Protocol -> flags behind a run's own.
     """
@@ -41,6 +42,7 @@ class Plan:
     protocol: str
     metric: str
     runs: list[Run]
+    minutes: float
     more_splits: tuple[str, ...] = ()
     more_flags: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
@@ -237,6 +239,7 @@ LOSSES = Plan(
     "random",
     "recall_micro@100",
     RUNS,
+    minutes=3.5,
     more_splits=("temporal-successive",),
     # Where every example has a history of its own an epoch takes ten times as long: half as many.
     more_flags={"temporal-successive": ("--epochs=3",)},

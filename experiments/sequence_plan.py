@@ -45,4 +45,5 @@ SEQUENCES = Plan(
             1.7,
         ),
     ],
+    minutes=15,
 )

@@ -35,6 +35,7 @@ def parsed():
         for name in ("dataset", "split", "indexes"):
             flags.DEFINE_string(name, None, "", flag_values=values)
         flags.DEFINE_bool("refit", True, "", flag_values=values)
+        flags.DEFINE_float("hidden_items", 0.0, "", flag_values=values)
 
         def recipe(given):
             values.unparse_flags()
@@ -54,7 +55,8 @@ def test_every_run_is_a_recipe_that_differs_from_the_base(parsed, study, least):
     assert len(set(names)) == len(names) >= least
     for one in study.runs:
         made = parsed([*given, *one.flags])
-        assert (made == base) == (one.group == "base"), one
+        # Hidden items are another split and not another recipe.
+        assert (made == base) == (set(one.flags) <= {"--hidden_items=0.1"}), one
     assert study.protocol in PROTOCOLS and {*study.more_flags} <= {*study.more_splits}
     # The dozen rows that a rule hangs on have further seeds and protocols.
     assert 1 <= sum(one.is_pivotal for one in study.runs) <= 12

@@ -22,7 +22,7 @@ class Sequences:
 
     A user's events are cut into windows of `sequence_length` queries, at another place each epoch;
     a window begins with the event before its first target, and the user's first one with none. Each
-    training row is a target once an epoch.
+    training row is in one window, and a target there (of a cloze, if it is drawn or the last).
 
     Args:
         examples: The training rows; their config has `sequence_length`, `hidden_share` and

@@ -7,12 +7,13 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-from twotower.towers.sequence import NUM_BUCKETS, SequenceHistory, Window, bucket  # noqa: E402
-
-
-def earlier(width: tf.Tensor) -> tf.Tensor:
-    """Whether token j is not later than token i, `[width, width]` bool."""
-    return tf.range(width)[:, None] >= tf.range(width)
+from twotower.towers.sequence import (  # noqa: E402
+    NUM_BUCKETS,
+    SequenceHistory,
+    Window,
+    bucket,
+    earlier,
+)
 
 
 class RecencyHistory(SequenceHistory):

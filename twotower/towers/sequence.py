@@ -55,6 +55,11 @@ def bucket(seconds: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(seconds))
 
 
+def earlier(width: tf.Tensor) -> tf.Tensor:
+    """Whether token j is not later than token i, `[width, width]` bool."""
+    return tf.range(width)[:, None] >= tf.range(width)
+
+
 def put(tensor: tf.Tensor, at: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """`tf.tensor_scatter_nd_update`, but values for places that there are not, such as -1, are left
     out and not refused."""

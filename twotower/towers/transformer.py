@@ -8,8 +8,13 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
 from twotower.features import embedding_table  # noqa: E402
-from twotower.towers.pooling import earlier  # noqa: E402
-from twotower.towers.sequence import NUM_BUCKETS, SequenceHistory, Window, bucket  # noqa: E402
+from twotower.towers.sequence import (  # noqa: E402
+    NUM_BUCKETS,
+    SequenceHistory,
+    Window,
+    bucket,
+    earlier,
+)
 
 POSITIONS = ("absolute", "relative", "none")
 # In the place of an item that is asked for.
