@@ -1,11 +1,14 @@
 """The study of sequential query towers: a shorter headline recipe, one change at a time."""
 
-from ablation_plan import Plan, run
+from ablation_plan import Plan, Run, run
 
-IDS_ALONE = (
-    "--noquery_history_ratings --noquery_history_gaps --noquery_history_time_bias "
-    "--noquery_history_content --item_features=item_id"
-)
+
+def encoder(name: str, file: str, cost: float = 1.0, **kinds: bool) -> Run:
+    """An encoder of ids alone: not every one heeds what the base recipe tells besides."""
+    return run(
+        "encoder", name, f"--flagfile=experiments/flags/sequence_{file}.flags", cost, **kinds
+    )
+
 
 SEQUENCES = Plan(
     "experiments/flags/sequence_ablation.flags",
@@ -13,14 +16,14 @@ SEQUENCES = Plan(
     "ndcg@10",
     [
         run("base", "causal transformer, all inputs", is_pivotal=True),
-        # How events become a vector, of ids alone: not every encoder heeds the rest.
-        run("encoder", "mean", f"--query_history=mean {IDS_ALONE}", 0.5),
-        run("encoder", "recency-weighted mean", f"--query_history=recency {IDS_ALONE}", 0.5),
-        run("encoder", "attention pooling", f"--query_history=attention {IDS_ALONE}", 0.6),
-        run("encoder", "GRU", f"--query_history=gru --query_history_layers=1 {IDS_ALONE}", 1.5),
-        run("encoder", "causal transformer", IDS_ALONE, 0.7, is_pivotal=True),
-        run("encoder", "masked transformer", f"--query_history=masked_transformer {IDS_ALONE}"),
-        run("encoder", "HSTU, time between events", f"--query_history=hstu {IDS_ALONE}"),
+        # How events become a vector.
+        encoder("mean", "mean", 0.5),
+        encoder("recency-weighted mean", "recency", 0.5),
+        encoder("attention pooling", "attention", 0.6),
+        encoder("GRU", "gru", 1.5),
+        encoder("causal transformer", "ids", 0.7, is_pivotal=True),
+        encoder("masked transformer", "masked_transformer"),
+        encoder("HSTU, told times", "hstu"),
         # What an event brings.
         run("input", "no ratings", "--noquery_history_ratings"),
         run("input", "no gaps", "--noquery_history_gaps"),

@@ -48,7 +48,8 @@ def parsed():
 
 
 @pytest.mark.parametrize(("study", "least"), [(LOSSES, 50), (SEQUENCES, 20)])
-def test_every_run_is_a_recipe_that_differs_from_the_base(parsed, study, least):
+def test_every_run_is_a_recipe_that_differs_from_the_base(parsed, study, least, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
     given = [f"--flagfile={tiny.ROOT / study.flagfile}"]
     base = parsed(given)
     names = [(one.group, one.name) for one in study.runs]
