@@ -99,14 +99,14 @@ def test_keys_in_a_row_spread_over_any_number_of_buckets(num, buckets_per_item):
 def test_survives_a_restart(tmp_path):
     keys, _ = stream(50, 4000)
     whole = fed(StreamingFrequency(300), keys)
-    fed(StreamingFrequency(300), keys[:1700]).save(tmp_path / "f.npz")
-    again = fed(StreamingFrequency(300).load(tmp_path / "f.npz"), keys[1700:])
+    fed(StreamingFrequency(300), keys[:1700]).save(tmp_path / "counts")
+    again = fed(StreamingFrequency(300).load(tmp_path / "counts"), keys[1700:])
     some = np.arange(60)
     np.testing.assert_allclose(again.probability(some), whole.probability(some), rtol=1e-6)
     assert again.time == whole.time == 4000
     for other in (StreamingFrequency(301), StreamingFrequency(300, 3)):
         with pytest.raises(ValueError, match=r"holds \(2, 300\).*expected"):
-            other.load(tmp_path / "f.npz")
+            other.load(tmp_path / "counts")
 
 
 @pytest.mark.parametrize("sizes", [(0, 2, 0.1), (9, 0, 0.1), (9, 5, 0.1), (9, 2, 0.0), (9, 2, 1.1)])

@@ -124,6 +124,9 @@ def test_towers_of_different_sizes_are_refused():
     ("fields", "message"),
     [
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("inf")}, "finite"),
+        ({"margin": -1.0}, "margin must be 0"),
+        ({"calibration": 7.0}, "calibration must lie"),
         ({"correction": "logq"}, "correction must be one of"),
         ({"correction": "log_q", "mask_own": True}, "mask_own=False"),
         ({"correction": "log_q_masked", "unique": False}, "unique=True"),

@@ -49,6 +49,7 @@ def weights_of(columns):
         ({"memory_size": 0}, "memory_size must be 1"),
         ({"catalogue_refresh": 0}, "catalogue_refresh must be 1"),
         ({"num_hardest": -1}, "num_hardest must be 0"),
+        ({"sampled_power": -0.5}, "sampled_power must be 0"),
         ({"hard_negative_share": 1.0}, r"\[0, 1\)"),
         ({"hard_negative_share": -0.1}, r"\[0, 1\)"),
     ],

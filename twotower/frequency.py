@@ -115,10 +115,9 @@ class StreamingFrequency:
         return (1 / np.maximum(gaps.max(0), 1.0)).astype(np.float32)
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes all there is to one .npz file."""
-        np.savez(
-            path, last=self._last, gap=self._gap, seen=self._seen, time=self.time, rate=self.rate
-        )
+        """Writes all that was learned to one .npz file; the rate is the estimator's own."""
+        with open(path, "wb") as file:  # np.savez would put .npz behind another name
+            np.savez(file, last=self._last, gap=self._gap, seen=self._seen, time=self.time)
 
     def load(self, path: str | pathlib.Path) -> "StreamingFrequency":
         """Continues from what `save` wrote, and returns itself.

@@ -136,9 +136,9 @@ class TwoTowerModel(tfrs.Model):
         elif not {"batch", "catalogue"} & pools.keys():
             # For their vectors, which are needed in any case.
             pools["positives"] = Columns.closed(tf.unique(item).y)
-        own = inputs["block"] if self.pools.config.has_block else None
-        if own is not None and "catalogue" not in pools:
-            flat = tf.reshape(own, [-1])
+        block_keys = inputs["block"] if self.pools.config.has_block else None
+        if block_keys is not None and "catalogue" not in pools:
+            flat = tf.reshape(block_keys, [-1])
             pools["block"] = Columns.closed(tf.unique(tf.boolean_mask(flat, flat >= 0)).y)
         block = None
         if pools:
@@ -149,8 +149,8 @@ class TwoTowerModel(tfrs.Model):
             place = tf.scatter_nd(fresh.keys[:, None], tf.range(num), [self.num_items])
             if positives is None:
                 positives = tf.gather(fresh.vectors, tf.gather(place, item))
-            if own is not None:
-                block = self._counted(own, place, num)
+            if block_keys is not None:
+                block = self._counted(block_keys, place, num)
                 for others in ready:
                     block = tf.pad(block, [[0, 0], [tf.size(others.keys), 0]])
             elif "positives" in pools:
@@ -186,11 +186,11 @@ class TwoTowerModel(tfrs.Model):
         return columns, positives, block
 
     @staticmethod
-    def _counted(own: tf.Tensor, place: tf.Tensor, num: tf.Tensor) -> tf.Tensor:
-        """How often each of `num` columns stands in each row of `own` `[num_queries, width]`, keys
-        that `place` `[num_items]` leads to columns from, `[num_queries, num]` float32."""
-        at = tf.gather(place, tf.maximum(own, 0))
-        there = tf.cast(own >= 0, tf.float32)
+    def _counted(block_keys: tf.Tensor, place: tf.Tensor, num: tf.Tensor) -> tf.Tensor:
+        """How often each of `num` columns stands in each row of `block_keys`, `[num_queries,
+        width]`, from which `place` `[num_items]` leads to columns; `[num_queries, num]` float32."""
+        at = tf.gather(place, tf.maximum(block_keys, 0))
+        there = tf.cast(block_keys >= 0, tf.float32)
         return tf.math.bincount(at, there, minlength=num, maxlength=num, axis=-1)
 
     def _plain_loss(self, queries, inputs, training):

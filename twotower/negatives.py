@@ -70,7 +70,7 @@ class NegativesConfig:
         if "catalogue" in pools and len(pools) > 1:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
         least = {"num_sampled": 1, "memory_size": 1, "catalogue_refresh": 1}
-        at_least(self, **least, num_hardest=0, num_impressions=0)
+        at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
         if not 0 <= self.hard_negative_share < 1:
             raise ValueError(
                 f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."

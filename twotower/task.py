@@ -10,6 +10,7 @@ import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
 
 from twotower import losses  # noqa: E402
+from twotower.limits import at_least  # noqa: E402
 from twotower.negatives import Columns, NegativesConfig  # noqa: E402
 
 TEMPERATURES = ("fixed", "learned", "annealed")
@@ -60,8 +61,11 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "temperature_last", "temperature_steps", "negative_ratio"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}.")
+        at_least(self, margin=0)
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration must lie in [0, 1]; got {self.calibration}.")
         for name, known in (
             ("loss", tuple(losses.LOSSES)),
             ("temperature_kind", TEMPERATURES),
@@ -115,7 +119,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
     Args:
         config: The task.
         num_items: Size of the catalogue.
-        columns: Which candidates are columns.
+        negatives: Which candidates are columns.
         metrics: As in `tfrs.tasks.Retrieval`.
 
     Raises:
@@ -126,23 +130,23 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
     is_dot_product = True
 
     def __init__(
-        self, config: TaskConfig, num_items: int, columns: NegativesConfig, metrics=None
+        self, config: TaskConfig, num_items: int, negatives: NegativesConfig, metrics=None
     ) -> None:
         super().__init__(metrics=metrics, temperature=config.temperature)
-        self.config, self.columns, self.num_items = config, columns, num_items
+        self.config, self.negatives, self.num_items = config, negatives, num_items
         # Whether a column is a negative of an example of its own item.
-        self.hits_are_negatives = columns.negatives == ("batch",)
+        self.hits_are_negatives = negatives.negatives == ("batch",)
         if config.correction == "log_q" and not self.hits_are_negatives:
             raise ValueError(
                 f"log_q corrects the positive, too, as only softmax over the batch can have it; "
-                f"take log_q_masked or none over {columns.negatives}."
+                f"take log_q_masked or none over {negatives.negatives}."
             )
         self._parameters = config.parameters(num_items)
         self._is_full_softmax = (
             self.is_dot_product
             and config.loss == "softmax"
-            and columns.negatives == ("catalogue",)
-            and not columns.num_hardest
+            and negatives.negatives == ("catalogue",)
+            and not negatives.num_hardest
         )
         if config.temperature_kind == "learned":
             self.log_temperature = self.add_weight(
@@ -209,21 +213,13 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         positive = self.pairs(of_examples, positive_embeddings) / temperature
         is_whole = own is None or row is None  # Z is a query's, whatever example asks
         if self._is_full_softmax and is_whole and block is None and not is_timed:
-            # Column c is item c, once, the positive's own among them even if it came before.
-            weight = sample_weight
-            if own is not None:
-                at = tf.stack([tf.range(tf.size(item)), item], 1)
-                own = tf.tensor_scatter_nd_update(own, at, tf.zeros_like(item, tf.bool))
-            if row is not None:
-                weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
-            log_z = losses.log_normaliser(queries / temperature, columns.vectors, weight, own)
-            total = log_z - tf.tensordot(positive, sample_weight, 1)
+            queries /= temperature
+            total = self._full_softmax(queries, positive, row, item, columns, sample_weight, own)
             num_examples = tf.cast(tf.size(item), tf.float32)
             return total if self.config.sum_loss else total / num_examples
         if self.config.correction == "log_q":
             positive -= log_probability
-        negatives = self.matrix(queries, columns.vectors) / temperature
-        reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
+        scores = self.matrix(queries, columns.vectors) / temperature
         log_weight, rows = columns.log_weight, row
         if own is not None:
             if row is None:
@@ -233,23 +229,35 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             # An example's own column is told from the others, so that rows are examples.
             hit = columns.keys == item[:, None]  # [num_examples, num_columns]
             log_weight = tf.where(hit, self._log_weight_of_hits(columns, item), log_weight)
-            negatives = negatives if row is None else tf.gather(negatives, row)
+            scores = scores if row is None else tf.gather(scores, row)
             rows = None
         if block is not None:
             more = block if rows is not None or row is None else tf.gather(block, row)
             more *= losses.block_weight(
                 self.num_items,
-                self.columns.num_shared(tf.size(item), self.num_items),
+                self.negatives.num_shared(tf.size(item), self.num_items),
                 self.config.correction,
-                self.columns.hard_as_draws,
+                self.negatives.hard_as_draws,
             )
             log_weight = tf.maximum(tf.math.log(tf.exp(log_weight) + more), losses.MASKED)
-        if self.columns.num_hardest:
-            negatives, log_weight = losses.hardest(negatives, log_weight, self.columns.num_hardest)
+        if self.negatives.num_hardest:
+            scores, log_weight = losses.hardest(scores, log_weight, self.negatives.num_hardest)
         loss = losses.LOSSES[self.config.loss](
-            positive, negatives, log_weight, rows, **self._parameters
+            positive, scores, log_weight, rows, **self._parameters
         )
+        reduce = tf.reduce_sum if self.config.sum_loss else tf.reduce_mean
         return reduce(loss * sample_weight)
+
+    def _full_softmax(self, queries, positive, row, item, columns, sample_weight, own) -> tf.Tensor:
+        """Sum of the losses where column c is item c, once, the positive's own among them."""
+        weight = sample_weight
+        if row is not None:
+            weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
+        if own is not None:  # the positive stays, even if it came before
+            at = tf.stack([tf.range(tf.size(item)), item], 1)
+            own = tf.tensor_scatter_nd_update(own, at, tf.zeros_like(item, tf.bool))
+        log_z = losses.log_normaliser(queries, columns.vectors, weight, own)
+        return log_z - tf.tensordot(positive, sample_weight, 1)
 
     def _log_weight_of_hits(self, columns: Columns, item: tf.Tensor) -> tf.Tensor:
         """That of a column where it is the example's own item, `[num_columns]`.
@@ -267,22 +275,23 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
 
 
 def plain_retrieval(
-    config: TaskConfig, num_items: int, columns: NegativesConfig, metrics=None
+    config: TaskConfig, num_items: int, negatives: NegativesConfig, metrics=None
 ) -> tfrs.tasks.Retrieval:
     """`tfrs.tasks.Retrieval` as it is, for what it can express.
 
     Args:
         config: The task.
         num_items: Size of the catalogue.
-        columns: Which candidates are columns.
+        negatives: Which candidates are columns.
         metrics: As in `tfrs.tasks.Retrieval`.
 
     Raises:
         ValueError: Negatives other than the batch's.
     """
-    if columns.negatives != ("batch",) or columns.has_block:
+    if negatives.negatives != ("batch",) or negatives.has_block:
         raise ValueError(
-            f"tfrs.tasks.Retrieval has the batch's negatives alone; take unique=True for {columns}."
+            "tfrs.tasks.Retrieval has the batch's negatives alone; take unique=True for "
+            f"{negatives}."
         )
     # Its own loss is a sum, which would tie the learning rate to the batch size.
     reductions = tf.keras.losses.Reduction
@@ -295,5 +304,5 @@ def plain_retrieval(
         loss=loss,
         metrics=metrics,
         temperature=config.temperature,
-        num_hard_negatives=columns.num_hardest or None,
+        num_hard_negatives=negatives.num_hardest or None,
     )
