@@ -151,6 +151,28 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path):
             fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
 
 
+def test_what_is_no_weight_goes_on_after_a_resume(tmp_path):
+    """The stream's counts, the memory and a learned temperature, first validated after a resume."""
+    recipe = tiny.recipe(
+        QUIET,
+        task={"frequency": "streaming", "temperature_kind": "learned"},
+        negatives={"negatives": ("batch", "memory"), "memory_size": 300},
+        fit={"validate_every": 2, "epochs": 2},
+    )
+
+    def training():
+        return Training(tiny.dataset(), tiny.split(), recipe)
+
+    expected = fit(training(), tmp_path / "whole").log
+    fit(training(), tmp_path / "parts", stop_after=1)
+    second = training()
+    found = fit(second, tmp_path / "parts").log
+    losses = [[entry["loss"] for entry in log] for log in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert second.frequency.time == 2 * len(second.examples)
+    assert (second.model.pools.memory.keys.numpy() >= 0).all()
+
+
 def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch):
     """What it does not name has its default, as in bundles."""
     known = Recipe.to_json
