@@ -15,15 +15,19 @@ PACKAGES = ("tensorflow", "tf-keras", "tensorflow-recommenders", "scann", "faiss
 
 @functools.cache
 def commit() -> str:
-    """The git commit of this code, `-dirty` behind it where files differ; "" outside a checkout."""
+    """The git commit of this code, `-dirty` behind it where files differ; "" outside a checkout.
+
+    Results differ while a study writes them, row by row, and are not what made them.
+    """
     here = pathlib.Path(__file__).parent
+    but_results = ["--", ":/", ":(exclude,top)experiments/results"]
     git = ["git", "-C", str(here)]
     try:
         head = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
         )
         changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+            [*git, "status", "--porcelain", "-uno", *but_results], capture_output=True, text=True
         )
     except OSError:
         return ""
