@@ -1,4 +1,4 @@
-"""The commit that a result names: dirty where what made it differs, not where results are written."""
+"""The commit that a result names: dirty where code differs, not where results are written."""
 
 import os
 import shutil
