@@ -247,6 +247,8 @@ def dimensions(name: str = "dimension") -> str:
 def cold() -> str:
     """What each kind of item features finds of items with few training rows, or none."""
     found = {row["name"]: row for row in rows() if row["group"] == "cold items"}
+    if not found:
+        raise ValueError("no run hid items: python experiments/ablate.py '--groups=cold items' ...")
     segments = list(
         dict.fromkeys(name for row in found.values() for name in row["item_popularity"])
     )
