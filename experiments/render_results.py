@@ -125,6 +125,7 @@ TABLES = {
     "temporal_successive": lambda: sequence_tables.results("temporal-successive"),
     "sequence_curves": sequence_tables.curves,
     "sessions": sequence_tables.sessions,
+    "tokens": sequence_tables.tokens,
     "sequences": sequence_tables.study,
 }
 

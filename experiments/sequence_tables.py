@@ -82,6 +82,19 @@ def curves() -> str:
     return table(header, body) + "\n\n" + origin(runs[0])
 
 
+def tokens(name: str = "tokens") -> str:
+    """Tokens a second of a training that nothing else disturbed, `metrics.json` of train.py.
+
+    Each target is a token that is read and asked after; padding does not count.
+    """
+    run = read(name)
+    seconds = [entry["seconds"] for entry in run["log"]]
+    number = run["examples_per_second"] * sum(seconds)  # of all epochs
+    figures = [f"{number / len(seconds) / one:,.0f}" for one in seconds]
+    header = [f"epoch {entry['epoch']}" for entry in run["log"]]
+    return table(["tokens a second", *header], [["", *figures]]) + "\n\n" + origin(run)
+
+
 def sessions() -> str:
     """What one more event of a user costs, `session_*.json`, against the whole history.
 

@@ -75,6 +75,15 @@ def test_sessions_have_a_line_an_encoder(results):
     assert lines[2] == "| gru, 1 blocks of 64 | 1.50 | 2.25 |  |  | 1.50 | 2.25 | 2 | 2e-06 |"
 
 
+def test_tokens_a_second_by_epoch(results):
+    # 3,000 tokens an epoch, in 2 s and in 1 s.
+    log = [{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 1.0}]
+    results("tokens", log=log, examples_per_second=2000, **ORIGIN)
+    lines = sequence_tables.tokens().splitlines()
+    assert lines[0] == "| tokens a second | epoch 1 | epoch 2 |"
+    assert lines[2] == "|  | 1,500 | 3,000 |"
+
+
 def test_a_protocol_without_figures_of_ours(results):
     results("sequence_loo_5core_0", row(0.30, part="validation"))
     with pytest.raises(ValueError, match="test figures of loo-5core"):
