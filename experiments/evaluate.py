@@ -18,7 +18,7 @@ from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import evaluate
+from twotower.evaluation import SEGMENT_METRICS, evaluate
 from twotower.provenance import provenance
 from twotower.retrieval.tuning import recall_against
 
@@ -131,8 +131,9 @@ def main(argv):
         print(row["name"])
         for name, value in row["metrics"].items():
             print(f"  {name:22s} {line(value)}")
-        for name, value in row.get("ahead", {}).items():
-            print(f"  {name:22s} {line(value, '+')}  {FLAGS.name}, paired, above this")
+        for name in SEGMENT_METRICS if "ahead" in row else ():
+            value = line(row["ahead"][name], "+")
+            print(f"  {name:22s} {value}  {FLAGS.name}, user by user, above this")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,15 @@ def results(protocol: str) -> str:
     for path in sorted(RESULTS.glob("sequence_*.json")):
         for row in read(path.stem)["rows"]:
             if (row["protocol"], row["part"]) == (protocol, "test"):
-                found.setdefault(row["name"], []).append(row)
+                task = row.get("recipe", {}).get("task", {})  # a baseline has no recipe
+                seen = "" if task.get("mask_own", True) else ", seen items among its negatives"
+                found.setdefault(row["name"] + seen, []).append(row)
     if not found:
         raise ValueError(f"no results/sequence_*.json has test figures of {protocol}.")
     body = []
     for name, rows in found.items():
         cells = ["{:.3f} ± {:.3f}".format(*mean(rows, metric)) for metric in METRICS]
-        query = rows[0].get("recipe", {}).get("query", {})  # a baseline has no recipe
+        query = rows[0].get("recipe", {}).get("query", {})
         told = ", ".join(said for field, said in TOLD.items() if query.get(field))
         source, values = "here", [row["metrics"]["ndcg@10"]["mean"] for row in rows]
         if len(rows) > 1:

@@ -46,6 +46,12 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
     timed = sequence_tables.results("loo+time").splitlines()
     assert timed[2].startswith("| ours | 0.800 ± 0.010 |") and "HSTU-large" in timed[3]
     assert "| gaps, time of the request | here |" in timed[2]
+    task = {"task": {"mask_own": False}}  # another recipe, and no seed of this one
+    results("sequence_loo_5core_2", row(0.1, recipe=task))
+    lines = sequence_tables.results("loo-5core").splitlines()
+    assert lines[2].startswith("| ours | 0.320 ") and lines[3].startswith(
+        "| ours, seen items among"
+    )
     results("sequence_loo_time_0", row(0.8, protocol="loo+time", **{"ann_recall@100": 0.987}))
     assert "| here, `recall@100` of the index 0.987 |" in sequence_tables.results("loo+time")
 
