@@ -117,7 +117,7 @@ def study() -> str:
         body.append([row["group"], row["name"], *cells])
     header = ["", "change", f"`{FIRST}`", "`ndcg@10`", "`coverage@10`", "popularity@10"]
     header += ["norm ~ popularity", "training s"]
-    machines = ", ".join(sorted({f"{row['hardware']}" for row in rows()}))
+    machines = ", ".join(sorted({row["hardware"] for row in rows()}))
     source = (
         f"`random`, validation; intervals over users. Each row's command, commit and machine stand "
         f"in `experiments/results/ablation.json` ({machines}): times compare within a machine."

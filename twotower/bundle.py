@@ -26,6 +26,11 @@ class BundleError(ValueError):
     """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up."""
 
 
+def state_version(model_version: str) -> int:
+    """The number by which a session's state knows its model; it fits an int64."""
+    return int(model_version, 16) >> 1
+
+
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
     """Writes the manifest with the sha256 of every file below `directory`, in one step."""
     files = {

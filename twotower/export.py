@@ -13,7 +13,13 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 from absl import logging  # noqa: E402
 
-from twotower.bundle import FORMAT_VERSION, Bundle, BundleError, write_manifest  # noqa: E402
+from twotower.bundle import (  # noqa: E402
+    FORMAT_VERSION,
+    Bundle,
+    BundleError,
+    state_version,
+    write_manifest,
+)
 from twotower.provenance import provenance  # noqa: E402
 from twotower.retrieval import build, scann_index, tuning  # noqa: E402
 from twotower.saved_models import EXACT, SCANN, save_retrieve, save_retrieve_scann, save_tower  # noqa: E402
@@ -57,7 +63,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         sample = _sample_queries(training)
         np.save(folder / "items" / "sample_queries.npy", sample)
         catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
-        save_tower(queries, folder / "query_tower", int(version, 16) >> 1)
+        save_tower(queries, folder / "query_tower", state_version(version))
         save_tower(items, folder / "item_tower")
         save_retrieve(queries, ids, vectors, folder / EXACT)
         if scann_index.available():

@@ -218,7 +218,7 @@ class TwoTowerModel(tfrs.Model):
             return self._own_columns(inputs["own"], columns)
         own = inputs["own"]  # [num_windows, n]
         there = tf.where(own >= 0)
-        index = tf.stack([there[:, 0], tf.cast(tf.boolean_mask(own, own >= 0), tf.int64)], 1)
+        index = tf.stack([there[:, 0], tf.cast(tf.gather_nd(own, there), tf.int64)], 1)
         # The number of each item among its user's events.
         never = tf.fill([tf.shape(own)[0], self.num_items], tf.int32.max)
         number = tf.tensor_scatter_nd_min(never, index, tf.cast(there[:, 1], tf.int32))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from twotower.bundle import Bundle, BundleError
+from twotower.bundle import Bundle, BundleError, state_version
 
 
 class Session:
@@ -63,7 +63,7 @@ class Session:
         session._open(bundle)
         _, inputs = bundle.query_tower.model.signatures["step"].structured_input_signature
         specs = {name: spec for name, spec in inputs.items() if name.startswith("state_")}
-        number = int(bundle.model_version, 16) >> 1  # as `export` has it
+        number = state_version(bundle.model_version)
         if state.keys() != specs.keys() or set(np.asarray(state["state_version"])) - {number}:
             raise BundleError(
                 f"{bundle.directory}: this is no state of model {bundle.model_version}, whose "

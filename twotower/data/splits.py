@@ -160,7 +160,10 @@ def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> S
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share of items to hide must lie in [0, 1); got {share}.")
-    known, keys = np.unique(dataset.item_keys[split.train]), dataset.item_keys[split.train]
+    if share == 0:
+        return split
+    keys = dataset.item_keys[split.train]
+    known = np.unique(keys)
     hidden = np.random.default_rng(seed).choice(known, round(share * len(known)), replace=False)
     train = split.train[~np.isin(keys, hidden)]
     counts = np.bincount(dataset.item_keys[train], minlength=len(dataset.items))
