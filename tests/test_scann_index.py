@@ -65,18 +65,18 @@ def test_counts_that_are_refused(field):
 def test_soar_needs_inner_products():
     with pytest.raises(ValueError, match="soar needs inner products"):
         ScannIndex("euclidean", ScannConfig(soar=True))
-    vectors, _ = clusters(600, 0, 24)
-    found = {}
+    vectors = np.random.default_rng(0).standard_normal((600, 24)).astype(np.float32)
+    reached = {}
     for soar in (False, True):
-        index = ScannIndex("dot", ScannConfig(11, 1, 50, soar=soar)).build(np.arange(600), vectors)
-        exact = index.search_built(vectors[:100], 20, exact=True)
-        answer = index.search_built(vectors[:100], 20)
+        index = ScannIndex("dot", ScannConfig(11, 1, 600, soar=soar)).build(np.arange(600), vectors)
+        answer = index.search_built(vectors[:200], 600)
         # An item stands in two partitions, and in an answer once.
         assert all(len(set(row)) == len(row) for row in answer.keys.tolist() if -1 not in row)
-        found[soar] = recall_against(exact, answer)
+        reached[soar] = (answer.keys >= 0).sum() / 200
         assert ("ORTHOGONALITY" in index._searcher.config()) == soar
-    # One partition of eleven: with every vector in two of them, more of the true best are there.
-    assert found[True] > found[False]
+    # With every vector in two of the eleven partitions, one of them reaches about twice the items:
+    # 112 to 133 instead of 61 to 79 in 25 builds, which ScaNN's training makes all different.
+    assert reached[True] > 1.2 * reached[False]
 
 
 def test_all_leaves_are_refused():
