@@ -28,6 +28,7 @@ import os
 import pathlib
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -102,11 +103,16 @@ def flags_of(one: Run, split: str) -> list[str]:
     return [*one.flags, *plan().more_flags.get(split, ()), *FLAGS.extra]
 
 
+def told(flags_given: list[str]) -> list[str]:
+    """The same with what flag files say in their place: a run whose file has changed is another."""
+    return flags.FLAGS.read_flags_from_files(list(flags_given), force_gnu=False)
+
+
 def finished(one: Run, split: str, seed: int) -> dict | None:
     """The row of a run that is done with the flags it has today."""
     path = place(one, split, seed) / "row.json"
     row = json.loads(path.read_text()) if path.exists() else {}
-    return row if row.get("flags") == flags_of(one, split) else None
+    return row if row.get("flags") == told(flags_of(one, split)) else None
 
 
 def identity(row: dict) -> tuple:
@@ -167,6 +173,8 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
         RuntimeError: It failed; others can go on.
     """
     folder = place(one, split, seed)
+    if (folder / "row.json").exists():  # of other flags, so its checkpoints are another recipe's
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "experiments/train.py", f"--flagfile={plan().flagfile}"]
     command += [f"--split={split}", f"--seed={seed}", *flags_of(one, split)]
@@ -195,7 +203,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
     row = {
         "group": one.group,
         "name": one.name,
-        "flags": flags_of(one, split),
+        "flags": told(flags_of(one, split)),
         "seed": seed,
         "protocol": found["protocol"],
         "part": found["part"],

@@ -22,7 +22,8 @@ from twotower.evaluation import SEGMENT_METRICS, evaluate
 from twotower.provenance import provenance
 from twotower.retrieval.tuning import recall_against
 
-TEMPORAL = {"temporal-last", "temporal-successive"}
+# Protocols that ask different questions of a model trained on the same rows.
+SAME_ROWS = [{f"temporal-last{told}", f"temporal-successive{told}"} for told in ("", "+time")]
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
@@ -45,9 +46,10 @@ def check(manifest: dict, dataset) -> None:
     """
     for flag, entry in (("split", "protocol"), ("split_seed", "split_seed")):
         asked = getattr(FLAGS, flag)
-        if asked not in (None, manifest[entry]) and not {asked, manifest[entry]} <= TEMPORAL:
+        given = manifest[entry]
+        if asked not in (None, given) and {asked, given} not in SAME_ROWS:
             raise ValueError(
-                f"the bundle was trained for {entry} {manifest[entry]!r}, not {asked!r}: its "
+                f"the bundle was trained for {entry} {given!r}, not {asked!r}: its "
                 "training rows may be that split's test rows. Train on the other split."
             )
     if FLAGS.part == "validation" and manifest["refit"]:

@@ -19,7 +19,7 @@ SEQUENCES = Plan(
         # How events become a vector.
         encoder("mean", "mean", 0.5),
         encoder("recency-weighted mean", "recency", 0.5),
-        encoder("attention pooling", "attention", 0.6),
+        encoder("attention pooling, told times", "attention", 0.6),
         encoder("GRU", "gru", 1.5),
         encoder("causal transformer", "ids", 0.7, is_pivotal=True),
         encoder("masked transformer", "masked_transformer"),

@@ -1,12 +1,14 @@
 """Tables of sequential towers from experiments/results/, for render_results.py."""
 
+import json
+
 from ablation_tables import mean  # isort: skip  (beside this script)
 from published import PUBLISHED  # isort: skip
 from retrieval_tables import RESULTS, origin, read, table  # isort: skip
 
 METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
-# Candidates of each protocol: those with five ratings or more where it keeps users and items of
-# five (`splits.py`), else all rated ones.
+# Candidates of each protocol: those with five ratings or more where it keeps items of five
+# (`splits.py`), else all rated ones.
 ITEMS = {"loo+time": "3,706"} | dict.fromkeys(
     ("loo-5core", "temporal-last", "temporal-successive"), "3,416"
 )
@@ -18,6 +20,8 @@ TOLD = {
     "history_content": "titles, genres, years",
     "history_time_told": "time of the request",
 }
+# Encoders that read the time between events whatever their recipe says.
+TIMED = ("attention", "hstu")
 
 
 def results(protocol: str) -> str:
@@ -25,22 +29,31 @@ def results(protocol: str) -> str:
     others report.
 
     Raises:
-        ValueError: There are none of our own.
+        ValueError: There are none of our own, or two of one recipe and seed.
     """
-    found: dict[str, list[dict]] = {}
+    found: dict[tuple[str, str], dict[int | None, dict]] = {}
+    files = {}
     for path in sorted(RESULTS.glob("sequence_*.json")):
         for row in read(path.stem)["rows"]:
-            if (row["protocol"], row["part"]) == (protocol, "test"):
-                task = row.get("recipe", {}).get("task", {})  # a baseline has no recipe
-                seen = "" if task.get("mask_own", True) else ", seen items among its negatives"
-                found.setdefault(row["name"] + seen, []).append(row)
+            if (row["protocol"], row["part"]) != (protocol, "test"):
+                continue
+            files[path.name] = None
+            recipe = row.get("recipe", {})  # a baseline has none
+            task = recipe.get("task", {})
+            seen = "" if task.get("mask_own", True) else ", seen items among its negatives"
+            of_all = recipe | {"fit": recipe.get("fit", {}) | {"seed": None}}
+            key = row["name"] + seen, json.dumps(of_all, sort_keys=True)
+            seeds = found.setdefault(key, {})
+            if recipe and row.get("seed") in seeds:
+                raise ValueError(f"{path.name}: {key[0]} of seed {row['seed']} stands twice.")
+            seeds[row.get("seed")] = row
     if not found:
         raise ValueError(f"no results/sequence_*.json has test figures of {protocol}.")
     body = []
-    for name, rows in found.items():
+    for (name, _), seeds in found.items():
+        rows = list(seeds.values())
         cells = ["{:.3f} ± {:.3f}".format(*mean(rows, metric)) for metric in METRICS]
-        query = rows[0].get("recipe", {}).get("query", {})
-        told = ", ".join(said for field, said in TOLD.items() if query.get(field))
+        told = told_to(rows[0].get("recipe", {}).get("query", {}))
         source, values = "here", [row["metrics"]["ndcg@10"]["mean"] for row in rows]
         if len(rows) > 1:
             source += f", {len(rows)} seeds: `ndcg@10` {min(values):.3f} to {max(values):.3f}"
@@ -54,7 +67,18 @@ def results(protocol: str) -> str:
             body.append([row.name, *cells, f"{row.items:,}", row.told, row.source])
     header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "items", "told besides"]
     header.append("source")
-    return table(header, body) + "\n\n" + origin(next(iter(found.values()))[0])
+    first, *others = files
+    source = origin(next(iter(next(iter(found.values())).values())))
+    if others:
+        named = ", ".join(f"`{name}`" for name in others)
+        source += f" The other rows' commands stand in `{first}`, {named}."
+    return table(header, body) + "\n\n" + source
+
+
+def told_to(query: dict) -> str:
+    """What a query tower's recipe tells it beside the items' ids and order."""
+    tells = query | ({"history_time_bias": True} if query.get("history") in TIMED else {})
+    return ", ".join(said for field, said in TOLD.items() if tells.get(field))
 
 
 def curves() -> str:

@@ -33,8 +33,8 @@ def row(value, protocol="loo-5core", part="test", **more):
 
 
 def test_seeds_are_averaged_and_other_protocols_left_out(results):
-    results("sequence_loo_5core_0", row(0.30))
-    results("sequence_loo_5core_1", row(0.34), row(0.9, part="validation"))
+    results("sequence_loo_5core_0", row(0.30, seed=0))
+    results("sequence_loo_5core_1", row(0.34, seed=1), row(0.9, part="validation"))
     query = {"history_gaps": True, "history_ratings": False, "history_time_told": True}
     results("sequence_loo_time_0", row(0.8, protocol="loo+time", recipe={"query": query}))
     lines = sequence_tables.results("loo-5core").splitlines()
@@ -53,7 +53,29 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
         "| ours, seen items among"
     )
     results("sequence_loo_time_0", row(0.8, protocol="loo+time", **{"ann_recall@100": 0.987}))
-    assert "| here, `recall@100` of the index 0.987 |" in sequence_tables.results("loo+time")
+    timed = sequence_tables.results("loo+time")
+    assert "| here, `recall@100` of the index 0.987 |" in timed
+    assert "other rows' commands" not in timed
+    named = (
+        "The other rows' commands stand in `sequence_loo_5core_0.json`, `sequence_loo_5core_1.json`"
+    )
+    assert named in sequence_tables.results("loo-5core")
+
+
+def test_rows_of_one_name_are_seeds_of_one_recipe(results):
+    def of(seed, **query):
+        return row(0.3, seed=seed, recipe={"query": query, "fit": {"seed": seed}})
+
+    results("sequence_loo_5core_0", of(0, history="gru"), row(0.1, name="popularity"))
+    results("sequence_loo_5core_1", of(1, history="gru"), row(0.1, name="popularity"))
+    results("sequence_loo_5core_2", of(0, history="hstu"))
+    gru, popularity, hstu, *_ = sequence_tables.results("loo-5core").splitlines()[2:]
+    assert "2 seeds" in gru and popularity.endswith("| here |") and hstu.endswith("| here |")
+    # HSTU reads times, whatever else its recipe says.
+    assert "time between events" in hstu and "time between events" not in gru
+    results("sequence_loo_5core_3", of(1, history="gru"))
+    with pytest.raises(ValueError, match="sequence_loo_5core_3.json: ours of seed 1 stands twice"):
+        sequence_tables.results("loo-5core")
 
 
 def test_the_curves_have_a_line_a_validation(results):

@@ -137,8 +137,7 @@ def test_an_unknown_item_is_left_out(name):
     with_it = answers(feature, [[3, 99, 1, 99, 4]], times=seconds)
     # At the times that the others have.
     without = answers(feature, [[3, 1, 4]], times=[[1, 27, 125]])
-    if "ratings" not in name and "inputs" not in name:
-        np.testing.assert_allclose(with_it, without, atol=1e-5)
+    np.testing.assert_allclose(with_it, without, atol=1e-5)
     # One session with room for more, and one whose window of 6 is full.
     state, before = feature.begin(feature.encode(raw([[3, 1], [3, 1, 4, 1, 5, 9]], request=300)))
     unknown = {
@@ -168,6 +167,12 @@ def test_odd_histories_have_an_answer(name):
     if "masked" not in name:  # whose attention goes to both sides
         np.testing.assert_allclose(descending, equal, atol=1e-5)
     assert np.isfinite(equal).all() and np.isfinite(descending).all()
+    # Times that are not known, of all events or of one: no time has passed either.
+    unknown = answers(feature, [[1, 2, 3]], times=[[-1, -1, -1]], request=-1)
+    told = answers(feature, [[1, 2, 3]], times=[[9, 9, 9]], request=9)
+    np.testing.assert_allclose(unknown, told, atol=1e-5)
+    one = answers(feature, [[1, 2, 3]], times=[[-1, 9, 9]], request=9)
+    np.testing.assert_allclose(one, told, atol=1e-5)
 
 
 ATTENTION = [TransformerHistory, MaskedTransformerHistory, HSTUHistory]

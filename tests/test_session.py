@@ -133,6 +133,25 @@ def test_what_a_session_is_not_given_is_named(bundle):
     session = Session(bundle, whole)
     with pytest.raises(ValueError, match=r"unknown \['hist'\]"):
         session.add({**{name: values[:, 0] for name, values in whole.items()}, "hist": []})
+    event = {name: values[:, 0] for name, values in whole.items()}
+    for wrong in (
+        {name: values[:1] for name, values in event.items()},
+        {name: values[:, None] for name, values in event.items()},
+        event | {"history_time": np.zeros(3, np.int64)},
+    ):
+        with pytest.raises(ValueError, match=r"expected the shape \(2,\).*got"):
+            session.add(wrong)
+    with pytest.raises(ValueError, match="a row for each of this session's users"):
+        Session.resume(bundle, session.state, session.vector[:1])
+
+
+def test_one_event_is_not_added_to_every_user(tmp_path):
+    recipe = tiny.recipe(query={"features": ("history",)})
+    bundle = export(Training(tiny.dataset(), tiny.split("loo"), recipe), tmp_path / "bundle", {})
+    session = Session(bundle, {"history": np.array([["i00001"], ["i00002"]], object)})
+    with pytest.raises(ValueError, match=r"history: expected the shape \(2,\)"):
+        session.add({"history": np.array(["i00003"], object)})
+    assert session.rereads.tolist() == [0, 0]
 
 
 def test_a_tower_without_a_history_has_no_sessions(tmp_path):

@@ -210,9 +210,17 @@ def test_a_shortcut_stands_beside_the_dense_layers():
     for wrong in ({"features": ("year",)}, {"id_dim": 3}):
         with pytest.raises(ValueError, match="the shortcut needs item_id, of length dim"):
             item_tower(ITEMS, ItemConfig(**{"id_dim": 4, **sizes, **wrong}))
-    for wrong in ({"features": ("gender",)}, {"history_dim": 3}, {"history_ratings": True}):
-        with pytest.raises(ValueError, match="the shortcut needs a history of length dim"):
+    for wrong in (
+        {"features": ("gender",)},
+        {"history_dim": 3},
+        {"history_ratings": True},
+        {"history": "attention"},  # twice as long
+    ):
+        with pytest.raises(ValueError, match="the shortcut needs a history whose vector"):
             query_tower(QUERIES, dataclasses.replace(history, **wrong))
+    both = QueryConfig(("history", "time"), history="gru", history_time_told=True)
+    with pytest.raises(ValueError, match="both read the input 'time', so take one"):
+        query_tower({**QUERIES, "time": np.array([1, 2])}, both)
     with pytest.raises(ValueError, match="the shortcut mood is none of its features"):
         Tower(items.features, items.head, "items", shortcut="mood")
 

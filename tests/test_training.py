@@ -228,6 +228,40 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path, monkeypatch):
     assert np.abs(weights[3] - weights[1]).max() > 1e-3
 
 
+def test_the_last_epoch_is_judged_between_two_validations(tmp_path, monkeypatch):
+    for keep_best, kept in ((True, 2), (False, 3)):
+        figures = {"epochs": 3, "validate_every": 2, "keep_best": keep_best}
+        training, _ = planted(monkeypatch, [0.3, 0.1], **figures)
+        result = fit(training, tmp_path / str(keep_best))
+        assert result.best_epoch == kept
+        assert ["recall_micro@100" in entry for entry in result.log] == [False, True, True]
+
+
+def test_a_resumed_epoch_drops_other_activations_than_the_first(tmp_path):
+    recipe = tiny.recipe(
+        query={"features": ("history",), "history": "gru", "history_dropout": 0.5},
+        fit={"epochs": 3},
+    )
+    dropped = []
+    for stop in (1, 2):
+        training = Training(tiny.dataset(), tiny.split("loo"), recipe)
+        (history,) = training.model.query_tower.features
+        masks = []
+
+        def ones(x, training=False, drop=history.drop.call, masks=masks):
+            kept = drop(tf.ones([4, 100]), training=training)
+            tf.py_function(lambda values: masks.append(values.numpy()), [kept], [])
+            return drop(x, training=training)
+
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(history.drop, "call", ones)
+        fit(training, tmp_path, stop_after=stop)
+        monkey.undo()
+        dropped.append(masks[0])
+    assert dropped[0].shape == dropped[1].shape and set(np.unique(dropped[0])) == {0.0, 2.0}
+    assert (dropped[0] != dropped[1]).mean() > 0.3
+
+
 def test_tensorboard_gets_loss_and_validation(tmp_path):
     training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 2}))
     result = fit(training, tmp_path, tensorboard=True)
@@ -343,6 +377,44 @@ def test_warm_start_follows_ids(learned, tmp_path):
         after.table.embeddings.numpy()[2 + after.vocabulary.index(item)],
         before.table.embeddings.numpy()[2 + before.vocabulary.index(item)],
     )
+
+
+@pytest.mark.parametrize("shared", ["nothing", "item_embedding"])
+@pytest.mark.parametrize("history", ["recency", "transformer"])
+def test_warm_start_of_a_sequential_tower(history, shared, tmp_path):
+    recipe = tiny.recipe(
+        query={
+            "features": ("history",),
+            "history": history,
+            "history_content": True,
+            "shared": shared,
+        },
+        item={"features": ("item_id", "title"), "l2_normalise": False},
+    )
+    old = Training(tiny.dataset(), tiny.split("loo"), recipe)
+    data = grown_and_reversed()
+    new = Training(data, make_split(data, "loo"), recipe)
+    assert warm_start(new, SavedWeights(old, tmp_path))["fresh"] == 0
+    # Words of titles go by themselves, and not by the ids of the history around them.
+    for towers in ("query_tower", "item_tower"):
+        before, after = (
+            next(f for f in features if f.name == "title")
+            for features in (
+                getattr(one.model, towers).features[0].content.features
+                if towers == "query_tower"
+                else one.model.item_tower.features
+                for one in (old, new)
+            )
+        )
+        assert before.vocabulary
+        places = {word: row for row, word in enumerate(before.vocabulary)}
+        tables = [one.table.embeddings.numpy() for one in (before, after)]
+        special = [len(t) - len(f.vocabulary) for t, f in zip(tables, (before, after))]
+        for row, word in enumerate(after.vocabulary):
+            if word in places:
+                np.testing.assert_array_equal(
+                    tables[1][special[1] + row], tables[0][special[0] + places[word]]
+                )
 
 
 def test_warm_start_is_ahead_after_one_epoch(learned, tmp_path):

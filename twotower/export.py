@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -163,23 +164,32 @@ def _signature(tower: Tower) -> list[dict]:
     ]
 
 
-def _named_weights(training: Training) -> dict:
-    """Weights by a name that does not depend on how many layers were made before."""
-    named = {}
+def _parts(training: Training) -> Iterator[tuple[str, list, list[str]]]:
+    """Name, weights and vocabulary of each part of the towers; what a history says of its items'
+    content are parts of their own, with their own vocabularies."""
     for tower in (training.model.query_tower, training.model.item_tower):
         for part in [*tower.features, tower.head]:
-            for number, weight in enumerate(part.weights):
-                named[f"{tower.name}/{part.name}/{number}"] = weight
-    return named
+            content = getattr(part, "content", None)
+            inner = content.features if content is not None else []
+            of_inner = {id(weight) for one in inner for weight in one.weights}
+            own = [weight for weight in part.weights if id(weight) not in of_inner]
+            yield f"{tower.name}/{part.name}", own, getattr(part, "vocabulary", [])
+            for one in inner:
+                name = f"{tower.name}/{part.name}/{one.name}"
+                yield name, one.weights, getattr(one, "vocabulary", [])
+
+
+def _named_weights(training: Training) -> dict:
+    """Weights by a name that does not depend on how many layers were made before."""
+    return {
+        f"{name}/{number}": weight
+        for name, weights, _ in _parts(training)
+        for number, weight in enumerate(weights)
+    }
 
 
 def _vocabularies(training: Training) -> dict[str, list[str]]:
-    return {
-        f"{tower.name}/{feature.name}": feature.vocabulary
-        for tower in (training.model.query_tower, training.model.item_tower)
-        for feature in tower.features
-        if hasattr(feature, "vocabulary")
-    }
+    return {name: vocabulary for name, _, vocabulary in _parts(training) if len(vocabulary)}
 
 
 def _save_weights(training: Training, folder: pathlib.Path) -> None:
@@ -214,7 +224,7 @@ def warm_start(training: Training, bundle: Bundle) -> dict[str, int]:
             values = old[name]
             new_ids, old_ids = vocabularies.get(feature, []), old_vocabularies.get(feature, [])
             # A table of ids has one row for unknown ones, or one more for padding.
-            special = weight.shape[0] - len(new_ids)
+            special = weight.shape[0] - len(new_ids) if weight.shape.rank else 0
             by_id = new_ids and special in (1, 2) and special == len(values) - len(old_ids)
             if by_id and values.shape[1:] == weight.shape[1:]:
                 weight.assign(_by_id(weight.numpy(), new_ids, values, old_ids))

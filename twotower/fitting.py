@@ -112,7 +112,9 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
         if self.training.miner is not None and self.training.miner.num_places:
             entry["mined"] = self.training.miner.num_mined / self.training.miner.num_places
         better = not self.select
-        if self.select and (result.epoch % config.validate_every == 0):
+        # The schedule's last epoch always: else what ends there would never be judged.
+        due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
+        if self.select and due:
             metrics = self.training.validate()
             entry |= {name: value["mean"] for name, value in metrics.items()}
             figure = metrics[config.metric]["mean"]
@@ -146,7 +148,8 @@ def fit(
 
     A checkpoint is written after each epoch. Called again with the same workdir, it continues
     after the last finished epoch, with the optimiser's state, so that an interrupt costs at most
-    one epoch.
+    one epoch. Batches are those of an uninterrupted run; what the towers drop at random is drawn
+    anew.
 
     Args:
         training: The model with its data.
@@ -203,6 +206,8 @@ def fit(
         result = FitResult(**saved["result"])
         if training.frequency is not None:
             training.frequency.load(stream)
+        # Not the dropout of the first epoch once more: TensorFlow keeps no state of it.
+        tf.keras.utils.set_random_seed(config.seed + result.epoch)
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)
 
     epochs = min(config.epochs, stop_after or config.epochs)

@@ -223,7 +223,8 @@ class TwoTowerModel(tfrs.Model):
         never = tf.fill([tf.shape(own)[0], self.num_items], tf.int32.max)
         number = tf.tensor_scatter_nd_min(never, index, tf.cast(there[:, 1], tf.int32))
         if self.pools.config.negatives != ("catalogue",):  # whose column c is item c
-            number = tf.gather(number, columns, axis=1)
+            # A column of a memory that is not full yet has no item, -1, and no weight.
+            number = tf.gather(number, tf.maximum(columns, 0), axis=1)
         return tf.gather(number, inputs["place"][:, 0]) < inputs["num_own"][:, None]
 
     def _own_columns(self, own: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:

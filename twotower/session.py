@@ -45,6 +45,7 @@ class Session:
                 "there were sessions; ask bundle.query_tower for vectors."
             )
         self._bundle, self._step = bundle, direct(signatures["step"])
+        _, self._specs = signatures["step"].structured_input_signature
         return signatures
 
     @classmethod
@@ -58,11 +59,11 @@ class Session:
 
         Raises:
             BundleError: A state of another model, or one that is not whole.
+            ValueError: A state and vectors of other users, by their number.
         """
         session = cls.__new__(cls)
         session._open(bundle)
-        _, inputs = bundle.query_tower.model.signatures["step"].structured_input_signature
-        specs = {name: spec for name, spec in inputs.items() if name.startswith("state_")}
+        specs = {name: spec for name, spec in session._specs.items() if name.startswith("state_")}
         number = state_version(bundle.model_version)
         if state.keys() != specs.keys() or set(np.asarray(state["state_version"])) - {number}:
             raise BundleError(
@@ -73,11 +74,25 @@ class Session:
 
         session.state = {name: tf.constant(state[name], spec.dtype) for name, spec in specs.items()}
         session.vector = np.asarray(vector)
+        session._check(session.state)
         return session
 
     def _take(self, answer: dict) -> None:
         self.vector = answer["embedding"].numpy()
         self.state = {name: value for name, value in answer.items() if name != "embedding"}
+
+    def _check(self, inputs: Mapping) -> None:
+        """Raises ValueError if an input of `step` has not one row a user."""
+        for name, values in inputs.items():
+            expected = (len(self.vector), *self._specs[name].shape[1:])
+            found = tuple(values.shape)
+            if len(found) != len(expected) or any(
+                size not in (None, there) for size, there in zip(expected, found)
+            ):
+                raise ValueError(
+                    f"{name}: expected the shape {expected}, a row for each of this session's "
+                    f"users; got {found}."
+                )
 
     def add(self, event: Mapping[str, np.ndarray]) -> np.ndarray:
         """One more event for each user; returns `vector`.
@@ -85,8 +100,13 @@ class Session:
         Args:
             event: The same inputs, with one event's `[num_users]` in the place of each history. An
                 item that the tower does not know, such as "", changes nothing for that user.
+
+        Raises:
+            ValueError: An input that is missing or unknown, or of other users by their number.
         """
-        self._take(self._step(self.state | self._bundle.query_tensors(event)))
+        inputs = self._bundle.query_tensors(event)
+        self._check(inputs)
+        self._take(self._step(self.state | inputs))
         return self.vector
 
     @property

@@ -134,6 +134,13 @@ class Training:
                 "read more events than its window has, and absolute positions past "
                 "sequence_length never learn. Set both alike."
             )
+        longest = int(np.diff(self.examples.by_user.offsets).max(initial=0))
+        if most is None and length < longest:
+            raise ValueError(
+                f"history {recipe.query.history!r} reads whole histories when it is asked, up to "
+                f"{longest} events here, and would be trained on {length}: set sequence_length to "
+                f"{longest} or more."
+            )
         # What has a row a sequence and not a row a query.
         self._of_sequences = {spec.name for spec in encoders[0].inputs}
         return Sequences(self.examples, encoders[0].is_causal)

@@ -14,7 +14,8 @@ class GRUHistory(SequenceHistory):
     h_p = (1 - z_p) * c_p + z_p * h_{p-1}
 
     with the update gate z and the candidate c of Cho et al., 2014, in Keras' form. A session state
-    is one h a layer, that before the last event: an event costs the same however long the history.
+    has one h a layer, that before the last event, beside its window: until that is full an event
+    costs the same however long the history.
     """
 
     settings = SequenceHistory.settings | {"num_layers": "layers"}

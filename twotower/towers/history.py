@@ -57,6 +57,11 @@ class History(Feature):
         self.is_shared = table is not None
         self.table = table or embedding_table(len(self.vocabulary) + 2, dim)
 
+    @property
+    def size(self) -> int:
+        """Length of the encoder's vector."""
+        return self.dim
+
     @classmethod
     def over(cls, name: str, item_id: Id, **kwargs) -> "History":
         """An encoder over the vectors of an item tower's ids."""
@@ -133,6 +138,10 @@ class MeanHistory(History):
         self.power, self.ratings = power, ratings
         if ratings:
             self.rating_table = embedding_table(len(self.vocabulary) + 2, dim)
+
+    @property
+    def size(self):
+        return 2 * self.dim if self.ratings else self.dim
 
     @property
     def inputs(self):

@@ -9,10 +9,12 @@ import tensorflow as tf  # noqa: E402
 
 from twotower.towers.sequence import (  # noqa: E402
     NUM_BUCKETS,
+    UNSEEN,
     SequenceHistory,
     Window,
     bucket,
     earlier,
+    since,
 )
 
 
@@ -22,7 +24,7 @@ class RecencyHistory(SequenceHistory):
     vector_p = sum_{j <= p} g^(p - j) x_j / sum_{j <= p} g^(p - j)
 
     where g in (0, 1) is learned, from a half-life of `half_life` events on, and x_0 stands for a
-    user without events. A session state is the two sums.
+    user without events. A session state has the two sums beside its window.
     """
 
     settings = SequenceHistory.settings | {"half_life": "half_life"}
@@ -97,13 +99,17 @@ class AttentionHistory(SequenceHistory):
     def reads_times(self):
         return True
 
+    @property
+    def size(self):
+        return 2 * self.dim
+
     def states(self, window, training=False):
         tokens = self.tokens(window, training)  # [batch_size, n + 1, dim]
         time, now = self.token_times(window)
-        age = self.age_bias(bucket(now[:, :, None] - time[:, None, :]))[..., 0]
+        age = self.age_bias(bucket(since(time[:, None, :], now[:, :, None])))[..., 0]
         logits = tf.linalg.matrix_transpose(self.score(self.hidden(tokens))) + age
         before = earlier(tf.shape(tokens)[1])
-        weight = tf.nn.softmax(tf.where(before, logits, -1e9))  # [batch_size, n + 1, n + 1]
+        weight = tf.nn.softmax(tf.where(before, logits, UNSEEN))  # [batch_size, n + 1, n + 1]
         mean = tf.cast(before, tf.float32)
         mean /= tf.reduce_sum(mean, 1, keepdims=True)
         return tf.concat([weight @ tokens, tf.einsum("ij,bjd->bid", mean, tokens)], 2)

@@ -193,6 +193,11 @@ def query_tower(
     unknown = [name for name in config.features if name not in columns]
     if unknown:
         raise ValueError(f"unknown query features {unknown}; this dataset has {sorted(columns)}.")
+    if "time" in config.features and config.history_time_told:
+        raise ValueError(
+            "the feature 'time' tells the hour and weekday of a request, history_time_told how long "
+            "ago each event was; both read the input 'time', so take one of them."
+        )
     item_id = None if config.shared == "nothing" else _shareable(config, items)
     content = None
     if items is not None and item_inputs is not None:
@@ -201,13 +206,11 @@ def query_tower(
         query_feature(name, columns[name], config, item_id, content) for name in config.features
     ]
     layers = items.head if config.shared == "tower" else head(config)
-    fits = config.history_dim == config.dim and not (
-        config.history_ratings and config.history == "mean"  # a bag of ratings beside that of items
-    )
-    if config.shortcut and ("history" not in config.features or not fits):
+    sizes = [feature.size for feature in features if isinstance(feature, History)]
+    if config.shortcut and sizes != [layers.dim]:
         raise ValueError(
-            f"the shortcut needs a history of length dim; got {list(config.features)}, history_dim "
-            f"{config.history_dim}, history_ratings {config.history_ratings} and dim {config.dim}."
+            f"the shortcut needs a history whose vector has the tower's length {layers.dim}; got "
+            f"{list(config.features)}, the history {config.history!r} of length {sizes}."
         )
     shortcut = "history" if config.shortcut else ""
     return Tower(features, layers, name="query_tower", shortcut=shortcut)

@@ -24,6 +24,9 @@ from twotower.towers.history import History  # noqa: E402
 NUM_BUCKETS = 32
 # Ratings in half stars, 0 for none.
 NUM_RATINGS = 12
+# The logit of a token that may not be attended to, or added to it: its weight is then exactly zero,
+# by a softmax and by a silu.
+UNSEEN = -1e9
 
 
 class Window(NamedTuple):
@@ -55,6 +58,15 @@ def bucket(seconds: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(seconds))
 
 
+def since(start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """Seconds from `start` to `end`, int64; 0 where one of them is not known, -1.
+
+    >>> since(tf.constant([-1, 5, 5], tf.int64), tf.constant([9, -1, 9], tf.int64)).numpy().tolist()
+    [0, 0, 4]
+    """
+    return tf.where((start < 0) | (end < 0), tf.zeros([], tf.int64), end - start)
+
+
 def earlier(width: tf.Tensor) -> tf.Tensor:
     """Whether token j is not later than token i, `[width, width]` bool."""
     return tf.range(width)[:, None] >= tf.range(width)
@@ -79,8 +91,8 @@ def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tenso
 class SequenceHistory(History):
     """Base of the encoders that read events in their order.
 
-    Events go in by the order in which they are given; times that are equal or that descend make a
-    gap of no time and nothing else. Items that the vocabulary does not know are left out.
+    Events go in by the order in which they are given; times that are equal, that descend or that are
+    not known (-1) make a gap of no time and nothing else. Items that the vocabulary does not know are left out.
 
     Args:
         name: Name of the input.
@@ -185,7 +197,7 @@ class SequenceHistory(History):
             vectors += self.content(window.items, training=training)
         if self.gaps:
             before = tf.concat([window.times[:, :1], window.times[:, :-1]], 1)
-            vectors += self.gap_table(bucket(window.times - before))
+            vectors += self.gap_table(bucket(since(before, window.times)))
         if self.ratings:
             half_stars = tf.clip_by_value(tf.round(2.0 * window.ratings), 1.0, NUM_RATINGS - 1.0)
             level = tf.where(tf.math.is_nan(window.ratings), 0.0, half_stars)
@@ -229,7 +241,7 @@ class SequenceHistory(History):
         if self.time_told:
             times, asked = self.token_times(window)
             at = tf.broadcast_to(places, tf.shape(tokens)[:2])
-            wait = tf.gather(asked - times, at, batch_dims=1)
+            wait = tf.gather(since(times, asked), at, batch_dims=1)
             tokens += self.wait_table(bucket(wait)) * self.dim**0.5
         return self.drop(self.placed(tokens, places), training=training)
 

@@ -10,18 +10,17 @@ import tensorflow as tf  # noqa: E402
 from twotower.features import embedding_table  # noqa: E402
 from twotower.towers.sequence import (  # noqa: E402
     NUM_BUCKETS,
+    UNSEEN,
     SequenceHistory,
     Window,
     bucket,
     earlier,
+    since,
 )
 
 POSITIONS = ("absolute", "relative", "none")
 # In the place of an item that is asked for.
 HIDDEN = -1
-# Added to the logit of a token that may not be attended to: its weight is then exactly zero, by a
-# softmax and by a silu.
-UNSEEN = -1e9
 
 
 def looked_up(table: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -194,7 +193,7 @@ class TransformerHistory(SequenceHistory):
             times, asked = self.token_times(window)
             at = tf.broadcast_to(places, [tf.shape(times)[0], tf.shape(places)[1]])
             asked = tf.gather(asked, at, batch_dims=1)  # [batch_size, m]
-            age = bucket(self.span(asked[:, :, None] - times[:, None, :]))
+            age = bucket(self.span(since(times[:, None, :], asked[:, :, None])))
             total += looked_up(self.time_bias_table, age)
         return total
 
