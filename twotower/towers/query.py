@@ -195,8 +195,8 @@ def query_tower(
         raise ValueError(f"unknown query features {unknown}; this dataset has {sorted(columns)}.")
     if "time" in config.features and config.history_time_told:
         raise ValueError(
-            "the feature 'time' tells the hour and weekday of a request, history_time_told how long "
-            "ago each event was; both read the input 'time', so take one of them."
+            "the feature 'time' tells the hour and weekday of a request, history_time_told how "
+            "long ago each event was; both read the input 'time', so take one of them."
         )
     item_id = None if config.shared == "nothing" else _shareable(config, items)
     content = None

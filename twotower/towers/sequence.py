@@ -91,8 +91,9 @@ def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tenso
 class SequenceHistory(History):
     """Base of the encoders that read events in their order.
 
-    Events go in by the order in which they are given; times that are equal, that descend or that are
-    not known (-1) make a gap of no time and nothing else. Items that the vocabulary does not know are left out.
+    Events go in by the order in which they are given; times that are equal, that descend or that
+    are not known (-1) make a gap of no time and nothing else. Items that the vocabulary does not
+    know are left out.
 
     Args:
         name: Name of the input.
