@@ -343,5 +343,6 @@ class SequenceHistory(History):
         return self._read(state, request)
 
     def get_config(self):
+        """Without `table` and `content`, which belong to an item tower."""
         names = ("max_length", "stride", "gaps", "ratings", "time_told")
         return super().get_config() | {name: getattr(self, name) for name in names}
