@@ -107,12 +107,13 @@ def test_validation_figures_come_again_from_the_other_bundle(workdir, tmp_path):
 
 def test_one_temporal_bundle_answers_both_protocols(tmp_path):
     """They train on the same rows (tests/test_splits.py)."""
-    split = ["--split=temporal-last", "--epochs=1", "--indexes=", "--norefit"]
+    split = ["--split=temporal-last+time", "--epochs=1", "--indexes=", "--norefit"]
     run("train.py", "--dataset=synthetic/small", f"--workdir={tmp_path}", *TINY, *split)
     judge = ["evaluate.py", f"--bundle={tmp_path / 'bundle'}", "--part=test"]
-    printed = run(*judge, "--split=temporal-successive").stdout
-    assert printed.startswith("temporal-successive, test, ")
-    assert "not 'loo'" in run(*judge, "--split=loo", check=False).stderr
+    printed = run(*judge, "--split=temporal-successive+time").stdout
+    assert printed.startswith("temporal-successive+time, test, ")
+    for other in ("loo", "temporal-successive"):  # of which the second tells no time
+        assert f"not '{other}'" in run(*judge, f"--split={other}", check=False).stderr
 
 
 def test_build_index_then_recommend_from_it(workdir, tmp_path):
