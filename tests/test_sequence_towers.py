@@ -20,6 +20,7 @@ from twotower.towers.transformer import (
     AttentionBlock,
     MaskedTransformerHistory,
     TransformerHistory,
+    looked_up,
 )
 
 ITEMS = [f"i{number}" for number in range(12)]
@@ -236,6 +237,20 @@ def test_biases_by_hand():
     # the first two lies bucket 1 + log2 4 = 3.
     assert found[0, 0, 2].tolist() == [2 + 300, 1 + 300, 0]
     assert found[0, 0, 1, :2].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])  # biases of distance are those of all
+def test_the_gradient_of_a_bias_is_that_of_a_lookup(batch_size):
+    rng = np.random.default_rng(0)
+    table = tf.Variable(rng.normal(size=(5, 2)).astype(np.float32))
+    index = tf.constant(rng.integers(0, 4, (batch_size, 6, 7)), tf.int32)  # never the last row
+    weight = tf.constant(rng.normal(size=(3, 2, 6, 7)).astype(np.float32))
+    with tf.GradientTape(persistent=True) as tape:
+        ours = tf.reduce_sum(weight * looked_up(table, index))
+        plain = tf.reduce_sum(weight * tf.transpose(tf.gather(table, index), [0, 3, 1, 2]))
+    np.testing.assert_allclose(ours, plain, rtol=1e-5)
+    expected = tf.convert_to_tensor(tape.gradient(plain, table))
+    np.testing.assert_allclose(tape.gradient(ours, table), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_event_by_hand():

@@ -56,15 +56,6 @@ def embedding_table(rows: int, dim: int) -> tf.keras.layers.Embedding:
     )
 
 
-def masked_mean(vectors: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean of `vectors` `[batch_size, length, dim]` where `mask` `[batch_size, length]` holds.
-
-    A row with nothing to average gets zeros.
-    """
-    mask = tf.cast(mask, vectors.dtype)[:, :, None]
-    return tf.math.divide_no_nan(tf.reduce_sum(vectors * mask, 1), tf.reduce_sum(mask, 1))
-
-
 class Feature(tf.keras.layers.Layer):
     """Base of all features; `name` is the column it reads and the tower's input.
 
@@ -190,7 +181,17 @@ class Tags(Feature):
 
     def call(self, encoded, training=False):
         index = encoded[self.name]  # [batch_size, n]
-        return masked_mean(self.table(index), index != PAD)
+        # A product with a sparse matrix of counts: most places are padding, and the table's
+        # gradient comes out dense, where that of a lookup would be a row for each place.
+        at = tf.where(index != PAD)
+        tag = tf.cast(tf.gather_nd(index, at), tf.int64)
+        if not self.table.built:
+            self.table.build(None)
+        shape = tf.cast([tf.shape(index)[0], self.table.input_dim], tf.int64)
+        counts = tf.SparseTensor(tf.stack([at[:, 0], tag], 1), tf.ones_like(tag, tf.float32), shape)
+        total = tf.sparse.sparse_dense_matmul(counts, self.table.embeddings)
+        number = tf.reduce_sum(tf.cast(index != PAD, tf.float32), 1, keepdims=True)
+        return tf.math.divide_no_nan(total, number)
 
     def get_config(self):
         return {"name": self.name, "vocabulary": self.vocabulary, "dim": self.dim}

@@ -26,9 +26,25 @@ HIDDEN = -1
 def looked_up(table: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """A bias for each head: `[rows, heads]` at `[batch_size, m, n]` is `[batch_size, heads, m, n]`.
 
-    Through a tensor, whose gradient is dense: millions of rows of a few would else be sorted.
+    The gradient of a row is a sum over all places that it is looked up at, a weighted count for
+    each head: TensorFlow's own would sort hundreds of thousands of rows of a few numbers.
     """
-    return tf.transpose(tf.gather(tf.identity(table), index), [0, 3, 1, 2])
+
+    @tf.custom_gradient
+    def lookup(table: tf.Tensor):
+        rows, heads = table.shape
+
+        def gradient(upstream):
+            flat = tf.reshape(index, [-1])
+            of_heads = [
+                tf.math.bincount(flat, tf.reshape(of_head, [-1]), minlength=rows, maxlength=rows)
+                for of_head in tf.unstack(upstream, heads, axis=1)
+            ]
+            return tf.stack(of_heads, 1)
+
+        return tf.transpose(tf.gather(table, index), [0, 3, 1, 2]), gradient
+
+    return lookup(tf.convert_to_tensor(table))
 
 
 def swap(x: tf.Tensor) -> tf.Tensor:
