@@ -31,7 +31,7 @@ def results(protocol: str) -> str:
     Raises:
         ValueError: There are none of our own, or two of one recipe and seed.
     """
-    found: dict[tuple[str, str], dict[int | None, dict]] = {}
+    found: dict[tuple[str, str], list[dict]] = {}
     files = {}
     for path in sorted(RESULTS.glob("sequence_*.json")):
         for row in read(path.stem)["rows"]:
@@ -43,15 +43,15 @@ def results(protocol: str) -> str:
             seen = "" if task.get("mask_own", True) else ", seen items among its negatives"
             of_all = recipe | {"fit": recipe.get("fit", {}) | {"seed": None}}
             key = row["name"] + seen, json.dumps(of_all, sort_keys=True)
-            seeds = found.setdefault(key, {})
-            if recipe and row.get("seed") in seeds:
+            rows = found.setdefault(key, [])
+            if row.get("seed") not in [other.get("seed") for other in rows]:
+                rows.append(row)
+            elif recipe:
                 raise ValueError(f"{path.name}: {key[0]} of seed {row['seed']} stands twice.")
-            seeds[row.get("seed")] = row
     if not found:
         raise ValueError(f"no results/sequence_*.json has test figures of {protocol}.")
     body = []
-    for (name, _), seeds in found.items():
-        rows = list(seeds.values())
+    for (name, _), rows in found.items():
         cells = ["{:.3f} ± {:.3f}".format(*mean(rows, metric)) for metric in METRICS]
         told = told_to(rows[0].get("recipe", {}).get("query", {}))
         source, values = "here", [row["metrics"]["ndcg@10"]["mean"] for row in rows]
@@ -68,7 +68,7 @@ def results(protocol: str) -> str:
     header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "items", "told besides"]
     header.append("source")
     first, *others = files
-    source = origin(next(iter(next(iter(found.values())).values())))
+    source = origin(next(iter(found.values()))[0])
     if others:
         named = ", ".join(f"`{name}`" for name in others)
         source += f" The other rows' commands stand in `{first}`, {named}."

@@ -183,14 +183,15 @@ class Tags(Feature):
         index = encoded[self.name]  # [batch_size, n]
         # A product with a sparse matrix of counts: most places are padding, and the table's
         # gradient comes out dense, where that of a lookup would be a row for each place.
-        at = tf.where(index != PAD)
+        known = index != PAD
+        at = tf.where(known)
         tag = tf.cast(tf.gather_nd(index, at), tf.int64)
         if not self.table.built:
             self.table.build(None)
         shape = tf.cast([tf.shape(index)[0], self.table.input_dim], tf.int64)
         counts = tf.SparseTensor(tf.stack([at[:, 0], tag], 1), tf.ones_like(tag, tf.float32), shape)
         total = tf.sparse.sparse_dense_matmul(counts, self.table.embeddings)
-        number = tf.reduce_sum(tf.cast(index != PAD, tf.float32), 1, keepdims=True)
+        number = tf.reduce_sum(tf.cast(known, tf.float32), 1, keepdims=True)
         return tf.math.divide_no_nan(total, number)
 
     def get_config(self):

@@ -84,14 +84,11 @@ class Session:
     def _check(self, inputs: Mapping) -> None:
         """Raises ValueError if an input of `step` has not one row a user."""
         for name, values in inputs.items():
-            expected = (len(self.vector), *self._specs[name].shape[1:])
-            found = tuple(values.shape)
-            if len(found) != len(expected) or any(
-                size not in (None, there) for size, there in zip(expected, found)
-            ):
+            shape = self._specs[name].shape
+            if not shape.is_compatible_with(values.shape) or len(values) != len(self.vector):
                 raise ValueError(
-                    f"{name}: expected the shape {expected}, a row for each of this session's "
-                    f"users; got {found}."
+                    f"{name}: expected the shape {(len(self.vector), *shape[1:])}, a row for each "
+                    f"of this session's users; got {tuple(values.shape)}."
                 )
 
     def add(self, event: Mapping[str, np.ndarray]) -> np.ndarray:
