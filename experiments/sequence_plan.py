@@ -48,5 +48,5 @@ SEQUENCES = Plan(
             1.7,
         ),
     ],
-    minutes=15,
+    minutes=9,
 )
