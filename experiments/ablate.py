@@ -108,11 +108,17 @@ def told(flags_given: list[str]) -> list[str]:
     return flags.FLAGS.read_flags_from_files(list(flags_given), force_gnu=False)
 
 
+def recipe(one: Run, split: str) -> dict[str, list[str]]:
+    """The flags of the base recipe, and those behind them."""
+    return {"base": told([f"--flagfile={plan().flagfile}"]), "flags": told(flags_of(one, split))}
+
+
 def finished(one: Run, split: str, seed: int) -> dict | None:
-    """The row of a run that is done with the flags it has today."""
+    """The row of a run that is done with the flags that it and the base recipe have today."""
     path = place(one, split, seed) / "row.json"
     row = json.loads(path.read_text()) if path.exists() else {}
-    return row if row.get("flags") == told(flags_of(one, split)) else None
+    same = all(row.get(name) == value for name, value in recipe(one, split).items())
+    return row if same else None
 
 
 def identity(row: dict) -> tuple:
@@ -203,7 +209,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
     row = {
         "group": one.group,
         "name": one.name,
-        "flags": told(flags_of(one, split)),
+        **recipe(one, split),
         "seed": seed,
         "protocol": found["protocol"],
         "part": found["part"],

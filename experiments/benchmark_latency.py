@@ -54,7 +54,8 @@ def through_retriever(bundle: Bundle, name: str, titles: np.ndarray):
 
 def saved_model(bundle: Bundle, name: str):
     """`call(inputs, k, exclude)` of a SavedModel: raw inputs and excluded ids -> its outputs."""
-    import scann  # noqa: F401  (registers the ops of retrieve_scann)
+    if name == "retrieve_scann":
+        import scann  # noqa: F401  (registers its ops)
 
     model = tf.saved_model.load(str(bundle.directory / name))
     signature = model.signatures["serving_default"]

@@ -89,9 +89,10 @@ def main(argv):
     found, seconds = answer(bundle, inputs)
     count = found.counts[0]
     items = bundle.catalogue.items.iloc[found.keys[0, :count]]
+    titles = items["title"] if "title" in items else [""] * count
     rows = [
         {"item_id": item, "title": title, "score": round(float(score), 4)}
-        for item, title, score in zip(items["item_id"], items["title"], found.scores[0])
+        for item, title, score in zip(items["item_id"], titles, found.scores[0])
     ]
     if FLAGS.format == "json":
         print(json.dumps({"user_id": FLAGS.user_id, "index": FLAGS.index, "items": rows}, indent=1))

@@ -41,7 +41,8 @@ def results(protocol: str) -> str:
             recipe = row.get("recipe", {})  # a baseline has none
             task = recipe.get("task", {})
             seen = "" if task.get("mask_own", True) else ", seen items among its negatives"
-            of_all = recipe | {"fit": recipe.get("fit", {}) | {"seed": None}}
+            seeds = {part: recipe.get(part, {}) | {"seed": None} for part in ("examples", "fit")}
+            of_all = recipe | seeds
             key = row["name"] + seen, json.dumps(of_all, sort_keys=True)
             rows = found.setdefault(key, [])
             if row.get("seed") not in [other.get("seed") for other in rows]:
@@ -150,6 +151,7 @@ def sessions() -> str:
 def study(name: str = "sequences") -> str:
     """What each piece gives: the base recipe with one change."""
     rows, body = read(name)["rows"], []
+    rows = [row for row in rows if row["protocol"] == rows[0]["protocol"]]
     for row in rows:
         if row["seed"] != rows[0]["seed"]:
             continue

@@ -7,7 +7,8 @@ after the last finished epoch. Test figures come from experiments/evaluate.py an
 
 With --refit (the default) the model is trained twice: on the training rows without validation, to
 select the epoch and to report, and then on all of them for that many epochs, for the bundle. The
-first model stays in W/bundle_validation, for experiments/evaluate.py --part=validation.
+first model stays in W/bundle_validation, for experiments/evaluate.py --part=validation. Protocols
+whose training rows are the same for both parts (`loo`) are not refit.
 
 For retraining on newer data, --warm_start=OLD/bundle starts from the weights of an earlier bundle.
 """
@@ -16,6 +17,7 @@ import json
 import pathlib
 import time
 
+import numpy as np
 from absl import app, flags, logging
 
 import recipe_flags  # isort: skip  (beside this script)
@@ -25,7 +27,8 @@ from twotower.evaluation import evaluate
 from twotower.export import add_index, export, warm_start
 from twotower.fitting import FitResult, fit
 from twotower.provenance import provenance
-from twotower.retrieval.build import IndexConfig
+from twotower.retrieval.build import IndexConfig, make
+from twotower.retrieval.scann_index import available
 from twotower.training import Training
 
 import tensorflow as tf  # isort: skip
@@ -39,16 +42,22 @@ flags.DEFINE_float("hidden_items", 0.0, "Share of the items that no training row
 flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
 flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
 flags.DEFINE_string("warm_start", None, "Bundle whose weights to start from.")
-flags.DEFINE_list("indexes", ["hnsw", "scann"], "Indexes to build into the bundle.")
+flags.DEFINE_list(
+    "indexes", ["hnsw"] + ["scann"] * available(), "Indexes to build into the bundle."
+)
 flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
 recipe_flags.define()
 flags.mark_flag_as_required("workdir")
 
 
-def train_part(dataset, part: str, recipe, workdir: pathlib.Path, **kwargs):
-    """One training: (the training, its result)."""
+def make_split(dataset, part: str) -> splits.Split:
+    """A part of the flags' split."""
     split = splits.make_split(dataset, FLAGS.split, part, FLAGS.split_seed)
-    split = splits.hide_items(dataset, split, FLAGS.hidden_items)
+    return splits.hide_items(dataset, split, FLAGS.hidden_items)
+
+
+def train_part(dataset, split: splits.Split, recipe, workdir: pathlib.Path, **kwargs):
+    """One training: (the training, its result)."""
     training = Training(dataset, split, recipe)
     if FLAGS.warm_start:
         logging.info("warm start: %s", warm_start(training, bundles.Bundle(FLAGS.warm_start)))
@@ -80,26 +89,32 @@ def main(argv):
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     recipe = recipe_flags.recipe()
+    for name in FLAGS.indexes:
+        make(IndexConfig(name))  # what cannot be made is refused now, not behind the training
     started = time.perf_counter()
     dataset = load(FLAGS.dataset, FLAGS.data_dir)
-    training, result = train_part(dataset, "validation", recipe, workdir / "selection")
+    split = make_split(dataset, "validation")
+    training, result = train_part(dataset, split, recipe, workdir / "selection")
     segments = evaluate(training.recommender(), training.split, dataset).segments
     seconds = {"selection": round(result.seconds, 1)}
     speed = round(result.examples_per_second)
     extra = {"validation": {"protocol": FLAGS.split, "metrics": result.validation}}
     extra |= {"hidden_items": FLAGS.hidden_items} if FLAGS.hidden_items else {}
-    if FLAGS.refit:
-        export(training, workdir / "bundle_validation", {**extra, "refit": False})
+    whole = make_split(dataset, "test")
+    if FLAGS.refit and np.array_equal(whole.train, split.train):
+        logging.info("no refit: with %s there are no further rows to train on", FLAGS.split)
+    elif FLAGS.refit:
+        export(training, workdir / "bundle_validation", extra)
         training, refit = train_part(
             dataset,
-            "test",
+            whole,
             recipe,
             workdir / "refit",
             select=False,
             stop_after=result.best_epoch,
         )
         seconds["refit"] = round(refit.seconds, 1)
-    bundle = export(training, workdir / "bundle", {**extra, "refit": FLAGS.refit})
+    bundle = export(training, workdir / "bundle", extra)
     for name in FLAGS.indexes:
         add_index(bundle, name, IndexConfig(name))
     write_metrics(

@@ -102,6 +102,19 @@ def test_runs_once_and_collects(tmp_path):
     assert kept == [taken, trained]
 
 
+def test_a_run_whose_base_recipe_has_changed_is_another(tmp_path):
+    script = tiny.ROOT / "experiments" / "ablate.py"
+    args = [f"--workdir={tmp_path / 'W'}", "--groups=base", "--seeds=0", "--more_splits="]
+    args.append(f"--extra={SMALL}")
+    tiny.python(script, *args)
+    (path,) = (tmp_path / "W").glob("*/row.json")
+    row = json.loads(path.read_text())
+    assert "--split=random" in row["base"] and "--split=random" not in row["flags"]
+    assert "about 0.0 hours left" in tiny.python(script, *args, "--plan_only").stdout
+    path.write_text(json.dumps(row | {"base": [*row["base"], "--epochs=9"]}))
+    assert "about 0.1 hours left" in tiny.python(script, *args, "--plan_only").stdout
+
+
 def test_a_run_whose_flag_file_has_changed_is_another(tmp_path):
     script, file = tiny.ROOT / "experiments" / "ablate.py", tmp_path / "more.flags"
     args = [f"--workdir={tmp_path / 'W'}", "--groups=base", "--seeds=0", "--more_splits="]

@@ -116,6 +116,17 @@ def test_one_temporal_bundle_answers_both_protocols(tmp_path):
         assert f"not '{other}'" in run(*judge, f"--split={other}", check=False).stderr
 
 
+def test_without_further_rows_there_is_no_refit(tmp_path):
+    train = ["train.py", "--dataset=synthetic/small", f"--workdir={tmp_path / 'W'}", *TINY]
+    run(*train, "--split=loo", "--epochs=1", "--indexes=")
+    assert not (tmp_path / "W" / "bundle_validation").exists()
+    bundle = f"--bundle={tmp_path / 'W' / 'bundle'}"
+    # No row of which was trained on.
+    printed = run("evaluate.py", bundle, "--part=validation").stdout
+    figure = json.loads((tmp_path / "W" / "metrics.json").read_text())["metrics"]["ndcg@10"]["mean"]
+    assert f"{figure:.4f}" in printed
+
+
 def test_build_index_then_recommend_from_it(workdir, tmp_path):
     bundle = shutil.copytree(workdir / "bundle", tmp_path / "bundle")
     flag = f"--bundle={bundle}"
@@ -180,6 +191,7 @@ def test_mistakes_are_named(workdir, tmp_path):
         "unknown item features ['colour']": [*train, "--item_features=item_id,colour"],
         "unknown query features ['shoe']": [*train, "--query_features=history,shoe"],
         "optimizer must be one of": [*train, "--optimizer=sgd"],
+        "backend must be one of": [*train, "--indexes=hnsw,scam"],
         "it goes with mask_own=False": [*train, "--correction=log_q"],
         "items ['nothing'] are not in": [*recommend, "--history=i00003,nothing"],
         "has no user 'nobody'": [*recommend, "--user_id=nobody", "--data_dir=any"],

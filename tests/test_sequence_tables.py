@@ -62,7 +62,8 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
 
 def test_rows_of_one_name_are_seeds_of_one_recipe(results):
     def of(seed, **query):
-        return row(0.3, seed=seed, recipe={"query": query, "fit": {"seed": seed}})
+        seeds = {"examples": {"seed": seed}, "fit": {"seed": seed}}  # --seed sets both
+        return row(0.3, seed=seed, recipe={"query": query} | seeds)
 
     results("sequence_loo_5core_0", of(0, history="gru"), row(0.1, name="popularity"))
     results("sequence_loo_5core_1", of(1, history="gru"), row(0.1, name="popularity"))
@@ -123,6 +124,7 @@ def test_the_study_has_a_line_a_change(results):
         row(0.2, group="base", seed=0, **more),
         row(0.1, group="input", seed=0, **more),
         row(0.4, group="base", seed=1, **more),
+        row(0.9, group="base", seed=0, protocol="loo", **more),
     )
     lines = sequence_tables.study().splitlines()
     assert lines[2].startswith("| base | ours | 0.300 ± 0.010 |") and "| 2 | 2 |" in lines[2]

@@ -115,6 +115,7 @@ def test_hidden_events_have_the_time_of_what_is_seen_before_them():
         ("loo", {"max_history": 5}, "set max_history=0"),
         ("loo", {"hidden_share": 0.0}, "hidden_share must lie between"),
         ("loo", {"sequence_length": -1}, "sequence_length"),
+        ("loo", {"batch_size": LENGTH - 1}, rf"a window has up to {LENGTH}; got {LENGTH - 1}"),
     ],
 )
 def test_what_cannot_be_is_named(protocol, options, message):
@@ -142,7 +143,7 @@ def test_every_encoder_learns_from_all_prefixes(history):
     query, examples = {"history": history}, {}
     if history == "mean":  # reads all events
         query |= {"history_length": 200, "history_stride": 20}
-        examples = {"sequence_length": 200}
+        examples = {"batch_size": 500}
     recipe = tiny.recipe(SEQUENTIAL, query=query, examples=examples)
     training = Training(tiny.dataset(), tiny.split("loo"), recipe)
     training.model.compile(optimizer="adam")
@@ -151,6 +152,23 @@ def test_every_encoder_learns_from_all_prefixes(history):
         losses += [float(training.model.train_step(batch)["loss"]) for batch in training.batches()]
     num = len(losses) // 3
     assert np.mean(losses[-num:]) < np.mean(losses[:num]) - 0.05
+
+
+def test_a_mean_is_asked_with_whole_histories_and_learns_from_them():
+    query = {"history": "mean", "history_length": 200, "history_stride": 20}
+    recipe = tiny.recipe(SEQUENTIAL, query=query, examples={"batch_size": 500})
+    training = Training(tiny.dataset(), tiny.split("loo"), recipe)
+    lengths = training.examples.by_user.lengths
+    _, target, stop = training.sequences.windows(np.random.default_rng(0))
+    assert lengths.max() > LENGTH and sorted(stop - target) == sorted(lengths[lengths > 0])
+
+
+@pytest.mark.parametrize("size", [LENGTH, LENGTH + 1, 100])
+def test_every_epoch_has_as_many_batches(size):
+    made = examples(batch_size=size)
+    sequences = Sequences(made)
+    numbers = [sum(1 for _ in sequences.epoch(epoch)) for epoch in range(4)]
+    assert numbers == [-(-len(made) // size)] * 4
 
 
 def test_a_sequence_of_one_query_is_what_an_example_is():
@@ -195,6 +213,7 @@ def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, to
     [("catalogue",), ("batch",), ("uniform",), ("batch", "uniform"), ("batch", "memory")],
 )
 def test_what_came_before_is_no_negative(negatives):
+    """And among the items of a batch, where they are for certain, what comes after is none."""
     recipe = tiny.recipe(
         SEQUENTIAL,
         task={
@@ -214,6 +233,8 @@ def test_what_came_before_is_no_negative(negatives):
     for number, item in enumerate(batch["item"].numpy()):
         rows = made.by_user[events["user"][number]]
         seen = [made.items[at] for at in rows[: list(made.items[rows]).index(item)]]
+        if negatives != ("catalogue",):
+            seen = events["own"][events["place"][number, 0]]
         assert set(keys.numpy()[owned[number]]) == set(seen) & set(keys.numpy())
     model = training.model
     model.compile(optimizer="adam")
@@ -231,8 +252,11 @@ def test_what_came_before_is_no_negative(negatives):
         ({"query": {"history": "hstu", "history_time_bias": True}}, "does not heed"),
         ({"query": {"history_time_told": True}}, "history_time_told needs a protocol"),
         (
-            {"query": {"history": "mean", "history_length": 200, "history_stride": 20}},
-            rf"reads whole histories.*be trained on {LENGTH}",
+            {
+                "query": {"history": "hstu", "history_positions": ""},
+                "examples": {"sequence_length": LENGTH - 1},
+            },
+            "distances past sequence_length never learn",
         ),
     ],
 )

@@ -94,6 +94,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
             "dataset_fingerprint": dataset.fingerprint(),
             "protocol": split.protocol,
             "part": split.part,
+            "refit": split.part == "test",
             "split_seed": split.seed,
             "recipe": training.recipe.to_json(),
             **provenance(),

@@ -198,7 +198,7 @@ class TwoTowerModel(tfrs.Model):
         keys = inputs["item"]  # [num_examples]
         own = None
         if self.config.mask_own:
-            own = tf.gather(self._own_columns(inputs["own"], keys), inputs["row"])
+            own = tf.gather(self._own(inputs, keys), inputs["row"])
         diagonal = tf.eye(tf.shape(keys)[0], dtype=tf.bool)
         return self.task(
             tf.gather(queries, inputs["row"]),
@@ -212,19 +212,23 @@ class TwoTowerModel(tfrs.Model):
         )
 
     def _own(self, inputs: dict, columns: tf.Tensor) -> tf.Tensor:
-        """Which columns are a query's own: positives of its user; of a sequence's prefix, whose
-        later items it shall find, the user's events before the target. As `_own_columns`."""
+        """Which columns are a query's own, as `_own_columns`: positives of its user.
+
+        Of a sequence's prefix, whose later items are negatives as others are, the user's events
+        before the target, where each item is a column. Among the items of a batch all events of
+        its window's user: later ones stand there for certain, and log-Q would take them for draws
+        and weigh them as many.
+        """
         if "place" not in inputs:
             return self._own_columns(inputs["own"], columns)
         own = inputs["own"]  # [num_windows, n]
+        if self.pools.config.negatives != ("catalogue",):
+            return tf.gather(self._own_columns(own, columns), inputs["place"][:, 0])
         there = tf.where(own >= 0)
         index = tf.stack([there[:, 0], tf.cast(tf.gather_nd(own, there), tf.int64)], 1)
         # The number of each item among its user's events.
         never = tf.fill([tf.shape(own)[0], self.num_items], tf.int32.max)
         number = tf.tensor_scatter_nd_min(never, index, tf.cast(there[:, 1], tf.int32))
-        if self.pools.config.negatives != ("catalogue",):  # whose column c is item c
-            # A column of a memory that is not full yet has no item, -1, and no weight.
-            number = tf.gather(number, tf.maximum(columns, 0), axis=1)
         return tf.gather(number, inputs["place"][:, 0]) < inputs["num_own"][:, None]
 
     def _own_columns(self, own: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:

@@ -127,23 +127,17 @@ class Training:
         if not encoders:
             raise ValueError("sequence_length needs the query feature 'history'.")
         length, most = recipe.examples.sequence_length, getattr(encoders[0], "max_length", None)
-        places = getattr(encoders[0], "position_table", None)
-        if most is not None and (length > most or (length < most and places is not None)):
+        tables = ("position_table", "distance_bias")
+        has_places = any(getattr(encoders[0], name, None) is not None for name in tables)
+        if most is not None and (length > most or (length < most and has_places)):
             raise ValueError(
                 f"sequence_length {length} and history_length {most} differ: an encoder cannot "
-                "read more events than its window has, and absolute positions past "
+                "read more events than its window has, and positions and distances past "
                 "sequence_length never learn. Set both alike."
-            )
-        longest = int(np.diff(self.examples.by_user.offsets).max(initial=0))
-        if most is None and length < longest:
-            raise ValueError(
-                f"history {recipe.query.history!r} reads whole histories when it is asked, up to "
-                f"{longest} events here, and would be trained on {length}: set sequence_length to "
-                f"{longest} or more."
             )
         # What has a row a sequence and not a row a query.
         self._of_sequences = {spec.name for spec in encoders[0].inputs}
-        return Sequences(self.examples, encoders[0].is_causal)
+        return Sequences(self.examples, encoders[0].is_causal, is_cut=most is not None)
 
     def _query_columns(self) -> dict[str, np.ndarray]:
         """What the training rows hold of each query feature."""
@@ -239,7 +233,9 @@ class Training:
             epoch = next(epochs)
             rng = np.random.default_rng([self.recipe.fit.seed, epoch])
             for batch in (self.sequences or self.examples).epoch(epoch):
-                item, own = batch["item"], batch["own"].to_dense(-1).astype(np.int32)
+                item, own = batch["item"], np.empty((len(batch["own"]), 0), np.int32)
+                if self.recipe.task.mask_own:
+                    own = batch["own"].to_dense(-1).astype(np.int32)
                 query = self.query_inputs(batch["cases"])
                 if self.sequences is not None:
                     of_each = self.query_inputs(batch["asked"])
@@ -249,7 +245,7 @@ class Training:
                     "row": batch["row"],
                     "item": item,
                     "weight": batch["weight"],
-                    "own": own if self.recipe.task.mask_own else own[:, :0],
+                    "own": own,
                     "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
                     "probability": self._probability_of(item),
                     "block": self._block(batch["user"], item, rng),

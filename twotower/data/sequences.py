@@ -26,16 +26,18 @@ class Sequences:
 
     Args:
         examples: The training rows; their config has `sequence_length`, `hidden_share` and
-            `batch_size`, here the targets of a batch, but for a window that is never cut.
+            `batch_size`, here the targets of a batch.
         is_causal: Whether prefixes ask for the next event. Otherwise (cloze) a share of events is
             asked for by all others of the window, which the encoder must not show itself.
+        is_cut: Whether sequences are cut into windows at all; one who is asked with whole histories
+            learns from whole ones.
 
     Raises:
-        ValueError: A protocol whose queries see later events, or examples that are drawn or
-            weighed by more than one row.
+        ValueError: A protocol whose queries see later events, examples that are drawn or weighed by
+            more than one row, or a batch that has no room for a window.
     """
 
-    def __init__(self, examples: Examples, is_causal: bool = True) -> None:
+    def __init__(self, examples: Examples, is_causal: bool = True, is_cut: bool = True) -> None:
         self.examples, self.is_causal = examples, is_causal
         config = examples.config
         if examples.shared:
@@ -47,7 +49,13 @@ class Sequences:
             raise ValueError("sequences take each row once; set stratify=0 or sequence_length=0.")
         if config.max_history:
             raise ValueError("sequence_length already limits what a query sees; set max_history=0.")
-        self.length = config.sequence_length
+        longest = int(np.diff(examples.by_user.offsets).max(initial=1))
+        self.length = min(config.sequence_length, longest) if is_cut else longest
+        if config.batch_size < self.length:
+            raise ValueError(
+                f"batch_size counts targets, of which a window has up to {self.length}; got "
+                f"{config.batch_size}. Set it to {self.length} or more."
+            )
 
     def windows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """First event, first target and end of each window, as places in `examples.rows`, each
