@@ -24,6 +24,7 @@ flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
 flags.DEFINE_string("data_dir", None, "Where to look up the user's history and columns.")
 flags.DEFINE_string("user_id", "", "The user; '' for an unknown one.")
 flags.DEFINE_list("history", [], "Item ids watched, oldest first; instead of --data_dir.")
+flags.DEFINE_integer("time", None, "Seconds of the request, for protocols +time; now by default.")
 flags.DEFINE_integer("k", 10, "How many items.", lower_bound=1)
 flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
 flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.")
@@ -58,7 +59,7 @@ def request(bundle: Bundle, dataset=None) -> dict[str, np.ndarray]:
         "history_rating": np.array(ratings if ratings is not None else [np.nan] * length).reshape(
             1, length
         ),
-        "time": np.array([int(time.time())]),
+        "time": np.array([FLAGS.time or int(time.time())]),
     }
     inputs = {}
     for spec in bundle.manifest["query_inputs"]:

@@ -199,6 +199,18 @@ def test_index_of_another_training(copy):
 def test_wrong_inputs_are_named(exported):
     with pytest.raises(ValueError, match="history"):
         Bundle(exported).query_tower({"user_id": np.array(["a"])})
+    bundle = Bundle(exported)
+    names = {spec["name"]: spec["shape"] for spec in bundle.manifest["query_inputs"]}
+    assert names == {"user_id": [None], "history": [None, None]}
+    good = {"user_id": np.array(["a"]), "history": np.array([["i00001", "i00002"]])}
+    assert bundle.query_tower(good).shape == (1, bundle.manifest["dim"])
+    for wrong, message in (
+        ({"history": [["i00001"], ["i00001", "i00002"]]}, "history: expected string, every row of"),
+        ({"history": np.array([[1, 2]])}, "history: expected string"),
+        ({"history": np.array([["i00001"]] * 2)}, "a row a query each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bundle.query_tower(good | wrong)
 
 
 def test_interrupted_export_leaves_the_old_bundle(copy, training, monkeypatch):

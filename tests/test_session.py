@@ -137,10 +137,15 @@ def test_what_a_session_is_not_given_is_named(bundle):
     for wrong in (
         {name: values[:1] for name, values in event.items()},
         {name: values[:, None] for name, values in event.items()},
-        event | {"history_time": np.zeros(3, np.int64)},
     ):
         with pytest.raises(ValueError, match=r"expected the shape \(2,\).*got"):
             session.add(wrong)
+    with pytest.raises(ValueError, match=r"history_time: \(3,\) and history: \(2,\) differ"):
+        session.add(event | {"history_time": np.zeros(3, np.int64)})
+    with pytest.raises(ValueError, match="history_time: times are seconds; are these milli"):
+        session.add(event | {"history_time": np.full(2, 10**12)})
+    with pytest.raises(ValueError, match=r"vector: expected \[num_users, 8\]; got \(2, 3\)"):
+        Session.resume(bundle, session.state, session.vector[:, :3])
     with pytest.raises(ValueError, match="a row for each of this session's users"):
         Session.resume(bundle, session.state, session.vector[:1])
 

@@ -304,6 +304,12 @@ def test_inputs_must_be_distinct():
         Tower([], head, "t")
 
 
+@pytest.mark.parametrize("name", ["zip code", "k", "exclude", "state_code", "1st", "home-city"])
+def test_inputs_must_be_arguments_of_a_saved_model(name):
+    with pytest.raises(ValueError, match=rf"t: inputs \['{name}'\] cannot be arguments"):
+        Tower([Id(name, ["x"])], DenseHead((4,), 2), "t")
+
+
 def test_encoded_inputs_pass_through():
     for tower, raw in towers():
         encoded = tower.encode(raw)

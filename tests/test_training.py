@@ -149,6 +149,15 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path):
     for other in (tiny.recipe(QUIET, fit={"seed": 1}), tiny.recipe(QUIET, item={"id_dim": 12})):
         with pytest.raises(ValueError, match="checkpoint of another recipe"):
             fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
+    # Other rows, or the same of other data: equal sizes, but weights of something else.
+    data = tiny.dataset()
+    renamed = data.items.assign(title=data.items.title.to_numpy()[::-1])
+    for dataset, protocol in (
+        (data, "loo"),
+        (dataclasses.replace(data, items=renamed), "random"),
+    ):
+        with pytest.raises(ValueError, match="checkpoint of other training rows"):
+            fit(Training(dataset, make_split(dataset, protocol), QUIET), tmp_path / "parts")
 
 
 def test_what_is_no_weight_goes_on_after_a_resume(tmp_path):
@@ -419,6 +428,40 @@ def test_warm_start_of_a_sequential_tower(history, shared, tmp_path):
                 np.testing.assert_array_equal(
                     tables[1][special[1] + row], tables[0][special[0] + places[word]]
                 )
+
+
+def test_warm_start_of_a_tower_that_is_told_more(tmp_path):
+    """A table more among the weights moves no other one into a wrong place."""
+    query = {"features": ("history",), "history": "transformer"}
+    old = Training(tiny.dataset(), tiny.split("loo"), tiny.recipe(query=query))
+    for weight in old.model.query_tower.weights:  # all differ, those of one shape, too
+        weight.assign(tf.random.stateless_normal(weight.shape, [1, len(weight.name)]))
+    told = tiny.recipe(query=query | {"history_gaps": True})
+    new = Training(tiny.dataset(), tiny.split("loo"), told)
+    assert warm_start(new, SavedWeights(old, tmp_path))["fresh"] == 1  # the gaps' own
+    before, after = (one.model.query_tower.features[0] for one in (old, new))
+    for block, same in zip(before.blocks, after.blocks, strict=True):
+        for weight, copied in zip(block.weights, same.weights, strict=True):
+            np.testing.assert_array_equal(copied, weight)
+    np.testing.assert_array_equal(after.norm.gamma, before.norm.gamma)
+
+
+def test_ratings_that_a_history_cannot_tell_apart_are_refused():
+    query = {"features": ("history",), "history": "gru", "history_ratings": True}
+    data, recipe = tiny.dataset(), tiny.recipe(query=query)
+    stars = np.random.default_rng(0).integers(1, 6, len(data.interactions)).astype(np.float32)
+    for ratings, message in (
+        (stars, ""),
+        (2 * stars, "from 2 to 10"),
+        (np.nan * stars, "no train"),
+    ):
+        rated = data.interactions.assign(rating=ratings)
+        other = dataclasses.replace(data, interactions=rated)
+        if not message:
+            Training(other, make_split(other, "loo"), recipe)
+            continue
+        with pytest.raises(ValueError, match=message):
+            Training(other, make_split(other, "loo"), recipe)
 
 
 def test_warm_start_is_ahead_after_one_epoch(learned, tmp_path):

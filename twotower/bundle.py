@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from twotower.data.dataset import Catalogue
+from twotower.data.tables import LATEST
 from twotower.retrieval import build
 from twotower.retrieval.build import sha256
 
@@ -155,7 +156,8 @@ class Bundle:
         """Raw inputs of the query tower as tensors.
 
         Raises:
-            ValueError: An input that is missing, or that the tower does not have.
+            ValueError: An input that is missing, or that the tower does not have; values of another
+                type, rows of different length, or times that are no seconds.
         """
         import tensorflow as tf
 
@@ -166,7 +168,26 @@ class Bundle:
                 f"the query tower takes {sorted(dtypes)}; missing {sorted(missing)}, unknown "
                 f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
             )
-        return {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
+        tensors = {}
+        for name, dtype in dtypes.items():
+            try:
+                tensors[name] = values = tf.constant(inputs[name], dtype)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{name}: expected {dtype}, every row of the same length (pad with '', NaN or "
+                    f"-1); {error}"
+                ) from error
+            if name.endswith("time") and dtype == "int64" and (values.numpy() > LATEST).any():
+                raise ValueError(f"{name}: times are seconds; are these milliseconds?")
+        for name, values in tensors.items():
+            first, _, what = name.rpartition("_")
+            events = tensors[first if what in ("time", "rating") and first in tensors else name]
+            if events.shape != values.shape:
+                raise ValueError(f"{name}: {values.shape} and {first}: {events.shape} differ.")
+        if len({tuple(values.shape[:1]) for values in tensors.values()}) > 1:
+            rows = {name: values.shape[:1] for name, values in tensors.items()}
+            raise ValueError(f"inputs have a row a query each; got {rows}.")
+        return tensors
 
     @property
     def indexes(self) -> list[str]:

@@ -12,6 +12,7 @@ import pandas as pd
 from twotower import require_legacy_keras
 
 require_legacy_keras()
+import tensorflow as tf  # noqa: E402
 from absl import logging  # noqa: E402
 
 from twotower.bundle import (  # noqa: E402
@@ -165,39 +166,46 @@ def _signature(tower: Tower) -> list[dict]:
     ]
 
 
-def _parts(training: Training) -> Iterator[tuple[str, list, list[str]]]:
-    """Name, weights and vocabulary of each part of the towers; what a history says of its items'
-    content are parts of their own, with their own vocabularies."""
+def _paths(part: tf.Module) -> dict[str, tf.Variable]:
+    """Weights of a layer by where they stand in it, such as `blocks/0/norm/gamma`: names that
+    depend neither on what else it has nor on how many layers were made before."""
+    view, found, seen = tf.train.TrackableView(part), {}, set()
+    queue = [("", part)]
+    for path, node in queue:  # the nearest first, so that each has its shortest path
+        if isinstance(node, tf.Variable):
+            found[path] = node
+            continue
+        for name, child in view.children(node).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                queue.append((f"{path}/{name}".strip("/"), child))
+    of_part = {id(weight) for weight in part.weights}
+    return {path: weight for path, weight in found.items() if id(weight) in of_part}
+
+
+def _parts(training: Training) -> Iterator[tuple[str, dict, list[str]]]:
+    """Name, weights by path and vocabulary of each part of the towers; what a history says of its
+    items' content are parts of their own, with their own vocabularies."""
     for tower in (training.model.query_tower, training.model.item_tower):
         for part in [*tower.features, tower.head]:
             content = getattr(part, "content", None)
             inner = content.features if content is not None else []
             of_inner = {id(weight) for one in inner for weight in one.weights}
-            own = [weight for weight in part.weights if id(weight) not in of_inner]
+            own = {path: w for path, w in _paths(part).items() if id(w) not in of_inner}
             yield f"{tower.name}/{part.name}", own, getattr(part, "vocabulary", [])
             for one in inner:
                 name = f"{tower.name}/{part.name}/{one.name}"
-                yield name, one.weights, getattr(one, "vocabulary", [])
-
-
-def _named_weights(training: Training) -> dict:
-    """Weights by a name that does not depend on how many layers were made before."""
-    return {
-        f"{name}/{number}": weight
-        for name, weights, _ in _parts(training)
-        for number, weight in enumerate(weights)
-    }
-
-
-def _vocabularies(training: Training) -> dict[str, list[str]]:
-    return {name: vocabulary for name, _, vocabulary in _parts(training) if len(vocabulary)}
+                yield name, _paths(one), getattr(one, "vocabulary", [])
 
 
 def _save_weights(training: Training, folder: pathlib.Path) -> None:
     folder.mkdir()
-    weights = {name: weight.numpy() for name, weight in _named_weights(training).items()}
+    weights, vocabularies = {}, {}
+    for part, of_part, vocabulary in _parts(training):
+        weights |= {f"{part}/{path}": weight.numpy() for path, weight in of_part.items()}
+        vocabularies |= {part: vocabulary} if len(vocabulary) else {}
     np.savez(folder / "weights.npz", **weights)
-    (folder / "vocabularies.json").write_text(json.dumps(_vocabularies(training)))
+    (folder / "vocabularies.json").write_text(json.dumps(vocabularies))
 
 
 def warm_start(training: Training, bundle: Bundle) -> dict[str, int]:
@@ -214,19 +222,21 @@ def warm_start(training: Training, bundle: Bundle) -> dict[str, int]:
     """
     folder = bundle.directory / "training"
     old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
-    vocabularies = _vocabularies(training)
+    weights = [
+        (part, f"{part}/{path}", weight, vocabulary)
+        for part, of_part, vocabulary in _parts(training)
+        for path, weight in of_part.items()
+    ]
     counts = {"copied": 0, "matched": 0, "fresh": 0}
     with np.load(folder / "weights.npz", allow_pickle=False) as old:
-        for name, weight in _named_weights(training).items():
-            feature = name.rpartition("/")[0]
+        for part, name, weight, new_ids in weights:
             if name not in old:
                 counts["fresh"] += 1
                 continue
-            values = old[name]
-            new_ids, old_ids = vocabularies.get(feature, []), old_vocabularies.get(feature, [])
+            values, old_ids = old[name], old_vocabularies.get(part, [])
             # A table of ids has one row for unknown ones, or one more for padding.
             special = weight.shape[0] - len(new_ids) if weight.shape.rank else 0
-            by_id = new_ids and special in (1, 2) and special == len(values) - len(old_ids)
+            by_id = len(new_ids) and special in (1, 2) and special == len(values) - len(old_ids)
             if by_id and values.shape[1:] == weight.shape[1:]:
                 weight.assign(_by_id(weight.numpy(), new_ids, values, old_ids))
                 counts["matched"] += 1

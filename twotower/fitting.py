@@ -161,7 +161,7 @@ def fit(
         verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
 
     Raises:
-        ValueError: The workdir holds a checkpoint of another recipe.
+        ValueError: The workdir holds a checkpoint of another recipe, or of other data.
     """
     config, model = training.recipe.fit, training.model
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
@@ -170,6 +170,7 @@ def fit(
     result = FitResult()
     workdir = pathlib.Path(workdir)
     recipe = json.dumps(training.recipe.to_json(), sort_keys=True)
+    data = training.fingerprint()
     state = tf.Variable("", dtype=tf.string, trainable=False)
     weights = [*model.query_tower.weights, *model.item_tower.weights]
     # A learned temperature, the memory of past batches, and the count of the stream.
@@ -190,7 +191,9 @@ def fit(
         if training.frequency is not None:
             stream.parent.mkdir(parents=True, exist_ok=True)
             training.frequency.save(stream)
-        state.assign(json.dumps({"recipe": recipe, "result": dataclasses.asdict(result)}))
+        state.assign(
+            json.dumps({"recipe": recipe, "data": data, "result": dataclasses.asdict(result)})
+        )
         last.save()
 
     if last.latest_checkpoint:
@@ -201,6 +204,12 @@ def fit(
             raise ValueError(
                 f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or "
                 f"delete {workdir / 'checkpoints'} to start anew."
+            )
+        if saved.get("data", data) != data:
+            raise ValueError(
+                f"{workdir} holds a checkpoint of other training rows (another protocol or part of "
+                "it, or other data). Take another --workdir, or delete "
+                f"{workdir / 'checkpoints'} to start anew."
             )
         last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
         result = FitResult(**saved["result"])

@@ -12,7 +12,7 @@ class Session:
 
     An event costs what the history encoder needs for it: sums for a mean, one step for a GRU, one
     token for a causal transformer. Past its window an encoder reads the window anew, once in
-    `stride` events (`towers/sequence.py`).
+    `stride` events (`towers/sequence.py`), and with it those of the other users of the session.
 
         session = Session(bundle, {"history": [["12", "7"]], ...})
         index.search(session.vector, 10)
@@ -74,6 +74,11 @@ class Session:
 
         session.state = {name: tf.constant(state[name], spec.dtype) for name, spec in specs.items()}
         session.vector = np.asarray(vector)
+        if session.vector.shape[1:] != (bundle.manifest["dim"],):
+            raise ValueError(
+                f"vector: expected [num_users, {bundle.manifest['dim']}]; got "
+                f"{session.vector.shape}."
+            )
         session._check(session.state)
         return session
 
@@ -96,7 +101,8 @@ class Session:
 
         Args:
             event: The same inputs, with one event's `[num_users]` in the place of each history. An
-                item that the tower does not know, such as "", changes nothing for that user.
+                item that the tower does not know, such as "", changes nothing for that user but
+                the time of the request, where it is told.
 
         Raises:
             ValueError: An input that is missing or unknown, or of other users by their number.

@@ -1,7 +1,9 @@
 """Training: a model with the data that it trains and validates on."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +32,7 @@ from twotower.towers.dense import Tower  # noqa: E402
 from twotower.towers.history import History  # noqa: E402
 from twotower.towers.item import TIMED, item_tower  # noqa: E402
 from twotower.towers.query import query_tower  # noqa: E402
+from twotower.towers.sequence import SequenceHistory  # noqa: E402
 
 
 class Training:
@@ -72,6 +75,8 @@ class Training:
             raise ValueError(
                 f"history_time_told needs a protocol that tells the time: {split.protocol}+time."
             )
+        if recipe.query.history_ratings and np.isnan(self.examples.ratings).all():
+            raise ValueError("history_ratings: no training row has a rating.")
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
         items = item_tower(self._item_columns(), recipe.item)
         queries = query_tower(
@@ -80,6 +85,9 @@ class Training:
             items,
             lambda ids: items.encode(tensors(self.item_inputs(dataset.catalogue.keys_of(ids)))),
         )
+        for feature in queries.features:
+            if isinstance(feature, SequenceHistory) and feature.ratings:
+                feature.check_ratings(self.examples.ratings)
         self.sequences = self._sequences(queries)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)
@@ -182,6 +190,14 @@ class Training:
                 for start in range(0, len(keys), batch_size)
             ]
         )
+
+    def fingerprint(self) -> str:
+        """sha256 over the data, the protocol and its part, and the training rows."""
+        split = self.split
+        told = json.dumps([self.dataset.fingerprint(), split.protocol, split.part])
+        return hashlib.sha256(
+            told.encode() + np.asarray(split.train, np.int64).tobytes()
+        ).hexdigest()
 
     def recommender(self) -> Callable[[EvalCases, int], Candidates]:
         """`recommend(cases, k)` by exact search, from the current weights."""

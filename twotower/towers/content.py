@@ -63,9 +63,9 @@ class ItemContent(tf.keras.layers.Layer):
 
     def call(self, index, training=False):
         rows = tf.maximum(index - 2, 0)
-        if training:  # a batch has more events than there are items
-            return tf.gather(self.vectors(None, True), rows)
-        if self.fixed is not None:
+        if self.fixed is not None and not training:
             return tf.gather(self.fixed, rows)
-        flat = self.vectors(tf.reshape(rows, [-1]), False)
-        return tf.reshape(flat, tf.concat([tf.shape(index), [self.dim]], 0))
+        # Each item once, however often it was chosen and however many others there are.
+        distinct, place = tf.unique(tf.reshape(rows, [-1]))
+        vectors = self.vectors(distinct, training)
+        return tf.gather(vectors, tf.reshape(place, tf.shape(index)))

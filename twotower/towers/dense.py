@@ -1,5 +1,6 @@
 """What both towers are: features, concatenated, then Dense 512 -> 256 -> 128, then L2."""
 
+import re
 from collections.abc import Sequence
 
 from twotower import require_legacy_keras
@@ -8,6 +9,10 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
 from twotower.features import Feature, Input  # noqa: E402
+
+# Names of inputs; TensorFlow would change others, and the signatures have arguments of their own
+# (`saved_models.py`).
+ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
 class DenseHead(tf.keras.layers.Layer):
@@ -98,6 +103,12 @@ class Tower(tf.keras.layers.Layer):
         names = [spec.name for feature in features for spec in feature.inputs]
         if not features or len(set(names)) < len(names):
             raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
+        if unfit := [one for one in names if not ARGUMENT.fullmatch(one) or one in RESERVED]:
+            raise ValueError(
+                f"{name}: inputs {unfit} cannot be arguments of a SavedModel: names are letters, "
+                f"digits and _, begin with a letter, not with state_, and are none of {RESERVED}. "
+                "Rename the columns."
+            )
         if shortcut and shortcut not in [feature.name for feature in features]:
             raise ValueError(f"{name}: the shortcut {shortcut} is none of its features {names}.")
         self.features, self.head, self.shortcut = list(features), head, shortcut

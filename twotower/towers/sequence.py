@@ -11,6 +11,8 @@ those p alone. That makes three things possible:
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from twotower import require_legacy_keras
 
 require_legacy_keras()
@@ -103,7 +105,7 @@ class SequenceHistory(History):
         max_length: Events that are read at most.
         stride: Past that many, as many of the oldest are dropped at once; see `num_dropped`.
         gaps: Whether the time since the event before is part of an event.
-        ratings: Whether its rating is.
+        ratings: Whether its rating is, in levels of half a star from .5 to 5.5.
         time_told: Whether the time of the request is an input (`time`), for protocols `+time`: each
             event then brings the time until it was asked what comes next.
         table: The vectors of an item tower's `Id` to share.
@@ -159,6 +161,17 @@ class SequenceHistory(History):
         more += [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
         more += [Input("time", "int64")] if self.time_told else []
         return [Input(self.name, "string", (None,)), *more]
+
+    @staticmethod
+    def check_ratings(ratings: np.ndarray) -> None:
+        """Raises ValueError if ratings, NaN for none, are of another scale than the levels."""
+        known = ratings[~np.isnan(ratings)]
+        low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
+        if low < 0.5 or high > (NUM_RATINGS - 1) / 2:
+            raise ValueError(
+                f"ratings of past events are levels of half a star from 0.5 to "
+                f"{(NUM_RATINGS - 1) / 2}; these go from {low:g} to {high:g}. Scale the column."
+            )
 
     # What is read.
 
