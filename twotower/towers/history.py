@@ -1,6 +1,6 @@
 """What a user did before, as one vector: the base of all history encoders, and the bag."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from twotower import require_legacy_keras
@@ -67,11 +67,6 @@ class History(Feature):
         """An encoder over the vectors of an item tower's ids."""
         kwargs["dim"] = item_id.dim
         return cls(name, item_id.vocabulary, table=item_id.table, **kwargs)
-
-    @classmethod
-    def fit(cls, name: str, values: Iterable[str], **kwargs) -> "History":
-        """An encoder that knows the distinct item ids `values` of the training rows."""
-        return cls(name, sorted(set(values)), **kwargs)
 
     def index(self, values):
         return tf.cast(self.lookup(values), tf.int32)
@@ -149,25 +144,9 @@ class MeanHistory(History):
         return [Input(self.name, "string", (None,)), *rating]
 
     def call(self, encoded, training=False):
-        index = encoded[self.name]  # [batch_size, n]
-        kept = self.kept(index, training)
-        count = tf.reduce_sum(tf.cast(index > UNKNOWN, tf.float32), 1, keepdims=True)
-        scale = 1.0 / tf.maximum(count, 1.0) ** self.power
-        if training:
-            scale /= 1.0 - self.dropout  # the expected bag is the one that serving sees
-        weight = tf.cast(kept, tf.float32)
-        bags = [weighted_bag(self.table, self.rows(index), weight, training) * scale]
-        if self.ratings:
-            rating = encoded[f"{self.name}_rating"]
-            rated = kept & ~tf.math.is_nan(rating)
-            rating = tf.where(rated, rating, 0.0)
-            mean = tf.math.divide_no_nan(
-                tf.reduce_sum(rating, 1, keepdims=True),
-                tf.reduce_sum(tf.cast(rated, tf.float32), 1, keepdims=True),
-            )
-            weight = tf.where(rated, rating - mean, 0.0)
-            bags.append(weighted_bag(self.rating_table, index, weight, training) * scale)
-        return tf.concat(bags, 1)
+        bag = self._of(self._sums(encoded, training))
+        # The expected bag is the one that serving sees.
+        return bag / (1.0 - self.dropout) if training else bag
 
     def at(self, encoded, place, training=False):
         index = encoded[self.name]  # [num_sequences, n]
@@ -188,31 +167,37 @@ class MeanHistory(History):
         return tf.gather_nd(tf.pad(bags, [[0, 0], [1, 0], [0, 0]]), place)
 
     def begin(self, encoded):
-        index = encoded[self.name]  # [batch_size, n]
-        known = tf.cast(index > UNKNOWN, tf.float32)
-        vectors = self.table(self.rows(index))
-        state = {"num": tf.reduce_sum(known, 1), "sum": tf.einsum("bn,bnd->bd", known, vectors)}
-        if self.ratings:
-            rating = encoded[f"{self.name}_rating"]
-            rated = known * tf.cast(~tf.math.is_nan(rating), tf.float32)
-            rating = tf.where(rated > 0, rating, 0.0)
-            vectors = self.rating_table(index)
-            state |= {
-                "num_rated": tf.reduce_sum(rated, 1),
-                "rating": tf.reduce_sum(rating, 1),
-                "rated": tf.einsum("bn,bnd->bd", rated, vectors),
-                "rating_sum": tf.einsum("bn,bnd->bd", rating, vectors),
-            }
+        state = self._sums(encoded)
         return state, self._of(state)
 
     def step(self, state, event):
-        one = {name: values[:, None] for name, values in event.items()}
-        more, _ = self.begin(one)
+        more = self._sums({name: values[:, None] for name, values in event.items()})
         state = {name: values + more[name] for name, values in state.items()}
         return state, self._of(state)
 
+    def _sums(self, encoded: dict, training: bool = False) -> dict[str, tf.Tensor]:
+        """What the bag of a history is made of, name -> `[batch_size]` or `[batch_size, dim]`; of
+        two histories together it is the sum."""
+        index = encoded[self.name]  # [batch_size, n]
+        kept = tf.cast(self.kept(index, training), tf.float32)
+        state = {
+            "num": tf.reduce_sum(tf.cast(index > UNKNOWN, tf.float32), 1),
+            "sum": weighted_bag(self.table, self.rows(index), kept, training),
+        }
+        if self.ratings:
+            rating = encoded[f"{self.name}_rating"]
+            rated = kept * tf.cast(~tf.math.is_nan(rating), tf.float32)
+            rating = tf.where(rated > 0, rating, 0.0)
+            state |= {
+                "num_rated": tf.reduce_sum(rated, 1),
+                "rating": tf.reduce_sum(rating, 1),
+                "rated": weighted_bag(self.rating_table, index, rated, training),
+                "rating_sum": weighted_bag(self.rating_table, index, rating, training),
+            }
+        return state
+
     def _of(self, state: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The bag of a session's sums."""
+        """The bag of such sums."""
         scale = 1.0 / tf.maximum(state["num"], 1.0)[:, None] ** self.power
         bags = [state["sum"] * scale]
         if self.ratings:
