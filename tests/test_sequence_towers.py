@@ -225,6 +225,27 @@ def test_what_an_encoder_is_told_moves_its_vector(kind, option):
         assert np.abs(vector() - before).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["gru, all inputs", "transformer, all inputs"])
+def test_a_span_that_training_never_met_counts_as_the_longest(name):
+    """A user who comes back after years, of whose bucket no row ever learned."""
+    feature = encoder(name)
+
+    def vector(gap, wait):
+        times = [[100, 100 + gap]]
+        return feature(feature.encode(raw([[3, 5]], 100 + gap + wait, times))).numpy()
+
+    longest, beyond = 50_000, 500_000_000
+    assert np.abs(vector(longest, beyond) - vector(longest, longest)).max() > 1e-3
+    feature.adapt(np.array([100, 100 + longest]), np.array([NAN, 4.0], np.float32))
+    if name.startswith("gru"):  # a bias by time, which starts at zero, needs no such bound
+        np.testing.assert_array_equal(vector(beyond, longest), vector(longest, longest))
+    wait = feature.tokens(feature.window(feature.encode(raw([[3]], 100 + beyond, [[100]]))))
+    same = feature.tokens(feature.window(feature.encode(raw([[3]], 100 + longest, [[100]]))))
+    np.testing.assert_array_equal(wait, same)
+    with pytest.raises(ValueError, match=r"0\.5 to 5\.5; these go from 1 to 10"):
+        feature.adapt(np.arange(2), np.array([1.0, 10.0], np.float32))
+
+
 def test_biases_by_hand():
     """Head 0 of distance d is d, of a bucket b 100 b; head 1 is nought."""
     feature = TransformerHistory("past", ITEMS, **SHORT, positions="relative", time_bias=True)

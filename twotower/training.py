@@ -86,8 +86,8 @@ class Training:
             lambda ids: items.encode(tensors(self.item_inputs(dataset.catalogue.keys_of(ids)))),
         )
         for feature in queries.features:
-            if isinstance(feature, SequenceHistory) and feature.ratings:
-                feature.check_ratings(self.examples.ratings)
+            if isinstance(feature, SequenceHistory):
+                feature.adapt(self.examples.times, self.examples.ratings)
         self.sequences = self._sequences(queries)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)

@@ -142,6 +142,7 @@ class SequenceHistory(History):
             )
         self.max_length, self.stride = max_length, stride
         self.gaps, self.ratings, self.time_told = gaps, ratings, time_told
+        self.longest = 2**NUM_BUCKETS  # seconds; until `adapt` knows better
         self.begin_vector = self.add_weight(
             "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )
@@ -162,12 +163,21 @@ class SequenceHistory(History):
         more += [Input("time", "int64")] if self.time_told else []
         return [Input(self.name, "string", (None,)), *more]
 
-    @staticmethod
-    def check_ratings(ratings: np.ndarray) -> None:
-        """Raises ValueError if ratings, NaN for none, are of another scale than the levels."""
+    def adapt(self, times: np.ndarray, ratings: np.ndarray) -> None:
+        """What the events of training are like. A longer span between events than between any two
+        of them has a vector that never learned, and counts as the longest one.
+
+        Args:
+            times: Of all events, seconds.
+            ratings: Likewise; NaN for none.
+
+        Raises:
+            ValueError: Ratings are read, and these are of another scale.
+        """
+        self.longest = int(np.ptp(times)) if len(times) else 0
         known = ratings[~np.isnan(ratings)]
         low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
-        if low < 0.5 or high > (NUM_RATINGS - 1) / 2:
+        if self.ratings and (low < 0.5 or high > (NUM_RATINGS - 1) / 2):
             raise ValueError(
                 f"ratings of past events are levels of half a star from 0.5 to "
                 f"{(NUM_RATINGS - 1) / 2}; these go from {low:g} to {high:g}. Scale the column."
@@ -211,7 +221,8 @@ class SequenceHistory(History):
             vectors += self.content(window.items, training=training)
         if self.gaps:
             before = tf.concat([window.times[:, :1], window.times[:, :-1]], 1)
-            vectors += self.gap_table(bucket(since(before, window.times)))
+            gap = tf.minimum(since(before, window.times), self.longest)
+            vectors += self.gap_table(bucket(gap))
         if self.ratings:
             half_stars = tf.clip_by_value(tf.round(2.0 * window.ratings), 1.0, NUM_RATINGS - 1.0)
             level = tf.where(tf.math.is_nan(window.ratings), 0.0, half_stars)
@@ -255,7 +266,8 @@ class SequenceHistory(History):
         if self.time_told:
             times, asked = self.token_times(window)
             at = tf.broadcast_to(places, tf.shape(tokens)[:2])
-            wait = tf.gather(since(times, asked), at, batch_dims=1)
+            wait = tf.minimum(since(times, asked), self.longest)
+            wait = tf.gather(wait, at, batch_dims=1)
             tokens += self.wait_table(bucket(wait)) * self.dim**0.5
         return self.drop(self.placed(tokens, places), training=training)
 
