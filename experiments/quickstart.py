@@ -146,7 +146,7 @@ def main(argv):
         rows["best possible"] = evaluate(best, split, dataset).metrics
     print_table(rows, split)
 
-    bundle = export(training, workdir / "bundle", {"refit": False})
+    bundle = export(training, workdir / "bundle")
     print(f"exported {bundle.directory}")
     names = ["exact", "hnsw"] + ["scann"] * available()
     for name in names[1:]:

@@ -120,6 +120,7 @@ def main(argv):
     write_metrics(
         workdir,
         result,
+        seed=recipe.fit.seed,
         segments=segments,
         training_seconds=seconds,
         mining_seconds=round(result.mining_seconds, 1),

@@ -131,6 +131,24 @@ def test_a_session_is_the_whole_history_encoded(name):
         assert state["reread"].numpy().tolist() == [7, 9]
 
 
+def test_only_full_windows_are_read_anew(monkeypatch):
+    feature = encoder("transformer")
+    state, _ = feature.begin(feature.encode(raw([[3, 1], [3, 1, 4, 1, 5, 9], [2]])))
+    read, reading = [], feature._read
+
+    def counted(state, request):
+        read.append(state["length"].numpy().tolist())
+        return reading(state, request)
+
+    monkeypatch.setattr(feature, "_read", counted)
+    event = feature.encode({"past": tf.constant(["i7"] * 3)})
+    state, vector = feature.step(state, event)
+    assert read == [[5]]  # the second's, less two events and with the new one
+    rows = [[3, 1, 7], [4, 1, 5, 9, 7], [2, 7]]
+    np.testing.assert_allclose(vector, answers(feature, rows), atol=1e-5)
+    assert state["reread"].numpy().tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_unknown_item_is_left_out(name):
     feature = encoder(name)

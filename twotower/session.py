@@ -12,7 +12,7 @@ class Session:
 
     An event costs what the history encoder needs for it: sums for a mean, one step for a GRU, one
     token for a causal transformer. Past its window an encoder reads the window anew, once in
-    `stride` events (`towers/sequence.py`), and with it those of the other users of the session.
+    `stride` events (`towers/sequence.py`).
 
         session = Session(bundle, {"history": [["12", "7"]], ...})
         index.search(session.vector, 10)

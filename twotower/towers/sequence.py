@@ -327,11 +327,24 @@ class SequenceHistory(History):
         one = self.whole(columns)
         known = one.length > 0  # an unknown item changes no state
         full = known & (state["length"] == self.max_length)
-        return tf.cond(
-            tf.reduce_any(full),
-            lambda: self._read(self._added(state, one, known, full), one.request),
-            lambda: self._go_on(self._added(state, one, known), one.request, known),
-        )
+        if type(self)._go_on is SequenceHistory._go_on:  # reads its windows anew in any case
+            return self._read(self._added(state, one, known, full), one.request)
+
+        def go_on():
+            known_here = known & ~full
+            return self._go_on(self._added(state, one, known_here), one.request, known_here)
+
+        def go_on_and_reread():
+            at = tf.where(full)  # [num_full, 1]
+            moved = self._added(state, one, known, full)
+            moved = {name: tf.gather_nd(values, at) for name, values in moved.items()}
+            read, vectors = self._read(moved, tf.gather_nd(one.request, at))
+            others, vector = go_on()
+            put_back = tf.tensor_scatter_nd_update
+            together = {name: put_back(others[name], at, read[name]) for name in others}
+            return together, put_back(vector, at, vectors)
+
+        return tf.cond(tf.reduce_any(full), go_on_and_reread, go_on)
 
     def _added(self, state: dict, one: Window, known: tf.Tensor, full=None) -> dict:
         """A state with an event more where `known`. Of the windows that are `full` the oldest
