@@ -32,7 +32,7 @@ class TaskConfig:
         frequency: p_c of log-Q: `counts` of the training examples, or the `streaming` estimate.
         mask_own: Whether the user's other positives are no negatives of the user's examples; where
             prefixes of a sequence ask for what comes next, those that came before, which are no
-            answers either.
+            answers either (among the items of a batch those that come later, too).
         margin: Of `triplet` and `cosine_contrastive`.
         triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`.
         negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
