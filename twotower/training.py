@@ -13,6 +13,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
+from absl import logging  # noqa: E402
 
 from twotower.data.cases import EvalCases  # noqa: E402
 from twotower.data.dataset import Dataset  # noqa: E402
@@ -129,9 +130,16 @@ class Training:
 
     def _sequences(self, queries: Tower) -> Sequences | None:
         recipe = self.recipe
-        if not recipe.examples.sequence_length:
-            return None
         encoders = [feature for feature in queries.features if isinstance(feature, History)]
+        if not recipe.examples.sequence_length:
+            in_order = [one for one in encoders if isinstance(one, SequenceHistory)]
+            if in_order and not self.examples.shared:
+                logging.warning(
+                    "every query encodes a history of its own: sequence_length=%d would encode "
+                    "all prefixes of a user's events at once.",
+                    in_order[0].max_length,
+                )
+            return None
         if not encoders:
             raise ValueError("sequence_length needs the query feature 'history'.")
         length, most = recipe.examples.sequence_length, getattr(encoders[0], "max_length", None)
