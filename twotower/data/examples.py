@@ -182,7 +182,8 @@ class ExamplesConfig:
             asks for all of it at once), and an epoch has a few queries a user, whoever it is.
         targets_share_spread: By how much a user's share of an epoch may lie below or above: the
             tower then sees thick and thin histories of the same user.
-        max_history: Most recent events a query sees; 0 for all.
+        max_history: Most recent events a query sees in training; 0 for all. An encoder that has no
+            window of its own (`mean`) is asked with all of them.
         sequence_length: Queries of a window of a user's events that are encoded at once
             (`sequences.py`); 0 for a history of its own for each query.
         hidden_share: Share of a window's events that are asked for, for encoders that are not
