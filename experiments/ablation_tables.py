@@ -43,7 +43,7 @@ RULES = (
         FIRST,
     ),
     ("a temperature under 1 is needed", BASE, ("temperature", "1, as in tutorials"), FIRST),
-    ("and one of .05 to .1", ("temperature", "0.07"), ("temperature", "0.2"), FIRST),
+    ("one of .05 to .1 is better than .2", ("temperature", "0.07"), ("temperature", "0.2"), FIRST),
     ("about 10% mined negatives help", ("hard", "10%"), ("hard", "0%"), FIRST),
     ("mined negatives need a warm-up", ("hard", "10%"), ("hard", "10%, no warm-up"), FIRST),
     (
@@ -62,7 +62,7 @@ RULES = (
     ("normalised vectors are better", BASE, ("norm", "vectors as they come"), FIRST),
     ("content helps beside ids", BASE, ("items", "id alone"), FIRST),
 )
-# The same, where it is enough that the first side is not the worse one.
+# The same, where it is enough that the first side is not the worse one: even says that it may be.
 SUFFICIENT = (
     (
         "stratified sampling is enough in place of log-Q",
@@ -70,7 +70,8 @@ SUFFICIENT = (
         BASE,
         FIRST,
     ),
-    ("64 to 128 dimensions are enough", BASE, ("dim", "512"), FIRST),
+    ("64 dimensions are enough", ("dim", "64"), ("dim", "512"), FIRST),
+    ("128 dimensions are enough", BASE, ("dim", "512"), FIRST),
     (
         "one tower for both sides is enough",
         ("towers", "one tower, id alone"),
@@ -157,8 +158,8 @@ def verdict(rule: tuple, protocol: str) -> list[str]:
     (one, half), (other, other_half) = (mean(side, metric) for side in sides)
     # Both sides answer the same users, so this is on the careful side.
     noise = max(half, other_half) or 0.01
-    even = "holds" if rule in SUFFICIENT else "even"
-    found = "holds" if one - other > noise else "does not" if other - one > noise else even
+    better = one >= other if rule in SUFFICIENT else one - other > noise
+    found = "holds" if better else "does not" if other - one > noise else "even"
     return [f"{one:.3f}", f"{other:.3f}", found]
 
 
@@ -175,7 +176,7 @@ def rules() -> str:
     below = (
         f"`{FIRST}` of each training's best epoch, of log-Q's width `coverage@10`; mean over the "
         "seeds that there are. Even is a difference within the wider of the two 95% intervals over "
-        "users; a rule that says enough holds there, too."
+        "users; a rule that says enough holds where the figure is no lower."
     )
     return table(header, [row for row in body if any(row[3:])]) + "\n\n" + below
 

@@ -7,6 +7,7 @@ import tiny
 
 sys.path.insert(0, str(tiny.ROOT / "experiments"))
 import ablation_tables
+from ablation_plan import LOSSES
 
 
 def row(name, value, protocol="random", half=0.01):
@@ -14,12 +15,18 @@ def row(name, value, protocol="random", half=0.01):
     return {"group": "g", "name": name, "protocol": protocol, "metrics": metrics}
 
 
+def test_every_rule_is_of_runs_that_the_plan_has():
+    names = {(one.group, one.name) for one in LOSSES.runs}
+    for _, better, worse, _ in (*ablation_tables.RULES, *ablation_tables.SUFFICIENT):
+        assert {better, worse} <= names
+
+
 @pytest.mark.parametrize(
     "one, other, found, enough",
     [
         (0.5, 0.48, "holds", "holds"),
         (0.5, 0.495, "even", "holds"),
-        (0.495, 0.5, "even", "holds"),
+        (0.495, 0.5, "even", "even"),
         (0.48, 0.5, "does not", "does not"),
     ],
 )

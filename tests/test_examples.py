@@ -305,6 +305,9 @@ def test_weights_by_hand():
     for values in ([-1.0, 1, 1, 1, 1, 1], [0.0] * 6):
         with pytest.raises(ValueError, match="must not be negative, nor all zero"):
             examples_of("before", by_hand(value=np.float32(values)), weight="value")
+    with pytest.raises(ValueError, match="'value' must be finite; row 2 has"):
+        values = np.float32([1, 1, np.inf, 1, 1, 1])
+        examples_of("before", by_hand(value=values), weight="value")
 
 
 def test_weights_of_other_rows_do_not_count():

@@ -108,7 +108,7 @@ def test_every_flag_reaches_its_field():
             "negatives": ("uniform",),
             "hard_negative_share": 0.25,
             "mining_index": "hnsw",
-            "optimizer": "adagrad",
+            "optimizer": "adamw",
             "history": "attention",
         }
         expected = {}

@@ -134,7 +134,7 @@ def test_when_it_is_due():
         ("warmup", -1),
         ("depth", 0),
         ("skip", -1),
-        ("distinct", 0),
+        ("distinct", 3),
         ("index", "?"),
     ):
         with pytest.raises(ValueError, match=field):

@@ -95,7 +95,7 @@ def test_own_columns_of_a_batch_where_nobody_owns_anything():
 
 
 @pytest.mark.parametrize("unique", [True, False])
-def test_timed_features_take_the_plain_path(unique):
+def test_features_of_an_examples_time_count(unique):
     """Age and popularity differ between two examples of one item, so columns cannot be shared."""
     recipe = tiny.recipe(
         item={"features": ("item_id", "age", "popularity")},
@@ -131,6 +131,7 @@ def test_towers_of_different_sizes_are_refused():
         ({"correction": "log_q", "mask_own": True}, "mask_own=False"),
         ({"correction": "log_q_masked", "unique": False}, "unique=True"),
         ({"correction": "log_q", "mask_own": False, "loss": "triplet"}, "only softmax can have it"),
+        ({"loss": "cosine_contrastive", "temperature_kind": "learned"}, "not bounded below"),
     ],
 )
 def test_tasks_that_make_no_sense_are_refused(fields, message):

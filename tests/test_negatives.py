@@ -45,6 +45,9 @@ def weights_of(columns):
         ({"negatives": ("batch", "hard")}, "one or more of"),
         ({"negatives": ("batch", "batch")}, "one or more of"),
         ({"negatives": ("batch", "catalogue")}, "holds every item already"),
+        ({"negatives": ("memory",)}, "it goes with 'batch'"),
+        ({"negatives": ("batch", "memory"), "hard_negative_share": 0.1}, "without mined"),
+        ({"negatives": ("batch", "memory"), "num_impressions": 2}, "or impressions"),
         ({"num_sampled": 0}, "num_sampled must be 1"),
         ({"memory_size": 0}, "memory_size must be 1"),
         ({"catalogue_refresh": 0}, "catalogue_refresh must be 1"),
@@ -260,22 +263,20 @@ def test_every_pool_trains(names, mask_own, timed):
 
 
 @pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",), ("batch", "memory")])
+@pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",)])
 def test_a_block_stands_at_its_columns(names, timed):
     """Each key of a query's block is a column, counted as often as the block has it; columns of
-    the memory and of timed examples, which may be of the same items, are not counted."""
+    timed examples, which may be of the same items, are not counted."""
     features = ("item_id", "age") if timed else ("item_id",)
     training = training_of(
         item={"features": features},
-        negatives={"negatives": names, "hard_negative_share": 0.2, "memory_size": 300},
+        negatives={"negatives": names, "hard_negative_share": 0.2},
     )
     model, rng = training.model, np.random.default_rng(0)
     for batch in training.batches().take(3):
         num_queries = len(batch["own"])
         batch["block"] = tf.constant(rng.integers(-1, 40, (num_queries, 30)), tf.int32)
-        columns, positives, block = model._columns(batch, batch["probability"], training=False)
-        if model.pools.memory is not None:  # so that the next batch meets one that is filled
-            model.pools.memory.put(batch["item"], positives, batch["probability"])
+        columns, _, block = model._columns(batch, batch["probability"], training=False)
         keys = columns.keys.numpy()
         assert block.shape == (num_queries, len(keys)) and len(columns.vectors) == len(keys)
         for row, wanted in zip(block.numpy(), batch["block"].numpy()):
@@ -358,7 +359,7 @@ def test_impressions_without_a_click():
         passed = set(training.dataset.item_keys[rows & np.isin(events, ["impression", "skip"])])
         keys = [key for key in row if key >= 0]
         assert set(keys) <= passed and not set(keys) & liked and len(set(keys)) == len(keys)
-    assert shown.shape[0] == len(training.dataset.users)
+    assert len(shown) == len(training.dataset.users)
     loss = float(training.model.compute_loss(next(iter(training.batches())), training=True))
     assert np.isfinite(loss)
 

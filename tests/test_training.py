@@ -21,7 +21,7 @@ from twotower.evaluation import evaluate
 from twotower.export import _save_weights, warm_start
 from twotower.fitting import fit
 from twotower.ragged import Ragged
-from twotower.recipe import Recipe
+from twotower.recipe import FitConfig, Recipe
 from twotower.training import Training
 
 import tensorflow as tf  # isort: skip
@@ -446,6 +446,30 @@ def test_warm_start_of_a_tower_that_is_told_more(tmp_path):
     np.testing.assert_array_equal(after.norm.gamma, before.norm.gamma)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metric": "recall@100_micro"}, "metric must be one of"),
+        ({"weight_decay": 0.1}, "'adam' would ignore it"),
+        ({"patience": -1}, "patience must be 0"),
+    ],
+)
+def test_fits_that_make_no_sense(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FitConfig(**fields)
+
+
+def test_a_recipe_of_unknown_parts_is_refused():
+    with pytest.raises(TypeError, match=r"no parts \['tsk'\]"):
+        Recipe.from_json({"tsk": {"temperature": 0.3}})
+
+
+def test_more_mined_negatives_than_items_are_refused():
+    recipe = tiny.recipe(negatives={"hard_negative_share": 0.6}, examples={"batch_size": 256})
+    with pytest.raises(ValueError, match=r"asks for 382 negatives.*Lower one of the two"):
+        Training(tiny.dataset(), tiny.split(), recipe)
+
+
 def test_ratings_that_a_history_cannot_tell_apart_are_refused():
     query = {"features": ("history",), "history": "gru", "history_ratings": True}
     data, recipe = tiny.dataset(), tiny.recipe(query=query)
@@ -523,7 +547,7 @@ def test_deterministic_runs_are_equal(tmp_path):
         tiny.python("-c", DETERMINISTIC.format(tests=str(tiny.ROOT / "tests"), out=str(file)))
     one, two = (np.load(file, allow_pickle=False) for file in files)
     for name in ("items", "queries"):
-        np.testing.assert_allclose(one[name], two[name], atol=1e-5)
+        np.testing.assert_array_equal(one[name], two[name])
     assert np.ptp(one["items"]) > 0.1
 
 

@@ -149,7 +149,7 @@ def fit(
     A checkpoint is written after each epoch. Called again with the same workdir, it continues
     after the last finished epoch, with the optimiser's state, so that an interrupt costs at most
     one epoch. Batches are those of an uninterrupted run; what the towers drop at random is drawn
-    anew.
+    anew, and hard negatives are mined anew, from the weights of that moment.
 
     Args:
         training: The model with its data.
@@ -166,6 +166,8 @@ def fit(
     config, model = training.recipe.fit, training.model
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
     model.compile(optimizer=make_optimizer(config, steps))
+    if config.optimizer == "adamw":  # a temperature has no zero to decay to
+        model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
     model.optimizer.build(model.trainable_variables)
     result = FitResult()
     workdir = pathlib.Path(workdir)
@@ -175,7 +177,6 @@ def fit(
     weights = [*model.query_tower.weights, *model.item_tower.weights]
     # A learned temperature, the memory of past batches, and the count of the stream.
     others = [*model.task.trainable_weights, *model.pools.variables]
-    stream = workdir / "checkpoints" / "frequency.npz"
     last = tf.train.CheckpointManager(
         tf.train.Checkpoint(weights=weights, others=others, optimizer=model.optimizer, state=state),
         str(workdir / "checkpoints" / "last"),
@@ -185,16 +186,20 @@ def fit(
         tf.train.Checkpoint(weights=weights), str(workdir / "checkpoints" / "best"), max_to_keep=1
     )
 
+    def stream(epoch: int) -> pathlib.Path:
+        return workdir / "checkpoints" / f"frequency-{epoch}.npz"
+
     def save(better: bool) -> None:
         if better:
             best.save()
-        if training.frequency is not None:
-            stream.parent.mkdir(parents=True, exist_ok=True)
-            training.frequency.save(stream)
+        if training.frequency is not None:  # a file an epoch, for the checkpoint may not come
+            stream(result.epoch).parent.mkdir(parents=True, exist_ok=True)
+            training.frequency.save(stream(result.epoch))
         state.assign(
             json.dumps({"recipe": recipe, "data": data, "result": dataclasses.asdict(result)})
         )
         last.save()
+        stream(result.epoch - 1).unlink(missing_ok=True)
 
     if last.latest_checkpoint:
         # Before any weight is touched: those of another recipe would not fit.
@@ -214,7 +219,7 @@ def fit(
         last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
         result = FitResult(**saved["result"])
         if training.frequency is not None:
-            training.frequency.load(stream)
+            training.frequency.load(stream(result.epoch))
         # Not the dropout of the first epoch once more: TensorFlow keeps no state of it.
         tf.keras.utils.set_random_seed(config.seed + result.epoch)
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)

@@ -68,13 +68,14 @@ class StreamingFrequency:
                 examples where None.
 
         Raises:
-            ValueError: Keys that are no integers, or times that go back.
+            ValueError: Keys or times that are no integers, or times that go back.
         """
         keys = np.asarray(keys)
         if keys.ndim != 1 or keys.dtype.kind not in "iu":
             raise ValueError(f"expected [num_examples] integers; got {keys.shape} {keys.dtype}.")
-        if times is None:
-            times = self.time + 1 + np.arange(len(keys))
+        times = self.time + 1 + np.arange(len(keys)) if times is None else np.asarray(times)
+        if len(keys) and times.dtype.kind not in "iu":
+            raise ValueError(f"times must be integers; got {times.dtype}.")
         if len(times) != len(keys) or (np.diff(times, prepend=self.time) < 0).any():
             raise ValueError(f"expected {len(keys)} times, ascending from {self.time}.")
         for which, buckets in enumerate(self._buckets(keys)):

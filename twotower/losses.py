@@ -22,7 +22,9 @@ Weights carry two things. A batch of 4,096 MovieLens examples holds some 1,650 d
 several examples of the same user, and equal columns hold equal scores, so each distinct query and
 item is scored once, and its column counts n_c times. And a column that a sampler brings n_c times,
 expected E[n_c] times, stands for n_c / E[n_c] items of the catalogue: that is log-Q. In the batch,
-E[n_c] = (B - 1) p_c, with p_c the share of item c among the training examples:
+E[n_c] = (B - 1) p_c, with p_c the share of item c among the training examples (where g examples
+share a query and mask one another, B - g others are draws: w_c is then too small by a factor of
+(B - g) / (B - 1), two thousandths at B = 4,096 and g = 8):
 
 | correction     | w_c                 | hits                        | `tfrs.tasks.Retrieval`      |
 |----------------|---------------------|-----------------------------|-----------------------------|

@@ -43,7 +43,7 @@ class MiningConfig:
     index: str = "exact"
 
     def __post_init__(self) -> None:
-        at_least(self, every=1, warmup=0, depth=1, skip=0, distinct=1)
+        at_least(self, every=1, warmup=0, depth=1, skip=0, distinct=4)
         if self.index not in build.BACKENDS:
             raise ValueError(f"index must be one of {build.BACKENDS}; got {self.index!r}.")
 

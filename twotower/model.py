@@ -244,14 +244,12 @@ class TwoTowerModel(tfrs.Model):
         place = tf.scatter_nd(
             items[:, None] + 1, tf.range(1, num_places), [self.num_items + 1]
         )  # [num_items + 1]
-        present = tf.math.bincount(
-            tf.gather(place, own + 1),
-            minlength=num_places,
-            maxlength=num_places,
-            axis=-1,
-            binary_output=True,
-        )  # [num_queries, num_places]
-        return tf.gather(present, item_of_column + 1, axis=1) > 0
+        at = tf.gather(place, own + 1)  # [num_queries, n]
+        there = tf.where(at > 0)
+        index = tf.stack([there[:, 0], tf.cast(tf.gather_nd(at, there), tf.int64)], 1)
+        none = tf.zeros([tf.shape(own)[0], num_places], tf.bool)
+        present = tf.tensor_scatter_nd_update(none, index, tf.ones(tf.shape(index)[:1], tf.bool))
+        return tf.gather(present, item_of_column + 1, axis=1)
 
     def _validate(self, inputs):
         queries = self.query_tower(self.query_tower.encode(inputs["query"]), training=False)

@@ -69,6 +69,13 @@ class NegativesConfig:
             raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
         if "catalogue" in pools and len(pools) > 1:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
+        if "memory" in pools and ("batch" not in pools or self.has_block):
+            raise ValueError(
+                "a memory's vectors push queries and learn nothing, which the batch's columns make "
+                "up for: it goes with 'batch', and without mined negatives or impressions; got "
+                f"{pools}, hard_negative_share {self.hard_negative_share} and num_impressions "
+                f"{self.num_impressions}."
+            )
         least = {"num_sampled": 1, "memory_size": 1, "catalogue_refresh": 1}
         at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
         if not 0 <= self.hard_negative_share < 1:
@@ -106,7 +113,7 @@ def in_batch_probability(
         probability of half an example instead of 0, whose logarithm nobody could use.
 
     Raises:
-        ValueError: No examples, or a weight that is negative or not finite.
+        ValueError: No examples, a key that is none, or a weight that is negative or not finite.
 
     >>> in_batch_probability(np.array([0, 0, 0, 2]), 3).tolist()
     [0.75, 0.125, 0.25]
@@ -115,6 +122,8 @@ def in_batch_probability(
         raise ValueError("there are no training examples to count items in.")
     if weights is not None and not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError("weights must be finite and not negative.")
+    if min(item_keys) < 0 or max(item_keys) >= num_items:
+        raise ValueError(f"keys must lie in [0, {num_items}); got up to {max(item_keys)}.")
     counts = np.bincount(item_keys, weights, minlength=num_items).astype(np.float64)
     total = counts.sum()
     if total == 0:

@@ -6,6 +6,8 @@ from twotower import require_legacy_keras
 
 require_legacy_keras()
 from twotower.data.examples import ExamplesConfig  # noqa: E402
+from twotower.evaluation import KS, MRR_AT  # noqa: E402
+from twotower.limits import at_least  # noqa: E402
 from twotower.mining import MiningConfig  # noqa: E402
 from twotower.negatives import NegativesConfig  # noqa: E402
 from twotower.task import TaskConfig  # noqa: E402
@@ -13,6 +15,9 @@ from twotower.towers.item import ItemConfig  # noqa: E402
 from twotower.towers.query import QueryConfig  # noqa: E402
 
 OPTIMIZERS = ("adam", "adamw", "adagrad")
+# Validation figures that can select an epoch.
+BY_QUERY = ("recall", "recall_micro", "hit_rate", "precision", "ndcg")
+SELECTING = {f"{name}@{k}" for name in BY_QUERY for k in KS} | {f"mrr@{MRR_AT}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +29,9 @@ class FitConfig:
         optimizer: `adam`, `adamw` or `adagrad`.
         learning_rate: Its peak.
         weight_decay: Of `adamw`, per step, times the learning rate.
-        warmup_steps: Steps over which the learning rate rises from 0.
-        cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch.
+        warmup_steps: Steps over which the learning rate rises from 0, with `cosine`.
+        cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch; else it
+            is the same from the first step on.
         patience: Epochs without a better validation figure after which training stops; 0 never.
         metric: The validation figure that selects the epoch.
         keep_best: Whether the best validated epoch is kept; otherwise the last one, as tutorials
@@ -57,6 +63,11 @@ class FitConfig:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}.")
         if self.epochs < 1 or self.validate_every < 1 or not self.learning_rate > 0:
             raise ValueError(f"epochs, validate_every and learning_rate must be positive: {self}.")
+        at_least(self, warmup_steps=0, patience=0, topk_every=0, weight_decay=0)
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay is of adamw; {self.optimizer!r} would ignore it.")
+        if self.metric not in SELECTING:
+            raise ValueError(f"metric must be one of {sorted(SELECTING)}; got {self.metric!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +89,10 @@ class Recipe:
     @classmethod
     def from_json(cls, values: dict) -> "Recipe":
         """The inverse of `to_json`; what is missing has its default, as in bundles of versions that
-        did not know it, and an unknown field is a TypeError that names it."""
+        did not know it, and an unknown part or field is a TypeError that names it."""
         parts = {}
+        if unknown := values.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise TypeError(f"a recipe has no parts {sorted(unknown)}.")
         for field in dataclasses.fields(cls):
             part = {
                 name: tuple(value) if isinstance(value, list) else value

@@ -94,6 +94,11 @@ class TaskConfig:
             raise ValueError(
                 f"a learned temperature starts within {LEARNED}; got {self.temperature}."
             )
+        if self.temperature_kind != "fixed" and self.loss in ("triplet", "cosine_contrastive"):
+            raise ValueError(
+                f"{self.loss} is not bounded below over temperatures, and a lower one would always "
+                "be better: take temperature_kind='fixed'."
+            )
         if self.temperature_kind != "fixed" and not self.unique:
             raise ValueError("tfrs.tasks.Retrieval has a fixed temperature; take unique=True.")
 

@@ -52,8 +52,7 @@ class Training:
         sequences: The same rows as windows, all of whose prefixes are queries, if the recipe asks.
         frequency: The streaming estimate of p_c, if the recipe asks for it.
         miner: The users' hard negatives, if the recipe asks for them.
-        passed_over: `[num_users, n]`, keys of what each user was shown and passed over, padded
-            with -1, likewise.
+        passed_over: Keys of what each user was shown and passed over, a row a user, likewise.
     """
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
@@ -115,12 +114,18 @@ class Training:
         if recipe.negatives.hard_negative_share:
             own = Ragged(self.examples.items, self.examples.by_user.offsets)
             width = self._num_hard(recipe.examples.batch_size)
+            if width >= len(split.candidates):
+                raise ValueError(
+                    f"hard_negative_share {recipe.negatives.hard_negative_share} of batch_size "
+                    f"{recipe.examples.batch_size} asks for {width} negatives of each row's own; "
+                    f"there are {len(split.candidates)} items. Lower one of the two."
+                )
             longer = dataclasses.replace(recipe.mining, depth=max(recipe.mining.depth, width))
             self.miner = Miner(longer, own, split.candidates)
         self.passed_over = None
         if recipe.negatives.num_impressions:
-            self.passed_over = self.examples.passed_over().to_dense(-1)
-            if not self.passed_over.size:
+            self.passed_over = self.examples.passed_over()
+            if not len(self.passed_over.values):
                 raise ValueError("num_impressions needs events of impressions; there are none.")
         # Builds all weights, so that they can be counted, loaded and saved before the first step.
         self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
@@ -244,7 +249,8 @@ class Training:
         if self.miner is not None:
             blocks.append(self.miner.block(users, self._num_hard(len(items)), rng, items))
         if self.passed_over is not None:
-            blocks.append(drawn(self.passed_over[users], config.num_impressions, rng))
+            shown = self.passed_over.take(users).to_dense(-1)
+            blocks.append(drawn(shown, config.num_impressions, rng))
         return np.concatenate(blocks, axis=1).astype(np.int32)
 
     def batches(self, first_epoch: int = 0) -> tf.data.Dataset:

@@ -334,6 +334,9 @@ class Examples:
         if name not in dataset.interactions:
             raise ValueError(f"no column {name!r} to weigh examples by.")
         weights = dataset.interactions[name].to_numpy(np.float32)[self.rows]
+        if (infinite := np.isinf(weights)).any():
+            row = self.rows[np.argmax(infinite)]
+            raise ValueError(f"weights from {name!r} must be finite; row {row} has infinity.")
         mean = np.nanmean(weights)
         if not mean > 0 or (weights < 0).any():
             raise ValueError(f"weights from {name!r} must not be negative, nor all zero or NaN.")
