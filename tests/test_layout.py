@@ -109,6 +109,7 @@ def test_every_flag_reaches_its_field():
             "hard_negative_share": 0.25,
             "mining_index": "hnsw",
             "optimizer": "adamw",
+            "metric": "ndcg@10",
             "history": "attention",
         }
         expected = {}
