@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from twotower import baselines
+from twotower import training as training_module
 from twotower.bundle import Bundle, BundleError
 from twotower.data.dataset import Dataset
 from twotower.data.splits import make_split
@@ -464,10 +465,14 @@ def test_a_recipe_of_unknown_parts_is_refused():
         Recipe.from_json({"tsk": {"temperature": 0.3}})
 
 
-def test_more_mined_negatives_than_items_are_refused():
-    recipe = tiny.recipe(negatives={"hard_negative_share": 0.6}, examples={"batch_size": 256})
-    with pytest.raises(ValueError, match=r"asks for 382 negatives.*Lower one of the two"):
+def test_more_mined_negatives_than_items_are_told(monkeypatch):
+    said = []
+    monkeypatch.setattr(training_module.logging, "warning", lambda text, *v: said.append(text % v))
+    for share in (0.1, 0.6):
+        recipe = tiny.recipe(negatives={"hard_negative_share": share}, examples={"batch_size": 256})
         Training(tiny.dataset(), tiny.split(), recipe)
+    (text,) = said
+    assert "hard_negative_share 0.6 of batch_size 256 asks for 382 negatives" in text
 
 
 def test_ratings_that_a_history_cannot_tell_apart_are_refused():

@@ -115,10 +115,13 @@ class Training:
             own = Ragged(self.examples.items, self.examples.by_user.offsets)
             width = self._num_hard(recipe.examples.batch_size)
             if width >= len(split.candidates):
-                raise ValueError(
-                    f"hard_negative_share {recipe.negatives.hard_negative_share} of batch_size "
-                    f"{recipe.examples.batch_size} asks for {width} negatives of each row's own; "
-                    f"there are {len(split.candidates)} items. Lower one of the two."
+                logging.warning(
+                    "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
+                    "own; there are %d items, so that most stand in it more than once.",
+                    recipe.negatives.hard_negative_share,
+                    recipe.examples.batch_size,
+                    width,
+                    len(split.candidates),
                 )
             longer = dataclasses.replace(recipe.mining, depth=max(recipe.mining.depth, width))
             self.miner = Miner(longer, own, split.candidates)
