@@ -110,7 +110,10 @@ def told(flags_given: list[str]) -> list[str]:
 
 def recipe(one: Run, split: str) -> dict[str, list[str]]:
     """The flags of the base recipe, and those behind them."""
-    return {"base": told([f"--flagfile={plan().flagfile}"]), "flags": told(flags_of(one, split))}
+    return {
+        "base": told([f"--flagfile={ROOT / plan().flagfile}"]),
+        "flags": told(flags_of(one, split)),
+    }
 
 
 def finished(one: Run, split: str, seed: int) -> dict | None:
