@@ -180,10 +180,11 @@ class Bundle:
             if name.endswith("time") and dtype == "int64" and (values.numpy() > LATEST).any():
                 raise ValueError(f"{name}: times are seconds; are these milliseconds?")
         for name, values in tensors.items():
-            first, _, what = name.rpartition("_")
-            events = tensors[first if what in ("time", "rating") and first in tensors else name]
-            if events.shape != values.shape:
-                raise ValueError(f"{name}: {values.shape} and {first}: {events.shape} differ.")
+            events, _, what = name.rpartition("_")
+            if what not in ("time", "rating") or events not in tensors:
+                continue
+            if values.shape != (expected := tensors[events].shape):
+                raise ValueError(f"{name}: {values.shape} and {events}: {expected} differ.")
         if len({tuple(values.shape[:1]) for values in tensors.values()}) > 1:
             rows = {name: values.shape[:1] for name, values in tensors.items()}
             raise ValueError(f"inputs have a row a query each; got {rows}.")

@@ -330,9 +330,10 @@ class SequenceHistory(History):
         if type(self)._go_on is SequenceHistory._go_on:  # reads its windows anew in any case
             return self._read(self._added(state, one, known, full), one.request)
 
+        has_room = known & ~full
+
         def go_on():
-            known_here = known & ~full
-            return self._go_on(self._added(state, one, known_here), one.request, known_here)
+            return self._go_on(self._added(state, one, has_room), one.request, has_room)
 
         def go_on_and_reread():
             at = tf.where(full)  # [num_full, 1]
