@@ -61,22 +61,7 @@ class Training:
             tf.config.experimental.enable_op_determinism()
         self.dataset, self.split, self.recipe = dataset, split, recipe
         self.examples = Examples(dataset, split, recipe.examples)
-        context = set(recipe.query.features) & {"time", *self.examples.context}
-        if context and not self.examples.alone:
-            raise ValueError(
-                f"query features {sorted(context)} belong to one example, so queries cannot be "
-                "shared: set targets_per_query=1."
-            )
-        if "time" in recipe.query.features and not self.examples.time_told:
-            raise ValueError(
-                f"the feature 'time' needs a protocol that tells the time: {split.protocol}+time."
-            )
-        if recipe.query.history_time_told and not self.examples.time_told:
-            raise ValueError(
-                f"history_time_told needs a protocol that tells the time: {split.protocol}+time."
-            )
-        if recipe.query.history_ratings and np.isnan(self.examples.ratings).all():
-            raise ValueError("history_ratings: no training row has a rating.")
+        self._check()
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
         items = item_tower(self._item_columns(), recipe.item)
         queries = query_tower(
@@ -110,21 +95,7 @@ class Training:
         self.frequency = None
         if recipe.task.frequency == "streaming":
             self.frequency = StreamingFrequency(4 * len(dataset.items))
-        self.miner = None
-        if recipe.negatives.hard_negative_share:
-            own = Ragged(self.examples.items, self.examples.by_user.offsets)
-            width = self._num_hard(recipe.examples.batch_size)
-            if width >= len(split.candidates):
-                logging.warning(
-                    "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
-                    "own; there are %d items, so that most stand in it more than once.",
-                    recipe.negatives.hard_negative_share,
-                    recipe.examples.batch_size,
-                    width,
-                    len(split.candidates),
-                )
-            longer = dataclasses.replace(recipe.mining, depth=max(recipe.mining.depth, width))
-            self.miner = Miner(longer, own, split.candidates)
+        self.miner = self._miner() if recipe.negatives.hard_negative_share else None
         self.passed_over = None
         if recipe.negatives.num_impressions:
             self.passed_over = self.examples.passed_over()
@@ -135,6 +106,40 @@ class Training:
         vectors = self.item_vectors(split.candidates)
         if topk is not None:
             self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
+
+    def _check(self) -> None:
+        """Raises where the query tower asks for what the examples do not tell."""
+        query, examples, protocol = self.recipe.query, self.examples, self.split.protocol
+        context = set(query.features) & {"time", *examples.context}
+        if context and not examples.alone:
+            raise ValueError(
+                f"query features {sorted(context)} belong to one example, so queries cannot be "
+                "shared: set targets_per_query=1."
+            )
+        if "time" in query.features and not examples.time_told:
+            raise ValueError(f"the feature 'time' needs a protocol that tells it: {protocol}+time.")
+        if query.history_time_told and not examples.time_told:
+            raise ValueError(f"history_time_told needs a protocol that tells it: {protocol}+time.")
+        if query.history_ratings and np.isnan(examples.ratings).all():
+            raise ValueError("history_ratings: no training row has a rating.")
+
+    def _miner(self) -> Miner:
+        """Lists deep enough for the block that a whole batch asks for."""
+        negatives, candidates = self.recipe.negatives, self.split.candidates
+        batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
+        width = self._num_hard(batch_size)
+        if width >= len(candidates):
+            logging.warning(
+                "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
+                "own; there are %d items, so that most stand in it more than once.",
+                negatives.hard_negative_share,
+                batch_size,
+                width,
+                len(candidates),
+            )
+        own = Ragged(self.examples.items, self.examples.by_user.offsets)
+        deep = dataclasses.replace(mining, depth=max(mining.depth, width))
+        return Miner(deep, own, candidates)
 
     def _sequences(self, queries: Tower) -> Sequences | None:
         recipe = self.recipe
