@@ -55,7 +55,8 @@ SOFTMAX_OVER_ALL = "--negatives=catalogue"
 # Losses of a bounded score take the cosine as it is.
 COSINE = "--temperature=1"
 WIDE_IDS = "--item_id_dim=256"
-# Share of mined negatives, and steps before they come: an epoch is some 3,500 steps of 256.
+# Share of mined negatives, and steps before they come: an epoch is 2,970 steps of 256, so that the
+# first one has none.
 HARD = ((0.0, 3000), (0.05, 3000), (0.1, 3000), (0.1, 0), (0.25, 3000), (0.5, 3000), (0.5, 0))
 # Of 200,000 items, whose lists overlap little, so that a step encodes all that they hold.
 LARGE_HARD = ((0.1, 1500), (0.5, 0))
@@ -141,7 +142,7 @@ RUNS = [
     run("correction", "none, own positives not masked", "--correction=none --nomask_own", 1.5),
     run(
         "correction",
-        "log-Q, own positives not masked",
+        "log-Q, nothing masked",
         "--correction=log_q --nomask_own",
         1.5,
         is_pivotal=True,

@@ -121,7 +121,8 @@ def study() -> str:
     machines = ", ".join(sorted({row["hardware"] for row in rows()}))
     source = (
         f"`random`, validation; intervals over users. Each row's command, commit and machine stand "
-        f"in `experiments/results/ablation.json` ({machines}): times compare within a machine."
+        f"in `experiments/results/ablation.json` ({machines}): a command holds at its commit, and "
+        "times, of one core a run, compare within a machine."
     )
     return table(header, body) + "\n\n" + source
 
@@ -170,13 +171,14 @@ def rules() -> str:
         claim, better, worse, _ = rule
         names = [f"{name} ({group})" for group, name in (better, worse)]
         body.append([claim, *names, *verdict(rule, "random"), *verdict(rule, LATER)])
-    header = ["the rule", "run", "against"]
+    header = ["the rule", "the run it favours", "the other"]
     for protocol in ("random", LATER):
-        header += [f"`{protocol}`: run", "against", "the rule"]
+        header += [f"`{protocol}`: favoured", "other", "the rule"]
     below = (
         f"`{FIRST}` of each training's best epoch, of log-Q's width `coverage@10`; mean over the "
         "seeds that there are. Even is a difference within the wider of the two 95% intervals over "
-        "users; a rule that says enough holds where the figure is no lower."
+        "users, a careful test, as both runs answer the same users. A rule that says enough holds "
+        "where the figure is no lower."
     )
     return table(header, [row for row in body if any(row[3:])]) + "\n\n" + below
 
@@ -237,7 +239,7 @@ def dimensions(name: str = "dimension") -> str:
         cells += [f"{graph[cost]:.{places}f}" for cost, places in COSTS]
         body.append([str(dim), *cells])
     header = ["dimension", f"`{FIRST}`", "training s", "flat: bytes", "p50 ms"]
-    header += ["HNSW: bytes", "build s", "p50 ms", "`recall@100`"]
+    header += ["HNSW: bytes beside", "build s", "p50 ms", "`recall@100`"]
     size = (
         f"Indexes of {result['rows'][0]['num_items']:,} vectors around the run's own items, by the "
         f"same command for each run's bundle: "

@@ -110,6 +110,8 @@ TABLES = {
     "wear": update_tables.wear,
     "drift": update_tables.drift,
     "ways": update_tables.ways,
+    "swaps": update_tables.swaps,
+    "mismatch": update_tables.mismatch,
     "claims": retrieval_tables.claims,
     "study": ablation_tables.study,
     "repeated": ablation_tables.repeated,

@@ -106,7 +106,7 @@ def curves() -> str:
                     [run["protocol"], f"{entry['epoch']}{chosen}", *figures, f"{spent:.0f}"]
                 )
     header = ["validation", "epoch", "`hit_rate@10`", "`ndcg@10`", "`hit_rate@50`", "minutes"]
-    return table(header, body) + "\n\n" + origin(runs[0])
+    return table(header, body) + "\n\n" + "\n\n".join(map(origin, runs))
 
 
 def tokens(name: str = "tokens") -> str:

@@ -1,6 +1,8 @@
-"""Tables from experiments/results/index_updates.json, for render_results.py."""
+"""Tables from experiments/results/index_*.json, for render_results.py."""
 
-from retrieval_tables import origin_of, read, recall_of, table  # isort: skip  (beside this script)
+from retrieval_tables import origin, origin_of, read, recall_of, table  # isort: skip  (beside this script)
+
+PHASES = {"calm": "in calm", "exchange": "two loaded pairs", "load": "read from disk"}
 
 
 def wear(name: str = "index_updates") -> str:
@@ -63,3 +65,25 @@ def ways(name: str = "index_updates") -> str:
     header = ["way", "rounds", "recall at the end", "p50 ms", "seen after, s", "round, s"]
     header += ["longest search, ms", "peak MiB"]
     return table(header, body) + "\n\n" + origin_of(rows[0], result)
+
+
+def swaps(name: str = "index_swap") -> str:
+    """Requests while loaded pairs of tower and index are exchanged, and while one is read."""
+    result, body = read(name), []
+    for row in result["rows"]:
+        cells = [PHASES[row["phase"]], f"{row['exchanges']}", f"{row['searches']:,}"]
+        cells += [f"{row['mixed']}", f"{row['errors']}"]
+        body.append([*cells, *(f"{row[f'{key}_ms']:.1f}" for key in ("p50", "p99", "longest"))])
+    header = ["", "exchanges", "requests", "answers of two trainings", "errors"]
+    return table([*header, "p50 ms", "p99 ms", "longest ms"], body) + "\n\n" + origin(result)
+
+
+def mismatch(name: str = "index_mismatch") -> str:
+    """Recall of each tower on each training's index."""
+    result, body = read(name), []
+    for row in result["rows"]:
+        value = row["recall_micro@100"]
+        half = (value["high"] - value["low"]) / 2
+        body.append([row["tower"], row["index"] or "", f"{value['mean']:.3f} ± {half:.3f}"])
+    header = ["query tower of", "index of", "`recall_micro@100`"]
+    return table(header, body) + "\n\n" + origin(result)

@@ -1,4 +1,4 @@
-"""The five protocols: which rows train, and which questions are asked.
+"""The protocols: which rows train, and which questions are asked.
 
 | protocol              | items        | test targets                                           |
 |-----------------------|--------------|--------------------------------------------------------|
