@@ -8,13 +8,14 @@ import pytest
 import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 
 import tensorflow as tf  # isort: skip
+from twotower.ragged import Ragged
 from twotower.saved_models import save_tower
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.gru import GRUHistory
 from twotower.towers.history import MeanHistory
 from twotower.towers.hstu import GatedBlock, HSTUHistory
 from twotower.towers.pooling import AttentionHistory, RecencyHistory
-from twotower.towers.sequence import num_dropped, put
+from twotower.towers.sequence import SequenceHistory, num_dropped, put
 from twotower.towers.transformer import (
     UNSEEN,
     AttentionBlock,
@@ -254,14 +255,16 @@ def test_a_span_that_training_never_met_counts_as_the_longest(name):
 
     longest, beyond = 50_000, 500_000_000
     assert np.abs(vector(longest, beyond) - vector(longest, longest)).max() > 1e-3
-    feature.adapt(np.array([100, 100 + longest]), np.array([NAN, 4.0], np.float32))
+    # Another user's events are years away, which is no span that anybody had.
+    times = Ragged.from_rows([[100, 100 + longest], [], [beyond]])
+    feature.adapt(times, np.array([NAN, 4.0, NAN], np.float32))
     if name.startswith("gru"):  # a bias by time, which starts at zero, needs no such bound
         np.testing.assert_array_equal(vector(beyond, longest), vector(longest, longest))
     wait = feature.tokens(feature.window(feature.encode(raw([[3]], 100 + beyond, [[100]]))))
     same = feature.tokens(feature.window(feature.encode(raw([[3]], 100 + longest, [[100]]))))
     np.testing.assert_array_equal(wait, same)
     with pytest.raises(ValueError, match=r"0\.5 to 5\.5; these go from 1 to 10"):
-        feature.adapt(np.arange(2), np.array([1.0, 10.0], np.float32))
+        feature.adapt(Ragged.from_rows([[0, 1]]), np.array([1.0, 10.0], np.float32))
 
 
 def test_biases_by_hand():
@@ -349,6 +352,9 @@ def test_the_request_is_told_or_nothing_of_it_goes_in():
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_config_makes_the_same_encoder(name):
     feature = encoder(name)
+    if isinstance(feature, SequenceHistory):
+        feature.adapt(Ragged.from_rows([[0, 5000]]), np.array([NAN, 4.0], np.float32))
+        assert feature.get_config()["longest"] == 5000
     again = type(feature)(**feature.get_config())
     assert again.get_config() == feature.get_config() and again.inputs == feature.inputs
     encoded = again.encode(raw([[1, 2]]))

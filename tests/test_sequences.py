@@ -99,6 +99,23 @@ def test_cloze_asks_for_some_events_and_always_for_the_last():
     assert 0.27 < hidden / (len(made) - windows) < 0.33
 
 
+def test_a_cloze_does_not_show_what_it_asks_for():
+    """Where users take items again, as those of ML-1M do not."""
+    made = examples(hidden_share=0.3)
+    made.items = made.items.copy()
+    repeated = 0
+    for row in made.by_user:
+        made.items[row] = made.items[row[np.arange(len(row)) // 2 * 2]]  # each item twice
+    for batch in Sequences(made, is_causal=False).epoch(0):
+        history, place = batch["cases"].history, batch["place"]
+        asked = history.offsets[place[:, 0]] + place[:, 1] - 1
+        shown = np.setdiff1d(np.arange(len(history.values)), asked)
+        shown = set(zip(history.row_index[shown].tolist(), history.values[shown].tolist()))
+        assert not shown & set(zip(place[:, 0].tolist(), batch["item"].tolist()))
+        repeated += len(asked) - len(set(zip(place[:, 0].tolist(), batch["item"].tolist())))
+    assert repeated > 100
+
+
 def test_hidden_events_have_the_time_of_what_is_seen_before_them():
     times = Ragged.from_rows([[10, 20, 30], [40, 50, 60, 70], [80]])
     hidden = np.array([True, False, True, False, True, True, False, True])
@@ -114,6 +131,7 @@ def test_hidden_events_have_the_time_of_what_is_seen_before_them():
         ("loo", {"stratify": 0.5}, "set stratify=0"),
         ("loo", {"max_history": 5}, "set max_history=0"),
         ("loo", {"hidden_share": 0.0}, "hidden_share must lie between"),
+        ("loo", {"hidden_share": 0.5}, "this encoder hides no events"),
         ("loo", {"sequence_length": -1}, "sequence_length"),
         ("loo", {"batch_size": LENGTH - 1}, rf"a window has up to {LENGTH}; got {LENGTH - 1}"),
     ],
@@ -187,10 +205,14 @@ def test_a_sequence_of_one_query_is_what_an_example_is():
 
 
 @pytest.mark.parametrize("history", ["transformer", "masked_transformer"])
-@pytest.mark.parametrize("told", [False, True])
-def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, told):
+@pytest.mark.parametrize(
+    "protocol, told", [("loo", False), ("loo+time", True), ("loo+time", False)]
+)
+def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, protocol, told):
+    """A protocol may tell it, and the encoder not read it. (How old an item is, `timed`, is told of
+    every column as of its own example.)"""
     query = {"history": history, "history_gaps": True, "history_time_told": told}
-    split = tiny.split("loo+time" if told else "loo")
+    split = tiny.split(protocol)
 
     def tensors(shift):
         training = Training(tiny.dataset(), split, tiny.recipe(SEQUENTIAL, query=query))
@@ -251,6 +273,10 @@ def test_what_came_before_is_no_negative(negatives):
         ({"query": {"history": "mean", "history_gaps": True}}, "does not heed.*history_gaps=True"),
         ({"query": {"history": "hstu", "history_time_bias": True}}, "does not heed"),
         ({"query": {"history_time_told": True}}, "history_time_told needs a protocol"),
+        (
+            {"query": {"shared": "item_embedding", "history_dim": 32}},
+            "history_dim 32: shared='item_embedding' takes the item tower's vectors.*length is 16",
+        ),
         (
             {
                 "query": {"history": "hstu", "history_positions": ""},

@@ -10,7 +10,7 @@ import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow l
 from twotower.bundle import Bundle, BundleError
 from twotower.data.examples import QueryInputs
 from twotower.evaluation import evaluate
-from twotower.export import export
+from twotower.export import export, model_version
 from twotower.fitting import fit
 from twotower.session import Session, direct
 from twotower.training import Training
@@ -97,11 +97,21 @@ def test_a_session_goes_on_from_what_was_kept(training, bundle, tmp_path):
         Session.resume(bundle, kept, one.vector)
 
 
+def test_another_rule_for_full_windows_is_another_model(training, monkeypatch):
+    vectors = training.item_vectors(training.split.candidates)
+    (history,) = training.model.query_tower.features
+    before = model_version(training, vectors)
+    assert model_version(training, vectors) == before
+    monkeypatch.setattr(history, "stride", 5)  # with the same weights
+    assert model_version(training, vectors) != before
+
+
 def test_a_signature_called_directly_answers_the_same(bundle):
     whole = inputs(bundle, tiny.split("loo").cases.take(np.arange(3)))
     signatures = bundle.query_tower.model.signatures
     begun = signatures["begin"](**bundle.query_tensors(whole))
-    event = bundle.query_tensors({name: values[:, 0] for name, values in whole.items()})
+    first = {name: values[:, 0] for name, values in whole.items()}
+    event = bundle.query_tensors(first, is_event=True)
     given = {name: value for name, value in begun.items() if name != "embedding"} | event
     expected, found = signatures["step"](**given), direct(signatures["step"])(given)
     assert found.keys() == expected.keys()
@@ -130,6 +140,10 @@ def test_what_a_session_is_not_given_is_named(bundle):
     whole = inputs(bundle, cases)
     with pytest.raises(ValueError, match=r"missing \['history_time'\]"):
         Session(bundle, {"history": whole["history"]})
+    flat = {name: values[:, 0] for name, values in whole.items()}
+    for ask in (bundle.query_tower, lambda inputs: Session(bundle, inputs)):
+        with pytest.raises(ValueError, match=r"history: expected the shape \(None, None\).*\(2,\)"):
+            ask(flat)
     session = Session(bundle, whole)
     with pytest.raises(ValueError, match=r"unknown \['hist'\]"):
         session.add({**{name: values[:, 0] for name, values in whole.items()}, "hist": []})

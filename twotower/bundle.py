@@ -149,27 +149,34 @@ class Bundle:
         return embed
 
     @functools.cached_property
-    def _query_dtypes(self) -> dict[str, str]:
-        return {spec["name"]: spec["dtype"] for spec in self.manifest["query_inputs"]}
+    def _query_inputs(self) -> dict[str, tuple[str, list]]:
+        """Type and shape of each."""
+        specs = self.manifest["query_inputs"]
+        return {spec["name"]: (spec["dtype"], spec["shape"]) for spec in specs}
 
-    def query_tensors(self, inputs: Mapping[str, np.ndarray]) -> dict:
+    def query_tensors(self, inputs: Mapping[str, np.ndarray], is_event: bool = False) -> dict:
         """Raw inputs of the query tower as tensors.
+
+        Args:
+            inputs: Arrays by name, a row a query.
+            is_event: Whether they are one event for each query, `[num_queries]` in the place of
+                each history.
 
         Raises:
             ValueError: An input that is missing, or that the tower does not have; values of another
-                type, rows of different length, or times that are no seconds.
+                type or rank, rows of different length, or times that are no seconds.
         """
         import tensorflow as tf
 
-        dtypes = self._query_dtypes
-        missing, unknown = dtypes.keys() - inputs.keys(), inputs.keys() - dtypes.keys()
+        wanted = self._query_inputs
+        missing, unknown = wanted.keys() - inputs.keys(), inputs.keys() - wanted.keys()
         if missing or unknown:
             raise ValueError(
-                f"the query tower takes {sorted(dtypes)}; missing {sorted(missing)}, unknown "
+                f"the query tower takes {sorted(wanted)}; missing {sorted(missing)}, unknown "
                 f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
             )
         tensors = {}
-        for name, dtype in dtypes.items():
+        for name, (dtype, shape) in wanted.items():
             try:
                 tensors[name] = values = tf.constant(inputs[name], dtype)
             except (TypeError, ValueError) as error:
@@ -177,6 +184,11 @@ class Bundle:
                     f"{name}: expected {dtype}, every row of the same length (pad with '', NaN or "
                     f"-1); {error}"
                 ) from error
+            if not is_event and not values.shape.is_compatible_with(shape):
+                raise ValueError(
+                    f"{name}: expected the shape {tuple(shape)}, a row a query; got "
+                    f"{tuple(values.shape)}."
+                )
             if name.endswith("time") and dtype == "int64" and (values.numpy() > LATEST).any():
                 raise ValueError(f"{name}: times are seconds; are these milliseconds?")
         for name, values in tensors.items():

@@ -146,8 +146,11 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
 
 
 def model_version(training: Training, vectors: np.ndarray) -> str:
-    """Names the weights: 16 hex digits of their sha256."""
+    """Names the items' vectors and the query tower, its weights and what its features do with them:
+    16 hex digits of their sha256."""
     digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes())
+    for feature in training.model.query_tower.features:
+        digest.update(json.dumps(feature.get_config(), sort_keys=True, default=list).encode())
     for weight in training.model.query_tower.weights:
         digest.update(weight.numpy().tobytes())
     return digest.hexdigest()[:16]

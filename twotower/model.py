@@ -13,6 +13,7 @@ import tensorflow_recommenders as tfrs  # noqa: E402
 from twotower.negatives import Columns, NegativesConfig, Pools, merged, scaled_gradient  # noqa: E402
 from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
+from twotower.towers.item import TIMED  # noqa: E402
 
 
 class TwoTowerModel(tfrs.Model):
@@ -41,8 +42,8 @@ class TwoTowerModel(tfrs.Model):
         metrics: `tfrs.metrics.FactorizedTopK` for validation, or None.
 
     Raises:
-        ValueError: Towers of different lengths, or negatives that the task's correction or
-            `tfrs.tasks.Retrieval` cannot go with.
+        ValueError: Towers of different lengths, or negatives that the task's correction,
+            `tfrs.tasks.Retrieval` or an item's features of the moment cannot go with.
     """
 
     def __init__(
@@ -66,6 +67,14 @@ class TwoTowerModel(tfrs.Model):
         self._items = tuple((name, tf.constant(values)) for name, values in items.items())
         self.num_items = len(probability)
         self.config, columns = config, columns or NegativesConfig()
+        timed = [feature.name for feature in item_tower.features if feature.name in TIMED]
+        if timed and (columns.has_block or set(columns.negatives) - {"batch", "memory"}):
+            raise ValueError(
+                f"item features {timed} are told as of an example's time, which columns of the "
+                "batch have and others have not: as of the end of training, they would be known "
+                f"for negatives by that alone. Leave them out, or take negatives=('batch',); got "
+                f"{columns}."
+            )
         self.pools = Pools(columns, probability, query_tower.dim)
         if config.unique:
             self.task = MatrixRetrieval(config, self.num_items, columns, metrics)
@@ -110,7 +119,6 @@ class TwoTowerModel(tfrs.Model):
             own=self._own(inputs, columns.keys) if self.config.mask_own else None,
             block=block,
             step=self._step,
-            is_timed=bool(inputs.get("timed")),
         )
 
     @property
@@ -129,10 +137,9 @@ class TwoTowerModel(tfrs.Model):
         positives, num_examples = None, tf.size(item)
         if timed:
             # Equal items differ by their examples' times, so each example is a column.
-            positives = self.item_vectors(item, training, timed)
-            if batch := pools.pop("batch", None):
-                vectors = self.pools.as_columns(positives, num_examples)
-                ready.append(Columns(batch.keys, batch.log_weight, vectors))
+            batch, positives = pools.pop("batch"), self.item_vectors(item, training, timed)
+            vectors = self.pools.as_columns(positives, num_examples)
+            ready.append(Columns(batch.keys, batch.log_weight, vectors))
         elif not {"batch", "catalogue"} & pools.keys():
             # For their vectors, which are needed in any case.
             pools["positives"] = Columns.closed(tf.unique(item).y)
@@ -147,8 +154,7 @@ class TwoTowerModel(tfrs.Model):
             fresh.vectors = self.item_vectors(fresh.keys, training)
             num = tf.size(fresh.keys)
             place = tf.scatter_nd(fresh.keys[:, None], tf.range(num), [self.num_items])
-            if positives is None:
-                positives = tf.gather(fresh.vectors, tf.gather(place, item))
+            positives = tf.gather(fresh.vectors, tf.gather(place, item))
             if block_keys is not None:
                 block = self._counted(block_keys, place, num)
                 for others in ready:
@@ -167,8 +173,7 @@ class TwoTowerModel(tfrs.Model):
         then the whole softmax'. Else an item that is rare in batches would hardly ever be pushed
         away, and pulled as often as before.
         """
-        item, timed = inputs["item"], inputs.get("timed")
-        config, old = self.pools.config, self.pools.snapshot
+        item, config, old = inputs["item"], self.pools.config, self.pools.snapshot
         everything = tf.range(self.num_items)
         is_due = self._step % config.catalogue_refresh == 0
         tf.cond(is_due, lambda: old.assign(self.item_vectors(everything)), old.read_value)
@@ -179,8 +184,7 @@ class TwoTowerModel(tfrs.Model):
         present = -tf.math.expm1(size * tf.math.log1p(-drawn))
         scored = scaled_gradient(fresh, 1 / present[:, None])
         columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), keys[:, None], scored)
-        positives = self.item_vectors(item, True, timed) if timed else tf.gather(fresh, place)
-        block = None
+        positives, block = tf.gather(fresh, place), None
         if config.has_block:
             block = self._counted(inputs["block"], everything, self.num_items)
         return columns, positives, block

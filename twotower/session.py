@@ -107,7 +107,7 @@ class Session:
         Raises:
             ValueError: An input that is missing or unknown, or of other users by their number.
         """
-        inputs = self._bundle.query_tensors(event)
+        inputs = self._bundle.query_tensors(event, is_event=True)
         self._check(inputs)
         self._take(self._step(self.state | inputs))
         return self.vector

@@ -193,7 +193,6 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         own: tf.Tensor | None = None,
         block: tf.Tensor | None = None,
         step: tf.Tensor | int = 0,
-        is_timed: bool = False,
     ) -> tf.Tensor:
         """Mean loss of a batch, or its sum.
 
@@ -210,14 +209,13 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             block: `[num_queries, num_columns]`, how often each query has the column in its own
                 block of negatives, whether the others have it or not; None for no blocks.
             step: Of the optimiser, for annealing.
-            is_timed: Whether positives are vectors of their example's time, and columns are not.
         """
         temperature = self.temperature_at(step)
         queries = query_embeddings
         of_examples = queries if row is None else tf.gather(queries, row)
         positive = self.pairs(of_examples, positive_embeddings) / temperature
         is_whole = own is None or row is None  # Z is a query's, whatever example asks
-        if self._is_full_softmax and is_whole and block is None and not is_timed:
+        if self._is_full_softmax and is_whole and block is None:
             queries /= temperature
             total = self._full_softmax(queries, positive, row, item, columns, sample_weight, own)
             num_examples = tf.cast(tf.size(item), tf.float32)

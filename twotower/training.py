@@ -72,7 +72,8 @@ class Training:
         )
         for feature in queries.features:
             if isinstance(feature, SequenceHistory):
-                feature.adapt(self.examples.times, self.examples.ratings)
+                of_users = Ragged(self.examples.times, self.examples.by_user.offsets)
+                feature.adapt(of_users, self.examples.ratings)
         self.sequences = self._sequences(queries)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)
@@ -166,7 +167,12 @@ class Training:
             )
         # What has a row a sequence and not a row a query.
         self._of_sequences = {spec.name for spec in encoders[0].inputs}
-        return Sequences(self.examples, encoders[0].is_causal, is_cut=most is not None)
+        return Sequences(
+            self.examples,
+            encoders[0].is_causal,
+            is_cut=most is not None,
+            is_told=getattr(encoders[0], "time_told", False),
+        )
 
     def _query_columns(self) -> dict[str, np.ndarray]:
         """What the training rows hold of each query feature."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from twotower.data.cases import EvalCases
-from twotower.data.examples import Examples
+from twotower.data.examples import Examples, ExamplesConfig
 from twotower.ragged import Ragged
 
 # Windows whose lengths differ by less than this may share a batch in any order.
@@ -21,8 +21,9 @@ class Sequences:
     """Batches of windows of like length, in a new order each epoch, the same for the same seed.
 
     A user's events are cut into windows of `sequence_length` queries, at another place each epoch;
-    a window begins with the event before its first target, and the user's first one with none. Each
-    training row is in one window, and a target there (of a cloze, if it is drawn or the last).
+    a window begins with the event before its first target, and the user's first one with none; of a
+    cloze with the first target. Each training row is in one window, and a target there (of a cloze,
+    if it is drawn or the last, or of the same item as such a one, which would give it away).
 
     Args:
         examples: The training rows; their config has `sequence_length`, `hidden_share` and
@@ -31,15 +32,29 @@ class Sequences:
             asked for by all others of the window, which the encoder must not show itself.
         is_cut: Whether sequences are cut into windows at all; one who is asked with whole histories
             learns from whole ones.
+        is_told: Whether the encoder reads the time of the request; to others a cloze does not show
+            when the events that it asks for came.
 
     Raises:
         ValueError: A protocol whose queries see later events, examples that are drawn or weighed by
-            more than one row, or a batch that has no room for a window.
+            more than one row, a batch that has no room for a window, or a share to hide of events
+            that are not hidden.
     """
 
-    def __init__(self, examples: Examples, is_causal: bool = True, is_cut: bool = True) -> None:
-        self.examples, self.is_causal = examples, is_causal
+    def __init__(
+        self,
+        examples: Examples,
+        is_causal: bool = True,
+        is_cut: bool = True,
+        is_told: bool = False,
+    ) -> None:
+        self.examples, self.is_causal, self.is_told = examples, is_causal, is_told
         config = examples.config
+        if is_causal and config.hidden_share != ExamplesConfig.hidden_share:
+            raise ValueError(
+                f"hidden_share {config.hidden_share}: this encoder hides no events, it asks for "
+                "each one by those before it. Leave it out, or take a masked_transformer."
+            )
         if examples.shared:
             raise ValueError(
                 f"sequences train the next event, which {examples.split.protocol} does not ask "
@@ -71,7 +86,7 @@ class Sequences:
         begin, end, first = (np.repeat(values, more + 1) for values in (begin, end, first))
         target = np.where(number == 0, begin, begin + first + (number - 1) * self.length)
         stop = np.minimum(begin + first + number * self.length, end)
-        return np.maximum(target - 1, begin), target, stop
+        return np.maximum(target - 1, begin) if self.is_causal else target, target, stop
 
     def epoch(self, epoch: int) -> Iterator[dict]:
         """Batches of one epoch.
@@ -103,11 +118,13 @@ class Sequences:
         if not self.is_causal:
             hidden = rng.random(len(at)) < examples.config.hidden_share
             hidden |= at == stop[window] - 1  # the last one, as in serving
+            item = window * (examples.items.max() + 1) + examples.items[at]  # of each window
+            hidden |= np.isin(item, item[hidden])
             window, at = window[hidden], at[hidden]
         # The last event of a window is a target alone.
         events = Ragged.ranges(start, stop - start - self.is_causal)
         columns = examples.histories(events)
-        if not self.is_causal and not examples.time_told:
+        if not self.is_causal and not self.is_told:
             hidden = np.zeros(len(events.values), bool)
             hidden[events.offsets[window] + at - start[window]] = True
             columns["history_time"] = _untold(columns["history_time"], hidden)

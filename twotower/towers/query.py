@@ -145,6 +145,11 @@ def history_feature(
             )
         kwargs["content"] = content(vocabulary, item_id.dim if item_id else config.history_dim)
     if item_id is not None:
+        if config.history_dim not in (item_id.dim, QueryConfig.history_dim):
+            raise ValueError(
+                f"history_dim {config.history_dim}: shared={config.shared!r} takes the item "
+                f"tower's vectors, whose length is {item_id.dim}. Leave it out."
+            )
         return kind.over(name, item_id, **kwargs)
     return kind(name, vocabulary, **kwargs)
 

@@ -19,6 +19,7 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
 from twotower.features import UNKNOWN, Input, embedding_table  # noqa: E402
+from twotower.ragged import Ragged  # noqa: E402
 from twotower.towers.content import ItemContent  # noqa: E402
 from twotower.towers.history import History  # noqa: E402
 
@@ -108,6 +109,7 @@ class SequenceHistory(History):
         ratings: Whether its rating is, in levels of half a star from .5 to 5.5.
         time_told: Whether the time of the request is an input (`time`), for protocols `+time`: each
             event then brings the time until it was asked what comes next.
+        longest: Longest span between two events of a user in training, seconds; see `adapt`.
         table: The vectors of an item tower's `Id` to share.
         content: What items are beside their ids is part of an event, too.
     """
@@ -130,6 +132,7 @@ class SequenceHistory(History):
         gaps: bool = False,
         ratings: bool = False,
         time_told: bool = False,
+        longest: int = 2**NUM_BUCKETS,
         table: tf.keras.layers.Embedding | None = None,
         content: ItemContent | None = None,
     ) -> None:
@@ -142,7 +145,7 @@ class SequenceHistory(History):
             )
         self.max_length, self.stride = max_length, stride
         self.gaps, self.ratings, self.time_told = gaps, ratings, time_told
-        self.longest = 2**NUM_BUCKETS  # seconds; until `adapt` knows better
+        self.longest = longest
         self.begin_vector = self.add_weight(
             "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )
@@ -163,18 +166,20 @@ class SequenceHistory(History):
         more += [Input("time", "int64")] if self.time_told else []
         return [Input(self.name, "string", (None,)), *more]
 
-    def adapt(self, times: np.ndarray, ratings: np.ndarray) -> None:
-        """What the events of training are like. A longer span between events than between any two
-        of them has a vector that never learned, and counts as the longest one.
+    def adapt(self, times: Ragged, ratings: np.ndarray) -> None:
+        """What the events of training are like. A longer span between events than any user had has
+        a vector that never learned, and counts as the longest one.
 
         Args:
-            times: Of all events, seconds.
-            ratings: Likewise; NaN for none.
+            times: Of each user's events in their order, seconds.
+            ratings: Of all events; NaN for none.
 
         Raises:
             ValueError: Ratings are read, and these are of another scale.
         """
-        self.longest = int(np.ptp(times)) if len(times) else 0
+        start, stop = times.offsets[:-1], times.offsets[1:]
+        start, stop = start[start < stop], stop[start < stop]
+        self.longest = int((times.values[stop - 1] - times.values[start]).max(initial=0))
         known = ratings[~np.isnan(ratings)]
         low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
         if self.ratings and (low < 0.5 or high > (NUM_RATINGS - 1) / 2):
@@ -383,5 +388,5 @@ class SequenceHistory(History):
 
     def get_config(self):
         """Without `table` and `content`, which belong to an item tower."""
-        names = ("max_length", "stride", "gaps", "ratings", "time_told")
+        names = ("max_length", "stride", "gaps", "ratings", "time_told", "longest")
         return super().get_config() | {name: getattr(self, name) for name in names}
