@@ -54,7 +54,8 @@ class GatedBlock(tf.keras.layers.Layer):
 class HSTUHistory(TransformerHistory):
     """Blocks of pointwise gated attention, biased by distance and by time (HSTU).
 
-    All else is as in `TransformerHistory`, the session's keys and values too.
+    All else is as in `TransformerHistory`, the session's keys and values too. Blocks share their
+    biases, which differ by head; in the authors' code each block has its own, and its heads share.
     """
 
     settings = SequenceHistory.settings | {  # time is always a bias

@@ -22,7 +22,7 @@ class ItemConfig:
     Attributes:
         features: Columns of `Dataset.items`, or `age` (days from `released`, or from the item's
             first training row, to the time of the example) or `popularity` (log of the item's
-            share of the training rows up to that time).
+            share of the training rows up to that time); with these, negatives are the batch's.
         id_dim: Length of the item id's vector.
         token_dim: Length of a title's, description's, genre set's or maker's vector.
         unknown_rate: Share of training items whose id is hidden (see `Id`).

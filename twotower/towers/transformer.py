@@ -126,6 +126,9 @@ class TransformerHistory(SequenceHistory):
     the time of the request, the last token is a draft: the next event's time makes it final, so an
     event costs two.
 
+    Other than in the paper a learned token stands before the first event, for users of whom nothing
+    is known, and hidden layers are four times as wide, with GELU, as BERT's are.
+
     Args:
         name: As in `SequenceHistory`.
         vocabulary: Likewise.
@@ -274,8 +277,10 @@ class TransformerHistory(SequenceHistory):
 class MaskedTransformerHistory(TransformerHistory):
     """Blocks of self-attention in both directions: BERT4Rec (Sun et al., CIKM 2019, section 3).
 
-    Training hides some events and asks for them (the cloze task, `at`); serving puts a hidden token
-    behind the last event. Every new event changes every token, so a session reads its window anew.
+    Training hides some events and asks for them (the cloze task, `at`), the last one of a window
+    always, and not in a part of the samples as in the paper; serving puts a hidden token behind the
+    last event. Norms are in front (`AttentionBlock`). Every new event changes every token, so a
+    session reads its window anew.
     """
 
     is_causal = False
