@@ -302,6 +302,8 @@ def test_weights_by_hand():
     assert set(by_item(examples_of("before").epoch(0), "weight").values()) == {1.0}
     with pytest.raises(ValueError, match="no column 'stars'"):
         examples_of("before", weight="stars")
+    with pytest.raises(ValueError, match="weights from 'item_id' must be numbers; got"):
+        examples_of("before", weight="item_id")
     for values in ([-1.0, 1, 1, 1, 1, 1], [0.0] * 6):
         with pytest.raises(ValueError, match="must not be negative, nor all zero"):
             examples_of("before", by_hand(value=np.float32(values)), weight="value")
@@ -631,6 +633,15 @@ def test_stratified_epochs(history):
         for item in items:
             expected = 0.75 if item < 2 else 1.5
             assert drawn.count((user, item)) / 400 == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("history", ["before", "others"])
+def test_draws_of_an_example_come_into_different_batches(history):
+    """Else a rare item would be many columns of one batch, and no column of the others."""
+    examples = examples_of(history, stratify=1.0, batch_size=1)
+    examples.draws = np.array([0.0, 0.0, 6.0, 0.0, 0.0, 0.0])
+    batches = list(examples.epoch(0))
+    assert [batch["item"].tolist() for batch in batches] == [[2]] * 6
 
 
 def test_without_strata_each_example_is_drawn_once():

@@ -122,6 +122,8 @@ def test_bad_streams():
     with pytest.raises(ValueError, match="integers"):
         estimator.update(np.array([1.5]))
     estimator.update(np.array([1, 2]))
+    with pytest.raises(ValueError, match=r"integers; got \(2,\) float64"):
+        estimator.probability([1.7, 2.2])
     with pytest.raises(ValueError, match="times must be integers; got float64"):
         estimator.update(np.array([1, 2]), [2.5, np.nan])
     for times in ([1, 3], [4, 3], [3]):

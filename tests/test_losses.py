@@ -239,7 +239,8 @@ def test_gradient_equals_finite_differences(name, parameters, matrix):
 @pytest.mark.parametrize("name", LOSSES)
 def test_keras_loss_in_tfrs_equals_the_matrix(name):
     """`RetrievalLoss` in `tfrs.tasks.Retrieval`, masks and all: the same loss and gradients."""
-    config = TaskConfig(loss=name, temperature=0.5, correction="none", margin=0.3)
+    temperature = 1.0 if name == "cosine_contrastive" else 0.5
+    config = TaskConfig(loss=name, temperature=temperature, correction="none", margin=0.3)
     rng = np.random.default_rng(0)
     queries, items = (tf.Variable(rng.normal(size=(9, 4)).astype("f4") / 2) for _ in range(2))
     own = np.eye(9, dtype=bool) | (rng.random((9, 9)) < 0.2)
@@ -247,7 +248,7 @@ def test_keras_loss_in_tfrs_equals_the_matrix(name):
     with tf.GradientTape(persistent=True) as tape:
         one = in_batch(config, queries, items, everyone, everyone, np.ones(9) / 9, own)
         task = tfrs.tasks.Retrieval(
-            losses.RetrievalLoss(name, **config.parameters(9)), temperature=0.5
+            losses.RetrievalLoss(name, **config.parameters(9)), temperature=temperature
         )
         other = task(queries, items, score_mask=~own | np.eye(9, dtype=bool))
     np.testing.assert_allclose(one, other, rtol=1e-5)

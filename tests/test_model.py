@@ -131,7 +131,8 @@ def test_towers_of_different_sizes_are_refused():
         ({"correction": "log_q", "mask_own": True}, "mask_own=False"),
         ({"correction": "log_q_masked", "unique": False}, "unique=True"),
         ({"correction": "log_q", "mask_own": False, "loss": "triplet"}, "only softmax can have it"),
-        ({"loss": "cosine_contrastive", "temperature_kind": "learned"}, "not bounded below"),
+        ({"loss": "triplet", "temperature_kind": "learned"}, "not bounded below"),
+        ({"loss": "cosine_contrastive", "temperature": 0.5}, "takes cosines as they are.*take 1"),
     ],
 )
 def test_tasks_that_make_no_sense_are_refused(fields, message):

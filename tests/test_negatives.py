@@ -1,5 +1,7 @@
 """Pools of negatives: their draws, their weights, and what a model makes of them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tiny
@@ -7,6 +9,7 @@ import tiny
 import twotower  # noqa: F401
 
 import tensorflow as tf  # isort: skip
+from twotower.features import Id
 from twotower.losses import MASKED
 from twotower.model import TwoTowerModel
 from twotower.negatives import (
@@ -20,6 +23,7 @@ from twotower.negatives import (
     sampling_probability,
 )
 from twotower.task import TaskConfig
+from twotower.towers.dense import DenseHead, Tower
 from twotower.training import Training
 
 P = np.float32([0.4, 0.3, 0.2, 0.1])
@@ -207,15 +211,16 @@ def test_the_whole_catalogue_by_hand(loss, mask_own):
     vectors."""
     from test_losses import enumerated
 
+    temperature = 1.0 if loss == "cosine_contrastive" else 0.5
     training = training_of(
         negatives={"negatives": ("catalogue",)},
-        task={"loss": loss, "temperature": 0.5, "mask_own": mask_own},
+        task={"loss": loss, "temperature": temperature, "mask_own": mask_own},
     )
     batch, model = next(iter(training.batches())), training.model
     num = model.num_items
     vectors = model.item_vectors(tf.range(num)).numpy()
     queries = model.query_tower(model.query_tower.encode(batch["query"])).numpy()
-    scores = queries @ vectors.T / 0.5
+    scores = queries @ vectors.T / temperature
     parameters = model.config.parameters(num)
     expected = []
     for row, item in zip(batch["row"].numpy(), batch["item"].numpy()):
@@ -329,29 +334,47 @@ def test_a_catalogue_is_kept_between_two_refreshes():
     assert np.abs(now - kept).max() > 1e-3
 
 
-def test_a_kept_catalogue_learns_what_the_whole_one_would():
-    """An item learns as a column in the batches that have it alone, and by as much more: its
-    gradient is divided by the share of batches that do."""
-    training = training_of(
-        item={"features": ("item_id",)},
-        negatives={"negatives": ("catalogue",), "catalogue_refresh": 3},
-        batch_size=16,
-        task={"mask_own": False, "correction": "none"},
-    )
-    model = training.model
-    model.compile(optimizer="sgd")
-    batch = next(iter(training.batches()))
-    key, size = int(batch["item"][0]), len(batch["item"])
-    with tf.GradientTape(persistent=True) as tape:
-        columns, _, _ = model._columns(batch, batch["probability"], training=True)
-        as_column = tf.reduce_sum(columns.vectors[key])
-        alone = tf.reduce_sum(model.item_vectors(tf.constant([key]), True))
-    weights = model.item_tower.head.trainable_variables
-    present = 1 - (1 - float(batch["probability"][0])) ** size
-    assert 0.01 < present < 0.9
-    for weight in weights:
-        found, wanted = tape.gradient(as_column, weight), tape.gradient(alone, weight)
-        np.testing.assert_allclose(found, wanted / present, rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_a_kept_catalogue_learns_what_the_whole_one_would(loss):
+    """By enumeration: the mean gradient over all batches of three draws of four items is that of
+    the whole catalogue, for the items, rare ones among them, and for the queries."""
+    ids, p = ["a", "b", "c", "d"], np.float32([0.5, 0.3, 0.15, 0.05])
+    tf.keras.utils.set_random_seed(0)
+    towers = [
+        Tower([Id("x", ids, 4, unknown_rate=0.0)], DenseHead((), 4, l2_normalise=False), name)
+        for name in ("query_tower", "item_tower")
+    ]
+    for tower in towers:
+        tower.embed({"x": tf.constant(ids)})  # makes the weights
+        tower.features[0].table.embeddings.assign(np.random.default_rng(0).normal(size=(5, 4)))
+    items = towers[1].encode({"x": tf.constant(ids)})
+
+    def gradients(refresh: int, batches: list, chances: list) -> list[np.ndarray]:
+        config = TaskConfig(loss=loss, temperature=1.0, correction="none", mask_own=False)
+        negatives = NegativesConfig(("catalogue",), catalogue_refresh=refresh)
+        model = TwoTowerModel(*towers, items, p, config, negatives)
+        weights = [weight for tower in towers for weight in tower.trainable_variables]
+        total = [0.0 for _ in weights]
+        for item, chance in zip(batches, chances):
+            batch = {
+                "query": {"x": tf.constant([ids[key] for key in item])},
+                "row": tf.range(len(item)),
+                "item": tf.constant(item, tf.int32),
+                "weight": tf.ones([len(item)]),
+                "probability": tf.constant(p[list(item)]),
+            }
+            with tf.GradientTape() as tape:
+                found = model.compute_loss(batch, training=True)
+            for number, gradient in enumerate(tape.gradient(found, weights)):
+                total[number] += chance * tf.convert_to_tensor(gradient).numpy()
+        return total
+
+    batches = list(itertools.product(range(4), repeat=3))
+    kept = gradients(2, batches, [np.prod(p[list(batch)]) for batch in batches])
+    whole = gradients(1, [(key,) for key in range(4)], p)
+    assert max(np.abs(gradient).max() for gradient in whole) > 0.05
+    for one, other in zip(kept, whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_impressions_without_a_click():

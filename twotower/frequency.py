@@ -70,9 +70,7 @@ class StreamingFrequency:
         Raises:
             ValueError: Keys or times that are no integers, or times that go back.
         """
-        keys = np.asarray(keys)
-        if keys.ndim != 1 or keys.dtype.kind not in "iu":
-            raise ValueError(f"expected [num_examples] integers; got {keys.shape} {keys.dtype}.")
+        keys = _integers(keys)
         times = self.time + 1 + np.arange(len(keys)) if times is None else np.asarray(times)
         if len(keys) and times.dtype.kind not in "iu":
             raise ValueError(f"times must be integers; got {times.dtype}.")
@@ -109,8 +107,12 @@ class StreamingFrequency:
 
     def probability(self, keys: np.ndarray) -> np.ndarray:
         """p of each key, `[num_keys]` float32; one never seen is taken for half as frequent as one
-        that was seen once."""
-        buckets = self._buckets(np.asarray(keys))
+        that was seen once.
+
+        Raises:
+            ValueError: Keys that are no integers.
+        """
+        buckets = self._buckets(_integers(keys))
         rows = np.arange(self.num_hashes)[:, None]
         gaps = np.where(self._seen[rows, buckets] > 0, self._gap[rows, buckets], 2.0 * self.time)
         return (1 / np.maximum(gaps.max(0), 1.0)).astype(np.float32)
@@ -135,3 +137,10 @@ class StreamingFrequency:
             self._last, self._gap, self._seen = saved["last"], saved["gap"], saved["seen"]
             self.time = int(saved["time"])
         return self
+
+
+def _integers(keys: np.ndarray) -> np.ndarray:
+    keys = np.asarray(keys)
+    if keys.ndim != 1 or keys.dtype.kind not in "iu":
+        raise ValueError(f"expected [num_examples] integers; got {keys.shape} {keys.dtype}.")
+    return keys

@@ -40,7 +40,8 @@ corrected positive the gradient does not tend to that of the full softmax howeve
 `tfrs.tasks.Retrieval` carries the batch's negatives with any of the losses, by `RetrievalLoss`, at
 a fixed temperature. What it cannot: other pools, negatives of each query's own (mined ones,
 impressions), distinct rows, `log_q_masked`, a temperature that moves. And `num_hardest` counts
-distinct items here, where there each copy in the batch is one.
+distinct items here and takes those of the highest scores, where there each copy in the batch is one
+and scores are corrected before.
 """
 
 from collections.abc import Callable
@@ -64,7 +65,8 @@ def column_log_weight(
 
     Args:
         count: `[num_columns]`, n_c, how often the pool holds this item.
-        probability: `[num_columns]`, p_c, the probability that a draw of the pool is this item.
+        probability: `[num_columns]`, p_c, the probability that a draw of the pool is this item;
+            positive, as a pool has no column that it cannot draw.
         num_draws: Scalar, the pool's draws; for the batch, its examples but the one itself, B - 1.
         correction: One of `CORRECTIONS`.
 
@@ -171,7 +173,7 @@ def binary_cross_entropy(positive, negatives, log_weight, row=None, ratio=1.0) -
         log_weight: log w_c.
         row: Row of each example.
         ratio: Negatives a positive; with one drawn at random it is SASRec's loss (Kang and
-            McAuley, ICDM 2018, section 3.6).
+            McAuley, ICDM 2018, section III-E).
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
     return tf.math.softplus(-positive) + ratio * _of(wrong, row)
@@ -248,7 +250,7 @@ def cosine_contrastive(
         log_weight: log w_c.
         row: Row of each example.
         margin: Negatives below it cost nothing.
-        ratio: Weight of the negatives (mu in the paper's code).
+        ratio: Weight of the negatives (w in the paper).
     """
     wrong = _weighted_mean(tf.nn.relu(negatives - margin), log_weight)
     return 1.0 - positive + ratio * _of(wrong, row)

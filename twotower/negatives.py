@@ -41,7 +41,8 @@ class NegativesConfig:
     Attributes:
         negatives: Of `batch`, `uniform`, `popularity`, `memory` and `catalogue`, the last alone.
         num_sampled: Draws of `uniform`, and of `popularity`.
-        sampled_power: Of `popularity`.
+        sampled_power: Of `popularity`, over p_c as examples are drawn: with strata of all items
+            alike that is uniform.
         memory_size: Examples whose item vectors `memory` keeps.
         catalogue_refresh: Steps between two computations of all vectors of `catalogue`. Past 1,
             items that are not in the batch are columns as they were and learn nothing there; those

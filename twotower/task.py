@@ -33,7 +33,8 @@ class TaskConfig:
         mask_own: Whether the user's other positives are no negatives of the user's examples; where
             prefixes of a sequence ask for what comes next, those that came before, which are no
             answers either (among the items of a batch those that come later, too).
-        margin: Of `triplet` and `cosine_contrastive`.
+        margin: Of `triplet` and `cosine_contrastive`, between scores, which the temperature has
+            divided.
         triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`.
         negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
             their mean over the columns.
@@ -94,6 +95,11 @@ class TaskConfig:
             raise ValueError(
                 f"a learned temperature starts within {LEARNED}; got {self.temperature}."
             )
+        if self.loss == "cosine_contrastive" and self.temperature != 1:
+            raise ValueError(
+                f"cosine_contrastive takes cosines as they are; got temperature "
+                f"{self.temperature}, take 1."
+            )
         if self.temperature_kind != "fixed" and self.loss in ("triplet", "cosine_contrastive"):
             raise ValueError(
                 f"{self.loss} is not bounded below over temperatures, and a lower one would always "
@@ -151,6 +157,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
             self.is_dot_product
             and config.loss == "softmax"
             and negatives.negatives == ("catalogue",)
+            # Vectors that are kept learn as columns more than they weigh; a positive must not.
+            and negatives.catalogue_refresh == 1
             and not negatives.num_hardest
         )
         if config.temperature_kind == "learned":
@@ -266,7 +274,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         """That of a column where it is the example's own item, `[num_columns]`.
 
         As in `tfrs.tasks.Retrieval`, further copies in the batch are negatives unless hits are
-        masked.
+        masked. (Of items of the moment, a column for each example, all n copies weigh (n - 1) / n
+        in the place of the others alone: the same but for the difference of their ages.)
         """
         if self.config.correction == "log_q_masked" or not self.hits_are_negatives:
             return tf.fill(tf.shape(columns.keys), losses.MASKED)

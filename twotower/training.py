@@ -121,6 +121,9 @@ class Training:
             raise ValueError(f"the feature 'time' needs a protocol that tells it: {protocol}+time.")
         if query.history_time_told and not examples.time_told:
             raise ValueError(f"history_time_told needs a protocol that tells it: {protocol}+time.")
+        normalised = query.l2_normalise and self.recipe.item.l2_normalise
+        if self.recipe.task.loss == "cosine_contrastive" and not normalised:
+            raise ValueError("cosine_contrastive needs cosines: set l2_normalise of both towers.")
         if query.history_ratings and np.isnan(examples.ratings).all():
             raise ValueError("history_ratings: no training row has a rating.")
 

@@ -190,9 +190,10 @@ class ExamplesConfig:
             causal.
         stratify: Power a of stratified sampling, the alternative to log-Q: an epoch draws as many
             examples as there are, those of an item with share p_c in proportion to p_c ** -a, so
-            that popular items are columns less often (a = 1: all items equally often). What an
-            example is drawn more often it weighs less, so that the loss has the same positives.
-            0 for each example once.
+            that popular items are columns less often (a = 1: all items equally often). Each draw
+            is a query of its own, so that those of an example come into different batches, and
+            what is drawn more often weighs less, so that the loss has the same positives. 0 for
+            each example once.
         weight: Column of `interactions` that weighs an example (`value`, `rating`); "" for 1. It
             is divided by its mean; a missing value counts as that mean.
         seed: Order of the examples.
@@ -320,10 +321,8 @@ class Examples:
         return (draws * len(draws) / draws.sum()).astype(np.float32)
 
     def _drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """Places in `rows` that an epoch draws, ascending: each once, or by systematic sampling,
-        which draws each `floor(draws)` or one more times and in all as many as there are."""
-        if not self.config.stratify:
-            return np.arange(len(self))
+        """Places in `rows` that an epoch draws, ascending, by systematic sampling, which draws each
+        `floor(draws)` or one more times and in all as many as there are."""
         reached = np.floor(np.cumsum(self.draws, dtype=np.float64) + rng.random()).astype(np.int64)
         return np.repeat(np.arange(len(self)), np.diff(reached, prepend=0))
 
@@ -333,7 +332,10 @@ class Examples:
             return np.ones(len(self.rows), np.float32)
         if name not in dataset.interactions:
             raise ValueError(f"no column {name!r} to weigh examples by.")
-        weights = dataset.interactions[name].to_numpy(np.float32)[self.rows]
+        column = dataset.interactions[name]
+        if column.dtype.kind not in "biuf":
+            raise ValueError(f"weights from {name!r} must be numbers; got {column.dtype}.")
+        weights = column.to_numpy(np.float32)[self.rows]
         if (infinite := np.isinf(weights)).any():
             row = self.rows[np.argmax(infinite)]
             raise ValueError(f"weights from {name!r} must be finite; row {row} has infinity.")
@@ -382,12 +384,15 @@ class Examples:
             group, num_groups = group[self.pair], int(first.sum())
         else:
             group, num_groups = np.arange(len(self)), len(self)
-        drawn = self._drawn(rng)
-        members = Ragged.group(drawn, group[drawn], num_groups)
+        drawn, query = np.arange(len(self)), group
+        if self.config.stratify:
+            drawn = self._drawn(rng)
+            copy = np.arange(len(drawn)) - np.searchsorted(drawn, drawn)
+            one = group[drawn] * (copy.max(initial=0) + 1) + copy
+            one, query = np.unique(one, return_inverse=True)
+            num_groups = len(one)
+        members = Ragged.group(drawn, query, num_groups)
         shuffled = members.take(rng.permutation(num_groups))
-        if self.config.stratify:  # of some groups nothing was drawn
-            shuffled = shuffled.take(np.flatnonzero(shuffled.lengths))
-        num_groups = len(shuffled)
         batch = np.searchsorted(shuffled.offsets, np.arange(0, len(drawn), self.config.batch_size))
         for start, stop in zip(batch, [*batch[1:], num_groups]):
             if stop > start:
