@@ -204,6 +204,12 @@ def training_of(item: dict | None = None, batch_size: int = 128, **parts) -> Tra
     return Training(tiny.dataset(), tiny.split(), recipe)
 
 
+def test_cosines_need_vectors_of_length_one():
+    task = {"loss": "cosine_contrastive", "temperature": 1.0}
+    with pytest.raises(ValueError, match="set l2_normalise of both towers"):
+        training_of(item={"l2_normalise": False}, task=task)
+
+
 @pytest.mark.parametrize("mask_own", [True, False])
 @pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "triplet", "cosine_contrastive"])
 def test_the_whole_catalogue_by_hand(loss, mask_own):

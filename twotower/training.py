@@ -109,7 +109,7 @@ class Training:
             self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
 
     def _check(self) -> None:
-        """Raises where the query tower asks for what the examples do not tell."""
+        """Raises where parts of the recipe do not go together, or ask for what is not told."""
         query, examples, protocol = self.recipe.query, self.examples, self.split.protocol
         context = set(query.features) & {"time", *examples.context}
         if context and not examples.alone:
