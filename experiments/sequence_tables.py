@@ -109,17 +109,20 @@ def curves() -> str:
     return table(header, body) + "\n\n" + "\n\n".join(map(origin, runs))
 
 
-def tokens(name: str = "tokens") -> str:
-    """Tokens a second of a training that nothing else disturbed, `metrics.json` of train.py.
+def tokens() -> str:
+    """Tokens a second of trainings that nothing else disturbed, `metrics.json` of train.py as
+    `tokens_*.json`, the same at different hours.
 
     Each target is a token that is read and asked after; padding does not count.
     """
-    run = read(name)
-    seconds = [entry["seconds"] for entry in run["log"]]
-    number = run["examples_per_second"] * sum(seconds)  # of all epochs
-    figures = [f"{number / len(seconds) / one:,.0f}" for one in seconds]
-    header = [f"epoch {entry['epoch']}" for entry in run["log"]]
-    return table(["tokens a second", *header], [["", *figures]]) + "\n\n" + origin(run)
+    runs, body = [read(path.stem) for path in sorted(RESULTS.glob("tokens_*.json"))], []
+    for run in runs:
+        seconds = [entry["seconds"] for entry in run["log"]]
+        number = run["examples_per_second"] * sum(seconds)  # of all epochs
+        figures = [f"{number / len(seconds) / one:,.0f}" for one in seconds]
+        body.append([f"commit `{run['commit']}`", *figures])
+    header = [f"epoch {entry['epoch']}" for entry in runs[0]["log"]]
+    return table(["tokens a second", *header], body) + "\n\n" + origin(runs[-1])
 
 
 def sessions() -> str:
