@@ -108,7 +108,7 @@ def test_tokens_a_second_by_epoch(results):
     results("tokens_0", log=log, examples_per_second=2000, **ORIGIN)
     lines = sequence_tables.tokens().splitlines()
     assert lines[0] == "| tokens a second | epoch 1 | epoch 2 |"
-    assert lines[2] == "|  | 1,500 | 3,000 |"
+    assert lines[2] == "| commit `abc` | 1,500 | 3,000 |"
 
 
 def test_a_protocol_without_figures_of_ours(results):

@@ -381,20 +381,19 @@ class Examples:
             first = place % np.maximum(size, self.config.targets_per_query) == 0
             group = np.empty(len(users), np.int64)
             group[order] = np.cumsum(first) - 1
-            group, num_groups = group[self.pair], int(first.sum())
+            group = group[self.pair]
         else:
-            group, num_groups = np.arange(len(self)), len(self)
+            group = np.arange(len(self))
         drawn, query = np.arange(len(self)), group
         if self.config.stratify:
             drawn = self._drawn(rng)
             copy = np.arange(len(drawn)) - np.searchsorted(drawn, drawn)
             one = group[drawn] * (copy.max(initial=0) + 1) + copy
-            one, query = np.unique(one, return_inverse=True)
-            num_groups = len(one)
-        members = Ragged.group(drawn, query, num_groups)
-        shuffled = members.take(rng.permutation(num_groups))
+            query = np.unique(one, return_inverse=True)[1]
+        members = Ragged.group(drawn, query, int(query.max(initial=-1)) + 1)
+        shuffled = members.take(rng.permutation(len(members)))
         batch = np.searchsorted(shuffled.offsets, np.arange(0, len(drawn), self.config.batch_size))
-        for start, stop in zip(batch, [*batch[1:], num_groups]):
+        for start, stop in zip(batch, [*batch[1:], len(shuffled)]):
             if stop > start:
                 yield self._batch(shuffled.take(np.arange(start, stop)), group)
 
