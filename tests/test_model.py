@@ -132,6 +132,10 @@ def test_towers_of_different_sizes_are_refused():
         ({"correction": "log_q_masked", "unique": False}, "unique=True"),
         ({"correction": "log_q", "mask_own": False, "loss": "triplet"}, "only softmax can have it"),
         ({"loss": "triplet", "temperature_kind": "learned"}, "not bounded below"),
+        (
+            {"loss": "cosine_contrastive", "temperature": 1.0, "temperature_kind": "learned"},
+            "not bounded below",
+        ),
         ({"loss": "cosine_contrastive", "temperature": 0.5}, "takes cosines as they are.*take 1"),
     ],
 )

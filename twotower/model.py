@@ -72,7 +72,7 @@ class TwoTowerModel(tfrs.Model):
             raise ValueError(
                 f"item features {timed} are told as of an example's time, which columns of the "
                 "batch have and others have not: as of the end of training, they would be known "
-                f"for negatives by that alone. Leave them out, or take negatives=('batch',); got "
+                "for negatives by that alone. Leave them out, or take negatives=('batch',); got "
                 f"{columns}."
             )
         self.pools = Pools(columns, probability, query_tower.dim)

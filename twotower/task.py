@@ -97,7 +97,7 @@ class TaskConfig:
             )
         if self.loss == "cosine_contrastive" and self.temperature != 1:
             raise ValueError(
-                f"cosine_contrastive takes cosines as they are; got temperature "
+                "cosine_contrastive takes cosines as they are; got temperature "
                 f"{self.temperature}, take 1."
             )
         if self.temperature_kind != "fixed" and self.loss in ("triplet", "cosine_contrastive"):
