@@ -36,7 +36,8 @@ class TwoTowerModel(tfrs.Model):
         query_tower: Encoded inputs -> `[num_queries, dim]`.
         item_tower: Encoded inputs -> `[num_items, dim]`.
         items: Encoded inputs of all items of the catalogue, row = key.
-        probability: `[num_items]`, p_c of each item (`negatives.py`).
+        probability: `[num_items]`, p_c of each item (`negatives.py`); 0 for one without a training
+            example.
         config: The task.
         columns: Which candidates are columns.
         metrics: `tfrs.metrics.FactorizedTopK` for validation, or None.
@@ -76,10 +77,8 @@ class TwoTowerModel(tfrs.Model):
                 f"{columns}."
             )
         self.pools = Pools(columns, probability, query_tower.dim)
-        if config.unique:
-            self.task = MatrixRetrieval(config, self.num_items, columns, metrics)
-        else:
-            self.task = plain_retrieval(config, self.num_items, columns, metrics)
+        task = MatrixRetrieval if config.unique else plain_retrieval
+        self.task = task(config, len(self.pools.keys), columns, metrics)
 
     def item_vectors(
         self, keys: tf.Tensor, training: bool = False, timed: Mapping[str, tf.Tensor] | None = None
@@ -144,7 +143,7 @@ class TwoTowerModel(tfrs.Model):
             # For their vectors, which are needed in any case.
             pools["positives"] = Columns.closed(tf.unique(item).y)
         block_keys = inputs["block"] if self.pools.config.has_block else None
-        if block_keys is not None and "catalogue" not in pools:
+        if block_keys is not None:
             flat = tf.reshape(block_keys, [-1])
             pools["block"] = Columns.closed(tf.unique(tf.boolean_mask(flat, flat >= 0)).y)
         block = None
@@ -174,20 +173,17 @@ class TwoTowerModel(tfrs.Model):
         rare in batches would hardly ever be pushed away, and pulled as often as before.
         """
         item, config, old = inputs["item"], self.pools.config, self.pools.snapshot
-        everything = tf.range(self.num_items)
         is_due = self._step % config.catalogue_refresh == 0
-        tf.cond(is_due, lambda: old.assign(self.item_vectors(everything)), old.read_value)
+        tf.cond(is_due, lambda: old.assign(self.item_vectors(columns.keys)), old.read_value)
         keys, place = tf.unique(item)
         fresh = self.item_vectors(keys, training=True)
         others = tf.maximum(tf.cast(tf.size(item), tf.float32) - 1, 1)
         drawn = tf.math.unsorted_segment_max(probability, place, tf.size(keys))
         present = -tf.math.expm1(others * tf.math.log1p(-drawn))
         scored = scaled_gradient(fresh, 1 / present[:, None])
-        columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), keys[:, None], scored)
-        positives, block = tf.gather(fresh, place), None
-        if config.has_block:
-            block = self._counted(inputs["block"], everything, self.num_items)
-        return columns, positives, block
+        at = tf.searchsorted(columns.keys, keys)[:, None]  # a catalogue's keys ascend
+        columns.vectors = tf.tensor_scatter_nd_update(old.read_value(), at, scored)
+        return columns, tf.gather(fresh, place), None
 
     @staticmethod
     def _counted(block_keys: tf.Tensor, place: tf.Tensor, num: tf.Tensor) -> tf.Tensor:
@@ -234,6 +230,7 @@ class TwoTowerModel(tfrs.Model):
         # The number of each item among its user's events.
         never = tf.fill([tf.shape(own)[0], self.num_items], tf.int32.max)
         number = tf.tensor_scatter_nd_min(never, index, tf.cast(there[:, 1], tf.int32))
+        number = tf.gather(number, columns, axis=1)  # [num_windows, num_columns]
         return tf.gather(number, inputs["place"][:, 0]) < inputs["num_own"][:, None]
 
     def _own_columns(self, own: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:

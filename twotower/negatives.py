@@ -6,7 +6,7 @@ A pool brings items as columns by draws whose probabilities are known; log-Q nee
     batch       the items of the batch's examples, which are drawn as the data is: p_c, the share of
                 item c among the training examples (in-batch negatives)
     uniform     `num_sampled` draws from the catalogue, 1 / N each; with `batch` the mixed negative
-                sampling of Yang et al. (WWW 2020), by which items without an example are negatives
+                sampling of Yang et al. (WWW 2020)
     popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
     memory      vectors of the last `memory_size` examples as they were then (cross-batch negative
                 sampling, Wang et al., SIGIR 2021), drawn as the batch is. They push queries and
@@ -14,6 +14,10 @@ A pool brings items as columns by draws whose probabilities are known; log-Q nee
     catalogue   every item once: nothing is drawn and nothing to correct. Its vectors are computed
                 at each step; or, where that takes longer than all else, every `catalogue_refresh`
                 steps, and between them those of the batch's items alone
+
+The catalogue is here the items that have a training example. An item without one can never be a
+positive, so as a column it is only ever pushed away: a model that draws such items as negatives
+learns to answer no new item at all. `untrained_items` draws them all the same.
 
 Beside these shared columns a query can have a block of negatives of its own (`mining.py`, and
 impressions without a click), and of all columns a row may keep its hardest alone.
@@ -52,6 +56,8 @@ class NegativesConfig:
         hard_as_draws: Whether such a negative weighs as much as a draw of the shared columns, and
             not as the one item that it is (`losses.block_weight`). Then many of them do harm.
         num_impressions: Impressions without a click, of the query's user, that a row has besides.
+        untrained_items: Whether `uniform`, `popularity`, `catalogue` and mined negatives also draw
+            items without a training example. The model then learns never to answer them.
     """
 
     negatives: tuple[str, ...] = ("batch",)
@@ -63,6 +69,7 @@ class NegativesConfig:
     hard_negative_share: float = 0.0
     hard_as_draws: bool = False
     num_impressions: int = 0
+    untrained_items: bool = False
 
     def __post_init__(self) -> None:
         pools = self.negatives
@@ -77,6 +84,11 @@ class NegativesConfig:
                 f"{pools}, hard_negative_share {self.hard_negative_share} and num_impressions "
                 f"{self.num_impressions}."
             )
+        if self.catalogue_refresh > 1 and self.has_block:
+            raise ValueError(
+                "catalogue_refresh past 1 keeps the vectors of the shared columns alone: it goes "
+                "without mined negatives and impressions."
+            )
         least = {"num_sampled": 1, "memory_size": 1, "catalogue_refresh": 1}
         at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
         if not 0 <= self.hard_negative_share < 1:
@@ -85,7 +97,7 @@ class NegativesConfig:
             )
 
     def num_shared(self, num_examples: int, num_items: int) -> int:
-        """Draws of all pools together beside a batch's positive."""
+        """Draws of all pools together beside a batch's positive, where `num_items` may be drawn."""
         size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
         return sum(size.get(name, self.num_sampled) for name in self.negatives)
 
@@ -110,14 +122,13 @@ def in_batch_probability(
         weights: `[num_examples]`, how often each example is drawn; once by default.
 
     Returns:
-        `[num_items]` float32. An item without an example, which no batch can hold, gets the
-        probability of half an example instead of 0, whose logarithm nobody could use.
+        `[num_items]` float32, in all 1; 0 for an item without an example, which no batch can hold.
 
     Raises:
         ValueError: No examples, a key that is none, or a weight that is negative or not finite.
 
     >>> in_batch_probability(np.array([0, 0, 0, 2]), 3).tolist()
-    [0.75, 0.125, 0.25]
+    [0.75, 0.0, 0.25]
     """
     if len(item_keys) == 0:
         raise ValueError("there are no training examples to count items in.")
@@ -129,15 +140,29 @@ def in_batch_probability(
     total = counts.sum()
     if total == 0:
         raise ValueError("all weights are zero: no example would ever be drawn.")
-    return (np.where(counts > 0, counts, 0.5) / total).astype(np.float32)
+    return (counts / total).astype(np.float32)
 
 
-def _check(probability: np.ndarray) -> None:
-    if not (np.isfinite(probability).all() and (np.asarray(probability) > 0).all()):
+def drawable_probability(probability: np.ndarray, untrained_items: bool = False) -> np.ndarray:
+    """p_c of the items that samplers may draw, `[num_items]` float64, 0 for all others.
+
+    Args:
+        probability: `[num_items]`, p_c; 0 for an item without a training example.
+        untrained_items: Whether such items may be drawn as well. They then count as half as likely
+            as the rarest item that has an example.
+
+    Raises:
+        ValueError: Probabilities that are negative or not finite, or none that is positive.
+    """
+    probability = np.asarray(probability, np.float64)
+    is_trained = probability > 0
+    if not (np.isfinite(probability).all() and (probability >= 0).all() and is_trained.any()):
         raise ValueError(
-            "every item needs a positive probability to be drawn by; got "
-            f"{np.asarray(probability).min()} and so on (in_batch_probability gives such)."
+            "expected the probability of each item in a batch, finite and not negative, with one "
+            f"positive or more (in_batch_probability gives such); got {probability}."
         )
+    rare = probability[is_trained].min() / 2 if untrained_items else 0.0
+    return np.where(is_trained, probability, rare)
 
 
 def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np.ndarray:
@@ -145,14 +170,14 @@ def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np
 
     Args:
         pool: Which.
-        probability: `[num_items]`, p_c.
+        probability: `[num_items]`, as `drawable_probability` gives it; 0 stays 0.
         power: Of `popularity`.
-
-    Raises:
-        ValueError: A probability that is not positive: its item could never be drawn.
     """
-    _check(probability)
-    q = np.asarray(probability, np.float64) ** (power if pool == "popularity" else 0.0)
+    q = np.zeros(len(probability))
+    is_drawn = np.asarray(probability) > 0
+    q[is_drawn] = np.asarray(probability, np.float64)[is_drawn] ** (
+        power if pool == "popularity" else 0.0
+    )
     return (q / q.sum()).astype(np.float32)
 
 
@@ -166,20 +191,22 @@ class Sampler:
     """Draws items with replacement, inside the graph.
 
     Args:
-        q: `[num_items]`, probability of each item.
+        q: `[num_items]`, probability of each item; one of 0 is never drawn.
         num_draws: Draws a batch.
     """
 
     def __init__(self, q: np.ndarray, num_draws: int) -> None:
         self.q, self.num_draws = tf.constant(q, tf.float32), num_draws
+        keys = np.flatnonzero(q)
+        self._keys = tf.constant(keys, tf.int32)
         # float32 cannot tell the items at the end of a large catalogue apart.
-        self._cumulative = tf.constant(np.cumsum(np.asarray(q, np.float64)))
+        self._cumulative = tf.constant(np.cumsum(np.asarray(q, np.float64)[keys]))
 
     def __call__(self) -> tf.Tensor:
         """Keys, `[num_draws]` int32."""
         draw = tf.random.uniform([self.num_draws], dtype=tf.float64) * self._cumulative[-1]
         found = tf.searchsorted(self._cumulative, draw, side="right")
-        return tf.minimum(found, tf.size(self._cumulative) - 1)
+        return tf.gather(self._keys, tf.minimum(found, tf.size(self._keys) - 1))
 
 
 @dataclasses.dataclass
@@ -231,17 +258,20 @@ class Pools(tf.Module):
 
     Args:
         config: Which.
-        probability: `[num_items]`, p_c of each item.
+        probability: `[num_items]`, p_c of each item; 0 for one without a training example.
         dim: Length of the vectors.
 
+    Attributes:
+        keys: `[num_drawable]` int32, the items that may be drawn, ascending.
+
     Raises:
-        ValueError: A probability that is not positive, whose logarithm log-Q could not use.
+        ValueError: As in `drawable_probability`.
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
         super().__init__(name="pools")
-        _check(probability)
-        self.config, self.num_items = config, len(probability)
+        probability = drawable_probability(probability, config.untrained_items)
+        self.config, self.keys = config, np.flatnonzero(probability).astype(np.int32)
         self.samplers = {}
         for name in ("uniform", "popularity"):
             if name in config.negatives:
@@ -250,7 +280,7 @@ class Pools(tf.Module):
         self.memory = Memory(config.memory_size, dim) if "memory" in config.negatives else None
         self.snapshot = None
         if "catalogue" in config.negatives and config.catalogue_refresh > 1:
-            self.snapshot = tf.Variable(tf.zeros([self.num_items, dim]), trainable=False)
+            self.snapshot = tf.Variable(tf.zeros([len(self.keys), dim]), trainable=False)
 
     def __call__(
         self, item: tf.Tensor, probability: tf.Tensor, correction: str, distinct: bool = True
@@ -265,7 +295,7 @@ class Pools(tf.Module):
             distinct: Whether equal items of the batch are one column.
         """
         if "catalogue" in self.config.negatives:
-            return {"catalogue": Columns(tf.range(self.num_items), tf.zeros([self.num_items]))}
+            return {"catalogue": Columns(tf.constant(self.keys), tf.zeros([len(self.keys)]))}
         pools, draws = {}, {}
         for name in self.config.negatives:
             vectors = None
@@ -305,7 +335,7 @@ class Pools(tf.Module):
         if self.memory is None:
             return vectors
         held = tf.math.count_nonzero(self.memory.keys >= 0, dtype=tf.int32)
-        others = self.config.num_shared(num_examples, self.num_items) - self.config.memory_size
+        others = self.config.num_shared(num_examples, len(self.keys)) - self.config.memory_size
         share = tf.cast(others, tf.float32) / tf.cast(tf.maximum(others + held, 1), tf.float32)
         return scaled_gradient(vectors, tf.math.reciprocal_no_nan(share))
 

@@ -129,7 +129,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
 
     Args:
         config: The task.
-        num_items: Size of the catalogue.
+        num_items: Items that may be drawn as negatives.
         negatives: Which candidates are columns.
         metrics: As in `tfrs.tasks.Retrieval`.
 
@@ -265,7 +265,8 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         if row is not None:
             weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
         if own is not None:  # the positive stays, even if it came before
-            at = tf.stack([tf.range(tf.size(item)), item], 1)
+            column = tf.searchsorted(columns.keys, item)  # a catalogue's keys ascend
+            at = tf.stack([tf.range(tf.size(item)), column], 1)
             own = tf.tensor_scatter_nd_update(own, at, tf.zeros_like(item, tf.bool))
         log_z = losses.log_normaliser(queries, columns.vectors, weight, own)
         return log_z - tf.tensordot(positive, sample_weight, 1)

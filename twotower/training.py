@@ -124,12 +124,18 @@ class Training:
         normalised = query.l2_normalise and self.recipe.item.l2_normalise
         if self.recipe.task.loss == "cosine_contrastive" and not normalised:
             raise ValueError("cosine_contrastive needs cosines: set l2_normalise of both towers.")
+        if self.recipe.negatives.untrained_items and not self.recipe.item.unknown_rate:
+            raise ValueError(
+                "untrained_items draws items without an id vector: with unknown_rate 0 the vector "
+                "of unknown ids would only ever be pushed away. Set unknown_rate."
+            )
         if query.history_ratings and np.isnan(examples.ratings).all():
             raise ValueError("history_ratings: no training row has a rating.")
 
     def _miner(self) -> Miner:
         """Lists deep enough for the block that a whole batch asks for."""
-        negatives, candidates = self.recipe.negatives, self.split.candidates
+        negatives = self.recipe.negatives
+        candidates = np.intersect1d(self.split.candidates, self.model.pools.keys)
         batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
         width = self._num_hard(batch_size)
         if width >= len(candidates):
@@ -258,7 +264,7 @@ class Training:
     def _num_hard(self, num_examples: int) -> int:
         """Mined negatives of each row of a batch."""
         config = self.recipe.negatives
-        return config.num_hard(config.num_shared(num_examples, len(self.dataset.items)))
+        return config.num_hard(config.num_shared(num_examples, len(self.model.pools.keys)))
 
     def _block(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Keys of each query's own negatives, `[num_queries, width]`: mined, then impressions."""
