@@ -9,6 +9,7 @@ import tiny
 import twotower  # noqa: F401
 
 import tensorflow as tf  # isort: skip
+from twotower.data.splits import hide_items
 from twotower.features import Id
 from twotower.losses import MASKED
 from twotower.model import TwoTowerModel
@@ -18,6 +19,7 @@ from twotower.negatives import (
     NegativesConfig,
     Pools,
     Sampler,
+    drawable_probability,
     in_batch_probability,
     merged,
     sampling_probability,
@@ -55,6 +57,7 @@ def weights_of(columns):
         ({"num_sampled": 0}, "num_sampled must be 1"),
         ({"memory_size": 0}, "memory_size must be 1"),
         ({"catalogue_refresh": 0}, "catalogue_refresh must be 1"),
+        ({"catalogue_refresh": 2, "num_impressions": 2}, "without mined negatives"),
         ({"num_hardest": -1}, "num_hardest must be 0"),
         ({"sampled_power": -0.5}, "sampled_power must be 0"),
         ({"hard_negative_share": 1.0}, r"\[0, 1\)"),
@@ -71,15 +74,45 @@ def test_sampling_probability():
     powers = P.astype(float) ** 0.5
     found = sampling_probability("popularity", P, 0.5)
     np.testing.assert_allclose(found, powers / powers.sum(), rtol=1e-6)
-    for bad in ([0.5, 0.0, 0.5], [0.5, -0.1, 0.6], [0.5, np.nan, 0.5]):
-        with pytest.raises(ValueError, match="positive probability"):
-            sampling_probability("popularity", np.float32(bad), 1.0)
+    # An item that no example has is drawn by neither, whatever the power.
+    with_a_new_one = np.array([0.8, 0.0, 0.2])
+    np.testing.assert_allclose(sampling_probability("uniform", with_a_new_one, 1), [0.5, 0, 0.5])
+    np.testing.assert_allclose(sampling_probability("popularity", with_a_new_one, 0), [0.5, 0, 0.5])
+    np.testing.assert_allclose(
+        sampling_probability("popularity", with_a_new_one, 0.5), [2 / 3, 0, 1 / 3], rtol=1e-6
+    )
+
+
+def test_drawable_probability():
+    np.testing.assert_allclose(drawable_probability([0.8, 0.0, 0.2]), [0.8, 0, 0.2])
+    # Asked for by name: half as likely as the rarest item that has an example.
+    found = drawable_probability([0.8, 0.0, 0.2], untrained_items=True)
+    np.testing.assert_allclose(found, [0.8, 0.1, 0.2])
+    for bad in ([0.0, 0.0], [0.5, -0.1, 0.6], [0.5, np.nan, 0.5]):
+        with pytest.raises(ValueError, match="finite, not negative, and positive for one"):
+            drawable_probability(bad)
+
+
+@pytest.mark.parametrize("untrained_items", [False, True])
+@pytest.mark.parametrize("name", ["uniform", "popularity", "catalogue"])
+def test_no_pool_draws_what_nothing_trains_on(name, untrained_items):
+    """Items 0, 2 and the last one have no example; they are columns only where asked for."""
+    tf.keras.utils.set_random_seed(0)
+    p = np.float32([0, 0.5, 0, 0.3, 0.2, 0])
+    config = NegativesConfig((name,), num_sampled=2000, untrained_items=untrained_items)
+    pools = Pools(config, p, 2)
+    columns = pools(tf.constant([1, 3]), tf.gather(p, [1, 3]), "log_q_masked")[name]
+    expected = [0, 1, 2, 3, 4, 5] if untrained_items else [1, 3, 4]
+    assert sorted(columns.keys.numpy()) == expected
+    assert np.isfinite(columns.log_weight.numpy()).all()
+    # Each stands for one item, in the mean over draws: all together for as many as there are.
+    assert np.exp(columns.log_weight).sum() == pytest.approx(len(expected), rel=0.1)
 
 
 def test_shares_of_examples():
-    np.testing.assert_allclose(in_batch_probability(np.array([0, 0, 2]), 3), [2 / 3, 1 / 6, 1 / 3])
+    np.testing.assert_allclose(in_batch_probability(np.array([0, 0, 2]), 3), [2 / 3, 0, 1 / 3])
     weighed = in_batch_probability(np.array([0, 0, 2]), 3, np.array([1.0, 0.5, 0.5]))
-    np.testing.assert_allclose(weighed, [0.75, 0.25, 0.25])  # none: half an example of two
+    np.testing.assert_allclose(weighed, [0.75, 0, 0.25])
     for keys, weights, message in (
         ([], None, "no training examples"),
         ([0, 1], [1.0, -1.0], "not negative"),
@@ -194,14 +227,22 @@ def test_memory_overwrites_the_oldest():
 # In a model.
 
 
-def training_of(item: dict | None = None, batch_size: int = 128, **parts) -> Training:
+def training_of(
+    item: dict | None = None, batch_size: int = 128, hidden: float = 0.0, **parts
+) -> Training:
     recipe = tiny.recipe(
         query={"unknown_rate": 0.0, "history_dropout": 0.0},
         item={"unknown_rate": 0.0, **(item or {})},
         examples={"batch_size": batch_size},
         **parts,
     )
-    return Training(tiny.dataset(), tiny.split(), recipe)
+    split = hide_items(tiny.dataset(), tiny.split(), hidden)
+    return Training(tiny.dataset(), split, recipe)
+
+
+def untrained(training: Training) -> np.ndarray:
+    """Keys of the items that no training row has."""
+    return np.setdiff1d(training.dataset.catalogue.keys, training.examples.items)
 
 
 def test_cosines_need_vectors_of_length_one():
@@ -213,12 +254,13 @@ def test_cosines_need_vectors_of_length_one():
 @pytest.mark.parametrize("mask_own", [True, False])
 @pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "triplet", "cosine_contrastive"])
 def test_the_whole_catalogue_by_hand(loss, mask_own):
-    """Columns are all items, those the user likes masked or the positive alone: recomputed from the
-    vectors."""
+    """Columns are all items with a training row, those the user likes masked or the positive alone:
+    recomputed from the vectors."""
     from test_losses import enumerated
 
     temperature = 1.0 if loss == "cosine_contrastive" else 0.5
     training = training_of(
+        hidden=0.2,
         negatives={"negatives": ("catalogue",)},
         task={"loss": loss, "temperature": temperature, "mask_own": mask_own},
     )
@@ -227,10 +269,13 @@ def test_the_whole_catalogue_by_hand(loss, mask_own):
     vectors = model.item_vectors(tf.range(num)).numpy()
     queries = model.query_tower(model.query_tower.encode(batch["query"])).numpy()
     scores = queries @ vectors.T / temperature
-    parameters = model.config.parameters(num)
+    without_row = untrained(training)
+    assert len(without_row) >= 50
+    parameters = model.config.parameters(num - len(without_row))
     expected = []
     for row, item in zip(batch["row"].numpy(), batch["item"].numpy()):
         weight = np.ones(num)
+        weight[without_row] = 0
         weight[[item, *(key for key in batch["own"].numpy()[row] if key >= 0)]] = 0
         expected.append(enumerated(loss, scores[row, item], scores[row], weight, **parameters))
     found = model.compute_loss(batch, training=True)
@@ -291,8 +336,9 @@ def test_a_positive_is_not_known_by_its_age(negatives):
 @pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",)])
 def test_a_block_stands_at_its_columns(names):
     """Each key of a query's block is a column, counted as often as the block has it."""
-    training = training_of(negatives={"negatives": names, "hard_negative_share": 0.2})
+    training = training_of(hidden=0.5, negatives={"negatives": names, "hard_negative_share": 0.2})
     model, rng = training.model, np.random.default_rng(0)
+    assert (untrained(training) < 40).any()  # an impression may be of an item without a row
     for batch in training.batches().take(3):
         num_queries = len(batch["own"])
         batch["block"] = tf.constant(rng.integers(-1, 40, (num_queries, 30)), tf.int32)
@@ -318,7 +364,7 @@ def test_a_catalogue_is_kept_between_two_refreshes():
         batch_size=16,
         task={"mask_own": False, "correction": "none"},
     )
-    model, keys = training.model, training.dataset.catalogue.keys
+    model, keys = training.model, training.model.pools.keys
     model.compile(optimizer=tf.keras.optimizers.SGD(1.0))
     for step, batch in enumerate(training.batches().take(6)):
         now = training.item_vectors(keys)
@@ -332,7 +378,8 @@ def test_a_catalogue_is_kept_between_two_refreshes():
         columns, positives, _ = model._columns(batch, batch["probability"], training=True)
         expected = np.where(is_fresh[:, None], now, kept)
         np.testing.assert_allclose(columns.vectors.numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(positives.numpy(), now[batch["item"].numpy()], atol=1e-6)
+        expected = training.item_vectors(batch["item"].numpy())
+        np.testing.assert_allclose(positives.numpy(), expected, atol=1e-6)
         table = model.item_tower.features[0].table.trainable_variables[0]
         moved = np.unique(tape.gradient(loss, table).indices.numpy())
         assert len(moved) <= is_fresh.sum() + 1  # and the row that hidden ids share
@@ -383,6 +430,18 @@ def test_a_kept_catalogue_learns_what_the_whole_one_would(loss):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_mined_negatives_have_a_training_row():
+    training = training_of(hidden=0.2, negatives={"hard_negative_share": 0.2})
+    training.mine()
+    listed = np.unique(training.miner.lists)
+    assert len(listed) > 100 and not np.isin(untrained(training), listed).any()
+
+
+def test_untrained_items_need_a_vector_that_learns():
+    with pytest.raises(ValueError, match="Set unknown_rate"):
+        training_of(negatives={"negatives": ("uniform",), "untrained_items": True})
+
+
 def test_impressions_without_a_click():
     training = training_of(negatives={"num_impressions": 3})
     shown, examples = training.passed_over, training.examples
@@ -420,7 +479,7 @@ def test_what_does_not_go_together():
             TaskConfig(correction="log_q", mask_own=False),
             NegativesConfig(negatives=("batch", "uniform")),
         )
-    with pytest.raises(ValueError, match="positive probability"):
+    with pytest.raises(ValueError, match="positive for one item or more"):
         TwoTowerModel(*args[:3], np.zeros(300), TaskConfig())
     for negatives in ({"negatives": ("uniform",)}, {"hard_negative_share": 0.1}):
         with pytest.raises(ValueError, match=r"batch's negatives alone.*unique=True"):

@@ -158,8 +158,9 @@ def drawable_probability(probability: np.ndarray, untrained_items: bool = False)
     is_trained = probability > 0
     if not (np.isfinite(probability).all() and (probability >= 0).all() and is_trained.any()):
         raise ValueError(
-            "expected the probability of each item in a batch, finite and not negative, with one "
-            f"positive or more (in_batch_probability gives such); got {probability}."
+            "expected the probability of each item in a batch, finite, not negative, and positive "
+            f"for one item or more; got values from {probability.min(initial=np.inf)} to "
+            f"{probability.max(initial=-np.inf)}. in_batch_probability gives such."
         )
     rare = probability[is_trained].min() / 2 if untrained_items else 0.0
     return np.where(is_trained, probability, rare)
