@@ -5,8 +5,8 @@
     python experiments/ablate.py --study=sequences --data_dir=ml-1m --workdir=S --output=out.json
 
 Prints its plan with an estimate, then trains run after run of the study (`losses` by
-experiments/ablation_plan.py, `sequences` by sequence_plan.py) by train.py in a process of its own,
-each on the study's base recipe with the run's flags behind it. Validation figures only, those of a
+experiments/ablation_plan.py, `sequences` by sequence_plan.py, `new_items` by new_items_plan.py) by
+train.py in a process of its own, each on the study's base recipe with the run's flags behind it. Validation figures only, those of a
 training's best epoch; `by_epoch` has all of them, which tells where one collapsed. Runs that a
 rule hangs on are repeated with --seeds and on --more_splits. Interrupted, the same command goes on:
 a run whose row stands in its folder or in --output is not repeated, and one that was cut short
@@ -37,13 +37,14 @@ import numpy as np
 from absl import app, flags
 
 from ablation_plan import LOSSES, Plan, Run  # isort: skip
+from new_items_plan import NEW_ITEMS  # isort: skip
 from sequence_plan import SEQUENCES  # isort: skip
 from twotower.bundle import Bundle
 from twotower.data import load
 from twotower.data.splits import PROTOCOLS, make_split
 
 ROOT = pathlib.Path(__file__).parent.parent
-STUDIES = {"losses": LOSSES, "sequences": SEQUENCES}
+STUDIES = {"losses": LOSSES, "sequences": SEQUENCES, "new_items": NEW_ITEMS}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("study", "losses", [*STUDIES], "Which plan.")

@@ -1,0 +1,28 @@
+"""The study of new items: what each sampler leaves of the items that no training row has."""
+
+from ablation_plan import SOFTMAX_OVER_ALL, Plan, run
+
+
+def sampler(name: str, flags: str = "", cost: float = 1.0):
+    """A sampler; all are trained with each seed."""
+    return run("sampler", name, flags, cost, is_pivotal=True)
+
+
+NEW_ITEMS = Plan(
+    "experiments/flags/new_items.flags",
+    "random",
+    "recall_micro@100",
+    [
+        sampler("in-batch"),
+        sampler("uniform, 1024", "--negatives=uniform"),
+        sampler("popularity ** .75, 1024", "--negatives=popularity"),
+        sampler("mixed: batch and uniform, 1024", "--negatives=batch,uniform"),
+        sampler("memory of 1024 beside the batch", "--negatives=batch,memory --memory_size=1024"),
+        sampler("catalogue", SOFTMAX_OVER_ALL),
+        sampler("in-batch, 10% mined", "--hard_negative_share=0.1 --mining_warmup=50"),
+        # Asked for by name, to show what it costs.
+        sampler("catalogue and all untrained items", f"{SOFTMAX_OVER_ALL} --untrained_items"),
+        sampler("uniform, untrained items among them", "--negatives=uniform --untrained_items"),
+    ],
+    minutes=1.5,
+)
