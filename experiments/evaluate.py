@@ -5,6 +5,9 @@
 The data, protocol and seed are the manifest's. Data with another fingerprint, or another --split
 or --split_seed, is refused: the model may have trained on what would be asked. Only temporal-last
 and temporal-successive train on the same rows, so a bundle of one answers the other's --split, too.
+
+A bundle of train.py --hidden_items=.1 is also asked for those items, which it has not seen: against
+each other alone, and among all candidates. --baselines=content_ials is the one to compare with.
 """
 
 import json
@@ -18,7 +21,7 @@ from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import SEGMENT_METRICS, evaluate
+from twotower.evaluation import SEGMENT_METRICS, evaluate, evaluate_hidden, from_scores
 from twotower.provenance import provenance
 from twotower.retrieval.tuning import recall_against
 
@@ -32,7 +35,7 @@ flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as 
 flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
 flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
-flags.DEFINE_list("baselines", [], "Also evaluate: popularity, ease, item_knn, ials.")
+flags.DEFINE_list("baselines", [], "Also evaluate: " + ", ".join(baselines.BASELINES) + ".")
 flags.DEFINE_string("name", "two towers", "What the row is called.")
 flags.DEFINE_string("output", None, "JSON file to write; without, metrics go to standard output.")
 
@@ -98,10 +101,10 @@ def main(argv):
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
     embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
 
-    def recommend(cases, k):
-        return retriever.search(embed(cases), k, exclude=cases.exclude)
+    def recommend_among(keys=None):
+        return lambda cases, k: retriever.search(embed(cases), k, exclude=cases.exclude, allow=keys)
 
-    report = evaluate(recommend, split, dataset)
+    report = evaluate(recommend_among(), split, dataset)
     row = {
         "name": FLAGS.name,
         "index": FLAGS.index,
@@ -117,12 +120,18 @@ def main(argv):
         vectors = embed(split.cases)
         exact = bundle.retriever("exact").search(vectors, 100)
         row["ann_recall@100"] = recall_against(exact, retriever.search(vectors, 100))
+    if split.hidden is not None:
+        row["hidden"] = evaluate_hidden(recommend_among, split, report)
     rows = [row]
     for name in FLAGS.baselines:
         fitted = baselines.make(name).fit(dataset, split.train, split.candidates)
         other = evaluate(fitted.recommend, split, dataset)
         ahead = {metric: report.compare(other, metric) for metric in report.values}
         rows.append({"name": name, "metrics": other.metrics, "ahead": ahead, **common})
+        if split.hidden is not None:
+            rows[-1]["hidden"] = evaluate_hidden(
+                lambda keys, model=fitted: from_scores(model.scores, keys), split, other
+            )
     text = json.dumps({"rows": rows}, indent=1)
     if FLAGS.output:
         path = pathlib.Path(FLAGS.output)
@@ -133,6 +142,9 @@ def main(argv):
         print(row["name"])
         for name, value in row["metrics"].items():
             print(f"  {name:22s} {line(value)}")
+        for name, value in row.get("hidden", {}).items():
+            shown = line(value) if isinstance(value, dict) else f"{value:,.4g}"
+            print(f"  {name:26s} {shown}")
         for name in SEGMENT_METRICS if "ahead" in row else ():
             value = line(row["ahead"][name], "+")
             print(f"  {name:22s} {value}  {FLAGS.name}, user by user, above this")

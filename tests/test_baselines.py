@@ -1,5 +1,6 @@
 """Baselines: small hand-made data, published figures on MovieLens 1M, implicit's absence."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -194,6 +195,71 @@ def test_item_knn_by_hand():
     knn = baselines.ItemKnn(neighbours=1, weighting="cosine").fit(dataset, np.arange(5))
     scores = knn.scores(cases_of([0], [1], [0, 2], exclude=False))
     np.testing.assert_allclose(scores, [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]], atol=1e-5)
+
+
+def content_camps() -> Dataset:
+    """The camps with content: items 0 to 4 are comedies of the nineties, 5 to 9 westerns of the
+    fifties; 10 is a comedy and 11 a western that nobody has seen."""
+    dataset = camps()
+    camp = [0] * 5 + [1] * 5 + [0, 1]
+    items = dataset.items.assign(
+        genres=[("Comedy", "Western")[one : one + 1] for one in camp],
+        year=[(1994, 1955)[one] for one in camp],
+        title=[f"The {('Laugh', 'Gun')[one]} {row}" for row, one in enumerate(camp)],
+    )
+    return dataclasses.replace(dataset, items=items)
+
+
+def test_content_ials_finds_new_items_by_their_content():
+    dataset = content_camps()
+    rows = np.arange(len(dataset.interactions))
+    for without in ([], ["genres"], ["year", "title"]):
+        cut = dataclasses.replace(dataset, items=dataset.items.drop(columns=without))
+        model = baselines.make("content_ials", l2=1.0, **SMALL["ials"])
+        scores = model.fit(cut, rows, np.arange(NUM_ITEMS)).scores(cases_of([1, 2], [6, 8]))
+        assert (scores[0, 10] > scores[0, 11]) and (scores[1, 11] > scores[1, 10])
+    # Items that have rows keep the vectors that iALS gives them.
+    plain = baselines.make("ials", **SMALL["ials"]).fit(dataset, rows, np.arange(NUM_ITEMS))
+    expected = plain.scores(cases_of([1, 2], [6, 8]))
+    np.testing.assert_allclose(scores[:, :10], expected[:, :10], atol=1e-4)
+    bare = dataclasses.replace(dataset, items=dataset.items[["item_id"]])
+    with pytest.raises(ValueError, match="needs genres, year or title"):
+        baselines.make("content_ials").fit(bare, rows)
+
+
+def test_content_ials_solves_its_ridge_regression():
+    # Ridge regression with an unpenalised intercept, by least squares with rows of sqrt(l2) I.
+    dataset = content_camps()
+    rows = np.arange(len(dataset.interactions))
+    model = baselines.make("content_ials", l2=2.0, **SMALL["ials"]).fit(dataset, rows)
+    content = baselines.content_indicators(dataset.items).toarray()
+    # Comedy, Western, the decades 199 and 195, the, laugh, gun: what two known items have.
+    kept = content[:, content[:10].sum(0) >= 2]
+    assert kept.shape == (12, 7) and content.shape == (12, 7 + 12)
+    penalised = np.hstack([np.zeros((7, 1)), np.sqrt(2.0) * np.eye(7)])
+    system = np.vstack([np.hstack([np.ones((10, 1)), kept[:10]]), penalised])
+    targets = np.vstack([model._model.item_factors[:10], np.zeros((7, 2))])
+    solution = np.linalg.lstsq(system, targets)[0]
+    expected = np.hstack([np.ones((2, 1)), kept[10:]]) @ solution
+    np.testing.assert_allclose(model._vectors[10:], expected, atol=1e-5)
+
+
+def test_content_of_items():
+    items = pd.DataFrame(
+        {
+            "title": ["Moon, The", "(moon)", "", "आधुनिक"],
+            "year": [1999.0, float("nan"), -1, 1990],
+            "genres": [("A",), (), ("A", "B"), ()],
+        }
+    )
+    found = baselines.content_indicators(items).toarray()
+    # By name: genres A, B; title moon, the, आधुनिक; the decade 199.
+    assert found.tolist() == [
+        [1, 0, 1, 1, 0, 1],
+        [0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
 
 
 def test_popularity_by_hand():

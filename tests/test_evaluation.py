@@ -221,6 +221,36 @@ def test_segments_together_are_the_whole():
     assert report.segments["item_popularity"]["0"]["num_targets"] > 0  # cold items
 
 
+def test_hidden_items_by_hand():
+    # Items 0, 3 and 5 are hidden. Of the targets 0 | 3, 1 | 2 | 5 three are such items, of three
+    # users. All get the order 4 3 2 1 0 5: ranks of hidden targets 5, 2, 6. Among themselves the
+    # order is 3 0 5: ranks 2, 1, 3.
+    cases = cases_of([[0], [3, 1], [2], [5]])
+    split = split_of(cases, num_items=6, item_counts=np.array([0, 7, 8, 0, 0, 0]))
+    split = dataclasses.replace(split, hidden=np.array([0, 3, 5]))
+    scores = np.float32([1, 2, 3, 4, 5, 0])
+
+    def among(keys):
+        return from_scores(lambda asked: np.tile(scores, (len(asked), 1)), keys)
+
+    report = evaluate(among(split.candidates), split, ks=(3, 5))
+    found = report.segments["hidden_items"]
+    assert found["num_targets"] == 3
+    assert [found[f"recall_micro@{k}"]["mean"] for k in (3, 5)] == pytest.approx([1 / 3, 2 / 3])
+    # Item 4 has no training row either, and nobody asks for it.
+    assert report.segments["item_popularity"]["0"] == found
+    hidden = evaluation.evaluate_hidden(among, split, report, k=2)
+    assert hidden["recall@2 among hidden"]["mean"] == pytest.approx(2 / 3)
+    assert hidden["chance@2 among hidden"] == pytest.approx(2 / 3)
+    assert hidden["recall_micro@5 of hidden"] == found["recall_micro@5"]
+    assert (hidden["num_items"], hidden["num_cases"]) == (3, 3)
+    json.dumps(hidden, allow_nan=False)
+    plain = dataclasses.replace(split, hidden=None)
+    assert "hidden_items" not in evaluate(among(split.candidates), plain).segments
+    with pytest.raises(ValueError, match="hides no items"):
+        evaluation.evaluate_hidden(among, plain, report)
+
+
 def test_compare_two_reports():
     split = split_of(cases_of([[0], [1], [2], [3]]))
 

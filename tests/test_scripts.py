@@ -118,13 +118,27 @@ def test_one_temporal_bundle_answers_both_protocols(tmp_path):
 
 def test_without_further_rows_there_is_no_refit(tmp_path):
     train = ["train.py", "--dataset=synthetic/small", f"--workdir={tmp_path / 'W'}", *TINY]
-    run(*train, "--split=loo", "--epochs=1", "--indexes=")
+    run(*train, "--split=loo", "--epochs=1", "--indexes=", "--hidden_items=0.2")
     assert not (tmp_path / "W" / "bundle_validation").exists()
     bundle = f"--bundle={tmp_path / 'W' / 'bundle'}"
     # No row of which was trained on.
-    printed = run("evaluate.py", bundle, "--part=validation").stdout
-    figure = json.loads((tmp_path / "W" / "metrics.json").read_text())["metrics"]["ndcg@10"]["mean"]
-    assert f"{figure:.4f}" in printed
+    out = tmp_path / "out.json"
+    judge = [bundle, "--part=validation", f"--output={out}", "--baselines=content_ials"]
+    printed = run("evaluate.py", *judge).stdout
+    metrics = json.loads((tmp_path / "W" / "metrics.json").read_text())
+    assert f"{metrics['metrics']['ndcg@10']['mean']:.4f}" in printed
+    # Of 297 candidates 59 are hidden: found among themselves, and among all.
+    model, baseline = json.loads(out.read_text())["rows"]
+    for row in (model, baseline):
+        found = row["hidden"]
+        assert (found["num_items"], found["chance@20 among hidden"]) == (59, 20 / 59)
+        assert 0 < found["recall@20 among hidden"]["mean"] <= 1
+        assert f"{found['recall@20 among hidden']['mean']:.4f}" in printed
+    assert model["hidden"] != baseline["hidden"]
+    # What training measured in its process comes again through files.
+    in_process = metrics["segments"]["hidden_items"]["recall_micro@100"]["mean"]
+    again = model["hidden"]["recall_micro@100 of hidden"]["mean"]
+    assert again == pytest.approx(in_process, abs=0.01)
 
 
 def test_build_index_then_recommend_from_it(workdir, tmp_path):
