@@ -41,7 +41,7 @@ flags.DEFINE_string("output", None, "JSON file to write; without, metrics go to 
 
 
 def check(manifest: dict, dataset) -> None:
-    """Refuses to judge a model by data that it may have been trained on.
+    """Refuses a split or data other than the manifest's.
 
     Raises:
         ValueError: A protocol or seed with other training rows than the manifest's; another
@@ -67,6 +67,20 @@ def check(manifest: dict, dataset) -> None:
             f"{fingerprint[:12]}, the manifest says {manifest['dataset_fingerprint'][:12]}. "
             "Rows, their order and all columns must be the same."
         )
+
+
+def check_unseen(bundle: Bundle, dataset, split: splits.Split) -> None:
+    """Refuses to judge a model by what it, or one that it started from, has learned.
+
+    Raises:
+        ValueError: It has seen rows of the questions or of hidden items; or it does not say, and is
+            warm-started or made to find hidden items, which earlier versions drew for each part.
+    """
+    lineage, manifest = bundle.lineage, bundle.manifest
+    if lineage.rows is None and not (manifest.get("ancestors") or manifest.get("hidden_items")):
+        return  # of an earlier version; `check` has compared data and split
+    advice = "Train anew, from scratch or from a bundle of older rows (train.py --warm_start)."
+    lineage.require_unseen(dataset, split, advice)
 
 
 def embedder(bundle: Bundle, dataset, batch_size: int = 256):
@@ -98,6 +112,7 @@ def main(argv):
     protocol = FLAGS.split or manifest["protocol"]
     split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
     split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    check_unseen(bundle, dataset, split)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
     embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
 

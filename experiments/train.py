@@ -10,7 +10,9 @@ select the epoch and to report, and then on all of them for that many epochs, fo
 first model stays in W/bundle_validation, for experiments/evaluate.py --part=validation. Protocols
 whose training rows are the same for both parts (`loo`) are not refit.
 
-For retraining on newer data, --warm_start=OLD/bundle starts from the weights of an earlier bundle.
+For retraining on newer data, --warm_start=OLD/bundle_validation starts from the weights of an
+earlier bundle. One that knows this validation's answers, such as one that was refit on the same
+data, is refused without --allow_seen: its figures would be too good.
 """
 
 import json
@@ -45,6 +47,9 @@ flags.DEFINE_string("warm_start", None, "Bundle whose weights to start from.")
 flags.DEFINE_list(
     "indexes", ["hnsw"] + ["scann"] * available(), "Indexes to build into the bundle."
 )
+flags.DEFINE_bool(
+    "allow_seen", False, "Warm start even from a bundle that knows what is asked, or does not say."
+)
 flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
 recipe_flags.define()
 flags.mark_flag_as_required("workdir")
@@ -60,7 +65,8 @@ def train_part(dataset, split: splits.Split, recipe, workdir: pathlib.Path, **kw
     """One training: (the training, its result)."""
     training = Training(dataset, split, recipe)
     if FLAGS.warm_start:
-        logging.info("warm start: %s", warm_start(training, bundles.Bundle(FLAGS.warm_start)))
+        old = bundles.Bundle(FLAGS.warm_start)
+        logging.info("warm start: %s", warm_start(training, old, FLAGS.allow_seen))
     result = fit(training, workdir, tensorboard=FLAGS.tensorboard, **kwargs)
     return training, result
 
@@ -100,6 +106,13 @@ def main(argv):
     speed = round(result.examples_per_second)
     extra = {"validation": {"protocol": FLAGS.split, "metrics": result.validation}}
     extra |= {"hidden_items": FLAGS.hidden_items} if FLAGS.hidden_items else {}
+    lineage = training.lineage()
+    seen = lineage.share_seen(dataset, split)
+    if training.ancestor and (seen is None or seen > 0):
+        logging.warning(
+            "warm start: the figures are of questions of which the earlier bundle knows %s",
+            "nobody knows how many" if seen is None else f"{seen:.2%}",
+        )
     whole = make_split(dataset, "test")
     if FLAGS.refit and np.array_equal(whole.train, split.train):
         logging.info("no refit: with %s there are no further rows to train on", FLAGS.split)
@@ -121,6 +134,8 @@ def main(argv):
         workdir,
         result,
         seed=recipe.fit.seed,
+        ancestors=lineage.ancestors,
+        validation_seen=seen,  # by an ancestor; None where it does not say
         segments=segments,
         training_seconds=seconds,
         mining_seconds=round(result.mining_seconds, 1),

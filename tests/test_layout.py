@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = """
     twotower ragged limits provenance
     data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
-    data.cases data.splits data.examples data.sequences
+    data.cases data.splits data.lineage data.examples data.sequences
     metrics
     retrieval retrieval.candidates retrieval.vectors retrieval.overfetch retrieval.store
     retrieval.base

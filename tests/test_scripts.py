@@ -8,10 +8,14 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 
+from twotower.bundle import LINEAGE, Bundle, read_manifest, write_manifest
+from twotower.export import warm_start
 from twotower.recipe import Recipe
+from twotower.training import Training
 
 SCRIPTS = tiny.ROOT / "experiments"
 TINY = [
@@ -141,6 +145,43 @@ def test_without_further_rows_there_is_no_refit(tmp_path):
     assert again == pytest.approx(in_process, abs=0.01)
 
 
+def of_seen_rows(workdir, folder):
+    """The bundle of a training that did not see its validation rows, but started from one that
+    did: as `train.py --allow_seen` writes it."""
+    bundle = shutil.copytree(workdir / "bundle_validation", folder)
+    refit = Bundle(workdir / "bundle")
+    np.save(bundle / LINEAGE, refit.lineage.rows)
+    manifest = read_manifest(bundle) | {"ancestors": [refit.model_version]}
+    write_manifest(bundle, manifest)
+    return bundle
+
+
+def test_a_warm_start_must_not_know_the_answers(workdir, tmp_path):
+    recipe = Recipe.from_json(read_manifest(workdir / "bundle")["recipe"])
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    before = training.fingerprint()
+    refit, selected = Bundle(workdir / "bundle"), Bundle(workdir / "bundle_validation")
+    with pytest.raises(ValueError, match=r"learned from 100% of the rows that random keeps"):
+        warm_start(training, refit)
+    assert training.ancestor is None and training.fingerprint() == before
+    assert warm_start(training, selected)["fresh"] == 0
+    assert training.lineage().share_seen(training.dataset, training.split) == 0
+    assert training.lineage().ancestors == (selected.model_version,)
+    assert warm_start(training, refit, allow_seen=True)["fresh"] == 0
+    assert training.lineage().share_seen(training.dataset, training.split) == 1
+    # A checkpoint of one ancestor is not continued with another, or as if it had none.
+    assert training.fingerprint() != before
+    # Not by way of a bundle in between, or of one that does not say.
+    child = Bundle(of_seen_rows(workdir, tmp_path / "child"))
+    assert child.lineage.ancestors == (selected.model_version, refit.model_version)
+    with pytest.raises(ValueError, match="learned from 100%"):
+        warm_start(training, child)
+    (child.directory / LINEAGE).unlink()
+    write_manifest(child.directory, child.manifest)
+    with pytest.raises(ValueError, match="does not say which rows"):
+        warm_start(training, Bundle(child.directory))
+
+
 def test_build_index_then_recommend_from_it(workdir, tmp_path):
     bundle = shutil.copytree(workdir / "bundle", tmp_path / "bundle")
     flag = f"--bundle={bundle}"
@@ -188,6 +229,12 @@ def test_mistakes_are_named(workdir, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     # What a bundle of the same protocol on other data would hold.
     (other / "manifest.json").write_text(json.dumps(manifest | {"dataset_fingerprint": "0" * 64}))
+    seen = of_seen_rows(workdir, tmp_path / "seen")
+    cold = shutil.copytree(workdir / "bundle_validation", tmp_path / "cold")
+    write_manifest(cold, read_manifest(cold) | {"hidden_items": 0.1})
+    silent = shutil.copytree(cold, tmp_path / "silent")
+    (silent / LINEAGE).unlink()
+    write_manifest(silent, read_manifest(cold))
     train = ["train.py", f"--workdir={tmp_path / 'W'}", "--dataset=synthetic/small"]
     judge = ["evaluate.py", f"--bundle={workdir / 'bundle'}", "--part=test"]
     recommend = ["recommend.py", f"--bundle={workdir / 'bundle'}"]
@@ -196,6 +243,10 @@ def test_mistakes_are_named(workdir, tmp_path):
         "trained for protocol 'random', not 'loo'": [*judge, "--split=loo"],
         "trained for split_seed 42, not 7": [*judge, "--split_seed=7"],
         "refit on the validation rows": [*judge, "--part=validation"],
+        "learned from 100% of the rows that random keeps": ["evaluate.py", f"--bundle={seen}"],
+        # Hidden from nobody; or perhaps from nobody.
+        "learned from 56% of the rows": ["evaluate.py", f"--bundle={cold}"],
+        "does not say which rows": ["evaluate.py", f"--bundle={silent}"],
         "fingerprint": ["evaluate.py", f"--bundle={other}", "--part=test"],
         "Unknown command line flag 'hiden'": [*train, "--hiden=16"],
         "unknown arguments ['W']": [*train, "W"],

@@ -332,9 +332,10 @@ def test_shuffled_targets_fall_to_chance(tmp_path):
 
 
 class SavedWeights:
-    """What `warm_start` reads of a bundle: the folder `training/`."""
+    """What `warm_start` reads of a bundle: the folder `training/`, and which rows are behind it."""
 
     def __init__(self, training: Training, directory) -> None:
+        self.lineage = training.lineage()
         self.directory = directory
         directory.mkdir(exist_ok=True)
         _save_weights(training, directory / "training")

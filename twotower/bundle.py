@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from twotower.data.dataset import Catalogue
+from twotower.data.lineage import Lineage
 from twotower.data.tables import LATEST
 from twotower.retrieval import build
 from twotower.retrieval.build import sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LINEAGE = "training/rows.npy"
 
 
 class BundleError(ValueError):
@@ -112,6 +114,13 @@ class Bundle:
     def sample_queries(self) -> np.ndarray:
         """`[num_queries, dim]`, vectors of users' queries, to tune and measure indexes on."""
         return self._array("items/sample_queries.npy")
+
+    @property
+    def lineage(self) -> Lineage:
+        """Which rows stand behind its weights; bundles of earlier versions do not say."""
+        known = LINEAGE in self.manifest["files"]
+        ancestors = (self.model_version, *self.manifest.get("ancestors", ()))
+        return Lineage(np.asarray(self._array(LINEAGE)) if known else None, ancestors)
 
     def _array(self, name: str) -> np.ndarray:
         path = self.directory / name

@@ -213,7 +213,7 @@ def fit(
         if saved.get("data", data) != data:
             raise ValueError(
                 f"{workdir} holds a checkpoint of other training rows (another protocol or part of "
-                "it, or other data). Take another --workdir, or delete "
+                "it, other data, or another warm start). Take another --workdir, or delete "
                 f"{workdir / 'checkpoints'} to start anew."
             )
         last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
