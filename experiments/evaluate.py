@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
@@ -29,15 +29,15 @@ from twotower.retrieval.tuning import recall_against
 SAME_ROWS = [{f"temporal-last{told}", f"temporal-successive{told}"} for told in ("", "+time")]
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
 flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
 flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
 flags.DEFINE_list("baselines", [], "Also evaluate: " + ", ".join(baselines.BASELINES) + ".")
 flags.DEFINE_string("name", "two towers", "What the row is called.")
-flags.DEFINE_string("output", None, "JSON file to write; without, metrics go to standard output.")
+script.DEFINE_path("output", None, "JSON file to write; without, metrics go to standard output.")
 
 
 def check(manifest: dict, dataset) -> None:
@@ -105,6 +105,11 @@ def line(value: dict, sign: str = "") -> str:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    output = FLAGS.output and pathlib.Path(FLAGS.output)
+    if output:  # now, and not behind the evaluation
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise app.UsageError(f"--output={output} is a folder; give a file.")
     bundle = Bundle(FLAGS.bundle)
     manifest = bundle.manifest
     dataset = load(manifest["dataset"], FLAGS.data_dir)
@@ -148,10 +153,8 @@ def main(argv):
                 lambda keys, model=fitted: from_scores(model.scores, keys), split, other
             )
     text = json.dumps({"rows": rows}, indent=1)
-    if FLAGS.output:
-        path = pathlib.Path(FLAGS.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    if output:
+        output.write_text(text + "\n")
     print(f"{split.protocol}, {split.part}, {len(split.cases):,} cases, mean and 95% interval")
     for row in rows:
         print(row["name"])

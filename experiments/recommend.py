@@ -14,14 +14,14 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle import Bundle
 from twotower.data import load
 from twotower.retrieval.candidates import Candidates
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("data_dir", None, "Where to look up the user's history and columns.")
+script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+script.DEFINE_path("data_dir", None, "Where to look up the user's history and columns.")
 flags.DEFINE_string("user_id", "", "The user; '' for an unknown one.")
 flags.DEFINE_list("history", [], "Item ids watched, oldest first; instead of --data_dir.")
 flags.DEFINE_integer("time", None, "Seconds of the request, for protocols +time; now by default.")

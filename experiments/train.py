@@ -22,8 +22,10 @@ import time
 import numpy as np
 from absl import app, flags, logging
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import recipe_flags  # isort: skip  (beside this script)
 from twotower import bundle as bundles
+from twotower import paths
 from twotower.data import load, splits
 from twotower.evaluation import evaluate
 from twotower.export import add_index, export, warm_start
@@ -37,13 +39,13 @@ import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("split", "random", "Protocol: " + ", ".join(splits.PROTOCOLS) + "; or +time.")
 flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")
 flags.DEFINE_float("hidden_items", 0.0, "Share of the items that no training row is left of.")
-flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
+script.DEFINE_path("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
 flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
-flags.DEFINE_string("warm_start", None, "Bundle whose weights to start from.")
+script.DEFINE_path("warm_start", None, "Bundle whose weights to start from.")
 flags.DEFINE_list(
     "indexes", ["hnsw"] + ["scann"] * available(), "Indexes to build into the bundle."
 )
@@ -92,7 +94,7 @@ def main(argv):
     # What this project says; TensorFlow tells of every file that it writes.
     logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
     tf.get_logger().setLevel("WARNING")
-    workdir = pathlib.Path(FLAGS.workdir)
+    workdir = paths.literal(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     recipe = recipe_flags.recipe()
     for name in FLAGS.indexes:

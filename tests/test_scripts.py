@@ -5,6 +5,7 @@ and runs that end early are forked from one process.
 """
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -35,7 +36,8 @@ def run(script: str, *arguments: str, check: bool = True):
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
     """What train.py leaves."""
-    folder = tmp_path_factory.mktemp("scripts") / "W"
+    # Of signs that are special to shells, patterns and formats, but not to TensorFlow.
+    folder = tmp_path_factory.mktemp("scripts") / "a ]{}(),;:=&%s%20#$HOME'~ü 火" / "W"
     run("train.py", "--dataset=synthetic/small", f"--workdir={folder}", "--indexes=hnsw", *TINY)
     return folder
 
@@ -251,6 +253,13 @@ def test_mistakes_are_named(workdir, tmp_path):
         "Unknown command line flag 'hiden'": [*train, "--hiden=16"],
         "unknown arguments ['W']": [*train, "W"],
         "workdir": ["train.py"],
+        # Paths, before anything is read or written.
+        "is an address": [*train, "--workdir=gs://bucket/run"],
+        "no such user": [*train, "--workdir=~nobody-here/run"],
+        "takes for a pattern": [*train, f"--workdir={tmp_path}/runs[1]"],
+        "an empty path": [*train, "--workdir="],
+        f"{pathlib.Path.home()}/nothing is here": ["recommend.py", "--bundle=~/nothing is here"],
+        "is a folder": [*judge, f"--output={tmp_path}"],
         "unknown dataset 'synthetic/huge'": [*train, "--dataset=synthetic/huge"],
         "unknown protocol 'randm'": [*train, "--split=randm"],
         "unknown item features ['colour']": [*train, "--item_features=item_id,colour"],
@@ -266,7 +275,7 @@ def test_mistakes_are_named(workdir, tmp_path):
     found = tiny.forked(list(messages.values()), tmp_path)
     for message, (status, printed) in zip(messages, found, strict=True):
         assert status != 0 and message in printed, printed
-    assert not (tmp_path / "W" / "bundle").exists()
+    assert not (tmp_path / "W" / "bundle").exists() and not (tmp_path / "runs[1]").exists()
 
 
 def test_help_mentions_every_flag_and_the_command(tmp_path):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from twotower import paths
 from twotower.data.dataset import Catalogue
 from twotower.data.lineage import Lineage
 from twotower.data.tables import LATEST
@@ -90,8 +91,8 @@ class Bundle:
     """
 
     def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:
-        self.directory = pathlib.Path(directory)
-        self.manifest = read_manifest(directory)
+        self.directory = paths.local(directory)
+        self.manifest = read_manifest(self.directory)
         for name, expected in self.manifest["files"].items():
             path = self.directory / name
             if not path.is_file():
@@ -148,7 +149,7 @@ class Bundle:
         import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
         import tensorflow as tf  # isort: skip
 
-        model = tf.saved_model.load(str(self.directory / "query_tower"))
+        model = tf.saved_model.load(str(paths.literal(self.directory / "query_tower")))
         signature = model.signatures["serving_default"]
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from twotower import require_legacy_keras
+from twotower import paths, require_legacy_keras
 
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
@@ -44,7 +44,12 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         training: With the weights to export.
         directory: The bundle's folder; one that is there is replaced.
         extra: Further entries of the manifest, such as flags and validation metrics.
+
+    Raises:
+        ValueError: Vectors that are not finite, or a folder that TensorFlow would not find again
+            (`paths.literal`).
     """
+    directory = paths.literal(directory)
     dataset, split = training.dataset, training.split
     queries, items = training.model.query_tower, training.model.item_tower
     keys = split.candidates

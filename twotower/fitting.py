@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from twotower import require_legacy_keras
+from twotower import paths, require_legacy_keras
 
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
@@ -161,8 +161,10 @@ def fit(
         verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
 
     Raises:
-        ValueError: The workdir holds a checkpoint of another recipe, or of other data.
+        ValueError: The workdir holds a checkpoint of another recipe, or of other data; or it is no
+            path that TensorFlow would find again (`paths.literal`).
     """
+    workdir = paths.literal(workdir)
     config, model = training.recipe.fit, training.model
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
     model.compile(optimizer=make_optimizer(config, steps))
@@ -170,7 +172,6 @@ def fit(
         model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
     model.optimizer.build(model.trainable_variables)
     result = FitResult()
-    workdir = pathlib.Path(workdir)
     recipe = json.dumps(training.recipe.to_json(), sort_keys=True)
     data = training.fingerprint()
     state = tf.Variable("", dtype=tf.string, trainable=False)
