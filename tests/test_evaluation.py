@@ -174,9 +174,13 @@ def test_three_cases_by_hand(batch_size):
     # Rows of the first two: (30 + 2) / 2 = 16 and (400 + 30) / 2 = 215 twice.
     assert means(report, "mean_popularity@2") == pytest.approx([446 / 3])
     # Users are the sample: ann's recalls 1/2 and 0, bob's 1, mean .5: residuals -.5 and .5,
-    # variance 2 * (.25 + .25) / 9 = .11111, standard error .33333.
+    # variance 2 * (.25 + .25) / 9 = .11111, as of n = .25 / .11111 = 2.25 cases, and
+    # 1.959964^2 / 2.25 = 1.707315: sqrt(1.707315 * .25 + 1.707315^2 / 4) / 2.707315 = .39706.
     interval = report.metrics["recall@1"]
-    assert interval["high"] == pytest.approx(0.5 + 1.959964 / 3)
+    assert interval["high"] == pytest.approx(0.5 + 0.39706, abs=1e-5)
+    for name, value in report.metrics.items():
+        if not name.startswith("mean_popularity"):
+            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1, name
 
 
 def test_segments_by_hand():

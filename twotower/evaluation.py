@@ -76,11 +76,7 @@ class Report:
             segments["history_length"][name] = {
                 "num_cases": len(rows),
                 **{
-                    metric: metrics.interval(
-                        self.values[metric][rows],
-                        self._weights(metric, rows),
-                        self.clusters[rows],
-                    )
+                    metric: self._interval(metric, rows)
                     for metric in names
                     if metric in self.values
                 },
@@ -100,7 +96,9 @@ class Report:
         """Size and `recall_micro@k` of a segment of targets."""
         users = self.clusters[self.ranks.case[targets]]
         found = {
-            f"recall_micro@{k}": metrics.interval(self.ranks.ranks[targets] <= k, clusters=users)
+            f"recall_micro@{k}": metrics.share_interval(
+                self.ranks.ranks[targets] <= k, clusters=users
+            )
             for k in self.ks
         }
         return {"num_targets": len(targets), **found}
@@ -124,7 +122,13 @@ class Report:
             other.values[name],
             self._weights(name, slice(None)),
             self.clusters,
+            1.0 if _is_share(name) else np.inf,
         )
+
+    def _interval(self, name: str, rows) -> dict:
+        """Of a metric's values of some cases."""
+        interval = metrics.share_interval if _is_share(name) else metrics.interval
+        return interval(self.values[name][rows], self._weights(name, rows), self.clusters[rows])
 
     def _weights(self, name: str, rows) -> np.ndarray | None:
         return self.ranks.lengths[rows] if name.startswith("recall_micro") else None
@@ -185,8 +189,7 @@ def evaluate(
     values = _values(ranks, keys, ks, item_counts)
     report = Report({}, values, ranks, cases, clusters, ks, item_counts, hidden)
     for name in values:
-        weights = report._weights(name, slice(None))
-        report.metrics[name] = metrics.interval(values[name], weights, clusters)
+        report.metrics[name] = report._interval(name, slice(None))
     if candidates is not None:
         for k in ks:
             report.metrics[f"coverage@{k}"] = metrics.coverage(keys, candidates, k, clusters)
@@ -284,6 +287,11 @@ def _values(ranks: metrics.TargetRanks, keys: np.ndarray, ks, item_counts) -> di
             values[f"mean_popularity@{k}"] = metrics.mean_popularity(keys, item_counts, k)
     values[f"mrr@{MRR_AT}"] = metrics.reciprocal_rank(ranks, MRR_AT)
     return values
+
+
+def _is_share(name: str) -> bool:
+    """Whether a metric lies within 0 and 1; popularity is a number of rows."""
+    return not name.startswith("mean_popularity")
 
 
 def _pairs(ragged) -> np.ndarray:
