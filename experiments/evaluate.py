@@ -156,6 +156,10 @@ def main(argv):
     if output:
         output.write_text(text + "\n")
     print(f"{split.protocol}, {split.part}, {len(split.cases):,} cases, mean and 95% interval")
+    if len(split.candidates) < 2 * max(report.ks):
+        print(
+            f"of {len(split.candidates):,} candidates: where k is most of them, any model is good"
+        )
     for row in rows:
         print(row["name"])
         for name, value in row["metrics"].items():

@@ -79,6 +79,7 @@ def write_metrics(workdir: pathlib.Path, result: FitResult, **entries) -> dict:
         "protocol": FLAGS.split,
         "part": "validation",
         "epoch": result.best_epoch,
+        "selected_by": result.metric,
         "metrics": result.validation,
         "log": result.log,
         **entries,

@@ -255,6 +255,30 @@ def test_hidden_items_by_hand():
         evaluation.evaluate_hidden(among, plain, report)
 
 
+@pytest.mark.parametrize(
+    "num_items, name, expected",
+    [
+        # A middling question has 100 excluded: of 400 items it has 300 left, half are 150.
+        (400, "recall_micro@100", "recall_micro@100"),
+        (400, "recall@200", "recall@100"),
+        # Of 300, 200 and 100; of 298, 99.
+        (300, "recall_micro@100", "recall_micro@100"),
+        (298, "recall_micro@100", "recall_micro@50"),
+        (160, "hit_rate@500", "hit_rate@20"),
+        (120, "precision@20", "precision@10"),
+        # 18 are left: 9 are less than any k.
+        (118, "recall_micro@100", "mrr@500"),
+        (118, "ndcg@100", "ndcg@100"),  # looks at the order
+        (118, "mrr@500", "mrr@500"),
+    ],
+)
+def test_a_metric_that_can_tell(num_items, name, expected):
+    # What is no candidate anyhow is excluded from nothing.
+    excluded = [[], [*range(100), 1500, 1501], list(range(1, 101)), list(range(110))]
+    split = split_of(cases_of([[111]] * 4, exclude=excluded), num_items=num_items)
+    assert evaluation.telling_metric(name, split) == expected
+
+
 def test_compare_two_reports():
     split = split_of(cases_of([[0], [1], [2], [3]]))
 

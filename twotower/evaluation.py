@@ -229,6 +229,27 @@ def evaluate_hidden(
     }
 
 
+def telling_metric(name: str, split: Split) -> str:
+    """The metric, or where it cannot tell models apart, the nearest one that can.
+
+    What is found among the first k grows with k until it is everything: of 80 candidates any model
+    finds all among the first 100. So k may be half the candidates that a middling question has
+    left, at most, where a random order finds half of what is asked. Where not even the least of
+    `KS` is so small, it is `mrr`, which looks at the order alone.
+    """
+    base, _, k = name.partition("@")
+    if base not in ("recall", "recall_micro", "hit_rate", "precision"):
+        return name
+    excluded = split.cases.exclude
+    among = np.isin(excluded.values, split.candidates)
+    taken = np.bincount(excluded.row_index[among], minlength=len(split.cases))
+    most = (len(split.candidates) - np.median(taken)) / 2
+    if int(k) <= most:
+        return name
+    smaller = [other for other in KS if other <= most]
+    return f"{base}@{max(smaller)}" if smaller else f"mrr@{MRR_AT}"
+
+
 def from_scores(
     score: Callable[[EvalCases], np.ndarray],
     candidates: np.ndarray | None = None,
