@@ -36,6 +36,7 @@ flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to 
 flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
 flags.DEFINE_list("baselines", [], "Also evaluate: " + ", ".join(baselines.BASELINES) + ".")
+flags.DEFINE_float("max_gib", 4.0, "Memory in GiB that fitting a baseline may take.")
 flags.DEFINE_string("name", "two towers", "What the row is called.")
 script.DEFINE_path("output", None, "JSON file to write; without, metrics go to standard output.")
 
@@ -144,7 +145,7 @@ def main(argv):
         row["hidden"] = evaluate_hidden(recommend_among, split, report)
     rows = [row]
     for name in FLAGS.baselines:
-        fitted = baselines.make(name).fit(dataset, split.train, split.candidates)
+        fitted = baselines.make(name).fit(dataset, split.train, split.candidates, FLAGS.max_gib)
         other = evaluate(fitted.recommend, split, dataset)
         ahead = {metric: report.compare(other, metric) for metric in report.values}
         rows.append({"name": name, "metrics": other.metrics, "ahead": ahead, **common})
