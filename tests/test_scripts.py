@@ -268,6 +268,8 @@ def test_mistakes_are_named(workdir, tmp_path):
         "backend must be one of": [*train, "--indexes=hnsw,scam"],
         "it goes with mask_own=False": [*train, "--correction=log_q"],
         "items ['nothing'] are not in": [*recommend, "--history=i00003,nothing"],
+        "of user 'u00003' nothing is given": [*recommend, "--user_id=u00003"],
+        "or no --user_id": [*recommend, "--user_id=42", "--format=json"],
         "has no user 'nobody'": [*recommend, "--user_id=nobody", "--data_dir=any"],
         "has no index 'nope'": [*recommend, "--index=nope"],
         "is no bundle": ["recommend.py", f"--bundle={tmp_path}"],
