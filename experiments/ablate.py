@@ -36,6 +36,7 @@ import time
 import numpy as np
 from absl import app, flags
 
+import script  # isort: skip  (first: quiets TensorFlow)
 from ablation_plan import LOSSES, Plan, Run  # isort: skip
 from new_items_plan import NEW_ITEMS  # isort: skip
 from sequence_plan import SEQUENCES  # isort: skip
@@ -48,9 +49,9 @@ STUDIES = {"losses": LOSSES, "sequences": SEQUENCES, "new_items": NEW_ITEMS}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("study", "losses", [*STUDIES], "Which plan.")
-flags.DEFINE_string("data_dir", None, "GroupLens folder, for train.py.")
-flags.DEFINE_string("large_dir", None, "Folder of make_synthetic.py with 200,000 items.")
-flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+script.DEFINE_path("data_dir", None, "GroupLens folder, for train.py.")
+script.DEFINE_path("large_dir", None, "Folder of make_synthetic.py with 200,000 items.")
+script.DEFINE_path("workdir", None, "Folder of the runs.", required=True)
 flags.DEFINE_list("groups", None, "Only these groups; all by default.")
 flags.DEFINE_string("pattern", "", "Only runs whose name matches this regular expression.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs that a rule hangs on; others: the first.")
@@ -59,9 +60,7 @@ flags.DEFINE_float("budget", 8.0, "Hours after which no further run is started."
 flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 flags.DEFINE_bool("plan_only", False, "Print the plan and stop.")
 flags.DEFINE_list("extra", [], "Flags behind those of every run, such as --epochs=1.")
-flags.DEFINE_string(
-    "output", None, "JSON file with a row for each run that is done, now or before."
-)
+script.DEFINE_path("output", None, "JSON file with a row for each run that is done, now or before.")
 
 
 def plan() -> Plan:

@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.data import load, splits
 from twotower.data.examples import Examples, ExamplesConfig
 from twotower.frequency import StreamingFrequency
@@ -23,11 +24,11 @@ from twotower.provenance import provenance
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_integer("epochs", 2, "Passes over the training rows.", lower_bound=1)
 flags.DEFINE_integer("least", 50, "Examples of an item that is judged.", lower_bound=1)
 flags.DEFINE_integer("batch_size", ExamplesConfig().batch_size, "Examples a batch.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.")
+script.DEFINE_path("output", None, "JSON file to write.")
 
 # Buckets for each item of the catalogue, hash functions.
 SIZES = ((4.0, 2), (4.0, 1), (1.0, 2), (1.0, 4), (0.5, 4))

@@ -14,6 +14,7 @@ exclusions, where an index cannot fall back to a scan.
 One thread and one core, for the reasons in `single_requests.py`.
 """
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import single_requests  # isort: skip  (first: numpy's threads)
 
 import json
@@ -37,7 +38,7 @@ FLAGS = flags.FLAGS
 single_requests.define()
 flags.DEFINE_integer("requests", 2000, "Requests a variant.", lower_bound=10)
 flags.DEFINE_integer("k", 10, "Titles a request.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.")
+script.DEFINE_path("output", None, "JSON file to write.")
 
 
 def through_retriever(bundle: Bundle, name: str, titles: np.ndarray):

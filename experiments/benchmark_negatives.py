@@ -16,7 +16,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.data import load, splits
 from twotower.provenance import provenance
 from twotower.recipe import Recipe
@@ -41,12 +41,12 @@ VARIANTS = {
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_list("batch_sizes", ["256", "4096"], "Examples a batch.")
 flags.DEFINE_list("variants", [*VARIANTS], "Kinds of negatives; `batch` must be one.")
 flags.DEFINE_integer("steps", 20, "Timed steps a variant and repeat.", lower_bound=2)
 flags.DEFINE_integer("repeats", 5, "How often each variant is timed.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.")
+script.DEFINE_path("output", None, "JSON file to write.")
 
 WARM_UP = 3
 

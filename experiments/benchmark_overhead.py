@@ -23,6 +23,7 @@ import numpy as np
 import threadpoolctl
 from absl import app, flags
 
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.provenance import provenance
 from twotower.retrieval import build
 from twotower.retrieval.tuning import tune
@@ -30,13 +31,13 @@ from twotower.retrieval.tuning import tune
 BATCHES = {1: 1000, 100: 40}  # queries at a time -> rounds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("cache", None, "Folder of one set of vectors.", required=True)
-flags.DEFINE_string("bundle", None, "Bundle whose sample queries to ask.", required=True)
+script.DEFINE_path("cache", None, "Folder of one set of vectors.", required=True)
+script.DEFINE_path("bundle", None, "Bundle whose sample queries to ask.", required=True)
 flags.DEFINE_integer("k", 100, "Answers a query.", lower_bound=1)
 flags.DEFINE_float("recall_target", 0.98, "Recall to tune for.", lower_bound=0, upper_bound=1)
 flags.DEFINE_list("variants", None, "Which of the indexes in the cache; all by default.")
 flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
-flags.DEFINE_string("output", None, "JSON file to write.")
+script.DEFINE_path("output", None, "JSON file to write.")
 
 
 def raw_search(index, k: int) -> Callable:

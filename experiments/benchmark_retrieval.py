@@ -31,6 +31,7 @@ import numpy as np
 import threadpoolctl
 from absl import app, flags, logging
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import vector_sets  # isort: skip  (beside this script)
 from twotower.provenance import provenance
 from twotower.ragged import Ragged
@@ -56,20 +57,20 @@ EXCLUDED, FILTER_SHARE = 500, 0.02
 SINGLES = 1200  # queries asked one at a time, for the tuned setting
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Bundle whose item vectors and sample queries to take.")
+script.DEFINE_path("bundle", None, "Bundle whose item vectors and sample queries to take.")
 flags.DEFINE_list("num_items", ["10000", "100000", "1000000"], "Sizes.")
 flags.DEFINE_integer("dim", None, "Dimension of --noise=gaussian; a bundle's must be this.")
 flags.DEFINE_list("noise", ["0.5", "2"], "Noise around a bundle's items; or 'gaussian'.")
-flags.DEFINE_string("vectors", None, ".npy, .fvecs or ann-benchmarks .hdf5; instead of --bundle.")
-flags.DEFINE_string("queries", None, "The same for the queries; for .hdf5 the file's test set.")
+script.DEFINE_path("vectors", None, ".npy, .fvecs or ann-benchmarks .hdf5; instead of --bundle.")
+script.DEFINE_path("queries", None, "The same for the queries; for .hdf5 the file's test set.")
 flags.DEFINE_enum("metric", "dot", ["dot", "cosine", "euclidean"], "Metric.")
 flags.DEFINE_list("backends", ["exact", "flat", "ivf", "hnsw", "ivf_pq", "scann"], str([*VARIANTS]))
 flags.DEFINE_integer("k", 100, "Answers a query.", lower_bound=1)
 flags.DEFINE_float("recall_target", 0.98, "Recall to tune for.", lower_bound=0, upper_bound=1)
 flags.DEFINE_integer("core", 0, "Core that searches run on, where the system can pin; -1: any.")
 flags.DEFINE_bool("build_only", False, "Fill the cache and measure nothing.")
-flags.DEFINE_string("cache", "retrieval-cache", "Folder for vectors, exact answers and indexes.")
-flags.DEFINE_string("output", None, "JSON file to write.", required=True)
+script.DEFINE_path("cache", "retrieval-cache", "Folder for vectors, exact answers and indexes.")
+script.DEFINE_path("output", None, "JSON file to write.", required=True)
 
 
 @dataclasses.dataclass(frozen=True)

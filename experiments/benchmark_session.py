@@ -12,6 +12,7 @@ one between both vectors' components. One user at a time, on one thread and core
 stands among no other times.
 """
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import single_requests  # isort: skip  (first: numpy's threads)
 
 import json
@@ -29,7 +30,7 @@ single_requests.define()
 flags.DEFINE_integer("events", 200, "Past events when the clock starts.", lower_bound=1)
 flags.DEFINE_integer("steps", 40, "Events that each user adds.", lower_bound=1)
 flags.DEFINE_integer("users", 50, "Users.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.")
+script.DEFINE_path("output", None, "JSON file to write.")
 
 
 def main(argv):

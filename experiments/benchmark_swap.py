@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
@@ -50,9 +50,9 @@ PROBES = 32  # requests that a swap checks a pair with
 METRIC = "recall_micro@100"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle that answers first.", required=True)
-flags.DEFINE_string("other_bundle", None, "Folder of another training's.", required=True)
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("bundle", None, "Folder of the bundle that answers first.", required=True)
+script.DEFINE_path("other_bundle", None, "Folder of another training's.", required=True)
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("index", "exact", "exact, or an index that both bundles have.")
 flags.DEFINE_bool("identity", False, "Take sample queries for what the query towers answer.")
 flags.DEFINE_bool("mismatch", False, "Recall of mixed pairs, instead of exchanges.")
@@ -63,7 +63,7 @@ flags.DEFINE_float("every", 1, "Seconds between exchanges.", lower_bound=0.01)
 flags.DEFINE_float("load_every", 10, "Seconds between loads from disk; 0: none.", lower_bound=0)
 flags.DEFINE_integer("requests", 200, "Different requests.", lower_bound=1)
 flags.DEFINE_integer("k", 10, "Answers a request.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.", required=True)
+script.DEFINE_path("output", None, "JSON file to write.", required=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,14 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle import Bundle
 from twotower.export import add_index
 from twotower.retrieval.build import BACKENDS, IndexConfig
 from twotower.retrieval.tuning import recall_against
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
+script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
 flags.DEFINE_enum("backend", "hnsw", sorted(BACKENDS), "Kind of index.")
 flags.DEFINE_list("parameters", [], "Fields of the backend's config, name=value.")
 flags.DEFINE_string("name", None, "Name in the bundle; the backend's by default.")

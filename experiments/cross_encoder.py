@@ -18,6 +18,7 @@ import time
 import numpy as np
 from absl import app, flags
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import recipe_flags  # isort: skip  (beside this script)
 from twotower.data import load, splits
 from twotower.evaluation import evaluate, from_scores
@@ -31,11 +32,11 @@ import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("split", "random", "Protocol.")
-flags.DEFINE_string("workdir", None, "Folder of the two trainings.", required=True)
+script.DEFINE_path("workdir", None, "Folder of the two trainings.", required=True)
 flags.DEFINE_integer("width", 64, "Of the hidden layer over a pair.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.")
+script.DEFINE_path("output", None, "JSON file to write.")
 recipe_flags.define()
 
 TIMED_CASES = 100

@@ -5,6 +5,9 @@
 The data, protocol and seed are the manifest's. Data with another fingerprint, or another --split
 or --split_seed, is refused: the model may have trained on what would be asked. Only temporal-last
 and temporal-successive train on the same rows, so a bundle of one answers the other's --split, too.
+
+A bundle of train.py --hidden_items=.1 is also asked for those items, which it has not seen: against
+each other alone, and among all candidates. --baselines=content_ials is the one to compare with.
 """
 
 import json
@@ -13,12 +16,12 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower import baselines
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import SEGMENT_METRICS, evaluate
+from twotower.evaluation import SEGMENT_METRICS, evaluate, evaluate_hidden, from_scores
 from twotower.provenance import provenance
 from twotower.retrieval.tuning import recall_against
 
@@ -26,19 +29,20 @@ from twotower.retrieval.tuning import recall_against
 SAME_ROWS = [{f"temporal-last{told}", f"temporal-successive{told}"} for told in ("", "+time")]
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
 flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
 flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
-flags.DEFINE_list("baselines", [], "Also evaluate: popularity, ease, item_knn, ials.")
+flags.DEFINE_list("baselines", [], "Also evaluate: " + ", ".join(baselines.BASELINES) + ".")
+flags.DEFINE_float("max_gib", 4.0, "Memory in GiB that fitting a baseline may take.")
 flags.DEFINE_string("name", "two towers", "What the row is called.")
-flags.DEFINE_string("output", None, "JSON file to write; without, metrics go to standard output.")
+script.DEFINE_path("output", None, "JSON file to write; without, metrics go to standard output.")
 
 
 def check(manifest: dict, dataset) -> None:
-    """Refuses to judge a model by data that it may have been trained on.
+    """Refuses a split or data other than the manifest's.
 
     Raises:
         ValueError: A protocol or seed with other training rows than the manifest's; another
@@ -66,6 +70,20 @@ def check(manifest: dict, dataset) -> None:
         )
 
 
+def check_unseen(bundle: Bundle, dataset, split: splits.Split) -> None:
+    """Refuses to judge a model by what it, or one that it started from, has learned.
+
+    Raises:
+        ValueError: It has seen rows of the questions or of hidden items; or it does not say, and is
+            warm-started or made to find hidden items, which earlier versions drew for each part.
+    """
+    lineage, manifest = bundle.lineage, bundle.manifest
+    if lineage.rows is None and not (manifest.get("ancestors") or manifest.get("hidden_items")):
+        return  # of an earlier version; `check` has compared data and split
+    advice = "Train anew, from scratch or from a bundle of older rows (train.py --warm_start)."
+    lineage.require_unseen(dataset, split, advice)
+
+
 def embedder(bundle: Bundle, dataset, batch_size: int = 256):
     """`embed(cases)` through the SavedModel of the query tower, from raw inputs."""
     inputs = QueryInputs(dataset, [spec["name"] for spec in bundle.manifest["query_inputs"]])
@@ -88,6 +106,11 @@ def line(value: dict, sign: str = "") -> str:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    output = FLAGS.output and pathlib.Path(FLAGS.output)
+    if output:  # now, and not behind the evaluation
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise app.UsageError(f"--output={output} is a folder; give a file.")
     bundle = Bundle(FLAGS.bundle)
     manifest = bundle.manifest
     dataset = load(manifest["dataset"], FLAGS.data_dir)
@@ -95,13 +118,14 @@ def main(argv):
     protocol = FLAGS.split or manifest["protocol"]
     split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
     split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    check_unseen(bundle, dataset, split)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
     embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
 
-    def recommend(cases, k):
-        return retriever.search(embed(cases), k, exclude=cases.exclude)
+    def recommend_among(keys=None):
+        return lambda cases, k: retriever.search(embed(cases), k, exclude=cases.exclude, allow=keys)
 
-    report = evaluate(recommend, split, dataset)
+    report = evaluate(recommend_among(), split, dataset)
     row = {
         "name": FLAGS.name,
         "index": FLAGS.index,
@@ -117,22 +141,33 @@ def main(argv):
         vectors = embed(split.cases)
         exact = bundle.retriever("exact").search(vectors, 100)
         row["ann_recall@100"] = recall_against(exact, retriever.search(vectors, 100))
+    if split.hidden is not None:
+        row["hidden"] = evaluate_hidden(recommend_among, split, report)
     rows = [row]
     for name in FLAGS.baselines:
-        fitted = baselines.make(name).fit(dataset, split.train, split.candidates)
+        fitted = baselines.make(name).fit(dataset, split.train, split.candidates, FLAGS.max_gib)
         other = evaluate(fitted.recommend, split, dataset)
         ahead = {metric: report.compare(other, metric) for metric in report.values}
         rows.append({"name": name, "metrics": other.metrics, "ahead": ahead, **common})
+        if split.hidden is not None:
+            rows[-1]["hidden"] = evaluate_hidden(
+                lambda keys, model=fitted: from_scores(model.scores, keys), split, other
+            )
     text = json.dumps({"rows": rows}, indent=1)
-    if FLAGS.output:
-        path = pathlib.Path(FLAGS.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    if output:
+        output.write_text(text + "\n")
     print(f"{split.protocol}, {split.part}, {len(split.cases):,} cases, mean and 95% interval")
+    if len(split.candidates) < 2 * max(report.ks):
+        print(
+            f"of {len(split.candidates):,} candidates: where k is most of them, any model is good"
+        )
     for row in rows:
         print(row["name"])
         for name, value in row["metrics"].items():
             print(f"  {name:22s} {line(value)}")
+        for name, value in row.get("hidden", {}).items():
+            shown = line(value) if isinstance(value, dict) else f"{value:,.4g}"
+            print(f"  {name:26s} {shown}")
         for name in SEGMENT_METRICS if "ahead" in row else ():
             value = line(row["ahead"][name], "+")
             print(f"  {name:22s} {value}  {FLAGS.name}, user by user, above this")

@@ -12,6 +12,7 @@ import dataclasses
 
 from absl import app, flags
 
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.data import tables
 from twotower.data.planted import SyntheticConfig
 from twotower.data.synthetic import generate
@@ -22,7 +23,7 @@ FLAGS = flags.FLAGS
 for field in dataclasses.fields(SyntheticConfig):
     if field.name in FIELDS:
         flags.DEFINE_integer(field.name, field.default, f"{field.name} of SyntheticConfig.")
-flags.DEFINE_string("output", None, "Folder to write.", required=True)
+script.DEFINE_path("output", None, "Folder to write.", required=True)
 
 
 def main(argv):

@@ -14,6 +14,7 @@ import pathlib
 
 from absl import app, flags
 
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.retrieval import planning
 
 FLAGS = flags.FLAGS
@@ -23,7 +24,7 @@ flags.DEFINE_integer("code_bytes", 16, "Bytes of an IVF-PQ code, for the sum bel
 flags.DEFINE_float("memory_gib", 20, "Memory there is for the index, in GiB.", lower_bound=0)
 flags.DEFINE_float("updates", 0, "Items added, replaced or removed a day.", lower_bound=0)
 flags.DEFINE_integer("cores", 2, "Cores that build.", lower_bound=1)
-flags.DEFINE_string("measurements", None, "JSON file like twotower/retrieval/measured.json.")
+script.DEFINE_path("measurements", None, "JSON file like twotower/retrieval/measured.json.")
 
 
 def amount(num_bytes: float) -> str:

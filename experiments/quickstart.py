@@ -10,15 +10,14 @@ figure.
 """
 
 import dataclasses
-import pathlib
 import tempfile
 import time
 
 import numpy as np
 from absl import app, flags, logging
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
-from twotower import baselines
+import script  # isort: skip  (first: quiets TensorFlow)
+from twotower import baselines, paths
 from twotower.data import movielens, splits, synthetic
 from twotower.data.examples import ExamplesConfig
 from twotower.evaluation import evaluate, from_scores
@@ -34,9 +33,9 @@ from twotower.training import Training
 import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")
+script.DEFINE_path("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")
 flags.DEFINE_bool("synthetic", False, "Take the made-up catalogue even where MovieLens is there.")
-flags.DEFINE_string("workdir", None, "Where the bundle goes; a temporary folder by default.")
+script.DEFINE_path("workdir", None, "Where the bundle goes; a temporary folder by default.")
 flags.DEFINE_integer("epochs", 4, "Passes over the training rows.", lower_bound=1)
 flags.DEFINE_integer("k", 10, "Titles to print.", lower_bound=1)
 flags.DEFINE_string("user_id", "", "Whose; a user with a middling history by default.")
@@ -122,13 +121,13 @@ def main(argv):
     logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
     tf.get_logger().setLevel("WARNING")
     started = time.perf_counter()
+    workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     split, dataset, recipe, oracle = find_data()
     print(
         f"{dataset.name}: {len(split.train):,} training rows, {len(dataset.users):,} users, "
         f"{len(split.candidates):,} items"
     )
 
-    workdir = pathlib.Path(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     training = Training(dataset, split, recipe)
     result = fit(training, workdir)
     print(

@@ -5,7 +5,6 @@ import re
 
 from absl import flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.recipe import Recipe
 
 # The flags are the calling script's own, so that its --help shows them.

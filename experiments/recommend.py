@@ -4,8 +4,8 @@
     python experiments/recommend.py --bundle=W/bundle --history=260,1196,1210 --format=json
 
 With --data_dir the user's own history and columns are looked up. Without, --history says what was
-watched, oldest first; a user that the model does not know is placed by that history alone, and
-with neither gets what unknown users like.
+watched, oldest first; a user that the model does not know is placed by that history alone. With
+neither user nor history the answer is what unknown users like.
 """
 
 import json
@@ -14,14 +14,14 @@ import time
 import numpy as np
 from absl import app, flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle import Bundle
 from twotower.data import load
 from twotower.retrieval.candidates import Candidates
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("data_dir", None, "Where to look up the user's history and columns.")
+script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+script.DEFINE_path("data_dir", None, "Where to look up the user's history and columns.")
 flags.DEFINE_string("user_id", "", "The user; '' for an unknown one.")
 flags.DEFINE_list("history", [], "Item ids watched, oldest first; instead of --data_dir.")
 flags.DEFINE_integer("time", None, "Seconds of the request, for protocols +time; now by default.")
@@ -30,16 +30,32 @@ flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as 
 flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.")
 
 
-def request(bundle: Bundle, dataset=None) -> dict[str, np.ndarray]:
-    """Raw inputs of the query tower for the flags' user, each with a batch dimension of 1.
+def knows(bundle: Bundle, user_id: str) -> bool:
+    """Whether the query tower has a vector for the id."""
+    path = bundle.directory / "training" / "vocabularies.json"
+    return user_id in json.loads(path.read_text()).get("query_tower/user_id", [])
+
+
+def request(bundle: Bundle, dataset=None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Raw inputs of the query tower for the flags' user, each with a batch dimension of 1; and the
+    ids of the items that were watched, which are not answered.
 
     Raises:
-        ValueError: A history item that is not in the catalogue, or a user whom the data lacks.
+        ValueError: A history item that is not in the catalogue, a user whom the data lacks, or one
+            of whom nothing is given.
     """
     history, times, ratings, user = list(FLAGS.history), None, None, {"user_id": FLAGS.user_id}
     unknown = [item for item in history if bundle.catalogue.keys_of([item])[0] < 0]
     if unknown:
         raise ValueError(f"items {unknown} are not in the bundle's catalogue; --history takes ids.")
+    names = {spec["name"] for spec in bundle.manifest["query_inputs"]}
+    by_id_alone = names <= {"user_id", "time"} and knows(bundle, FLAGS.user_id)
+    if FLAGS.user_id and dataset is None and not history and not by_id_alone:
+        raise ValueError(
+            f"of user {FLAGS.user_id!r} nothing is given that this bundle answers from (it takes "
+            f"{sorted(names)}). Give --data_dir, where histories are looked up, or --history; or "
+            "no --user_id, for what unknown users like."
+        )
     if dataset is not None:
         found = dataset.users[dataset.users["user_id"] == FLAGS.user_id]
         if found.empty:
@@ -61,22 +77,21 @@ def request(bundle: Bundle, dataset=None) -> dict[str, np.ndarray]:
         ),
         "time": np.array([FLAGS.time or int(time.time())]),
     }
-    inputs = {}
-    for spec in bundle.manifest["query_inputs"]:
-        name = spec["name"]
-        inputs[name] = sequences.get(name, np.array([user.get(name, "")], object))
-    return inputs
+    inputs = {name: sequences.get(name, np.array([user.get(name, "")], object)) for name in names}
+    return inputs, history
 
 
-def answer(bundle: Bundle, inputs: dict[str, np.ndarray]) -> tuple[Candidates, float]:
+def answer(
+    bundle: Bundle, inputs: dict[str, np.ndarray], history: list[str]
+) -> tuple[Candidates, float]:
     """The best k items that are not in the history, and the seconds that it took."""
     from twotower.ragged import Ragged
 
     retriever = bundle.retriever(FLAGS.index)
-    seen = bundle.catalogue.keys_of(inputs.get("history", np.empty((1, 0), object)))
+    seen = bundle.catalogue.keys_of(history)
     bundle.query_tower(inputs)  # the first call is slower: it sets up the graph
     started = time.perf_counter()
-    exclude = Ragged.from_rows([seen[0][seen[0] >= 0]])
+    exclude = Ragged.from_rows([seen[seen >= 0]])
     found = retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=exclude)
     return found, time.perf_counter() - started
 
@@ -86,8 +101,8 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     bundle = Bundle(FLAGS.bundle)
     dataset = load(bundle.manifest["dataset"], FLAGS.data_dir) if FLAGS.data_dir else None
-    inputs = request(bundle, dataset)
-    found, seconds = answer(bundle, inputs)
+    inputs, history = request(bundle, dataset)
+    found, seconds = answer(bundle, inputs, history)
     count = found.counts[0]
     items = bundle.catalogue.items.iloc[found.keys[0, :count]]
     titles = items["title"] if "title" in items else [""] * count
@@ -96,9 +111,12 @@ def main(argv):
         for item, title, score in zip(items["item_id"], titles, found.scores[0])
     ]
     if FLAGS.format == "json":
-        print(json.dumps({"user_id": FLAGS.user_id, "index": FLAGS.index, "items": rows}, indent=1))
+        asked = {"user_id": FLAGS.user_id, "history": len(history), "index": FLAGS.index}
+        print(json.dumps({**asked, "items": rows}, indent=1))
         return
     print(f"user {FLAGS.user_id or 'unknown'}, {FLAGS.index}, {1e3 * seconds:.2f} ms")
+    if FLAGS.user_id and not history and not knows(bundle, FLAGS.user_id):
+        print("(no history, and an id that the model does not know: what unknown users like)")
     for rank, row in enumerate(rows, 1):
         print(f"{rank:3d}  {row['score']:7.4f}  {row['item_id']:>7s}  {row['title']}")
     if count < FLAGS.k:

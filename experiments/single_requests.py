@@ -14,7 +14,7 @@ for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 from absl import flags
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
+import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
@@ -27,8 +27,8 @@ flags.disclaim_key_flags()
 
 def define() -> None:
     """Defines --bundle, --data_dir and --core; call it once, at the top of a script."""
-    flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
-    flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+    script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+    script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
     flags.DEFINE_integer("core", 0, "Core to run on, where the system can pin; -1 for any.")
 
 

@@ -10,7 +10,9 @@ select the epoch and to report, and then on all of them for that many epochs, fo
 first model stays in W/bundle_validation, for experiments/evaluate.py --part=validation. Protocols
 whose training rows are the same for both parts (`loo`) are not refit.
 
-For retraining on newer data, --warm_start=OLD/bundle starts from the weights of an earlier bundle.
+For retraining on newer data, --warm_start=OLD/bundle_validation starts from the weights of an
+earlier bundle. One that knows this validation's answers, such as one that was refit on the same
+data, is refused without --allow_seen: its figures would be too good.
 """
 
 import json
@@ -20,8 +22,10 @@ import time
 import numpy as np
 from absl import app, flags, logging
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import recipe_flags  # isort: skip  (beside this script)
 from twotower import bundle as bundles
+from twotower import paths
 from twotower.data import load, splits
 from twotower.evaluation import evaluate
 from twotower.export import add_index, export, warm_start
@@ -35,15 +39,18 @@ import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
-flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
+script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("split", "random", "Protocol: " + ", ".join(splits.PROTOCOLS) + "; or +time.")
 flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")
 flags.DEFINE_float("hidden_items", 0.0, "Share of the items that no training row is left of.")
-flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
+script.DEFINE_path("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
 flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
-flags.DEFINE_string("warm_start", None, "Bundle whose weights to start from.")
+script.DEFINE_path("warm_start", None, "Bundle whose weights to start from.")
 flags.DEFINE_list(
     "indexes", ["hnsw"] + ["scann"] * available(), "Indexes to build into the bundle."
+)
+flags.DEFINE_bool(
+    "allow_seen", False, "Warm start even from a bundle that knows what is asked, or does not say."
 )
 flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
 recipe_flags.define()
@@ -60,7 +67,8 @@ def train_part(dataset, split: splits.Split, recipe, workdir: pathlib.Path, **kw
     """One training: (the training, its result)."""
     training = Training(dataset, split, recipe)
     if FLAGS.warm_start:
-        logging.info("warm start: %s", warm_start(training, bundles.Bundle(FLAGS.warm_start)))
+        old = bundles.Bundle(FLAGS.warm_start)
+        logging.info("warm start: %s", warm_start(training, old, FLAGS.allow_seen))
     result = fit(training, workdir, tensorboard=FLAGS.tensorboard, **kwargs)
     return training, result
 
@@ -71,6 +79,7 @@ def write_metrics(workdir: pathlib.Path, result: FitResult, **entries) -> dict:
         "protocol": FLAGS.split,
         "part": "validation",
         "epoch": result.best_epoch,
+        "selected_by": result.metric,
         "metrics": result.validation,
         "log": result.log,
         **entries,
@@ -86,7 +95,7 @@ def main(argv):
     # What this project says; TensorFlow tells of every file that it writes.
     logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
     tf.get_logger().setLevel("WARNING")
-    workdir = pathlib.Path(FLAGS.workdir)
+    workdir = paths.literal(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     recipe = recipe_flags.recipe()
     for name in FLAGS.indexes:
@@ -100,6 +109,13 @@ def main(argv):
     speed = round(result.examples_per_second)
     extra = {"validation": {"protocol": FLAGS.split, "metrics": result.validation}}
     extra |= {"hidden_items": FLAGS.hidden_items} if FLAGS.hidden_items else {}
+    lineage = training.lineage()
+    seen = lineage.share_seen(dataset, split)
+    if training.ancestor and (seen is None or seen > 0):
+        logging.warning(
+            "warm start: the figures are of questions of which the earlier bundle knows %s",
+            "nobody knows how many" if seen is None else f"{seen:.2%}",
+        )
     whole = make_split(dataset, "test")
     if FLAGS.refit and np.array_equal(whole.train, split.train):
         logging.info("no refit: with %s there are no further rows to train on", FLAGS.split)
@@ -121,6 +137,8 @@ def main(argv):
         workdir,
         result,
         seed=recipe.fit.seed,
+        ancestors=lineage.ancestors,
+        validation_seen=seen,  # by an ancestor; None where it does not say
         segments=segments,
         training_seconds=seconds,
         mining_seconds=round(result.mining_seconds, 1),

@@ -41,6 +41,7 @@ import numpy as np
 import threadpoolctl
 from absl import app, flags, logging
 
+import script  # isort: skip  (first: quiets TensorFlow)
 import vector_sets  # isort: skip  (these two beside this script)
 from update_ways import WAYS, Reader, mib, num_wrong, rebuilt, stream  # isort: skip
 from twotower.bundle import Bundle
@@ -59,7 +60,7 @@ NEIGHBOURHOODS = 30  # that items which drift come from
 BLOCK, WARM_UP = 50, 5  # single searches of one index before the next one's turn
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bundle", None, "Bundle whose item vectors and queries to take.", required=True)
+script.DEFINE_path("bundle", None, "Bundle whose item vectors and queries to take.", required=True)
 flags.DEFINE_list("strategy", ["incremental"], f"Of {', '.join(STRATEGIES)}.")
 flags.DEFINE_list("backend", ["ivf"], f"Of {', '.join(BACKENDS)}.")
 flags.DEFINE_integer("num_items", 0, "Items, new ones included; 0 for the bundle's own.")
@@ -75,7 +76,7 @@ flags.DEFINE_list("buffers", "0,1000,2000,5000,10000,20000,50000".split(","), "A
 flags.DEFINE_integer("k", 100, "Answers a query.", lower_bound=1)
 flags.DEFINE_float("recall_target", 0.985, "Recall to tune for.", lower_bound=0, upper_bound=1)
 flags.DEFINE_integer("searches", 1000, "Single searches to time an index by.", lower_bound=1)
-flags.DEFINE_string("output", None, "JSON file to write.", required=True)
+script.DEFINE_path("output", None, "JSON file to write.", required=True)
 
 # What tells one run of a strategy from another, besides bundle and backend.
 COMMON = ("num_items", "noise", "k", "recall_target", "searches")

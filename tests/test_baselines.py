@@ -1,9 +1,11 @@
 """Baselines: small hand-made data, published figures on MovieLens 1M, implicit's absence."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -196,6 +198,71 @@ def test_item_knn_by_hand():
     np.testing.assert_allclose(scores, [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]], atol=1e-5)
 
 
+def content_camps() -> Dataset:
+    """The camps with content: items 0 to 4 are comedies of the nineties, 5 to 9 westerns of the
+    fifties; 10 is a comedy and 11 a western that nobody has seen."""
+    dataset = camps()
+    camp = [0] * 5 + [1] * 5 + [0, 1]
+    items = dataset.items.assign(
+        genres=[("Comedy", "Western")[one : one + 1] for one in camp],
+        year=[(1994, 1955)[one] for one in camp],
+        title=[f"The {('Laugh', 'Gun')[one]} {row}" for row, one in enumerate(camp)],
+    )
+    return dataclasses.replace(dataset, items=items)
+
+
+def test_content_ials_finds_new_items_by_their_content():
+    dataset = content_camps()
+    rows = np.arange(len(dataset.interactions))
+    for without in ([], ["genres"], ["year", "title"]):
+        cut = dataclasses.replace(dataset, items=dataset.items.drop(columns=without))
+        model = baselines.make("content_ials", l2=1.0, **SMALL["ials"])
+        scores = model.fit(cut, rows, np.arange(NUM_ITEMS)).scores(cases_of([1, 2], [6, 8]))
+        assert (scores[0, 10] > scores[0, 11]) and (scores[1, 11] > scores[1, 10])
+    # Items that have rows keep the vectors that iALS gives them.
+    plain = baselines.make("ials", **SMALL["ials"]).fit(dataset, rows, np.arange(NUM_ITEMS))
+    expected = plain.scores(cases_of([1, 2], [6, 8]))
+    np.testing.assert_allclose(scores[:, :10], expected[:, :10], atol=1e-4)
+    bare = dataclasses.replace(dataset, items=dataset.items[["item_id"]])
+    with pytest.raises(ValueError, match="needs genres, year or title"):
+        baselines.make("content_ials").fit(bare, rows)
+
+
+def test_content_ials_solves_its_ridge_regression():
+    # Ridge regression with an unpenalised intercept, by least squares with rows of sqrt(l2) I.
+    dataset = content_camps()
+    rows = np.arange(len(dataset.interactions))
+    model = baselines.make("content_ials", l2=2.0, **SMALL["ials"]).fit(dataset, rows)
+    content = baselines.content_indicators(dataset.items).toarray()
+    # Comedy, Western, the decades 199 and 195, the, laugh, gun: what two known items have.
+    kept = content[:, content[:10].sum(0) >= 2]
+    assert kept.shape == (12, 7) and content.shape == (12, 7 + 12)
+    penalised = np.hstack([np.zeros((7, 1)), np.sqrt(2.0) * np.eye(7)])
+    system = np.vstack([np.hstack([np.ones((10, 1)), kept[:10]]), penalised])
+    targets = np.vstack([model._model.item_factors[:10], np.zeros((7, 2))])
+    solution = np.linalg.lstsq(system, targets)[0]
+    expected = np.hstack([np.ones((2, 1)), kept[10:]]) @ solution
+    np.testing.assert_allclose(model._vectors[10:], expected, atol=1e-5)
+
+
+def test_content_of_items():
+    items = pd.DataFrame(
+        {
+            "title": ["Moon, The", "(moon)", "", "आधुनिक"],
+            "year": [1999.0, float("nan"), -1, 1990],
+            "genres": [("A",), (), ("A", "B"), ()],
+        }
+    )
+    found = baselines.content_indicators(items).toarray()
+    # By name: genres A, B; title moon, the, आधुनिक; the decade 199.
+    assert found.tolist() == [
+        [1, 0, 1, 1, 0, 1],
+        [0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
+
+
 def test_popularity_by_hand():
     # Rows 0..5 of the first two users: items 0 1 2 and 1 2 3, once or twice each.
     popular = baselines.make("popularity").fit(camps(), np.arange(6))
@@ -231,10 +298,53 @@ def test_mistakes_are_named():
         baselines.make("item_knn", weighting="pearson")
 
 
-def test_ease_refuses_a_catalogue_that_it_cannot_invert(monkeypatch):
-    monkeypatch.setattr(baselines.Ease, "MAX_ITEMS", 9)
-    with pytest.raises(ValueError, match=r"10 items are more than 9\. Take item_knn or ials"):
-        fitted("ease")
+@pytest.mark.parametrize("name", ["ease", "item_knn", "ials", "content_ials"])
+def test_what_takes_more_memory_than_is_allowed_is_refused(name):
+    dataset, rows = content_camps(), np.arange(20)
+    parameters = SMALL.get(name, SMALL["ials"])
+    with pytest.raises(ValueError, match=r"GiB for \d+ items, more than the 1e-09 .* --max_gib"):
+        baselines.make(name, **parameters).fit(dataset, rows, max_gib=1e-9)
+    baselines.make("popularity").fit(dataset, rows, max_gib=1e-9)
+
+
+def test_ease_takes_what_it_says():
+    # 700 items: 12 bytes a pair are 5.9 MB. A plain inverse of the same takes four times that.
+    rng = np.random.default_rng(0)
+    users, items = np.repeat(np.arange(200), 20), rng.integers(0, 700, 4000)
+    ids = [str(row) for row in range(700)]
+    dataset = Dataset(
+        "wide",
+        pd.DataFrame({"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 0}),
+        pd.DataFrame({"item_id": ids}),
+        pd.DataFrame({"user_id": ids[:200]}),
+    )
+    ease = baselines.Ease()
+    counts = np.bincount(items, minlength=700).astype(np.float32)
+    matrix = ease_matrix(ease, dataset, counts)
+    tracemalloc.start()
+    ease._fit(matrix)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    said = ease._fit_bytes(matrix)
+    assert said == 12 * (counts > 0).sum() ** 2
+    assert 0.9 * said < peak < 1.5 * said  # and some blocks, which do not grow
+
+
+def ease_matrix(ease, dataset, counts):
+    """What `fit` hands to `_fit`."""
+    ease._counts = counts
+    return ease._matrix(Ragged.group(dataset.item_keys, dataset.user_rows, len(dataset.users)))
+
+
+def test_the_size_of_a_batch_of_scores_is_bounded(monkeypatch):
+    found = []
+    monkeypatch.setattr(baselines, "from_scores", lambda *arguments: found.append(arguments[2]))
+    fitted("popularity")
+    wide = camps()
+    more = pd.DataFrame({"item_id": [f"x{row}" for row in range(2**20)]})
+    wide = dataclasses.replace(wide, items=pd.concat([wide.items, more], ignore_index=True))
+    baselines.make("popularity").fit(wide, np.arange(10))
+    assert found[0] == 1024 and found[1] == 31
 
 
 def test_without_implicit_there_is_one_clear_error_and_the_rest_works():

@@ -174,9 +174,13 @@ def test_three_cases_by_hand(batch_size):
     # Rows of the first two: (30 + 2) / 2 = 16 and (400 + 30) / 2 = 215 twice.
     assert means(report, "mean_popularity@2") == pytest.approx([446 / 3])
     # Users are the sample: ann's recalls 1/2 and 0, bob's 1, mean .5: residuals -.5 and .5,
-    # variance 2 * (.25 + .25) / 9 = .11111, standard error .33333.
+    # variance 2 * (.25 + .25) / 9 = .11111, as of n = .25 / .11111 = 2.25 cases, and
+    # 1.959964^2 / 2.25 = 1.707315: sqrt(1.707315 * .25 + 1.707315^2 / 4) / 2.707315 = .39706.
     interval = report.metrics["recall@1"]
-    assert interval["high"] == pytest.approx(0.5 + 1.959964 / 3)
+    assert interval["high"] == pytest.approx(0.5 + 0.39706, abs=1e-5)
+    for name, value in report.metrics.items():
+        if not name.startswith("mean_popularity"):
+            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1, name
 
 
 def test_segments_by_hand():
@@ -219,6 +223,60 @@ def test_segments_together_are_the_whole():
         whole = report.metrics[metric]["mean"]
         assert (sizes * parts).sum() / sizes.sum() == pytest.approx(whole)
     assert report.segments["item_popularity"]["0"]["num_targets"] > 0  # cold items
+
+
+def test_hidden_items_by_hand():
+    # Items 0, 3 and 5 are hidden. Of the targets 0 | 3, 1 | 2 | 5 three are such items, of three
+    # users. All get the order 4 3 2 1 0 5: ranks of hidden targets 5, 2, 6. Among themselves the
+    # order is 3 0 5: ranks 2, 1, 3.
+    cases = cases_of([[0], [3, 1], [2], [5]])
+    split = split_of(cases, num_items=6, item_counts=np.array([0, 7, 8, 0, 0, 0]))
+    split = dataclasses.replace(split, hidden=np.array([0, 3, 5]))
+    scores = np.float32([1, 2, 3, 4, 5, 0])
+
+    def among(keys):
+        return from_scores(lambda asked: np.tile(scores, (len(asked), 1)), keys)
+
+    report = evaluate(among(split.candidates), split, ks=(3, 5))
+    found = report.segments["hidden_items"]
+    assert found["num_targets"] == 3
+    assert [found[f"recall_micro@{k}"]["mean"] for k in (3, 5)] == pytest.approx([1 / 3, 2 / 3])
+    # Item 4 has no training row either, and nobody asks for it.
+    assert report.segments["item_popularity"]["0"] == found
+    hidden = evaluation.evaluate_hidden(among, split, report, k=2)
+    assert hidden["recall@2 among hidden"]["mean"] == pytest.approx(2 / 3)
+    assert hidden["chance@2 among hidden"] == pytest.approx(2 / 3)
+    assert hidden["recall_micro@5 of hidden"] == found["recall_micro@5"]
+    assert (hidden["num_items"], hidden["num_cases"]) == (3, 3)
+    json.dumps(hidden, allow_nan=False)
+    plain = dataclasses.replace(split, hidden=None)
+    assert "hidden_items" not in evaluate(among(split.candidates), plain).segments
+    with pytest.raises(ValueError, match="hides no items"):
+        evaluation.evaluate_hidden(among, plain, report)
+
+
+@pytest.mark.parametrize(
+    "num_items, name, expected",
+    [
+        # A middling question has 100 excluded: of 400 items it has 300 left, half are 150.
+        (400, "recall_micro@100", "recall_micro@100"),
+        (400, "recall@200", "recall@100"),
+        # Of 300, 200 and 100; of 298, 99.
+        (300, "recall_micro@100", "recall_micro@100"),
+        (298, "recall_micro@100", "recall_micro@50"),
+        (160, "hit_rate@500", "hit_rate@20"),
+        (120, "precision@20", "precision@10"),
+        # 18 are left: 9 are less than any k.
+        (118, "recall_micro@100", "mrr@500"),
+        (118, "ndcg@100", "ndcg@100"),  # looks at the order
+        (118, "mrr@500", "mrr@500"),
+    ],
+)
+def test_a_metric_that_can_tell(num_items, name, expected):
+    # What is no candidate anyhow is excluded from nothing.
+    excluded = [[], [*range(100), 1500, 1501], list(range(1, 101)), list(range(110))]
+    split = split_of(cases_of([[111]] * 4, exclude=excluded), num_items=num_items)
+    assert evaluation.telling_metric(name, split) == expected
 
 
 def test_compare_two_reports():

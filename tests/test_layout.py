@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # A module imports only what stands above it.
 ORDER = """
-    twotower ragged limits provenance
+    twotower ragged limits paths provenance
     data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
-    data.cases data.splits data.examples data.sequences
+    data.cases data.splits data.lineage data.examples data.sequences
     metrics
     retrieval retrieval.candidates retrieval.vectors retrieval.overfetch retrieval.store
     retrieval.base

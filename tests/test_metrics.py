@@ -174,6 +174,17 @@ def test_coverage_by_hand():
     assert metrics.coverage(keys, np.arange(5), k=3)["mean"] == pytest.approx(0.6)
 
 
+def test_coverage_stays_a_share():
+    # Two users show all four items. Without the first 3/4 are lost, without the other 1/4, 1/2 on
+    # average: se^2 = 1/2 * 2 * (1/4)^2.
+    keys = np.array([[0, 1, 2], [3, -1, -1]])
+    found = metrics.coverage(keys, np.arange(4), k=3)
+    assert found == {"mean": 1.0, "low": pytest.approx(1 - 1.959964 / 4), "high": 1.0}
+    # Two of 40, shown by the first of three users. Lost: .05, 0, 0, so that se is .0333.
+    found = metrics.coverage(np.array([[0, 1], [-1, -1], [-1, -1]]), np.arange(40), k=2)
+    assert found["mean"] == 0.05 and found["low"] == 0.0
+
+
 def test_coverage_is_the_jackknife_over_clusters():
     rng = np.random.default_rng(3)
     keys, clusters = rng.integers(0, 300, (40, 5)), rng.integers(0, 9, 40)
@@ -196,6 +207,44 @@ def test_interval_by_hand():
     # As two clusters {1, 2} and {3, 6}: residuals -3 and 3, variance 2 * 18 / 16 = 2.25, se 1.5.
     found = metrics.interval([1, 2, 3, 6], clusters=np.array([5, 5, 8, 8]))
     assert found["high"] == pytest.approx(3 + 1.959964 * 1.5)
+
+
+def test_share_interval_by_hand():
+    # 3 of 10: variance .3 * .7 / 9, as of n = 9 cases. 1.959964^2 / 9 = .426829. The middle is
+    # (.3 + .213414) / 1.426829 = .359829, half the width sqrt(.426829 * .21 + .213414^2) / 1.426829
+    # = .257681.
+    found = metrics.share_interval([1] * 3 + [0] * 7)
+    expected = {"mean": 0.3, "low": 0.359829 - 0.257681, "high": 0.359829 + 0.257681}
+    assert found == pytest.approx(expected, abs=1e-5)
+    # 0 of 10: up to z^2 / (10 + z^2) = 3.841459 / 13.841459.
+    assert metrics.share_interval([0] * 10) == pytest.approx(
+        {"mean": 0.0, "low": 0.0, "high": 0.277533}, abs=1e-5
+    )
+    # 10 of 10, of 5 users: from 5 / (5 + z^2) on.
+    found = metrics.share_interval([1] * 10, clusters=np.repeat(np.arange(5), 2))
+    assert found == pytest.approx({"mean": 1.0, "low": 5 / 8.841459, "high": 1.0}, abs=1e-5)
+    # Weights 3 and 1 are 16 / 10 equal ones.
+    found = metrics.share_interval([0, 0], weights=[3, 1])
+    assert found["high"] == pytest.approx(3.841459 / (1.6 + 3.841459), abs=1e-5)
+    # Users that are all alike, but not at an end; a single one.
+    assert metrics.share_interval([0.5] * 4) == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert metrics.share_interval([1.0])["low"] is None
+    for wrong in ([0.5, 1.5], [-0.1, 0.2], [np.nan, 0.5]):
+        with pytest.raises(ValueError, match="shares lie within 0 and 1"):
+            metrics.share_interval(wrong)
+
+
+def test_share_intervals_stay_within_0_and_1_and_agree_with_the_plain_ones_of_many_cases():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size, chance = rng.integers(2, 30), rng.choice([0.0, 0.02, 0.5, 0.97, 1.0])
+        values = rng.binomial(3, chance, size) / 3
+        found = metrics.share_interval(values, rng.integers(1, 9, size), rng.integers(0, 9, size))
+        if found["low"] is not None:
+            assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
+    values = rng.random(6000) < 0.48
+    plain, share = metrics.interval(values), metrics.share_interval(values)
+    assert share == pytest.approx(plain, abs=5e-5)
 
 
 def test_interval_of_a_single_user_is_open():
@@ -221,6 +270,9 @@ def test_paired_difference_by_hand():
     found = metrics.paired_difference([0.5, 0.9, 0.5], [0.4, 0.8, 0.1])
     assert found["mean"] == pytest.approx(0.2)
     assert found["low"] == pytest.approx(0.2 - 0.1959964)
+    # Of shares: 1 and 0 have the mean .5 and the standard error .5, and cannot differ by 1.48.
+    found = metrics.paired_difference([1, 1], [0, 1], largest=1.0)
+    assert found == {"mean": 0.5, "low": pytest.approx(0.5 - 0.979982), "high": 1.0}
     with pytest.raises(ValueError, match="3 and 2"):
         metrics.paired_difference([1, 2, 3], [1, 2])
 
@@ -246,6 +298,17 @@ def test_intervals_cover_the_truth():
         return metrics.interval(rng.random(150) < 0.3)
 
     assert 0.92 < covered(proportions, 0.3) < 0.98
+
+
+def test_share_intervals_cover_rare_hits():
+    def plain(rng):
+        return metrics.interval(rng.random(60) < 0.03)
+
+    def wilson(rng):
+        return metrics.share_interval(rng.random(60) < 0.03)
+
+    assert covered(plain, 0.03) < 0.87  # often there is no hit, and no width
+    assert covered(wilson, 0.03) > 0.93
 
 
 def clustered_draw(rng):

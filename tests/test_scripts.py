@@ -5,13 +5,18 @@ and runs that end early are forked from one process.
 """
 
 import json
+import pathlib
 import re
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 
+from twotower.bundle import LINEAGE, Bundle, read_manifest, write_manifest
+from twotower.export import warm_start
 from twotower.recipe import Recipe
+from twotower.training import Training
 
 SCRIPTS = tiny.ROOT / "experiments"
 TINY = [
@@ -31,7 +36,8 @@ def run(script: str, *arguments: str, check: bool = True):
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
     """What train.py leaves."""
-    folder = tmp_path_factory.mktemp("scripts") / "W"
+    # Of signs that are special to shells, patterns and formats, but not to TensorFlow.
+    folder = tmp_path_factory.mktemp("scripts") / "a ]{}(),;:=&%s%20#$HOME'~ü 火" / "W"
     run("train.py", "--dataset=synthetic/small", f"--workdir={folder}", "--indexes=hnsw", *TINY)
     return folder
 
@@ -118,13 +124,64 @@ def test_one_temporal_bundle_answers_both_protocols(tmp_path):
 
 def test_without_further_rows_there_is_no_refit(tmp_path):
     train = ["train.py", "--dataset=synthetic/small", f"--workdir={tmp_path / 'W'}", *TINY]
-    run(*train, "--split=loo", "--epochs=1", "--indexes=")
+    run(*train, "--split=loo", "--epochs=1", "--indexes=", "--hidden_items=0.2")
     assert not (tmp_path / "W" / "bundle_validation").exists()
     bundle = f"--bundle={tmp_path / 'W' / 'bundle'}"
     # No row of which was trained on.
-    printed = run("evaluate.py", bundle, "--part=validation").stdout
-    figure = json.loads((tmp_path / "W" / "metrics.json").read_text())["metrics"]["ndcg@10"]["mean"]
-    assert f"{figure:.4f}" in printed
+    out = tmp_path / "out.json"
+    judge = [bundle, "--part=validation", f"--output={out}", "--baselines=content_ials"]
+    printed = run("evaluate.py", *judge).stdout
+    metrics = json.loads((tmp_path / "W" / "metrics.json").read_text())
+    assert f"{metrics['metrics']['ndcg@10']['mean']:.4f}" in printed
+    # Of 297 candidates 59 are hidden: found among themselves, and among all.
+    model, baseline = json.loads(out.read_text())["rows"]
+    for row in (model, baseline):
+        found = row["hidden"]
+        assert (found["num_items"], found["chance@20 among hidden"]) == (59, 20 / 59)
+        assert 0 < found["recall@20 among hidden"]["mean"] <= 1
+        assert f"{found['recall@20 among hidden']['mean']:.4f}" in printed
+    assert model["hidden"] != baseline["hidden"]
+    # What training measured in its process comes again through files.
+    in_process = metrics["segments"]["hidden_items"]["recall_micro@100"]["mean"]
+    again = model["hidden"]["recall_micro@100 of hidden"]["mean"]
+    assert again == pytest.approx(in_process, abs=0.01)
+
+
+def of_seen_rows(workdir, folder):
+    """The bundle of a training that did not see its validation rows, but started from one that
+    did: as `train.py --allow_seen` writes it."""
+    bundle = shutil.copytree(workdir / "bundle_validation", folder)
+    refit = Bundle(workdir / "bundle")
+    np.save(bundle / LINEAGE, refit.lineage.rows)
+    manifest = read_manifest(bundle) | {"ancestors": [refit.model_version]}
+    write_manifest(bundle, manifest)
+    return bundle
+
+
+def test_a_warm_start_must_not_know_the_answers(workdir, tmp_path):
+    recipe = Recipe.from_json(read_manifest(workdir / "bundle")["recipe"])
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    before = training.fingerprint()
+    refit, selected = Bundle(workdir / "bundle"), Bundle(workdir / "bundle_validation")
+    with pytest.raises(ValueError, match=r"learned from 100% of the rows that random keeps"):
+        warm_start(training, refit)
+    assert training.ancestor is None and training.fingerprint() == before
+    assert warm_start(training, selected)["fresh"] == 0
+    assert training.lineage().share_seen(training.dataset, training.split) == 0
+    assert training.lineage().ancestors == (selected.model_version,)
+    assert warm_start(training, refit, allow_seen=True)["fresh"] == 0
+    assert training.lineage().share_seen(training.dataset, training.split) == 1
+    # A checkpoint of one ancestor is not continued with another, or as if it had none.
+    assert training.fingerprint() != before
+    # Not by way of a bundle in between, or of one that does not say.
+    child = Bundle(of_seen_rows(workdir, tmp_path / "child"))
+    assert child.lineage.ancestors == (selected.model_version, refit.model_version)
+    with pytest.raises(ValueError, match="learned from 100%"):
+        warm_start(training, child)
+    (child.directory / LINEAGE).unlink()
+    write_manifest(child.directory, child.manifest)
+    with pytest.raises(ValueError, match="does not say which rows"):
+        warm_start(training, Bundle(child.directory))
 
 
 def test_build_index_then_recommend_from_it(workdir, tmp_path):
@@ -174,6 +231,12 @@ def test_mistakes_are_named(workdir, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     # What a bundle of the same protocol on other data would hold.
     (other / "manifest.json").write_text(json.dumps(manifest | {"dataset_fingerprint": "0" * 64}))
+    seen = of_seen_rows(workdir, tmp_path / "seen")
+    cold = shutil.copytree(workdir / "bundle_validation", tmp_path / "cold")
+    write_manifest(cold, read_manifest(cold) | {"hidden_items": 0.1})
+    silent = shutil.copytree(cold, tmp_path / "silent")
+    (silent / LINEAGE).unlink()
+    write_manifest(silent, read_manifest(cold))
     train = ["train.py", f"--workdir={tmp_path / 'W'}", "--dataset=synthetic/small"]
     judge = ["evaluate.py", f"--bundle={workdir / 'bundle'}", "--part=test"]
     recommend = ["recommend.py", f"--bundle={workdir / 'bundle'}"]
@@ -182,10 +245,21 @@ def test_mistakes_are_named(workdir, tmp_path):
         "trained for protocol 'random', not 'loo'": [*judge, "--split=loo"],
         "trained for split_seed 42, not 7": [*judge, "--split_seed=7"],
         "refit on the validation rows": [*judge, "--part=validation"],
+        "learned from 100% of the rows that random keeps": ["evaluate.py", f"--bundle={seen}"],
+        # Hidden from nobody; or perhaps from nobody.
+        "learned from 56% of the rows": ["evaluate.py", f"--bundle={cold}"],
+        "does not say which rows": ["evaluate.py", f"--bundle={silent}"],
         "fingerprint": ["evaluate.py", f"--bundle={other}", "--part=test"],
         "Unknown command line flag 'hiden'": [*train, "--hiden=16"],
         "unknown arguments ['W']": [*train, "W"],
         "workdir": ["train.py"],
+        # Paths, before anything is read or written.
+        "is an address": [*train, "--workdir=gs://bucket/run"],
+        "no such user": [*train, "--workdir=~nobody-here/run"],
+        "takes for a pattern": [*train, f"--workdir={tmp_path}/runs[1]"],
+        "an empty path": [*train, "--workdir="],
+        f"{pathlib.Path.home()}/nothing is here": ["recommend.py", "--bundle=~/nothing is here"],
+        "is a folder": [*judge, f"--output={tmp_path}"],
         "unknown dataset 'synthetic/huge'": [*train, "--dataset=synthetic/huge"],
         "unknown protocol 'randm'": [*train, "--split=randm"],
         "unknown item features ['colour']": [*train, "--item_features=item_id,colour"],
@@ -194,6 +268,8 @@ def test_mistakes_are_named(workdir, tmp_path):
         "backend must be one of": [*train, "--indexes=hnsw,scam"],
         "it goes with mask_own=False": [*train, "--correction=log_q"],
         "items ['nothing'] are not in": [*recommend, "--history=i00003,nothing"],
+        "of user 'u00003' nothing is given": [*recommend, "--user_id=u00003"],
+        "or no --user_id": [*recommend, "--user_id=42", "--format=json"],
         "has no user 'nobody'": [*recommend, "--user_id=nobody", "--data_dir=any"],
         "has no index 'nope'": [*recommend, "--index=nope"],
         "is no bundle": ["recommend.py", f"--bundle={tmp_path}"],
@@ -201,7 +277,7 @@ def test_mistakes_are_named(workdir, tmp_path):
     found = tiny.forked(list(messages.values()), tmp_path)
     for message, (status, printed) in zip(messages, found, strict=True):
         assert status != 0 and message in printed, printed
-    assert not (tmp_path / "W" / "bundle").exists()
+    assert not (tmp_path / "W" / "bundle").exists() and not (tmp_path / "runs[1]").exists()
 
 
 def test_help_mentions_every_flag_and_the_command(tmp_path):

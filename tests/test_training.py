@@ -229,6 +229,14 @@ def test_early_stopping_restores_the_best_weights(tmp_path, monkeypatch):
     assert fit(training, tmp_path).epoch == 4
 
 
+def test_in_a_small_catalogue_a_figure_selects_that_can_tell(tmp_path, monkeypatch):
+    # Of 297 candidates any model finds all among the first 500; among the first 100 it does not.
+    fields = {"epochs": 3, "patience": 0, "metric": "recall_micro@500"}
+    training, _ = planted(monkeypatch, [0.1, 0.3, 0.2], **fields)
+    result = fit(training, tmp_path)
+    assert (result.metric, result.best_epoch, result.best) == ("recall_micro@100", 2, 0.3)
+
+
 def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path, monkeypatch):
     training, weights = planted(monkeypatch, [0.3, 0.1, 0.2], epochs=3, patience=1, keep_best=False)
     result = fit(training, tmp_path)
@@ -332,9 +340,10 @@ def test_shuffled_targets_fall_to_chance(tmp_path):
 
 
 class SavedWeights:
-    """What `warm_start` reads of a bundle: the folder `training/`."""
+    """What `warm_start` reads of a bundle: the folder `training/`, and which rows are behind it."""
 
     def __init__(self, training: Training, directory) -> None:
+        self.lineage = training.lineage()
         self.directory = directory
         directory.mkdir(exist_ok=True)
         _save_weights(training, directory / "training")

@@ -17,8 +17,6 @@ _TOO_LATE = "tensorflow" in sys.modules and os.environ.get("TF_USE_LEGACY_KERAS"
 
 if not _TOO_LATE:
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
-# TensorFlow's own notes about absent GPUs drown what a script has to say; warnings still show.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def require_legacy_keras() -> None:

@@ -12,10 +12,14 @@ iALS with 64 factors, (alpha, regularization) (3, 10) .456, (5, 10) .456, (5, 20
 """
 
 import abc
+import string
 from typing import Self
 
 import numpy as np
+import pandas as pd
+import scipy.linalg as linalg
 import scipy.sparse as sparse
+from absl import logging
 
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
@@ -31,7 +35,11 @@ class Baseline(abc.ABC):
     """
 
     def fit(
-        self, dataset: Dataset, train: np.ndarray, candidates: np.ndarray | None = None
+        self,
+        dataset: Dataset,
+        train: np.ndarray,
+        candidates: np.ndarray | None = None,
+        max_gib: float = 4.0,
     ) -> Self:
         """Fits on rows of `dataset.interactions`.
 
@@ -40,20 +48,38 @@ class Baseline(abc.ABC):
             train: Rows to learn from, such as a split's `train`.
             candidates: Keys that may be answered, such as a split's; by default the items that
                 have a training row, which are all that these methods know of.
+            max_gib: Memory that fitting may take, in GiB.
 
         Raises:
-            ValueError: No rows.
+            ValueError: No rows, or a fit that would take more than `max_gib`.
         """
         if len(train) == 0:
             raise ValueError(f"{type(self).__name__} needs training rows; got none.")
         keys = dataset.item_keys[train]
         self._counts = np.bincount(keys, minlength=len(dataset.items)).astype(np.float32)
         by_user = Ragged.group(keys, dataset.user_rows[train], len(dataset.users))
-        self._fit(self._matrix(by_user))
+        matrix = self._matrix(by_user)
+        self._claim(self._fit_bytes(matrix), max_gib)
+        self._fit(matrix)
         if candidates is None:
             candidates = np.flatnonzero(self._counts)
-        self._recommend = from_scores(self.scores, candidates)
+        # Some 20 bytes a score: half a GiB at a time, however many items there are.
+        batch_size = max(1, min(1024, 2**25 // len(dataset.items)))
+        self._recommend = from_scores(self.scores, candidates, batch_size)
         return self
+
+    def _claim(self, num_bytes: float, max_gib: float) -> None:
+        """Says what fitting takes where that is much, and refuses what is more than allowed."""
+        gib, name = num_bytes / 2**30, type(self).__name__
+        if gib > max_gib:
+            raise ValueError(
+                f"{name} takes about {gib:,.1f} GiB for {np.count_nonzero(self._counts):,} items, "
+                f"more than the {max_gib:g} that are allowed. Allow more (max_gib, or "
+                "--max_gib of evaluate.py), or take another baseline: item_knn and ials grow "
+                "with the items and not with their square."
+            )
+        if gib > 0.5:
+            logging.info("%s: about %.1f GiB", name, gib)
 
     def scores(self, cases: EvalCases) -> np.ndarray:
         """`[num_cases, num_items]` float32, larger is better."""
@@ -77,6 +103,10 @@ class Baseline(abc.ABC):
         matrix.sum_duplicates()
         matrix.data[:] = 1
         return matrix
+
+    def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
+        """About how much memory `_fit` takes beside the matrix."""
+        return 0.0
 
     @abc.abstractmethod
     def _fit(self, matrix: sparse.csr_matrix) -> None:
@@ -106,29 +136,29 @@ class Ease(Baseline):
         l2: Ridge penalty.
 
     Raises:
-        ValueError: `l2` not positive, or more than `MAX_ITEMS` items (from `fit`).
+        ValueError: `l2` not positive.
     """
-
-    MAX_ITEMS = 40_000  # the inverse of 40,000 x 40,000 takes 13 GB
 
     def __init__(self, l2: float = 1000.0) -> None:
         if not l2 > 0:
             raise ValueError(f"l2 must be positive; got {l2}.")
         self.l2 = l2
 
+    def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
+        return 12.0 * np.count_nonzero(self._counts) ** 2  # G as float64, B as float32
+
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         # Only items with a row: the others would be empty rows of B.
         self._items = np.flatnonzero(self._counts)
-        if len(self._items) > self.MAX_ITEMS:
-            raise ValueError(
-                f"EASE inverts a matrix of items x items; {len(self._items)} items are more than "
-                f"{self.MAX_ITEMS}. Take item_knn or ials."
-            )
         trained = matrix[:, self._items].astype(np.float64)
-        gram = (trained.T @ trained).toarray()
+        by_item, step = trained.T.tocsr(), 256
+        gram = np.empty((len(self._items),) * 2)
+        for start in range(0, len(gram), step):
+            gram[start : start + step] = (by_item[start : start + step] @ trained).toarray()
         gram[np.diag_indices_from(gram)] += self.l2
-        inverse = np.linalg.inv(gram)
-        weights = inverse / -np.diag(inverse)
+        # In its own place, which needs the other order of a symmetric matrix.
+        weights = linalg.inv(gram.T, overwrite_a=True, check_finite=False)
+        weights /= -np.diag(weights).copy()
         np.fill_diagonal(weights, 0)
         self._weights = weights.astype(np.float32)
 
@@ -155,6 +185,10 @@ class ItemKnn(Baseline):
                 f"{neighbours}."
             )
         self.neighbours, self.weighting = neighbours, weighting
+
+    def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
+        # Key and value of each neighbour in two precisions; the weighted matrix and its turns.
+        return 20.0 * self.neighbours * matrix.shape[1] + 40.0 * matrix.nnz
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         nearest = _implicit("nearest_neighbours")
@@ -198,6 +232,9 @@ class IAls(Baseline):
         self.factors, self.alpha, self.regularization = factors, alpha, regularization
         self.iterations, self.seed = iterations, seed
 
+    def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
+        return 4.0 * self.factors * sum(matrix.shape) + 24.0 * matrix.nnz  # and its turns
+
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         als = _implicit("cpu.als")
         from threadpoolctl import threadpool_limits  # comes with implicit
@@ -218,7 +255,99 @@ class IAls(Baseline):
         return users @ self._model.item_factors.T
 
 
-BASELINES = {"popularity": Popularity, "ease": Ease, "item_knn": ItemKnn, "ials": IAls}
+class ContentIAls(IAls):
+    """iALS whose new items get vectors from their content, by ridge regression.
+
+        W = (F'F + l2 I)^-1 F'V,   v_new = mean + f_new W
+
+    F are the centred indicators of genres, decade and title words of the items with training rows,
+    V their centred iALS vectors. A new item is one without a training row, to which iALS itself
+    gives a zero vector. It is the least that a content tower has to beat on items that nobody has
+    seen.
+
+    Args:
+        l2: Ridge penalty.
+        min_items: Items with training rows that must have a word before it counts.
+        **parameters: Of `IAls`.
+
+    Raises:
+        ValueError: `l2` not positive; items without genres, year and title (from `fit`).
+    """
+
+    def __init__(self, l2: float = 10.0, min_items: int = 2, **parameters) -> None:
+        super().__init__(**parameters)
+        if not l2 > 0:
+            raise ValueError(f"l2 must be positive; got {l2}.")
+        self.l2, self.min_items = l2, min_items
+
+    def fit(
+        self,
+        dataset: Dataset,
+        train: np.ndarray,
+        candidates: np.ndarray | None = None,
+        max_gib: float = 4.0,
+    ) -> Self:
+        super().fit(dataset, train, candidates, max_gib)
+        known, vectors = self._counts > 0, np.array(self._model.item_factors, np.float64)
+        content = content_indicators(dataset.items)
+        content = content[:, content[known].sum(0) >= self.min_items]
+        self._claim(24.0 * content.shape[1] ** 2, max_gib)  # F'F, twice while it is centred
+        features, mean = content[known], vectors[known].mean(0)
+        mean_features = np.asarray(features.mean(0))
+        # Of centred features: F is sparse, and stays so.
+        gram = (features.T @ features).toarray()
+        gram -= known.sum() * np.outer(mean_features, mean_features)
+        gram[np.diag_indices_from(gram)] += self.l2
+        weights = np.linalg.solve(gram, features.T @ (vectors[known] - mean))
+        vectors[~known] = mean + content[~known] @ weights - mean_features @ weights
+        self._vectors = vectors.astype(np.float32)
+        return self
+
+    def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
+        users = self._model.recalculate_user(np.arange(histories.shape[0]), histories)
+        return users @ self._vectors.T
+
+
+def content_indicators(items: pd.DataFrame) -> sparse.csr_array:
+    """Which genres, decade and title words each item has, `[num_items, num_indicators]` of 0 and 1.
+
+    Raises:
+        ValueError: A table with none of the columns `genres`, `year` and `title`.
+    """
+    readers = {"genres": tuple, "year": _decade, "title": _words}
+    columns = [column for column in readers if column in items]
+    if not columns:
+        raise ValueError(
+            f"content_ials needs genres, year or title of items; there are {list(items.columns)}."
+        )
+    found = [
+        {(column, value) for column in columns for value in readers[column](row[column])}
+        for row in items[columns].to_dict("records")
+    ]
+    places = {name: place for place, name in enumerate(sorted(set().union(*found), key=str))}
+    rows = Ragged.from_rows([[places[name] for name in row] for row in found])
+    ones = np.ones(len(rows.values))
+    return sparse.csr_array((ones, rows.values, rows.offsets), (len(items), len(places)))
+
+
+def _decade(year: float) -> tuple[int, ...]:
+    """The decade of a year; none where the year is missing (NaN, or below 1)."""
+    return (int(year) // 10,) if year >= 1 else ()
+
+
+def _words(title: str) -> list[str]:
+    """Words in lower case, without the punctuation around them."""
+    words = [word.strip(string.punctuation) for word in str(title).lower().split()]
+    return [word for word in words if word]
+
+
+BASELINES = {
+    "popularity": Popularity,
+    "ease": Ease,
+    "item_knn": ItemKnn,
+    "ials": IAls,
+    "content_ials": ContentIAls,
+}
 
 
 def make(name: str, **parameters) -> Baseline:

@@ -14,13 +14,16 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from twotower import paths
 from twotower.data.dataset import Catalogue
+from twotower.data.lineage import Lineage
 from twotower.data.tables import LATEST
 from twotower.retrieval import build
 from twotower.retrieval.build import sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LINEAGE = "training/rows.npy"
 
 
 class BundleError(ValueError):
@@ -88,8 +91,8 @@ class Bundle:
     """
 
     def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:
-        self.directory = pathlib.Path(directory)
-        self.manifest = read_manifest(directory)
+        self.directory = paths.local(directory)
+        self.manifest = read_manifest(self.directory)
         for name, expected in self.manifest["files"].items():
             path = self.directory / name
             if not path.is_file():
@@ -112,6 +115,13 @@ class Bundle:
     def sample_queries(self) -> np.ndarray:
         """`[num_queries, dim]`, vectors of users' queries, to tune and measure indexes on."""
         return self._array("items/sample_queries.npy")
+
+    @property
+    def lineage(self) -> Lineage:
+        """Which rows stand behind its weights; bundles of earlier versions do not say."""
+        known = LINEAGE in self.manifest["files"]
+        ancestors = (self.model_version, *self.manifest.get("ancestors", ()))
+        return Lineage(np.asarray(self._array(LINEAGE)) if known else None, ancestors)
 
     def _array(self, name: str) -> np.ndarray:
         path = self.directory / name
@@ -139,7 +149,7 @@ class Bundle:
         import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
         import tensorflow as tf  # isort: skip
 
-        model = tf.saved_model.load(str(self.directory / "query_tower"))
+        model = tf.saved_model.load(str(paths.literal(self.directory / "query_tower")))
         signature = model.signatures["serving_default"]
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:

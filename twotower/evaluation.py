@@ -13,7 +13,7 @@ import numpy as np
 from twotower import metrics
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
-from twotower.data.splits import Split
+from twotower.data.splits import Split, only_hidden
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 Recommend = Callable[[EvalCases, int], Candidates]
@@ -42,6 +42,7 @@ class Report:
         clusters: `[num_cases]` int, the user of each case: cases of one user count as one.
         ks: Lengths of answers that were looked at.
         item_counts: `[num_items]` training rows of each key, None where the split has none.
+        hidden: `[num_hidden]` keys that the split hides from training, None where it hides none.
     """
 
     metrics: dict
@@ -51,6 +52,7 @@ class Report:
     clusters: np.ndarray
     ks: tuple[int, ...]
     item_counts: np.ndarray | None = None
+    hidden: np.ndarray | None = None
 
     @property
     def segments(self) -> dict:
@@ -67,37 +69,39 @@ class Report:
             `history_length`: segment such as `20-49` -> number of cases and metrics.
             `item_popularity`: segment of training rows such as `1-9` -> number of targets and
             `recall_micro@k`; `0` are the cold items, targets that no training row has.
+            `hidden_items`, where the split hides some: the same of the targets among these.
         """
         segments: dict = {"history_length": {}}
         for name, rows in _segments(self.cases.history.lengths, HISTORY_LENGTHS):
             segments["history_length"][name] = {
                 "num_cases": len(rows),
                 **{
-                    metric: metrics.interval(
-                        self.values[metric][rows],
-                        self._weights(metric, rows),
-                        self.clusters[rows],
-                    )
+                    metric: self._interval(metric, rows)
                     for metric in names
                     if metric in self.values
                 },
             }
-        if self.item_counts is None:
-            return segments
-        segments["item_popularity"] = {}
-        users = self.clusters[self.ranks.case]
-        counts = self.item_counts[self.cases.targets.values]
-        for name, targets in _segments(counts, POPULARITIES):
-            segments["item_popularity"][name] = {
-                "num_targets": len(targets),
-                **{
-                    f"recall_micro@{k}": metrics.interval(
-                        self.ranks.ranks[targets] <= k, clusters=users[targets]
-                    )
-                    for k in self.ks
-                },
+        targets = self.cases.targets.values
+        if self.item_counts is not None:
+            segments["item_popularity"] = {
+                name: self._of_targets(rows)
+                for name, rows in _segments(self.item_counts[targets], POPULARITIES)
             }
+        if self.hidden is not None:
+            rows = np.flatnonzero(np.isin(targets, self.hidden))
+            segments["hidden_items"] = self._of_targets(rows) if len(rows) else {"num_targets": 0}
         return segments
+
+    def _of_targets(self, targets: np.ndarray) -> dict:
+        """Size and `recall_micro@k` of a segment of targets."""
+        users = self.clusters[self.ranks.case[targets]]
+        found = {
+            f"recall_micro@{k}": metrics.share_interval(
+                self.ranks.ranks[targets] <= k, clusters=users
+            )
+            for k in self.ks
+        }
+        return {"num_targets": len(targets), **found}
 
     def compare(self, other: "Report", name: str) -> dict:
         """Mean of this report's metric minus the other's, with the interval of paired cases.
@@ -118,7 +122,13 @@ class Report:
             other.values[name],
             self._weights(name, slice(None)),
             self.clusters,
+            1.0 if _is_share(name) else np.inf,
         )
+
+    def _interval(self, name: str, rows) -> dict:
+        """Of a metric's values of some cases."""
+        interval = metrics.share_interval if _is_share(name) else metrics.interval
+        return interval(self.values[name][rows], self._weights(name, rows), self.clusters[rows])
 
     def _weights(self, name: str, rows) -> np.ndarray | None:
         return self.ranks.lengths[rows] if name.startswith("recall_micro") else None
@@ -150,6 +160,7 @@ def evaluate(
     cases = split if isinstance(split, EvalCases) else split.cases
     candidates = None if cases is split else split.candidates
     item_counts = None if cases is split else split.item_counts
+    hidden = None if cases is split else split.hidden
     if item_counts is None and dataset is not None and cases is not split:
         item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     ks = tuple(sorted(set(ks)))
@@ -176,14 +187,67 @@ def evaluate(
     _, clusters = np.unique(cases.user_id.astype(str), return_inverse=True)
     keys = np.concatenate(keys)
     values = _values(ranks, keys, ks, item_counts)
-    report = Report({}, values, ranks, cases, clusters, ks, item_counts)
+    report = Report({}, values, ranks, cases, clusters, ks, item_counts, hidden)
     for name in values:
-        weights = report._weights(name, slice(None))
-        report.metrics[name] = metrics.interval(values[name], weights, clusters)
+        report.metrics[name] = report._interval(name, slice(None))
     if candidates is not None:
         for k in ks:
             report.metrics[f"coverage@{k}"] = metrics.coverage(keys, candidates, k, clusters)
     return report
+
+
+def evaluate_hidden(
+    recommend_among: Callable[[np.ndarray], Recommend], split: Split, report: Report, k: int = 20
+) -> dict:
+    """What is found of the items that a split hides from training; JSON-ready.
+
+    Args:
+        recommend_among: `recommend_among(keys)` is a `recommend(cases, k)` whose only candidates
+            are `keys`.
+        split: One that hides items (`splits.hide_items`).
+        report: Of the same model on that split, with all candidates.
+        k: Places to look at when the hidden items compete with each other alone.
+
+    Returns:
+        `recall@k among hidden`: mean over the users who ask for hidden items, when these are the
+        only candidates. `chance@k among hidden`: a random order of them. `recall_micro@n of hidden`
+        for the report's n nearest to 100: of all choices of hidden items, those among the first n
+        of all candidates. `num_items` and `num_cases` (users who ask for one).
+
+    Raises:
+        ValueError: A split that hides no items, or whose questions ask for none of them.
+    """
+    asked = only_hidden(split)
+    among = evaluate(recommend_among(asked.candidates), asked, ks=(k,)).metrics[f"recall@{k}"]
+    n = min(report.ks, key=lambda k: abs(k - 100))
+    return {
+        "num_items": len(asked.candidates),
+        "num_cases": len(asked.cases),
+        f"recall@{k} among hidden": among,
+        f"chance@{k} among hidden": min(1.0, k / len(asked.candidates)),
+        f"recall_micro@{n} of hidden": report.segments["hidden_items"][f"recall_micro@{n}"],
+    }
+
+
+def telling_metric(name: str, split: Split) -> str:
+    """The metric, or where it cannot tell models apart, the nearest one that can.
+
+    What is found among the first k grows with k until it is everything: of 80 candidates any model
+    finds all among the first 100. So k may be half the candidates that a middling question has
+    left, at most, where a random order finds half of what is asked. Where not even the least of
+    `KS` is so small, it is `mrr`, which looks at the order alone.
+    """
+    base, _, k = name.partition("@")
+    if base not in ("recall", "recall_micro", "hit_rate", "precision"):
+        return name
+    excluded = split.cases.exclude
+    among = np.isin(excluded.values, split.candidates)
+    taken = np.bincount(excluded.row_index[among], minlength=len(split.cases))
+    most = (len(split.candidates) - np.median(taken)) / 2
+    if int(k) <= most:
+        return name
+    smaller = [other for other in KS if other <= most]
+    return f"{base}@{max(smaller)}" if smaller else f"mrr@{MRR_AT}"
 
 
 def from_scores(
@@ -244,6 +308,11 @@ def _values(ranks: metrics.TargetRanks, keys: np.ndarray, ks, item_counts) -> di
             values[f"mean_popularity@{k}"] = metrics.mean_popularity(keys, item_counts, k)
     values[f"mrr@{MRR_AT}"] = metrics.reciprocal_rank(ranks, MRR_AT)
     return values
+
+
+def _is_share(name: str) -> bool:
+    """Whether a metric lies within 0 and 1; popularity is a number of rows."""
+    return not name.startswith("mean_popularity")
 
 
 def _pairs(ragged) -> np.ndarray:

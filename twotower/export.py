@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from twotower import require_legacy_keras
+from twotower import paths, require_legacy_keras
 
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
@@ -17,6 +17,7 @@ from absl import logging  # noqa: E402
 
 from twotower.bundle import (  # noqa: E402
     FORMAT_VERSION,
+    LINEAGE,
     Bundle,
     BundleError,
     state_version,
@@ -43,7 +44,12 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         training: With the weights to export.
         directory: The bundle's folder; one that is there is replaced.
         extra: Further entries of the manifest, such as flags and validation metrics.
+
+    Raises:
+        ValueError: Vectors that are not finite, or a folder that TensorFlow would not find again
+            (`paths.literal`).
     """
+    directory = paths.literal(directory)
     dataset, split = training.dataset, training.split
     queries, items = training.model.query_tower, training.model.item_tower
     keys = split.candidates
@@ -83,6 +89,9 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         else:
             logging.warning("no ScaNN on this platform: the bundle has no %s/", SCANN)
         _save_weights(training, folder / "training")
+        lineage = training.lineage()
+        if lineage.rows is not None:
+            np.save(folder / LINEAGE, lineage.rows)
         manifest = {
             "format_version": FORMAT_VERSION,
             "model_version": version,
@@ -97,6 +106,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
             "part": split.part,
             "refit": split.part == "test",
             "split_seed": split.seed,
+            "ancestors": lineage.ancestors,
             "recipe": training.recipe.to_json(),
             **provenance(),
             **(extra or {}),
@@ -211,18 +221,32 @@ def _save_weights(training: Training, folder: pathlib.Path) -> None:
     (folder / "vocabularies.json").write_text(json.dumps(vocabularies))
 
 
-def warm_start(training: Training, bundle: Bundle) -> dict[str, int]:
+def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> dict[str, int]:
     """Takes over the weights of an earlier bundle, as for a daily retraining on newer data.
 
     Rows of embedding tables go by id, not by place, so that vocabularies may have grown, shrunk
     or moved; an id that is new keeps its fresh row.
+
+    Args:
+        training: What starts from the bundle's weights.
+        bundle: Of an earlier training; it must not know what the training's split asks.
+        allow_seen: Take one that does, or that does not say. Figures on the split's questions are
+            then too good; the bundle of the training will say so.
 
     Returns:
         How many weights were `copied` whole, `matched` by id, and left `fresh` (other sizes).
 
     Raises:
         BundleError: No weight fits: the bundle is of quite another model.
+        ValueError: The bundle has learned from rows that the training's split keeps for its
+            questions, as one that was refit on its validation rows has; or it does not say.
     """
+    if not allow_seen:
+        advice = (
+            "Start from a bundle of older rows, such as the <workdir>/bundle_validation of a "
+            "training whose <workdir>/bundle was refit; with allow_seen figures are too good."
+        )
+        bundle.lineage.require_unseen(training.dataset, training.split, advice)
     folder = bundle.directory / "training"
     old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
     weights = [
@@ -250,6 +274,7 @@ def warm_start(training: Training, bundle: Bundle) -> dict[str, int]:
                 counts["fresh"] += 1
     if not counts["copied"] + counts["matched"]:
         raise BundleError(f"{folder / 'weights.npz'} shares no weight with this recipe's model.")
+    training.ancestor = bundle.lineage
     return counts
 
 

@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 
-from twotower import require_legacy_keras
+from twotower import paths, require_legacy_keras
 
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 from absl import logging  # noqa: E402
 
+from twotower.evaluation import telling_metric  # noqa: E402
 from twotower.recipe import FitConfig, Recipe  # noqa: E402
 from twotower.training import Training  # noqa: E402
 
@@ -50,6 +51,8 @@ class FitResult:
         stopped: Whether early stopping ended it.
         log: One entry an epoch: epoch, loss, seconds and, where validated, the metrics' means.
         validation: All metrics of the best epoch, with intervals.
+        metric: Which of them selects: the recipe's, or the nearest one that can tell models apart
+            in a small catalogue (`evaluation.telling_metric`).
     """
 
     epoch: int = 0
@@ -61,6 +64,7 @@ class FitResult:
     stopped: bool = False
     log: list[dict] = dataclasses.field(default_factory=list)
     validation: dict = dataclasses.field(default_factory=dict)
+    metric: str = ""
 
 
 class _EveryEpoch(tf.keras.callbacks.Callback):
@@ -117,20 +121,20 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
         if self.select and due:
             metrics = self.training.validate()
             entry |= {name: value["mean"] for name, value in metrics.items()}
-            figure = metrics[config.metric]["mean"]
-            logs[f"val_{config.metric}"] = figure
+            figure = metrics[result.metric]["mean"]
+            logs[f"val_{result.metric}"] = figure
             if better := figure > result.best or not config.keep_best:
                 result.best, result.best_epoch, result.validation = figure, epoch + 1, metrics
             late = result.epoch - result.best_epoch >= config.patience > 0
             result.stopped = self.model.stop_training = late
         result.log.append(entry)
         self.save(better)
-        logging.info("%s", _line(entry, config))
+        logging.info("%s", _line(entry, config.epochs, result.metric))
 
 
-def _line(entry: dict, config: FitConfig) -> str:
-    shown = [f"epoch {entry['epoch']}/{config.epochs}", f"loss {entry['loss']:.4f}"]
-    figures = dict.fromkeys((config.metric, "ndcg@10"))
+def _line(entry: dict, epochs: int, metric: str) -> str:
+    shown = [f"epoch {entry['epoch']}/{epochs}", f"loss {entry['loss']:.4f}"]
+    figures = dict.fromkeys((metric, "ndcg@10"))
     shown += [f"{name} {entry[name]:.4f}" for name in figures if name in entry]
     return ", ".join([*shown, f"{entry['seconds']:.1f} s"])
 
@@ -161,8 +165,10 @@ def fit(
         verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
 
     Raises:
-        ValueError: The workdir holds a checkpoint of another recipe, or of other data.
+        ValueError: The workdir holds a checkpoint of another recipe, or of other data; or it is no
+            path that TensorFlow would find again (`paths.literal`).
     """
+    workdir = paths.literal(workdir)
     config, model = training.recipe.fit, training.model
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
     model.compile(optimizer=make_optimizer(config, steps))
@@ -170,7 +176,6 @@ def fit(
         model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
     model.optimizer.build(model.trainable_variables)
     result = FitResult()
-    workdir = pathlib.Path(workdir)
     recipe = json.dumps(training.recipe.to_json(), sort_keys=True)
     data = training.fingerprint()
     state = tf.Variable("", dtype=tf.string, trainable=False)
@@ -213,7 +218,7 @@ def fit(
         if saved.get("data", data) != data:
             raise ValueError(
                 f"{workdir} holds a checkpoint of other training rows (another protocol or part of "
-                "it, or other data). Take another --workdir, or delete "
+                "it, other data, or another warm start). Take another --workdir, or delete "
                 f"{workdir / 'checkpoints'} to start anew."
             )
         last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
@@ -224,6 +229,14 @@ def fit(
         tf.keras.utils.set_random_seed(config.seed + result.epoch)
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)
 
+    result.metric = telling_metric(config.metric, training.split) if select else config.metric
+    if result.metric != config.metric:
+        logging.warning(
+            "%s finds nearly everything among %d candidates, so %s selects the epoch",
+            config.metric,
+            len(training.split.candidates),
+            result.metric,
+        )
     epochs = min(config.epochs, stop_after or config.epochs)
     if result.epoch < epochs and not result.stopped:
         callbacks = [_EveryEpoch(training, result, save, select)]

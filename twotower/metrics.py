@@ -154,6 +154,8 @@ def coverage(
 
         se^2 = (m - 1) / m * sum((lost_c - mean(lost))^2),   lost_c a share of the candidates
 
+    Cut at 0 and 1. It is no mean of independent cases, so that Wilson's interval does not apply.
+
     Args:
         keys: `[num_cases, >= k]`, -1 where there is none.
         candidates: `[num_candidates]`, keys that may be answered.
@@ -175,7 +177,7 @@ def coverage(
     _, lost = np.unique(first[(first == last)], return_counts=True)
     lost = np.concatenate([lost, np.zeros(num_clusters - len(lost))]) / len(candidates)
     variance = (num_clusters - 1) / num_clusters * ((lost - lost.mean()) ** 2).sum()
-    return _around(share, variance)
+    return _around(share, variance, (0.0, 1.0))
 
 
 def interval(
@@ -203,21 +205,51 @@ def interval(
     Raises:
         ValueError: No values, or weights that sum to 0.
     """
-    values = np.asarray(values, float)
-    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
-    total = weights.sum()
-    if not total > 0:
-        raise ValueError(f"a mean needs values of positive weight; got {len(values)} values.")
-    mean = float((weights * values).sum() / total)
-    residuals = weights * (values - mean)
-    if clusters is not None:
-        _, cluster = np.unique(clusters, return_inverse=True)
-        residuals = np.bincount(cluster, weights=residuals)
-    num_clusters = len(residuals)
-    if num_clusters < 2:
-        return {"mean": mean, "low": None, "high": None}
-    variance = num_clusters / (num_clusters - 1) * (residuals**2).sum() / total**2
+    mean, variance, _ = _moments(values, weights, clusters)
     return _around(mean, variance)
+
+
+def share_interval(
+    values: np.ndarray, weights: np.ndarray | None = None, clusters: np.ndarray | None = None
+) -> dict:
+    """Weighted mean of shares with its 95% interval, which stays within 0 and 1.
+
+    `interval` takes the standard error at the mean, so that it reaches beyond 0 or 1, and has no
+    width where nothing (or everything) was found. This is Wilson's (JASA 1927): of all true shares
+    t those from whose standard error the mean is no surprise, for as many independent cases as have
+    the variance of `interval` (Kott and Carr, Journal of Official Statistics 1997).
+
+        n = mean * (1 - mean) / variance
+        (mean - t)^2 <= 1.96^2 * t * (1 - t) / n
+
+    Args:
+        values: `[num_cases]` in [0, 1], such as the recall of each case.
+        weights: As in `interval`.
+        clusters: As in `interval`.
+
+    Returns:
+        As `interval`.
+
+    Raises:
+        ValueError: As `interval`; or a value that is no share.
+    """
+    values = np.asarray(values, float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(
+            f"shares lie within 0 and 1; got values from {values.min()} to {values.max()}. "
+            "`interval` is for others."
+        )
+    mean, variance, num_alike = _moments(values, weights, clusters)
+    mean = min(max(mean, 0.0), 1.0)  # a rounded quotient of two sums
+    if variance is None or (variance == 0 and 0 < mean < 1):
+        return _around(mean, variance)  # a single user; or users that are all alike
+    # Where nothing was found, or everything, no variance says how many cases there are.
+    n = mean * (1 - mean) / variance if variance > 0 else num_alike
+    spread = Z95**2 / n
+    middle = (mean + spread / 2) / (1 + spread)
+    half = np.sqrt(spread * mean * (1 - mean) + spread**2 / 4) / (1 + spread)
+    low, high = max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return {"mean": mean, "low": min(low, mean), "high": max(high, mean)}
 
 
 def paired_difference(
@@ -225,8 +257,10 @@ def paired_difference(
     values_b: np.ndarray,
     weights: np.ndarray | None = None,
     clusters: np.ndarray | None = None,
+    largest: float = np.inf,
 ) -> dict:
-    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`.
+    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`, and
+    the `largest` that a difference can be, at which the interval is cut: 1 for shares.
 
     Far sharper than comparing two intervals, because what is hard for one model is hard for the
     other. There is a difference where the interval does not hold 0.
@@ -238,9 +272,34 @@ def paired_difference(
         raise ValueError(
             f"a paired comparison needs the same cases; got {len(values_a)} and {len(values_b)}."
         )
-    return interval(np.asarray(values_a, float) - np.asarray(values_b, float), weights, clusters)
+    differences = np.asarray(values_a, float) - np.asarray(values_b, float)
+    mean, variance, _ = _moments(differences, weights, clusters)
+    return _around(mean, variance, (-largest, largest))
 
 
-def _around(mean: float, variance: float) -> dict:
+def _moments(values, weights, clusters) -> tuple[float, float | None, float]:
+    """(mean, its variance, how many clusters of equal weight would be as many) of `interval`."""
+    values = np.asarray(values, float)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    total = weights.sum()
+    if not total > 0:
+        raise ValueError(f"a mean needs values of positive weight; got {len(values)} values.")
+    mean = float((weights * values).sum() / total)
+    residuals = weights * (values - mean)
+    if clusters is not None:
+        _, cluster = np.unique(clusters, return_inverse=True)
+        residuals = np.bincount(cluster, weights=residuals)
+        weights = np.bincount(cluster, weights=weights)
+    num_alike, num_clusters = float(total**2 / (weights**2).sum()), len(residuals)
+    if num_clusters < 2:
+        return mean, None, num_alike
+    variance = num_clusters / (num_clusters - 1) * (residuals**2).sum() / total**2
+    return mean, float(variance), num_alike
+
+
+def _around(mean: float, variance: float | None, bounds=(-np.inf, np.inf)) -> dict:
+    """The normal interval, cut at what the mean cannot be beyond."""
+    if variance is None:
+        return {"mean": mean, "low": None, "high": None}
     half = Z95 * float(np.sqrt(variance))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": max(bounds[0], mean - half), "high": min(bounds[1], mean + half)}

@@ -33,7 +33,8 @@ class FitConfig:
         cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch; else it
             is the same from the first step on.
         patience: Epochs without a better validation figure after which training stops; 0 never.
-        metric: The validation figure that selects the epoch.
+        metric: The validation figure that selects the epoch; where its k is most of a small
+            catalogue, the same at the largest k that can tell models apart.
         keep_best: Whether the best validated epoch is kept; otherwise the last one, as tutorials
             without a validation do.
         validate_every: Epochs between validations.

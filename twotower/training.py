@@ -18,6 +18,7 @@ from absl import logging  # noqa: E402
 from twotower.data.cases import EvalCases  # noqa: E402
 from twotower.data.dataset import Dataset  # noqa: E402
 from twotower.data.examples import Examples, ItemInputs, QueryInputs  # noqa: E402
+from twotower.data.lineage import Lineage  # noqa: E402
 from twotower.data.sequences import Sequences  # noqa: E402
 from twotower.data.splits import Split  # noqa: E402
 from twotower.evaluation import evaluate  # noqa: E402
@@ -53,6 +54,7 @@ class Training:
         frequency: The streaming estimate of p_c, if the recipe asks for it.
         miner: The users' hard negatives, if the recipe asks for them.
         passed_over: Keys of what each user was shown and passed over, a row a user, likewise.
+        ancestor: What stands behind the weights that it starts from; None without a warm start.
     """
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
@@ -60,6 +62,7 @@ class Training:
         if recipe.fit.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.dataset, self.split, self.recipe = dataset, split, recipe
+        self.ancestor: Lineage | None = None
         self.examples = Examples(dataset, split, recipe.examples)
         self._check()
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
@@ -227,10 +230,15 @@ class Training:
             ]
         )
 
+    def lineage(self) -> Lineage:
+        """Which rows stand behind the weights: those of this training and of its ancestors."""
+        return Lineage.of(self.dataset, self.split, self.ancestor)
+
     def fingerprint(self) -> str:
-        """sha256 over the data, the protocol and its part, and the training rows."""
+        """sha256 over the data, the protocol and its part, the training rows, and the ancestors."""
         split = self.split
-        told = json.dumps([self.dataset.fingerprint(), split.protocol, split.part])
+        told = [self.dataset.fingerprint(), split.protocol, split.part]
+        told = json.dumps([*told, *(self.ancestor.ancestors if self.ancestor else ())])
         return hashlib.sha256(
             told.encode() + np.asarray(split.train, np.int64).tobytes()
         ).hexdigest()

@@ -1,5 +1,7 @@
 """Datasets by name."""
 
+from twotower import paths
+
 
 def load(name: str, data_dir: str | None = None):
     """The dataset `name`.
@@ -11,9 +13,10 @@ def load(name: str, data_dir: str | None = None):
             with `interactions.parquet`, `items.parquet` and `users.parquet`.
 
     Raises:
-        ValueError: An unknown name.
+        ValueError: An unknown name, or a folder that is no path of this machine.
         FileNotFoundError: The data is nowhere to be found; the message says what to do.
     """
+    data_dir = None if data_dir is None else str(paths.local(data_dir))
     if name.startswith("movielens/"):
         from twotower.data import movielens
 

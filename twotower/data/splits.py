@@ -57,6 +57,8 @@ class Split:
         seen_excluded: Whether items of the history may not be answered.
         cases: The questions, by user and time.
         item_counts: `[num_items]` training rows of each key; None where nobody counted.
+        hidden: `[num_hidden]` keys that `hide_items` left no training row of, ascending; None
+            where nothing is hidden.
         target_sha256: Of the lines "user_id item_id" of the targets, by user.
     """
 
@@ -69,6 +71,7 @@ class Split:
     seen_excluded: bool
     cases: EvalCases
     item_counts: np.ndarray | None = None
+    hidden: np.ndarray | None = None
     target_sha256: str = ""
 
     def describe(self) -> dict:
@@ -144,30 +147,57 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
 
 
 def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> Split:
-    """The split with cold items: of a random share of those that were trained on no row is left.
+    """The split with new items: of a random share of its candidates no training row is left.
 
     They stay candidates and targets, and events of histories, so that what a model finds of them
-    (`Report.segments`, items with 0 training rows) is what it makes of a new item's content.
+    is what it makes of a new item's content (`only_hidden`, and `Report.segments`).
+
+    The draw is over the candidates, which all parts of a split have in common, and not over the
+    items of the training rows, of which validation has fewer: all parts hide the same items.
 
     Args:
         dataset: Of the split.
         split: Any.
-        share: Of the items with training rows, in [0, 1).
+        share: Of the candidates, in [0, 1).
         seed: Which ones.
 
     Raises:
-        ValueError: A share outside of its bounds.
+        ValueError: A share outside of its bounds, or one that hides all items with a training row.
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share of items to hide must lie in [0, 1); got {share}.")
     if share == 0:
         return split
-    keys = dataset.item_keys[split.train]
-    known = np.unique(keys)
-    hidden = np.random.default_rng(seed).choice(known, round(share * len(known)), replace=False)
-    train = split.train[~np.isin(keys, hidden)]
+    draw, count = np.random.default_rng(seed), round(share * len(split.candidates))
+    hidden = np.sort(draw.choice(split.candidates, count, replace=False))
+    train = split.train[~np.isin(dataset.item_keys[split.train], hidden)]
+    if len(train) == 0:
+        raise ValueError(
+            f"hiding {count} of {len(split.candidates)} items leaves no training row. Hide fewer."
+        )
     counts = np.bincount(dataset.item_keys[train], minlength=len(dataset.items))
-    return dataclasses.replace(split, train=train, item_counts=counts)
+    return dataclasses.replace(split, train=train, item_counts=counts, hidden=hidden)
+
+
+def only_hidden(split: Split) -> Split:
+    """The questions that ask for hidden items, with these as the only candidates and targets.
+
+    Against known items a new one may be far behind; this says whether it is at least told from
+    other new ones. A random order finds k of `len(split.hidden)` at k.
+
+    Raises:
+        ValueError: A split that hides nothing, or whose questions ask for none of what it hides.
+    """
+    if split.hidden is None:
+        raise ValueError("this split hides no items; see hide_items.")
+    targets = split.cases.targets
+    keep = np.isin(targets.values, split.hidden)
+    targets = Ragged.group(targets.values[keep], targets.row_index[keep], len(targets))
+    rows = np.flatnonzero(targets.lengths)
+    if len(rows) == 0:
+        raise ValueError(f"no question asks for any of the {len(split.hidden)} hidden items.")
+    cases = dataclasses.replace(split.cases, targets=targets).take(rows)
+    return dataclasses.replace(split, cases=cases, candidates=split.hidden)
 
 
 def verify_loo_5core_ml1m(dataset: Dataset) -> None:

@@ -1,0 +1,96 @@
+"""Lineage: which rows a model has learned from, itself or through a model that it started from.
+
+A question whose answer a model has learned says nothing about it. A split keeps its questions out
+of its training rows; a warm start brings in what another training saw, perhaps on other data or of
+another split. So a bundle carries the ids of all rows that stand behind its weights, 8 bytes a row,
+and whoever asks it compares them with the rows that its questions are about.
+"""
+
+import dataclasses
+from typing import Self
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
+
+# Share of its questions' rows that a model may have seen. Not 0: a user of two rows trains with
+# both, and is asked for one of them in later data, where there are more.
+MOST_SEEN = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Lineage:
+    """The rows behind a model's weights.
+
+    Attributes:
+        rows: `[num_rows]` uint64, ascending, by `row_ids`; None where an ancestor does not say.
+        ancestors: Model versions of the bundles that the weights come from, the latest first.
+    """
+
+    rows: np.ndarray | None
+    ancestors: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: Split, ancestor: "Lineage | None" = None) -> Self:
+        """Of a training on a split's rows, which starts from an ancestor's weights."""
+        rows = row_ids(dataset, split.train)
+        if ancestor is None:
+            return cls(rows)
+        known = ancestor.rows is not None
+        return cls(np.union1d(rows, ancestor.rows) if known else None, ancestor.ancestors)
+
+    def share_seen(self, dataset: Dataset, split: Split) -> float | None:
+        """Share of the rows that a split keeps for its questions that stand behind these weights;
+        None where nobody knows."""
+        if self.rows is None:
+            return None
+        held_out = held_out_ids(dataset, split)
+        return len(np.intersect1d(held_out, self.rows, assume_unique=True)) / max(1, len(held_out))
+
+    def require_unseen(self, dataset: Dataset, split: Split, advice: str) -> None:
+        """Refuses to judge these weights by a split's questions, where they have learned from them.
+
+        Raises:
+            ValueError: They, or an ancestor's, have learned from more than `MOST_SEEN` of the rows
+                that the questions are about, or do not say from what. It ends with `advice`.
+        """
+        seen = self.share_seen(dataset, split)
+        if seen is None:
+            raise ValueError(
+                "the model does not say which rows it has learned from, or starts from one that "
+                f"does not, such as a bundle of an earlier version: what {split.protocol} asks for "
+                f"{split.part} may be known to it. {advice}"
+            )
+        if seen > MOST_SEEN:
+            raise ValueError(
+                f"the model, or one that it starts from, has learned from {seen:.0%} of the rows "
+                f"that {split.protocol} keeps for {split.part}, so they cannot judge it. {advice}"
+            )
+
+
+def row_ids(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Hashes of user, item and time of rows of `interactions`: `[<= num_rows]` uint64, ascending
+    and unique. They are the same for the same event in a later version of the data."""
+    events = dataset.interactions[["user_id", "item_id", "timestamp"]].iloc[rows]
+    events = events.assign(timestamp=events["timestamp"].astype(np.int64))
+    return np.unique(pd.util.hash_pandas_object(events, index=False).to_numpy())
+
+
+def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
+    """Ids of the rows that a model must not have learned from when a split asks it: positives of
+    users and items that are its targets, and of items that it hides.
+
+    Returns:
+        `[num_rows]` uint64, ascending and unique.
+    """
+    cases, num_items = split.cases, np.int64(len(dataset.items))
+    users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
+    asked = users[cases.targets.row_index] * num_items + cases.targets.values
+    held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, asked)
+    if split.hidden is not None:
+        held_out |= np.isin(dataset.item_keys, split.hidden)
+    # Where seen items may be answered, an earlier row of the same user and item may train.
+    ids = row_ids(dataset, np.flatnonzero(held_out & dataset.positive))
+    return np.setdiff1d(ids, row_ids(dataset, split.train), assume_unique=True)

@@ -1,0 +1,49 @@
+"""Paths of this machine: what a caller means, and what TensorFlow can read again."""
+
+import os
+import pathlib
+import re
+
+# TensorFlow looks for a checkpoint by a pattern: `runs[1]` is a folder `runs1` to it, and of a
+# folder with a backslash it finds nothing.
+PATTERN_CHARACTERS = "*?[\\"
+
+
+def local(path: str | os.PathLike) -> pathlib.Path:
+    """The path, with `~` as the home of its user.
+
+    Raises:
+        ValueError: An empty path, a home that is not there, or an address such as `gs://bucket`,
+            which would become a folder of that name.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ValueError("an empty path; give a file or a folder.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError(
+            f"{text!r} is an address, and only paths of this machine are read and written. Mount "
+            "the place and give its path, or copy what is there."
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{text!r}: no such user. A folder of that name is ./{text}.")
+    return pathlib.Path(expanded)
+
+
+def literal(path: str | os.PathLike) -> pathlib.Path:
+    """`local`, for a folder that TensorFlow writes into or reads from.
+
+    Raises:
+        ValueError: As in `local`; or a name that TensorFlow writes and does not find again.
+    """
+    path = local(path)
+    if odd := sorted(set(PATTERN_CHARACTERS) & set(str(path))):
+        raise ValueError(
+            f"{str(path)!r} has {' '.join(odd)} in its name, which TensorFlow takes for a pattern: "
+            "it would write there and not find it again. Take another folder, or rename it."
+        )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)!r} is no UTF-8, which TensorFlow needs.") from error
+    return path
