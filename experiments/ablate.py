@@ -6,11 +6,11 @@
 
 Prints its plan with an estimate, then trains run after run of the study (`losses` by
 experiments/ablation_plan.py, `sequences` by sequence_plan.py, `new_items` by new_items_plan.py) by
-train.py in a process of its own, each on the study's base recipe with the run's flags behind it. Validation figures only, those of a
-training's best epoch; `by_epoch` has all of them, which tells where one collapsed. Runs that a
-rule hangs on are repeated with --seeds and on --more_splits. Interrupted, the same command goes on:
-a run whose row stands in its folder or in --output is not repeated, and one that was cut short
-continues after its last epoch.
+train.py in a process of its own, each on the study's base recipe with the run's flags behind it.
+Validation figures only, those of a training's best epoch; `by_epoch` has all of them, which tells
+where one collapsed. Runs that a rule hangs on are repeated with --seeds and on --more_splits.
+Interrupted, the same command goes on: a run whose row stands in its folder or in --output is not
+repeated, and one that was cut short continues after its last epoch.
 --parallel=N trains N at a time, each on its share of the cores, which small batches use better.
 
 The runs on a large catalogue need --large_dir, the folder of
@@ -219,6 +219,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
         "epoch": found["epoch"],
         "metrics": found["metrics"],
         "item_popularity": found["segments"]["item_popularity"],
+        "hidden_items": found["segments"].get("hidden_items"),
         "loss": [entry["loss"] for entry in found["log"]],
         "by_epoch": [entry.get(plan().metric) for entry in found["log"]],
         "examples_per_second": found["examples_per_second"],

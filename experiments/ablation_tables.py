@@ -247,6 +247,35 @@ def dimensions(name: str = "dimension") -> str:
     return table(header, body) + "\n\n" + size + origin(result)
 
 
+def new_items() -> str:
+    """What each sampler leaves of the items that no training row has, in the mean over its seeds.
+
+    Raises:
+        ValueError: The study has no in-batch row to compare with.
+    """
+    found: dict[str, list[dict]] = {}
+    for row in read("new_items")["rows"]:
+        found.setdefault(row["name"], []).append(row)
+    if "in-batch" not in found:
+        raise ValueError("run it first: python experiments/ablate.py --study=new_items ...")
+
+    def of_new(rows: list[dict]) -> float:
+        return float(np.mean([row["hidden_items"][FIRST]["mean"] for row in rows]))
+
+    body = []
+    for name, rows in found.items():
+        by_seed = ", ".join(f"{row['hidden_items'][FIRST]['mean']:.3f}" for row in rows)
+        cells = [by_seed, f"{of_new(rows) / of_new(found['in-batch']):.2f}"]
+        body.append([name, *cells, f"{mean(rows)[0]:.3f}"])
+    first = found["in-batch"][0]
+    header = ["columns", f"`{FIRST}` of new items, by seed", "of in-batch", f"`{FIRST}` of all"]
+    about = (
+        f"{first['hidden_items']['num_targets']:,} choices are of items without a training row. "
+        "Each row's command stands in `experiments/results/new_items.json`; the first one's: "
+    )
+    return table(header, body) + "\n\n" + about + origin(first)
+
+
 def cold() -> str:
     """What each kind of item features finds of items with few training rows, or none."""
     found = {row["name"]: row for row in rows() if row["group"] == "cold items"}

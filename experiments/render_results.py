@@ -117,6 +117,7 @@ TABLES = {
     "repeated": ablation_tables.repeated,
     "rules": ablation_tables.rules,
     "cold": ablation_tables.cold,
+    "new_items": ablation_tables.new_items,
     "dimensions": ablation_tables.dimensions,
     "step_costs": ablation_tables.step_costs,
     "frequency": ablation_tables.frequency,
