@@ -311,7 +311,7 @@ def test_a_folder_that_is_not_listed(axes, tmp_path, link):
     if link:
         (tmp_path / "i" / "fresh").symlink_to(tmp_path / "other")
     else:
-        (tmp_path / "i" / "fresh").mkdir()
+        shutil.copytree(tmp_path / "other", tmp_path / "i" / "fresh")
     with pytest.raises(ValueError, match=r"fresh.* is no part of"):
         build.load(tmp_path / "i")
 

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -128,19 +128,25 @@ def checked(
             raise ValueError(f"{directory / name} was changed while it was read.")
 
 
-def require_no_more(directory: pathlib.Path, files: Mapping[str, str]) -> None:
+def require_no_more(directory: pathlib.Path, files: Iterable[str], part: str = "") -> None:
     """Refuses a folder with files that are not listed, since whoever loads it might read them.
 
     Hidden files are passed over: file managers leave them, and nothing of ours reads them.
 
+    Args:
+        directory: The folder.
+        files: Paths that are listed.
+        part: The folder inside it to look at; all of it where "".
+
     Raises:
-        ValueError: A file or folder that is not listed; the message names it.
+        ValueError: A file that is not listed, or a link to a folder; the message names it.
     """
-    listed = {pathlib.PurePosixPath(name) for name in files}
+    listed = {pathlib.PurePath(name) for name in files}
     listed |= {parent for path in listed for parent in path.parents}
-    for root, folders, names in os.walk(directory):
+    for root, folders, names in os.walk(directory / part):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in [*folders, *names]:
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in [*names, *links]:
             path = pathlib.Path(root, name)
             if not name.startswith(".") and path.relative_to(directory) not in listed:
                 raise ValueError(

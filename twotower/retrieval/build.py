@@ -177,7 +177,7 @@ def _loaded(directory: pathlib.Path, described: dict, mmap: bool) -> Retriever:
         IndexConfig(described["backend"], described["metric"], described["parameters"])
     )
     with description.checked(directory, described["files"]):
-        description.require_no_more(directory, {**described["files"], "index.json": ""})
+        description.require_no_more(directory, [*described["files"], "index.json"])
         retriever.load(directory, mmap)
     if (retriever.dim, len(retriever)) != (described["dim"], described["num_items"]):
         raise ValueError(
