@@ -1,5 +1,6 @@
 """Export, load, and everything that can be wrong with a folder."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from twotower.bundle import Bundle, BundleError
 from twotower.data.splits import make_split
 from twotower.export import add_index, export, warm_start
 from twotower.fitting import fit
+from twotower.pair import Pair
 from twotower.retrieval import build
 from twotower.retrieval.build import IndexConfig
 from twotower.training import Training
@@ -37,9 +39,36 @@ def exported(training, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The bundle of another training with the same recipe, items and index."""
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"seed": 7}))
+    folder = tmp_path_factory.mktemp("other") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting.scann_index, "available", lambda: False)  # not used here, and slow
+        add_index(export(training, folder), "hnsw", IndexConfig("hnsw"))
+    return folder
+
+
 @pytest.fixture
 def copy(exported, tmp_path):
     return pathlib.Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def put(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """A bundle takes the place of another one, as an export does it."""
+    with build.replacing(folder) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def described(folder: pathlib.Path, **entries) -> None:
+    """Changes entries of the manifest, whose last one is the sha256 of the others."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("sha256", None)
+    manifest |= entries
+    digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
+    text = json.dumps({**manifest, "sha256": digest}, indent=1) + "\n"
+    (folder / "manifest.json").write_text(text)
 
 
 PLAIN = """
@@ -140,10 +169,9 @@ def test_manifest_names_every_input(exported):
     ]
     for key in ("format_version", "model_version", "dataset_fingerprint", "protocol", "versions"):
         assert manifest[key], key
-    on_disk = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()} - {
-        "manifest.json"
-    }
-    assert set(manifest["files"]) == on_disk
+    on_disk = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
+    indexes = {name for name in on_disk if name.startswith("index/hnsw/")}  # see index.json
+    assert set(manifest["files"]) == on_disk - indexes - {"manifest.json"} and indexes
 
 
 def test_nothing_is_pickled(exported):
@@ -166,11 +194,24 @@ def test_every_truncated_or_missing_file_is_named(copy):
             Bundle(copy)
         path.write_bytes(whole)
     Bundle(copy)
+    for path in (copy / "index" / "hnsw").iterdir():
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(BundleError, match=path.name):
+            Bundle(copy).retriever("hnsw")
+        path.write_bytes(whole)
+    Bundle(copy).retriever("hnsw")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not the manifest"), ('{"a": 1}', "not the manifest"), (None, "no bundle")],
+    [
+        ("{", "does not describe a bundle"),
+        ('{"a": 1}', "does not describe a bundle"),
+        ("[" * 100_000, "does not describe a bundle"),
+        ("\0", "does not describe a bundle"),
+        (None, "no bundle"),
+    ],
 )
 def test_foreign_folder(copy, text, message):
     path = copy / "manifest.json"
@@ -213,20 +254,6 @@ def test_wrong_inputs_are_named(exported):
             bundle.query_tower(good | wrong)
 
 
-def test_interrupted_export_leaves_the_old_bundle(copy, training, monkeypatch):
-    def broken(*args):
-        raise KeyboardInterrupt
-
-    before = (copy / "manifest.json").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(exporting, "save_retrieve", broken)
-        with pytest.raises(KeyboardInterrupt):
-            export(training, copy, {"refit": False})
-    assert (copy / "manifest.json").read_bytes() == before
-    Bundle(copy)
-    assert [path.name for path in copy.parent.iterdir()] == ["bundle"]
-
-
 def test_vectors_that_are_not_finite_are_not_exported(training, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "item_vectors", lambda keys: np.full((len(keys), 8), np.nan))
     with pytest.raises(ValueError, match="diverged"):
@@ -265,3 +292,338 @@ def test_a_bundle_of_one_tower_for_both_sides(tmp_path):
     assert warm_start(again, bundle)["fresh"] == 0
     keys = again.split.candidates
     np.testing.assert_allclose(again.item_vectors(keys), np.asarray(bundle.vectors), atol=1e-6)
+
+
+# What the manifest says.
+
+
+def test_an_edited_manifest(copy):
+    """Whatever is changed: it has a hash over itself."""
+    path = copy / "manifest.json"
+    text = path.read_text()
+    for old, new in (('"dot"', '"cosine"'), ('"refit": false', '"refit": true'), ("\n", "\n\n")):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(BundleError, match="its sha256 differs"):
+            Bundle(copy)
+    rng = np.random.default_rng(3)
+    for place in rng.choice(len(text), 40, replace=False):
+        path.write_bytes(
+            bytes([*text[:place].encode(), text.encode()[place] ^ 2]) + text[place + 1 :].encode()
+        )
+        with pytest.raises(BundleError, match=r"manifest\.json"):
+            Bundle(copy)
+
+
+WRONG = [
+    {"files": {}},
+    {"files": {"items/keys.npy": 64 * "0"}},
+    {"files": []},
+    {"files": {"items/keys.npy": {"sha256": []}}},
+    {"files": {"../../etc/passwd": 64 * "0"}},
+    {"model_version": None},
+    {"model_version": 3},
+    {"model_version": ""},
+    {"metric": None},
+    {"metric": "manhattan"},
+    {"dim": "8"},
+    {"dim": 8.0},
+    {"dim": True},
+    {"num_items": [300]},
+    {"num_items": None},
+    {"query_inputs": {}},
+    {"query_inputs": [3]},
+    {"query_inputs": [{"name": "user_id"}]},
+    {"query_inputs": [{"name": "user_id", "dtype": "string", "shape": 3, "missing": ""}]},
+    {"format_version": "1"},
+    {"format_version": None},
+    {"format_version": -1},
+]
+
+
+@pytest.mark.parametrize("entries", WRONG)
+def test_a_manifest_of_other_types(copy, entries):
+    """With the right hash over itself; and none of them reaches a TypeError later."""
+    described(copy, **entries)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["keys", "vectors", "sample_queries"])
+def test_arrays_of_another_type(copy, name):
+    path = copy / "items" / f"{name}.npy"
+    np.save(path, np.load(path).astype(np.float64))
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    files[f"items/{name}.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    described(copy, files=files)
+    with pytest.raises(BundleError, match=rf"{name}\.npy: expected"):
+        _ = Bundle(copy).sample_queries
+
+
+def test_a_bundle_of_the_first_format(copy):
+    """Its manifest lists the files of its indexes, and carries no hash over itself."""
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"format_version": 1}
+    del manifest["sha256"]
+    for path in (copy / "index" / "hnsw").iterdir():
+        manifest["files"][str(path.relative_to(copy))] = hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    bundle = Bundle(copy)
+    assert bundle.indexes == ["hnsw"] and len(bundle.retriever("hnsw")) == len(bundle.keys)
+    add_index(bundle, "hnsw", IndexConfig("exact"))  # in the place of the listed one
+    assert Bundle(copy).retriever("hnsw").is_exact
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"num_items": 3}) + "\n")
+    with pytest.raises(BundleError, match="expected"):
+        Bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["saved_model.cpb", "assets/more.txt"])
+def test_a_file_that_is_not_listed_in_the_tower(copy, name):
+    (copy / "query_tower" / name).write_bytes(b"")
+    (copy / "notes.txt").write_text("whatever else is in a bundle is never read")
+    with pytest.raises(BundleError, match=rf"{name} is no part of"):
+        _ = Bundle(copy).query_tower
+
+
+# Indexes in a bundle.
+
+
+@pytest.mark.parametrize("name", [".", "..", "../evil", "a/b", "", ".hidden", "/tmp/evil", "a/"])
+def test_names_of_indexes(copy, name, monkeypatch):
+    def never(*_):
+        pytest.fail("the work is done first")
+
+    monkeypatch.setattr(build, "build", never)
+    before = sorted(copy.parent.rglob("*"))
+    with pytest.raises(ValueError, match="one plain name"):
+        add_index(Bundle(copy), name, IndexConfig("exact"))
+    assert sorted(copy.parent.rglob("*")) == before
+
+
+def test_an_index_leaves_the_manifest_as_it_is(copy):
+    """So nothing between the index and the manifest can be interrupted."""
+    before = (copy / "manifest.json").read_bytes()
+    bundle = Bundle(copy)
+    add_index(bundle, "new", IndexConfig("exact"))
+    # Killed in an earlier version behind the index and before the manifest:
+    build.save(bundle.retriever("exact"), copy / "index" / "hnsw", bundle.model_version)
+    assert (copy / "manifest.json").read_bytes() == before
+    again = Bundle(copy)
+    assert again.indexes == ["hnsw", "new"] and again.retriever("hnsw").is_exact
+
+
+def test_left_overs_among_the_indexes(copy):
+    """Of a killed writer: no index, and no reason to keep the bundle from being replaced."""
+    left = copy / "index" / ".new.partial-x7"
+    shutil.copytree(copy / "index" / "hnsw", left)
+    shutil.copytree(copy / "index" / "hnsw", copy / "index" / ".new.partial-x8" / "new")
+    bundle = Bundle(copy)
+    assert bundle.indexes == ["hnsw"]
+    add_index(bundle, "new", IndexConfig("exact"))
+    assert [path.name for path in sorted((copy / "index").iterdir())] == ["hnsw", "new"]
+    left.mkdir()
+    put(copy, copy)
+    assert Bundle(copy).indexes == ["hnsw", "new"]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_no_index_of_damaged_vectors(copy, verify):
+    """Damaged behind the opening, or opened without a look."""
+    bundle = Bundle(copy) if verify else None
+    path = copy / "items" / "vectors.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000] + bytes(1000))
+    with pytest.raises(BundleError, match=r"vectors\.npy"):
+        add_index(bundle or Bundle(copy, verify=False), "new", IndexConfig("exact"))
+    with pytest.raises(BundleError, match=r"vectors\.npy"):
+        Bundle(copy)
+    assert [name.name for name in (copy / "index").iterdir()] == ["hnsw"]
+
+
+def test_an_index_that_names_a_host(copy):
+    folder = copy / "index" / "hnsw"
+    text = json.loads((folder / "index.json").read_text())
+    del text["sha256"]
+    text |= {"backend": "milvus", "parameters": {"uri": "http://127.0.0.1:9", "collection": "c"}}
+    digest = hashlib.sha256(json.dumps(text, indent=1).encode()).hexdigest()
+    (folder / "index.json").write_text(json.dumps({**text, "sha256": digest}, indent=1) + "\n")
+    bundle = Bundle(copy)
+    for ask in (bundle.retriever, lambda name: Pair.from_bundle(bundle, name)):
+        with pytest.raises(BundleError, match=r"allowed_uris=\['http://127.0.0.1:9'\]"):
+            ask("hnsw")
+
+
+# Folders that are replaced.
+
+
+def inputs() -> dict:
+    return {"user_id": np.array(["u00001"]), "history": np.array([["i00003", "i00007"]])}
+
+
+PARTS = {
+    "query_tower": lambda bundle: bundle.query_tower,
+    "catalogue": lambda bundle: bundle.catalogue,
+    "sample_queries": lambda bundle: bundle.sample_queries,
+    "hnsw": lambda bundle: bundle.retriever("hnsw"),
+    "exact pair": Pair.from_bundle,
+    "hnsw pair": lambda bundle: Pair.from_bundle(bundle, "hnsw"),
+    "new index": lambda bundle: add_index(bundle, "new", IndexConfig("exact")),
+    "warm start": lambda bundle: warm_start(
+        Training(tiny.dataset(), tiny.split(), tiny.recipe()), bundle
+    ),
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_bundle_replaced_under_an_open_one(copy, other, part, verify):
+    """A part of another training is refused, whenever it is loaded."""
+    bundle = Bundle(copy, verify)
+    vectors = np.array(bundle.vectors)
+    put(other, copy)
+    with pytest.raises(BundleError, match=r"open it again|of model"):
+        PARTS[part](bundle)
+    np.testing.assert_array_equal(bundle.vectors, vectors)  # those of the opening
+    assert Bundle(copy).indexes == ["hnsw"] and [p.name for p in copy.parent.iterdir()] == [
+        "bundle"
+    ]
+
+
+def test_the_same_bundle_put_back(copy, exported):
+    """A copy of the same training is no other bundle."""
+    bundle = Bundle(copy)
+    put(exported, copy)
+    assert bundle.query_tower(inputs()).shape == (1, 8) and len(bundle.sample_queries)
+
+
+def test_a_tower_of_another_training(copy, other):
+    """Its files taken from another bundle, and nobody compares hashes."""
+    shutil.rmtree(copy / "query_tower")
+    shutil.copytree(other / "query_tower", copy / "query_tower")
+    with pytest.raises(BundleError, match=r"query_tower.* sha256 differs"):
+        Bundle(copy)
+    with pytest.raises(BundleError, match=r"query_tower is of model '\w+', not of '\w+'"):
+        _ = Bundle(copy, verify=False).query_tower
+
+
+def test_saved_towers_say_their_training(exported):
+    """To whoever loads them without this package."""
+    import tensorflow as tf
+
+    version = json.loads((exported / "manifest.json").read_text())["model_version"]
+    for name in ("query_tower", "item_tower"):
+        model = tf.saved_model.load(str(exported / name))
+        assert model.model_version.numpy().decode() == version
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_replaced_while_the_tower_is_read(copy, other, monkeypatch, verify):
+    import tensorflow as tf
+
+    real, bundle = tf.saved_model.load, Bundle(copy, verify)
+
+    def load(path):
+        put(other, copy)
+        return real(path)
+
+    monkeypatch.setattr(tf.saved_model, "load", load)
+    with pytest.raises(BundleError, match="open it again"):
+        _ = bundle.query_tower
+
+
+@pytest.mark.parametrize("moment", [(json, "loads"), (hashlib, "file_digest"), (np, "load")])
+def test_replaced_once_while_it_is_opened(copy, other, monkeypatch, moment):
+    """The answer is the new bundle, whole."""
+    real, calls = getattr(*moment), []
+
+    def replace(*args, **kwargs):
+        calls.append(moment)
+        if len(calls) == 1:
+            put(other, copy)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(*moment, replace)
+    bundle, truth = Bundle(copy), Bundle(other)
+    assert bundle.model_version == truth.model_version
+    np.testing.assert_array_equal(bundle.vectors, truth.vectors)
+
+
+def test_replaced_each_time_it_is_opened(copy, other, exported, monkeypatch):
+    real, calls = np.load, []
+
+    def replace(*args, **kwargs):
+        calls.append(args)
+        put(exported if len(calls) % 2 else other, copy)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", replace)
+        with pytest.raises(BundleError, match="was replaced while it was read, twice"):
+            Bundle(copy)
+    Bundle(copy)
+
+
+def test_a_bundle_replaced_while_an_index_of_it_is_built(copy, other, monkeypatch):
+    """The index of the old one does not come into the new one, even in its last step."""
+    real = build.write
+
+    def write(*args, **kwargs):
+        real(*args, **kwargs)
+        put(other, copy)
+
+    monkeypatch.setattr(build, "write", write)
+    with pytest.raises(BundleError, match="open it again"):
+        add_index(Bundle(copy), "new", IndexConfig("exact"))
+    assert Bundle(copy).indexes == ["hnsw"] and [p.name for p in copy.parent.iterdir()] == [
+        "bundle"
+    ]
+
+
+# Exports.
+
+
+def test_interrupted_export_leaves_the_old_bundle(copy, training, monkeypatch):
+    def broken(*args):
+        raise KeyboardInterrupt
+
+    before = (copy / "manifest.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "save_retrieve", broken)
+        with pytest.raises(KeyboardInterrupt):
+            export(training, copy, {"refit": False})
+    assert (copy / "manifest.json").read_bytes() == before
+    Bundle(copy)
+    assert [path.name for path in copy.parent.iterdir()] == ["bundle"]
+
+
+def test_an_export_spares_what_is_not_a_bundle(training, copy):
+    """Neither a folder of something else, nor a bundle into which somebody put a file."""
+    (copy / "index" / "hnsw" / "notes.txt").write_text("shopping list")
+    for folder in (copy, copy / "items"):
+        with pytest.raises(ValueError, match="is not replaced"):
+            export(training, folder)
+    assert (copy / "index" / "hnsw" / "notes.txt").exists()
+    (copy / "index" / "hnsw" / "notes.txt").unlink()
+    Bundle(copy).retriever("hnsw")
+
+
+def test_two_exports_into_one_folder(training, exported, copy, monkeypatch):
+    """One begins and ends while the other is at work: the last to end stands there, whole."""
+    newer = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"seed": 7}))
+    real = exporting.save_retrieve
+    monkeypatch.setattr(exporting.scann_index, "available", lambda: False)
+
+    def meanwhile(*args):
+        real(*args)
+        monkeypatch.setattr(exporting, "save_retrieve", real)
+        assert export(newer, copy).model_version != version
+
+    version = Bundle(exported).model_version
+    monkeypatch.setattr(exporting, "save_retrieve", meanwhile)
+    assert export(training, copy, {}).model_version == version
+    bundle = Bundle(copy)
+    cases = training.split.cases.take(np.arange(5))
+    found = bundle.query_tower(training.raw_query_inputs(cases))
+    np.testing.assert_allclose(found, training.query_vectors(cases), atol=1e-5)
+    assert bundle.indexes == [] and [path.name for path in copy.parent.iterdir()] == ["bundle"]

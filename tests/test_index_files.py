@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+import socket
 
 import numpy as np
 import pytest
@@ -155,14 +154,10 @@ def test_nothing_pickled(saved, monkeypatch):
     )  # keys, vectors, dead, fresh_{keys,vectors}
 
 
-def test_a_pickle_put_beside_scann_is_not_read(saved):
-    if not (saved / "scann").is_dir():
-        pickled = saved / "keys.pkl"
-        pickled.write_bytes(b"not a pickle")
-        build.load(saved)  # nobody looks at it
-        return
-    (saved / "scann" / "scann_docids.pkl").write_bytes(b"not a pickle")
-    with pytest.raises(ValueError, match=r"scann_docids\.pkl is no part of an index"):
+def test_a_pickle_put_beside_is_not_read(saved):
+    folder = saved / "scann" if (saved / "scann").is_dir() else saved
+    (folder / "scann_docids.pkl").write_bytes(b"not a pickle")
+    with pytest.raises(ValueError, match=r"scann_docids\.pkl is no part of"):
         build.load(saved)
 
 
@@ -275,150 +270,232 @@ def test_saving_what_was_never_built(axes, tmp_path):
     assert build.load(tmp_path / "i").keys.tolist() == [1, 3]
 
 
-# Interruptions.
+# What is read is what was described.
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_interrupted_block_leaves_the_old_index(saved, queries, changed, error):
-    with pytest.raises(error), build.replacing(saved) as folder:
-        (folder / "keys.npy").write_text("half a fi")
-        raise error
-    same(changed, build.load(saved), queries)
-    assert [path.name for path in saved.parent.iterdir()] == ["index"]
+def described(folder, **entries) -> None:
+    """Changes entries of index.json, whose last one is the sha256 of the others."""
+    text = json.loads((folder / "index.json").read_text())
+    del text["sha256"]
+    text |= entries
+    digest = hashlib.sha256(json.dumps(text, indent=1).encode()).hexdigest()
+    text["sha256"] = digest
+    (folder / "index.json").write_text(json.dumps(text, indent=1) + "\n")
 
 
-def test_interrupted_save_leaves_the_old_index(axes, tmp_path, monkeypatch):
+def test_an_index_described_anew_loads(axes, tmp_path):
+    """The helper above writes what `load` takes."""
     build.save(axes, tmp_path / "i")
-    other = build.build(build.IndexConfig("exact"), np.array([8]), np.ones((1, 2), np.float32))
+    described(tmp_path / "i", model_version="m9")
+    assert build.load(tmp_path / "i", model_version="m9").keys.tolist() == [1, 3]
 
-    def full(directory):
-        raise OSError("no space left on device")
 
-    monkeypatch.setattr(other, "_save", full)
-    with pytest.raises(OSError, match="no space"):
-        build.save(other, tmp_path / "i")
+STRAYS = ["hnsw_order.npy", "scann_positions.npy", "milvus.json"]
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_a_file_that_is_not_listed(saved, name):
+    """Left by a copy of another index over this one: a backend would read it."""
+    if (saved / name).exists():
+        pytest.skip(f"{name} is a file of this index")
+    (saved / name).write_bytes((saved / "keys.npy").read_bytes())
+    with pytest.raises(ValueError) as caught:
+        build.load(saved)
+    assert str(saved / name) in str(caught.value) and "is no part of" in str(caught.value)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_folder_that_is_not_listed(axes, tmp_path, link):
+    build.save(axes, tmp_path / "i")
+    build.save(axes, tmp_path / "other")
+    if link:
+        (tmp_path / "i" / "fresh").symlink_to(tmp_path / "other")
+    else:
+        shutil.copytree(tmp_path / "other", tmp_path / "i" / "fresh")
+    with pytest.raises(ValueError, match=r"fresh.* is no part of"):
+        build.load(tmp_path / "i")
+
+
+def test_hidden_files_are_passed_over(axes, tmp_path):
+    """What a Mac leaves on a disk."""
+    build.save(axes, tmp_path / "i")
+    for name in (".DS_Store", "._keys.npy"):
+        (tmp_path / "i" / name).write_bytes(b"anything")
     assert build.load(tmp_path / "i").keys.tolist() == [1, 3]
 
 
-def test_interrupted_first_save_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), build.replacing(tmp_path / "a" / "i"):
-        raise RuntimeError
-    assert list((tmp_path / "a").iterdir()) == []
-
-
-def test_end_between_the_two_renames(axes, tmp_path, monkeypatch):
-    # The old folder is moved away, the new one has not taken its place: the next call has the old
-    # one back before it starts.
+def test_listed_files_may_be_links(axes, tmp_path):
     build.save(axes, tmp_path / "i")
-    real, calls = os.rename, []
-
-    def rename(source, target):
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError("killed")
-        real(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(build, "_exchange", lambda one, other: False)  # as outside Linux
-        patched.setattr(os, "rename", rename)
-        with pytest.raises(OSError, match="killed"):
-            build.save(axes, tmp_path / "i")
-    assert len(calls) == 2
-    with pytest.raises(RuntimeError), build.replacing(tmp_path / "i"):
-        raise RuntimeError
+    (tmp_path / "i" / "vectors.npy").rename(tmp_path / "v.npy")
+    (tmp_path / "i" / "vectors.npy").symlink_to(tmp_path / "v.npy")
     assert build.load(tmp_path / "i").keys.tolist() == [1, 3]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux")
-def test_exchange_in_one_step(tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "says").write_text(name)
-    assert build._exchange(tmp_path / "a", tmp_path / "b")
-    assert [(tmp_path / name / "says").read_text() for name in "ab"] == ["b", "a"]
-    assert not build._exchange(tmp_path / "a", tmp_path / "nowhere")
-
-
-KILLS = """
-import contextlib, os, pathlib, random, signal, sys, time
-import numpy as np
-from twotower.retrieval import build
-
-def make(num):
-    vectors = np.random.default_rng(num).normal(size=(num, 32)).astype(np.float32)
-    parameters = {"num_lists": 20} if sys.argv[2] == "ivf" else {}
-    index = build.IndexConfig(sys.argv[2], "dot", parameters)
-    return build.build(index, np.arange(num), vectors)
-
-@contextlib.contextmanager
-def in_place(directory):
-    yield pathlib.Path(directory)
-
-folder, indexes = sys.argv[1], [make(2000), make(3000)]
-start = time.perf_counter()
-build.save(indexes[0], folder)
-took = time.perf_counter() - start
-if sys.argv[3] == "in place":
-    build.replacing = in_place
-elif sys.argv[3] == "two renames":
-    build._exchange, rename = lambda one, other: False, os.rename
-    os.rename = lambda *names: (rename(*names), time.sleep(took))
-random.seed(0)
-saved = indexes[0]
-for kill in range(50):
-    child = os.fork()
-    if not child:
-        # The other one first: a single save that comes to its end is seen, however slow it was.
-        while True:
-            for index in indexes if saved is indexes[1] else indexes[::-1]:
-                build.save(index, folder)
-    time.sleep(random.uniform(0, 4 * took))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    try:
-        found = build.load(folder)
-    except (OSError, ValueError) as error:
-        sys.exit(f"neither: {error}")
-    saved = indexes[len(found) == 3000]
-    assert np.array_equal(found.live()[1], saved.live()[1])
-    query = np.ones((1, 32), np.float32)
-    assert np.array_equal(found.search(query, 9).keys, saved.search(query, 9).keys)
-    print(len(found), flush=True)
-"""
-
-
-def saves_killed_50_times(folder, backend, way=""):
-    command = [sys.executable, "-c", KILLS, str(folder / "i"), backend, way]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux")
-@pytest.mark.parametrize("backend", ["exact", "ivf"])
-def test_killed_50_times_in_a_save(backend, tmp_path):
-    needs(backend)
-    run = saves_killed_50_times(tmp_path, backend)
-    assert run.returncode == 0, run.stderr
-    # The old one or the new one, and both have been met.
-    assert len(run.stdout.split()) == 50 and set(run.stdout.split()) == {"2000", "3000"}
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the saving process is a fork")
-@pytest.mark.parametrize("way", ["in place", "two renames"])
-def test_kills_tell_when_a_save_is_not_one_step(way, tmp_path):
-    run = saves_killed_50_times(tmp_path, "exact", way)
-    assert run.returncode and run.stderr.startswith("neither: "), run.stderr
-
-
-def test_left_overs_go_with_the_next_save(axes, tmp_path):
-    (tmp_path / ".i.partial-x7").mkdir()
-    (tmp_path / ".other.partial-x7").mkdir()
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"files": {}},
+        {"files": []},
+        {"files": {"keys.npy": {"sha256": 3}}},
+        {"files": {"keys.npy": "abc"}},
+        {"files": {"../keys.npy": 64 * "0"}},
+        {"files": {"/etc/passwd": 64 * "0"}},
+        {"format_version": True},
+        {"format_version": 0},
+        {"format_version": 1.0},
+        {"backend": 3},
+        {"backend": "voyager"},
+        {"metric": None},
+        {"metric": "manhattan"},
+        {"parameters": []},
+        {"parameters": {"nothing": 3}},
+        {"dim": "2"},
+        {"dim": -2},
+        {"num_items": None},
+        {"num_items": 2.0},
+        {"model_version": None},
+        {"tuned": [1]},
+    ],
+)
+def test_a_description_of_other_types(axes, tmp_path, entries):
+    """With the right hash over itself."""
     build.save(axes, tmp_path / "i")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.partial-x7", "i"]
+    described(tmp_path / "i", **entries)
+    with pytest.raises(ValueError):
+        build.load(tmp_path / "i")
 
 
-def test_folder_name_that_looks_like_a_pattern(axes, tmp_path):
-    # "[ab]" is no pattern here: the folder of another index "a" stays.
-    (tmp_path / ".a.partial-x7").mkdir()
-    (tmp_path / ".[ab].partial-x7").mkdir()
-    build.save(axes, tmp_path / "[ab]")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.partial-x7", "[ab]"]
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 10_000, "\ud800"])
+def test_a_description_that_no_parser_takes(tmp_path, text):
+    (tmp_path / "index.json").write_text(text, errors="surrogatepass")
+    refused(tmp_path, "index.json")
+
+
+# A folder that is replaced, or changed, while it is read.
+
+
+def pair_of_indexes(folder):
+    """Two exact indexes of one size, of models A and B, saved as `a` and `b`."""
+    for version, scale in (("A", 1), ("B", 9)):
+        vectors = scale * np.eye(2, dtype=np.float32)
+        index = build.build(build.IndexConfig("exact"), np.array([3, 1]), vectors)
+        build.save(index, folder / version.lower(), version)
+    return {version: folder / version.lower() for version in "AB"}
+
+
+def at(monkeypatch, owner, name: str, times: int, change):
+    """Calls `change()` before each of the first calls of a function."""
+    real, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) <= times:
+            change()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+    return calls
+
+
+def moments():
+    """Behind the description, between the first file's hash and the next, behind all hashes."""
+    return [(json, "loads"), (hashlib, "file_digest"), (np, "load")]
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_replaced_once_while_it_is_read(tmp_path, monkeypatch, moment):
+    """The answer is the new index, whole."""
+    saved, place = pair_of_indexes(tmp_path), tmp_path / "i"
+    build.save(build.load(saved["A"]), place, "A")
+    other = build.load(saved["B"])
+    at(monkeypatch, *moments()[moment], 1, lambda: build.save(other, place, "B"))
+    assert build.load(place).live()[1].max() == 9
+
+
+def test_moved_away_and_back_while_it_is_read(tmp_path, monkeypatch):
+    """The files are A's when they are hashed and afterwards, and B's when they are read."""
+    saved, real, calls = pair_of_indexes(tmp_path), np.load, []
+
+    def load(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) > 5:  # the arrays of one load
+            return real(path, *args, **kwargs)
+        os.rename(saved["A"], tmp_path / "away")
+        os.rename(saved["B"], saved["A"])
+        array = real(path, *args, **kwargs)
+        os.rename(saved["A"], saved["B"])
+        os.rename(tmp_path / "away", saved["A"])
+        return array
+
+    monkeypatch.setattr(np, "load", load)
+    assert build.load(saved["A"], model_version="A").live()[1].max() == 1 and len(calls) == 10
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_replaced_while_a_version_is_asked_for(tmp_path, monkeypatch, moment):
+    """Never the vectors of B as those of A."""
+    saved = pair_of_indexes(tmp_path)
+    place = tmp_path / "i"
+    build.save(build.load(saved["A"]), place, "A")
+    at(
+        monkeypatch,
+        *moments()[moment],
+        1,
+        lambda: shutil.rmtree(place) or shutil.copytree(saved["B"], place),
+    )
+    with pytest.raises(ValueError, match="of model 'B', not of 'A'"):
+        build.load(place, model_version="A")
+
+
+def test_replaced_each_time_it_is_read(tmp_path, monkeypatch):
+    saved = pair_of_indexes(tmp_path)
+    place = tmp_path / "i"
+    build.save(build.load(saved["A"]), place, "A")
+    other = build.load(saved["B"])
+    with monkeypatch.context() as patch:
+        at(patch, np, "load", 100, lambda: build.save(other, place, "B"))
+        with pytest.raises(ValueError, match="was replaced while it was read, twice"):
+            build.load(place)
+    assert build.load(place, model_version="B").live()[1].max() == 9
+
+
+def test_a_file_changed_between_its_hash_and_its_use(tmp_path, monkeypatch):
+    """By a copy over the folder, not by `save`: the same name, and even the same size."""
+    saved = pair_of_indexes(tmp_path)
+    other = (saved["B"] / "vectors.npy").read_bytes()
+    at(monkeypatch, np, "load", 1, lambda: (saved["A"] / "vectors.npy").write_bytes(other))
+    with pytest.raises(ValueError, match=r"vectors\.npy was changed while it was read"):
+        build.load(saved["A"])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"vectors\.npy is truncated or changed"):
+        build.load(saved["A"])
+
+
+def test_vectors_on_disk_are_those_that_were_checked(tmp_path):
+    """Memory-mapped, they stay what they were when the folder is replaced."""
+    saved = pair_of_indexes(tmp_path)
+    index = build.load(saved["A"], mmap=True)
+    build.save(build.load(saved["B"]), saved["A"], "B")
+    assert np.asarray(index.live()[1]).max() == 1
+
+
+# An index that names a host.
+
+
+@pytest.mark.parametrize("kind", ["server", "file"])
+def test_an_index_dials_nobody_by_itself(axes, tmp_path, kind):
+    build.save(axes, tmp_path / "i", "m1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if kind == "file":
+            uri = str(tmp_path / "made.db")
+        parameters = {"uri": uri, "collection": "c", "timeout": 0.2}
+        described(tmp_path / "i", backend="milvus", parameters=parameters)
+        for allowed in ({}, {"allowed_uris": ["http://127.0.0.1:1"]}):
+            with pytest.raises(ValueError, match="allowed_uris") as caught:
+                build.load(tmp_path / "i", **allowed)
+            assert uri in str(caught.value)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert not (tmp_path / "made.db").exists()

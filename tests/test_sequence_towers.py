@@ -503,7 +503,7 @@ def test_sessions_in_a_saved_model(name, tmp_path):
     names = [spec.name for spec in tower.inputs]
     inputs = {key: value for key, value in raw([[1, 2], [3]]).items() if key in names}
     tower.embed(inputs)
-    save_tower(tower, tmp_path / "tower", version=5)
+    save_tower(tower, tmp_path / "tower", model_version="a")
     signatures = tf.saved_model.load(str(tmp_path / "tower")).signatures
     answer = signatures["begin"](**inputs)
     np.testing.assert_allclose(answer["embedding"], tower.embed(inputs), atol=1e-5)

@@ -1,29 +1,42 @@
 """One folder with everything that one training made, and one manifest that holds it together.
 
 A query tower and an index of different trainings answer nonsense without an error. So they are
-written together, checked together (sha256 of every file) and loaded together. Layout: DESIGN in
-BUILD.md. Nothing in a bundle is ever unpickled.
+written together and replaced together, and each is compared with the manifest when it is read.
+Layout: DESIGN in BUILD.md. Nothing in a bundle is ever unpickled.
 """
 
 import functools
-import json
-import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from twotower import paths
+from twotower import description, paths
 from twotower.data.dataset import Catalogue
 from twotower.data.lineage import Lineage
 from twotower.data.tables import LATEST
 from twotower.retrieval import build
-from twotower.retrieval.build import sha256
+from twotower.retrieval.vectors import METRICS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+HASHED_SINCE = 2  # the first format whose manifest carries a hash over itself
 MANIFEST = "manifest.json"
 LINEAGE = "training/rows.npy"
+# What a manifest must hold besides its format version, an entry of `query_inputs`, and the files.
+ENTRIES = {
+    "model_version": str,
+    "dim": int,
+    "metric": str,
+    "num_items": int,
+    "query_inputs": list,
+    "files": dict,
+}
+INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
+REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
+
+T = TypeVar("T")
 
 
 class BundleError(ValueError):
@@ -36,50 +49,58 @@ def state_version(model_version: str) -> int:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
-    """Writes the manifest with the sha256 of every file below `directory`, in one step."""
-    files = {
-        str(path.relative_to(directory)): sha256(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    temporary = directory / f".{MANIFEST}"
-    temporary.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n")
-    os.replace(temporary, directory / MANIFEST)
+    """Writes the manifest with the sha256 of every file below `directory`."""
+    files = description.hashes(directory)
+    entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
+    description.write(directory / MANIFEST, entries)
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict:
     """The manifest of a bundle, without a look at the other files.
 
     Raises:
-        BundleError: No bundle, or one of a newer format.
+        BundleError: No bundle, a manifest that was changed, or one of a newer format.
     """
     path = pathlib.Path(directory) / MANIFEST
-    if not path.is_file():
+    try:
+        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION, HASHED_SINCE)
+    except FileNotFoundError as error:
         raise BundleError(
             f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
             "to <workdir>/bundle; was an export interrupted?"
-        )
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["format_version"]
-        manifest["files"], manifest["model_version"], manifest["dim"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not the manifest of a bundle: {error!r}.") from error
-    if version > FORMAT_VERSION:
-        raise BundleError(
-            f"{path}: format {version} is newer than this code reads ({FORMAT_VERSION}). "
-            "Update twotower, or export the bundle again with this version."
-        )
+        ) from error
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    # An index lists its files itself. Bundles of format 1 listed them here, too.
+    files = manifest["files"].items()
+    manifest["files"] = {name: digest for name, digest in files if not name.startswith("index/")}
+    inputs = [entry if isinstance(entry, dict) else {} for entry in manifest["query_inputs"]]
+    faults = {
+        "model_version must not be empty": not manifest["model_version"],
+        f"metric must be one of {METRICS}": manifest["metric"] not in METRICS,
+        f"files must hold {sorted(REQUIRED_FILES)}": not manifest["files"].keys() >= REQUIRED_FILES,
+        "query_inputs must hold a name, dtype and shape each": any(
+            type(entry.get(name)) is not kind
+            for entry in inputs
+            for name, kind in INPUT_ENTRIES.items()
+        ),
+    }
+    for fault, is_there in faults.items():
+        if is_there:
+            raise BundleError(f"{path} does not describe a bundle: {fault}.")
     return manifest
 
 
 class Bundle:
     """A loaded bundle.
 
+    Its towers and indexes are loaded when they are asked for. Where another bundle has taken this
+    one's place by then, they are refused: open the folder again.
+
     Args:
-        directory: The folder.
-        verify: Whether to check the sha256 of every file; sizes and presence are always checked
-            by the loaders themselves.
+        directory: The folder. One that is replaced while it is opened is read once more.
+        verify: Whether to compare the sha256 of every file when it is read. Presence, the versions
+            of towers and indexes, and the shapes of arrays are always checked.
 
     Attributes:
         manifest: The manifest.
@@ -91,44 +112,74 @@ class Bundle:
     """
 
     def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:
-        self.directory = paths.local(directory)
+        self.directory, self._verify = paths.local(directory), verify
+        self._consistently(self._open)
+
+    def _open(self) -> None:
         self.manifest = read_manifest(self.directory)
-        for name, expected in self.manifest["files"].items():
-            path = self.directory / name
-            if not path.is_file():
-                raise BundleError(f"{path} is missing; copy the whole bundle again.")
-            if verify and sha256(path) != expected:
-                raise BundleError(
-                    f"{path} is not the file that was exported (its sha256 differs): truncated, "
-                    "changed, or from another bundle. Copy the whole bundle again."
-                )
-        self.keys = self._array("items/keys.npy")
-        self.vectors = self._array("items/vectors.npy")
-        expected_shape = (self.manifest["num_items"], self.manifest["dim"])
-        if self.vectors.shape != expected_shape or len(self.keys) != len(self.vectors):
+        num_items, dim = self.manifest["num_items"], self.manifest["dim"]
+        with description.checked(self.directory, self.manifest["files"], self._verify):
+            items = self.directory / "items"
+            self.keys = _array(items / "keys.npy", np.int64, num_items)
+            self.vectors = _array(items / "vectors.npy", np.float32, num_items, dim)
+
+    def _consistently(self, read: Callable[[], T]) -> T:
+        """`description.consistently`, with the errors of a bundle."""
+        try:
+            return description.consistently(self.directory, read)
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{error} Copy the whole bundle again, or export it.") from error
+
+    def require_in_place(self) -> None:
+        """Raises BundleError where another bundle has taken this one's place, or none is there."""
+        if read_manifest(self.directory)["sha256"] != self.manifest["sha256"]:
             raise BundleError(
-                f"{self.directory / 'items/vectors.npy'}: expected {expected_shape} vectors, got "
-                f"{self.vectors.shape} for {len(self.keys)} keys. Two bundles were mixed up."
+                f"another bundle has taken the place of {self.directory} since it was opened; open "
+                "it again."
             )
+
+    def read(self, part: str, load: Callable[[pathlib.Path], T], verify: bool = False) -> T:
+        """What `load(path)` makes of a part of this bundle, and of no other that took its place.
+
+        Args:
+            part: A file or folder of the bundle, such as `query_tower`.
+            load: Reads it; called once more where the folder was replaced meanwhile.
+            verify: Whether to compare its sha256 even if the bundle was opened without.
+
+        Raises:
+            BundleError: No such part, or one that is changed or of another bundle.
+        """
+        path, files = self.directory / part, self.manifest["files"]
+        files = {n: d for n, d in files.items() if pathlib.PurePath(n).is_relative_to(part)}
+        if not files:
+            raise BundleError(f"{self.directory} has no {part}, so this bundle is not whole.")
+
+        def read() -> T:
+            self.require_in_place()
+            with description.checked(self.directory, files, self._verify or verify):
+                description.require_no_more(self.directory, files, part)
+                return load(path)
+
+        return self._consistently(read)
 
     @property
     def sample_queries(self) -> np.ndarray:
         """`[num_queries, dim]`, vectors of users' queries, to tune and measure indexes on."""
-        return self._array("items/sample_queries.npy")
+        dim = self.manifest["dim"]
+        return self.read(
+            "items/sample_queries.npy", lambda path: _array(path, np.float32, None, dim)
+        )
 
     @property
     def lineage(self) -> Lineage:
         """Which rows stand behind its weights; bundles of earlier versions do not say."""
-        known = LINEAGE in self.manifest["files"]
+        rows = None
+        if LINEAGE in self.manifest["files"]:
+            rows = self.read(LINEAGE, lambda path: np.asarray(_array(path, np.uint64, None)))
         ancestors = (self.model_version, *self.manifest.get("ancestors", ()))
-        return Lineage(np.asarray(self._array(LINEAGE)) if known else None, ancestors)
-
-    def _array(self, name: str) -> np.ndarray:
-        path = self.directory / name
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path} cannot be read: {error}.") from error
+        return Lineage(rows, ancestors)
 
     @property
     def model_version(self) -> str:
@@ -138,18 +189,29 @@ class Bundle:
     @functools.cached_property
     def catalogue(self) -> Catalogue:
         """All items with the columns a page shows; its keys are the index's keys."""
-        items = pd.read_parquet(self.directory / "items" / "catalogue.parquet")
+        items = self.read("items/catalogue.parquet", pd.read_parquet)
         if "genres" in items:
             items["genres"] = [tuple(genres) for genres in items["genres"]]
         return Catalogue(items)
 
     @functools.cached_property
     def query_tower(self):
-        """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32."""
+        """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32.
+
+        Raises:
+            BundleError: A tower that is changed, or of another training.
+        """
         import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
         import tensorflow as tf  # isort: skip
 
-        model = tf.saved_model.load(str(paths.literal(self.directory / "query_tower")))
+        model = self.read("query_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
+        if hasattr(model, "model_version"):  # not in bundles of format 1
+            version = model.model_version.numpy().decode()
+            if version != self.model_version:
+                raise BundleError(
+                    f"{self.directory / 'query_tower'} is of model {version!r}, not of "
+                    f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
+                )
         signature = model.signatures["serving_default"]
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -215,13 +277,19 @@ class Bundle:
     @property
     def indexes(self) -> list[str]:
         """Names of the indexes in the bundle, besides `exact`."""
-        return sorted(path.parent.name for path in self.directory.glob("index/*/index.json"))
+        found = (path.parent.name for path in self.directory.glob("index/*/index.json"))
+        return sorted(name for name in found if is_index_name(name))
 
-    def retriever(self, name: str = "exact"):
+    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()):
         """The index `name`, or exact search over the bundle's vectors for `exact`.
 
+        Args:
+            name: One of `indexes`, or `exact`.
+            allowed_uris: Addresses that the index may connect to; see `build.load`.
+
         Raises:
-            BundleError: No such index, or one of another training.
+            BundleError: No such index, one of another training, or one that names an address which
+                is not allowed.
         """
         if name == "exact":
             config = build.IndexConfig("exact", self.manifest["metric"])
@@ -233,6 +301,29 @@ class Bundle:
             )
         path = self.directory / "index" / name
         try:
-            return build.load(path, model_version=self.model_version)
+            return build.load(path, self.model_version, allowed_uris=allowed_uris)
         except ValueError as error:
             raise BundleError(f"{path}: {error}") from error
+
+
+def is_index_name(name: str) -> bool:
+    """Whether an index may have this name: a plain one, which names a folder in `index/` alone.
+    Hidden folders are those of writers at work."""
+    return pathlib.PurePath(name).name == name and not name.startswith((".", "/")) and name != ""
+
+
+def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:
+    """A memory-mapped array of that type and shape; None fits any size."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+    fits = len(shape) == array.ndim and all(
+        size in (None, real) for size, real in zip(shape, array.shape)
+    )
+    if array.dtype != dtype or not fits:
+        raise BundleError(
+            f"{path}: expected {list(shape)} of {np.dtype(dtype)}; got {list(array.shape)} of "
+            f"{array.dtype}. Two bundles were mixed up; copy the whole bundle again."
+        )
+    return array

@@ -16,11 +16,10 @@ import tensorflow as tf  # noqa: E402
 from absl import logging  # noqa: E402
 
 from twotower.bundle import (  # noqa: E402
-    FORMAT_VERSION,
     LINEAGE,
     Bundle,
     BundleError,
-    state_version,
+    is_index_name,
     write_manifest,
 )
 from twotower.provenance import provenance  # noqa: E402
@@ -37,17 +36,17 @@ RECALL_TARGET, SCANN_TARGET = 0.995, 0.997
 def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
     """Writes the bundle of a training: towers, vectors, retrieval, manifest.
 
-    Written to a temporary folder and renamed: an interrupted export leaves what was there before.
-    `index/` is filled by `add_index`.
+    Written to a temporary folder, which then takes the place of `directory`: an interrupted export
+    leaves what was there before. `index/` is filled by `add_index`.
 
     Args:
         training: With the weights to export.
-        directory: The bundle's folder; one that is there is replaced.
+        directory: The bundle's folder. A bundle that is there is replaced, with its indexes.
         extra: Further entries of the manifest, such as flags and validation metrics.
 
     Raises:
-        ValueError: Vectors that are not finite, or a folder that TensorFlow would not find again
-            (`paths.literal`).
+        ValueError: Vectors that are not finite, or a folder that holds something else, cannot be
+            moved (see `replacing`), or that TensorFlow would not find again (`paths.literal`).
     """
     directory = paths.literal(directory)
     dataset, split = training.dataset, training.split
@@ -71,8 +70,8 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         sample = _sample_queries(training)
         np.save(folder / "items" / "sample_queries.npy", sample)
         catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
-        save_tower(queries, folder / "query_tower", state_version(version))
-        save_tower(items, folder / "item_tower")
+        save_tower(queries, folder / "query_tower", version)
+        save_tower(items, folder / "item_tower", version)
         save_retrieve(queries, ids, vectors, folder / EXACT)
         if scann_index.available():
             config = _tuned_scann(keys, vectors, sample)
@@ -93,7 +92,6 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         if lineage.rows is not None:
             np.save(folder / LINEAGE, lineage.rows)
         manifest = {
-            "format_version": FORMAT_VERSION,
             "model_version": version,
             "dim": int(vectors.shape[1]),
             "metric": "dot",
@@ -139,19 +137,35 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
 
     Args:
         bundle: Where to.
-        name: Name of the index.
+        name: Name of the index, a plain one; an index that is there is replaced.
         config: Which index; where its parameters name no search effort, that is tuned on the
             bundle's sample queries.
+
+    Raises:
+        ValueError: A name with a path in it.
+        BundleError: Vectors that are damaged, or another bundle in this one's place, even at the
+            end: then no index is added.
     """
-    retriever = build.build(config, np.asarray(bundle.keys), np.asarray(bundle.vectors))
-    k = min(100, len(bundle.keys))
-    efforts = retriever.efforts(k).keys()
-    if efforts and not efforts & config.parameters.keys():
-        found = tuning.tune(retriever, np.asarray(bundle.sample_queries), k, RECALL_TARGET)
-        logging.info("%s: %s", name, found)
-    (bundle.directory / "index").mkdir(exist_ok=True)
-    build.save(retriever, bundle.directory / "index" / name, model_version=bundle.model_version)
-    write_manifest(bundle.directory, bundle.manifest)
+    if not is_index_name(name):
+        raise ValueError(f"an index has one plain name, such as 'hnsw' or 'small'; got {name!r}.")
+    bundle.require_in_place()
+    try:
+        with build.replacing(bundle.directory / "index" / name) as folder:
+            retriever = bundle.read(
+                "items",
+                lambda _: build.build(config, np.asarray(bundle.keys), np.asarray(bundle.vectors)),
+                verify=True,
+            )
+            k = min(100, len(bundle.keys))
+            efforts = retriever.efforts(k).keys()
+            if efforts and not efforts & config.parameters.keys():
+                queries = np.asarray(bundle.sample_queries)
+                logging.info("%s: %s", name, tuning.tune(retriever, queries, k, RECALL_TARGET))
+            build.write(retriever, folder, bundle.model_version)
+            bundle.require_in_place()
+    except OSError:
+        bundle.require_in_place()  # with the bundle, the folder to write to was moved away
+        raise
     return retriever
 
 
@@ -237,7 +251,8 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
         How many weights were `copied` whole, `matched` by id, and left `fresh` (other sizes).
 
     Raises:
-        BundleError: No weight fits: the bundle is of quite another model.
+        BundleError: No weight fits: the bundle is of quite another model. Or its weights are
+            changed, or of another bundle that took its place.
         ValueError: The bundle has learned from rows that the training's split keeps for its
             questions, as one that was refit on its validation rows has; or it does not say.
     """
@@ -247,7 +262,12 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
             "training whose <workdir>/bundle was refit; with allow_seen figures are too good."
         )
         bundle.lineage.require_unseen(training.dataset, training.split, advice)
-    folder = bundle.directory / "training"
+    counts = bundle.read("training", lambda folder: _take_over(training, folder))
+    training.ancestor = bundle.lineage
+    return counts
+
+
+def _take_over(training: Training, folder: pathlib.Path) -> dict[str, int]:
     old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
     weights = [
         (part, f"{part}/{path}", weight, vocabulary)
@@ -274,7 +294,6 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
                 counts["fresh"] += 1
     if not counts["copied"] + counts["matched"]:
         raise BundleError(f"{folder / 'weights.npz'} shares no weight with this recipe's model.")
-    training.ancestor = bundle.lineage
     return counts
 
 

@@ -1,12 +1,12 @@
 """Pair: a query tower and an index of one training, and what it must show before it answers."""
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
+from twotower import description
 from twotower.bundle import Bundle
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
@@ -42,38 +42,56 @@ class Pair:
         return self.tower_version
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, index: str = "exact", sequence: int = 0) -> "Pair":
-        """Tower and index of one bundle.
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        index: str = "exact",
+        sequence: int = 0,
+        allowed_uris: Collection[str] = (),
+    ) -> "Pair":
+        """Tower and index of one bundle, which compares each with its version as it loads it.
 
         Args:
             bundle: Where from.
             index: One of `bundle.indexes`, or `exact`.
             sequence: `log.last` of when the bundle's items were read; later entries are replayed.
+            allowed_uris: Addresses that the index may connect to; see `build.load`.
 
         Raises:
-            BundleError: No such index, or one of another training.
+            BundleError: No such index, or a tower or index of another training, as after another
+                bundle has taken the place of this one.
         """
-        version = bundle.model_version
-        return cls(bundle.query_tower, bundle.retriever(index), version, version, sequence)
+        version, tower = bundle.model_version, bundle.query_tower
+        retriever = bundle.retriever(index, allowed_uris=allowed_uris)
+        return cls(tower, retriever, version, version, sequence)
 
     @classmethod
-    def from_snapshot(cls, directory: str | pathlib.Path, bundle: Bundle) -> "Pair":
+    def from_snapshot(
+        cls, directory: str | pathlib.Path, bundle: Bundle, allowed_uris: Collection[str] = ()
+    ) -> "Pair":
         """The bundle's tower with the index that `LiveIndex.snapshot` wrote.
 
+        A snapshot that is replaced meanwhile is read once more.
+
         Raises:
-            ValueError: No snapshot, a damaged or newer one, or one of another training.
+            ValueError: No snapshot, a damaged or newer one, one of another training, or an index
+                that names an address which is not among `allowed_uris` (see `build.load`).
         """
-        path = pathlib.Path(directory) / "live.json"
-        try:
-            described = json.loads(path.read_text())
-            version, sequence = int(described["format_version"]), int(described["sequence"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not describe a snapshot: {error!r}.") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: format {version}; this code reads {FORMAT_VERSION}.")
-        model_version = bundle.model_version
-        retriever = build.load(path.parent / "index", model_version)
-        return cls(bundle.query_tower, retriever, model_version, model_version, sequence)
+        directory, version = pathlib.Path(directory), bundle.model_version
+        path = directory / "live.json"
+
+        def read() -> tuple[Retriever, int]:
+            try:
+                described = description.read(
+                    path, "a snapshot", {"sequence": int}, FORMAT_VERSION, hashed_since=2
+                )
+            except FileNotFoundError as error:
+                raise ValueError(f"{path} does not describe a snapshot: it is missing.") from error
+            retriever = build.load(directory / "index", version, allowed_uris=allowed_uris)
+            return retriever, described["sequence"]
+
+        retriever, sequence = description.consistently(directory, read)
+        return cls(bundle.query_tower, retriever, version, version, sequence)
 
 
 @dataclasses.dataclass(frozen=True)

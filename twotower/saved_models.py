@@ -18,20 +18,22 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
+from twotower.bundle import state_version  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
 
 EXACT, SCANN = "retrieve", "retrieve_scann"
 
 
-def save_tower(tower: Tower, directory: pathlib.Path, version: int = 0) -> None:
+def save_tower(tower: Tower, directory: pathlib.Path, model_version: str) -> None:
     """Raw inputs -> `embedding` `[batch_size, dim]`.
 
-    A tower with a history has two more signatures, for sessions: `begin` also gives `state_...`,
-    and `step` takes these and the inputs of one event, `[batch_size]`, and gives the state and the
-    embedding with that event. `state_version` is `version`, a number of the training: a state of
-    another one is refused.
+    The loaded model says its training as `model_version`, to be compared with that of an index:
+    16 hex digits. A tower with a history has two more signatures, for sessions: `begin` also gives
+    `state_...`, and `step` takes these and the inputs of one event, `[batch_size]`, and gives the
+    state and the embedding with that event. A state of another training is refused.
     """
     with _served(tower) as module:
+        module.model_version = tf.Variable(model_version, trainable=False)
 
         @tf.function(autograph=False)
         def embed(**raw):
@@ -40,7 +42,7 @@ def save_tower(tower: Tower, directory: pathlib.Path, version: int = 0) -> None:
         specs = {spec.name: spec.spec for spec in tower.inputs}
         signatures = {"serving_default": embed.get_concrete_function(**specs)}
         if any(hasattr(feature, "step") for feature in tower.features):
-            signatures |= _session_signatures(tower, specs, version)
+            signatures |= _session_signatures(tower, specs, state_version(model_version))
         tf.saved_model.save(module, str(directory), signatures)
 
 

@@ -4,22 +4,15 @@ A saved index describes itself (`index.json`) and refuses to be anything else: e
 the dimension, the metric, and the version of the model whose vectors it holds.
 """
 
-import contextlib
-import ctypes
 import dataclasses
-import glob
-import hashlib
 import importlib
-import json
-import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection
 
 import numpy as np
 
-from twotower import __version__
+from twotower import __version__, description
+from twotower.replacing import replacing
 from twotower.retrieval.base import Retriever
 
 FORMAT_VERSION = 1
@@ -35,6 +28,18 @@ CLASSES = {
     "milvus": ("milvus_index", "MilvusIndex"),
 }
 BACKENDS = tuple(CLASSES)
+# What index.json holds besides its format version; the files' hashes are checked before they are
+# read.
+ENTRIES = {
+    "backend": str,
+    "metric": str,
+    "parameters": dict,
+    "dim": int,
+    "num_items": int,
+    "model_version": str,
+    "tuned": dict,
+    "files": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,92 +79,38 @@ def build(config: IndexConfig, keys: np.ndarray, vectors: np.ndarray) -> Retriev
     return make(config).build(keys, vectors)
 
 
-def sha256(path: pathlib.Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `directory` that takes its place when the block ends well.
-
-    An interrupted block leaves the folder that was there, and a temporary one that the next call
-    removes. On Linux the two are exchanged in one step, so that even `kill -9` leaves one or the
-    other in its place; elsewhere the next call undoes half an exchange. One writer at a time.
-    """
-    directory = pathlib.Path(directory).absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{directory.name}.partial-"
-    for left in directory.parent.glob(glob.escape(prefix) + "*"):
-        if (left / "old").exists() and not directory.exists():
-            os.rename(left / "old", directory)  # the last call ended between its two renames
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    old = None
-    if not directory.exists():
-        os.rename(temporary, directory)
-    elif _exchange(temporary, directory):
-        old = temporary
-    else:
-        old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-        os.rename(directory, old / "old")
-        os.rename(temporary, directory)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Swaps two folders in one step; False where the system cannot. Python has no call for it."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
-    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
-
-
 def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str = "") -> None:
-    """Writes an index to a temporary folder and renames it.
+    """Writes an index to a temporary folder, which then takes the place of `directory`.
 
     Args:
         retriever: With its buffer and tombstones.
-        directory: One that is there is replaced.
+        directory: An index that is there is replaced; a folder of something else is refused.
         model_version: Of the vectors; `load` can demand it.
 
     Raises:
-        ValueError: An index without `build`; the folder that was there stays.
+        ValueError: An index without `build`, or a folder that may not be replaced (see
+            `replacing`); the folder that was there stays.
     """
     with replacing(directory) as folder:
-        retriever.save(folder)
-        described = {
-            "format_version": FORMAT_VERSION,
-            "backend": retriever.backend,
-            "metric": retriever.metric,
-            "parameters": dataclasses.asdict(retriever.config),
-            "dim": retriever.dim,
-            "num_items": len(retriever),
-            "model_version": model_version,
-            "tuned": retriever.tuned,
-            "twotower": __version__,
-            "files": {
-                str(path.relative_to(folder)): sha256(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            },
-        }
-        (folder / "index.json").write_text(_text(described))
+        write(retriever, folder, model_version)
 
 
-def _text(described: dict) -> str:
-    """The text of index.json, whose last entry is the sha256 of the others."""
-    digest = hashlib.sha256(json.dumps(described, indent=1).encode()).hexdigest()
-    return json.dumps({**described, "sha256": digest}, indent=1) + "\n"
+def write(retriever: Retriever, folder: pathlib.Path, model_version: str = "") -> None:
+    """Writes an index and its description into an empty folder; `save` does it safely."""
+    retriever.save(folder)
+    entries = {
+        "format_version": FORMAT_VERSION,
+        "backend": retriever.backend,
+        "metric": retriever.metric,
+        "parameters": dataclasses.asdict(retriever.config),
+        "dim": retriever.dim,
+        "num_items": len(retriever),
+        "model_version": model_version,
+        "tuned": retriever.tuned,
+        "twotower": __version__,
+        "files": description.hashes(folder),
+    }
+    description.write(folder / "index.json", entries)
 
 
 def load(
@@ -167,60 +118,71 @@ def load(
     model_version: str | None = None,
     mmap: bool = False,
     dim: int | None = None,
+    allowed_uris: Collection[str] = (),
 ) -> Retriever:
     """Reads an index.
+
+    A folder that is replaced meanwhile is read once more: the answer is one index or the other.
 
     Args:
         directory: What `save` wrote.
         model_version: If given, must be the one that the index was saved with.
         mmap: Whether the float32 vectors stay on disk until an exact scan needs them.
         dim: If given, must be the length of its vectors: that of the query tower's output.
+        allowed_uris: Addresses of Milvus servers and paths of its files that an index may name. An
+            index that names another one is refused before anything is opened.
 
     Raises:
-        ValueError: No index, a newer format, a file that is missing or changed, vectors of
-            another model or length; the message names the file.
+        ValueError: No index, a newer format, a file that is missing, changed or not listed,
+            vectors of another model or length, or an address that is not allowed; the message
+            names the file.
     """
     directory = pathlib.Path(directory)
+
+    def read() -> Retriever:
+        described = _described(directory)
+        path, uri = directory / "index.json", described["parameters"].get("uri")
+        if model_version is not None and described["model_version"] != model_version:
+            raise ValueError(
+                f"{path}: the index holds vectors of model {described['model_version']!r}, not of "
+                f"{model_version!r}. Build it again from this bundle."
+            )
+        if dim is not None and described["dim"] != dim:
+            raise ValueError(
+                f"{path}: the index holds vectors [num_items, {described['dim']}]; expected "
+                f"[num_items, {dim}]. Was it built for this query tower?"
+            )
+        if uri and uri not in allowed_uris:
+            raise ValueError(
+                f"{path} names {uri}. If this index may connect to it, load it with "
+                f"allowed_uris=[{uri!r}]."
+            )
+        return _loaded(directory, described, mmap)
+
+    return description.consistently(directory, read)
+
+
+def _described(directory: pathlib.Path) -> dict:
+    """The entries of index.json."""
     path = directory / "index.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist, so {directory} holds no index.")
     try:
-        text = path.read_bytes().decode()
-        described = json.loads(text)
-        version, files = int(described["format_version"]), described["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not describe an index: {error!r}.") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format {version} is newer than this code reads ({FORMAT_VERSION}). Update "
-            "twotower or build the index again."
-        )
-    described.pop("sha256", None)
-    if text != _text(described):
-        raise ValueError(f"{path} is truncated or changed (its sha256 differs).")
-    for name, expected in files.items():
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name} is missing.")
-        if sha256(directory / name) != expected:
-            raise ValueError(f"{directory / name} is truncated or changed (its sha256 differs).")
-    if model_version is not None and described["model_version"] != model_version:
-        raise ValueError(
-            f"{path}: the index holds vectors of model {described['model_version']!r}, not of "
-            f"{model_version!r}. Build it again from this bundle."
-        )
-    if dim is not None and described["dim"] != dim:
-        raise ValueError(
-            f"{path}: the index holds vectors [num_items, {described['dim']}]; expected "
-            f"[num_items, {dim}]. Was it built for this query tower?"
-        )
+        return description.read(path, "an index", ENTRIES, FORMAT_VERSION)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist, so {directory} holds no index.") from error
+
+
+def _loaded(directory: pathlib.Path, described: dict, mmap: bool) -> Retriever:
+    """The index of a folder, from files that are those of its description."""
     retriever = make(
         IndexConfig(described["backend"], described["metric"], described["parameters"])
     )
-    retriever.load(directory, mmap)
+    with description.checked(directory, described["files"]):
+        description.require_no_more(directory, [*described["files"], "index.json"])
+        retriever.load(directory, mmap)
     if (retriever.dim, len(retriever)) != (described["dim"], described["num_items"]):
         raise ValueError(
-            f"{path} says {described['num_items']} items x {described['dim']}; the arrays hold "
-            f"{len(retriever)} x {retriever.dim}."
+            f"{directory / 'index.json'} says {described['num_items']} items x "
+            f"{described['dim']}; the arrays hold {len(retriever)} x {retriever.dim}."
         )
-    retriever.tuned = described.get("tuned", {})
+    retriever.tuned = described["tuned"]
     return retriever

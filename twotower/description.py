@@ -1,0 +1,187 @@
+"""The description of a folder: a JSON file that lists the sha256 of the others and its own.
+
+Bundles, saved indexes and snapshots are such folders. Whoever reads one learns that a file is
+missing, cut, or of another training. That holds against accidents, such as half a copy or a flipped
+bit. It is no signature: whoever can write to the folder can write its hashes, too.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def hashes(directory: pathlib.Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path there."""
+    return {
+        path.relative_to(directory).as_posix(): _sha256(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path: pathlib.Path, entries: Mapping) -> None:
+    """Writes a description; `entries["files"]` are what `hashes` gives."""
+    path.write_text(_text(entries))
+
+
+def _text(entries: Mapping) -> str:
+    """JSON whose last entry is the sha256 of the others."""
+    digest = hashlib.sha256(json.dumps(entries, indent=1).encode()).hexdigest()
+    return json.dumps({**entries, "sha256": digest}, indent=1) + "\n"
+
+
+def read(
+    path: pathlib.Path, what: str, entries: Mapping[str, type], newest: int, hashed_since: int = 1
+) -> dict:
+    """The entries of a description, `sha256` among them; the other files are not looked at.
+
+    Args:
+        path: What `write` wrote.
+        what: The folder's kind, for messages: "an index".
+        entries: Type of each entry that must be there, besides `format_version`.
+        newest: The last `format_version` that the caller reads.
+        hashed_since: The first one whose descriptions carry their own sha256.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A description of something else, changed, or of a newer format.
+    """
+    try:
+        text = path.read_bytes().decode()
+        described = json.loads(text)
+        if type(described) is not dict or type(described.get("format_version")) is not int:
+            raise ValueError("it has no format_version")
+        version = described["format_version"]
+        digest = described.pop("sha256", None)
+        if version <= newest:
+            if digest is None and 1 <= version < hashed_since:
+                digest = hashlib.sha256(text.encode()).hexdigest()
+            elif text != _text(described):
+                raise ValueError("it is truncated or changed (its sha256 differs)")
+            _require(described, {"format_version": int, **entries})
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not describe {what}: {error}.") from error
+    if version > newest:
+        raise ValueError(
+            f"{path}: format {version} is newer than this code reads ({newest}). Update twotower, "
+            "or write the folder again with this version."
+        )
+    return described | {"sha256": digest}
+
+
+def _require(described: dict, entries: Mapping[str, type]) -> None:
+    """Raises ValueError for an entry that is missing or of another type, and for files that are
+    no plain paths with a sha256."""
+    for name, kind in entries.items():
+        if type(described.get(name)) is not kind:
+            raise ValueError(f"{name} must be {kind.__name__}; got {described.get(name)!r}")
+    if described["format_version"] < 1:
+        raise ValueError(f"formats start at 1; got {described['format_version']}")
+    for name, digest in described.get("files", {}).items():
+        path = pathlib.PurePosixPath(name)
+        is_inside = path.parts and not path.is_absolute() and ".." not in path.parts
+        if not is_inside or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+            raise ValueError(f"files must name a sha256 for each path; got {name!r}: {digest!r}")
+
+
+@contextlib.contextmanager
+def checked(
+    directory: pathlib.Path, files: Mapping[str, str], verify: bool = True
+) -> Iterator[None]:
+    """A block that reads listed files, and whose bytes are those that were hashed.
+
+    They are hashed before the block, and must be the same files behind it.
+
+    Args:
+        directory: The folder.
+        files: sha256 by path, from its description.
+        verify: Whether to hash them; without, they only have to be there.
+
+    Raises:
+        ValueError: A file that is missing, has another sha256, or was changed meanwhile.
+    """
+    before = {}
+    for name, digest in files.items():
+        path = directory / name
+        before[name] = _identity(path)
+        if not path.is_file():
+            raise ValueError(f"{path} is missing.")
+        if verify and _sha256(path) != digest:
+            raise ValueError(f"{path} is truncated or changed (its sha256 differs).")
+    yield
+    for name, identity in before.items():
+        if _identity(directory / name) != identity:
+            raise ValueError(f"{directory / name} was changed while it was read.")
+
+
+def require_no_more(directory: pathlib.Path, files: Iterable[str], part: str = "") -> None:
+    """Refuses a folder with files that are not listed, since whoever loads it might read them.
+
+    Hidden files are passed over: file managers leave them, and nothing of ours reads them.
+
+    Args:
+        directory: The folder.
+        files: Paths that are listed.
+        part: The folder inside it to look at; all of it where "".
+
+    Raises:
+        ValueError: A file that is not listed, or a link to a folder; the message names it.
+    """
+    listed = {pathlib.PurePath(name) for name in files}
+    listed |= {parent for path in listed for parent in path.parents}
+    for root, folders, names in os.walk(directory / part):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in [*names, *links]:
+            path = pathlib.Path(root, name)
+            if not name.startswith(".") and path.relative_to(directory) not in listed:
+                raise ValueError(
+                    f"{path} is no part of what was saved in {directory}. Was another folder "
+                    "copied over it? Remove it, or save or copy the whole folder again."
+                )
+
+
+def consistently(directory: pathlib.Path, read: Callable[[], T]) -> T:
+    """What `read()` returns; it is called once more where the folder was replaced meanwhile.
+
+    Raises:
+        ValueError: The folder was replaced both times.
+    """
+    for _ in range(2):
+        before = _identity(directory)
+        try:
+            found = read()
+        except Exception:
+            if _identity(directory) == before:
+                raise
+        else:
+            if _identity(directory) == before:
+                return found
+    raise ValueError(
+        f"{directory} was replaced while it was read, twice. Read it again when it stays for "
+        "longer than it takes to read."
+    )
+
+
+def _identity(path: pathlib.Path) -> tuple | None:
+    """Names a file or folder as of now; None where there is none. A folder that was moved away and
+    back is another one, since both moves change its st_ctime."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

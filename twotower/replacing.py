@@ -1,0 +1,183 @@
+"""Replacing a folder by another one, whole or not at all, and nothing that is somebody else's."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+# Descriptions of a bundle, a snapshot and an index, and those of the indexes inside the first two.
+DESCRIPTIONS = (
+    "manifest.json",
+    "live.json",
+    "index.json",
+    "index/index.json",
+    "index/*/index.json",
+)
+LOCK = "lock"
+OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
+
+
+@contextlib.contextmanager
+def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder that takes the place of `directory` when the block ends well.
+
+    What may be replaced is nothing, an empty folder, and a bundle, index or snapshot that holds no
+    other file. A link is followed. All of that is checked before the block, too.
+
+    On Linux the two folders are exchanged in one step, so that even `kill -9` leaves one or the
+    other in its place. Elsewhere the next call undoes half an exchange. Several writers of one
+    folder do not disturb each other: the last to end stands there. What a killed one left beside
+    it is removed by the next call.
+
+    Raises:
+        ValueError: A folder that may not or cannot be replaced. Where that shows only after the
+            block, the message names the finished folder, which stays.
+    """
+    directory = pathlib.Path(os.path.realpath(directory))
+    require_replaceable(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    _clean(directory)
+    with _temporary(directory) as temporary:
+        new = temporary / "new"
+        new.mkdir()
+        _require_movable(directory, temporary)
+        yield new
+        try:
+            require_replaceable(directory)
+            _put(new, directory)
+        except (OSError, ValueError) as error:
+            token = temporary.name.rpartition("-")[2]
+            finished = directory.with_name(f"{directory.name}.finished-{token}")
+            os.rename(new, finished)
+            raise ValueError(f"{error} What was written is whole, in {finished}.") from error
+
+
+def require_replaceable(directory: pathlib.Path) -> None:
+    """Raises ValueError for a folder that holds anything but a bundle, an index or a snapshot."""
+    if not os.path.lexists(directory):
+        return
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no folder, so it is not replaced. Give a folder.")
+    if pathlib.Path.cwd().is_relative_to(directory):
+        raise ValueError(
+            f"{directory} holds the working directory, so it is not replaced. Give a folder in it."
+        )
+    known = set().union(*(_known(path) for name in DESCRIPTIONS for path in directory.glob(name)))
+    is_ours = any(path.parent == directory for path in known)
+    for path in _files(directory):
+        if not is_ours or path not in known:
+            raise ValueError(
+                f"{directory} holds {path.relative_to(directory)}, which is no part of a bundle, "
+                "an index or a snapshot, so it is not replaced. Give another folder, or move it "
+                "away."
+            )
+
+
+def _known(path: pathlib.Path) -> set[pathlib.Path]:
+    """A description and the files that it lists; empty for somebody else's file of that name."""
+    try:
+        described = json.loads(path.read_text())
+        if type(described["format_version"]) is int and described.keys() & {
+            "model_version",
+            "sequence",
+        }:
+            return {path, *(path.parent / name for name in described.get("files", ()))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return set()
+
+
+def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Files and links below a folder, but for what killed writers left among its indexes."""
+
+    def fail(error: OSError):
+        raise error
+
+    for root, folders, names in os.walk(directory, onerror=fail):
+        root = pathlib.Path(root)
+        for name in [*names, *(name for name in folders if (root / name).is_symlink())]:
+            yield root / name
+        if root == directory / "index":
+            folders[:] = [name for name in folders if ".partial-" not in name]
+
+
+def _clean(directory: pathlib.Path) -> None:
+    """Removes what killed writers of a folder left beside it. A lock says who is still at work."""
+    for left in directory.parent.glob(glob.escape(_prefix(directory)) + "*"):
+        with contextlib.suppress(OSError), open(left / LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (left / "old").exists() and not directory.exists():
+                os.rename(left / "old", directory)  # killed between its two renames
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _prefix(directory: pathlib.Path) -> str:
+    return f".{directory.name}.partial-"
+
+
+@contextlib.contextmanager
+def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `directory`, locked against `_clean` and removed behind the block."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            made = tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent)
+            temporary = pathlib.Path(made)
+            try:
+                lock = stack.enter_context(open(temporary / LOCK, "w"))
+            except FileNotFoundError:
+                continue  # it was taken for a leftover before it was locked
+            with contextlib.suppress(OSError):  # without locks, leftovers stay where they are
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if (temporary / LOCK).exists():
+                break
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        yield temporary
+
+
+def _require_movable(directory: pathlib.Path, occupied: pathlib.Path) -> None:
+    """Raises ValueError for a mount point, or a folder in a lower layer of an overlay: moving it
+    onto a folder that is not empty never works, and the error says what would stand in its way."""
+    if not directory.exists():
+        return
+    try:
+        os.rename(directory, occupied)
+    except OSError as error:
+        if error.errno not in OCCUPIED:
+            raise ValueError(
+                f"{directory} cannot be moved ({error.strerror}), as a mount point or a folder of "
+                "a container's image cannot, so it is not replaced. Give a folder inside it."
+            ) from error
+
+
+def _put(new: pathlib.Path, directory: pathlib.Path) -> None:
+    """Moves a folder to where another one may stand, which is then in the new one's place, or
+    beside it as `old`."""
+    while True:
+        try:
+            os.rename(new, directory)  # onto nothing, or onto an empty folder
+            return
+        except OSError as error:
+            if error.errno not in OCCUPIED:
+                raise
+        if _exchange(new, directory):
+            return
+        old = new.with_name("old")
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another writer was quicker
+            os.rename(directory, old)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Swaps two folders in one step; False where the system cannot. Python has no call for it."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
