@@ -11,6 +11,7 @@ from twotower.bundle import as_type
 from twotower.data.splits import make_split
 from twotower.export import export
 from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.ragged import Ragged
 from twotower.retrieval import scann_index
 from twotower.saved_models import save_retrieve, save_retrieve_scann, save_tower
 from twotower.session import Session
@@ -102,6 +103,29 @@ def test_scann_answers_as_many_as_retrieve(served, k, num_excluded):
         np.testing.assert_allclose(found["scores"][row], exact["scores"][row], atol=1e-5)
 
 
+MEMORY = """
+import resource, sys
+import numpy as np, scann, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+history = np.tile([f"item {number}" for number in range(150)], (8192, 1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+answer = model.signatures["serving_default"](
+    user_id=tf.fill([8192], "user 1"), history=tf.fill([8192, 1], "item 1"),
+    exclude=tf.constant(history), k=tf.constant(40),
+)
+assert answer["counts"].numpy().min() == 40
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 2**10)
+"""
+
+
+@needs_scann
+@pytest.mark.slow
+def test_a_large_batch_of_long_histories_stays_small(served):
+    """8,192 queries, 190 found and 150 excluded of each: to compare all with all took 230 MB."""
+    run = tiny.python("-c", MEMORY, served["folder"] / "retrieve_scann")
+    assert int(run.stdout) < 150
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_excluded_rows_are_not_those_of_other_queries(served, name):
     inputs, three = query([["item 1"], ["item 2"], ["item 3"]]), [["item 4"]] * 3
@@ -153,35 +177,42 @@ def test_ids_of_all_kinds(served, name):
     }
 
 
+def joined(requests):
+    """One input of several requests, as TensorFlow Serving joins it with
+    `pad_variable_length_inputs`: along the first dimension, narrow ones padded with their first
+    element."""
+    requests = [np.array(values) for values in requests]
+    width = max(values.shape[-1] for values in requests)
+    if requests[0].ndim == 2:
+        requests = [
+            np.pad(v, [(0, 0), (0, width - v.shape[1])], constant_values=v[0, 0]) for v in requests
+        ]
+    return np.concatenate(requests)
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_a_batcher_that_joins_requests_and_splits_the_answer(served, name):
-    """As TensorFlow Serving does it: a session of the graph, requests one behind the other."""
+    """As TensorFlow Serving does it, in a session of the graph. Rows begin with "", so that what
+    they are padded with is not an item."""
     requests = [  # users, histories, k, excluded; one of two queries
-        (["user 1"], [["item 1", ""]], [3], [["item 1", ""]]),
-        (
-            ["user 2", "nobody"],
-            [["item 2", "item 3"], ["", ""]],
-            [7, 1],
-            [["", ""], ["item 4"] * 2],
-        ),
-        (["user 2"], [["item 9", "x"]], [LARGEST], [["item 9", "x"]]),
+        (["user 1"], [["", "item 1"]], [3], [["", "item 1"]]),
+        (["user 2", "nobody"], [["", "item 2", "item 3"], [""] * 3], [7, 1], [["", ""], ["", "x"]]),
+        (["user 2"], [["", "item 9"]], [LARGEST], [["", "item 9", "item 9", "x"]]),
     ]
     alone = [
         asked(served, name, k, [excluded], **query([events], [user]))
         for request in requests
         for user, events, k, excluded in zip(*request)
     ]
+    columns = dict(zip(("user_id", "history", "k", "exclude"), zip(*requests)))
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         folder = str(served["folder"] / name)
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], folder)
         signature = loaded.signature_def["batched"]
-        columns = dict(zip(("user_id", "history", "k", "exclude"), zip(*requests)))
         assert columns.keys() == signature.inputs.keys()
-        joined = {
-            signature.inputs[part].name: np.concatenate(values) for part, values in columns.items()
-        }
+        feed = {signature.inputs[part].name: joined(values) for part, values in columns.items()}
         outputs = {part: spec.name for part, spec in signature.outputs.items()}
-        answer = session.run(outputs, joined)
+        answer = session.run(outputs, feed)
     assert answer["counts"].tolist() == [3, 7, 1, NUM_ITEMS - 1]
     for row, expected in enumerate(alone):
         count = expected["counts"][0]
@@ -249,6 +280,20 @@ def test_an_empty_batch_has_no_vectors(encoder):
         assert state.pop("embedding").shape == (0, DIM)
         event = {spec.name: tf.zeros([0], spec.dtype) for spec in tower.inputs}
         assert signatures["step"](**state, **event)["embedding"].shape == (0, DIM)
+
+
+def test_a_state_that_was_begun_is_right(encoder):
+    tower, signatures = encoder
+    raw = inputs_of(tower, raw_history(["", "item 1", "x"], ["", "", ""], ["item 3"] * 3))
+    state = signatures["begin"](**raw)
+    del state["embedding"]
+    right = signatures["check"](**state)
+    assert right.keys() == state.keys()
+    for name, rows in right.items():
+        assert rows.numpy().tolist() == [True] * 3, name
+    other = tf.constant([5, 6, 5], tf.int64)  # of another training
+    wrong = signatures["check"](**state | {"state_version": other})["state_version"]
+    assert wrong.numpy().tolist() == [True, False, True]
 
 
 def test_inputs_of_unlike_rows_are_refused(encoder):
@@ -348,6 +393,63 @@ def test_an_empty_history_is_the_same_in_training_and_served(encoder):
         np.testing.assert_allclose(served, trained[:1], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def towers_of_missing_values(tmp_path_factory):
+    """A training in whose tables an item and a user are without any column, and both towers as
+    SavedModels."""
+    data, gap = tiny.dataset(), 3
+    items, users = data.items.copy(), data.users.copy()
+    items["year"] = items["year"].astype(float)
+    size = len(items["audio"].iloc[0])
+    missing = {"title": "", "genres": (), "maker": "", "year": NAN, "quality": NAN}
+    for name, value in (missing | {"audio": np.full(size, NAN, np.float32)}).items():
+        items.at[gap, name] = value
+    users.loc[gap, ["gender", "country"]] = ""
+    dataset = dataclasses.replace(data, items=items, users=users)
+    recipe = tiny.recipe(
+        query={"features": ("user_id", "gender", "country", "history", "time", "search_text")},
+        item={"features": (*missing, "audio")},
+        examples={"targets_per_query": 1},
+    )
+    training = Training(dataset, make_split(dataset, "loo+time"), recipe)
+    signatures, kept = {}, []
+    for side in ("query_tower", "item_tower"):
+        folder = tmp_path_factory.mktemp("towers") / side
+        save_tower(getattr(training.model, side), folder)
+        kept.append(tf.saved_model.load(str(folder)))
+        signatures[side] = kept[-1].signatures["serving_default"]
+    return training, signatures, gap, kept
+
+
+@pytest.mark.parametrize("side", ["query_tower", "item_tower"])
+def test_what_tables_do_not_say_is_what_a_request_does_not_say(towers_of_missing_values, side):
+    """The vectors of training, from tables encoded before, and those of the declared missing
+    values through the signature."""
+    training, signatures, gap, _ = towers_of_missing_values
+    specs = {spec.name: spec for spec in getattr(training.model, side).inputs}
+    shapes = {name: [1, *(size or 2 for size in spec.shape)] for name, spec in specs.items()}
+    nothing = {
+        name: tf.fill(shapes[name], tf.constant(spec.missing, spec.dtype))
+        for name, spec in specs.items()
+    }
+    served = signatures[side](**nothing)["embedding"]
+    if side == "item_tower":
+        trained = training.item_vectors(np.array([gap, 0]))
+    else:
+        cases = training.examples.whole_histories().take([gap, 0])
+        no_events = Ragged.empty(2)
+        cases = dataclasses.replace(
+            cases,
+            user_id=np.array(["nobody", cases.user_id[1]], object),
+            history=no_events,
+            history_time=no_events,
+            history_rating=no_events,
+        )
+        trained = training.query_vectors(cases)
+    np.testing.assert_allclose(served, trained[:1], atol=1e-5)
+    assert np.abs(trained[0] - trained[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("values", "dtype", "expected"),
     [
@@ -398,6 +500,15 @@ def bundle(request, tmp_path_factory):
         patch.setattr(scann_index, "available", lambda: False)
         folder = tmp_path_factory.mktemp("export") / "bundle"
         return export(Training(dataset, make_split(dataset, "loo"), recipe), folder)
+
+
+def test_nobody_asks_and_nobody_is_answered(bundle):
+    names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
+    nobody = {name: np.zeros((0, 0), object) for name in names}
+    assert bundle.query_tower(nobody).shape == (0, 8)
+    session = Session(bundle, nobody)
+    assert session.add({name: np.zeros(0, object) for name in names}).shape == (0, 8)
+    assert Session.resume(bundle, session.state, session.vector).rereads.tolist() == []
 
 
 def test_requests_of_impossible_numbers_are_refused(bundle):

@@ -173,7 +173,7 @@ def save_retrieve_scann(
             scores, found = scann(queries, k=fetch)
             # An excluded item lies between equal ones of its row. (To compare all with all takes
             # gigabytes for a batch of long histories.)
-            ascending = tf.sort(excluded)
+            ascending = -tf.math.top_k(-excluded, num_excluded).values
             before = tf.raw_ops.LowerBound(sorted_inputs=ascending, values=found)
             hit = before < tf.raw_ops.UpperBound(sorted_inputs=ascending, values=found)
             # Short rows end in NaN.
@@ -182,15 +182,15 @@ def save_retrieve_scann(
             return scores, tf.gather(found, order, batch_dims=1)
 
         def nothing():
-            return tf.zeros([num_queries, 0]), tf.zeros([num_queries, 0], tf.int32)
+            return tf.fill([num_queries, k], -np.inf), tf.zeros([num_queries, k], tf.int32)
 
         # ScaNN refuses an empty batch.
         asks_scann = (fetch <= limit) & (num_queries > 0)
         scores, found = tf.cond(asks_scann, approximate, nothing)
-        is_short = tf.shape(scores)[1] < k
-        short = tf.where(is_short | (tf.reduce_min(scores, 1) == -np.inf))  # [num_short, 1]
+        is_short = (tf.shape(scores)[1] < k) | (tf.reduce_min(scores, 1) == -np.inf)
 
         def completed():
+            short = tf.where(is_short)  # [num_short, 1]
             few = exact(tf.gather_nd(queries, short), k, tf.gather_nd(excluded, short))
             wider = [[0, 0], [0, k - tf.shape(scores)[1]]]
             return tuple(
@@ -198,8 +198,7 @@ def save_retrieve_scann(
                 for old, new in zip((scores, found), few)
             )
 
-        is_done = ~is_short & (tf.size(short) == 0)
-        return tf.cond(is_done, lambda: (scores, found), completed)
+        return tf.cond(tf.reduce_any(is_short), completed, lambda: (scores, found))
 
     _save_search(tower, ids, search, directory, [vectors, scann])
 
