@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from twotower.data.columns import LATEST
 from twotower.data.dataset import Catalogue
-from twotower.data.tables import LATEST
 from twotower.retrieval import build
 from twotower.retrieval.build import sha256
 
