@@ -1,5 +1,7 @@
 """Dataset and Catalogue: what is refused, keys, filters, and what a fingerprint sees."""
 
+import dataclasses
+import datetime
 import doctest
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 from twotower.data import dataset as dataset_module
 from twotower.data.dataset import Dataset
+
+NAN = float("nan")
 
 
 def make(interactions=None, items=None, users=None):
@@ -46,15 +50,38 @@ def test_rows_and_keys():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"items": {"item_id": ["a", "a", "c"]}}, "'a' stands twice in 'items'"),
-        ({"users": {"user_id": ["u", "v", "v"]}}, "'v' stands twice in 'users'"),
-        ({"items": {"item_id": ["a", "", "c"]}}, "an empty item_id in 'items'"),
-        ({"items": {"item_id": ["a", None, "c"]}}, "'items' is not a string"),
-        ({"items": {"item_id": [1, 2, 3]}}, "item_id 1 in 'items' is not a string"),
-        ({"items": {"item_id": ["a", "b", "d"]}}, "2 interactions name .*'c' for one"),
-        ({"users": {"user_id": ["u", "x", "w"]}}, "2 interactions name .*'v' for one"),
-        ({"interactions": {"timestamp": [1.5, 2, 3, 4]}}, "whole seconds .* got float64"),
-        ({"interactions": {"event": ["buy", "", "", ""]}}, r"unknown events \['buy'\]"),
+        ({"items": {"item_id": ["a", "a", "c"]}}, "items, row 1: item_id is 'a', which .*earlier"),
+        ({"users": {"user_id": ["u", "v", "v"]}}, "users, row 2: user_id is 'v', which .*earlier"),
+        ({"items": {"item_id": ["a", "", "c"]}}, "items, row 1: item_id is empty"),
+        ({"items": {"item_id": ["a", None, "c"]}}, "items, row 1: item_id is .*, not a string"),
+        ({"items": {"item_id": [1, 2, 3]}}, "items, row 0: item_id is 1, not a string"),
+        ({"items": {"item_id": ["a", "b", "d"]}}, "row 0: item_id is 'c', which 'items' does .*2"),
+        ({"users": {"user_id": ["u", "x", "w"]}}, "row 0: user_id is 'v', which 'users' does .*2"),
+        ({"interactions": {"timestamp": [2, 1.5, 3, 4]}}, "row 1: timestamp is 1.5, not whole sec"),
+        ({"interactions": {"timestamp": [5, 1704067200000, 6, 7]}}, "row 1: .*milliseconds"),
+        ({"interactions": {"timestamp": [5, 6, -(2**63), 7]}}, "row 2: timestamp is -9.*before"),
+        ({"interactions": {"timestamp": [5, 6, None, 7]}}, "row 2: timestamp is missing"),
+        ({"interactions": {"timestamp": ["5", "6", "7", "8"]}}, "row 0: timestamp is '5', not a n"),
+        ({"interactions": {"timestamp": [20110820, 20110821, 20110822, 5]}}, "row 0: .*2011-08-20"),
+        ({"interactions": {"event": ["buy", "", "", ""]}}, "row 0: event is 'buy', not one of"),
+        ({"interactions": {"rating": [1, 2, -np.inf, 4]}}, "row 2: rating is -inf; .*finite"),
+        ({"items": {"year": [1990, 1995.5, None]}}, "items, row 1: year is 1995.5, not a year"),
+        ({"items": {"year": [1990, 1e30, None]}}, "items, row 1: year is 1e.30, not a year"),
+        ({"items": {"released": [None, 5e14, 5]}}, "items, row 1: released is .*milliseconds"),
+        ({"items": {"released": [1995, 2011, None]}}, "items, row 0: released is 1995.*date"),
+        ({"items": {"title": ["a", b"b", "c"]}}, "items, row 1: title is b'b', not text.*decode"),
+        ({"items": {"title": ["a", 7, "c"]}}, "items, row 1: title is 7, not text"),
+        ({"items": {"genres": ["War|Drama", "", "x"]}}, "items, row 0: genres is .*, not a list"),
+        (
+            {"items": {"genres": [(b"War",), (), ()]}},
+            "items, row 0: genres is .*, not a list of te",
+        ),
+        ({"items": {"sound": [(1.0,), None, (1.0, 2)]}}, "items, row 2: sound .*length 1"),
+        ({"items": {"sound": [(1.0,), None, (np.inf,)]}}, "items, row 2: sound .*finite"),
+        ({"items": {"sound": [(1.0,), None, (1e39,)]}}, "items, row 2: sound .*finite"),
+        ({"items": {"sound": [((1.0,),), None, None]}}, "items, row 0: sound .*list of numbers"),
+        ({"items": {"stars": [1.0, None, np.inf]}}, "items, row 2: stars is inf; .*finite"),
+        ({"users": {"born": [{}, None, "1999"]}}, "users, row 0: born is {}, not text"),
     ],
 )
 def test_refused_data(changes, message):
@@ -71,6 +98,77 @@ def test_missing_columns(table, column):
     frames[table] = frames[table].drop(columns=column)
     with pytest.raises(ValueError, match=rf"table '{table}' lacks \['{column}'\]"):
         Dataset("made", **frames)
+
+
+# Two ways to write one table: with None or another library's missing value, and in its form.
+@pytest.mark.parametrize(
+    ("table", "column", "given", "form"),
+    [
+        ("items", "title", ["One", None, "One"], ["One", "", "One"]),
+        ("items", "title", pd.Categorical(["One", None, "One"]), ["One", "", "One"]),
+        ("items", "maker", [7, None, 12], ["7", "", "12"]),
+        ("items", "maker", [7.5, None, 12.0], ["7.5", "", "12.0"]),
+        ("items", "year", [1990, None, 2010], [1990.0, NAN, 2010.0]),
+        ("items", "year", [1990, 0, 2010], [1990.0, NAN, 2010.0]),
+        ("items", "year", pd.array([1990, None, 2010], "Int64"), [1990.0, NAN, 2010.0]),
+        ("items", "released", [5, None, -9], [5.0, NAN, -9.0]),
+        ("items", "released", pd.to_datetime(["1970-01-02T00", None, "1969-12-31T23"]),
+         [86400.0, NAN, -3600.0]),
+        ("items", "genres", [["War", None, ""], None, ("A",)], [("War",), (), ("A",)]),
+        ("items", "genres", [{"b", "a"}, NAN, [1234567]], [("a", "b"), (), ("1234567",)]),
+        ("items", "sound", [None, [1, 2], [None, 2.5]], [[NAN, NAN], [1.0, 2.0], [NAN, 2.5]]),
+        ("items", "tags", [None, ["x", NAN], []], [(), ("x",), ()]),
+        ("items", "stars", pd.array([1, None, 3], "Int64"), [1.0, NAN, 3.0]),
+        ("items", "stars", [1, 2, 3], [1, 2, 3]),
+        ("items", "barcode", pd.array([2**60 + 1, None, 5], "Int64"), [str(2**60 + 1), "", "5"]),
+        ("items", "is_new", pd.array([True, None, False], "boolean"), ["true", "", "false"]),
+        ("items", "note", [None, None, None], ["", "", ""]),
+        ("users", "age", [25.0, None, 31.0], ["25", "", "31"]),
+        ("users", "is_new", [True, False, None], ["true", "false", ""]),
+        ("users", "since", [datetime.date(1970, 1, 2), None, None],
+         ["1970-01-02T00:00:00Z", "", ""]),
+        ("interactions", "event", ["click", None, NAN, ""], ["click", "", "", ""]),
+        ("interactions", "rating", pd.array([1, None, 3, 4], "Int32"), [1.0, NAN, 3.0, 4.0]),
+        ("interactions", "timestamp", [40.0, 10.0, 30.0, 10.0], [40, 10, 30, 10]),
+    ],
+)  # fmt: skip
+def test_missing_has_one_form(table, column, given, form):
+    before = pd.Series(given, name=column)
+    found = make(**{table: {column: given}})
+    values = getattr(found, table)[column]
+    for value, expected in zip(values, form, strict=True):
+        assert type(value) is type(expected) or isinstance(expected, list)
+        np.testing.assert_array_equal(value, expected)
+    if isinstance(form[0], list):
+        assert values[0].dtype == np.float32
+    # In its form already, it stays; and the series that was given is as it was.
+    assert make(**{table: {column: form}}).fingerprint() == found.fingerprint()
+    pd.testing.assert_series_equal(before, pd.Series(given, name=column))
+
+
+def test_two_columns_of_one_name():
+    items = make().items
+    twice = pd.concat([items, items[["year"]]], axis=1)
+    with pytest.raises(ValueError, match=r"items have two columns named 'year'"):
+        dataclasses.replace(make(), items=twice)
+
+
+def test_fingerprint_of_the_first_data():
+    """Bundles hold fingerprints: those of data in which nothing was missing must not move."""
+    expected = "8c62c424452286f5d862ff358257bc2cd7c65b17c40c21cf476f8a80f35dd4ed"
+    assert make({"rating": np.float32([1, 2.5, NAN, 4])}).fingerprint() == expected
+
+
+def test_fingerprint_of_numbers_is_of_their_values():
+    whole = make(items={"stars": [1, 2, 3]}).fingerprint()
+    assert make(items={"stars": [1.0, 2.0, 3.0]}).fingerprint() == whole
+    assert make(items={"stars": np.int8([1, 2, 3])}).fingerprint() == whole
+    assert make(items={"stars": [1.0, 2.0, NAN]}).fingerprint() != whole
+    zero = make(items={"stars": [0.1, 0.0, NAN]}).fingerprint()
+    assert make(items={"stars": [np.float32(0.1), -0.0, -NAN]}).fingerprint() == zero
+    assert make(items={"stars": [0.1001, 0.0, NAN]}).fingerprint() != zero
+    # A column of which nothing is known is no column.
+    assert make(items={"stars": [NAN] * 3, "maker": [""] * 3}).fingerprint() == make().fingerprint()
 
 
 def test_positive():
@@ -175,6 +273,24 @@ def test_where(conditions, keys):
     assert found.dtype == np.int64
 
 
+@pytest.mark.parametrize("missing", [None, NAN, 0, pd.NA])
+def test_a_missing_number_lies_in_no_range(missing):
+    catalogue = make(items={"year": [1990, missing, 2010], "stars": [1.5, None, 2]}).catalogue
+    assert catalogue.where(year=(None, 2000)).tolist() == [0]
+    assert catalogue.where(year=(-5000, None)).tolist() == [0, 2]
+    assert catalogue.where(year=(None, None)).tolist() == [0, 2]
+    assert catalogue.where(stars=(None, 1.7)).tolist() == [0]
+    assert catalogue.where(year=[1990, 0]).tolist() == catalogue.where(year=1990).tolist() == [0]
+
+
+def test_where_of_tags_and_text():
+    catalogue = make(items={"tags": [["x", "y"], None, ["z"]]}).catalogue
+    assert catalogue.where(tags="x").tolist() == [0]
+    assert catalogue.where(tags=["y", "z"]).tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"title holds no numbers, so .* cannot be a range"):
+        catalogue.where(title=("A", "M"))
+
+
 def test_where_of_an_unknown_column():
     with pytest.raises(ValueError, match="no column 'maker'"):
         make().catalogue.where(maker="x")
@@ -186,6 +302,8 @@ def test_extend_keeps_keys():
     # The new item tells neither year nor genres: it matches no condition on them.
     assert catalogue.where(genres="Drama").tolist() == [0, 2]
     assert catalogue.where(year=(None, 2005)).tolist() == [0, 1]
+    # What it does not tell has the form of what is missing.
+    assert catalogue.items["genres"][3] == () and np.isnan(catalogue.items["year"][3])
     with pytest.raises(ValueError, match="'a' stands twice"):
         catalogue.extend(pd.DataFrame({"item_id": ["a"]}))
 

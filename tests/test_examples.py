@@ -307,7 +307,7 @@ def test_weights_by_hand():
     for values in ([-1.0, 1, 1, 1, 1, 1], [0.0] * 6):
         with pytest.raises(ValueError, match="must not be negative, nor all zero"):
             examples_of("before", by_hand(value=np.float32(values)), weight="value")
-    with pytest.raises(ValueError, match="'value' must be finite; row 2 has"):
+    with pytest.raises(ValueError, match="row 2: value is inf; numbers must be finite"):
         values = np.float32([1, 1, np.inf, 1, 1, 1])
         examples_of("before", by_hand(value=values), weight="value")
 
@@ -412,6 +412,54 @@ def test_columns_of_items():
     assert found["year"].tolist() == [1993, 1990] and found["year"].dtype == np.float32
     assert found["sound"].tolist() == [[3, 3], [0, 0]]
     assert set(found) == {"item_id", "genres", "year", "sound", "age"}
+
+
+def test_what_items_lack_is_missing_in_the_inputs():
+    """The same values that the signature of the item tower takes for missing."""
+    dataset = by_hand()
+    items = dataset.items.assign(
+        title=[None, "One", "Two", None, ""],
+        genres=[None, ["a", None], [], ["b"], None],
+        year=[1990, None, 0, NAN, 1994],
+        sound=[None, [1.0, 2.0], None, [3.0, 4.0], NAN],
+        released=[None, 5, None, None, None],
+    )
+    dataset = dataclasses.replace(dataset, items=items)
+    found = ItemInputs(dataset, np.arange(6), ["title", "genres", "year", "sound", "released"])
+    found = found(np.arange(5))
+    assert found["title"].tolist() == ["", "One", "Two", "", ""]
+    assert found["genres"].tolist() == [[""], ["a"], [""], ["b"], [""]]
+    np.testing.assert_array_equal(found["year"], np.float32([1990, NAN, NAN, NAN, 1994]))
+    nothing = [NAN, NAN]
+    np.testing.assert_array_equal(found["sound"], [nothing, [1, 2], nothing, [3, 4], nothing])
+    np.testing.assert_array_equal(found["released"], [NAN, 5, NAN, NAN, NAN])
+    assert {values.dtype for name, values in found.items() if name not in ("title", "genres")} == {
+        np.dtype(np.float32)
+    }
+    users = dataset.users.assign(age=[25.0, None, 31.0][: len(dataset.users)])
+    dataset = dataclasses.replace(dataset, users=users)
+    cases = make_split(dataset, "loo", "test").cases.take([0, 0])
+    cases = dataclasses.replace(cases, user_id=dataset.users["user_id"].to_numpy(object)[:2])
+    assert QueryInputs(dataset, ["age"])(cases)["age"].tolist() == ["25", ""]
+
+
+@pytest.mark.parametrize("name", ["age", "popularity"])
+def test_a_column_of_items_with_the_name_of_a_computed_input(name):
+    dataset = by_hand()
+    dataset = dataclasses.replace(dataset, items=dataset.items.assign(**{name: np.arange(5.0)}))
+    ItemInputs(dataset, np.arange(6), ["item_id"])  # nobody asks for it
+    with pytest.raises(ValueError, match=rf"items have the columns \['{name}'\].*item_{name}"):
+        ItemInputs(dataset, np.arange(6), ["item_id", name])
+
+
+@pytest.mark.parametrize("name", ["history", "history_time", "history_rating", "time"])
+def test_a_column_of_users_with_the_name_of_a_computed_input(name):
+    dataset = by_hand()
+    users = dataset.users.assign(**{name: "x"})
+    dataset = dataclasses.replace(dataset, users=users)
+    QueryInputs(dataset, ["user_id"])
+    with pytest.raises(ValueError, match=rf"users have the columns \['{name}'\].*user_{name}"):
+        QueryInputs(dataset, ["user_id", name])
 
 
 def test_query_inputs_raw_and_encoded():

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only what stands above it.
 ORDER = """
     twotower ragged limits paths provenance description replacing
-    data data.dataset data.grouplens data.movielens data.tables data.planted data.synthetic
+    data data.columns data.dataset data.grouplens data.movielens data.files data.tables
+    data.planted data.synthetic
     data.cases data.splits data.lineage data.examples data.sequences
     metrics
     retrieval retrieval.candidates retrieval.vectors retrieval.overfetch retrieval.store

@@ -29,8 +29,13 @@ def prepare(monkeypatch, folder, tfds_dir, *configs):
 
 
 def tables(dataset):
+    """The columns of each table, with None for NaN, which equals nothing."""
     return {
-        name: getattr(dataset, name).to_dict("list") for name in ("interactions", "items", "users")
+        name: {
+            column: [None if value != value else value for value in values]
+            for column, values in getattr(dataset, name).to_dict("list").items()
+        }
+        for name in ("interactions", "items", "users")
     }
 
 
@@ -61,7 +66,7 @@ def test_1m_folder(small_1m_dir):
     }
     assert dataset.interactions["timestamp"].dtype == np.int64
     assert dataset.interactions["rating"].dtype == np.float32
-    assert dataset.items["year"].dtype == np.int64
+    assert dataset.items["year"].dtype == np.float64
 
 
 def test_100k_folder(small_100k_dir):
@@ -77,7 +82,7 @@ def test_100k_folder(small_100k_dir):
         "items": {
             "item_id": ["1", "2", "3"],
             "title": ["Café of Brass", "Tin Moon", "unknown"],
-            "year": [1987, 1990, 0],
+            "year": [1987, 1990, None],
             "genres": [("Comedy", "Drama"), ("Children",), ()],
         },
         "users": {
@@ -102,7 +107,7 @@ def test_csv_folder(tmp_path):
     )
     dataset = movielens.load("movielens/latest-small", tmp_path)
     assert dataset.items["title"].tolist() == ["Moon, The", "Odd", "Long"]
-    assert dataset.items["year"].tolist() == [2001, 0, 2006]
+    np.testing.assert_array_equal(dataset.items["year"], [2001, np.nan, 2006])
     assert dataset.items["genres"].tolist() == [("Drama", "Comedy"), (), ("Comedy",)]
     assert dataset.interactions["rating"].tolist() == [0.5, 4.5]
     assert dataset.users.to_dict("list") == {"user_id": ["1"]}
@@ -133,6 +138,18 @@ def test_the_last_line_needs_no_line_end_and_windows_ends_are_fine(small_1m_dir)
     assert movielens.load("movielens/1m", small_1m_dir).fingerprint() == expected
 
 
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("version", ["1m", "100k"])
+def test_files_that_were_saved_again_in_utf8(version, bom, request):
+    folder = request.getfixturevalue(f"small_{version}_dir")
+    expected = movielens.load(f"movielens/{version}", folder)
+    assert expected.items["title"][0] == "Café of Brass"
+    for path in folder.iterdir():
+        path.write_bytes(bom + path.read_bytes().decode("latin-1").encode())
+    found = movielens.load(f"movielens/{version}", folder)
+    assert tables(found) == tables(expected)
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
@@ -146,6 +163,9 @@ def test_the_last_line_needs_no_line_end_and_windows_ends_are_fine(small_1m_dir)
         ("ratings.dat", "2::3::3", "2::3::x", r"line 2: "),
         ("ratings.dat", "2::3::3", "2::::3", r"line 2: "),
         ("ratings.dat", "2::3::3", "2::3::nan", r"line 2: "),
+        ("ratings.dat", "2::3::3", "2::3::inf", r"line 2: "),
+        ("ratings.dat", "978302109", "978302109000", r"line 2: .*seconds since 1970"),
+        ("ratings.dat", "978302109", "-9223372036854775808", r"line 2: .*seconds since 1970"),
         ("movies.dat", "::Comedy", "", r"movies.dat, line 3: .* is not a line of this file"),
         ("movies.dat", "40::Nob", "3::Nob", r"movies.dat, line 4: item_id '3' again"),
         ("movies.dat", "25::B", "26::B", r"movies.dat lacks item_id '25', which 1 lines"),
@@ -347,7 +367,8 @@ def test_real_100k(ml_100k_dir):
         943,
     )
     # One entry of this version is called "unknown"; a second one has that genre.
-    assert (dataset.items["year"] == 0).sum() == 1
+    assert dataset.items["year"].isna().sum() == 1
+    assert len(dataset.catalogue.where(year=(None, None))) == 1681
     assert (dataset.items["genres"].map(len) == 0).sum() == 2
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from twotower import description, paths
+from twotower.data.columns import LATEST
 from twotower.data.dataset import Catalogue
 from twotower.data.lineage import Lineage
-from twotower.data.tables import LATEST
 from twotower.retrieval import build
 from twotower.retrieval.vectors import METRICS
 

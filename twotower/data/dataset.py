@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from twotower.data.columns import EXACT, IDS, clean, known, refuse
+
 # What a column holds. Only the first three of `interactions` and the ids are required.
 INTERACTION_COLUMNS = {
     "user_id": "string",
@@ -46,13 +48,17 @@ class Dataset:
         name: Such as `movielens/1m`.
         interactions: One row an event; columns as in `INTERACTION_COLUMNS`.
         items: `item_id`, and as far as known `title`, `description`, `genres` (a tuple of strings
-            a row), `maker`, `year` (int), `released` (seconds), further columns of the source.
+            a row), `maker`, `year`, `released` (seconds), further columns of the source.
         users: `user_id`, and what is known of the user (strings).
+
+    The tables that it holds have the forms of `columns.py`, whatever came in: what is missing is ""
+    in text, NaN in numbers and vectors, () in tags.
 
     Raises:
         ValueError: A required column is missing, an id is duplicate, empty or no string, an
-            interaction names an item or user that its table does not have, a timestamp is not a
-            whole number, or an event is unknown.
+            interaction names an item or user that its table does not have, an event is unknown,
+            or a column holds what it cannot (`ColumnError`, which names the row): times that are
+            not whole seconds, infinite numbers, text in the place of numbers.
     """
 
     name: str
@@ -68,46 +74,28 @@ class Dataset:
                 raise ValueError(
                     f"{self.name}: table {table!r} lacks {missing}; it has {list(frame.columns)}."
                 )
+            object.__setattr__(self, table, clean(frame, table))
         for table, column in (("items", "item_id"), ("users", "user_id")):
             ids = getattr(self, table)[column]
-            strange = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
-            if strange.any():
-                raise ValueError(
-                    f"{self.name}: {column} {ids[strange].iloc[0]} in {table!r} is not a string. "
-                    "Ids are strings at the edge: use .astype(str), for both tables."
-                )
-            if ids.duplicated().any():
-                raise ValueError(
-                    f"{self.name}: {column} {ids[ids.duplicated()].iloc[0]!r} stands twice in "
-                    f"{table!r}. Ids must be unique (titles need not be)."
-                )
-            if (ids == "").any():
-                raise ValueError(f"{self.name}: an empty {column} in {table!r}.")
+            wrong = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
+            refuse(table, ids, wrong, "is {}, not a string; use .astype(str), in all tables")
+            refuse(table, ids, ids == "", "is empty")
+            refuse(table, ids, ids.duplicated(), "is {}, which stands in an earlier row, too")
             used = self.interactions[column]
             unknown = ~used.isin(ids)
-            if unknown.any():
-                raise ValueError(
-                    f"{self.name}: {int(unknown.sum())} interactions name a {column} that "
-                    f"{table!r} does not have, {used[unknown].iloc[0]!r} for one."
-                )
-        if not pd.api.types.is_integer_dtype(self.interactions["timestamp"].dtype):
-            raise ValueError(
-                f"{self.name}: timestamps must be whole seconds since 1970 (int64); got "
-                f"{self.interactions['timestamp'].dtype}. twotower.data.tables reads dates."
-            )
-        unknown = set(self._events.unique()) - {*POSITIVE_EVENTS, *OTHER_EVENTS}
-        if unknown:
-            raise ValueError(
-                f"{self.name}: unknown events {sorted(map(str, unknown))}; there are "
-                f"{[*POSITIVE_EVENTS, *OTHER_EVENTS]}."
-            )
+            problem = f"is {{}}, which {table!r} does not have ({int(unknown.sum())} such rows)"
+            refuse("interactions", used, unknown, problem)
+        known_events = [*POSITIVE_EVENTS, *OTHER_EVENTS]
+        problem = f"is {{}}, not one of {known_events}"
+        events = self._events
+        refuse("interactions", events.rename("event"), ~events.isin(known_events), problem)
 
     @property
     def _events(self) -> pd.Series:
         """Each interaction's event, '' where there is none."""
         if "event" not in self.interactions:
             return pd.Series("", self.interactions.index)
-        return self.interactions["event"].fillna("")
+        return self.interactions["event"]
 
     @functools.cached_property
     def catalogue(self) -> "Catalogue":
@@ -143,23 +131,36 @@ class Dataset:
     def fingerprint(self) -> str:
         """sha256 over all values and their order; equal for equal data, whatever its source.
 
-        The name, the order of columns and the frames' indexes do not count.
+        Numbers count as a model reads them, in float32, and whole ones in full. The name, the order
+        of columns, columns of which nothing is known, and the frames' indexes do not count.
         """
         digest = hashlib.sha256()
         for table in REQUIRED:
             frame = getattr(self, table)
             for column in sorted(frame.columns):
                 values = frame[column]
-                if len(values) and isinstance(values.iloc[0], np.ndarray):
-                    values = np.stack(values.to_numpy()).ravel()  # str() would round and shorten
-                elif values.dtype == object or isinstance(values.dtype, pd.StringDtype):
-                    values = values.map(str).to_numpy(object)
-                else:
-                    values = values.to_numpy()
-                hashes = pd.util.hash_array(values, categorize=True)
-                digest.update(f"{table}.{column}:{len(values)}".encode())
+                if column not in IDS and not known(values).any():
+                    continue
+                hashes = pd.util.hash_array(_hashable(values), categorize=True)
+                digest.update(f"{table}.{column}:{len(hashes)}".encode())
                 digest.update(hashes.astype("<u8").tobytes())
         return digest.hexdigest()
+
+
+def _hashable(values: pd.Series) -> np.ndarray:
+    """A column as one array in which equal values have equal bits, whatever held them."""
+    if len(values) and isinstance(values.iloc[0], np.ndarray):
+        values = np.stack(values.to_numpy()).ravel()  # str() would round and shorten
+    elif not pd.api.types.is_numeric_dtype(values.dtype):
+        return values.map(str).to_numpy(object)
+    values = values.to_numpy() if isinstance(values, pd.Series) else values
+    is_missing = np.isnan(values)
+    if values.dtype != np.float32:
+        whole = np.where(is_missing, 0, values)
+        if (whole % 1 == 0).all() and (np.abs(whole) <= EXACT).all():
+            return np.where(is_missing, np.iinfo(np.int64).min, whole).astype(np.int64)
+    # One NaN of the many, and no negative zero.
+    return np.where(is_missing, np.float32(np.nan), values.astype(np.float32) + np.float32(0))
 
 
 class Catalogue:
@@ -180,7 +181,7 @@ class Catalogue:
         if items["item_id"].duplicated().any():
             twice = items.loc[items["item_id"].duplicated(), "item_id"].iloc[0]
             raise ValueError(f"item_id {twice!r} stands twice in the catalogue.")
-        self.items = items.reset_index(drop=True)
+        self.items = clean(items, "items").reset_index(drop=True)
         # Position -1 is the id of "no item", so that ids_of is one indexing operation.
         self._ids = np.append(self.items["item_id"].to_numpy(object), "")
         self._index = pd.Index(self._ids[:-1], dtype=object)
@@ -215,11 +216,12 @@ class Catalogue:
 
         Args:
             **conditions: Column name and what it must be: a value; a `(low, high)` tuple of
-                numbers, both included, None for no bound; or a list or set of values, one of
-                which must match. `genres` matches when an item has any of the genres asked for.
+                numbers, both included, None for no bound, which never holds for a missing number;
+                or a list or set of values, one of which must match. A column of tags, such as
+                `genres`, matches when an item has any of the tags asked for.
 
         Raises:
-            ValueError: A column that the catalogue does not have.
+            ValueError: A column that the catalogue does not have, or a range of text.
         """
         keep = np.ones(len(self), bool)
         for column, wanted in conditions.items():
@@ -228,18 +230,18 @@ class Catalogue:
                     f"the catalogue has no column {column!r}; it has {list(self.items.columns)}."
                 )
             values = self.items[column]
-            if column == "genres":
+            if len(values) and isinstance(values.iloc[0], tuple):
                 wanted = {wanted} if isinstance(wanted, str) else set(wanted)
-                keep &= np.fromiter(
-                    (
-                        isinstance(has, tuple | list) and not wanted.isdisjoint(has)
-                        for has in values
-                    ),
-                    bool,
-                    len(self),
-                )
+                has_any = (not wanted.isdisjoint(tags) for tags in values)
+                keep &= np.fromiter(has_any, bool, len(self))
             elif isinstance(wanted, tuple):
+                if not pd.api.types.is_numeric_dtype(values.dtype):
+                    raise ValueError(
+                        f"{column} holds no numbers, so {wanted} cannot be a range of it. Give a "
+                        "value, or a list of values."
+                    )
                 low, high = wanted
+                # NaN, which stands for a missing number, lies in no range.
                 keep &= (values >= (-np.inf if low is None else low)).to_numpy(bool)
                 keep &= (values <= (np.inf if high is None else high)).to_numpy(bool)
             elif isinstance(wanted, list | set | frozenset):

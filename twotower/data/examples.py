@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from twotower.data.cases import EvalCases
+from twotower.data.columns import refuse_twins
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.limits import at_least
@@ -33,11 +34,12 @@ class QueryInputs:
 
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
         self.names = list(names)
-        context = ("search_text", "device", "country")
-        known = {"history", "history_time", "history_rating", "time", *context, *dataset.users}
+        computed = ("history", "history_time", "history_rating", "time")
+        known = {*computed, "search_text", "device", "country", *dataset.users}
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
+        refuse_twins("users", dataset.users, names, computed)
         self._user_index = dataset.users["user_id"].to_numpy(object)
         self._lookup = {user_id: row for row, user_id in enumerate(self._user_index)}
         # A last row for users the dataset does not have: all their columns are missing.
@@ -103,13 +105,14 @@ class ItemInputs:
         names: Inputs of the item tower.
 
     Raises:
-        ValueError: An input that is neither timed nor a column of the items.
+        ValueError: An input that is neither `age`, `popularity` nor a column of the items, or both.
     """
 
     def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:
         known = {"age", "popularity", *dataset.items}
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"unknown item features {unknown}; this dataset has {sorted(known)}.")
+        refuse_twins("items", dataset.items, names, computed=("age", "popularity"))
         self.timed = [name for name in names if name in ("age", "popularity")]
         self.static = {
             name: _column(dataset.items[name]) for name in names if name not in self.timed
@@ -127,7 +130,7 @@ class ItemInputs:
         np.minimum.at(first, keys, times)
         if "released" in dataset.items:
             released = dataset.items["released"].to_numpy(np.float64)
-            first = np.where(np.isnan(released), first, np.nan_to_num(released)).astype(np.int64)
+            first = np.where(np.isnan(released), first, released).astype(np.int64)
         self._first = first
 
     def __call__(self, keys: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,12 +158,12 @@ class ItemInputs:
 
 
 def _column(values) -> np.ndarray:
-    """A column as a dense array: sets of strings padded with "", vectors stacked."""
-    first = values.iloc[0]
-    if isinstance(first, tuple | list):
+    """A column in its form as a dense array: tags padded with "", vectors stacked."""
+    first = values.iloc[0] if len(values) else 0.0
+    if isinstance(first, tuple):
         return Ragged.from_rows(values, object).to_dense("")
     if isinstance(first, np.ndarray):
-        return np.stack(values.to_numpy()).astype(np.float32)
+        return np.stack(values.to_numpy())
     if isinstance(first, str):
         return values.to_numpy(object)
     return values.to_numpy(np.float32)
@@ -336,9 +339,6 @@ class Examples:
         if column.dtype.kind not in "biuf":
             raise ValueError(f"weights from {name!r} must be numbers; got {column.dtype}.")
         weights = column.to_numpy(np.float32)[self.rows]
-        if (infinite := np.isinf(weights)).any():
-            row = self.rows[np.argmax(infinite)]
-            raise ValueError(f"weights from {name!r} must be finite; row {row} has infinity.")
         mean = np.nanmean(weights)
         if not mean > 0 or (weights < 0).any():
             raise ValueError(f"weights from {name!r} must not be negative, nor all zero or NaN.")

@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
+from twotower.data.columns import LATEST
+
 # Ratings in the published files; a folder with another number is loaded with a warning.
 NUM_RATINGS = {
     "100k": 100_000,
@@ -145,7 +147,7 @@ def read_ratings(path: pathlib.Path, layout: Layout) -> pd.DataFrame:
     except pa.ArrowInvalid as error:
         raise _fault(path, layout, str(error)) from error
     frame = table.to_pandas()[["user_id", "item_id", "timestamp", "rating"]]
-    good = frame["rating"].between(0.5, 5) & (frame["timestamp"] >= EARLIEST)
+    good = frame["rating"].between(0.5, 5) & frame["timestamp"].between(EARLIEST, LATEST)
     good &= (frame["user_id"] != "") & (frame["item_id"] != "")
     if not good.all():
         raise _fault(path, layout, f"row {int(good.to_numpy().argmin())} is out of range")
@@ -161,7 +163,7 @@ def _fault(path: pathlib.Path, layout: Layout, otherwise: str) -> ValueError:
                 continue
             try:
                 user, item, rating, time = fields
-                if user and item and 0.5 <= float(rating) <= 5 and int(time) >= EARLIEST:
+                if user and item and 0.5 <= float(rating) <= 5 and EARLIEST <= int(time) <= LATEST:
                     continue
             except ValueError:
                 pass
@@ -175,14 +177,14 @@ def _fault(path: pathlib.Path, layout: Layout, otherwise: str) -> ValueError:
 
 def _records(path: pathlib.Path, parse: Callable[[str], dict] | None) -> pd.DataFrame:
     """A small file, a line a row; `parse` None is the csv layout's movies."""
-    # Split by "\n" alone: str.splitlines also breaks at Latin-1's \x85.
-    text = path.read_bytes()
+    text = _decode(path.read_bytes())
     if parse is None:
-        rows = csv.reader(io.StringIO(text.decode("utf-8"), newline=""))
+        rows = csv.reader(io.StringIO(text, newline=""))
         numbered = [(number, row) for number, row in enumerate(rows, 1) if row][1:]
         parse = _movie_csv
     else:
-        lines = text.decode("latin-1").split("\n")
+        # Split by "\n" alone: str.splitlines also breaks at Latin-1's \x85.
+        lines = text.split("\n")
         numbered = [(n, line.rstrip("\r")) for n, line in enumerate(lines, 1) if line.strip()]
     records = []
     for number, line in numbered:
@@ -203,15 +205,24 @@ def _records(path: pathlib.Path, parse: Callable[[str], dict] | None) -> pd.Data
     return item_columns(frame) if key == "item_id" else frame
 
 
+def _decode(data: bytes) -> str:
+    """UTF-8, or else Latin-1, in which the files of 1m and 100k are published: many an editor and
+    script has saved them again in UTF-8. Accented Latin-1 text is practically never valid UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
 def item_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """`title` split into title and `year`, genre names made equal across versions.
 
-    - `title` loses "(1995)" and "(V)" behind it; `year` is 0 where the title has none.
+    - `title` loses "(1995)" and "(V)" behind it; `year` is NaN where the title has none.
     - Genres keep the file's order. "Children's" is "Children" (as in TFDS and later versions);
       "unknown" and "(no genres listed)" are no genre: an empty tuple.
     """
     found = frame["title"].str.extract(r"^(.*?)\s*\((\d{4})(?:[-–]\d*)?\)\s*(?:\(V\))?\s*$")
-    frame["year"] = pd.to_numeric(found[1]).fillna(0).astype(np.int64)
+    frame["year"] = pd.to_numeric(found[1]).astype(np.float64)
     frame["title"] = found[0].where(found[1].notna(), frame["title"].str.strip())
     none = ("unknown", "Unknown", "(no genres listed)")
     rename = {"Children's": "Children"}

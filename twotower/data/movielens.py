@@ -4,7 +4,7 @@ All three give the same Dataset: interactions in GroupLens' file order (protocol
 by it), ids as strings, the columns below.
 
     interactions  user_id, item_id, timestamp, rating
-    items         item_id, title (without the year), year (0 where unknown), genres
+    items         item_id, title (without the year), year (NaN where unknown), genres
     users         user_id, gender (M, F), age (first year of its bucket: 1, 18, 25, 35, 45, 50, 56),
                   occupation (in words), zip_code; 100k has exact_age too. Versions later than 1m
                   tell nothing of their users.

@@ -1,23 +1,36 @@
-"""Tables: your own Parquet or CSV files -> Dataset, and a Dataset -> Parquet."""
+"""Tables: your own Parquet, CSV or TSV files -> Dataset, and a Dataset -> Parquet."""
 
+import ast
+import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
+from twotower.data import files
+from twotower.data.columns import IDS, NUMBERS, TIMES, ColumnError, reads_as_date, refuse
 from twotower.data.dataset import REQUIRED, Dataset
 
-# Seconds of the year 5138: a larger timestamp is in milliseconds or finer.
-LATEST = 100_000_000_000
-STRINGS = {
-    "interactions": ("event", "search_text", "device", "country"),
-    "items": ("title", "description", "maker"),
-}
-NUMBERS = {"interactions": ("rating", "value")}
-TIMES = {"interactions": ("timestamp",), "items": ("released",)}
+# Texts that stand for no number and no time.
+MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
+# A number that is no code: codes begin with zeros that mean something.
+WHOLE = r"^-?(0|[1-9]\d*)$"
+NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
+LIST = r"^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
+DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
+MISSING_ID = "is missing; every row needs one"
+EPOCH = pd.Timestamp(0, tz="UTC")
+# What is written by people and not one of a few values.
+FREE_TEXTS = ("title", "description", "search_text", "event")
+# Between genres in a text; the first one that the column has.
+SEPARATORS = ("|", ";", ",")
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def load(
@@ -26,48 +39,56 @@ def load(
     users: str | os.PathLike | None = None,
     name: str | None = None,
 ) -> Dataset:
-    """A Dataset from one to three files, Parquet (`.parquet`) or CSV (anything else).
+    """A Dataset from one to three tables.
+
+    A table is a Parquet, CSV (`,`) or TSV (tabs, `.tsv`) file, compressed or not, or a folder of
+    such files, as Spark writes one. Text files are UTF-8 with a line of names; `\\N` is missing.
 
     - Ids become strings: 7 and "7" are the same id, "07" (in CSV, too) is another.
     - Times (`timestamp`, `released`) are whole seconds since 1970, dates, or ISO 8601 texts; they
       are UTC where they name no zone.
-    - `genres` is a list of strings or one string with `|` between them. A list of numbers, such as
-      an embedding, becomes a float32 vector; all rows must be of one length.
-    - Missing strings become "", missing ratings and values NaN, a missing year 0.
-    - Further columns stay: those of users as strings, others as they are (CSV: as numbers where
-      every value is one).
+    - `genres` is a list of strings, or a text with `|`, `;` or `,` between them (the first of these
+      that the column has), or a list written as text, by Python or as JSON. A list of numbers, such
+      as an embedding, becomes a float32 vector; all rows must be of one length.
+    - Missing strings become "", missing numbers, years and release times NaN, a missing list of
+      strings is empty, a missing vector NaN. A missing id or timestamp is refused.
+    - Further columns stay: those of users as strings, others as they are. Those of text files
+      become numbers, truth values, times or lists where every value is one; a column with a number
+      such as 01234 stays text.
 
     Args:
-        interactions: A file with `user_id`, `item_id`, `timestamp` and the optional columns of
+        interactions: A table with `user_id`, `item_id`, `timestamp` and the optional columns of
             `INTERACTION_COLUMNS`, or a directory that `save` wrote (then it is the only one).
-        items: A file with `item_id`; without one, items are known by their ids alone.
-        users: A file with `user_id`; without one, users are known by their ids alone.
+        items: A table with `item_id`; without one, items are known by their ids alone.
+        users: A table with `user_id`; without one, users are known by their ids alone.
         name: Name of the dataset; the first file's by default.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: A file that cannot be read, a missing column, a value that its column cannot
-            hold (the row is named, counted from 0), or an id without its row in `items` or
-            `users`.
+            hold, or an id without its row in `items` or `users`. The message names the file, the
+            line (of Parquet the row, counted from 0) and the column.
     """
-    paths = {"interactions": pathlib.Path(interactions), "items": items, "users": users}
-    name = name or paths["interactions"].stem
-    if paths["interactions"].is_dir():
-        if items is not None or users is not None:
-            raise ValueError(
-                f"{interactions} is a directory, which brings its own items and users."
-            )
-        folder = paths["interactions"]
-        paths = {table: folder / f"{table}.parquet" for table in REQUIRED}
-    frames = {
-        table: _table(pathlib.Path(path), table)
-        for table, path in paths.items()
-        if path is not None
+    paths = {"interactions": interactions, "items": items, "users": users}
+    paths = {
+        table: pathlib.Path(path).expanduser() for table, path in paths.items() if path is not None
     }
-    for table, column in (("items", "item_id"), ("users", "user_id")):
-        if table not in frames:
-            frames[table] = pd.DataFrame({column: frames["interactions"][column].unique()})
-    return Dataset(name, frames["interactions"], frames["items"], frames["users"])
+    folder = paths["interactions"]
+    name = name or folder.stem
+    if (folder / "interactions.parquet").exists():
+        if len(paths) > 1:
+            raise ValueError(f"{folder} is a dataset, which brings its own items and users.")
+        paths = {table: folder / f"{table}.parquet" for table in REQUIRED}
+    sources = {table: files.read(path) for table, path in paths.items()}
+    try:
+        frames = {table: _frame(source, table) for table, source in sources.items()}
+        for table, column in (("items", "item_id"), ("users", "user_id")):
+            if table not in frames:
+                frames[table] = pd.DataFrame({column: frames["interactions"][column].unique()})
+        return Dataset(name, **frames)
+    except ColumnError as error:
+        source = sources.get(error.table, sources["interactions"])
+        raise ValueError(f"{source.where(error.row)}: {error.column} {error.problem}.") from error
 
 
 def save(dataset: Dataset, directory: str | os.PathLike) -> None:
@@ -84,129 +105,143 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
         )
 
 
-def _table(path: pathlib.Path, table: str) -> pd.DataFrame:
-    """One file as a table of the Dataset, with errors that name the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r} to read {table} from.")
-    is_parquet = path.suffix in (".parquet", ".pq")
-    try:
-        if is_parquet:
-            frame = pyarrow.parquet.read_table(path).to_pandas()
-        else:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, OSError) as error:  # pandas', pyarrow's and Unicode errors are ValueErrors
-        kind = "Parquet" if is_parquet else "CSV"
-        raise ValueError(f"{path} cannot be read as {kind}: {error}. Is it whole?") from error
-    missing = [column for column in REQUIRED[table] if column not in frame]
+def _frame(source: files.Source, table: str) -> pd.DataFrame:
+    """The columns of a file as pandas holds them; the Dataset gives them their form."""
+    names = source.table.column_names
+    missing = [column for column in REQUIRED[table] if column not in names]
     if missing:
         raise ValueError(
-            f"{path} lacks {missing}; {table} need {list(REQUIRED[table])}, and this file has "
-            f"{list(frame.columns)}. Rename its columns."
+            f"{source.where(None)} lacks {missing}; {table} need {list(REQUIRED[table])}, and this "
+            f"file has {names}. Rename its columns."
         )
+    return pd.DataFrame(
+        {name: _column(source.table[name], name, table, source.is_text) for name in names}
+    )
+
+
+def _column(array: pa.ChunkedArray, name: str, table: str, is_text: bool) -> pd.Series:
+    """A column; `is_text` says that its file knew no types."""
+    if name in IDS:
+        return _ids(array, name, table)
+    if array.type == pa.large_string():
+        if name in TIMES.get(table, ()):
+            return _times(array, name, table)
+        if name in NUMBERS.get(table, ()):
+            return _pandas(_numbers(array, name, table), name)
+        if (table, name) == ("items", "genres"):
+            return _genres(array, name, table)
+        if is_text and name not in FREE_TEXTS:
+            return _typed(array, name, table)
+    elif (table, name) == ("items", "genres") and pa.types.is_large_list(array.type):
+        array = array.cast(pa.large_list(pa.large_string()))
+    return _pandas(array, name)
+
+
+def _pandas(array: pa.ChunkedArray, name: str) -> pd.Series:
+    return array.to_pandas(integer_object_nulls=True, date_as_object=False).rename(name)
+
+
+def _ids(array: pa.ChunkedArray, name: str, table: str) -> pd.Series:
+    kind = array.type
+    refuse(table, pd.Series(name=name, index=range(len(array))), array.is_null(), MISSING_ID)
+    if not (pa.types.is_integer(kind) or kind == pa.large_string() or pa.types.is_null(kind)):
+        raise ColumnError(
+            table,
+            name,
+            None,
+            f"holds {kind} such as {array[0]}; ids must be strings or whole numbers. (Whole "
+            "numbers turn into floats where a row has none)",
+        )
+    ids = _pandas(array.cast(pa.large_string()), name)
+    refuse(table, ids, ids == "", MISSING_ID)
+    return ids
+
+
+def _present(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Trimmed texts, null where they stand for nothing."""
+    text = pc.utf8_trim_whitespace(text)
+    is_missing = pc.is_in(pc.utf8_lower(text), pa.array(MISSING, pa.large_string()))
+    return pc.if_else(is_missing, None, text)
+
+
+def _numbers(text: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
+    """Numbers written as text, as float64."""
+    present = _present(text)
+    is_number = pc.match_substring_regex(present, NUMBER).fill_null(True).to_numpy()
+    refuse(table, _pandas(text, name), ~is_number, "is {}, not a number")
+    return present.cast(pa.float64())
+
+
+def _times(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
+    """Times written as text, in seconds, NaN where missing."""
+    present = _present(text)
+    is_number = pc.match_substring_regex(present, NUMBER)
+    seconds = pc.if_else(is_number, present, None).cast(pa.float64()).to_numpy()
+    is_number = is_number.fill_null(True).to_numpy()
+    if not is_number.all():
+        # Beside dates, 2011 is a year and 20110820 a date, which ISO 8601 may write without dashes.
+        is_date = ~is_number | reads_as_date(seconds)
+        dates = _pandas(present, name).where(is_date)
+        dates = pd.to_datetime(dates, errors="coerce", utc=True, format="ISO8601")
+        problem = "is {}, not whole seconds since 1970 or an ISO 8601 date"
+        refuse(table, _pandas(text, name), is_date & dates.isna(), problem)
+        seconds = np.where(is_date, (dates - EPOCH) // pd.Timedelta(seconds=1), seconds)
+    return pd.Series(seconds, name=name)
+
+
+def _typed(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
+    """Numbers, truth values, dates or lists, where every value of a text column is one."""
+    present = _present(text)
+
+    def every(pattern: str) -> bool:
+        return pc.all(pc.match_substring_regex(present, pattern)).as_py()
+
+    if present.null_count == len(present):
+        return _pandas(text, name)
+    if every(WHOLE):
+        is_id = pc.max(pc.utf8_length(present)).as_py() > 18  # no number has as many digits
+        return _pandas(text if is_id else present.cast(pa.int64()), name)
+    if every(NUMBER) and every(NO_CODE):
+        return _pandas(present.cast(pa.float64()), name)
+    if every("^(?i:true|false)$"):
+        return _pandas(pc.equal(pc.utf8_lower(present), "true"), name)
+    if every(DATE):
+        dates = pd.to_datetime(_pandas(present, name), errors="coerce", utc=True, format="ISO8601")
+        if dates.notna().sum() == len(present) - present.null_count:
+            return dates
+    if every(LIST):
+        texts = _pandas(present, name)
+        is_cut = texts.str.contains(r"\d\.?\s+\.\.\.\s").fillna(False)
+        refuse(table, texts, is_cut, "is {}, a list that NumPy cut short")
+        return texts.map(_list_of, na_action="ignore").astype(object)
+    return _pandas(text, name)
+
+
+def _genres(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
+    """Lists of the genres that each text names."""
+    texts = _pandas(pc.utf8_trim_whitespace(text), name)
+    refuse(table, texts, texts.str.match(r"\[\s*\{").fillna(False), "is {}; give names alone")
+    distinct = texts.dropna().unique()
+    is_list = {value: re.match(r"\[.*\]$|[({]['\"].*[)}]$|\(\)$", value) for value in distinct}
+    plain = [value for value in distinct if not is_list[value]]
+    separator = next((mark for mark in SEPARATORS if any(mark in value for value in plain)), "|")
+    genres = {
+        value: _list_of(value) if is_list[value] else map(str.strip, value.split(separator))
+        for value in distinct
+    }
+    genres = {value: tuple(found) for value, found in genres.items()}
+    return pd.Series([genres.get(value, ()) for value in texts], dtype=object, name=name)
+
+
+def _list_of(text: str) -> list:
+    """The entries of a list that Python, NumPy or JSON wrote as text, without evaluating it."""
     try:
-        return pd.DataFrame(
-            {column: _column(frame[column], table, not is_parquet) for column in frame}
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _column(values: pd.Series, table: str, texts: bool) -> pd.Series:
-    """A column in the form the Dataset wants; `texts` says that the file knew strings only."""
-    column = str(values.name)
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
-    if column in ("user_id", "item_id"):
-        return _ids(values)
-    if column in TIMES.get(table, ()):
-        return _times(values)
-    if column in NUMBERS.get(table, ()):
-        return _numbers(values).astype(np.float32)
-    if column in STRINGS.get(table, ()) or table == "users":
-        return _strings(values)
-    if column == "year":
-        return _numbers(values).fillna(0).astype(np.int64)
-    if column == "genres":
-        return values.map(_genres).astype(object)
-    present = values.dropna()
-    if len(present) and isinstance(present.iloc[0], np.ndarray | list | tuple):
-        return _lists(values)
-    if texts:
-        numbers = pd.to_numeric(values.replace("", None), errors="coerce")
-        if (numbers.notna() | (values == "")).all() and (values != "").any():
-            return numbers
-    return values
-
-
-def _ids(values: pd.Series) -> pd.Series:
-    if values.isna().any() or (values.astype(str) == "").any():
-        row = int((values.isna() | (values.astype(str) == "")).to_numpy().argmax())
-        raise ValueError(f"{values.name} is missing in row {row}. Every row needs one.")
-    if pd.api.types.is_float_dtype(values.dtype):
-        raise ValueError(
-            f"{values.name} holds floats such as {values.iloc[0]}; ids must be strings or whole "
-            "numbers. (Whole numbers turn into floats where a row has none.)"
-        )
-    return values.astype(str)
-
-
-def _strings(values: pd.Series) -> pd.Series:
-    return values.astype(object).where(values.notna(), "").map(str)
-
-
-def _numbers(values: pd.Series) -> pd.Series:
-    """As float64, NaN where missing."""
-    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
-    missing = values.isna() | values.astype(str).str.lower().isin(("", "nan", "na", "null", "none"))
-    _refuse(values, numbers.isna() & ~missing, "a number")
-    return numbers
-
-
-def _times(values: pd.Series) -> pd.Series:
-    """As int64 seconds since 1970."""
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        seconds = values
-    elif pd.api.types.is_datetime64_any_dtype(values.dtype):
-        seconds = _seconds(values)
-    else:
-        seconds = pd.to_numeric(values, errors="coerce")
-        if seconds.isna().any():
-            text = values.astype(str).where(seconds.isna() & values.notna(), "")
-            dates = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
-            seconds = seconds.fillna(_seconds(dates))
-    strange = seconds.isna() | (seconds % 1 != 0)
-    _refuse(values, strange, "whole seconds since 1970 or an ISO 8601 date")
-    _refuse(values, seconds.abs() > LATEST, "seconds: are these milliseconds? Divide by 1000")
-    return seconds.astype(np.int64)
-
-
-def _seconds(dates: pd.Series) -> pd.Series:
-    """Dates to seconds, NaN for none; fractions of a second are cut off."""
-    if dates.dt.tz is None:
-        dates = dates.dt.tz_localize("UTC")
-    return (dates - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
-
-
-def _refuse(values: pd.Series, wrong: pd.Series, expected: str) -> None:
-    """ValueError at the first row where `wrong` holds."""
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise ValueError(f"{values.name} in row {row} is {values.iloc[row]!r}, not {expected}.")
-
-
-def _genres(value) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return tuple(part for part in value.split("|") if part)
-    return () if value is None or np.isscalar(value) else tuple(map(str, value))
-
-
-def _lists(values: pd.Series) -> pd.Series:
-    """Lists of strings as tuples, lists of numbers as float32 vectors of one length."""
-    lists = [() if value is None or np.isscalar(value) else value for value in values]
-    first = next((entry for value in lists for entry in value), "")
-    if isinstance(first, str):
-        return pd.Series([tuple(value) for value in lists], values.index, object)
-    lengths = np.array([len(value) for value in lists])
-    _refuse(values, pd.Series(lengths != lengths[0]), f"a vector of length {lengths[0]}")
-    vectors = np.asarray([np.asarray(value, np.float32) for value in lists])
-    return pd.Series(list(vectors), values.index)
+        return json.loads(text)
+    except ValueError:
+        inside = text[1:-1]
+    if quoted := QUOTED.findall(inside):
+        return [ast.literal_eval(entry) for entry in quoted]
+    try:
+        return [float(number) for number in inside.replace(",", " ").split()]
+    except ValueError:
+        return [entry.strip() for entry in inside.split(",")]

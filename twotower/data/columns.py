@@ -1,0 +1,284 @@
+"""Columns: the one form that each column of a Dataset has, and the values that are refused.
+
+    text      a string, "" where it is missing
+    number    NaN where it is missing; a column of whole numbers without a gap stays int64
+    tags      a tuple of strings, () where they are missing
+    vector    float32, all of one length, NaN where it is missing
+
+The names in `TEXTS`, `NUMBERS` and `TIMES` have their kind, `genres` are tags, and what is known of
+users is text. The kind of any other column follows from its values.
+"""
+
+import numbers
+
+import numpy as np
+import pandas as pd
+
+IDS = ("user_id", "item_id")
+TEXTS = {
+    "interactions": ("event", "search_text", "device", "country"),
+    "items": ("title", "description", "maker"),
+}
+NUMBERS = {"interactions": ("rating", "value"), "items": ("year",)}
+TIMES = {"interactions": ("timestamp",), "items": ("released",)}
+# Seconds of the year 5138: a larger timestamp is in milliseconds or finer.
+LATEST = 100_000_000_000
+# float64 holds every whole number up to here.
+EXACT = 2**53
+# What pandas calls columns of numbers and of times.
+_NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
+_TIME_KINDS = ("datetime64", "datetime", "date")
+
+
+class ColumnError(ValueError):
+    """A value that its column cannot hold.
+
+    Attributes:
+        table: `interactions`, `items` or `users`.
+        column: Name of the column.
+        row: Row of the table, counted from 0; None where the whole column is wrong.
+        problem: The rest of the sentence, such as `is 'new', not a number`.
+    """
+
+    def __init__(self, table: str, column: str, row: int | None, problem: str) -> None:
+        where = table if row is None else f"{table}, row {row}"
+        super().__init__(f"{where}: {column} {problem}.")
+        self.table, self.column, self.row, self.problem = table, column, row, problem
+
+
+def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
+    """Raises a ColumnError for the first row where `wrong` holds; returns where none does.
+
+    Args:
+        table: Name of the table.
+        values: The column.
+        wrong: `[num_rows]` bool.
+        problem: The rest of the sentence; `{}` in it stands for the value.
+    """
+    wrong = np.asarray(wrong, bool)
+    if wrong.any():
+        row = int(wrong.argmax())
+        value = values.iloc[row]
+        shown = repr(value.item() if isinstance(value, np.generic) else value)
+        shown = shown if len(shown) < 80 else shown[:77] + "..."
+        raise ColumnError(table, str(values.name), row, problem.replace("{}", shown))
+
+
+def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """The table with every column in its form. The frame that was given stays as it was.
+
+    Ids are left as they are: the Dataset compares them between its tables.
+
+    Raises:
+        ColumnError: A value that its column cannot hold, such as text in the place of a number, a
+            number that is infinite as float32, a year that is not whole, a time that is not in
+            seconds, or vectors of different lengths.
+        ValueError: Two columns of one name.
+    """
+    if frame.columns.has_duplicates:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise ValueError(f"{table} have two columns named {twice!r}. Rename or drop one of them.")
+    cleaned = frame.copy(deep=False)
+    for column in frame.columns:
+        if column not in IDS:
+            cleaned[column] = _clean(frame[column].reset_index(drop=True), table)
+    return cleaned
+
+
+def refuse_twins(table: str, columns, names, computed) -> None:
+    """ValueError where one of `names` is a column of the table and also a `computed` input."""
+    if twins := sorted(set(names).intersection(columns, computed)):
+        raise ValueError(
+            f"{table} have the columns {twins}, and inputs of these names are computed from the "
+            f"interactions. Rename the columns (such as {table[:-1]}_{twins[0]}) to use either."
+        )
+
+
+def known(values: pd.Series) -> np.ndarray:
+    """Where something is known in a column that has its form, `[num_rows]` bool."""
+    first = values.iloc[0] if len(values) else 0.0
+    if isinstance(first, np.ndarray):
+        return ~np.isnan(np.stack(values.to_numpy())).any(1)
+    if isinstance(first, tuple):
+        return np.fromiter((len(tags) > 0 for tags in values), bool, len(values))
+    if isinstance(first, str):
+        return (values != "").to_numpy(bool)
+    return values.notna().to_numpy(bool)
+
+
+def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
+    column = values.name
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(object)
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if column in TIMES.get(table, ()):
+        return _time(values, kind, table)
+    if column == "year" and table == "items":
+        return _year(values, kind)
+    if column in NUMBERS.get(table, ()):
+        return _number(values, kind, table).astype(np.float32)
+    if table == "users" or column in TEXTS.get(table, ()):
+        return _text(values, kind, table)
+    if kind in _TIME_KINDS:
+        return _seconds(values)
+    if kind in _NUMBER_KINDS:
+        return _other_number(values, kind, table)
+    first = next(iter(values[values.notna()]), "")
+    is_tags = column == "genres" and table == "items"
+    if is_tags or isinstance(first, tuple | list | set | frozenset | np.ndarray):
+        return _lists(values, table, is_tags)
+    return _text(values, kind, table)
+
+
+def _text(values: pd.Series, kind: str, table: str):
+    present = values.notna()
+    if kind == "string":
+        return values.array if present.all() else values.where(present, "").array
+    texts = np.full(len(values), "", object)
+    if kind == "boolean":
+        texts[present] = np.where(values[present].astype(bool), "true", "false")
+    elif kind in _TIME_KINDS:
+        times = pd.to_datetime(_seconds(values)[present], unit="s")
+        texts[present] = times.strftime("%Y-%m-%dT%H:%M:%SZ")
+    elif kind in _NUMBER_KINDS:
+        found = values[present].to_numpy()
+        # A column of whole numbers with a gap comes as floats: 25.0 means 25.
+        is_whole = bool((found % 1 == 0).all())
+        texts[present] = [str(int(number) if is_whole else number) for number in found]
+    elif kind != "empty":
+        wrong = present & ~values.map(lambda value: isinstance(value, str)).astype(bool)
+        is_bytes = values.map(lambda value: isinstance(value, bytes)).any()
+        hint = " (.str.decode('utf-8') makes text of bytes)" if is_bytes else ""
+        refuse(table, values, wrong, "is {}, not text" + hint)
+    return texts
+
+
+def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
+    """float64, NaN where missing; finite as float32, which is what models compute with."""
+    present = values.notna()
+    if kind not in (*_NUMBER_KINDS, "empty"):
+        is_number = values.map(
+            lambda value: isinstance(value, numbers.Number) and not isinstance(value, bool)
+        )
+        refuse(table, values, present & ~is_number.astype(bool), "is {}, not a number")
+        refuse(table, values, present, "is {}, not a number")
+    found = values.to_numpy(np.float64, na_value=np.nan)
+    refuse(
+        table,
+        values,
+        np.abs(found) > np.finfo(np.float32).max,
+        "is {}; numbers must be finite, and within a float32",
+    )
+    return found
+
+
+def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
+    found = _number(values, kind, table)
+    if kind != "integer":
+        return found
+    if (np.abs(found) > EXACT).any():  # an id of some other system: as a number it would be cut
+        return _text(values, kind, table)
+    return found if np.isnan(found).any() else found.astype(np.int64)
+
+
+def _year(values: pd.Series, kind: str) -> np.ndarray:
+    """float64. 0 is missing, too: no calendar has that year, and many files write it for none."""
+    found = _number(values, kind, "items")
+    wrong = (found % 1 != 0) & ~np.isnan(found) | (np.abs(found) > 9999)
+    refuse("items", values, wrong, "is {}, not a year such as 1999")
+    return np.where(found == 0, np.nan, found)
+
+
+def _seconds(values: pd.Series) -> np.ndarray:
+    """Dates as seconds since 1970, UTC where they name no zone; float64, NaN where missing."""
+    dates = pd.to_datetime(values, utc=True).dt.tz_localize(None)
+    seconds = dates.to_numpy("datetime64[us]").astype(np.int64) // 1_000_000  # cuts fractions off
+    return np.where(dates.isna(), np.nan, seconds)
+
+
+def reads_as_date(found: np.ndarray) -> np.ndarray:
+    """Which numbers are dates such as 20110820, or years from 1800 to 2100, `[num_rows]` bool.
+
+    No midnight since 1970 is such a number of seconds.
+    """
+    found = np.where(np.isnan(found), 0, found)
+    year, month, day = found // 10_000, found // 100 % 100, found % 100
+    is_year = (found >= 1800) & (found <= 2100)
+    is_day = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    return is_year | (year >= 1800) & (year <= 2100) & is_day
+
+
+def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
+    """Whole seconds since 1970.
+
+    `timestamp` is int64; none is missing and none before 1970. `released` is float64, NaN where
+    missing.
+    """
+    found = _seconds(values) if kind in _TIME_KINDS else _number(values, kind, table)
+    present = ~np.isnan(found)
+    refuse(table, values, present & (found % 1 != 0), "is {}, not whole seconds since 1970")
+    problem = "is {}; times are seconds: are these milliseconds? Divide by 1000"
+    refuse(table, values, found > LATEST, problem)
+    dates = present & reads_as_date(found)
+    if dates.sum() * 2 >= max(present.sum(), 1):
+        problem = (
+            "is {}, which reads as a date: write 2011-08-20 for 20110820 or 2011-01-01 for 2011"
+        )
+        refuse(table, values, dates, problem)
+    if values.name == "released":
+        refuse(table, values, found < -LATEST, "is {}; times are seconds since 1970")
+        return found
+    refuse(table, values, ~present, "is missing; every row needs one")
+    refuse(table, values, found < 0, "is {}, before 1970")
+    return found.astype(np.int64)
+
+
+def _lists(values: pd.Series, table: str, is_tags: bool):
+    """Lists of text as tuples without gaps, lists of numbers as vectors."""
+    present = values.notna()
+    is_list = values.map(lambda row: isinstance(row, tuple | list | set | frozenset | np.ndarray))
+    refuse(table, values, present & ~is_list.astype(bool), "is {}, not a list")
+    rows = [row if there else () for row, there in zip(values, present, strict=True)]
+    if not is_tags and any(map(_holds_numbers, rows)):
+        column = list(_vectors(values, rows, table))
+    else:
+        rows = [sorted(row, key=str) if isinstance(row, set | frozenset) else row for row in rows]
+        rows = [[tag for tag in row if not _is_gap(tag) and tag != ""] for row in rows]
+        wrong = [not all(isinstance(tag, str | numbers.Real) for tag in row) for row in rows]
+        refuse(table, values, wrong, "is {}, not a list of text")
+        column = [tuple(map(_tag, row)) for row in rows]
+    return pd.Series(column, dtype=object).array
+
+
+def _tag(tag) -> str:
+    return tag if isinstance(tag, str) else str(int(tag) if tag % 1 == 0 else tag)
+
+
+def _is_gap(entry) -> bool:
+    return entry is None or entry is pd.NA or (isinstance(entry, float) and entry != entry)
+
+
+def _holds_numbers(row) -> bool:
+    if isinstance(row, np.ndarray) and row.dtype.kind in "iuf":
+        return len(row) > 0
+    return any(not isinstance(entry, str | bytes) and not _is_gap(entry) for entry in row)
+
+
+def _vectors(values: pd.Series, rows: list, table: str) -> np.ndarray:
+    """`[num_rows, length]` float32; NaN where a row has no vector or an entry is missing."""
+    lengths = np.array([len(row) for row in rows])
+    length = lengths[lengths > 0][0]
+    wrong = (lengths > 0) & (lengths != length)
+    refuse(table, values, wrong, f"is {{}}, not a vector of length {length} as the first one")
+    vectors = np.full((len(rows), length), np.nan, np.float32)
+    for row in np.flatnonzero(lengths):
+        entries = rows[row]
+        if not isinstance(entries, np.ndarray) or entries.dtype == object:
+            entries = [np.nan if _is_gap(entry) else entry for entry in entries]
+        try:
+            with np.errstate(over="ignore"):
+                vectors[row] = entries
+        except (TypeError, ValueError):
+            refuse(table, values, np.arange(len(rows)) == row, "is {}, not a list of numbers")
+    refuse(table, values, np.isinf(vectors).any(1), "is {}; numbers must be finite as float32")
+    return vectors

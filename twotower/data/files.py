@@ -1,0 +1,302 @@
+"""Files: Parquet, CSV or TSV, one file or a folder of part files -> one Arrow table.
+
+Whichever program wrote them, the table has few types: text is `large_string`, whole numbers are
+integers, other numbers floats, dates stay dates or timestamps, lists are `large_list`. An error
+names the file and the line (text) or row (Parquet, counted from 0).
+"""
+
+import bz2
+import csv
+import dataclasses
+import gzip
+import io
+import itertools
+import lzma
+import pathlib
+import urllib.parse
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+# First bytes of compressed files.
+COMPRESSED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
+# Endings of the files that count in a folder.
+ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
+# How Hive and Spark write a missing value: in text files, and as the name of a folder.
+NULL, NULL_FOLDER = "\\N", "__HIVE_DEFAULT_PARTITION__"
+BOM = b"\xef\xbb\xbf"
+# Bytes that Arrow parses at once: no record may be longer.
+BLOCK_SIZE = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A table that was read, and where its rows came from.
+
+    Attributes:
+        table: All rows.
+        is_text: Whether the files are text, so that numbers and dates are still text.
+        parts: Path and number of rows of each file, in the order of the table.
+    """
+
+    table: pa.Table
+    is_text: bool
+    parts: list[tuple[pathlib.Path, int]]
+
+    def where(self, row: int | None) -> str:
+        """File and line or row of a row of the table; the first file alone for None."""
+        if row is None:
+            return str(self.parts[0][0])
+        ends = np.cumsum([num_rows for _, num_rows in self.parts])
+        part = int(np.searchsorted(ends, row, side="right"))
+        path, num_rows = self.parts[part]
+        row -= int(ends[part]) - num_rows
+        if not self.is_text:
+            return f"{path}, row {row}"
+        records = _records(_bytes_of(path), _delimiter(path))
+        line, _ = next(itertools.islice(records, row + 1, None))  # behind the header
+        return f"{path}, line {line}"
+
+
+def read(path: pathlib.Path) -> Source:
+    """A file, or a folder of part files as Spark writes one, in the order of their names.
+
+    In a folder, files and folders whose names begin with `_` or `.` do not count (`_SUCCESS`,
+    checksums). A folder called `event=watch` gives its files a column `event`.
+
+    Raises:
+        FileNotFoundError: No such file, or a folder without part files.
+        ValueError: A file that cannot be read, or parts with different columns.
+    """
+    paths = [path]
+    if path.is_dir():
+        if (path / "_temporary").exists():
+            raise ValueError(f"{path} holds _temporary: whoever writes it has not finished.")
+        paths = [part for part in sorted(path.rglob("*")) if _is_part(part, path)]
+    if not paths or not path.exists():
+        raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
+    kinds = [_is_parquet(part) for part in paths]
+    if len(set(kinds)) > 1:
+        raise ValueError(f"{path} holds Parquet and text: parts of one table are of one kind.")
+    tables = [
+        _of_folders(_parquet(part) if kinds[0] else _text(part), part.relative_to(path))
+        for part in paths
+    ]
+    for part, table in zip(paths, tables, strict=True):
+        if set(table.column_names) != set(tables[0].column_names):
+            raise ValueError(
+                f"{part} has the columns {table.column_names}, and {paths[0]} has "
+                f"{tables[0].column_names}: parts of one table have the same ones."
+            )
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{path}: its parts differ: {error}.") from error
+    return Source(
+        table, not kinds[0], [(p, t.num_rows) for p, t in zip(paths, tables, strict=True)]
+    )
+
+
+def _is_part(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    name = path.name.lower()
+    for ending in (".gz", ".bz2", ".xz"):
+        name = name.removesuffix(ending)
+    hidden = any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
+    return path.is_file() and name.endswith(ENDINGS) and not hidden
+
+
+def _is_parquet(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        return path.suffix in (".parquet", ".pq") or file.read(4) == b"PAR1"
+
+
+def _of_folders(table: pa.Table, path: pathlib.Path) -> pa.Table:
+    """The table with a column for each folder `name=value` that the file lies in."""
+    for folder in path.parts[:-1]:
+        name, equals, value = folder.partition("=")
+        if equals and name not in table.column_names:
+            value = None if value == NULL_FOLDER else urllib.parse.unquote(value)
+            table = table.append_column(
+                name, pa.repeat(pa.scalar(value, pa.large_string()), table.num_rows)
+            )
+    return table
+
+
+def _parquet(path: pathlib.Path) -> pa.Table:
+    try:
+        # Spark's old INT96 times in nanoseconds would overflow past 2262.
+        with pyarrow.parquet.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}. Is it whole?") from error
+    _check_names(path, table.column_names)
+    # What pandas had as its index: without a name, these are row numbers.
+    table = table.drop_columns([n for n in table.column_names if n.startswith("__index_level_")])
+    for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):
+        if isinstance(index, dict) and index["name"] is not None:
+            values = range(index["start"], index["stop"], index["step"])
+            table = table.append_column(index["name"], pa.array(values, pa.int64()))
+    return pa.table({name: _plain(table[name], name, path) for name in table.column_names})
+
+
+def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedArray:
+    """A column in one of the few types, whichever its writer chose."""
+    try:
+        wanted = _plain_type(array.type)
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: {name} is of the type {array.type}, which no column can have. Leave it out, "
+            "or write its parts as columns."
+        ) from error
+    if "list_view" in str(array.type) or "uuid" in str(array.type):
+        # pyarrow 26 loses entries when it casts list views, and knows no text of a UUID.
+        values = array.to_pylist()
+        if wanted == pa.large_string():
+            values = [None if value is None else str(value) for value in values]
+        array = pa.chunked_array([pa.array(values, wanted)])
+    try:
+        array = array.cast(wanted)
+    except pa.ArrowInvalid as error:
+        values = array.to_pylist()
+        singly = (pa.array([value], array.type) for value in values)  # a slice keeps all lists
+        row = next(row for row, one in enumerate(singly) if not _can_cast(one, wanted))
+        raise ValueError(
+            f"{path}, row {row}: {name} is {values[row]!r}, which is not text in UTF-8."
+        ) from error
+    return _decimal(array) if pa.types.is_decimal(wanted) else array
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Decimals stay. Raises TypeError for what is neither text, number, time nor list."""
+    is_type = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.large_string() if "uuid" in str(kind) else _plain_type(kind.storage_type)
+    if is_type.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if hasattr(kind, "value_field") and not is_type.is_map(kind):
+        inner = _plain_type(kind.value_type)
+        return pa.large_list(pa.float64() if is_type.is_decimal(inner) else inner)
+    if is_type.is_float16(kind):
+        return pa.float32()
+    if is_type.is_timestamp(kind) and kind.tz is not None:
+        return pa.timestamp(kind.unit, "UTC")
+    if str(kind).startswith(("string", "large_string", "binary", "large_binary", "fixed_size_bin")):
+        return pa.large_string()
+    plain = (is_type.is_null, is_type.is_boolean, is_type.is_integer, is_type.is_floating)
+    plain += (is_type.is_date, is_type.is_timestamp, is_type.is_decimal)
+    if any(is_plain(kind) for is_plain in plain):
+        return kind
+    raise TypeError(kind)
+
+
+def _can_cast(array: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> bool:
+    try:
+        array.cast(wanted)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _decimal(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """int64 where all values are whole, text where these are too long for that, else float64."""
+    try:
+        whole = array.cast(pa.decimal256(76, 0))
+    except pa.ArrowInvalid:
+        # Through text, because Arrow's own way is off by a last bit here and there.
+        return array.cast(pa.large_string()).cast(pa.float64())
+    return whole.cast(pa.int64() if _can_cast(whole, pa.int64()) else pa.large_string())
+
+
+def _bytes_of(path: pathlib.Path) -> bytes:
+    """What a text file holds, unpacked where it is compressed."""
+    data = path.read_bytes()
+    for magic, module in COMPRESSED.items():
+        if data.startswith(magic):
+            try:
+                return module.decompress(data)
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise ValueError(f"{path} cannot be unpacked: {error}. Is it whole?") from error
+    return data
+
+
+def _delimiter(path: pathlib.Path) -> str:
+    return "\t" if ".tsv" in path.suffixes else ","
+
+
+def _text(path: pathlib.Path) -> pa.Table:
+    """All columns as text, in which nothing but `NULL` is missing."""
+    data = _bytes_of(path)
+    delimiter = _delimiter(path)
+    # Arrow would take an empty line before the header for the header, and reads a record that ends
+    # with the header and without a newline not at all.
+    body = data.removeprefix(BOM).lstrip(b"\r\n") + b"\n"
+    if not body.strip():
+        raise ValueError(f"{path} cannot be read: it is empty.")
+    if b'"' in body:  # Arrow reads on past a quote that is not closed
+        _check(path, data, delimiter)
+    try:
+        _, names = next(_records(data, delimiter))
+        columns = [str(number) for number in range(len(names))]
+        types = dict.fromkeys(columns, pa.large_string())
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(body),
+            pyarrow.csv.ReadOptions(
+                column_names=columns, skip_rows_after_names=1, block_size=BLOCK_SIZE
+            ),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            pyarrow.csv.ConvertOptions(
+                column_types=types, null_values=[NULL], strings_can_be_null=True
+            ),
+        )
+    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        _check(path, data, delimiter)
+        raise ValueError(f"{path} cannot be read as CSV: {error}.") from error
+    named = [number for number, name in enumerate(names) if name.strip()]  # pandas' row numbers
+    names = [names[number] for number in named]
+    _check_names(path, names)
+    return table.select(named).rename_columns(names)
+
+
+def _records(data: bytes, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """First line, counted from 1, and fields of each record; empty lines are none."""
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=strict)
+    line = 1
+    for fields in reader:
+        if fields:
+            yield line, fields
+        line = reader.line_num + 1
+
+
+def _check(path: pathlib.Path, data: bytes, delimiter: str) -> None:
+    """Raises for the first line that is not UTF-8, has too many or few fields, or an open quote."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line} is not text in UTF-8: {error}. Save the file as UTF-8, unpacked."
+        ) from error
+    line, width = 0, None
+    try:
+        for line, fields in _records(data, delimiter, strict=True):
+            width = width or len(fields)
+            if len(fields) != width:
+                raise ValueError(
+                    f"{path}, line {line}: {len(fields)} fields, where the header has {width}: "
+                    f"{fields}. Is the line cut off, or a {delimiter!r} in a text without quotes?"
+                )
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: the quotes of the record behind line {line} do not close ({error})."
+        ) from error
+
+
+def _check_names(path: pathlib.Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"{path} has two columns named {name!r}. Rename or drop one of them.")
