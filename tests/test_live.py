@@ -23,6 +23,7 @@ from twotower.pair import Checks, Pair
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.brute_force import BruteForceIndex
+from twotower.retrieval.vectors import KeyedVectors
 from twotower.wal import ADD, REMOVE, WriteAheadLog
 
 # Item n of training A has the vector TABLE[n], of length 1. Training B has the axes backwards and
@@ -466,6 +467,24 @@ def test_recall_is_the_backends_own(live, backend):
     live.swap(pair("B", backend=backend))
     with pytest.raises(SwapRefused, match=r"recall@5: 1\.0000"):
         live.swap(pair("A", backend=backend), checks=dataclasses.replace(CHECKS, recall_target=1.1))
+
+
+def test_equal_items_are_equal_answers_to_the_checks(live):
+    """Ten copies of every item. The new index finds the last ones, an exact scan the first ones."""
+
+    class LastOfEqual(BruteForceIndex):
+        def _search(self, queries, k):
+            flipped = KeyedVectors(self._store.built.keys, self._vectors[::-1], self.metric)
+            positions, scores = flipped.best(queries, k)
+            return len(self._vectors) - 1 - positions, scores
+
+    vectors = np.tile(items("B")(np.arange(NUM)), (10, 1))
+    new = LastOfEqual().build(np.arange(10 * NUM), vectors)
+    exact = new.search_built(tower("B")(ask([3])), 5, exact=True)
+    assert exact.keys.tolist() == [[3, 43, 83, 123, 163]]
+    found = new.search_built(tower("B")(ask([3])), 5)
+    assert found.keys.tolist() == [[203, 243, 283, 323, 363]]
+    live.swap(changed(retriever=new), checks=dataclasses.replace(CHECKS, recall_target=1))
 
 
 def test_no_checks_no_swap(log):

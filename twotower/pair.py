@@ -10,9 +10,9 @@ import numpy as np
 from twotower.bundle import Bundle
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.tuning import recall_against
+from twotower.retrieval.tuning import built_recall
 
-FORMAT_VERSION = 1  # of a snapshot
+FORMAT_VERSION = 2  # of a snapshot; 1 has no digest
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
@@ -27,7 +27,11 @@ class Pair:
         tower_version: The training of the query tower.
         index_version: That of the item vectors, as the index was saved with it. Kept apart from
             the tower's, so that there is something to compare.
-        sequence: The last log entry that the index held when it was loaded or built, 0 for none.
+        sequence: The last log entry that the index held when it was loaded or built, 0 for none:
+            what `LiveIndex.items` gave with the items, or what a snapshot says. A larger one loses
+            the entries in between; a smaller one has them replayed again, to no harm.
+        digest: The log's at that entry, as a snapshot keeps it, so that no other log is replayed;
+            "" where it is not known.
     """
 
     query_tower: QueryTower
@@ -35,6 +39,7 @@ class Pair:
     tower_version: str
     index_version: str
     sequence: int = 0
+    digest: str = ""
 
     @property
     def model_version(self) -> str:
@@ -48,7 +53,8 @@ class Pair:
         Args:
             bundle: Where from.
             index: One of `bundle.indexes`, or `exact`.
-            sequence: `log.last` of when the bundle's items were read; later entries are replayed.
+            sequence: `LiveIndex.sequence` of before the bundle's items were read; the entries after
+                it are replayed.
 
         Raises:
             BundleError: No such index, or one of another training.
@@ -60,6 +66,9 @@ class Pair:
     def from_snapshot(cls, directory: str | pathlib.Path, bundle: Bundle) -> "Pair":
         """The bundle's tower with the index that `LiveIndex.snapshot` wrote.
 
+        Where its log is lost, `dataclasses.replace(pair, sequence=0, digest="")` starts a new one
+        without what came after the snapshot.
+
         Raises:
             ValueError: No snapshot, a damaged or newer one, or one of another training.
         """
@@ -67,13 +76,14 @@ class Pair:
         try:
             described = json.loads(path.read_text())
             version, sequence = int(described["format_version"]), int(described["sequence"])
+            digest = str(described["digest"]) if version > 1 else ""
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} does not describe a snapshot: {error!r}.") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: format {version}; this code reads {FORMAT_VERSION}.")
+        if version not in (1, FORMAT_VERSION):
+            raise ValueError(f"{path}: format {version}; this code reads 1 and {FORMAT_VERSION}.")
         model_version = bundle.model_version
         retriever = build.load(path.parent / "index", model_version)
-        return cls(bundle.query_tower, retriever, model_version, model_version, sequence)
+        return cls(bundle.query_tower, retriever, model_version, model_version, sequence, digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +141,7 @@ def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
             bad = int((~np.isfinite(queries).all(1)).sum())
             failed.append(f"finite: {bad} of {len(queries)} queries hold NaN or inf; expected 0")
         else:
-            exact = retriever.search_built(queries, checks.k, exact=True)
-            recall = recall_against(exact, retriever.search_built(queries, checks.k))
+            recall = built_recall(retriever, queries, checks.k)
             if not recall >= checks.recall_target:
                 failed.append(
                     f"recall@{checks.k}: {recall:.4f} of the exact answer; expected "
