@@ -83,11 +83,12 @@ def through_saved_model(bundle: Bundle, call, titles_by_id: dict):
 def layer_recall(bundle: Bundle, call, requests: list, exact: Candidates) -> float:
     """recall@100 of the ScaNN layer inside its SavedModel, nothing excluded."""
     k, nothing = tf.constant(100), tf.constant([[""]])
-    ids = [call(inputs, k, nothing)["ids"].numpy().astype(bytes) for inputs, _ in requests]
-    keys = bundle.catalogue.keys_of(np.char.decode(np.concatenate(ids)))
-    return recall_against(
-        exact, Candidates(keys, np.zeros(keys.shape, np.float32), (keys >= 0).sum(1))
+    found = [call(inputs, k, nothing) for inputs, _ in requests]
+    ids, scores = (
+        np.concatenate([answer[name].numpy() for answer in found]) for name in ("ids", "scores")
     )
+    keys = bundle.catalogue.keys_of(np.char.decode(ids.astype(bytes)))
+    return recall_against(exact, Candidates(keys, scores, (keys >= 0).sum(1)))
 
 
 def main(argv):

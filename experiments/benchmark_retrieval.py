@@ -36,7 +36,8 @@ import vector_sets  # isort: skip  (beside this script)
 from twotower.provenance import provenance
 from twotower.ragged import Ragged
 from twotower.retrieval import build
-from twotower.retrieval.tuning import tune
+from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.tuning import recall_against, tune
 from twotower.retrieval.vectors import KeyedVectors
 
 # Name in tables -> backend and how to build it. Efforts are found.
@@ -127,15 +128,17 @@ def make_set(unit: Unit) -> vector_sets.VectorSet:
     return vector_sets.VectorSet(unit.source, vectors, queries)
 
 
-def exact_answers(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> np.ndarray:
-    """Keys of the exact best EXCLUDED + k of every query, `[num_queries, EXCLUDED + k]`."""
+def exact_answers(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> Candidates:
+    """The exact best EXCLUDED + k of every query."""
     width = min(EXCLUDED + unit.k, len(data.vectors))
-    path = folder / f"exact-{unit.metric}-{width}.npy"
+    path = folder / f"exact-{unit.metric}-{width}.npz"
     if not path.exists():
         config = build.IndexConfig("flat", unit.metric)
         index = build.build(config, np.arange(len(data.vectors)), data.vectors)
-        np.save(path, index.search(data.queries, width).keys)
-    return np.load(path)
+        best = index.search(data.queries, width)
+        np.savez(path, keys=best.keys, scores=best.scores, counts=best.counts)
+    with np.load(path) as arrays:
+        return Candidates(arrays["keys"], arrays["scores"], arrays["counts"])
 
 
 def built(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> tuple:
@@ -172,11 +175,6 @@ def built(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> tupl
     return index, row
 
 
-def share_found(wanted: np.ndarray, keys: np.ndarray) -> float:
-    """Mean share of each row of `wanted` that stands in the same row of `keys`."""
-    return float(np.mean([np.isin(row, found).mean() for row, found in zip(wanted, keys)]))
-
-
 def quantiles(seconds: list[float]) -> dict:
     """Of single queries."""
     p50, p99 = 1e3 * np.quantile(seconds, [0.5, 0.99])
@@ -190,7 +188,7 @@ def measured(index, queries, k: int, wanted, singles: int, exclude: Ragged | Non
         index: Retriever.
         queries: `[num_queries, dim]`.
         k: Answers a query.
-        wanted: `[num_queries, k]` exact keys.
+        wanted: The exact Candidates.
         singles: Queries to ask one at a time, round and round.
         exclude: As in `Retriever.search`, one row a query.
     """
@@ -204,7 +202,7 @@ def measured(index, queries, k: int, wanted, singles: int, exclude: Ragged | Non
     rounds = []
     for _ in range(2):  # the better of two: the first may find cold caches
         begun = time.perf_counter()
-        keys = np.concatenate([ask(batch).keys for batch in batches])
+        answer = Candidates.concat([ask(batch) for batch in batches])
         rounds.append(time.perf_counter() - begun)
     single = []
     for turn in range(singles):
@@ -213,7 +211,7 @@ def measured(index, queries, k: int, wanted, singles: int, exclude: Ragged | Non
         begun = time.perf_counter()
         index.search(one, k, banned)
         single.append(time.perf_counter() - begun)
-    found = {f"recall@{k}": share_found(wanted, keys), "qps": len(queries) / min(rounds)}
+    found = {f"recall@{k}": recall_against(wanted, answer), "qps": len(queries) / min(rounds)}
     return found | quantiles(single)
 
 
@@ -221,15 +219,18 @@ def filtered(index, data: vector_sets.VectorSet, queries, k: int, near: bool) ->
     """Latency and recall with a filter of its own for each of 50 queries: the 2% of the items that
     lie nearest to it, or farthest from it."""
     oracle = KeyedVectors.checked(np.arange(len(data.vectors)), data.vectors, index.metric)
-    size, keys, wanted, seconds = int(FILTER_SHARE * len(oracle)), [], [], []
-    for query in queries[:50, None]:
+    size, found, wanted, seconds = int(FILTER_SHARE * len(oracle)), [], [], []
+    asked = queries[:50]
+    asked = KeyedVectors.checked(np.arange(len(asked)), asked, index.metric)  # as long as cosine's
+    for query in asked.vectors[:, None]:
         scores = oracle.scores(query)[0]
         order = np.argpartition(-scores if near else scores, size)[:size]
-        wanted.append(order[np.argsort(-scores[order])[:k]])
+        wanted.append(Candidates.rank(order[None], scores[None, order], k))
         begun = time.perf_counter()
-        keys.append(index.search(query, k, allow=order).keys[0])
+        found.append(index.search(query, k, allow=order))
         seconds.append(time.perf_counter() - begun)
-    return {f"recall@{k}": share_found(np.array(wanted), np.array(keys))} | quantiles(seconds)
+    recall = recall_against(Candidates.concat(wanted), Candidates.concat(found))
+    return {f"recall@{k}": recall} | quantiles(seconds)
 
 
 def rows_of(unit: Unit) -> list[dict]:
@@ -248,7 +249,7 @@ def rows_of(unit: Unit) -> list[dict]:
     # In random order: those of a bundle stand in order of users.
     order = np.random.default_rng(0).permutation(len(data.queries))
     tuning, others = data.queries[order[:TUNING_QUERIES]], order[TUNING_QUERIES:]
-    queries, best = data.queries[others], best[others]
+    queries, best = data.queries[others], best.take(others)
 
     def add(result: dict, **entries) -> None:
         parameters = dataclasses.asdict(index.config)
@@ -281,19 +282,20 @@ def rows_of(unit: Unit) -> list[dict]:
         for name in list(ladders)[-1:]:
             for value in ladders[name]:
                 index.config = dataclasses.replace(tuned, **{name: value})
-                add(measured(index, queries, k, best[:, :k], 100))
+                add(measured(index, queries, k, best.head(k), 100))
                 if rows[-1][f"recall@{k}"] > 0.9995 and value > getattr(tuned, name):
                     break
         index.config = tuned
         singles = SINGLES if ladders else 100
-        add(measured(index, queries, k, best[:, :k], singles), tuned=True)
+        add(measured(index, queries, k, best.head(k), singles), tuned=True)
         if getattr(index, "is_coded", False):
             index.config = dataclasses.replace(tuned, refine=1)
-            add(measured(index, queries, k, best[:, :k], 100), constraint="codes alone")
+            add(measured(index, queries, k, best.head(k), 100), constraint="codes alone")
             index.config = tuned
         if ladders and len(index) >= 4 * (EXCLUDED + k):
-            banned = Ragged.from_rows(best[:, :EXCLUDED])
-            result = measured(index, queries, k, best[:, EXCLUDED:], len(queries), banned)
+            banned = Ragged.from_rows(best.keys[:, :EXCLUDED])
+            behind = np.broadcast_to(np.arange(best.keys.shape[1]) >= EXCLUDED, best.keys.shape)
+            result = measured(index, queries, k, best.mask(behind).head(k), len(queries), banned)
             add(result, tuned=True, constraint=f"top {EXCLUDED} excluded")
             for name, near in (("near", True), ("far", False)):
                 add(filtered(index, data, queries, k, near), tuned=True, constraint=f"2% {name}")

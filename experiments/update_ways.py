@@ -155,9 +155,8 @@ class Dual:
         parts, old = changes.parts(2 * BATCHES), self.index
         before = len(parts) // 2
         visible = [self._acknowledged(part) for part in parts[:before]]
-        # The place in the log first: what comes in between is replayed once more, to no harm.
-        sequence, started = self._live.sequence, time.perf_counter()
-        keys, vectors = old.live()
+        started = time.perf_counter()
+        keys, vectors, sequence = self._live.items()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             building = pool.submit(rebuilt, old, keys, vectors)
             for part in parts[before:]:

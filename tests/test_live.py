@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import sqlite3
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import types
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -23,6 +26,7 @@ from twotower.pair import Checks, Pair
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.brute_force import BruteForceIndex
+from twotower.retrieval.vectors import KeyedVectors
 from twotower.wal import ADD, REMOVE, WriteAheadLog
 
 # Item n of training A has the vector TABLE[n], of length 1. Training B has the axes backwards and
@@ -98,6 +102,11 @@ def holds(live, keys, vectors=None):
     wanted = items(live.pair.model_version)(np.sort(keys)) if vectors is None else vectors
     order = np.argsort(found)
     return found[order].tolist() == sorted(keys) and np.array_equal(stored[order], wanted)
+
+
+def last(log):
+    """Number of the last entry."""
+    return max([log.truncated, *(entry.sequence for entry in log.since(log.truncated))])
 
 
 def entries(log):
@@ -252,12 +261,12 @@ def test_an_exchange_a_second_for_a_minute(log, backend):
 
 
 def test_add_and_remove(live, log):
-    assert (log.last, live.sequence) == (0, 0)
+    assert (last(log), live.sequence) == (0, 0)
     assert add(live, [50, 51]) == 1
     assert add(live, [7, 52]) == 2  # 7 was there: replaced
     assert live.remove([51, 3, 3]) == 3
     assert entries(log) == [(ADD, [50, 51]), (ADD, [7, 52]), (REMOVE, [51, 3, 3])]
-    assert live.sequence == log.last == 3
+    assert live.sequence == last(log) == 3
     assert holds(live, [n for n in range(NUM) if n != 3] + [50, 52])
     assert wrong_rows(live.search(ask([50, 7, 52]), 1), [50, 7, 52]) == 0
     assert live.search(ask([51, 3]), NUM).candidates.counts.tolist() == [NUM, NUM]
@@ -293,7 +302,7 @@ NAN = np.where(np.arange(DIM) == 2, np.nan, VECTOR)
 def test_bad_input_is_neither_logged_nor_applied(live, log, change, match):
     with pytest.raises(ValueError, match=match):
         change(live)
-    assert (log.last, live.sequence) == (0, 0) and holds(live, range(NUM))
+    assert (last(log), live.sequence) == (0, 0) and holds(live, range(NUM))
     assert add(live, [60]) == 1  # and the next one goes well
 
 
@@ -320,7 +329,7 @@ def test_what_was_logged_and_not_applied_comes_later(live, log, monkeypatch):
         with pytest.raises(MemoryError):
             add(live, [60])
     # As a crash between log and index would leave it: logged, so it comes with a restart ...
-    assert (log.last, live.sequence) == (1, 0) and holds(live, range(NUM))
+    assert (last(log), live.sequence) == (1, 0) and holds(live, range(NUM))
     assert holds(LiveIndex(pair(), log), [*range(NUM), 60])
     # ... and otherwise with the next change, which already knows of it.
     assert live.remove([60]) == 2
@@ -468,6 +477,24 @@ def test_recall_is_the_backends_own(live, backend):
         live.swap(pair("A", backend=backend), checks=dataclasses.replace(CHECKS, recall_target=1.1))
 
 
+def test_equal_items_are_equal_answers_to_the_checks(live):
+    """Ten copies of every item. The new index finds the last ones, an exact scan the first ones."""
+
+    class LastOfEqual(BruteForceIndex):
+        def _search(self, queries, k):
+            flipped = KeyedVectors(self._store.built.keys, self._vectors[::-1], self.metric)
+            positions, scores = flipped.best(queries, k)
+            return len(self._vectors) - 1 - positions, scores
+
+    vectors = np.tile(items("B")(np.arange(NUM)), (10, 1))
+    new = LastOfEqual().build(np.arange(10 * NUM), vectors)
+    exact = new.search_built(tower("B")(ask([3])), 5, exact=True)
+    assert exact.keys.tolist() == [[3, 43, 83, 123, 163]]
+    found = new.search_built(tower("B")(ask([3])), 5)
+    assert found.keys.tolist() == [[203, 243, 283, 323, 363]]
+    live.swap(changed(retriever=new), checks=dataclasses.replace(CHECKS, recall_target=1))
+
+
 def test_no_checks_no_swap(log):
     live = LiveIndex(pair(), log)
     with pytest.raises(ValueError, match="a swap needs Checks"):
@@ -554,8 +581,8 @@ def test_back_after_the_log_was_truncated(live, log):
 
 
 def test_what_is_added_while_a_swap_replays(live, log):
-    # `embed` is called in the middle of a replay. While writers may go on, it adds an item to the
-    # live index; once they may not, it only searches, which takes no lock.
+    # `embed` is called in the middle of a replay. While writers may go on, a thread adds an item to
+    # the live index; once they may not, it only searches, which takes no lock.
     add(live, [50])
     added, searched = [50], []
 
@@ -568,7 +595,9 @@ def test_what_is_added_while_a_swap_replays(live, log):
             search.join(5)
         else:
             added.append(50 + len(added))
-            add(live, added[-1:])
+            other = threading.Thread(target=add, args=(live, added[-1:]))
+            other.start()
+            other.join()
         return items("B")(keys)
 
     live.swap(pair("B"), embed)
@@ -576,7 +605,7 @@ def test_what_is_added_while_a_swap_replays(live, log):
     assert added == [50, 51, 52, 53] and live_module.ROUNDS == 3
     assert [answer.model_version for answer in searched] == ["A"]
     assert wrong_rows(searched[0], [7, *added]) == 0
-    assert live.sequence == log.last == 4 and holds(live, [*range(NUM), *added])
+    assert live.sequence == last(log) == 4 and holds(live, [*range(NUM), *added])
 
 
 def test_one_swap_at_a_time(live):
@@ -595,6 +624,167 @@ def test_one_swap_at_a_time(live):
     assert live.swap(new, embed).model_version == "A"
     others[0].join()
     assert live.pair is new and holds(live, [*range(NUM), 50])
+
+
+CALLS = {
+    "add": lambda live, folder: add(live, [70]),
+    "remove": lambda live, folder: live.remove([3]),
+    "snapshot": lambda live, folder: live.snapshot(folder / "s"),
+    "swap": lambda live, folder: live.swap(pair("B"), items("B")),
+}
+
+
+@pytest.mark.parametrize("caller", ["embed", "query tower"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_swap_that_would_wait_for_itself(live, log, tmp_path, call, caller):
+    add(live, [50])
+    errors = []
+
+    def calls(inputs):
+        CALLS[call](live, tmp_path)
+        return items("B")(inputs) if caller == "embed" else tower("B")(inputs)
+
+    def swap():
+        made = pair("B")
+        if caller == "query tower":
+            made = dataclasses.replace(made, query_tower=calls)
+        try:
+            live.swap(made, calls if caller == "embed" else items("B"))
+        except SwapRefused as error:
+            errors.append(str(error))
+
+    swapping = threading.Thread(target=swap, daemon=True)
+    swapping.start()
+    swapping.join(10)
+    assert not swapping.is_alive()
+    assert ["the swap would wait for itself" in error for error in errors] == [True]
+    assert live.pair.model_version == "A" and entries(log) == [(ADD, [50])]
+    # Nobody has to wait for ever after it.
+    assert add(live, [51]) == 2
+    live.swap(pair("B"), items("B"))
+    assert holds(live, [*range(NUM), 50, 51])
+
+
+def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
+    """It is built while an entry is in the log and not yet in the index: acknowledged later, it is
+    not to be taken for one that the items hold."""
+    logged, go_on, real = threading.Event(), threading.Event(), live.pair.retriever.add
+
+    def slow(*arguments):
+        logged.set()
+        assert go_on.wait(10)
+        real(*arguments)
+
+    add(live, [50])
+    monkeypatch.setattr(live.pair.retriever, "add", slow)
+    adding = threading.Thread(target=add, args=(live, [51]))
+    adding.start()
+    assert logged.wait(10)
+    found = live.items()
+    assert found.sequence == 1 and sorted(found.keys) == [*range(NUM), 50]
+    built = build.build(build.IndexConfig("exact"), found.keys, found.vectors)
+    go_on.set()
+    adding.join()
+    assert last(log) == live.sequence == 2
+    live.swap(Pair(tower("A"), built, "A", "A", found.sequence))
+    assert live.pair.retriever is built and holds(live, [*range(NUM), 50, 51])
+    # What would lose it is not to be had.
+    assert not hasattr(log, "last")
+
+
+def test_what_a_forked_process_changes_is_refused(live, log, tmp_path):
+    add(live, [50])
+    calls = [*CALLS.values(), lambda live, folder: live.search(ask([7]), 1)]
+    for number, call in enumerate(calls):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                call(live, tmp_path)
+                os.write(writing, b"done")
+            except BaseException as error:
+                os.write(writing, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as said:
+            text = said.read().decode()
+        os.waitpid(child, 0)
+        assert "forked from it" in text if number < len(CALLS) else text == "done"
+    assert add(live, [51]) == 2 and entries(log) == [(ADD, [50]), (ADD, [51])]
+
+
+def test_a_full_buffer_is_said_once_and_absorbed_at_the_next_start(live, log, monkeypatch, backend):
+    monkeypatch.setattr("twotower.retrieval.store.MAX_BUFFER", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add(live, [50, 51, 52])
+        with pytest.raises(
+            UserWarning, match=r"built anew, over LiveIndex\.items: 4 vectors in the"
+        ):
+            add(live, [53])
+        add(live, [54])
+    assert len(live.pair.retriever.state()["fresh_keys"]) == 5
+    again = LiveIndex(pair(backend=backend), log)
+    assert len(again.pair.retriever.state()["fresh_keys"]) == 0
+    assert holds(again, [*range(NUM), *range(50, 55)])
+    assert wrong_rows(again.search(ask([50, 54, 7]), 1), [50, 54, 7]) == 0
+
+
+def replay_peak(log, catalogue):
+    """Bytes that a replay allocates at most, beside what the index holds behind it."""
+    base = Pair(tower("A"), catalogue, "A", "A")
+    tracemalloc.start()
+    live = LiveIndex(base, log)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return live, peak - held, log.path.stat().st_size
+
+
+def test_a_replay_holds_no_more_than_the_catalogue(log):
+    """300 entries of 100 items: 99 that the next entry replaces, and one that stays."""
+    log._connection.execute("PRAGMA synchronous = OFF")
+    vectors = np.float32(np.random.default_rng(0).normal(size=(100, 64)))
+    for number in range(300):
+        log.append(ADD, "A", np.append(np.arange(99), 1000 + number), vectors + number)
+    catalogue = build.build(build.IndexConfig("exact"), np.arange(99), vectors[:99])
+    live, beside, size = replay_peak(log, catalogue)
+    # 399 vectors of 256 bytes, a few times over; the log has 30,000 of them.
+    assert size > 30_000 * 256 and beside < 10 * 399 * 256
+    assert len(live.pair.retriever) == 399
+    keys, stored = live.pair.retriever.live()
+    np.testing.assert_array_equal(stored[keys == 5][0], vectors[5] + 299)
+    np.testing.assert_array_equal(stored[keys == 1200][0], vectors[99] + 200)
+
+
+def test_a_replay_forgets_what_came_and_went(log):
+    log._connection.execute("PRAGMA synchronous = OFF")
+    for number in range(0, 40_000, 100):
+        log.append(ADD, "A", np.arange(number, number + 100) + 10**6, np.ones((100, DIM)))
+        log.append(REMOVE, "A", np.arange(number, number + 100) + 10**6)
+    log.append(REMOVE, "A", [3])
+    live, beside, size = replay_peak(log, index())
+    assert size > 40_000 * DIM * 4 and beside < 200_000
+    assert holds(live, [n for n in range(NUM) if n != 3])
+
+
+@pytest.mark.slow
+def test_a_million_entries(log):
+    """Replayed within a few times the catalogue; and the file gets small again."""
+    log._connection.execute("PRAGMA synchronous = OFF")
+    num, dim = 1_000_000, 64
+    vectors = np.float32(np.random.default_rng(0).normal(size=(1000, dim)))
+    log._connection.execute("BEGIN")
+    for number in range(num):
+        log.append(ADD, "A", [number], vectors[number % 1000, None] + number)
+    log._connection.execute("COMMIT")
+    catalogue = build.build(build.IndexConfig("exact"), np.arange(1000), vectors)
+    live, beside, size = replay_peak(log, catalogue)
+    print(f"log {size / 1e6:.0f} MB, beside the index {beside / 1e6:.0f} MB at most")
+    assert beside < 5 * num * dim * 4 and len(live.pair.retriever) == num
+    log.truncate(live.sequence)
+    assert log.path.stat().st_size < 100_000
 
 
 def test_writers_take_turns(live, log, monkeypatch):
@@ -616,7 +806,7 @@ def test_writers_take_turns(live, log, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(most) == {1} and log.last == 40
+    assert set(most) == {1} and last(log) == 40
     assert holds(live, [*range(NUM), *range(1000, 1040)])
 
 
@@ -652,7 +842,7 @@ def test_adds_race_swaps(live, log):
     writer.join()
     assert errors == [] and len(acknowledged) >= 20
     assert holds(live, [*range(NUM), *acknowledged])
-    assert live.sequence == log.last == 2 * len(acknowledged)
+    assert live.sequence == last(log) == 2 * len(acknowledged)
 
 
 # Snapshots and restarts.
@@ -737,9 +927,9 @@ def test_an_interrupted_snapshot_leaves_the_old_one(live, tmp_path, monkeypatch)
     def full(*_):
         raise OSError("no space left on device")
 
-    for name in ("_sync", "json"):
+    for name in ("sync", "json"):
         with monkeypatch.context() as patched:
-            patched.setattr(live_module, name, full if name == "_sync" else None)
+            patched.setattr(live_module, name, full if name == "sync" else None)
             with pytest.raises((OSError, AttributeError)):
                 live.snapshot(tmp_path / "s")
         assert Pair.from_snapshot(tmp_path / "s", bundle()).sequence == 1
@@ -758,9 +948,91 @@ def test_what_is_no_snapshot(live, tmp_path, text):
 def test_a_snapshot_of_another_format(live, tmp_path):
     live.snapshot(tmp_path / "s")
     path = tmp_path / "s" / "live.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
-    with pytest.raises(ValueError, match=r"format 2 is newer than this code reads \(1\)"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
+    with pytest.raises(ValueError, match=r"format 3 is newer than this code reads \(2\)"):
         Pair.from_snapshot(tmp_path / "s", bundle())
+
+
+def test_a_snapshot_of_the_first_format(live, tmp_path):
+    add(live, [50])
+    live.snapshot(tmp_path / "s")
+    path = tmp_path / "s" / "live.json"
+    path.write_text('{"format_version": 1, "sequence": 1}\n')
+    old = Pair.from_snapshot(tmp_path / "s", bundle())
+    assert (old.sequence, old.digest) == (1, "")
+    # Its log cannot be read any more: with a new one it starts as its error says.
+    with WriteAheadLog(tmp_path / "new") as new:
+        with pytest.raises(ValueError, match=r"start from dataclasses\.replace\(pair, sequence=0"):
+            LiveIndex(old, new)
+        again = LiveIndex(dataclasses.replace(old, sequence=0, digest=""), new)
+        assert add(again, [60]) == 1 and holds(again, [*range(NUM), 50, 60])
+
+
+def test_a_snapshot_meets_no_other_log(live, tmp_path):
+    """A log that was lost and begun anew soon has as many entries as the snapshot had."""
+    add(live, [50])
+    live.snapshot(tmp_path / "s")
+    loaded = Pair.from_snapshot(tmp_path / "s", bundle())
+    with WriteAheadLog(tmp_path / "new") as new:
+        other = LiveIndex(pair(), new)
+        add(other, [60])
+        add(other, [61])
+        with pytest.raises(ValueError, match="another entry 1 than the snapshot"):
+            LiveIndex(loaded, new)
+
+
+# name -> where a snapshot goes whose log is in `data/log`.
+SWALLOWS = {
+    "its folder": lambda data: data,
+    "a folder above": lambda data: data.parent,
+    "by dots": lambda data: data / "new" / "..",
+    "a link to its folder": lambda data: linked(data.parent / "link", data),
+    "a link to a folder above": lambda data: linked(data / "link", data.parent),
+    "the log": lambda data: data / "log",
+    "a link to the log": lambda data: linked(data.parent / "link", data / "log"),
+    "its journal": lambda data: data / "log-journal",
+    "another file of it": lambda data: data / "log-wal",
+}
+
+
+def linked(link, target):
+    link.symlink_to(target)
+    return link
+
+
+@pytest.mark.parametrize("name", SWALLOWS)
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_snapshot_never_takes_the_log_with_it(tmp_path, monkeypatch, name, through_a_link):
+    data = tmp_path / "data"
+    data.mkdir()
+    path = linked(tmp_path / "outside", data / "log") if through_a_link else data / "log"
+    with WriteAheadLog(path) as log:
+        live = LiveIndex(pair(), log)
+        add(live, [50])
+        directory = SWALLOWS[name](data)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ValueError, match=r"is or holds the log|lays a file beside the log"):
+            live.snapshot(directory)
+        assert sorted(tmp_path.rglob("*")) == before
+        add(live, [51])
+        # Beside it, and even in a folder below, is right.
+        assert live.snapshot(data / "snapshot") == 2
+        assert live.snapshot(tmp_path / "data2") == 2
+    with WriteAheadLog(path) as log:
+        assert holds(LiveIndex(pair(), log), [*range(NUM), 50, 51])
+
+
+def test_a_log_where_a_killed_snapshot_would_be_cleaned(tmp_path):
+    folder = tmp_path / ".s.partial-12"
+    folder.mkdir()
+    with WriteAheadLog(folder / "log") as log:
+        live = LiveIndex(pair(), log)
+        add(live, [50])
+        with pytest.raises(ValueError, match="is or holds the log"):
+            live.snapshot(tmp_path / "s")
+        add(live, [51])
+    with WriteAheadLog(folder / "log") as log:
+        assert holds(LiveIndex(pair(), log), [*range(NUM), 50, 51])
 
 
 # Ends without warning.
@@ -779,8 +1051,8 @@ def add_until_killed(folder):
     live, log = start(folder)
     print("ready", flush=True)
     while True:
-        print(add(live, [NUM + log.last + 1]), flush=True)
-        if log.last % 10 == 0:
+        print(add(live, [NUM + live.sequence + 1]), flush=True)
+        if live.sequence % 10 == 0:
             log.truncate(live.snapshot(folder / "snapshot"))
 
 
@@ -788,7 +1060,7 @@ def survives_kills(folder, rounds):
     code = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_live as t; "
     code += "t.add_until_killed(pathlib.Path(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), str(folder)]
-    rng, last = np.random.default_rng(rounds), 0
+    rng, reached = np.random.default_rng(rounds), 0
     for _ in range(rounds):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "ready\n"
@@ -796,14 +1068,14 @@ def survives_kills(folder, rounds):
             process.kill()
             printed = process.stdout.read()
         assert process.returncode == -signal.SIGKILL
-        acknowledged = [last, *map(int, printed[: printed.rfind("\n") + 1].split())]
+        acknowledged = [reached, *map(int, printed[: printed.rfind("\n") + 1].split())]
         live, log = start(folder)
         # Nothing acknowledged is lost; one more may have been logged, and not yet acknowledged.
-        assert acknowledged[-1] <= log.last <= acknowledged[-1] + 1
-        assert holds(live, [*range(NUM), *range(NUM + 1, NUM + log.last + 1)])
-        last = log.last
+        assert acknowledged[-1] <= last(log) <= acknowledged[-1] + 1
+        assert holds(live, [*range(NUM), *range(NUM + 1, NUM + last(log) + 1)])
+        reached = last(log)
         log.close()
-    assert last > rounds
+    assert reached > rounds
 
 
 def test_killed_while_adding(tmp_path):

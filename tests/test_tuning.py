@@ -10,16 +10,26 @@ from backends import needs
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.tuning import recall_against, tune
+from twotower.retrieval.tuning import built_recall, recall_against, shares_found, tune
 
 INF = float("inf")
 
 
-def answer(*rows):
-    """Candidates of these keys, scored from 9 downwards; -1 is an empty place."""
+def answer(rows, scores):
+    """Candidates of these keys and scores; the key -1 is an empty place."""
     keys = np.array(rows)
-    scores = np.where(keys >= 0, 9.0 - np.arange(keys.shape[1]), -INF).astype(np.float32)
+    scores = np.where(keys >= 0, np.array(scores), -INF).astype(np.float32)
     return Candidates(keys, scores, (keys >= 0).sum(1))
+
+
+def answers(exact, found):
+    """Each row's exact keys score 9, 8, 7, ...; those that are found beside them score less."""
+    width = len(exact[0])
+    scores = [dict(zip(row, 9.0 - np.arange(width))) for row in exact]
+    return (
+        answer(exact, [[scores[n][key] for key in row] for n, row in enumerate(exact)]),
+        answer(found, [[scores[n].get(key, -99) for key in row] for n, row in enumerate(found)]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,91 @@ def answer(*rows):
     ],
 )
 def test_recall_by_hand(exact, found, recall):
-    assert recall_against(answer(*exact), answer(*found)) == pytest.approx(recall)
+    assert recall_against(*answers(exact, found)) == pytest.approx(recall)
+
+
+@pytest.mark.parametrize(
+    "exact, scores, found, found_scores, recall",
+    [
+        # Item 7 scores what items 2 and 3 do, so it is as good an answer.
+        ([1, 2, 3], [5, 4, 4], [1, 3, 7], [5, 4, 4], 1),
+        ([1, 2, 3], [5, 4, 4], [1, 7, 8], [5, 4, 3], 2 / 3),
+        ([1, 2], [1, 1], [8, 9], [1, 1], 1),
+        # The best item is missing, and no number of others makes up for it.
+        ([1, 2, 3], [5, 4, 4], [7, 8, 9], [4, 4, 4], 2 / 3),
+        # There is one place for them, so three equal items are no more than one.
+        ([1, 2], [5, 4], [7, 8, 9], [4, 4, 4], 1 / 2),
+        ([1, 2], [5, 4], [7, -1], [4, 0], 1 / 2),
+        # The last bits differ between one way to multiply and another.
+        ([1, 2], [5, 4], [1, 9], [5, 4 - 4e-7], 1),
+        ([1, 2], [5, 4], [1, 9], [5, 3.99], 1 / 2),
+        ([1, 2], [-1, -2], [1, 9], [-1, -2 - 2e-7], 1),
+        ([1, 2], [-1, -2], [1, 9], [-1, -2.01], 1 / 2),
+        # An item of the answer counts whatever it is scored there.
+        ([1, 2], [5, 4], [2, 1], [3, 3], 1),
+        ([-1, -1], [0, 0], [5, 6], [1, 1], 0),
+    ],
+)
+def test_equal_scores_are_equal_answers(exact, scores, found, found_scores, recall):
+    exact, found = answer([exact], [scores]), answer([found], [found_scores])
+    assert recall_against(exact, found) == pytest.approx(recall)
+
+
+@pytest.mark.parametrize(
+    "found, found_scores, share",
+    [
+        # The exact answer is 1, 2 | 3, 4 with the scores 5, 4 | 3, 2: what of 3 and 4 is found?
+        ([1, 2, 3, 4], [5, 4, 3, 2], 1),
+        ([1, 2, 3, 9], [5, 4, 3, 1], 1 / 2),
+        ([1, 2, 3, 9], [5, 4, 3, 2], 1),
+        ([3, 4, 8, 9], [3, 2, 1, 1], 1),
+        ([1, 2, 8, 9], [5, 4, 1, 1], 0),
+        # Item 7 is as good as item 2, so it takes a place among the first two.
+        ([1, 7, 3, 9], [5, 4, 3, 1], 1 / 2),
+    ],
+)
+def test_the_share_of_the_last_places(found, found_scores, share):
+    exact = answer([[1, 2, 3, 4]], [[5, 4, 3, 2]])
+    got = shares_found(exact, answer([found], [found_scores]), skip=2)
+    assert got.tolist() == pytest.approx([share])
+
+
+@pytest.mark.parametrize("metric", ["dot", "cosine", "euclidean"])
+def test_tune_among_equal_vectors(metric):
+    """Twenty items with two hundred copies each; the index finds those that a scan does not."""
+    needs("hnsw")
+    distinct = np.float32(np.random.default_rng(5).normal(size=(20, 8)))
+    copies = np.random.default_rng(6).permutation(4000).reshape(20, 200)  # positions
+    vectors = np.empty((4000, 8), np.float32)
+    vectors[copies] = distinct[:, None]
+    copies.sort(axis=1)
+    other = np.empty(4000, np.int64)
+    other[copies] = np.roll(copies, 100, 1)
+    config = build.IndexConfig(
+        "hnsw", metric, {"ef_construction": 40, "ef_search": 100, "threads": 1}
+    )
+    index = build.build(config, np.arange(4000), vectors)
+    real = index._search
+    index._search = lambda queries, k: (other[real(queries, k)[0]], real(queries, k)[1])
+    # So near to an item that its distance is what float32 leaves of the difference of two squares.
+    queries = distinct + np.float32(0.001)
+    best, found = (index.search_built(queries, 100, exact=exact) for exact in (True, False))
+    # An item is as good as another one with the same vector.
+    equal = [np.isin(vectors[a, 0], vectors[b, 0]).mean() for a, b in zip(found.keys, best.keys)]
+    by_key = [np.isin(a, b).mean() for a, b in zip(found.keys, best.keys)]
+    assert np.mean(equal) > 0.8 and np.mean(by_key) < 0.6
+    assert built_recall(index, queries, 100) == pytest.approx(np.mean(equal))
+    assert tune(index, queries, 100, 0.3, deepest=1)["recall"] == pytest.approx(np.mean(equal))
+
+
+def test_what_an_index_says_of_its_finds_does_not_judge_it():
+    # The worst items with the best one's score.
+    index = build.build(build.IndexConfig("exact"), np.arange(40), np.eye(40, dtype=np.float32))
+    queries = np.eye(40, dtype=np.float32)[:4]
+    index._search = lambda queries, k: (np.tile(np.arange(30, 30 + k), (4, 1)), np.ones((4, k)))
+    assert built_recall(index, queries, 1) == 0
+    # Beyond the first item all are equal: 9 of 10 are right.
+    assert built_recall(index, queries, 10) == 0.9
 
 
 NUM, DIM, K = 5000, 16, 50
@@ -135,6 +229,7 @@ def test_a_mean_that_might_be_luck_does_not_count(clustered):
     keys, vectors, queries = clustered
     index = build.build(build.IndexConfig("hnsw", "dot", {"ef_construction": 20}), keys, vectors)
     exact = index.search_built(queries[:4], K, exact=True)
+    worst = keys[np.argmin(queries[:4] @ vectors.T, 1)][:, None]
     found = {50: [0.8, 1, 0.8, 1], 62: [0.8, 1, 1, 0.8], 75: [0.9] * 4}
 
     def planted(asked, depth, exact_too=False, **kwargs):
@@ -143,7 +238,7 @@ def test_a_mean_that_might_be_luck_does_not_count(clustered):
         shares = np.array(found[index.config.ef_search])[: len(asked)]
         wrong = np.arange(K) >= (shares * K).round().astype(int)[:, None]
         some = exact.take(np.arange(len(asked)))
-        return Candidates(np.where(wrong, 10**9, some.keys), some.scores, some.counts)
+        return Candidates(np.where(wrong, worst[: len(asked)], some.keys), some.scores, some.counts)
 
     index.search_built = planted
     chosen = tune(index, queries[:4], K, 0.85, deepest=1)

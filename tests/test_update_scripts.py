@@ -139,7 +139,7 @@ def test_wear_is_told_beside_the_untouched_index(bundles, tmp_path):
 LOSES = """
 import update_ways
 def swap(self, pair, embed=None, checks=None):
-    self._applied[pair.retriever] = self._log.last  # what came meanwhile is taken for replayed
+    self._applied[pair.retriever] = self._log._last  # what came meanwhile is taken for replayed
     self._pair = pair
 update_ways.LiveIndex.swap = swap
 """

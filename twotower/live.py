@@ -5,22 +5,23 @@ write-ahead log before it is in the index, so what was acknowledged survives the
 """
 
 import dataclasses
-import json
-import os
 import pathlib
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from twotower import description
 from twotower.pair import FORMAT_VERSION, Checks, Pair, failed_checks
 from twotower.ragged import Ragged
-from twotower.retrieval import build
+from twotower.retrieval import build, store
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.vectors import KeyedVectors, checked_keys
-from twotower.wal import ADD, REMOVE, WriteAheadLog
+from twotower.wal import ADD, REMOVE, SIDES, WriteAheadLog, sync
 
 # Replays before a swap takes the writers' lock: each leaves what was added during it.
 ROUNDS = 3
@@ -37,6 +38,20 @@ class Answer:
     model_version: str
 
 
+class LiveItems(NamedTuple):
+    """All items of a live index as of one log entry: what another index is built from.
+
+    Attributes:
+        keys: `[num_items]` int64.
+        vectors: `[num_items, dim]` float32.
+        sequence: The last log entry in them, for `Pair.sequence`.
+    """
+
+    keys: np.ndarray
+    vectors: np.ndarray
+    sequence: int
+
+
 class SwapRefused(ValueError):
     """A pair that does not go live; `failed` has a line for each reason."""
 
@@ -49,11 +64,13 @@ class LiveIndex:
     """Searches, changes and exchanges a pair, all at the same time.
 
     Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
-    wait for one another. An index that `needs_rebuild` is built anew beside this one, over
-    `retriever.live()`, and swapped in.
+    wait for one another. An index that `needs_rebuild`, which a change says by a warning, is built
+    anew beside this one, over `items()`, and swapped in.
 
     Args:
-        pair: The first to answer; the log's entries after `pair.sequence` are replayed into it.
+        pair: The first to answer; the log's entries after `pair.sequence` are replayed into it, and
+            it absorbs them where they are more than a buffer should hold. Nothing else may search
+            it until then.
         log: Of this index alone.
         checks: What `swap` asks of a pair.
         embed: As in `swap`, where the log holds vectors of another training.
@@ -76,10 +93,13 @@ class LiveIndex:
             )
         self.checks, self._log = checks, log
         self._writing, self._swapping = threading.Lock(), threading.Lock()
+        self._swapper: int | None = None  # the thread that swaps
         # Last log entry applied to each retriever that is still in use: a pair swapped back in
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
         self._replay(pair, embed)
+        if len(pair.retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
+            pair.retriever.absorb()
         self._pair = pair
 
     @property
@@ -89,8 +109,15 @@ class LiveIndex:
 
     @property
     def sequence(self) -> int:
-        """Last log entry that the live index holds."""
+        """Last log entry that the live index holds. Read it before the items: `items` does."""
         return self._applied[self._pair.retriever]
+
+    def items(self) -> LiveItems:
+        """Keys and vectors of the live index and the log entry that they are as of; a pair built
+        from them gets all later ones by `swap`."""
+        pair = self._pair
+        sequence = self._applied[pair.retriever]  # first: what comes in between is replayed again
+        return LiveItems(*pair.retriever.live(), sequence)
 
     def search(
         self,
@@ -125,10 +152,11 @@ class LiveIndex:
             The log entry's number. From here on the change survives the process.
 
         Raises:
-            ValueError: As in `Retriever.add`, or vectors of another training; nothing is logged.
+            ValueError: As in `Retriever.add`, vectors of another training, or a call from inside of
+                a swap or another process; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._writing:
+        with self._turn():
             pair = self._pair
             if model_version != pair.model_version:
                 raise ValueError(
@@ -147,52 +175,78 @@ class LiveIndex:
             The log entry's number, as in `add`.
 
         Raises:
-            ValueError: A key that is not in the index; nothing is logged.
+            ValueError: A key that is not in the index, or a call as in `add`; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._writing:
+        with self._turn():
             self._replay(self._pair)  # what an earlier call logged and failed to apply is known
             keys = checked_keys(keys, "keys")
             self._pair.retriever.require_known(keys)
             return self._write(REMOVE, keys)
 
+    def _turn(self) -> threading.Lock:
+        """The writers' lock, for who may wait for it."""
+        self._log.check_process()
+        if self._swapper == threading.get_ident():
+            raise ValueError(
+                "the index cannot be changed, saved or exchanged by the query tower or the embed "
+                "that a swap calls: the swap would wait for itself. Do it before or after."
+            )
+        return self._writing
+
     def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
+        retriever = self._pair.retriever
+        before = retriever.needs_rebuild
         sequence = self._log.append(op, self._pair.model_version, keys, vectors)
         # Applied as after a crash, from the log: so an entry whose application failed (out of
         # memory) comes with the next one, and never out of order.
         self._replay(self._pair)
+        if retriever.needs_rebuild and not before:
+            warnings.warn(
+                f"the live index should be built anew, over LiveIndex.items: "
+                f"{retriever.needs_rebuild}.",
+                stacklevel=3,
+            )
         return sequence
 
     def _replay(self, pair: Pair, embed: Embed | None = None) -> None:
         """Applies to the pair's index what the log has and it has not; the last word a key."""
-        sequence = max(pair.sequence, self._applied.get(pair.retriever, 0))
-        latest = {}  # key -> (entry, row)
-        for entry in self._log.since(sequence):
-            latest |= {key: (entry, row) for row, key in enumerate(entry.keys.tolist())}
-            sequence = entry.sequence
-        gone, own, foreign, versions = [], {}, [], set()
-        for key, (entry, row) in latest.items():
+        retriever = pair.retriever
+        sequence, digest = self._applied.get(retriever, 0), ""
+        if sequence <= pair.sequence:
+            sequence, digest = pair.sequence, pair.digest
+        # What a key's last entry left, copied, so that no other entry is kept: key -> its vector's
+        # bytes, or the training of a vector that is another's. `gone` is in the index and must go.
+        fitting, foreign, gone = {}, {}, set()
+        for entry in self._log.since(sequence, digest):
+            sequence, keys = entry.sequence, entry.keys.tolist()
+            for key in keys:
+                fitting.pop(key, None)
+                foreign.pop(key, None)
             if entry.op == REMOVE:
-                gone.append(key)
-            elif entry.model_version == pair.model_version:
-                own[key] = entry.vectors[row]
+                gone.update(entry.keys[retriever.knows(entry.keys)].tolist())
+                continue
+            gone.difference_update(keys)
+            if entry.model_version == pair.model_version:
+                fitting.update(zip(keys, (vector.tobytes() for vector in entry.vectors)))
             else:
-                foreign.append(key)
-                versions.add(entry.model_version)
+                foreign.update(dict.fromkeys(keys, entry.model_version))
         if foreign:
             if embed is None:
                 raise ValueError(
-                    f"{len(foreign)} items were added with vectors of training {sorted(versions)}, "
-                    f"not of {pair.model_version!r}: pass embed, which gives its item tower's"
+                    f"{len(foreign)} items were added with vectors of training "
+                    f"{sorted({*foreign.values()})}, not of {pair.model_version!r}: pass embed, "
+                    "which gives its item tower's"
                 )
-            pair.retriever.add(np.array(foreign), embed(np.array(foreign)))
-        if own:
-            pair.retriever.add(np.array(list(own)), np.stack(list(own.values())))
+            keys = np.array([*foreign])
+            retriever.add(keys, embed(keys))
+        if fitting:
+            # A bytearray, so that the array can be written to as any other one.
+            vectors = np.frombuffer(bytearray().join(fitting.values()), np.float32)
+            retriever.add(np.array([*fitting]), vectors.reshape(len(fitting), -1))
         if gone:
-            # Those that the index has: it may have been built after an item went.
-            gone = np.array(gone)
-            pair.retriever.remove(gone[pair.retriever.knows(gone)])
-        self._applied[pair.retriever] = sequence
+            retriever.remove(np.array([*gone]))
+        self._applied[retriever] = sequence
 
     def swap(self, pair: Pair, embed: Embed | None = None, checks: Checks | None = None) -> Pair:
         """Makes another pair the live one, in one step, with all that was acknowledged.
@@ -201,33 +255,43 @@ class LiveIndex:
             pair: Built from an older snapshot, or one that was live before. Its index takes the
                 log's entries after `pair.sequence`, most of them while writers go on.
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
-                added with vectors of another training.
+                added with vectors of another training. It must not change this index, nor wait for
+                a thread that does.
             checks: In place of the index's own, for this swap.
 
         Returns:
             The pair that was live; it still answers the searches that hold it.
 
         Raises:
-            SwapRefused: A check failed, or the log cannot be replayed; the old pair stays.
-            ValueError: No checks.
+            SwapRefused: A check failed, or the log cannot be replayed, as where `embed` changes the
+                index; the old pair stays.
+            ValueError: No checks, or a call from inside of another swap.
         """
         checks = checks or self.checks
         if checks is None:
             raise ValueError("a swap needs Checks: give them to LiveIndex, or to this call.")
+        self._turn()
         with self._swapping:
-            failed = failed_checks(pair, checks, len(self._pair.retriever))
-            if failed:
-                raise SwapRefused(failed)
+            self._swapper = threading.get_ident()
             try:
-                # An index that is live already is changed under the writers' lock alone.
-                if pair.retriever is not self._pair.retriever:
-                    for _ in range(ROUNDS):
-                        self._replay(pair, embed)
-                with self._writing:
+                return self._swapped(pair, embed, checks)
+            finally:
+                self._swapper = None
+
+    def _swapped(self, pair: Pair, embed: Embed | None, checks: Checks) -> Pair:
+        failed = failed_checks(pair, checks, len(self._pair.retriever))
+        if failed:
+            raise SwapRefused(failed)
+        try:
+            # An index that is live already is changed under the writers' lock alone.
+            if pair.retriever is not self._pair.retriever:
+                for _ in range(ROUNDS):
                     self._replay(pair, embed)
-                    old, self._pair = self._pair, pair
-            except ValueError as error:
-                raise SwapRefused([f"replay: {error}"]) from error
+            with self._writing:
+                self._replay(pair, embed)
+                old, self._pair = self._pair, pair
+        except ValueError as error:
+            raise SwapRefused([f"replay: {error}"]) from error
         return old
 
     def snapshot(self, directory: str | pathlib.Path) -> int:
@@ -238,24 +302,49 @@ class LiveIndex:
         Returns:
             The last entry in it. Then `log.truncate` of it frees the log, unless a pair built from
             an older snapshot is still to come.
+
+        Raises:
+            ValueError: A folder that may not be replaced, such as one that holds the log, or a call
+                as in `add`; the log and the folder stay as they are.
         """
-        directory = pathlib.Path(directory).absolute()
-        with self._writing, build.replacing(directory) as folder:
-            pair, sequence = self._pair, self.sequence
-            build.save(pair.retriever, folder / "index", pair.index_version)
-            described = {"format_version": FORMAT_VERSION, "sequence": sequence}
-            (folder / "live.json").write_text(json.dumps(described) + "\n")
-            # Before the log may be truncated, against a power cut.
-            for path in [folder, *folder.rglob("*")]:
-                _sync(path)
-        _sync(directory.parent)
+        directory = pathlib.Path(directory).resolve()
+        with self._turn():
+            self._require_apart(directory)
+            with build.replacing(directory) as folder:
+                sequence = self._save(folder)
+        sync(directory.parent)
         return sequence
 
+    def _save(self, folder: pathlib.Path) -> int:
+        """Writes the live index and its place in the log; returns that."""
+        pair, sequence = self._pair, self.sequence
+        build.save(pair.retriever, folder / "index", pair.index_version)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "sequence": sequence,
+            "digest": self._log.digest(sequence),
+        }
+        description.write(folder / "live.json", described)
+        # Before the log may be truncated, against a power cut.
+        for path in [folder, *folder.rglob("*")]:
+            sync(path)
+        return sequence
 
-def _sync(path: pathlib.Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _require_apart(self, directory: pathlib.Path) -> None:
+        """Raises ValueError for a folder with which the log would go, or stand in its way."""
+        log = self._log.path
+        for path in (log, *log.parents):
+            # Compared as files, too: a bind mount has two names, and so has a folder where upper
+            # and lower case are the same.
+            is_same = path == directory or (directory.exists() and directory.samefile(path))
+            # What stands there is taken for what a killed snapshot left.
+            is_left = path.name.startswith(f".{directory.name}.partial-")
+            if is_same or (is_left and path.parent == directory.parent):
+                raise ValueError(
+                    f"{directory} is or holds the log, {log}, which a snapshot there would delete. "
+                    "Save it to another folder."
+                )
+        if directory.parent == log.parent and directory.name in {log.name + end for end in SIDES}:
+            raise ValueError(
+                f"{directory} is where SQLite lays a file beside the log. Give another name."
+            )

@@ -10,9 +10,9 @@ from twotower import description
 from twotower.bundle import Bundle
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.tuning import recall_against
+from twotower.retrieval.tuning import built_recall
 
-FORMAT_VERSION = 1  # of a snapshot
+FORMAT_VERSION = 2  # of a snapshot; 1 has no digest
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
@@ -27,7 +27,11 @@ class Pair:
         tower_version: The training of the query tower.
         index_version: That of the item vectors, as the index was saved with it. Kept apart from
             the tower's, so that there is something to compare.
-        sequence: The last log entry that the index held when it was loaded or built, 0 for none.
+        sequence: The last log entry that the index held when it was loaded or built, 0 for none:
+            what `LiveIndex.items` gave with the items, or what a snapshot says. A larger one loses
+            the entries in between; a smaller one has them replayed again, to no harm.
+        digest: The log's at that entry, as a snapshot keeps it, so that no other log is replayed;
+            "" where it is not known.
     """
 
     query_tower: QueryTower
@@ -35,6 +39,7 @@ class Pair:
     tower_version: str
     index_version: str
     sequence: int = 0
+    digest: str = ""
 
     @property
     def model_version(self) -> str:
@@ -54,7 +59,8 @@ class Pair:
         Args:
             bundle: Where from.
             index: One of `bundle.indexes`, or `exact`.
-            sequence: `log.last` of when the bundle's items were read; later entries are replayed.
+            sequence: `LiveIndex.sequence` of before the bundle's items were read; the entries after
+                it are replayed.
             allowed_uris: Addresses that the index may connect to; see `build.load`.
 
         Raises:
@@ -71,7 +77,9 @@ class Pair:
     ) -> "Pair":
         """The bundle's tower with the index that `LiveIndex.snapshot` wrote.
 
-        A snapshot that is replaced meanwhile is read once more.
+        A snapshot that is replaced meanwhile is read once more. Where its log is lost,
+        `dataclasses.replace(pair, sequence=0, digest="")` starts a new one without what came after
+        the snapshot.
 
         Raises:
             ValueError: No snapshot, a damaged or newer one, one of another training, or an index
@@ -80,18 +88,18 @@ class Pair:
         directory, version = pathlib.Path(directory), bundle.model_version
         path = directory / "live.json"
 
-        def read() -> tuple[Retriever, int]:
+        def read() -> tuple[Retriever, dict]:
             try:
                 described = description.read(
                     path, "a snapshot", {"sequence": int}, FORMAT_VERSION, hashed_since=2
                 )
             except FileNotFoundError as error:
                 raise ValueError(f"{path} does not describe a snapshot: it is missing.") from error
-            retriever = build.load(directory / "index", version, allowed_uris=allowed_uris)
-            return retriever, described["sequence"]
+            return build.load(directory / "index", version, allowed_uris=allowed_uris), described
 
-        retriever, sequence = description.consistently(directory, read)
-        return cls(bundle.query_tower, retriever, version, version, sequence)
+        retriever, described = description.consistently(directory, read)
+        sequence, digest = described["sequence"], str(described.get("digest", ""))
+        return cls(bundle.query_tower, retriever, version, version, sequence, digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +157,7 @@ def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
             bad = int((~np.isfinite(queries).all(1)).sum())
             failed.append(f"finite: {bad} of {len(queries)} queries hold NaN or inf; expected 0")
         else:
-            exact = retriever.search_built(queries, checks.k, exact=True)
-            recall = recall_against(exact, retriever.search_built(queries, checks.k))
+            recall = built_recall(retriever, queries, checks.k)
             if not recall >= checks.recall_target:
                 failed.append(
                     f"recall@{checks.k}: {recall:.4f} of the exact answer; expected "

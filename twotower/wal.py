@@ -1,23 +1,49 @@
 """WriteAheadLog: every change of an index that was acknowledged, on disk before it is applied.
 
-An SQLite file and no record format of its own: torn writes, fsync and recovery are settled there.
+One SQLite file: torn writes, fsync and recovery are settled there. What SQLite does not check is in
+the entries: each has a digest of itself and of the digest before it, so that an entry which was
+changed, or is missing, or is another log's, does not fit its neighbours.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import os
 import pathlib
+import secrets
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What SQLite's file header says of the application: "2tow". Other databases are refused by it.
 APPLICATION_ID = 0x32746F77
 ADD, REMOVE = "add", "remove"
-# Entries that `since` reads at a time, so that no writer waits for a slow reader.
-BATCH = 64
-COLUMNS = "sequence, op, model_version, keys, vectors, dim"
+# AUTOINCREMENT: SQLite keeps the last number apart, which shows what is missing at the end.
+TABLE = (
+    "CREATE TABLE entries (sequence INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT, model_version "
+    "TEXT, keys BLOB, vectors BLOB, dim INTEGER, digest BLOB)"
+)
+SCHEMA = {(TABLE,), ("CREATE TABLE sqlite_sequence(name,seq)",)}
+# What stays of the last truncated entry: its number and digest, from which the next one goes on.
+BARE = "op = '', model_version = '', keys = x'', vectors = x'', dim = 0"
+# A bit that makes a text of a blob, or a blob of a text, changes nothing.
+CONTENT = ", ".join(f"CAST({name} AS BLOB)" for name in ("op", "model_version", "keys", "vectors"))
+# What SQLite lays beside a database, in one journal mode or another.
+SIDES = ("-journal", "-wal", "-shm")
+START_ANEW = (
+    "Put a whole copy of it back; or go on without what came after the last snapshot: delete it "
+    'and start from dataclasses.replace(pair, sequence=0, digest="").'
+)
+
+OTHER_FORMAT = (
+    f"This code reads format {FORMAT_VERSION}. With the twotower that wrote it, start a LiveIndex "
+    "and take a snapshot; then start here from that and a new log, with "
+    'dataclasses.replace(pair, sequence=0, digest="").'
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,14 +69,17 @@ class WriteAheadLog:
     """Numbered entries that survive `kill -9` and a power cut once `append` has returned.
 
     Threads may share it. It belongs to one process at a time: two that write would not apply each
-    other's entries.
+    other's entries. A process forked from it has to open another log.
+
+    Which entries an index holds, `LiveIndex.items` and `LiveIndex.sequence` say, and not the log:
+    its last one may be acknowledged before the index has it.
 
     Args:
         path: The file; made where it does not exist, in a folder that does.
 
     Raises:
         ValueError: No folder, a file that is no such log, is damaged or of another format version,
-            or a log that is open already.
+            what is left of a log that is gone, or a log that is open already.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, WriteAheadLog(folder + "/log") as log:
@@ -61,13 +90,23 @@ class WriteAheadLog:
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
-        # Absolute, so that no name means anything else to SQLite, as ":memory:" does.
-        self.path = pathlib.Path(path).absolute()
+        # Absolute, so that no name means anything else to SQLite, as ":memory:" does; and the file
+        # itself, beside which SQLite lays its journal.
+        self.path = pathlib.Path(path).resolve()
+        self._process, self._lock = os.getpid(), threading.Lock()
         if not self.path.parent.is_dir():
             # Not made here: a log in a folder of a wrong name would be empty, and lose what the
             # right one holds.
             raise ValueError(f"{self.path.parent} is no folder; make it, or correct the path.")
-        self._lock = threading.Lock()
+        if not self.path.exists():
+            _make(self.path)
+        elif self.path.is_file() and not self.path.stat().st_size:
+            raise ValueError(f"{self.path} is empty, and no log ever is. {START_ANEW}")
+        if pathlib.Path(f"{self.path}-wal").exists():
+            raise ValueError(
+                f"{self.path}-wal is no part of this log: it belongs to another database, or to a "
+                f"log of format 1. {OTHER_FORMAT}"
+            )
         try:
             self._connection = sqlite3.connect(
                 self.path, timeout=1, isolation_level=None, check_same_thread=False
@@ -79,11 +118,17 @@ class WriteAheadLog:
         except BaseException as error:
             self._connection.close()
             if isinstance(error, sqlite3.Error):
+                busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
                 raise ValueError(
-                    f"{self.path} cannot be opened as a log: {error}. Is it another file, damaged, "
-                    "or open in another process?"
+                    f"{self.path} cannot be opened as a log: {error}. "
+                    + (
+                        "It is open in another process; close it there."
+                        if busy
+                        else f"It is another file, or no entry of it can be read. {START_ANEW}"
+                    )
                 ) from error
             raise
+        _LOGS.add(self)
 
     def _open(self) -> None:
         execute = self._connection.execute
@@ -91,30 +136,55 @@ class WriteAheadLog:
         # Looked at before anything is written, lest a foreign database be changed.
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
-        is_new = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != APPLICATION_ID and (application or version or not is_new):
-            raise ValueError(f"{self.path} is an SQLite file, but no log of index changes.")
-        if application == APPLICATION_ID and version != FORMAT_VERSION:
-            raise ValueError(
-                f"{self.path}: the log has format {version}; this code reads {FORMAT_VERSION}. "
-                "Read it with the twotower that wrote it, or start from a snapshot and a new log."
-            )
-        execute("PRAGMA journal_mode = WAL")  # one fsync an append, DELETE needs three
-        execute("PRAGMA synchronous = FULL")  # NORMAL would lose the last appends in a power cut
-        execute("BEGIN EXCLUSIVE")
         if application != APPLICATION_ID:
-            # AUTOINCREMENT: without it, numbers would start anew after all entries are dropped.
-            execute(
-                "CREATE TABLE entries (sequence INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT, "
-                "model_version TEXT, keys BLOB, vectors BLOB, dim INTEGER)"
-            )
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            raise ValueError(f"{self.path} is an SQLite file, but no log of index changes.")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{self.path}: the log has format {version}. {OTHER_FORMAT}")
+        # Not WAL, which leaves acknowledged entries in a second file, where a flipped bit ends them
+        # and a copy lacks them. This journal is empty but in the middle of a change.
+        execute("PRAGMA journal_mode = TRUNCATE")
+        execute("PRAGMA synchronous = FULL")  # less would lose the last entries in a power cut
+        execute("BEGIN EXCLUSIVE")  # the lock is kept
         execute("COMMIT")
-        damage = execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise ValueError(f"{self.path} is damaged: {damage}. Start from a snapshot.")
-        execute(f"SELECT {COLUMNS} FROM entries LIMIT 0")
+        damage = self._damage()
+        if damage:
+            raise ValueError(f"{self.path} is damaged ({damage}): {self._readable()} {START_ANEW}")
+
+    def _damage(self) -> str:
+        """What is wrong with the file as a whole, "" where nothing is."""
+        execute = self._connection.execute
+        try:
+            found = execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                return found
+            if {*execute("SELECT sql FROM sqlite_master")} != SCHEMA:
+                return "its tables are no log's"
+            first, last, num = execute(
+                "SELECT min(sequence), max(sequence), count(*) FROM entries"
+            ).fetchone()
+            given = execute("SELECT name, seq FROM sqlite_sequence").fetchall()
+            if given != [("entries", last)] or num != last - first + 1:
+                return f"it holds {num} rows from {first} to {last}, and the last given is {given}"
+        except (sqlite3.Error, TypeError) as error:
+            return str(error)
+        try:
+            # The next entry goes on from the last one's digest.
+            self.digest(last) if last == first else [*self.since(last - 1)]
+        except ValueError:
+            return "its last entry does not fit"
+        return ""
+
+    def _readable(self) -> str:
+        """Which entry of a damaged file is the first that cannot be read."""
+        read = None
+        try:
+            read = self.truncated
+            for entry in self._entries(read, self._last, self.digest(read)):
+                read = entry.sequence
+        except (ValueError, TypeError, sqlite3.Error):
+            if read is None:
+                return "no entry can be read."
+        return f"entry {read + 1} is the first that cannot be read."
 
     def append(
         self, op: str, model_version: str, keys: np.ndarray, vectors: np.ndarray | None = None
@@ -131,9 +201,11 @@ class WriteAheadLog:
             The entry's sequence number, larger than all before.
 
         Raises:
-            ValueError: An unknown op, arrays that do not fit, more than SQLite holds in one value.
+            ValueError: An unknown op, arrays that do not fit, more than SQLite holds in one value,
+                or another process than the one that opened the log.
             sqlite3.Error: Nothing could be written, as on a full disk.
         """
+        self.check_process()
         keys = np.ascontiguousarray(keys, "<i8")
         vectors = np.empty((len(keys), 0)) if vectors is None else vectors
         vectors = np.ascontiguousarray(vectors, "<f4")
@@ -146,88 +218,201 @@ class WriteAheadLog:
         most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 1000  # the other columns
         if keys.nbytes + vectors.nbytes > most:
             raise ValueError(f"one entry holds {most} bytes; got {len(keys)} items: divide them.")
-        row = (op, model_version, keys.tobytes(), vectors.tobytes(), vectors.shape[1])
-        insert = f"INSERT INTO entries ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?)"
+        content = op.encode(), model_version.encode(), keys.tobytes(), vectors.tobytes()
         with self._lock:
-            return self._connection.execute(insert, row).lastrowid
+            # Read each time: an append that failed may have been written all the same.
+            last, digest = self._connection.execute(
+                "SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1"
+            ).fetchone()
+            row = (last + 1, op, model_version, *content[2:], vectors.shape[1])
+            digest = _digest(digest, last + 1, vectors.shape[1], *content)
+            self._connection.execute(
+                "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, digest)
+            )
+        return last + 1
 
-    def since(self, sequence: int) -> Iterator[Entry]:
+    def since(self, sequence: int, digest: str = "") -> Iterator[Entry]:
         """The entries after `sequence`, up to the last one of now, in order.
 
+        The iterator raises ValueError at an entry that was damaged, or truncated meanwhile.
+
+        Args:
+            sequence: That of the last entry which is known already.
+            digest: What `digest` gave for it when it was known; not compared where "".
+
         Raises:
-            ValueError: Entries after `sequence` were truncated, or the log never came that far.
+            ValueError: Entries after `sequence` were truncated, the log never came that far, or its
+                entry `sequence` is another one.
         """
-        truncated, last = self.truncated, self.last
-        if not truncated <= sequence <= last:
+        truncated, last = self.truncated, self._last
+        if sequence < truncated:
             raise ValueError(
                 f"entries after {sequence} were asked for; {self.path} holds those after "
-                f"{truncated}, up to {last}. "
-                + (
-                    "The others were truncated: start from a later snapshot."
-                    if sequence < truncated
-                    else "The snapshot belongs to another log, or this log was lost."
-                )
+                f"{truncated}, up to {last}. The others were truncated: start from a later "
+                "snapshot."
             )
-        return self._entries(sequence, last)
+        found = self.digest(sequence) if sequence <= last else "none"
+        if sequence > last or digest not in ("", found):
+            raise ValueError(
+                f"entries after {sequence} were asked for; {self.path} ends at {last}, or has "
+                f"another entry {sequence} than the snapshot. The snapshot belongs to another log, "
+                f"or this log was lost or damaged. {START_ANEW}"
+            )
+        return self._entries(sequence, last, found)
 
-    def _entries(self, sequence: int, last: int) -> Iterator[Entry]:
-        while sequence < last:
-            select = f"SELECT {COLUMNS} FROM entries WHERE sequence > ? ORDER BY sequence LIMIT ?"
-            with self._lock:
-                rows = self._connection.execute(select, (sequence, BATCH)).fetchall()
-            # Numbers have no gaps: a failed append takes its number back.
-            if not rows or rows[0][0] != sequence + 1:
-                raise ValueError(f"{self.path}: entry {sequence + 1} was truncated while read.")
-            for row in rows[: last - sequence]:
-                yield self._entry(*row)
-            sequence = rows[-1][0]
+    def _entries(self, sequence: int, last: int, digest: str) -> Iterator[Entry]:
+        # One at a time, so that no writer waits for a slow reader, and memory for no other entry.
+        for number in range(sequence + 1, last + 1):
+            *content, found = self._row(f"dim, {CONTENT}, digest", number)
+            entry = None
+            with contextlib.suppress(TypeError, ValueError):
+                if found == _digest(bytes.fromhex(digest), number, *content):
+                    dim, op, model_version, keys, vectors = content
+                    keys = np.frombuffer(keys, "<i8")
+                    vectors = np.frombuffer(vectors, "<f4").reshape(len(keys), dim)
+                    entry = Entry(number, op.decode(), model_version.decode(), keys, vectors)
+            if entry is None:
+                raise ValueError(f"{self.path}: entry {number} is damaged. {START_ANEW}")
+            digest = found.hex()
+            yield entry
 
-    def _entry(self, sequence, op, model_version, keys, vectors, dim) -> Entry:
+    def _row(self, columns: str, number: int) -> tuple:
+        """Columns of an entry, or of what stays of the last truncated one."""
+        self.check_process()
         try:
-            keys = np.frombuffer(keys, "<i8")
-            vectors = np.frombuffer(vectors, "<f4").reshape(len(keys), dim)
-            if op not in (ADD, REMOVE):
-                raise ValueError(f"op {op!r}")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.path}: entry {sequence} is damaged ({error}).") from error
-        return Entry(sequence, op, model_version, keys, vectors)
+            with self._lock:
+                select = f"SELECT {columns} FROM entries WHERE sequence = ?"
+                row = self._connection.execute(select, (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path}: entry {number} is damaged ({error}).") from error
+        if row is None:
+            gone = "was truncated while read" if number <= self.truncated else "is missing"
+            raise ValueError(f"{self.path}: entry {number} {gone}.")
+        return row
+
+    def digest(self, sequence: int) -> str:
+        """What tells the log up to an entry from any other, for `since`.
+
+        Raises:
+            ValueError: No such entry; the last truncated one still has its digest.
+        """
+        return (self._row("CAST(digest AS BLOB)", sequence)[0] or b"").hex()
 
     @property
-    def last(self) -> int:
+    def _last(self) -> int:
         """The last sequence number given, 0 before any; also of an entry truncated since."""
-        return self._number("SELECT max(seq) FROM sqlite_sequence")
+        return self._number("SELECT seq FROM sqlite_sequence")
 
     @property
     def truncated(self) -> int:
         """Entries up to this one are gone."""
-        last = self.last  # read first: an append in between must not look like a gap
-        return self._number("SELECT min(sequence) - 1 FROM entries", last)
+        return self._number("SELECT min(sequence) FROM entries")
 
-    def _number(self, select: str, default: int = 0) -> int:
+    def _number(self, select: str) -> int:
+        self.check_process()
         with self._lock:
-            number = self._connection.execute(select).fetchone()[0]
-        return default if number is None else number
+            return self._connection.execute(select).fetchone()[0]
 
     def truncate(self, sequence: int) -> None:
-        """Drops the entries up to `sequence`, which a saved snapshot holds.
+        """Drops the entries up to `sequence`, which a saved snapshot holds; the file shrinks.
 
         An index built from an older snapshot can no longer be brought up to date.
 
         Raises:
             ValueError: The log has not come that far.
         """
-        if sequence > self.last:
-            raise ValueError(f"{self.path} ends at {self.last}; got {sequence} to truncate to.")
-        with self._lock:
-            self._connection.execute("DELETE FROM entries WHERE sequence <= ?", (sequence,))
+        if sequence > self._last:
+            raise ValueError(f"{self.path} ends at {self._last}; got {sequence} to truncate to.")
+        execute = self._connection.execute
+        with self._lock, self._connection:  # commits, or rolls back
+            execute("BEGIN")
+            execute("DELETE FROM entries WHERE sequence < ?", (sequence,))
+            execute(f"UPDATE entries SET {BARE} WHERE sequence = ?", (sequence,))
+
+    def check_process(self) -> None:
+        """Raises ValueError in a process forked from the one that opened the log: both would give
+        the same numbers."""
+        if os.getpid() != self._process:
+            raise ValueError(
+                f"{self.path} was opened in process {self._process}, and this is {os.getpid()}, "
+                "forked from it. Change the index in the process that opened its log."
+            )
 
     def close(self) -> None:
         """Gives the file free."""
-        with self._lock:
-            self._connection.close()
+        # In a forked process it is not this one's to give: SQLite would take back the other's
+        # change under way.
+        if os.getpid() == self._process:
+            with self._lock:
+                self._connection.close()
 
     def __enter__(self) -> "WriteAheadLog":
         return self
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def _digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:
+    """Of an entry and, by the digest `before`, of all entries before it."""
+    # Lengths, so that no byte can pass from one column to the next.
+    shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "
+    found = hashlib.sha256(before + shape.encode() + op + model_version)
+    found.update(keys)
+    found.update(vectors)
+    return found.digest()
+
+
+def _make(path: pathlib.Path) -> None:
+    """An empty log, whole from its first moment."""
+    left = [side for side in SIDES if pathlib.Path(f"{path}{side}").exists()]
+    if left:
+        raise ValueError(f"{path} is gone, and {path.name}{left[0]} is left of it. {START_ANEW}")
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with contextlib.closing(sqlite3.connect(new)) as connection:
+            # The file gets shorter with each truncation. Said before there is a table.
+            connection.execute("PRAGMA auto_vacuum = FULL")
+            connection.execute(TABLE)
+            # As if all before the first were truncated, with a digest that no other log has.
+            connection.execute(
+                "INSERT INTO entries VALUES (0, '', '', x'', x'', 0, randomblob(32))"
+            )
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            connection.commit()
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            os.link(new, path)
+        sync(path.parent)
+    except (sqlite3.Error, OSError) as error:
+        raise ValueError(f"{path} cannot be opened as a log: {error}.") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# A fork waits for the changes under way: at its end the child would take back half of one.
+_LOGS: "weakref.WeakSet[WriteAheadLog]" = weakref.WeakSet()
+_HELD: list[threading.Lock] = []
+
+
+def _before_fork() -> None:
+    for log in list(_LOGS):
+        log._lock.acquire()
+        _HELD.append(log._lock)
+
+
+def _after_fork() -> None:
+    while _HELD:
+        _HELD.pop().release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

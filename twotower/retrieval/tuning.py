@@ -8,25 +8,82 @@ import warnings
 import numpy as np
 
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 DEEP_QUERIES = 100  # queries that the deeper searches are tuned on
 NORMAL_95 = 1.645  # quantile of the normal distribution
 
 
 def recall_against(exact: Candidates, found: Candidates) -> float:
-    """Mean share of the exact answer that `found` holds, too."""
+    """Mean share of the exact answer that `found` holds, too; see `shares_found`."""
     return float(shares_found(exact, found).mean())
 
 
-def shares_found(exact: Candidates, found: Candidates) -> np.ndarray:
-    """Share of each query's exact answer that `found` holds, too, `[num_queries]`."""
+def shares_found(exact: Candidates, found: Candidates, skip: int = 0) -> np.ndarray:
+    """Share of each query's exact answer that `found` holds, too, `[num_queries]`.
+
+    An item that scores no less than the last of the exact answer is as good as an item of it: where
+    scores are equal at the cut, the exact answer takes the lowest keys, and an index need not.
+    (Scores of one item by two ways to multiply differ by up to 1e-5 of the largest.)
+
+    Args:
+        exact: The best items of each query.
+        found: An answer to the same queries from the same vectors, so that its scores compare.
+        skip: Count the places after the first `skip` of the exact answer alone.
+    """
+    hits, num = _hits(exact, found), exact.counts
+    if skip:
+        hits = hits - _hits(exact.head(skip), found)
+        num = num - np.minimum(num, skip)
+    return hits / np.maximum(num, 1)
+
+
+def _hits(exact: Candidates, found: Candidates) -> np.ndarray:
+    """How many items of each exact answer are found, or others in the place of equal ones."""
+    last = np.where(exact.valid, exact.scores, np.inf).min(1, keepdims=True)
+    slack = 1e-5 * np.where(exact.valid, np.abs(exact.scores), 0).max(1, keepdims=True)
+    better = exact.valid & (exact.scores > last + slack)
+    # No item outside of the exact answer is better than its last, so only those equal it.
+    is_better = _stands_in(found, exact, better) | (found.scores > last + slack)
+    is_last = _stands_in(found, exact, exact.valid) | (found.scores >= last - slack)
+    num_better, num = better.sum(1), exact.counts
+    hits = np.minimum((found.valid & is_better).sum(1), num_better)
+    return hits + np.minimum((found.valid & is_last & ~is_better).sum(1), num - num_better)
+
+
+def _stands_in(found: Candidates, exact: Candidates, some: np.ndarray) -> np.ndarray:
+    """Which keys of `found` are among `some` (a mask) of the same query's exact keys."""
     # Numbered anew, so that no key is too large to share one number with its row.
     unique, code = np.unique(np.concatenate([exact.keys, found.keys], 1), return_inverse=True)
     code = code.reshape(len(exact), -1) + np.arange(len(exact))[:, None] * len(unique)
     width = exact.keys.shape[1]
-    hit = np.isin(code[:, :width], code[:, width:][found.valid]) & exact.valid
-    return hit.sum(1) / np.maximum(exact.counts, 1)
+    return np.isin(code[:, width:], code[:, :width][some])
+
+
+def built_recall(retriever: Retriever, queries: np.ndarray, k: int) -> float:
+    """recall@k of the backend alone; neither its buffer nor the exact scan of short rows helps."""
+    exact = rescored(retriever, queries, retriever.search_built(queries, k, exact=True))
+    return recall_against(exact, rescored(retriever, queries, retriever.search_built(queries, k)))
+
+
+def rescored(retriever: Retriever, queries: np.ndarray, found: Candidates) -> Candidates:
+    """What `search_built` found, with scores from the index's float32 vectors, in its order.
+
+    What a backend says of its finds does not judge it: it may hold other vectors.
+    """
+    built, scores = retriever._store.built, np.full(found.keys.shape, NO_SCORE)
+    positions = built.positions(found.keys)
+    # In float64: near a query, float32 leaves little of the difference of two squares.
+    queries = np.asarray(queries, np.float64)
+    if retriever.metric == "cosine":
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    for row, (query, count) in enumerate(zip(queries, found.counts)):
+        vectors = built.vectors[positions[row, :count]]
+        if retriever.metric == "euclidean":
+            scores[row, :count] = -np.square(vectors - query).sum(1)
+        else:
+            scores[row, :count] = vectors @ query
+    return dataclasses.replace(found, scores=scores)
 
 
 def tune(
@@ -70,11 +127,11 @@ def tune(
     """
     if len(queries) == 0:
         raise ValueError("tuning needs queries like those to come; got none.")
-    wanted = retriever.search_built(queries, k, exact=True)
+    wanted = rescored(retriever, queries, retriever.search_built(queries, k, exact=True))
     if not retriever.efforts(k):
         raise ValueError(f"{type(retriever).__name__} has no parameter of search effort to tune.")
     retriever.tuned = {}  # so that `config` holds for every depth
-    efforts, recall, missed = _cheapest(retriever, queries, wanted, k, recall_target)
+    efforts, recall, missed = _cheapest(retriever, queries, wanted, 0, recall_target)
     retriever.config = config = dataclasses.replace(retriever.config, **efforts)
     if missed:
         warnings.warn(
@@ -87,8 +144,8 @@ def tune(
     most = min(k * deepest, len(retriever) / retriever.distances_per_candidate)
     deeper, depth, some = [], 2 * k, queries[:DEEP_QUERIES]
     while depth <= most:
-        wanted = _last(retriever.search_built(some, depth, exact=True), k)
-        deeper.append([depth, _cheapest(retriever, some, wanted, depth, recall_target)[0]])
+        wanted = rescored(retriever, some, retriever.search_built(some, depth, exact=True))
+        deeper.append([depth, _cheapest(retriever, some, wanted, depth - k, recall_target)[0]])
         depth *= 2
     retriever.config = config
     measured = {"recall": recall, "target": recall_target, "k": k, "num_items": len(retriever)}
@@ -96,18 +153,12 @@ def tune(
     return retriever.tuned
 
 
-def _last(found: Candidates, k: int) -> Candidates:
-    """The last k places of each row."""
-    keep = np.zeros(found.keys.shape, bool)
-    keep[:, -k:] = True
-    return found.mask(keep).head(k)
-
-
 def _cheapest(
-    retriever: Retriever, queries: np.ndarray, wanted: Candidates, depth: int, target: float
+    retriever: Retriever, queries: np.ndarray, wanted: Candidates, skip: int, target: float
 ) -> tuple[dict, float, bool]:
-    """The efforts that find `wanted` among `depth` candidates, the recall that they reach, and
-    whether that misses the target."""
+    """The efforts that find what `wanted` holds after its first `skip` places, the recall that they
+    reach there, and whether that misses the target."""
+    depth = wanted.keys.shape[1]
     ladders = retriever.efforts(depth)
     *others, last = ladders
     tried = []  # (misses the target, seconds or what it misses, efforts, recall)
@@ -117,7 +168,8 @@ def _cheapest(
         for value in ladders[last]:
             efforts[last] = value
             retriever.config = dataclasses.replace(retriever.config, **efforts)
-            shares = shares_found(wanted, retriever.search_built(queries, depth))
+            found = rescored(retriever, queries, retriever.search_built(queries, depth))
+            shares = shares_found(wanted, found, skip)
             recalls.append(float(shares.mean()))
             missed = recalls[-1] - NORMAL_95 * shares.std() / np.sqrt(len(shares)) < target
             # A plateau, but not that of the first steps: efSearch is no less than what refinement
