@@ -927,7 +927,7 @@ def test_an_interrupted_snapshot_leaves_the_old_one(live, tmp_path, monkeypatch)
     def full(*_):
         raise OSError("no space left on device")
 
-    for name in ("sync", "json"):
+    for name in ("sync", "description"):
         with monkeypatch.context() as patched:
             patched.setattr(live_module, name, full if name == "sync" else None)
             with pytest.raises((OSError, AttributeError)):

@@ -18,7 +18,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-from twotower.data.tables import LATEST  # noqa: E402
+from twotower.data.columns import LATEST  # noqa: E402
 from twotower.features import UNKNOWN, Input, embedding_table  # noqa: E402
 from twotower.ragged import Ragged  # noqa: E402
 from twotower.towers.content import ItemContent  # noqa: E402
