@@ -60,33 +60,11 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
             name for name in dataset.items if isinstance(dataset.items[name].iloc[0], np.ndarray)
         ]
     )
-    ids = dataset.catalogue.ids_of(keys)
     version = model_version(training, vectors)
     with build.replacing(directory) as folder:
-        (folder / "items").mkdir()
-        np.save(folder / "items" / "keys.npy", keys)
-        np.save(folder / "items" / "vectors.npy", vectors)
         # Like the queries to come: what indexes are tuned on, here and by build_index.py.
         sample = _sample_queries(training)
-        np.save(folder / "items" / "sample_queries.npy", sample)
-        catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
-        save_tower(queries, folder / "query_tower", version)
-        save_tower(items, folder / "item_tower", version)
-        save_retrieve(queries, ids, vectors, folder / EXACT)
-        if scann_index.available():
-            config = _tuned_scann(keys, vectors, sample)
-            save_retrieve_scann(
-                queries,
-                ids,
-                vectors,
-                lambda rows, values: (
-                    scann_index.make_tfrs_layer(config, rows, values),
-                    config.num_reordering_candidates,
-                ),
-                folder / SCANN,
-            )
-        else:
-            logging.warning("no ScaNN on this platform: the bundle has no %s/", SCANN)
+        write_parts(folder, version, queries, items, catalogue, keys, vectors, sample)
         _save_weights(training, folder / "training")
         lineage = training.lineage()
         if lineage.rows is not None:
@@ -111,6 +89,52 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         }
         write_manifest(folder, manifest)
     return Bundle(directory, verify=False)
+
+
+def write_parts(
+    folder: pathlib.Path,
+    version: str,
+    queries: Tower,
+    items: Tower,
+    catalogue: pd.DataFrame,
+    keys: np.ndarray,
+    vectors: np.ndarray,
+    sample: np.ndarray,
+) -> None:
+    """Writes the towers, the items and the retrieval of a bundle into its folder.
+
+    Args:
+        folder: An empty one.
+        version: Names the training.
+        queries: The query tower; `retrieve` needs its `inputs`, `embed`, `weights` and `features`.
+        items: The item tower, likewise.
+        catalogue: All items, row = key.
+        keys: `[num_items]`, items that may be answered.
+        vectors: `[num_items, dim]` float32, of these.
+        sample: `[num_queries, dim]` float32, queries to tune indexes on.
+    """
+    ids = catalogue["item_id"].to_numpy(object)[keys]
+    (folder / "items").mkdir()
+    for name, array in (("keys", keys), ("vectors", vectors), ("sample_queries", sample)):
+        np.save(folder / "items" / f"{name}.npy", array)
+    catalogue.to_parquet(folder / "items" / "catalogue.parquet", index=False)
+    save_tower(queries, folder / "query_tower", version)
+    save_tower(items, folder / "item_tower", version)
+    save_retrieve(queries, ids, vectors, folder / EXACT)
+    if not scann_index.available():
+        logging.warning("no ScaNN on this platform: the bundle has no %s/", SCANN)
+        return
+    config = _tuned_scann(keys, vectors, sample)
+    save_retrieve_scann(
+        queries,
+        ids,
+        vectors,
+        lambda rows, values: (
+            scann_index.make_tfrs_layer(config, rows, values),
+            config.num_reordering_candidates,
+        ),
+        folder / SCANN,
+    )
 
 
 def _sample_queries(training: Training, count: int = 500) -> np.ndarray:
@@ -268,6 +292,11 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
 
 
 def _take_over(training: Training, folder: pathlib.Path) -> dict[str, int]:
+    if not (folder / "weights.npz").is_file():
+        raise BundleError(
+            f"{folder} has no weights, as several bundles side by side have none: start from one of "
+            "those."
+        )
     old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
     weights = [
         (part, f"{part}/{path}", weight, vocabulary)

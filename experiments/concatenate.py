@@ -1,0 +1,40 @@
+"""Writes several bundles as one, whose score is the mean of theirs: their vectors side by side.
+
+    python experiments/concatenate.py --bundles=W0/bundle,W1/bundle,W2/bundle --output=W/bundle
+    python experiments/evaluate.py --bundle=W/bundle --data_dir=ml-1m --part=test --name='3 seeds'
+
+What it costs is dimension: an index three times as wide, and three query towers a request;
+experiments/benchmark_latency.py measures both.
+"""
+
+from absl import app, flags
+
+import script  # isort: skip  (first: quiets TensorFlow)
+from twotower import paths
+from twotower.bundle import Bundle
+from twotower.concatenation import concatenate
+from twotower.export import add_index
+from twotower.retrieval.build import IndexConfig, make
+from twotower.retrieval.scann_index import available
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("bundles", None, "Folders of two or more bundles.", required=True)
+script.DEFINE_path("output", None, "Folder of the new bundle.", required=True)
+flags.DEFINE_list("indexes", ["hnsw"] + ["scann"] * available(), "Indexes to build into it.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+    for name in FLAGS.indexes:
+        make(IndexConfig(name))  # what cannot be made is refused before the work
+    bundles = [Bundle(paths.local(directory)) for directory in FLAGS.bundles]
+    bundle = concatenate(bundles, FLAGS.output)
+    for name in FLAGS.indexes:
+        add_index(bundle, name, IndexConfig(name))
+    dims = " + ".join(str(part.manifest["dim"]) for part in bundles)
+    print(f"wrote {bundle.directory}: {len(bundle.keys):,} items x {dims} dimensions")
+
+
+if __name__ == "__main__":
+    app.run(main)

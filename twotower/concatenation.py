@@ -1,0 +1,157 @@
+"""Several bundles as one: their vectors side by side.
+
+A sum of dot products is one dot product,
+
+    sum_m q_m . v_m / M = [q_1, ..., q_M] . [v_1, ..., v_M] / M
+
+so the mean of what M models say of a query and an item is the score of one model whose vectors are
+M times as long. Any index serves it, and a bundle holds it. Models of the same recipe that began
+with other seeds err in other places, and their mean errs less (Hansen and Salamon, IEEE TPAMI 1990).
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+from twotower import paths  # noqa: E402
+from twotower.bundle import LINEAGE, Bundle, write_manifest  # noqa: E402
+from twotower.export import write_parts  # noqa: E402
+from twotower.features import Input  # noqa: E402
+from twotower.provenance import provenance  # noqa: E402
+from twotower.retrieval import build  # noqa: E402
+
+# What bundles must have in common for their scores to be about the same items and questions.
+COMMON = (
+    "metric",
+    "dataset",
+    "dataset_fingerprint",
+    "protocol",
+    "part",
+    "refit",
+    "split_seed",
+    "hidden_items",
+)
+
+
+class SideBySide:
+    """Exported towers as one, for `saved_models`: what it needs of a `Tower`.
+
+    Args:
+        bundles: Where from.
+        part: `query_tower` or `item_tower`.
+
+    Attributes:
+        inputs: Raw inputs of all of them, each once.
+        weights: The loaded SavedModels, which hold the variables and tables.
+        features: None: a tower of several has no sessions.
+    """
+
+    features = ()
+
+    def __init__(self, bundles: Sequence[Bundle], part: str) -> None:
+        entries: dict[str, dict] = {}
+        for bundle in bundles:
+            for entry in bundle.manifest[part.replace("tower", "inputs")]:
+                if entries.setdefault(entry["name"], entry) != entry:
+                    raise ValueError(
+                        f"{bundle.directory}: the input {entry} differs from that of another "
+                        f"bundle, {entries[entry['name']]}. One request cannot give both."
+                    )
+        self.inputs = [
+            Input(entry["name"], entry["dtype"], tuple(entry["shape"][1:]))
+            for entry in entries.values()
+        ]
+        self.weights = [
+            bundle.read(part, lambda path: tf.saved_model.load(str(paths.literal(path))))
+            for bundle in bundles
+        ]
+        self._embeds = [model.signatures["serving_default"] for model in self.weights]
+
+    def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Raw inputs -> `[batch_size, sum of dims]`; unit vectors give a unit vector."""
+        parts = [
+            embed(**{name: raw[name] for name in embed.structured_input_signature[1]})["embedding"]
+            for embed in self._embeds
+        ]
+        return tf.concat(parts, 1) / len(parts) ** 0.5
+
+
+def side_by_side(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """`[n, dim]` of each model -> `[n, sum of dims]`, whose products are the means of theirs.
+
+    >>> one, other = np.array([[3.0]]), np.array([[1.0, 2.0]])
+    >>> both = side_by_side([one, other])
+    >>> (both @ both.T).round(6).tolist()  # (9 + 5) / 2
+    [[7.0]]
+    """
+    return np.concatenate(vectors, axis=1) / len(vectors) ** 0.5
+
+
+def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bundle:
+    """Writes one bundle whose score is the mean of the scores of several.
+
+    It has all parts of a bundle but the weights for a warm start and the signatures for sessions.
+    Its dimension is the sum of theirs, and a request runs all their query towers.
+
+    Args:
+        bundles: Two or more, of different trainings on the same rows with the same candidates.
+        directory: The new bundle's folder. A bundle that is there is replaced.
+
+    Raises:
+        ValueError: Fewer than two bundles, one given twice, or bundles of other data, protocols or
+            items; or a folder that cannot be written (`replacing`).
+        BundleError: A part of a bundle is damaged.
+    """
+    directory, first = paths.literal(directory), bundles[0] if bundles else None
+    versions = [bundle.model_version for bundle in bundles]
+    if len(set(versions)) < 2 or len(set(versions)) < len(versions):
+        raise ValueError(f"expected two or more bundles of different trainings; got {versions}.")
+    for bundle in bundles[1:]:
+        for name in COMMON:
+            values = first.manifest.get(name), bundle.manifest.get(name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"{bundle.directory}: its {name} is {values[1]!r}, that of {first.directory} "
+                    f"{values[0]!r}. Take bundles of one dataset, protocol and part."
+                )
+        if not np.array_equal(bundle.keys, first.keys):
+            raise ValueError(f"{bundle.directory} and {first.directory} hold other items.")
+    queries, items = (SideBySide(bundles, part) for part in ("query_tower", "item_tower"))
+    vectors = side_by_side([np.asarray(bundle.vectors) for bundle in bundles])
+    sample = side_by_side([np.asarray(bundle.sample_queries) for bundle in bundles])
+    version = hashlib.sha256(vectors.tobytes() + " ".join(versions).encode()).hexdigest()[:16]
+    lineages = [bundle.lineage.rows for bundle in bundles]
+    with build.replacing(directory) as folder:
+        keys = np.asarray(first.keys)
+        write_parts(folder, version, queries, items, first.catalogue.items, keys, vectors, sample)
+        if all(rows is not None for rows in lineages):
+            path = folder / LINEAGE
+            path.parent.mkdir()
+            np.save(path, np.unique(np.concatenate(lineages)))
+        manifest = {
+            **{name: first.manifest[name] for name in COMMON if name in first.manifest},
+            "model_version": version,
+            "dim": int(vectors.shape[1]),
+            "num_items": len(keys),
+            "query_inputs": _described(queries.inputs, bundles, "query_inputs"),
+            "item_inputs": _described(items.inputs, bundles, "item_inputs"),
+            "ancestors": versions,
+            "recipe": first.manifest["recipe"],
+            "recipes": [bundle.manifest["recipe"] for bundle in bundles],
+            **provenance(),
+        }
+        write_manifest(folder, manifest)
+    return Bundle(directory, verify=False)
+
+
+def _described(inputs: list[Input], bundles: Sequence[Bundle], part: str) -> list[dict]:
+    """The manifest's entries of these inputs."""
+    entries = {entry["name"]: entry for bundle in bundles for entry in bundle.manifest[part]}
+    return [entries[spec.name] for spec in inputs]
