@@ -6,7 +6,7 @@ A sum of dot products is one dot product,
 
 so the mean of what M models say of a query and an item is the score of one model whose vectors are
 M times as long. Any index serves it, and a bundle holds it. Models of the same recipe that began
-with other seeds err in other places, and their mean errs less (Hansen and Salamon, IEEE TPAMI 1990).
+with other seeds err in other places, and their mean errs less (Hansen and Salamon, TPAMI 1990).
 """
 
 import hashlib

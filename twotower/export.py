@@ -294,8 +294,8 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
 def _take_over(training: Training, folder: pathlib.Path) -> dict[str, int]:
     if not (folder / "weights.npz").is_file():
         raise BundleError(
-            f"{folder} has no weights, as several bundles side by side have none: start from one of "
-            "those."
+            f"{folder} has no weights, as several bundles side by side have none: start from "
+            "one of those."
         )
     old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
     weights = [
