@@ -53,8 +53,8 @@ def save_tower(tower: Tower, directory: pathlib.Path, model_version: str) -> Non
 
 
 def _same_rows(tower: Tower, inputs: dict[str, tf.Tensor]) -> list[tf.Operation]:
-    """The assertion that inputs have a row a query, and what tells of a history's events a column
-    an event: some operations would apply a single row to all queries."""
+    """The assertion that every input has a row a query, and that a history's times and ratings have
+    a column an event. Without it some operations would apply a single row to all queries."""
     names = sorted(inputs, key=lambda name: (inputs[name].dtype.name, name))
     groups = itertools.groupby(names, key=lambda name: inputs[name].dtype)
     # One op for all inputs of a type, and the same few behind them however many inputs there are:
@@ -76,13 +76,15 @@ def _same_rows(tower: Tower, inputs: dict[str, tf.Tensor]) -> list[tf.Operation]
 
 
 def _assert(condition: tf.Tensor, *data) -> tf.Operation:
-    """Not tf.debugging's, which stands behind a condition: more small ops than the check has."""
+    """An op that fails with `data` unless the condition holds. Not tf.debugging's, which stands
+    behind a condition: more small ops than the check has."""
     return tf.raw_ops.Assert(condition=condition, data=list(data), summarize=50)
 
 
 def _finite(vectors: tf.Tensor) -> tf.Tensor:
-    """The vectors, or an error: a NaN is above and below no score, so it would answer nothing."""
-    message = "a query's vector is not finite: is a rating, a vector or a session's state so?"
+    """The vectors, or an error. A score of NaN is larger than none, so that such a query would
+    silently get an empty answer."""
+    message = "a vector is not finite; is a number that it is made of, or a session's state?"
     return tf.debugging.check_numerics(vectors, message)
 
 
@@ -249,11 +251,11 @@ def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, use
 
     @tf.function(autograph=False)
     def retrieve(k, exclude, **raw):
-        of_queries = raw | {"exclude": exclude} | ({"k": k} if k.shape.rank else {})
+        per_query = raw | {"exclude": exclude} | ({"k": k} if k.shape.rank else {})
         positive = _assert(
             tf.reduce_all(k >= 1), "k must be at least 1; ask for an item or more.", k
         )
-        with tf.control_dependencies([positive, *_same_rows(tower, of_queries)]):
+        with tf.control_dependencies([positive, *_same_rows(tower, per_query)]):
             queries = _finite(tower.embed(raw))
         # Of an empty batch, one.
         most = tf.reduce_max(tf.concat([k, [1]], 0)) if k.shape.rank else k

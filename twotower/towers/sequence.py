@@ -360,6 +360,7 @@ class SequenceHistory(History):
         is_known = (items > UNKNOWN) & (items < len(self.vocabulary) + 2)
         is_length = (length >= 0) & (length <= self.max_length)
         return super().check({n: v for n, v in state.items() if n not in window}) | {
+            # A wrong length says nothing about the items.
             "items": tf.reduce_all(is_known | is_past_end, 1) | ~is_length,
             "times": tf.reduce_all((times >= -LATEST) & (times <= LATEST), 1),
             "ratings": ~tf.reduce_any(tf.math.is_inf(ratings), 1),  # NaN where there is none
