@@ -66,7 +66,7 @@ def test_1m_folder(small_1m_dir):
     }
     assert dataset.interactions["timestamp"].dtype == np.int64
     assert dataset.interactions["rating"].dtype == np.float32
-    assert dataset.items["year"].dtype == np.float64
+    assert dataset.items["year"].dtype == np.int64
 
 
 def test_100k_folder(small_100k_dir):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twotower.data import tables
+from twotower.data import files, tables
 from twotower.data.dataset import Dataset
 
 NAN = float("nan")
@@ -290,6 +290,7 @@ WRITERS = {
         encode=lambda text: text.encode("utf-8-sig"), quoting=csv.QUOTE_ALL
     ),
     "CSV, old Mac": text(newline="\r"),
+    "CSV, spaces in the header": text(encode=lambda text: text.replace(",", " , ", 2).encode()),
     "CSV, empty lines": text(encode=lambda text: b"\n\r\n" + text.encode() + b"\n\n"),
     "CSV, no last newline": text(encode=lambda text: text.encode()[:-1]),
     "CSV, gzip": text("{}.csv.gz", lambda text: gzip.compress(text.encode())),
@@ -442,6 +443,7 @@ REFUSED_TEXT = {
     "two names": (b"user_id,item_id,timestamp,user_id\nu,a,5,v\n", "two columns named 'user_id'"),
     "semicolons": (HEAD.replace(b",", b";"), r"lacks \['user_id', 'item_id', 'timestamp'\].*;"),
     "a gap": (HEAD + b"u,a,5,tv\n\\N,a,5,tv\n", "line 3: user_id is missing"),
+    "a far date": (HEAD + b"u,a,9999-12-31,tv\n", "line 2: timestamp is .*year 5138"),
     "a late value": (HEAD + b'u,a,5,"x\ny"\n\nu,a,soon,tv\n', "line 5: timestamp is 'soon'"),
 }
 
@@ -452,6 +454,13 @@ def test_refused_text(case, tmp_path):
     (tmp_path / "plays.csv").write_bytes(data)
     with pytest.raises(ValueError, match=f"plays.csv.*{message}"):
         tables.load(tmp_path / "plays.csv")
+
+
+def test_a_file_longer_than_arrow_parses_at_once(tmp_path, monkeypatch):
+    """Blocks end inside records, and inside a text of several lines."""
+    text()(tmp_path)
+    monkeypatch.setattr(files, "BLOCK_SIZE", 130)
+    assert load_all(tmp_path).fingerprint() == EXPECTED.fingerprint()
 
 
 def test_a_header_alone_is_a_table_without_rows(tmp_path):
@@ -484,9 +493,11 @@ def test_folders_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match="plays holds Parquet and text"):
         tables.load(folder)
     (folder / "part-1.csv").unlink()
-    (folder / "_temporary").mkdir()
-    with pytest.raises(ValueError, match=r"plays holds _temporary: .* not finished"):
-        tables.load(folder)
+    for name, message in (("_temporary", "not finished"), ("_delta_log", "as plain Parquet")):
+        (folder / name).mkdir()
+        with pytest.raises(ValueError, match=f"plays holds {name}: .*{message}"):
+            tables.load(folder)
+        (folder / name).rmdir()
 
 
 def test_parts_may_lack_values_of_a_column(tmp_path):
@@ -573,8 +584,8 @@ def test_refused_columns_of_text(tmp_path, column, texts, message):
         ("maker", ["25.0", ""], ["25", ""]),  # as pandas writes whole numbers with a gap
         ("title", ["25.0", "true"], ["25.0", "true"]),
         # Beside dates, a year is a year and not a second of 1970.
-        ("released", ["1995", "2011-08-20"], [788918400.0, 1313798400.0]),
-        ("released", ["20110820", "2011-08"], [1313798400.0, 1312156800.0]),
+        ("released", ["1995", "2011-08-20"], [788918400, 1313798400]),
+        ("released", ["20110820", "2011-08"], [1313798400, 1312156800]),
         ("released", ["NaT", "0"], [NAN, 0.0]),
         ("year", ["1999.0", "None"], [1999.0, NAN]),
         ("year", [" +1999 ", "0"], [1999.0, NAN]),

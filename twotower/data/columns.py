@@ -25,6 +25,7 @@ TIMES = {"interactions": ("timestamp",), "items": ("released",)}
 LATEST = 100_000_000_000
 # float64 holds every whole number up to here.
 EXACT = 2**53
+LARGEST = float(np.finfo(np.float32).max)
 # What pandas calls columns of numbers and of times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
 _TIME_KINDS = ("datetime64", "datetime", "date")
@@ -120,7 +121,7 @@ def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.Exte
     if table == "users" or column in TEXTS.get(table, ()):
         return _text(values, kind, table)
     if kind in _TIME_KINDS:
-        return _seconds(values)
+        return _whole(seconds_of(values))
     if kind in _NUMBER_KINDS:
         return _other_number(values, kind, table)
     first = next(iter(values[values.notna()]), "")
@@ -138,7 +139,7 @@ def _text(values: pd.Series, kind: str, table: str):
     if kind == "boolean":
         texts[present] = np.where(values[present].astype(bool), "true", "false")
     elif kind in _TIME_KINDS:
-        times = pd.to_datetime(_seconds(values)[present], unit="s")
+        times = pd.to_datetime(seconds_of(values)[present], unit="s")
         texts[present] = times.strftime("%Y-%m-%dT%H:%M:%SZ")
     elif kind in _NUMBER_KINDS:
         found = values[present].to_numpy()
@@ -162,13 +163,12 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
         )
         refuse(table, values, present & ~is_number.astype(bool), "is {}, not a number")
         refuse(table, values, present, "is {}, not a number")
+    problem = "is {}; numbers must be finite, and within a float32"
+    if values.dtype == object:  # whole numbers of Python have no end
+        too_large = [abs(number) > LARGEST for number in values.where(present, 0)]
+        refuse(table, values, too_large, problem)
     found = values.to_numpy(np.float64, na_value=np.nan)
-    refuse(
-        table,
-        values,
-        np.abs(found) > np.finfo(np.float32).max,
-        "is {}; numbers must be finite, and within a float32",
-    )
+    refuse(table, values, np.abs(found) > LARGEST, problem)
     return found
 
 
@@ -178,18 +178,23 @@ def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
         return found
     if (np.abs(found) > EXACT).any():  # an id of some other system: as a number it would be cut
         return _text(values, kind, table)
+    return _whole(found)
+
+
+def _whole(found: np.ndarray) -> np.ndarray:
+    """Whole numbers as int64 where none is missing, else as they are: float64 with NaN."""
     return found if np.isnan(found).any() else found.astype(np.int64)
 
 
 def _year(values: pd.Series, kind: str) -> np.ndarray:
-    """float64. 0 is missing, too: no calendar has that year, and many files write it for none."""
+    """0 is missing, too: no calendar has that year, and many files write it for none."""
     found = _number(values, kind, "items")
     wrong = (found % 1 != 0) & ~np.isnan(found) | (np.abs(found) > 9999)
     refuse("items", values, wrong, "is {}, not a year such as 1999")
-    return np.where(found == 0, np.nan, found)
+    return _whole(np.where(found == 0, np.nan, found))
 
 
-def _seconds(values: pd.Series) -> np.ndarray:
+def seconds_of(values: pd.Series) -> np.ndarray:
     """Dates as seconds since 1970, UTC where they name no zone; float64, NaN where missing."""
     dates = pd.to_datetime(values, utc=True).dt.tz_localize(None)
     seconds = dates.to_numpy("datetime64[us]").astype(np.int64) // 1_000_000  # cuts fractions off
@@ -209,15 +214,13 @@ def reads_as_date(found: np.ndarray) -> np.ndarray:
 
 
 def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
-    """Whole seconds since 1970.
-
-    `timestamp` is int64; none is missing and none before 1970. `released` is float64, NaN where
-    missing.
-    """
-    found = _seconds(values) if kind in _TIME_KINDS else _number(values, kind, table)
+    """Whole seconds since 1970; no `timestamp` is missing or before 1970."""
+    found = seconds_of(values) if kind in _TIME_KINDS else _number(values, kind, table)
     present = ~np.isnan(found)
     refuse(table, values, present & (found % 1 != 0), "is {}, not whole seconds since 1970")
-    problem = "is {}; times are seconds: are these milliseconds? Divide by 1000"
+    problem = (
+        "is {}; times are seconds, up to the year 5138: are these milliseconds? Divide by 1000"
+    )
     refuse(table, values, found > LATEST, problem)
     dates = present & reads_as_date(found)
     if dates.sum() * 2 >= max(present.sum(), 1):
@@ -227,7 +230,7 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
         refuse(table, values, dates, problem)
     if values.name == "released":
         refuse(table, values, found < -LATEST, "is {}; times are seconds since 1970")
-        return found
+        return _whole(found)
     refuse(table, values, ~present, "is missing; every row needs one")
     refuse(table, values, found < 0, "is {}, before 1970")
     return found.astype(np.int64)
@@ -251,7 +254,7 @@ def _lists(values: pd.Series, table: str, is_tags: bool):
 
 
 def _tag(tag) -> str:
-    return tag if isinstance(tag, str) else str(int(tag) if tag % 1 == 0 else tag)
+    return str(tag) if isinstance(tag, str) else str(int(tag) if tag % 1 == 0 else tag)
 
 
 def _is_gap(entry) -> bool:

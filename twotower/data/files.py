@@ -26,6 +26,12 @@ import pyarrow.parquet
 COMPRESSED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
 # Endings of the files that count in a folder.
 ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
+# What else may lie in a folder, and says that its files are not the table.
+REFUSED = {
+    "_temporary": "whoever writes it has not finished",
+    "_delta_log": "some of its files were replaced by others; write the table as plain Parquet",
+    ".hoodie": "some of its files were replaced by others; write the table as plain Parquet",
+}
 # How Hive and Spark write a missing value: in text files, and as the name of a folder.
 NULL, NULL_FOLDER = "\\N", "__HIVE_DEFAULT_PARTITION__"
 BOM = b"\xef\xbb\xbf"
@@ -74,8 +80,9 @@ def read(path: pathlib.Path) -> Source:
     """
     paths = [path]
     if path.is_dir():
-        if (path / "_temporary").exists():
-            raise ValueError(f"{path} holds _temporary: whoever writes it has not finished.")
+        for name, problem in REFUSED.items():
+            if (path / name).exists():
+                raise ValueError(f"{path} holds {name}: {problem}.")
         paths = [part for part in sorted(path.rglob("*")) if _is_part(part, path)]
     if not paths or not path.exists():
         raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
@@ -90,7 +97,8 @@ def read(path: pathlib.Path) -> Source:
         if set(table.column_names) != set(tables[0].column_names):
             raise ValueError(
                 f"{part} has the columns {table.column_names}, and {paths[0]} has "
-                f"{tables[0].column_names}: parts of one table have the same ones."
+                f"{tables[0].column_names}: parts of one table have the same ones. (A folder of "
+                "three tables has interactions.parquet, items.parquet and users.parquet.)"
             )
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
@@ -131,15 +139,16 @@ def _parquet(path: pathlib.Path) -> pa.Table:
         # Spark's old INT96 times in nanoseconds would overflow past 2262.
         with pyarrow.parquet.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
             table = file.read()
-    except (pa.ArrowException, OSError) as error:
+        # What pandas had as its index and did not write, because it is a range.
+        for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):
+            if isinstance(index, dict) and index["name"] is not None:
+                values = range(index["start"], index["stop"], index["step"])
+                table = table.append_column(index["name"], pa.array(values, pa.int64()))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}. Is it whole?") from error
     _check_names(path, table.column_names)
-    # What pandas had as its index: without a name, these are row numbers.
+    # Row numbers of pandas.
     table = table.drop_columns([n for n in table.column_names if n.startswith("__index_level_")])
-    for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):
-        if isinstance(index, dict) and index["name"] is not None:
-            values = range(index["start"], index["stop"], index["step"])
-            table = table.append_column(index["name"], pa.array(values, pa.int64()))
     return pa.table({name: _plain(table[name], name, path) for name in table.column_names})
 
 
@@ -255,7 +264,8 @@ def _text(path: pathlib.Path) -> pa.Table:
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         _check(path, data, delimiter)
         raise ValueError(f"{path} cannot be read as CSV: {error}.") from error
-    named = [number for number, name in enumerate(names) if name.strip()]  # pandas' row numbers
+    names = [name.strip() for name in names]
+    named = [number for number, name in enumerate(names) if name]  # pandas' row numbers have none
     names = [names[number] for number in named]
     _check_names(path, names)
     return table.select(named).rename_columns(names)

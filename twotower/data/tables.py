@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from twotower.data import files
-from twotower.data.columns import IDS, NUMBERS, TIMES, ColumnError, reads_as_date, refuse
+from twotower.data.columns import (
+    IDS,
+    NUMBERS,
+    TIMES,
+    ColumnError,
+    reads_as_date,
+    refuse,
+    seconds_of,
+)
 from twotower.data.dataset import REQUIRED, Dataset
 
 # Texts that stand for no number and no time.
@@ -25,7 +33,6 @@ NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
 LIST = r"^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
 MISSING_ID = "is missing; every row needs one"
-EPOCH = pd.Timestamp(0, tz="UTC")
 # What is written by people and not one of a few values.
 FREE_TEXTS = ("title", "description", "search_text", "event")
 # Between genres in a text; the first one that the column has.
@@ -185,7 +192,7 @@ def _times(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
         dates = pd.to_datetime(dates, errors="coerce", utc=True, format="ISO8601")
         problem = "is {}, not whole seconds since 1970 or an ISO 8601 date"
         refuse(table, _pandas(text, name), is_date & dates.isna(), problem)
-        seconds = np.where(is_date, (dates - EPOCH) // pd.Timedelta(seconds=1), seconds)
+        seconds = np.where(is_date, seconds_of(dates), seconds)
     return pd.Series(seconds, name=name)
 
 
