@@ -27,6 +27,7 @@ from twotower.pair import Checks, Pair
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.brute_force import BruteForceIndex
+from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import KeyedVectors
 from twotower.wal import ADD, REMOVE, WriteAheadLog
 
@@ -691,6 +692,23 @@ def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
     assert live.pair.retriever is built and holds(live, [*range(NUM), 50, 51])
     # What would lose it is not to be had.
     assert not hasattr(log, "last")
+
+
+def test_items_are_of_one_moment(log, monkeypatch):
+    """An item of the main tier is replaced while the tiers are read: it is in one of them."""
+    live = LiveIndex(pair(backend=needs("tiered")), log)
+    add(live, [50])
+    real, replaced = Store.live, []
+
+    def interrupted(store):
+        found = real(store)
+        if not replaced:
+            replaced.append(add(live, [7]))
+        return found
+
+    monkeypatch.setattr(Store, "live", interrupted)
+    found = live.items()
+    assert replaced and sorted(found.keys) == [*range(NUM), 50]
 
 
 def test_what_a_forked_process_changes_is_refused(live, log, tmp_path):
