@@ -1,5 +1,6 @@
 """Tower and index exchanged, changed, killed and restarted while queries run."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from twotower.pair import Checks, Pair
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.brute_force import BruteForceIndex
+from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import KeyedVectors
 from twotower.wal import ADD, REMOVE, WriteAheadLog
 
@@ -692,6 +694,23 @@ def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
     assert not hasattr(log, "last")
 
 
+def test_items_are_of_one_moment(log, monkeypatch):
+    """An item of the main tier is replaced while the tiers are read: it is in one of them."""
+    live = LiveIndex(pair(backend=needs("tiered")), log)
+    add(live, [50])
+    real, replaced = Store.live, []
+
+    def interrupted(store):
+        found = real(store)
+        if not replaced:
+            replaced.append(add(live, [7]))
+        return found
+
+    monkeypatch.setattr(Store, "live", interrupted)
+    found = live.items()
+    assert replaced and sorted(found.keys) == [*range(NUM), 50]
+
+
 def test_what_a_forked_process_changes_is_refused(live, log, tmp_path):
     add(live, [50])
     calls = [*CALLS.values(), lambda live, folder: live.search(ask([7]), 1)]
@@ -1040,51 +1059,98 @@ def test_a_log_where_a_killed_snapshot_would_be_cleaned(tmp_path):
 
 def start(folder):
     """As a service would after whatever happened to it."""
-    log = WriteAheadLog(folder / "log")
-    snapshot = folder / "snapshot"
-    base = Pair.from_snapshot(snapshot, bundle()) if snapshot.exists() else pair()
-    return LiveIndex(base, log), log
+    log, base, version = WriteAheadLog(folder / "log"), pair(), "A"
+    if (folder / "snapshot").exists():
+        described = json.loads((folder / "snapshot" / "index" / "index.json").read_text())
+        version = described["model_version"]
+        base = Pair.from_snapshot(folder / "snapshot", bundle(version))
+    return LiveIndex(base, log, CHECKS, items(version)), log
 
 
-def add_until_killed(folder):
-    """Entry n adds item NUM + n; each acknowledged number is printed."""
-    live, log = start(folder)
-    print("ready", flush=True)
+def item_of(number):
+    """The item that entry `number` adds."""
+    return NUM + number % 4000
+
+
+def say(text):
+    sys.stdout.write(f"{text}\n")  # by one call, as two threads say something
+    sys.stdout.flush()
+
+
+def adding(live):
+    """Entry n adds item_of(n); each acknowledged number is printed."""
     while True:
-        print(add(live, [NUM + live.sequence + 1]), flush=True)
-        if live.sequence % 10 == 0:
+        with contextlib.suppress(ValueError):  # the training was exchanged before the lock
+            say(add(live, [item_of(live.sequence + 1)]))
+
+
+def runs_until_killed(folder, doing):
+    live, log = start(folder)
+    if doing == "add":
+        adding(live)
+    threading.Thread(target=adding, args=(live,), daemon=True).start()
+    while True:
+        time.sleep(0.003)  # lets others have the lock
+        if doing == "swap":
+            version = {"A": "B", "B": "A"}[live.pair.model_version]
+            found = live.items()
+            built = build.build(build.IndexConfig("exact"), found.keys, items(version)(found.keys))
+            say("begins")
+            live.swap(Pair(tower(version), built, version, version, found.sequence), items(version))
+            say("ends")
             log.truncate(live.snapshot(folder / "snapshot"))
+        else:
+            say("begins")
+            sequence = live.snapshot(folder / "snapshot")
+            say("ends")
+            log.truncate(sequence)
 
 
-def survives_kills(folder, rounds):
+def survives_kills(folder, doing, rounds):
+    """Kills a process that does this, starts again, looks, and so on."""
     code = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_live as t; "
-    code += "t.add_until_killed(pathlib.Path(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), str(folder)]
-    rng, reached = np.random.default_rng(rounds), 0
+    code += "t.runs_until_killed(pathlib.Path(sys.argv[2]), sys.argv[3])"
+    command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), str(folder), doing]
+    rng, reached, inside = np.random.default_rng(rounds), 0, 0
     for _ in range(rounds):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(rng.uniform(0.01, 0.3))
+            printed = ""
+            while not any(word.isdigit() for word in printed.split()):  # until there is an entry
+                line = process.stdout.readline()
+                assert line
+                printed += line
+            time.sleep(rng.uniform(0, 0.3))
             process.kill()
-            printed = process.stdout.read()
+            printed += process.stdout.read()
         assert process.returncode == -signal.SIGKILL
-        acknowledged = [reached, *map(int, printed[: printed.rfind("\n") + 1].split())]
+        said = printed[: printed.rfind("\n") + 1].split()
+        inside += [word for word in said if not word.isdigit()][-1:] == ["begins"]
+        acknowledged = max([reached, *(int(word) for word in said if word.isdigit())])
         live, log = start(folder)
         # Nothing acknowledged is lost; one more may have been logged, and not yet acknowledged.
-        assert acknowledged[-1] <= last(log) <= acknowledged[-1] + 1
-        assert holds(live, [*range(NUM), *range(NUM + 1, NUM + last(log) + 1)])
-        reached = last(log)
+        reached = live.sequence
+        assert acknowledged <= reached <= acknowledged + 1
+        assert holds(live, [*range(NUM), *{item_of(n) for n in range(1, reached + 1)}])
         log.close()
-    assert reached > rounds
+    assert reached >= rounds
+    print(f"{doing}: {rounds} kills, {inside} of them in the middle of one; {reached} entries")
+    return inside
 
 
 def test_killed_while_adding(tmp_path):
-    survives_kills(tmp_path, 3)
+    survives_kills(tmp_path, "add", 2)
+
+
+@pytest.mark.parametrize("doing", ["snapshot", "swap"])
+def test_killed_in_the_middle(tmp_path, doing):
+    survives_kills(tmp_path, doing, 1)
 
 
 @pytest.mark.slow
-def test_killed_many_times(tmp_path):
-    survives_kills(tmp_path, 20)
+@pytest.mark.parametrize("doing", ["add", "snapshot", "swap"])
+def test_killed_many_times(tmp_path, doing):
+    inside = survives_kills(tmp_path, doing, 60)
+    assert inside > 5 or doing == "add"
 
 
 def test_no_tensorflow():

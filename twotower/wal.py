@@ -72,7 +72,7 @@ class WriteAheadLog:
     other's entries. A process forked from it has to open another log.
 
     Which entries an index holds, `LiveIndex.items` and `LiveIndex.sequence` say, and not the log:
-    its last one may be acknowledged before the index has it.
+    the index may not have its last one yet.
 
     Args:
         path: The file; made where it does not exist, in a folder that does.
@@ -222,7 +222,7 @@ class WriteAheadLog:
         with self._lock:
             # Read each time: an append that failed may have been written all the same.
             last, digest = self._connection.execute(
-                "SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1"
+                "SELECT sequence, CAST(digest AS BLOB) FROM entries ORDER BY sequence DESC LIMIT 1"
             ).fetchone()
             row = (last + 1, op, model_version, *content[2:], vectors.shape[1])
             digest = _digest(digest, last + 1, vectors.shape[1], *content)

@@ -158,7 +158,8 @@ class TieredIndex(IvfPqIndex):
         return known if self._fresh is None else known | self._fresh.knows(keys)
 
     def live(self) -> tuple[np.ndarray, np.ndarray]:
-        parts = [super().live()] + ([] if self._fresh is None else [self._fresh.live()])
+        store, fresh = self._tiers  # read once: a change may come in between
+        parts = [store.live()] + ([] if fresh is None else [fresh.live()])
         return tuple(np.concatenate(part) for part in zip(*parts))
 
     @property
