@@ -28,7 +28,6 @@ thread, updates on all cores. Interrupted, the same command goes on. Status 1 wh
 lost.
 """
 
-import copy
 import dataclasses
 import json
 import os
@@ -293,13 +292,12 @@ def wear(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
     catalogue = Catalogue.of(bundle, num + most, most / num, drift=False)
     index = catalogue.tuned(backend, np.arange(num), catalogue.first)
     gone = np.random.default_rng(1).permutation(num)
-    # A change makes a new Store and leaves the backend alone, so copies may share that.
     states = {("untouched", 0): index}
     for share in map(float, FLAGS.tombstones):
-        states["tombstones", share] = state = copy.copy(index)
+        states["tombstones", share] = state = index.sibling()
         state.remove(gone[: round(share * num)])
     for added in map(int, FLAGS.buffers):
-        states["buffer", added] = state = copy.copy(index)
+        states["buffer", added] = state = index.sibling()
         state.add(num + np.arange(added), catalogue.later[:added])
     exact = {name: catalogue.exact(*state.live()) for name, state in states.items()}
     searches = {name: state.search for name, state in states.items()}

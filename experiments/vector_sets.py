@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from twotower.retrieval.vectors import unit
+from twotower.retrieval.arguments import checked_rows
 
 CHUNK = 1 << 18  # vectors made at a time
 
@@ -53,7 +53,7 @@ def enlarged(vectors: np.ndarray, num_items: int, noise: float, seed: int = 0) -
         part = made[start : start + CHUNK]
         part[:] = vectors[rng.integers(num_known, size=len(part))]
         part += scale * rng.standard_normal(part.shape, np.float32)
-        part[:] = unit(part, "vectors")
+        part[:] = checked_rows(part, "cosine", "vectors in rows")
     return made
 
 
@@ -68,7 +68,7 @@ def gaussian(num_items: int, num_queries: int, dim: int, centres: int = 1000, se
             part = made[start : start + CHUNK]
             part[:] = middle[rng.integers(centres, size=len(part))]
             part += 0.7 * rng.standard_normal(part.shape, np.float32)
-            part[:] = unit(part, "vectors")
+            part[:] = checked_rows(part, "cosine", "vectors in rows")
         return made
 
     return draw(num_items), draw(num_queries)

@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from backends import needs
 from clusters import clusters
 
 pytest.importorskip("faiss")
 
-from twotower.retrieval import build
+from twotower.retrieval import build, threads
 from twotower.retrieval.base import METRICS
 from twotower.retrieval.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.ivf import IvfConfig, IvfIndex
@@ -48,7 +49,7 @@ def test_a_filter_does_not_cost_recall(index):
 
 
 @pytest.mark.parametrize(
-    ("storage", "scale"), [("float", 1), ("sq8", 1), ("float", 1e-25), ("float", 1e25)]
+    ("storage", "scale"), [("float", 1), ("sq8", 1), ("float", 1e-25), ("float", 1e17)]
 )
 @pytest.mark.parametrize("num_appended", [0, 200, 1500])
 def test_vectors_of_different_length(storage, scale, num_appended):
@@ -110,7 +111,7 @@ def test_threads_hold_in_every_calling_thread():
         "import threading, faiss, numpy as np\n"
         "from twotower.retrieval.hnsw import HnswConfig, HnswIndex\n"
         "vectors = np.eye(8, dtype=np.float32)\n"
-        "index = HnswIndex('dot', HnswConfig(threads=3)).build(np.arange(8), vectors)\n"
+        "index = HnswIndex('dot', HnswConfig(threads=1)).build(np.arange(8), vectors)\n"
         "seen = []\n"
         "def run():\n"
         "    before = faiss.omp_get_max_threads()\n"
@@ -124,7 +125,28 @@ def test_threads_hold_in_every_calling_thread():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
-    assert done.stdout.strip() == "[(2, 3), (2, 3)]"
+    assert done.stdout.strip() == "[(2, 1), (2, 1)]"
+
+
+@pytest.mark.parametrize("backend", ["flat", "hnsw", "ivf", "ivf_pq", "tiered", "scann"])
+def test_threads_beyond_the_cores_are_not_started(backend):
+    # 200,000 threads are more than a process may have: it ends where the first is refused.
+    config = build.IndexConfig(needs(backend), "dot", {"threads": 200_000})
+    vectors, queries = clusters(1200, 40, 8)
+    index = build.build(config, np.arange(1200), vectors)
+    before = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else 0
+    assert index.search(queries, 3).counts.tolist() == [3] * 40
+    if before:
+        assert len(os.listdir("/proc/self/task")) <= before + 2 * os.cpu_count()
+    assert threads.bounded(200_000) == threads.bounded(0) == os.cpu_count()
+    assert threads.bounded(1) == threads.bounded(0, 1) == 1
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2", None, float("nan")])
+@pytest.mark.parametrize("backend", ["flat", "hnsw", "ivf", "ivf_pq", "tiered", "scann"])
+def test_counts_are_integers(backend, value):
+    with pytest.raises(ValueError, match=f"threads must be an integer; got {value!r}"):
+        build.make(build.IndexConfig(needs(backend), "dot", {"threads": value}))
 
 
 @pytest.mark.parametrize("metric", METRICS)

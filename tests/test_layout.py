@@ -17,8 +17,8 @@ ORDER = """
     data.planted data.synthetic
     data.cases data.splits data.lineage data.examples data.sequences
     metrics
-    retrieval retrieval.candidates retrieval.vectors retrieval.overfetch retrieval.store
-    retrieval.base
+    retrieval retrieval.threads retrieval.arguments retrieval.candidates retrieval.vectors
+    retrieval.overfetch retrieval.store retrieval.base
     retrieval.brute_force retrieval.faiss_index retrieval.hnsw retrieval.ivf retrieval.ivf_pq
     retrieval.tiered retrieval.scann_index retrieval.milvus_connection
     retrieval.milvus_index

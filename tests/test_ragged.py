@@ -129,3 +129,39 @@ def test_ranges_by_hand():
     ranges = Ragged.ranges(np.array([5, 9, 0]), np.array([2, 0, 3]))
     assert [row.tolist() for row in ranges] == [[5, 6], [], [0, 1, 2]]
     assert len(Ragged.ranges(np.array([], np.int64), np.array([], np.int64))) == 0
+
+
+NO_INTEGERS = {
+    "floats": [1.5, 2.0],
+    "text": ["1", "2"],
+    "booleans": [True, False],
+    "objects": np.array([1, 2], object),
+    "too large": np.array([2**64 - 1, 1], np.uint64),
+}
+
+
+@pytest.mark.parametrize("kind", NO_INTEGERS)
+def test_what_is_no_integer_is_not_made_one(kind):
+    values = NO_INTEGERS[kind]
+    with pytest.raises(ValueError, match=r"values must (be integers|fit int64); got"):
+        Ragged.from_rows([[3], values])
+    with pytest.raises(ValueError, match=r"lengths must (be integers|fit int64); got"):
+        Ragged.from_lengths(np.arange(3), values)
+    with pytest.raises(ValueError, match=r"offsets must (be integers|fit int64); got"):
+        Ragged(np.arange(2), values)
+
+
+def test_integers_of_other_types():
+    # 2**53 + 1 is the least integer that no float64 holds.
+    rows = [np.array([2**53 + 1], np.uint64), [], np.array([5, 4], ">i2"), {7}, range(2)]
+    ragged = Ragged.from_rows(rows)
+    assert lists(ragged) == [[2**53 + 1], [], [5, 4], [7], [0, 1]]
+    assert ragged.values.dtype == ragged.offsets.dtype == np.int64
+    with pytest.raises(ValueError, match="values must fit int8; got 5 to 300"):
+        Ragged.from_rows([[300, 5]], np.int8)
+
+
+@pytest.mark.parametrize("values", [np.array(3), np.zeros((2, 2))], ids=["0-d", "2-d"])
+def test_values_stand_one_after_another(values):
+    with pytest.raises(ValueError, match=r"values must be \[num_values\].*; got \("):
+        Ragged(values, np.array([0, 2]))

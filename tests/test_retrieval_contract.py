@@ -1,5 +1,7 @@
 """One contract for all indexes: every backend under every metric, against brute force in numpy."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ from backends import needs
 from oracle import INF, oracle, oracle_scores, rows_of
 
 from twotower.ragged import Ragged
-from twotower.retrieval import build
+from twotower.retrieval import build, store
 from twotower.retrieval.base import METRICS, Retriever
 from twotower.retrieval.brute_force import BruteForceIndex
 
@@ -163,7 +165,7 @@ def test_k_of_the_whole_catalogue_is_full(big, metric, clustered):
     keys, _, queries = clustered
     found = big.search(queries[:3], NUM + 2)
     assert [sorted(row) for row in rows_of(found)] == [sorted(keys.tolist())] * 3
-    assert found.keys.shape == (3, NUM + 2)
+    assert found.keys.shape == (3, NUM)
 
 
 def test_filters_that_lie_where_the_query_looks(backend):
@@ -188,12 +190,21 @@ def test_filters_that_lie_where_the_query_looks(backend):
 # Edge rows, worked on the axes.
 
 
-def test_k_beyond_the_catalogue(axes, metric):
-    found = axes.search(QUERY, 6)
-    assert found.keys.tolist() == [[70, 20, 90, 40, -1, -1]]
-    assert found.scores[0, 4:].tolist() == [-INF, -INF]
-    assert found.counts.tolist() == [4]
-    np.testing.assert_allclose(found.scores[0, :4], AXIS_SCORES[metric], rtol=1e-5)
+@pytest.mark.parametrize("k", [6, 2**31 - 1, 2**63, np.uint64(2**64 - 1)])
+def test_k_beyond_the_catalogue(axes, metric, k):
+    # As wide as there are items, whatever was asked for: a place takes 12 bytes, each row.
+    found = axes.search(QUERY, k)
+    assert found.keys.tolist() == [[70, 20, 90, 40]] and found.counts.tolist() == [4]
+    np.testing.assert_allclose(found.scores, [AXIS_SCORES[metric]], rtol=1e-5)
+    assert axes.search_built(QUERY, k).keys.shape == (1, 4)
+    banned, allow = ragged([[20], [70, 90]]), np.array([70, 20, 40])
+    found = axes.search(np.repeat(QUERY, 2, 0), k, exclude=banned, allow=allow)
+    assert found.keys.tolist() == [[70, 40, -1, -1], [20, 40, -1, -1]]
+    assert found.scores[0, 2:].tolist() == [-INF, -INF] and found.counts.tolist() == [2, 2]
+    # Of five built or added two are gone: three are left.
+    axes.add(np.array([5]), QUERY)
+    axes.remove(np.array([20, 70]))
+    assert axes.search(QUERY, k).keys.tolist() == [[5, 90, 40]]
 
 
 def test_everything_excluded(axes):
@@ -264,7 +275,7 @@ def test_empty_query_batch(axes):
 
 def test_one_item(backend, metric):
     index = make(backend, metric, [6], AXES[:1])
-    assert index.search(QUERY, 2).keys.tolist() == [[6, -1]]
+    assert index.search(QUERY, 2).keys.tolist() == [[6]]
 
 
 def test_keys_beyond_32_bits(backend):
@@ -293,7 +304,7 @@ def test_remove_then_search(axes):
 def test_remove_everything(axes):
     axes.remove(np.array(KEYS))
     found = axes.search(QUERY, 2)
-    assert found.keys.tolist() == [[-1, -1]] and found.counts.tolist() == [0]
+    assert found.keys.tolist() == [[-1]] and found.counts.tolist() == [0]
     assert len(axes) == 0
 
 
@@ -451,8 +462,24 @@ def test_when_to_rebuild():
     index.add(np.arange(10_000) + 1000, vectors[:10_000])
     assert index.needs_rebuild == ""
     index.add(np.array([7]), vectors[:1])
-    assert index.needs_rebuild == "10001 vectors in the buffer, of 10000 at most"
+    assert index.needs_rebuild.startswith("10001 vectors in the buffer, of 10000 at most: ")
     assert index.absorb().needs_rebuild == ""
+
+
+def test_a_buffer_that_is_too_long_warns_once(monkeypatch):
+    # Each add copies the whole buffer: without an end the next one takes longer than the last.
+    monkeypatch.setattr(store, "MAX_BUFFER", 3)
+    index = BruteForceIndex().build(np.array(KEYS), AXES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.add(np.arange(3), AXES[:3])
+    with pytest.warns(UserWarning, match="BruteForceIndex: 4 vectors in the buffer.*until absorb"):
+        index.add(np.arange(2, 4), AXES[2:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.add(np.array([4]), AXES[:1])
+        index.absorb().add(np.array([5]), AXES[:1])
+    assert index.needs_rebuild == ""
 
 
 def test_a_catalogue_that_outgrows_its_tuning_warns_once():
@@ -532,14 +559,19 @@ def test_integer_queries(axes):
         axes.search(QUERY.astype(np.int64), 2)
 
 
-@pytest.mark.parametrize("k", [0, -1, True, 2.0, None])
+NO_COUNTS = [0, -1, -(2**63), True, np.bool_(True), 2.0, np.float32(2), np.nan, "2", None, [2]]
+
+
+@pytest.mark.parametrize("k", [*NO_COUNTS, np.array(2), np.int8(-1)], ids=repr)
 def test_k_that_is_no_count(axes, k):
-    with pytest.raises(ValueError, match="k must be an integer of 1 or more"):
-        axes.search(QUERY, k)
+    for search in (axes.search, axes.search_built):
+        with pytest.raises(ValueError, match="k must be an integer of 1 or more"):
+            search(QUERY, k)
 
 
-def test_k_as_a_numpy_integer(axes):
-    assert rows_of(axes.search(QUERY, np.int32(1))) == [[70]]
+@pytest.mark.parametrize("kind", [np.int8, np.uint64, np.int32])
+def test_k_as_a_numpy_integer(axes, kind):
+    assert rows_of(axes.search(QUERY, kind(1))) == [[70]]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
@@ -548,12 +580,63 @@ def test_wrong_number_of_exclusion_rows(axes, rows):
         axes.search(np.repeat(QUERY, 2, 0), 1, exclude=Ragged.empty(rows))
 
 
-def test_keys_of_floats_are_not_rounded(axes):
-    with pytest.raises(ValueError, match="keys must be integers"):
-        axes.remove(np.array([20.7]))
-    with pytest.raises(ValueError, match="allow must be integers"):
-        axes.search(QUERY, 1, allow=np.array([20.7]))
-    assert len(axes) == 4
+# Keys in every form. 2**53 + 1 is the least integer that no float64 holds.
+LARGE = 2**53 + 1
+WHOLE = {
+    "uint64": lambda keys: np.array(keys, np.uint64),
+    "big-endian": lambda keys: np.array(keys, ">i8"),
+    "backwards": lambda keys: np.array(keys[::-1])[::-1],
+    "read-only": lambda keys: np.frombuffer(np.array(keys).tobytes(), np.int64),
+    "a list": lambda keys: list(keys),
+}
+NO_KEYS = {
+    "floats": (lambda keys: np.array(keys, float), "integers; got float64"),
+    "booleans": (lambda keys: np.array(keys) > 0, "integers; got bool"),
+    "objects": (lambda keys: np.array(keys, object), "integers; got object"),
+    "text": (lambda keys: np.array(keys).astype(str), "integers; got <U"),
+    "beyond int64": (
+        lambda keys: np.array(keys, np.uint64) + np.uint64(2**63),
+        "must fit int64",
+    ),
+    "0-d": (lambda keys: np.array(keys[0]), r"\[num_\w+\].*got \(\)"),
+    "2-d": (lambda keys: np.array([keys]), r"\[num_\w+\].*got \(1, 2\)"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_keys_in_every_form(backend, kind):
+    form = WHOLE[kind]
+    index = make(backend, "dot", form([LARGE, LARGE - 1, LARGE + 1, 3]), AXES)
+    assert index.keys.tolist() == [3, LARGE - 1, LARGE, LARGE + 1]
+    assert index.knows(form([LARGE, 4])).tolist() == [True, False]
+    both = np.repeat(QUERY, 2, 0)
+    banned = form([LARGE, LARGE - 1])
+    for rows in (ragged([banned, [3]]), Ragged(form([LARGE, LARGE - 1, 3]), np.array([0, 2, 3]))):
+        found = index.search(both, 2, exclude=rows)
+        assert rows_of(found) == [[LARGE + 1, 3], [LARGE, LARGE - 1]]
+    assert rows_of(index.search(QUERY, 3, allow=form([3, LARGE]))) == [[LARGE, 3]]
+    index.add(form([LARGE + 4, LARGE]), np.concatenate([2 * QUERY, QUERY]))
+    assert rows_of(index.search(QUERY, 3)) == [[LARGE + 4, LARGE, LARGE - 1]]
+    index.remove(form([LARGE + 4, LARGE]))
+    assert rows_of(index.search(QUERY, 3)) == [[LARGE - 1, LARGE + 1, 3]]
+
+
+@pytest.mark.parametrize("kind", NO_KEYS)
+def test_what_is_no_key(axes, kind):
+    change, message = NO_KEYS[kind]
+    keys, state = change([20, 70]), axes.keys.tolist()
+    calls = [
+        lambda: axes.remove(keys),
+        lambda: axes.add(keys, AXES[:2]),
+        lambda: axes.build(keys, AXES[:2]),
+        lambda: axes.knows(keys),
+        lambda: axes.search(QUERY, 1, allow=keys),
+        lambda: axes.search(QUERY, 1, exclude=Ragged(keys, [0, np.size(keys)])),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert axes.keys.tolist() == state and rows_of(axes.search(QUERY, 1)) == [[70]]
 
 
 def test_before_build(backend, metric):
@@ -586,7 +669,47 @@ def test_zero_vectors(backend, metric):
         assert rows_of(make(backend, metric, [1, 2, 3], vectors).search(zero, 3)) == [wanted]
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e25])
+LONG = {
+    "squares overflow": np.float32([2e19, 0, 0, 0]),
+    "the longest": np.full(4, 3.4e38, np.float32),
+    "distances overflow": np.float32([0, -9.5e18, 0, 0]),
+    "all together": np.float32([0.6e18, 0.6e18, 0.6e18, 0.6e18]),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_vectors_whose_scores_overflow(axes, metric, case):
+    """They end the process inside FAISS' k-means; or every score is infinite."""
+    long = np.stack([QUERY[0], LONG[case]])
+    if metric == "cosine":  # lengths do not count
+        axes.add(np.array([6, 7]), long)
+        for vectors in (long, long[1:]):
+            assert 7 in axes.absorb().search(vectors, 2).keys[-1]
+        return
+    for change in (axes.add, axes.build):
+        with pytest.raises(ValueError, match=r"vectors of keys \[7\] are longer than 1e\+18"):
+            change(np.array([6, 7]), long)
+    for queries in (long, np.asfortranarray(long), long.astype(np.float64), long.astype(">f4")):
+        with pytest.raises(ValueError, match=r"queries in rows \[1\] are longer than 1e\+18"):
+            axes.search(queries, 2)
+    with pytest.raises(ValueError, match=r"queries in rows \[0\] are longer"):
+        axes.search(long[1:], 2)
+    with pytest.raises(ValueError, match=r"queries in rows \[0\] are longer"):
+        axes.search_built(long[1:], 2)
+    assert rows_of(axes.search(QUERY, 4)) == [[70, 20, 90, 40]]
+
+
+def test_the_longest_vectors_that_are_taken(backend, metric):
+    index = make(backend, metric, KEYS, 1e18 * AXES)
+    queries = 1e18 * np.concatenate([AXES, -AXES])
+    found = index.search(queries, 4)
+    assert found.keys[:4, 0].tolist() == KEYS and np.isfinite(found.scores).all()
+    # Longer together than one may be alone.
+    many = np.repeat(queries, 100, 0)
+    np.testing.assert_array_equal(index.search(many, 4).keys, np.repeat(found.keys, 100, 0))
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-25, 1e25])
 def test_cosine_has_no_scale(backend, scale):
     # The squares of such values vanish or overflow in float32; directions are the axes' all along.
     index = make(backend, "cosine", KEYS, AXES * np.float32(scale))
@@ -602,6 +725,32 @@ def test_unknown_names(backend):
         build.make(build.IndexConfig(backend + "2"))
     with pytest.raises(ValueError, match=f"{backend}: .*no_such"):
         build.make(build.IndexConfig(backend, "dot", {"no_such": 1}))
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy], ids=repr)
+@pytest.mark.parametrize("searched", [False, True])
+def test_an_index_is_neither_pickled_nor_copied(backend, way, searched):
+    index = make(backend, "dot", KEYS, AXES)
+    index.add(np.array([7]), QUERY)
+    if searched:
+        index.search(np.repeat(QUERY, 3, 0), 2)
+    with pytest.raises(TypeError, match=r"neither pickled nor copied.*build\.save, and give"):
+        way(index)
+    assert rows_of(index.search(QUERY, 2)) == [[7, 70]]
+
+
+def test_siblings_change_apart(axes):
+    axes.add(np.array([7]), QUERY)
+    sibling = axes.sibling()
+    sibling.remove(np.array([7]))
+    sibling.add(np.array([8]), 2 * QUERY)
+    axes.remove(np.array([70]))
+    assert axes.keys.tolist() == [7, 20, 40, 90] and sibling.keys.tolist() == [8, 20, 40, 70, 90]
+    assert rows_of(axes.search(QUERY, 2)) == [[7, 20]]
+    assert sorted(rows_of(sibling.search(QUERY, 9))[0]) == [8, 20, 40, 70, 90]
 
 
 # What is handed through.

@@ -26,8 +26,10 @@ class Ragged:
     offsets: np.ndarray
 
     def __post_init__(self) -> None:
-        offsets = np.asarray(self.offsets, np.int64)
+        offsets = integers(self.offsets, "offsets")
         values = np.asarray(self.values)
+        if values.ndim != 1:
+            raise ValueError(f"values must be [num_values], row after row; got {values.shape}.")
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0:
             raise ValueError(f"offsets must be [num_rows + 1] and start at 0; got {offsets!r}.")
         if offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
@@ -39,8 +41,16 @@ class Ragged:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Iterable], dtype=np.int64) -> "Ragged":
-        """From a list of rows."""
-        rows = [np.asarray(list(row), dtype) for row in rows]
+        """From a list of rows.
+
+        Raises:
+            ValueError: Values that are no integers, or too large, where `dtype` is one of those.
+        """
+        rows = [row if isinstance(row, np.ndarray) else list(row) for row in rows]
+        if np.dtype(dtype).kind in "iu":
+            rows = [integers(row, "values", dtype) for row in rows]
+        else:
+            rows = [np.asarray(row, dtype) for row in rows]
         return cls.from_lengths(
             np.concatenate(rows) if rows else np.empty(0, dtype), [len(row) for row in rows]
         )
@@ -48,7 +58,8 @@ class Ragged:
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
         """From the values, row after row, and the length of each row."""
-        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+        ends = np.cumsum(integers(lengths, "lengths"))
+        return cls(values, np.concatenate([[0], ends]))
 
     @classmethod
     def ranges(cls, starts: np.ndarray, lengths: np.ndarray) -> "Ragged":
@@ -130,3 +141,20 @@ class Ragged:
         dense = np.full((len(self), width), fill, dtype)
         dense[np.arange(width) < lengths[:, None]] = self.values
         return dense
+
+
+def integers(values, name: str, dtype=np.int64) -> np.ndarray:
+    """`values`, of any shape, as `dtype`; an empty list of any type will do.
+
+    Raises:
+        ValueError: Values that numpy would cut (1.5), parse ("1"), count (True) or wrap around
+            (2**64 - 1).
+    """
+    values = np.asarray(values)
+    if values.size and values.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers; got {values.dtype}.")
+    if values.size and values.dtype != dtype:
+        least, most, limits = values.min(), values.max(), np.iinfo(dtype)
+        if not limits.min <= least <= most <= limits.max:
+            raise ValueError(f"{name} must fit {np.dtype(dtype)}; got {least} to {most}.")
+    return values.astype(dtype, copy=False)

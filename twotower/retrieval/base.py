@@ -6,17 +6,17 @@ Checking, updates, exclusion, filters, over-fetch and short rows are settled her
 import abc
 import dataclasses
 import functools
-import math
 import pathlib
 import warnings
 
 import numpy as np
 
 from twotower.ragged import Ragged
+from twotower.retrieval.arguments import checked_count, checked_exclude, checked_keys, checked_rows
 from twotower.retrieval.candidates import NO_SCORE, Candidates, order_ties, widened
 from twotower.retrieval.overfetch import search_open
 from twotower.retrieval.store import Store
-from twotower.retrieval.vectors import METRICS, KeyedVectors, checked_keys, unit
+from twotower.retrieval.vectors import METRICS, KeyedVectors
 
 # An index was tuned for its size: with this many times the items, it should be tuned again.
 OUTGROWN = 1.5
@@ -76,8 +76,8 @@ class Retriever(abc.ABC):
     @abc.abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions `[num_queries, k]` int64, -1 only behind the end, and scores float32, larger
-        is better, best first. `k` is at most the number of vectors built. A single query may hold
-        NaN or infinity: then nothing is found, or scores that are no finite numbers either."""
+        is better, best first. `k` is at most the number of vectors built; the queries are as
+        `arguments.checked_rows` leaves them."""
 
     def _append(self, vectors: np.ndarray) -> None:
         """Indexes `[num_new, dim]` float32 as the positions behind the others, which `_vectors`
@@ -134,8 +134,9 @@ class Retriever(abc.ABC):
                 contiguous (and the metric is not cosine), so leave them as they are.
 
         Raises:
-            ValueError: Duplicate or negative keys, another number of vectors than keys, vectors
-                that are not finite floats, no items, or a zero vector under cosine.
+            ValueError: Duplicate or negative keys, another number of vectors than keys, no items,
+                vectors that are not finite floats, or longer than `arguments.MAX_LENGTH`, or zero
+                under cosine.
         """
         built = KeyedVectors.checked(keys, vectors, self.metric)
         if len(built) == 0:
@@ -172,14 +173,18 @@ class Retriever(abc.ABC):
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         """Adds items or replaces their vectors; the next search finds them.
 
+        Each call copies the buffer, so give many items in one call. Warns when the buffer grows
+        over `store.MAX_BUFFER` vectors, or the catalogue over its tuning.
+
         Raises:
             ValueError: As in `build`; nothing is changed then.
         """
         self._require_built()
-        before = self.outgrown
+        before = self._store.full or self.outgrown
         self._store = self._store.add(KeyedVectors.checked(keys, vectors, self.metric, self.dim))
-        if self.outgrown and not before:
-            warnings.warn(f"{type(self).__name__} {self.outgrown}.", stacklevel=2)
+        reason = self._store.full or self.outgrown
+        if reason and not before:
+            warnings.warn(f"{type(self).__name__}: {reason}.", stacklevel=2)
 
     def remove(self, keys: np.ndarray) -> None:
         """Removes items; the next search does not find them. A key given twice counts once.
@@ -194,7 +199,7 @@ class Retriever(abc.ABC):
 
     def knows(self, keys: np.ndarray) -> np.ndarray:
         """Which of these keys a search may find, `[num_keys]` bool."""
-        return self._store.knows(np.asarray(keys, np.int64))
+        return self._store.knows(checked_keys(keys, "keys"))
 
     def require_known(self, keys: np.ndarray) -> None:
         """Raises ValueError that names keys which are not in the index."""
@@ -249,7 +254,7 @@ class Retriever(abc.ABC):
         if not tuned_for or len(self) < OUTGROWN * tuned_for:
             return ""
         return (
-            f"was tuned for {tuned_for} items and now holds {len(self)}: its recall may have "
+            f"it was tuned for {tuned_for} items and now holds {len(self)}: its recall may have "
             "fallen; run tuning.tune again"
         )
 
@@ -268,28 +273,31 @@ class Retriever(abc.ABC):
         Args:
             queries: `[num_queries, dim]` floats; not copied where float32 and contiguous, unless
                 the metric is cosine or the exclusions differ much in length.
-            k: 1 or more; the answer is `[num_queries, k]`.
+            k: 1 or more; the answer is `[num_queries, k]`, and no wider than there are items (than
+                one column, where all were removed).
             exclude: For each query, the keys that must not be answered; unknown ones do no harm.
             allow: `[num_allowed]` keys that may be answered, for all queries alike; unknown ones
                 do no harm.
 
         Raises:
-            ValueError: Queries of another dimension or not finite, k < 1, another number of
-                exclusion rows than queries, an index without `build`, a zero query under cosine.
+            ValueError: Queries of another dimension, or not finite, or longer than
+                `arguments.MAX_LENGTH`, or zero under cosine; k that is no integer of 1 or more;
+                another number of exclusion rows than queries; keys that are no integers; an index
+                without `build`.
         """
         return self._search_store(self._store, queries, k, exclude, allow)
 
     def _search_store(self, store: Store, queries, k: int, exclude, allow) -> Candidates:
         """`search` among the items of one store."""
-        queries, k = self._shaped_queries(queries, k), int(k)
+        queries = self._checked_queries(queries)
+        k = min(checked_count(k), max(len(store), 1))
         built, fresh = store.built, store.fresh
-        if exclude is not None and not _excludes(exclude, len(queries)):
-            exclude = None
+        if exclude is not None:
+            exclude = checked_exclude(exclude, len(queries))
         if exclude is None and allow is None and not store.is_changed:
             found = self._search_plain(built, queries, k)
             if found is not None:
                 return found
-        queries = self._finite(queries)
         if allow is not None:
             allow = checked_keys(allow, "allow")
         is_open = store.is_open(allow)
@@ -318,20 +326,12 @@ class Retriever(abc.ABC):
         return Candidates(keys, scores, (positions >= 0).sum(1))
 
     def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
-        """What the backend finds of built vectors that are all open; None where rows are short.
-
-        A single query, whose search left the caches cold, pays for each call of numpy: whether it
-        is finite shows in the scores.
-        """
-        if not len(queries) or k > len(built):
+        """What the backend finds of built vectors that are all open; None where rows are short."""
+        if not len(queries):
             return None
-        single = len(queries) == 1 and not self.is_exact and self.metric != "cosine"
-        if not single:
-            queries = self._finite(queries)
         positions, scores = self._search(queries, k)
-        if single and not math.isfinite(scores.item(0)):
-            return None
-        if (positions.item(-1) if single else positions[:, -1].min()) < 0:
+        # A single query, whose search left the caches cold, pays for each call of numpy.
+        if (positions.item(-1) if len(queries) == 1 else positions[:, -1].min()) < 0:
             return None
         keys = built.keys_of(positions)
         order_ties(keys, scores)
@@ -347,12 +347,12 @@ class Retriever(abc.ABC):
             k: As in `search`.
             exact: Scan instead: the truth to measure it against.
         """
-        queries, k = self._finite(self._shaped_queries(queries, k)), int(k)
-        built = self._store.built
+        queries, built = self._checked_queries(queries), self._store.built
+        k = min(checked_count(k), len(built))
         if exact:
-            positions, scores = built.best(queries, min(k, len(built)), built.keys >= 0)
+            positions, scores = built.best(queries, k, built.keys >= 0)
         else:
-            positions, scores = self._search(queries, min(k, len(built)))
+            positions, scores = self._search(queries, k)
         return Candidates.rank(built.keys_of(positions), scores, k)
 
     def save(self, directory: pathlib.Path) -> None:
@@ -378,47 +378,35 @@ class Retriever(abc.ABC):
         self._load(directory)
         return self
 
+    def sibling(self) -> "Retriever":
+        """Another index over the same backend: what is added to the one or removed from it is not
+        in the other. Neither may `absorb` then."""
+        sibling = object.__new__(type(self))
+        vars(sibling).update(vars(self))
+        return sibling
+
+    def __reduce_ex__(self, protocol):
+        # Pickles and copies would each need the library's part, which only its files hold whole.
+        raise TypeError(
+            f"{type(self).__name__} is neither pickled nor copied. Save it by twotower.retrieval."
+            "build.save, and give the other process the folder for build.load (with mmap=True they "
+            "share the vectors in memory)."
+        )
+
     def _require_built(self) -> None:
         if not self.dim:
             raise ValueError("the index is empty: call build or load first.")
 
-    def _shaped_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """`[num_queries, dim]` float32, contiguous; with k, it may still hold NaN."""
+    def _checked_queries(self, queries: np.ndarray) -> np.ndarray:
+        """`[num_queries, dim]` float32, of length 1 under cosine."""
         self._require_built()
-        if not (type(k) is int or isinstance(k, np.integer)) or k < 1:  # bool is no number here
-            raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
         queries = np.asarray(queries)
         if queries.ndim != 2 or queries.shape[1] != self.dim or queries.dtype.kind != "f":
             raise ValueError(
                 f"Expected queries [num_queries, {self.dim}] of floats; got {queries.shape} of "
                 f"{queries.dtype}. Was the index built from this query tower?"
             )
-        if queries.dtype != np.float32 or not queries.flags.c_contiguous:
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
-                queries = np.ascontiguousarray(queries, np.float32)
-        return queries
-
-    def _finite(self, queries: np.ndarray) -> np.ndarray:
-        """The same without NaN and infinity; of length 1 under cosine."""
-        # The sum of squares is NaN or infinite if any value is; it may also overflow.
-        if not math.isfinite(np.vdot(queries, queries)) and not np.isfinite(queries).all():
-            rows = np.flatnonzero(~np.isfinite(queries).all(1))[:5].tolist()
-            raise ValueError(f"queries in rows {rows} hold NaN or infinite values.")
-        return unit(queries, "queries") if self.metric == "cosine" else queries
-
-
-def _excludes(exclude: Ragged, num_queries: int) -> bool:
-    """Whether anything is excluded at all; raises ValueError for what fits no batch."""
-    if not isinstance(exclude, Ragged):
-        raise ValueError(
-            f"exclude must be a Ragged of keys, such as Ragged.from_rows([[3, 5], []]); got "
-            f"{type(exclude).__name__}."
-        )
-    if len(exclude) != num_queries:
-        raise ValueError(
-            f"exclude has {len(exclude)} rows for {num_queries} queries; give one a query."
-        )
-    return len(checked_keys(exclude.values, "exclude")) > 0
+        return checked_rows(queries, self.metric, "queries in rows")
 
 
 @functools.lru_cache(maxsize=64)

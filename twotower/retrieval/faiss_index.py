@@ -9,6 +9,7 @@ import numpy as np
 from twotower.limits import at_least
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
+from twotower.retrieval.threads import bounded
 
 # Says at each import which of its builds it found.
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)
@@ -21,9 +22,9 @@ ALL_THREADS = faiss.omp_get_max_threads()
 
 
 def use_threads(threads: int) -> None:
-    """Threads of FAISS' next calls; 0 for all. FAISS keeps the number for the calling thread
-    alone, so whoever searches or builds says it each time."""
-    faiss.omp_set_num_threads(threads or ALL_THREADS)
+    """Threads of FAISS' next calls; 0 for all, and as `threads.bounded` says. FAISS keeps the
+    number for the calling thread alone, so whoever searches, builds or reads says it each time."""
+    faiss.omp_set_num_threads(bounded(threads, ALL_THREADS))
 
 
 class FaissIndex(Retriever):
@@ -95,6 +96,7 @@ class FaissIndex(Retriever):
 
     def _load(self, directory: pathlib.Path) -> None:
         path = directory / f"{self.backend}.faiss"
+        use_threads(0)  # tables of codes are made as they are read
         try:
             self._index = faiss.read_index(str(path))
         except RuntimeError as error:
@@ -117,7 +119,8 @@ class FlatConfig:
     """Parameters of the scan.
 
     Attributes:
-        threads: Threads of a search, 0 for all. It holds in every calling thread.
+        threads: Threads of a search, 0 for all, and no more than there are cores. It holds in
+            every calling thread.
     """
 
     threads: int = 0

@@ -22,7 +22,8 @@ class IvfConfig:
         num_probes: Lists that a query looks into (nprobe).
         training_points: Vectors a list, at most, that k-means sees.
         training_iterations: Rounds of k-means.
-        threads: Threads of a search, 0 for all. It holds in every calling thread.
+        threads: Threads of a search, 0 for all, and no more than there are cores. It holds in
+            every calling thread.
     """
 
     num_lists: int = 0
@@ -74,6 +75,7 @@ class IvfIndex(FaissIndex):
         self._index.add_with_ids(vectors, np.arange(first, first + len(vectors)))
 
     def _discard(self, positions: np.ndarray) -> None:
+        use_threads(0)
         self._index.remove_ids(faiss.IDSelectorBatch(positions))
 
     def _parameters(self, config, k: int):

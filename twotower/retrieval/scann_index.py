@@ -7,7 +7,6 @@ SavedModel. `import scann` loads TensorFlow; it happens in this file alone, at f
 import dataclasses
 import importlib.util
 import math
-import os
 import pathlib
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from twotower.limits import at_least
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE, widened
+from twotower.retrieval.threads import bounded
 
 FOLDER, POSITIONS = "scann", "scann_positions.npy"
 
@@ -33,7 +33,8 @@ class ScannConfig:
         soar: Whether each vector stands in a second partition, too, chosen so that its error is
             at right angles to the first one's (Sun et al., NeurIPS 2023); not under euclidean,
             and not in the TFRS layer.
-        threads: Threads that share a batch of queries, 0 for all cores; one query takes one.
+        threads: Threads that share a batch of queries, 0 for all, and no more than there are
+            cores; one query takes one.
     """
 
     num_leaves: int = 60
@@ -150,7 +151,7 @@ class ScannIndex(Retriever):
         config = self.config
         measure = "squared_l2" if self.metric == "euclidean" else "dot_product"
         builder = scann_ops_pybind.builder(vectors, 10, measure)
-        builder.set_n_training_threads(os.cpu_count())
+        builder.set_n_training_threads(bounded(0))
         if len(vectors) < 2 * config.num_leaves or len(vectors) < 100:
             builder = builder.score_brute_force()  # too few to train partitions on
         else:
@@ -191,18 +192,13 @@ class ScannIndex(Retriever):
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config_at(k)
         reorder = max(k, config.num_reordering_candidates)
-        leaves, threads = config.num_leaves_to_search, config.threads
+        leaves, threads = config.num_leaves_to_search, bounded(config.threads)
         if len(queries) == 1:
-            try:
-                found, scores = self._searcher.search(queries[0], k, reorder, leaves)
-            except RuntimeError:
-                self._finite(queries)  # says which, if that is why
-                raise
+            found, scores = self._searcher.search(queries[0], k, reorder, leaves)
             found, scores = found[None], scores[None]
         elif threads == 1:
             found, scores = self._searcher.search_batched(queries, k, reorder, leaves, False, 0)
         else:
-            threads = threads or os.cpu_count()
             self._searcher.set_num_threads(threads)
             share = -(-len(queries) // threads)
             found, scores = self._searcher.search_batched(queries, k, reorder, leaves, True, share)

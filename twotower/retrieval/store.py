@@ -62,10 +62,20 @@ class Store:
         return self.built.num_bytes + self.removed.nbytes + self.fresh.num_bytes
 
     @property
+    def full(self) -> str:
+        """How far the buffer has grown over its limit, "" while it has not."""
+        if len(self.fresh) <= MAX_BUFFER:
+            return ""
+        return (
+            f"{len(self.fresh)} vectors in the buffer, of {MAX_BUFFER} at most: each change copies "
+            "them and each search scans them, until absorb or build"
+        )
+
+    @property
     def worn(self) -> str:
         """Which of the two limits is passed; "" where none is."""
-        if len(self.fresh) > MAX_BUFFER:
-            return f"{len(self.fresh)} vectors in the buffer, of {MAX_BUFFER} at most"
+        if self.full:
+            return self.full
         if self.num_tombstones > MAX_TOMBSTONES * len(self.built):
             return f"{self.num_tombstones} of {len(self.built)} vectors are tombstones"
         return ""

@@ -5,7 +5,6 @@ built rarely, say each night; what comes in between goes to a graph, which needs
 finds new items as well as old ones.
 """
 
-import copy
 import dataclasses
 import pathlib
 
@@ -13,12 +12,13 @@ import numpy as np
 
 from twotower.limits import at_least
 from twotower.ragged import Ragged
+from twotower.retrieval.arguments import checked_count, checked_keys
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.faiss_index import faiss
 from twotower.retrieval.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.ivf_pq import IvfPqConfig, IvfPqIndex
 from twotower.retrieval.store import Store
-from twotower.retrieval.vectors import KeyedVectors, checked_keys
+from twotower.retrieval.vectors import KeyedVectors
 
 FRESH = "fresh"
 # The main tier should take the fresh one in when that is more than this share of it.
@@ -98,8 +98,8 @@ class TieredIndex(IvfPqIndex):
         if fresh is None:
             fresh = self._empty().build(new.keys, vectors)
         else:
-            fresh = copy.copy(fresh)  # a graph is shared, and the rest immutable
-            fresh.add(new.keys, vectors)
+            fresh = fresh.sibling()
+            fresh._store = fresh._store.add(new)
             fresh = self._grown(fresh)
         self._tiers = store.remove(new.keys), fresh
 
@@ -119,16 +119,15 @@ class TieredIndex(IvfPqIndex):
         self.require_known(keys)
         store, fresh = self._tiers
         if fresh is not None:
-            fresh = copy.copy(fresh)
-            fresh.remove(keys[fresh.knows(keys)])
+            fresh = fresh.sibling()
+            fresh._store = fresh._store.remove(keys)
         self._tiers = store.remove(keys), fresh
 
     def absorb(self) -> "TieredIndex":
         self._require_built()
-        if self._fresh is not None:
-            keys, vectors = self._fresh.live()
-            self._tiers = self._store, None
-            super().add(keys, vectors)
+        store, fresh = self._tiers
+        if fresh is not None:
+            self._tiers = store.add(KeyedVectors(*fresh.live(), self.metric)), None
         return super().absorb()
 
     def search(
@@ -142,6 +141,7 @@ class TieredIndex(IvfPqIndex):
         main = self._search_store(store, queries, k, exclude, allow)
         if fresh is None:
             return main
+        k = min(checked_count(k), max(len(store) + len(fresh), 1))
         found = fresh.search(queries, k, exclude, allow)
         keys = np.concatenate([main.keys, found.keys], axis=1)
         return Candidates.rank(keys, np.concatenate([main.scores, found.scores], axis=1), k)

@@ -8,6 +8,7 @@ import functools
 import numpy as np
 
 from twotower.ragged import Ragged
+from twotower.retrieval.arguments import checked_keys, checked_rows
 from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns
 
 METRICS = ("dot", "cosine", "euclidean")
@@ -38,7 +39,7 @@ class KeyedVectors:
 
         Raises:
             ValueError: Keys that are not `[num_items]` unique integers of 0 or more; vectors that
-                are not `[num_items, dim]` finite floats; a zero vector under cosine.
+                are not `[num_items, dim]` floats, or that `checked_rows` refuses.
         """
         keys, vectors = checked_keys(keys, "keys"), np.asarray(vectors)
         wanted = dim or (vectors.shape[1] if vectors.ndim == 2 else "dim")
@@ -55,14 +56,7 @@ class KeyedVectors:
         if len(unique) < len(keys):
             twice = unique[counts > 1][:5].tolist()
             raise ValueError(f"keys must be unique; {twice} stand twice. Which vector is right?")
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: refused below
-            vectors = np.ascontiguousarray(vectors, np.float32)
-        with np.errstate(invalid="ignore"):
-            total = vectors.sum(dtype=np.float64)  # NaN or infinite if any value is
-        if not np.isfinite(total):
-            wrong = keys[~np.isfinite(vectors).all(1)][:5].tolist()
-            raise ValueError(f"vectors of keys {wrong} hold NaN or infinite values.")
-        return cls(keys, unit(vectors, "vectors") if metric == "cosine" else vectors, metric)
+        return cls(keys, checked_rows(vectors, metric, "vectors of keys", keys), metric)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -182,32 +176,3 @@ def _inside(row: np.ndarray, position: np.ndarray, chosen: np.ndarray):
     place = np.minimum(np.searchsorted(chosen, position), len(chosen) - 1)
     inside = chosen[place] == position
     return row[inside], place[inside]
-
-
-def checked_keys(keys, name: str) -> np.ndarray:
-    """`keys` as `[num_keys]` int64; an empty list of any type will do.
-
-    Raises:
-        ValueError: Another shape, or no integers (a mask of booleans is no set of keys).
-    """
-    keys = np.asarray(keys)
-    if keys.size and keys.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers; got {keys.dtype}.")
-    if keys.ndim != 1:
-        raise ValueError(f"{name} must be [num_keys] integers; got {keys.shape}.")
-    return keys.astype(np.int64, copy=False)
-
-
-def unit(vectors: np.ndarray, name: str) -> np.ndarray:
-    """Rows scaled to length 1; `[n, dim]` float32 in and out.
-
-    Raises:
-        ValueError: A zero vector: it has no direction.
-    """
-    # float64, so that very short and very long vectors keep their direction.
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    if (norms == 0).any():
-        rows = np.flatnonzero(norms == 0)[:5].tolist()
-        raise ValueError(f"{name} in rows {rows}: a zero vector has no direction for cosine.")
-    scaled = np.empty_like(vectors)
-    return np.divide(vectors, norms[:, None], out=scaled, casting="same_kind")

@@ -1,0 +1,102 @@
+"""What callers give, checked once for all indexes: keys, vectors and queries, k, exclusions.
+
+Whatever comes through here is int64 or float32, in the machine's byte order and without a gap, so
+nothing behind it has to ask again. Numpy only.
+"""
+
+import numpy as np
+
+from twotower.ragged import Ragged, integers
+
+# Longest vector that is taken. A squared distance is at most (2 * MAX_LENGTH)**2, and k-means adds
+# up as many as a list has vectors: float32 ends at 3.4e38, and FAISS then ends the process.
+MAX_LENGTH = 1e18
+
+
+def checked_keys(keys, name: str) -> np.ndarray:
+    """`keys` as `[num_keys]` int64; an empty list of any type will do.
+
+    Raises:
+        ValueError: Another shape, no integers (a mask of booleans is no set of keys), or integers
+            of 2**63 or more.
+    """
+    keys = integers(keys, name)
+    if keys.ndim != 1:
+        raise ValueError(f"{name} must be [num_keys] integers; got {keys.shape}.")
+    return keys
+
+
+def checked_count(k) -> int:
+    """`k` as an int.
+
+    Raises:
+        ValueError: No integer of 1 or more; True and 2.0 are none.
+    """
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
+    return int(k)
+
+
+def checked_rows(rows: np.ndarray, metric: str, name: str, labels=None) -> np.ndarray:
+    """Vectors as an index takes them.
+
+    Args:
+        rows: `[num_rows, dim]` floats.
+        metric: Under `cosine` the rows are scaled to length 1; otherwise they are not copied where
+            they are float32 and without a gap.
+        name: What they are, for an error, such as `vectors of keys`.
+        labels: `[num_rows]`, how an error calls each row; by its number where None.
+
+    Returns:
+        `[num_rows, dim]` float32, each row one after the other.
+
+    Raises:
+        ValueError: A row with NaN or infinity, one longer than `MAX_LENGTH`, or under cosine, for
+            which lengths do not count, one of length 0.
+    """
+    if rows.dtype != np.float32 or not (rows.flags.c_contiguous and rows.flags.aligned):
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
+            rows = np.require(rows, np.float32, ["C", "A"])
+    # No row is longer than all of them together; NaN is not less than anything.
+    if metric != "cosine" and np.vdot(rows, rows) <= MAX_LENGTH**2:
+        return rows
+    # float64, so that very short and very long vectors keep their length.
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+
+    def refuse(wrong: np.ndarray, why: str) -> None:
+        if wrong.any():
+            which = np.flatnonzero(wrong)[:5]
+            raise ValueError(
+                f"{name} {(which if labels is None else labels[which]).tolist()} {why}"
+            )
+
+    refuse(~np.isfinite(lengths), "hold NaN or infinite values (float32 ends at 3.4e38).")
+    if metric == "cosine":
+        refuse(lengths == 0, "are zero: a zero vector has no direction for cosine.")
+        scaled = np.empty_like(rows)
+        return np.divide(rows, lengths[:, None], out=scaled, casting="same_kind")
+    refuse(
+        lengths > MAX_LENGTH,
+        f"are longer than {MAX_LENGTH:g}, so float32 cannot hold all their scores. Scale items and "
+        "queries down, or take the metric cosine.",
+    )
+    return rows
+
+
+def checked_exclude(exclude: Ragged, num_queries: int) -> Ragged | None:
+    """`exclude` with int64 keys, a row a query; None where nothing is excluded.
+
+    Raises:
+        ValueError: No Ragged, another number of rows than queries, or values that are no keys.
+    """
+    if not isinstance(exclude, Ragged):
+        raise ValueError(
+            f"exclude must be a Ragged of keys, such as Ragged.from_rows([[3, 5], []]); got "
+            f"{type(exclude).__name__}."
+        )
+    if len(exclude) != num_queries:
+        raise ValueError(
+            f"exclude has {len(exclude)} rows for {num_queries} queries; give one a query."
+        )
+    keys = checked_keys(exclude.values, "exclude")
+    return Ragged(keys, exclude.offsets) if len(keys) else None
