@@ -23,7 +23,7 @@ ORDER = """
     retrieval.milvus_index
     retrieval.build retrieval.tuning retrieval.planning
     evaluation baselines
-    features towers towers.dense towers.history towers.content towers.sequence towers.pooling
+    words features towers towers.dense towers.history towers.content towers.sequence towers.pooling
     towers.gru towers.transformer towers.hstu towers.item towers.query
     losses negatives frequency mining task model recipe training fitting
     bundle session pair wal live saved_models export
