@@ -56,6 +56,20 @@ class Input:
         return tf.TensorSpec([None, *self.shape], self.dtype, self.name)
 
 
+def require_float32() -> None:
+    """Raises ValueError under a Keras policy of another precision than float32.
+
+    Times, counts and the weights of negatives do not fit into 16 bits. On processors bfloat16 is
+    the slower one besides.
+    """
+    policy = tf.keras.mixed_precision.global_policy()
+    if (policy.compute_dtype, policy.variable_dtype) != ("float32", "float32"):
+        raise ValueError(
+            f"towers train in float32; the Keras policy is {policy.name!r}. Call "
+            "tf.keras.mixed_precision.set_global_policy('float32') first."
+        )
+
+
 def embedding_table(
     rows: int, dim: int, at_zero: tuple[int, ...] = ()
 ) -> tf.keras.layers.Embedding:
@@ -79,7 +93,14 @@ class Feature(tf.keras.layers.Layer):
     """Base of all features; `name` is the column it reads and the tower's input.
 
     Subclasses define `inputs`, `call`, `get_config` and, where they take strings, `index`.
+
+    Raises:
+        ValueError: Another precision than float32.
     """
+
+    def __init__(self, name: str) -> None:
+        require_float32()
+        super().__init__(name=name)
 
     @property
     def inputs(self) -> list[Input]:
