@@ -51,9 +51,11 @@ def run(group: str, name: str, flags: str = "", cost: float = 1.0, **kinds: bool
     return Run(group, name, tuple(flags.split()), cost, **kinds)
 
 
-SOFTMAX_OVER_ALL = "--negatives=catalogue"
+SOFTMAX_OVER_ALL = "--negatives=catalogue --correction=none"
 # Losses of a bounded score take the cosine as it is.
 COSINE = "--temperature=1"
+# One negative of a row is taken by its score, which no correction changes.
+ONE_NEGATIVE = f"--loss=triplet {COSINE} --margin=0.3 --correction=none"
 WIDE_IDS = "--item_id_dim=256"
 # Share of mined negatives, and steps before they come: an epoch is 2,970 steps of 256, so that the
 # first one has none.
@@ -66,8 +68,10 @@ LARGE = "--dim=64 --item_id_dim=32 --query_history_dim=64 --batch_size=256 --epo
 
 def hard(share: float, warmup: int, every: int, distinct: int) -> str:
     """Flags of mined negatives; `distinct` so large that hardly a row needs topping up."""
+    if not share:
+        return ""
     flags = f"--hard_negative_share={share} --mining_every={every} --mining_warmup={warmup}"
-    return f"{flags} --mining_distinct={distinct}" if share else flags
+    return f"{flags} --mining_distinct={distinct}"
 
 
 def hard_here(share: float, warmup: int, distinct: int = 0) -> str:
@@ -96,13 +100,13 @@ RUNS = [
     run(
         "loss",
         "triplet, semi-hard",
-        f"--loss=triplet {COSINE} --margin=0.3 --triplet_mining=semi_hard",
+        f"{ONE_NEGATIVE} --triplet_mining=semi_hard",
         2,
     ),
     run(
         "loss",
         "triplet, hardest",
-        f"--loss=triplet {COSINE} --margin=0.3 --triplet_mining=hardest",
+        f"{ONE_NEGATIVE} --triplet_mining=hardest",
         2,
     ),
     *(

@@ -30,9 +30,10 @@ VARIANTS = {
     "hard, 10%": {"negatives": {"hard_negative_share": 0.1}, "mining": {"depth": 600}},
     "batch and 1024 uniform": {"negatives": {"negatives": ("batch", "uniform")}},
     "batch and memory of 8192": {"negatives": {"negatives": ("batch", "memory")}},
-    "catalogue": {"negatives": {"negatives": ("catalogue",)}},
+    "catalogue": {"negatives": {"negatives": ("catalogue",)}, "task": {"correction": "none"}},
     "catalogue, every 100 steps": {
-        "negatives": {"negatives": ("catalogue",), "catalogue_refresh": 100}
+        "negatives": {"negatives": ("catalogue",), "catalogue_refresh": 100},
+        "task": {"correction": "none"},
     },
     "hardest 100 of the batch": {"negatives": {"num_hardest": 100}},
     "bce": {"task": {"loss": "bce"}},

@@ -93,7 +93,7 @@ def recipes() -> tuple[Recipe, Recipe]:
     temperature to stretch it."""
     base = recipe_flags.recipe()
     # The last epoch counts: a checkpoint of the best one has the towers alone.
-    base = dataclasses.replace(base, fit=dataclasses.replace(base.fit, keep_best=False))
+    base = dataclasses.replace(base, fit=dataclasses.replace(base.fit, keep_best=False, patience=0))
     return base, dataclasses.replace(
         base,
         query=dataclasses.replace(base.query, l2_normalise=False),

@@ -14,7 +14,7 @@ from sequence_plan import SEQUENCES
 
 from twotower.data.splits import PROTOCOLS
 
-SMALL = "--dataset=synthetic/small,--epochs=2,--mining_every=5,--mining_warmup=5"
+SMALL = "--dataset=synthetic/small,--epochs=2"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,13 @@ def test_every_run_is_a_recipe_that_differs_from_the_base(parsed, study, least, 
     assert study.protocol in PROTOCOLS and {*study.more_flags} <= {*study.more_splits}
     # The dozen rows that a rule hangs on have further seeds and protocols.
     assert 1 <= sum(one.is_pivotal for one in study.runs) <= 12
+
+
+def test_every_flag_file_is_a_recipe(parsed, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    files = sorted((tiny.ROOT / "experiments" / "flags").glob("*.flags"))
+    recipes = [parsed([f"--flagfile={file}"]) for file in files]
+    assert len(recipes) > 15 and not [text for recipe in recipes for text in recipe.unread()]
 
 
 def test_fewer_epochs_where_one_takes_longer(parsed):

@@ -1,14 +1,21 @@
 """Features and histories: each layer on a table of vectors small enough to work by hand."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 
 import twotower  # noqa: F401
 
 import tensorflow as tf  # isort: skip
+from twotower import words
 from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
 from twotower.towers import history
-from twotower.towers.history import MeanHistory
+from twotower.towers.gru import GRUHistory
+from twotower.towers.history import History, MeanHistory
+from twotower.towers.hstu import HSTUHistory
+from twotower.towers.pooling import AttentionHistory, RecencyHistory
+from twotower.towers.transformer import TransformerHistory
 
 NAN = float("nan")
 # Ten times the row number, then the number itself: row 3 of a table is [30, 3].
@@ -89,18 +96,55 @@ def test_rare_tags_are_left_out():
 
 
 @pytest.mark.parametrize(
-    "text, words",
+    ("text", "expected"),
     [
         ("Toy's Story: II", ["toys", "story", "ii"]),
         ("  Se7en --  (1995) ", ["se7en", "1995"]),
         ("Café MÜLLER", ["café", "müller"]),
+        # Every apostrophe is one: typed, curly, letter, prime, turned, wide.
+        *((f"Schindler{mark}s List", ["schindlers", "list"]) for mark in "'’ʼʹ‘＇"),
+        # Marks belong to their letters: vowel signs, vowels of Arabic, accents by themselves.
+        ("आधुनिक हिन्दी", ["आधुनिक", "हिन्दी"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("الْعَرَبِيَّة", ["الْعَرَبِيَّة"]),
+        ("cafe\u0301 u\u0308ber", ["café", "über"]),
+        ("e\u0302\u0301 e\u0323\u0302 e\u0302\u0323", ["ế", "ệ", "ệ"]),  # in either order
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", ["한글"]),
+        ("x\u0301", ["x\u0301"]),  # no letter of Unicode has both
+        ("\u0301 -\u0301-", []),  # of no letter
+        # What is not seen separates nothing, but for the space of no width.
+        ("मैं\u200dने soft\u00adly \u200eleft\ufeff", ["मैंने", "softly", "left"]),
+        ("ภาษา\u200bไทย", ["ภาษา", "ไทย"]),
+        # Without spaces: each Han character, and each run of one kana.
+        ("千と千尋", ["千", "と", "千", "尋"]),
+        ("アナと雪 スター・ウォーズ3", ["アナ", "と", "雪", "スター", "ウォーズ", "3"]),
+        ("電影movie", ["電", "影", "movie"]),
+        # Pictures are words, of whatever skin.
+        ("Pizza🍕🍕 ❤\ufe0f", ["pizza", "🍕", "🍕", "❤"]),
+        ("👍🏽 👍", ["👍", "👍"]),
         ("?!", []),
         ("", []),
     ],
 )
-def test_words_of_a_text(text, words):
-    found = Tokens.words(strings(text)).to_list()
-    assert [[word.decode() for word in row] for row in found] == [words]
+def test_words_of_a_text(text, expected):
+    found = words.words(strings(text)).to_list()
+    assert [[word.decode() for word in row] for row in found] == [expected]
+
+
+def test_training_and_a_request_find_the_same_words():
+    feature = Tokens.fit("title", ["Cafe\u0301 d’Or", "हिन्दी"], dim=2)
+    assert feature.vocabulary == ("café", "dor", "हिन्दी")
+    found = feature.encode({"title": strings("CAFÉ D'OR", "हिन्दी")})["title"]
+    assert found.numpy().tolist() == [[2, 3], [4, 0]]
+
+
+def test_the_composed_form_is_that_of_unicode():
+    """Of each character that has parts, whole and in parts, between two others."""
+    parts = {chr(code): unicodedata.normalize("NFD", chr(code)) for code in range(0x30000)}
+    texts = [f"q{text}x" for pair in parts.items() if len(set(pair)) > 1 for text in pair]
+    texts = [*texts[::7], "", "\0"]
+    found = [text.decode() for text in words.composed(strings(*texts)).numpy()]
+    assert found == [unicodedata.normalize("NFC", text) for text in texts] and len(found) > 2000
 
 
 def test_tokens_are_averaged():
@@ -138,8 +182,45 @@ def test_quantiles_of_a_number():
         Number.fit("year", np.array([5, 5, 5]))
     with pytest.raises(ValueError, match="year: no value is known"):
         Number.fit("year", np.array([NAN, NAN]))
-    with pytest.raises(ValueError, match="two or more ascending quantiles"):
+    with pytest.raises(ValueError, match="two or more quantiles"):
         Number("year", [2, 1])
+
+
+def codes(values, num_bins=16):
+    """What a Number makes of the values that it was fitted on."""
+    feature = Number.fit("made", np.asarray(values), num_bins)
+    return run(feature, made=tf.constant(np.asarray(values), tf.float32))
+
+
+def test_quantiles_are_distinct_as_float32():
+    # Between 2**30 and 2**31 float32 has every 128th whole number.
+    for values in ([1.6e9, 1.6e9 + 1, 1.6e9 + 2], [2**24, 2**24 + 1]):
+        with pytest.raises(ValueError, match=r"made: .*float32 cannot tell .* apart.*[Ss]ubtract"):
+            codes(values)
+        with pytest.raises(ValueError, match=r"made: .*ascending"):
+            Number("made", values)
+    # Two of the three are one there: a bin is left.
+    assert codes([1.6e9, 1.6e9 + 1, 1.6e9 + 128]).tolist() == [[0, 0], [0, 0], [1, 0]]
+    # What a processor takes for zero has no code of its own, and no NaN either.
+    assert np.isfinite(codes([0, 1e-44])).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # Infinite, in float32 or at all: past the last quantile, or before the first.
+        ([0, 1, np.inf, -np.inf], [0, 1, 1, 0]),
+        ([0, 1, 1e300, -1e300], [0, 1, 1, 0]),
+        # A difference that float32 has no number for: too large, too small.
+        ([-3e38, 0, 3e38], [0, 0.5, 1]),
+        ([0, 1e-30], [0, 1]),
+        ([True, False], [1, 0]),
+        (np.array([2**63, 0], np.uint64), [1, 0]),
+    ],
+)
+def test_numbers_at_the_ends_of_what_there_is(values, expected):
+    found = codes(values, num_bins=1)
+    assert np.allclose(found[:, 0], expected) and (found[:, 1] == 0).all()
 
 
 def test_clock():
@@ -153,8 +234,51 @@ def test_clock():
 
 
 def test_vector_with_nan_is_zeros_and_a_flag():
-    found = run(Vector("sound", 2), sound=floats([1, -2], [3, NAN], [0, 0]))
-    assert found.tolist() == [[1, -2, 0], [0, 0, 1], [0, 0, 0]]
+    found = run(Vector("sound", 2), sound=floats([1, -2], [3, NAN], [0, np.inf]))
+    assert found.tolist() == [[1, -2, 0], [0, 0, 1], [0, 0, 1]]
+    for values in ([[1.0, 2.0], [3.0]], [["a"]], [[]], [1.0, 2.0]):
+        with pytest.raises(ValueError, match=r"sound: .* of one length"):
+            Vector.fit("sound", values)
+    with pytest.raises(ValueError, match="sound: no value is known"):
+        Vector.fit("sound", [[NAN, 1.0]])
+
+
+def test_what_no_training_value_lacked_reads_as_usual_where_it_is_missing():
+    # The flag of a missing value has a weight, which only missing values of training can move.
+    for values, missing in (([4, 0, 1], [1, 0, 0]), ([4, 0, 1, NAN], [0, 0, 1])):
+        feature = Number.fit("year", np.array(values), num_bins=2)
+        assert run(feature, year=floats(1.75, NAN)).tolist() == [[1, 0.25, 0], missing]
+    # The median 1 above; of vectors the mean.
+    for values, missing in (
+        ([[1, 2], [3, 6]], [2, 4, 0]),
+        ([[1, 2], [NAN, 6]], [0, 0, 1]),
+    ):
+        feature = Vector.fit("sound", np.float32(values))
+        assert run(feature, sound=floats([5, 5], [NAN, NAN])).tolist() == [[5, 5, 0], missing]
+
+
+@pytest.mark.parametrize(
+    ("feature", "raw"),
+    [
+        (Id("user", ["a"], dim=3), {"user": strings("?", "")}),
+        (Tags("genres", ["war"], dim=3), {"genres": strings(["?"], [""])}),
+        (Tokens("title", ["moon"], dim=3), {"title": strings("?", "gone")}),
+        (Clock("time", 3), {"time": times(-1, -1)}),
+    ],
+)
+def test_what_training_never_met_is_nothing_and_not_a_drawn_vector(feature, raw):
+    assert (run(feature, **raw) == 0).all()
+    assert feature.trainable_weights and all(
+        np.abs(weight.numpy()).max() > 0 for weight in feature.trainable_weights
+    )
+
+
+def test_what_training_meets_starts_like_all_else():
+    assert run(Id("user", ["a"], dim=3, unknown_rate=0.1), user=strings("?")).all()
+    for count, expected in ((1, False), (2, True)):
+        feature = Tags.fit("genres", [("war", "noir"), ("war", "")], min_count=count, dim=3)
+        assert feature.has_rare == expected
+        assert run(feature, genres=strings(["?"])).all() == expected
 
 
 GENRES = strings(["war", "", "drama"])
@@ -192,6 +316,41 @@ def test_what_is_encoded_passes_through(feature, raw):
     twice = feature.encode(once)
     for name in once:
         np.testing.assert_array_equal(once[name], twice[name])
+
+
+ORDERED = {"max_length": 4, "stride": 2, "gaps": True, "ratings": True}
+WITHOUT_HISTORY = [feature for feature, _ in CONFIGS[:-1]]
+HISTORIES = [
+    MeanHistory("past", ["a", "b"], 4, ratings=True),
+    *(RecencyHistory("past", ["a", "b"], 4), AttentionHistory("past", ["a", "b"], 4)),
+    *(kind("past", ["a", "b"], 4, **ORDERED) for kind in (GRUHistory, TransformerHistory)),
+    HSTUHistory("past", ["a", "b"], 4, **ORDERED | {"gaps": False}, time_told=True),
+]
+
+
+@pytest.mark.parametrize(
+    "feature", [*WITHOUT_HISTORY, *HISTORIES], ids=lambda value: type(value).__name__
+)
+def test_a_missing_value_has_one_code_in_training_and_in_a_signature(feature):
+    """As the manifest says that it is written; of a history also inside it."""
+    shapes = {spec.name: [2, *(size or 3 for size in spec.shape)] for spec in feature.inputs}
+    raw = {spec.name: np.full(shapes[spec.name], spec.missing) for spec in feature.inputs}
+    if isinstance(feature, History):
+        raw["past"] = np.array([["a", "b", ""], ["", "", ""]])  # times and ratings are missing
+    raw = {spec.name: tf.constant(raw[spec.name], spec.dtype) for spec in feature.inputs}
+    wanted = run(feature, **raw)
+    assert np.isfinite(wanted).all()
+    signature = tf.function(lambda **raw: feature(feature.encode(raw))).get_concrete_function(
+        **{spec.name: spec.spec for spec in feature.inputs}
+    )
+    np.testing.assert_allclose(signature(**raw), wanted, atol=1e-6)
+    # Tables of numpy hold integers and floats of 64 bits.
+    wide = {
+        name: values.numpy().astype("f8" if values.dtype.is_floating else "i8")
+        for name, values in raw.items()
+        if values.dtype != tf.string
+    }
+    np.testing.assert_allclose(run(feature, **raw | wide), wanted, atol=1e-6)
 
 
 def mean_history(**options):

@@ -239,8 +239,9 @@ def test_gradient_equals_finite_differences(name, parameters, matrix):
 @pytest.mark.parametrize("name", LOSSES)
 def test_keras_loss_in_tfrs_equals_the_matrix(name):
     """`RetrievalLoss` in `tfrs.tasks.Retrieval`, masks and all: the same loss and gradients."""
-    temperature = 1.0 if name == "cosine_contrastive" else 0.5
-    config = TaskConfig(loss=name, temperature=temperature, correction="none", margin=0.3)
+    has_margin = name in ("triplet", "cosine_contrastive")
+    temperature, margin = (1.0, {"margin": 0.3}) if has_margin else (0.5, {})
+    config = TaskConfig(loss=name, temperature=temperature, correction="none", **margin)
     rng = np.random.default_rng(0)
     queries, items = (tf.Variable(rng.normal(size=(9, 4)).astype("f4") / 2) for _ in range(2))
     own = np.eye(9, dtype=bool) | (rng.random((9, 9)) < 0.2)
@@ -332,9 +333,8 @@ def test_a_block_of_each_rows_own():
         # All divided by p = 1 / 4, the positive too: 4 times the exp scores, and 2 or 4.
         ("log_q", False, 4 * (2 + 1 + 3) + 2 * 5, 4 * (4 + 3 + 2)),
         ("log_q", True, 4 * (2 + 1 + 3) + 4 * 5, 4 * (4 + 3 + 2)),
-        # Nothing is corrected: each column weighs 1, whatever it is asked to stand for.
+        # Nothing is corrected: each column weighs 1.
         ("none", False, 2 + 1 + 3 + 5, 4 + 3 + 2),
-        ("none", True, 2 + 1 + 3 + 5, 4 + 3 + 2),
     ],
 )
 def test_what_a_negative_of_its_own_weighs(correction, as_draws, first, second):
@@ -345,7 +345,8 @@ def test_what_a_negative_of_its_own_weighs(correction, as_draws, first, second):
         tf.ones(3), tf.fill([3], 0.25), tf.constant(2), correction
     )
     items = np.eye(4, dtype="f4")
-    loss = MatrixRetrieval(config, 4, NegativesConfig(hard_as_draws=as_draws))(
+    negatives = NegativesConfig(num_impressions=1, hard_as_draws=as_draws)
+    loss = MatrixRetrieval(config, 4, negatives)(
         queries,
         tf.constant(items[:3]),
         row=tf.range(3),

@@ -136,7 +136,29 @@ def test_towers_of_different_sizes_are_refused():
             {"loss": "cosine_contrastive", "temperature": 1.0, "temperature_kind": "learned"},
             "not bounded below",
         ),
-        ({"loss": "cosine_contrastive", "temperature": 0.5}, "takes cosines as they are.*take 1"),
+        ({"loss": "cosine_contrastive", "temperature": 0.5}, "scores as they are.*temperature=1"),
+        # The default temperature would make a margin of .2 one of .02.
+        ({"loss": "triplet"}, "scores as they are.*temperature=1"),
+        ({"loss": "triplet", "temperature": 1.0, "margin": float("inf")}, "margin must be finite"),
+        ({"loss": "cosine_contrastive", "temperature": 1.0, "margin": 1.0}, "no cosine exceeds"),
+        # What nothing reads.
+        ({"margin": 0.3}, "margin=0.3 has no effect.*triplet or cosine_contrastive"),
+        ({"loss": "bce", "triplet_mining": "hardest"}, "triplet_mining='hardest' has no effect"),
+        ({"negative_ratio": 64.0}, "negative_ratio=64.0 has no effect"),
+        ({"loss": "bce", "calibration": 1.0}, "calibration=1.0 has no effect.*gbce"),
+        ({"temperature_last": 0.2}, "temperature_last=0.2 has no effect.*annealed"),
+        (
+            {"temperature_kind": "learned", "temperature_steps": 9},
+            "temperature_steps=9 has no effect.*annealed",
+        ),
+        (
+            {"frequency": "streaming", "correction": "none"},
+            "frequency='streaming' has no effect.*correction",
+        ),
+        (
+            {"loss": "triplet", "temperature": 1.0, "triplet_mining": "semi_hard"},
+            "takes one negative.*correction='none'",
+        ),
     ],
 )
 def test_tasks_that_make_no_sense_are_refused(fields, message):

@@ -179,7 +179,9 @@ def test_every_pool_stands_for_the_whole_catalogue(names):
     """Over many batches the mean weight of each item is 1: the sum over columns is, in the mean,
     the sum over the catalogue, whatever the pools and their sizes are."""
     tf.keras.utils.set_random_seed(1)
-    pools, total = pools_of(*names, num_sampled=7, memory_size=6), np.zeros(4)
+    sizes = {"num_sampled": 7} if {"uniform", "popularity"} & {*names} else {}
+    sizes |= {"memory_size": 6} if "memory" in names else {}
+    pools, total = pools_of(*names, **sizes), np.zeros(4)
     rng, rounds = np.random.default_rng(0), 1500
 
     @tf.function
@@ -258,12 +260,9 @@ def test_the_whole_catalogue_by_hand(loss, mask_own):
     recomputed from the vectors."""
     from test_losses import enumerated
 
-    temperature = 1.0 if loss == "cosine_contrastive" else 0.5
-    training = training_of(
-        hidden=0.2,
-        negatives={"negatives": ("catalogue",)},
-        task={"loss": loss, "temperature": temperature, "mask_own": mask_own},
-    )
+    temperature = 1.0 if loss in ("triplet", "cosine_contrastive") else 0.5
+    task = {"loss": loss, "temperature": temperature, "mask_own": mask_own, "correction": "none"}
+    training = training_of(hidden=0.2, negatives={"negatives": ("catalogue",)}, task=task)
     batch, model = next(iter(training.batches())), training.model
     num = model.num_items
     vectors = model.item_vectors(tf.range(num)).numpy()
@@ -297,15 +296,14 @@ def test_the_whole_catalogue_by_hand(loss, mask_own):
 def test_every_pool_trains(names, mask_own, timed):
     *names, refresh = names if names[-1] == 4 else (*names, 1)
     features = ("item_id", "age") if timed else ("item_id",)
+    correction = "none" if "catalogue" in names else "log_q_masked"
+    sizes = {"catalogue_refresh": refresh}
+    sizes |= {"num_sampled": 40} if {"uniform", "popularity"} & {*names} else {}
+    sizes |= {"memory_size": 300} if "memory" in names else {}
     recipe = tiny.recipe(
         item={"features": features},
-        task={"mask_own": mask_own, "temperature_kind": "learned"},
-        negatives={
-            "negatives": tuple(names),
-            "num_sampled": 40,
-            "memory_size": 300,
-            "catalogue_refresh": refresh,
-        },
+        task={"mask_own": mask_own, "temperature_kind": "learned", "correction": correction},
+        negatives={"negatives": tuple(names), **sizes},
         examples={"batch_size": 128},
     )
     training = Training(tiny.dataset(), tiny.split(), recipe)
@@ -330,13 +328,16 @@ def test_every_pool_trains(names, mask_own, timed):
 )
 def test_a_positive_is_not_known_by_its_age(negatives):
     with pytest.raises(ValueError, match=r"features \['age'\] are told as of an example's time"):
-        training_of(item={"features": ("item_id", "age")}, negatives=negatives)
+        training_of(
+            item={"features": ("item_id", "age")}, negatives=negatives, task={"correction": "none"}
+        )
 
 
 @pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",)])
 def test_a_block_stands_at_its_columns(names):
     """Each key of a query's block is a column, counted as often as the block has it."""
-    training = training_of(hidden=0.5, negatives={"negatives": names, "hard_negative_share": 0.2})
+    negatives = {"negatives": names, "hard_negative_share": 0.2}
+    training = training_of(hidden=0.5, negatives=negatives, task={"correction": "none"})
     model, rng = training.model, np.random.default_rng(0)
     assert (untrained(training) < 40).any()  # an impression may be of an item without a row
     for batch in training.batches().take(3):

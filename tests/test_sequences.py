@@ -236,13 +236,15 @@ def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, pr
 )
 def test_what_came_before_is_no_negative(negatives):
     """And among the items of a batch, where they are for certain, what comes after is none."""
+    sizes = {"num_sampled": 50} if "uniform" in negatives else {}
+    sizes |= {"memory_size": 64} if "memory" in negatives else {}
     recipe = tiny.recipe(
         SEQUENTIAL,
         task={
             "mask_own": True,
             "correction": "none" if negatives == ("catalogue",) else "log_q_masked",
         },
-        negatives={"negatives": negatives, "num_sampled": 50, "memory_size": 64},
+        negatives={"negatives": negatives, **sizes},
     )
     training = Training(tiny.dataset(), tiny.split("loo"), recipe)
     batch = next(iter(training.batches()))

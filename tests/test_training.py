@@ -13,16 +13,22 @@ import pandas as pd
 import pytest
 import tiny
 
-from twotower import baselines
+from twotower import baselines, fitting
 from twotower import training as training_module
 from twotower.bundle import Bundle, BundleError
 from twotower.data.dataset import Dataset
 from twotower.data.splits import make_split
 from twotower.evaluation import evaluate
 from twotower.export import _save_weights, warm_start
-from twotower.fitting import fit
+from twotower.features import Clock
+from twotower.fitting import fit, make_optimizer
+from twotower.model import TwoTowerModel
+from twotower.negatives import NegativesConfig
 from twotower.ragged import Ragged
 from twotower.recipe import FitConfig, Recipe
+from twotower.towers.dense import DenseHead
+from twotower.towers.item import ItemConfig
+from twotower.towers.query import QueryConfig
 from twotower.training import Training
 
 import tensorflow as tf  # isort: skip
@@ -77,6 +83,46 @@ def test_factorized_topk_equals_this_projects_evaluation(learned):
         name = f"val_factorized_top_k/top_{k}_categorical_accuracy+seen"
         assert entry[name] == pytest.approx(found[f"recall_micro@{k}"]["mean"], abs=1e-6), k
     assert 0 < found["recall_micro@10"]["mean"] < found["recall_micro@100"]["mean"] < 1
+
+
+def test_the_loss_of_validation_by_hand(tmp_path):
+    """Of all targets in one batch, as columns: those that the user likes are no negatives."""
+    recipe = tiny.recipe(
+        task={"correction": "none"}, fit={"topk_every": 1, "epochs": 1, "learning_rate": 1e-9}
+    )
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    entry = fit(training, tmp_path).log[0]
+    cases = training.split.cases
+    targets = cases.targets
+    of_targets = training.query_vectors(cases)[targets.row_index]
+    scores = of_targets @ training.item_vectors(targets.values).T / recipe.task.temperature
+    losses = []
+    for number, case in enumerate(targets.row_index):
+        liked = [*cases.history[case], *targets[case]]
+        others = scores[number, ~np.isin(targets.values, liked)]
+        losses.append(np.log1p(np.exp(others - scores[number, number]).sum()))
+    assert entry["val_loss"] == pytest.approx(np.mean(losses), rel=1e-4) and len(losses) > 200
+
+
+@pytest.mark.parametrize("sum_loss", [False, True])
+def test_a_last_batch_of_one_example_counts_as_one_example(tmp_path, sum_loss):
+    num = len(Training(tiny.dataset(), tiny.split(), QUIET).examples)
+    recipe = tiny.recipe(
+        QUIET,
+        task={"sum_loss": sum_loss},
+        examples={"batch_size": num - 1, "targets_per_query": 1},
+        fit={"epochs": 1, "learning_rate": 1e-12, "topk_every": 1},
+    )
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    each = [
+        (len(b["item"]), training.model.compute_loss(b, training=True)) for b in training.batches()
+    ]
+    assert [size for size, _ in each] == [num - 1, 1]
+    # One example has no negatives: its loss is 0, and the mean over batches would be half.
+    first = float(each[0][1]) / (num - 1 if sum_loss else 1)
+    assert float(each[1][1]) == 0 and first > 3
+    found = fit(training, tmp_path).log[0]["loss"]
+    assert found == pytest.approx(first * (num - 1) / num, rel=1e-4)
 
 
 def test_factorized_topk_is_not_computed_in_training(learned):
@@ -197,7 +243,8 @@ def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch)
     monkeypatch.undo()
     log = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=2).log
     assert [entry["epoch"] for entry in log] == [1, 2]
-    other = tiny.recipe(QUIET, negatives={"negatives": ("catalogue",), "catalogue_refresh": 7})
+    catalogue = {"negatives": ("catalogue",), "catalogue_refresh": 7}
+    other = tiny.recipe(QUIET, negatives=catalogue, task={"correction": "none"})
     with pytest.raises(ValueError, match="another recipe"):
         fit(Training(tiny.dataset(), tiny.split(), other), tmp_path)
 
@@ -238,7 +285,7 @@ def test_in_a_small_catalogue_a_figure_selects_that_can_tell(tmp_path, monkeypat
 
 
 def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path, monkeypatch):
-    training, weights = planted(monkeypatch, [0.3, 0.1, 0.2], epochs=3, patience=1, keep_best=False)
+    training, weights = planted(monkeypatch, [0.3, 0.1, 0.2], epochs=3, keep_best=False)
     result = fit(training, tmp_path)
     assert (result.epoch, result.best_epoch, result.best, result.stopped) == (3, 3, 0.2, False)
     vectors = training.item_vectors(training.split.candidates)
@@ -462,11 +509,180 @@ def test_warm_start_of_a_tower_that_is_told_more(tmp_path):
         ({"metric": "recall@100_micro"}, "metric must be one of"),
         ({"weight_decay": 0.1}, "'adam' would ignore it"),
         ({"patience": -1}, "patience must be 0"),
+        ({"learning_rate": np.inf}, "learning_rate must be positive and finite"),
+        ({"cosine": False}, "warmup_steps=200 has no effect.*cosine.*warmup_steps=0"),
+        ({"keep_best": False}, "patience=5 has no effect.*keep_best.*patience=0"),
     ],
 )
 def test_fits_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
         FitConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"negatives": {"negatives": ("catalogue",)}},
+            "log_q_masked.*take correction='none'",
+        ),
+        ({"mining": {"skip": 3}}, "skip=3 has no effect.*hard_negative_share"),
+        (
+            {
+                "task": {"correction": "none"},
+                "negatives": {"hard_negative_share": 0.1, "hard_as_draws": True},
+            },
+            "hard_as_draws=True has no effect.*correction",
+        ),
+        ({"examples": {"hidden_share": 0.5}}, "hidden_share=0.5 has no effect.*sequence_length"),
+        ({"item": {"hidden": (), "dropout": 0.5}}, "dropout=0.5 has no effect.*hidden layers"),
+        ({"query": {"hidden": (), "batch_norm": True}}, "batch_norm=True has no effect"),
+        (
+            {
+                "query": {"features": ("history",), "shared": "tower", "hidden": (4,)},
+                "item": {"features": ("item_id",)},
+            },
+            r"hidden=\(4,\).*item tower's \(16,\)",
+        ),
+    ],
+)
+def test_parts_of_a_recipe_of_which_one_has_no_effect(parts, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.recipe(**parts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_sampled": 64}, "num_sampled=64 has no effect.*uniform or popularity"),
+        ({"negatives": ("uniform",), "sampled_power": 0.5}, "sampled_power=0.5 has no effect"),
+        ({"memory_size": 9}, "memory_size=9 has no effect.*memory"),
+        ({"catalogue_refresh": 9}, "catalogue_refresh=9 has no effect.*catalogue"),
+        ({"hard_as_draws": True}, "hard_as_draws=True has no effect.*hard_negative_share"),
+    ],
+)
+def test_negatives_of_which_nothing_is_drawn(fields, message):
+    with pytest.raises(ValueError, match=message):
+        NegativesConfig(**fields)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged while a training is made and fitted."""
+    lines = []
+    for module in (training_module, fitting):
+        for level in ("info", "warning"):
+            monkeypatch.setattr(module.logging, level, lambda text, *v: lines.append(text % v))
+    return lines
+
+
+def test_a_warm_up_leaves_steps_to_learn_in(said):
+    # 3 epochs of 8 steps: two fifths are 9. Of 600 steps 200 are less than that.
+    for steps, peak in ((8, 9), (200, 200)):
+        rate = make_optimizer(FitConfig(epochs=3, learning_rate=0.5), steps)._learning_rate
+        rates = [float(rate(step)) for step in range(3 * steps)]
+        assert np.argmax(rates) == peak and rates[peak] == pytest.approx(0.5)
+        assert rates[peak // 2] == pytest.approx(0.5 * (peak // 2) / peak)
+    assert said == ["warmup_steps=200 of 24 steps in all: the learning rate rises over 9 of them."]
+
+
+def test_what_comes_too_late_to_happen_is_told(tmp_path, said):
+    recipe = tiny.recipe(
+        task={"temperature_kind": "annealed"},
+        negatives={"hard_negative_share": 0.1},
+        examples={"batch_size": 512},
+        fit={
+            "epochs": 1,
+            "validate_every": 3,
+            "topk_every": 2,
+            "patience": 4,
+            "learning_rate": 1e-3,
+        },
+    )
+    training = Training(tiny.dataset(), tiny.split(), recipe)
+    steps = -(-len(training.examples) // 512)
+    result = fit(training, tmp_path)
+    assert 10 <= steps <= 15 and result.log[0]["mined"] > 0
+    told = "\n".join(said)
+    for sentence in (
+        f"mining.warmup=400 of {steps} steps in all: the first mining is at step {steps * 2 // 5}.",
+        f"temperature_steps=1000 of {steps} steps in all: temperature_last is not reached.",
+        "patience=4 of 1 epochs: nothing stops early.",
+        "validate_every=3 of 1 epochs: the last epoch alone is validated.",
+        "topk_every=2 of 1 epochs: FactorizedTopK is never computed.",
+    ):
+        assert sentence in told, sentence
+    said.clear()
+    fit(training, tmp_path / "refit", select=False)
+    assert "patience" not in "\n".join(said)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_at_its_step(tmp_path):
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"learning_rate": 1e30}))
+    with pytest.raises(ValueError, match=r"step 2 of epoch 1: the loss is .*learning_rate=1e\+30"):
+        fit(training, tmp_path / "rate")
+    # One weight before the first step; the message names it, and nothing was saved.
+    training = Training(tiny.dataset(), tiny.split(), tiny.DEFAULT)
+    table = training.model.item_tower.features[0].table.embeddings
+    table.assign(tf.where(tf.range(table.shape[0])[:, None] == 5, np.nan, table))
+    with pytest.raises(
+        ValueError, match=r"step 1 of epoch 1: the loss is nan.*item_tower.*item_id"
+    ):
+        fit(training, tmp_path / "weight")
+    assert not list((tmp_path / "weight").rglob("ckpt*"))
+
+
+def test_a_weight_that_is_no_number_is_found_behind_a_loss_that_is(tmp_path, monkeypatch):
+    training = Training(tiny.dataset(), tiny.split(), tiny.DEFAULT)
+    model = training.model
+    kernel, loss = model.query_tower.head.projection.kernel, model.compute_loss
+    # A root at zero: 0, with a slope of infinity times 0.
+    monkeypatch.setattr(
+        model,
+        "compute_loss",
+        lambda inputs, training: loss(inputs, training) + tf.sqrt(0.0 * tf.reduce_sum(kernel)),
+    )
+    with pytest.raises(ValueError, match=r"step 1 of epoch 1: .*query_tower/head"):
+        fit(training, tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_other_precisions_are_refused_at_the_start(policy):
+    model = Training(tiny.dataset(), tiny.split(), tiny.DEFAULT).model
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        for make in (
+            lambda: Training(tiny.dataset(), tiny.split(), tiny.DEFAULT),
+            lambda: TwoTowerModel(
+                *(model.query_tower, model.item_tower, {}), np.ones(3) / 3, tiny.DEFAULT.task
+            ),
+            lambda: DenseHead((), 4),
+            lambda: Clock("time"),
+        ):
+            with pytest.raises(ValueError, match=f"in float32.*{policy}.*set_global_policy"):
+                make()
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def test_sizes_of_what_a_tower_does_not_read_are_told():
+    recipe = Recipe(
+        query=QueryConfig(user_dim=8, category_dim=3, unknown_rate=0.1),
+        item=ItemConfig(("item_id", "year"), min_token_count=3),
+    )
+    said = recipe.unread()
+    assert [sentence.split(" has no effect")[0] for sentence in said] == [
+        "query.user_dim=8",
+        "query.unknown_rate=0.1",
+        "query.category_dim=3",
+        "item.min_token_count=3",
+    ]
+    assert "user_id" in said[0] and not Recipe().unread()
+    alone = Recipe(query=QueryConfig(("user_id",), history="gru", history_layers=1))
+    assert [text.split("=")[0] for text in alone.unread()] == [
+        "query.history",
+        "query.history_layers",
+    ]
 
 
 def test_a_recipe_of_unknown_parts_is_refused():
@@ -544,7 +760,10 @@ def test_unknown_features_are_named():
 DETERMINISTIC = """
 import sys; sys.path.insert(0, {tests!r})
 import numpy as np, tiny, tempfile
-from twotower.fitting import fit
+from twotower.features import Clock
+from twotower.fitting import fit, make_optimizer
+from twotower.model import TwoTowerModel
+from twotower.negatives import NegativesConfig
 from twotower.training import Training
 recipe = tiny.recipe(query={{"dropout": 0.1}}, fit={{"deterministic": True, "epochs": 2}})
 training = Training(tiny.dataset(), tiny.split(), recipe)

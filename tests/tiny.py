@@ -36,7 +36,7 @@ DEFAULT = Recipe(
     item=ItemConfig(id_dim=16, token_dim=8, **HEAD),
     task=TaskConfig(temperature=0.2),
     examples=ExamplesConfig(batch_size=256),
-    fit=FitConfig(epochs=3, learning_rate=0.01, warmup_steps=5, cosine=False, patience=0),
+    fit=FitConfig(epochs=3, learning_rate=0.01, warmup_steps=0, cosine=False, patience=0),
 )
 
 

@@ -8,6 +8,11 @@ A feature works in two steps, so that training pays for the first one only once:
 `encode` has no weights; the input pipeline runs it over whole tables before training. An exported
 tower does both steps, so that it takes raw values. What a feature knows of the data (vocabulary,
 quantiles) comes from training rows, through `fit`, and stands in its config.
+
+A value may be missing, in training and in a request alike: `Input.missing` says how it is written.
+Where training has such values, what stands for them learns as all else does. Where it has none,
+nothing that was drawn at random may stand for the first one that comes: an embedding's row for
+missing or unknown values is zero then, a number reads as the median and a vector as the mean.
 """
 
 import dataclasses
@@ -20,6 +25,8 @@ from twotower import require_legacy_keras
 
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
+
+from twotower.words import words  # noqa: E402
 
 # Index of padding and of an unknown token in a sequence of tokens.
 PAD, UNKNOWN = 0, 1
@@ -49,18 +56,51 @@ class Input:
         return tf.TensorSpec([None, *self.shape], self.dtype, self.name)
 
 
-def embedding_table(rows: int, dim: int) -> tf.keras.layers.Embedding:
-    """An embedding with a start that suits wide towers (normal, deviation 1 / sqrt(dim))."""
-    return tf.keras.layers.Embedding(
-        rows, dim, embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
-    )
+def require_float32() -> None:
+    """Raises ValueError under a Keras policy of another precision than float32.
+
+    Times, counts and the weights of negatives do not fit into 16 bits. On processors bfloat16 is
+    the slower one besides.
+    """
+    policy = tf.keras.mixed_precision.global_policy()
+    if (policy.compute_dtype, policy.variable_dtype) != ("float32", "float32"):
+        raise ValueError(
+            f"towers train in float32; the Keras policy is {policy.name!r}. Call "
+            "tf.keras.mixed_precision.set_global_policy('float32') first."
+        )
+
+
+def embedding_table(
+    rows: int, dim: int, at_zero: tuple[int, ...] = ()
+) -> tf.keras.layers.Embedding:
+    """An embedding with a start that suits wide towers (normal, deviation 1 / sqrt(dim)).
+
+    Args:
+        rows: Number of vectors.
+        dim: Their length.
+        at_zero: Rows that start at zero: those of what training never meets.
+    """
+    normal = tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
+
+    def start(shape, dtype=None, **kwargs):
+        keep = 1 - tf.reduce_sum(tf.one_hot(at_zero, rows, dtype=dtype), 0)
+        return normal(shape, dtype, **kwargs) * keep[:, None]
+
+    return tf.keras.layers.Embedding(rows, dim, embeddings_initializer=start)
 
 
 class Feature(tf.keras.layers.Layer):
     """Base of all features; `name` is the column it reads and the tower's input.
 
     Subclasses define `inputs`, `call`, `get_config` and, where they take strings, `index`.
+
+    Raises:
+        ValueError: Another precision than float32.
     """
+
+    def __init__(self, name: str) -> None:
+        require_float32()
+        super().__init__(name=name)
 
     @property
     def inputs(self) -> list[Input]:
@@ -114,7 +154,8 @@ class Id(Feature):
             raise ValueError(f"{name}: unknown_rate must be in [0, 1); got {unknown_rate}.")
         self.vocabulary, self.dim, self.unknown_rate = tuple(vocabulary), dim, unknown_rate
         self.lookup = tf.keras.layers.StringLookup(vocabulary=list(self.vocabulary) or [" "])
-        self.table = embedding_table(len(self.vocabulary) + 1, dim)
+        unknown = () if unknown_rate else (0,)
+        self.table = embedding_table(len(self.vocabulary) + 1, dim, at_zero=unknown)
 
     @classmethod
     def fit(cls, name: str, values: Iterable[str], **kwargs) -> "Id":
@@ -148,24 +189,33 @@ class Tags(Feature):
 
     Raw input is `[batch_size, n]`, padded with "". Encoded is the same with indices; 0 is padding,
     1 an unknown tag.
+
+    Args:
+        name: Name of the input.
+        vocabulary: Tags that have a vector each.
+        dim: Length of the vectors.
+        has_rare: Whether training has other tags besides, whose common vector learns.
     """
 
     shape: tuple[int | None, ...] = (None,)
 
-    def __init__(self, name: str, vocabulary: Sequence[str], dim: int = 32) -> None:
+    def __init__(
+        self, name: str, vocabulary: Sequence[str], dim: int = 32, has_rare: bool = False
+    ) -> None:
         super().__init__(name=name)
-        self.vocabulary, self.dim = tuple(vocabulary), dim
+        self.vocabulary, self.dim, self.has_rare = tuple(vocabulary), dim, has_rare
         self.lookup = tf.keras.layers.StringLookup(
             vocabulary=list(self.vocabulary) or [" "], mask_token=""
         )
-        self.table = embedding_table(len(self.vocabulary) + 2, dim)
+        unknown = () if has_rare else (UNKNOWN,)
+        self.table = embedding_table(len(self.vocabulary) + 2, dim, at_zero=unknown)
 
     @classmethod
     def fit(cls, name: str, values: Iterable, min_count: int = 1, **kwargs) -> "Tags":
         """A feature that knows the tags which stand in at least `min_count` of the `values`."""
-        counts = Counter(tag for tags in cls.tags(values) for tag in set(tags))
-        kept = (tag for tag, count in counts.items() if count >= min_count and tag)
-        return cls(name, sorted(kept), **kwargs)
+        counts = Counter(tag for tags in cls.tags(values) for tag in set(tags) - {""})
+        kept = sorted(tag for tag, count in counts.items() if count >= min_count)
+        return cls(name, kept, has_rare=len(kept) < len(counts), **kwargs)
 
     @staticmethod
     def tags(values: Iterable) -> Iterable[Sequence[str]]:
@@ -195,14 +245,18 @@ class Tags(Feature):
         return tf.math.divide_no_nan(total, number)
 
     def get_config(self):
-        return {"name": self.name, "vocabulary": self.vocabulary, "dim": self.dim}
+        return {
+            "name": self.name,
+            "vocabulary": self.vocabulary,
+            "dim": self.dim,
+            "has_rare": self.has_rare,
+        }
 
 
 class Tokens(Tags):
     """A text, such as a title: the mean of its words' embeddings.
 
-    Raw input is `[batch_size]`. The text is lowered, apostrophes go, and every other run of
-    characters that are neither letters nor digits separates words. (A title looked up as one whole
+    Raw input is `[batch_size]`; `words.py` says what a word is. (A title looked up as one whole
     string would be a second item id.)
     """
 
@@ -210,18 +264,11 @@ class Tokens(Tags):
 
     @staticmethod
     def tags(values):
-        words = Tokens.words(tf.constant(list(values), tf.string))
-        return ([word.decode() for word in row] for row in words.to_list())
-
-    @staticmethod
-    def words(text: tf.Tensor) -> tf.RaggedTensor:
-        """The words of each text: `[batch_size]` to `[batch_size, (n)]`."""
-        text = tf.strings.regex_replace(tf.strings.lower(text, encoding="utf-8"), "'", "")
-        return tf.strings.split(tf.strings.regex_replace(text, r"[^\p{L}\p{N}]+", " "))
+        found = words(tf.constant(list(values), tf.string))
+        return ([word.decode() for word in row] for row in found.to_list())
 
     def index(self, values):
-        words = self.words(values).to_tensor("")  # [batch_size, n]
-        return tf.cast(self.lookup(words), tf.int32)
+        return super().index(words(values).to_tensor(""))  # [batch_size, n]
 
 
 class Number(Feature):
@@ -229,44 +276,75 @@ class Number(Feature):
 
     With quantiles b_0 < ... < b_T of the training values, component t is
     clip((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1): all ones below x, all zeros above, a fraction in
-    the bin of x. One more component says that the value is missing (NaN). No weights; a heavy tail
-    needs no logarithm, because bins hold equal numbers of values.
+    the bin of x. Infinite values are past the last bin or before the first. One more component is a
+    flag. No weights; a heavy tail needs no logarithm, because bins hold equal numbers of values.
+
+    A missing value (NaN) is zeros and the flag. The weight of a flag that is never set in training
+    would stay as it was drawn, so where no training value is missing, a later one reads as their
+    median and the flag stays down.
+
+    Args:
+        name: Name of the input, float32.
+        quantiles: b_0 to b_T, two or more.
+        default: What a missing value reads as; None for zeros and the flag.
+
+    Raises:
+        ValueError: Quantiles that do not ascend, or that float32 cannot tell apart.
     """
 
-    def __init__(self, name: str, quantiles: Sequence[float]) -> None:
+    def __init__(self, name: str, quantiles: Sequence[float], default: float | None = None) -> None:
         super().__init__(name=name)
         self.quantiles = tuple(float(q) for q in quantiles)  # of a list Keras makes its own
-        if len(self.quantiles) < 2 or (np.diff(self.quantiles) <= 0).any():
+        self.default = default
+        with np.errstate(over="ignore"):
+            # What the input can hold of them.
+            seen = np.asarray(self.quantiles, np.float32).astype(np.float64)
+        if len(seen) < 2 or not np.isfinite(seen).all() or (np.diff(seen) <= 0).any():
             raise ValueError(
-                f"{name}: a number needs two or more ascending quantiles; got "
-                f"{list(self.quantiles)}. Is the column constant? Then leave the feature out."
+                f"{name}: a number needs two or more quantiles that are finite and ascending in "
+                f"float32; got {list(self.quantiles)}. Is the column constant? Then leave the "
+                "feature out. If float32 cannot tell its values apart (whole numbers past 2**24, "
+                "such as times in seconds), subtract its least value or take a larger unit."
             )
 
     @classmethod
     def fit(cls, name: str, values: np.ndarray, num_bins: int = 16) -> "Number":
-        """Quantiles of the training values; NaN do not count."""
-        values = np.asarray(values, np.float64)
-        values = values[np.isfinite(values)]
-        if len(values) == 0:
+        """Quantiles of the training values as float32; missing and infinite ones do not count.
+
+        Args:
+            name: Of the column.
+            values: `[num_values]` numbers; NaN where there is none.
+            num_bins: Bins, of which equal quantiles are one.
+
+        Raises:
+            ValueError: No value, or not two that float32 can tell apart.
+        """
+        with np.errstate(over="ignore"):
+            seen = np.asarray(values, np.float32).astype(np.float64)
+        known = seen[np.isfinite(seen)]
+        if len(known) == 0:
             raise ValueError(f"{name}: no value is known in the training rows.")
-        return cls(name, np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1))))
+        quantiles = np.quantile(known, np.linspace(0, 1, num_bins + 1)).astype(np.float32)
+        default = None if np.isnan(seen).any() else float(np.median(known))
+        return cls(name, np.unique(quantiles), default)
 
     @property
     def inputs(self) -> list[Input]:
         return [Input(self.name, "float32")]
 
     def call(self, encoded, training=False):
-        x = encoded[self.name][:, None]  # [batch_size, 1]
-        low = tf.constant(self.quantiles[:-1], tf.float32)
-        high = tf.constant(self.quantiles[1:], tf.float32)
-        missing = tf.math.is_nan(x)
-        code = tf.clip_by_value((x - low) / (high - low), 0.0, 1.0)  # [batch_size, num_bins]
-        return tf.concat(
-            [tf.where(missing, tf.zeros_like(code), code), tf.cast(missing, tf.float32)], 1
-        )
+        # In float64, which holds every difference of two float32; the input itself is float32.
+        x = tf.cast(tf.cast(encoded[self.name], tf.float32), tf.float64)[:, None]
+        if self.default is not None:
+            x = tf.where(tf.math.is_nan(x), tf.constant(self.default, tf.float64), x)
+        bounds = np.asarray(self.quantiles, np.float32).astype(np.float64)
+        missing = tf.math.is_nan(x)  # [batch_size, 1]
+        code = tf.clip_by_value((x - bounds[:-1]) / np.diff(bounds), 0.0, 1.0)
+        code = tf.where(missing, tf.zeros_like(code), code)  # [batch_size, num_bins]
+        return tf.cast(tf.concat([code, tf.cast(missing, tf.float64)], 1), tf.float32)
 
     def get_config(self):
-        return {"name": self.name, "quantiles": self.quantiles}
+        return {"name": self.name, "quantiles": self.quantiles, "default": self.default}
 
 
 class Clock(Feature):
@@ -278,8 +356,8 @@ class Clock(Feature):
     def __init__(self, name: str, dim: int = 16) -> None:
         super().__init__(name=name)
         self.dim = dim
-        self.hour = embedding_table(25, dim)
-        self.weekday = embedding_table(8, dim)
+        self.hour = embedding_table(25, dim, at_zero=(24,))
+        self.weekday = embedding_table(8, dim, at_zero=(7,))
 
     @property
     def inputs(self) -> list[Input]:
@@ -299,22 +377,48 @@ class Clock(Feature):
 class Vector(Feature):
     """A precomputed vector of fixed size, such as an embedding of an item's sound or image.
 
-    NaN in any component means that there is none; then zeros and a flag.
+    A component that is NaN or infinite means that there is none: zeros and a flag, or, where no
+    training row lacks its vector and the flag would never learn, their mean.
+
+    Args:
+        name: Name of the input, float32.
+        size: Components.
+        default: `size` numbers, what a missing vector reads as; None for zeros and the flag.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, default: Sequence[float] | None = None) -> None:
         super().__init__(name=name)
-        self.size = size
+        self.size, self.default = size, None if default is None else tuple(map(float, default))
+
+    @classmethod
+    def fit(cls, name: str, values: Iterable[np.ndarray]) -> "Vector":
+        """A feature of the size of the training rows' `values`, `[size]` each.
+
+        Raises:
+            ValueError: Vectors of several lengths, or not one without NaN.
+        """
+        try:
+            vectors = np.stack([np.asarray(value, np.float32) for value in values])
+        except ValueError:
+            vectors = np.empty(0)
+        if vectors.ndim != 2 or not vectors.size:
+            raise ValueError(f"{name}: expected vectors of numbers, all of one length.")
+        known = np.isfinite(vectors).all(1)
+        if not known.any():
+            raise ValueError(f"{name}: no value is known in the training rows.")
+        return cls(name, vectors.shape[1], vectors.mean(0, np.float64) if known.all() else None)
 
     @property
     def inputs(self) -> list[Input]:
         return [Input(self.name, "float32", (self.size,))]
 
     def call(self, encoded, training=False):
-        vector = tf.ensure_shape(encoded[self.name], [None, self.size])
-        missing = tf.reduce_any(tf.math.is_nan(vector), 1, keepdims=True)
-        vector = tf.where(missing, tf.zeros_like(vector), vector)
-        return tf.concat([vector, tf.cast(missing, tf.float32)], 1)
+        vector = tf.ensure_shape(tf.cast(encoded[self.name], tf.float32), [None, self.size])
+        missing = ~tf.reduce_all(tf.math.is_finite(vector), 1, keepdims=True)
+        default = np.zeros(self.size) if self.default is None else self.default
+        vector = tf.where(missing, tf.constant(default, tf.float32), vector)
+        flag = missing if self.default is None else tf.zeros_like(missing)
+        return tf.concat([vector, tf.cast(flag, tf.float32)], 1)
 
     def get_config(self):
-        return {"name": self.name, "size": self.size}
+        return {"name": self.name, "size": self.size, "default": self.default}

@@ -14,26 +14,82 @@ import tensorflow as tf  # noqa: E402
 from absl import logging  # noqa: E402
 
 from twotower.evaluation import telling_metric  # noqa: E402
+from twotower.mining import MiningConfig  # noqa: E402
 from twotower.recipe import FitConfig, Recipe  # noqa: E402
 from twotower.training import Training  # noqa: E402
+
+# Share of all steps that a warm-up may take at most: of a training shorter than its warm-up there
+# would be nothing left to learn in.
+WARMUP_SHARE = 0.4
 
 
 def make_optimizer(config: FitConfig, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
     """The optimiser with its learning rate over time."""
     rate: float | tf.keras.optimizers.schedules.LearningRateSchedule = config.learning_rate
     if config.cosine:
+        steps = config.epochs * steps_per_epoch
+        warmup = min(config.warmup_steps, int(WARMUP_SHARE * steps))
+        if warmup < config.warmup_steps:
+            logging.warning(
+                "warmup_steps=%d of %d steps in all: the learning rate rises over %d of them.",
+                config.warmup_steps,
+                steps,
+                warmup,
+            )
         rate = tf.keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=0.0,
-            decay_steps=max(1, config.epochs * steps_per_epoch - config.warmup_steps),
+            decay_steps=max(1, steps - warmup),
             alpha=0.05,
             warmup_target=config.learning_rate,
-            warmup_steps=config.warmup_steps,
+            warmup_steps=warmup,
         )
     if config.optimizer == "adam":
         return tf.keras.optimizers.Adam(rate)
     if config.optimizer == "adamw":
         return tf.keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
     return tf.keras.optimizers.Adagrad(rate)
+
+
+def mining_of(recipe: Recipe, steps: int) -> MiningConfig:
+    """When to mine in so many steps in all."""
+    mining, most = recipe.mining, int(WARMUP_SHARE * steps)
+    if recipe.negatives.hard_negative_share and mining.warmup > most:
+        logging.warning(
+            "mining.warmup=%d of %d steps in all: the first mining is at step %d.",
+            mining.warmup,
+            steps,
+            most,
+        )
+        return dataclasses.replace(mining, warmup=most)
+    return mining
+
+
+def _tell_what_comes_too_late(recipe: Recipe, steps: int, select: bool) -> None:
+    """Logs each setting that so few steps or epochs make nothing of."""
+    config, task = recipe.fit, recipe.task
+    epochs = f"of {config.epochs} epochs"
+    late = task.temperature_kind == "annealed" and task.temperature_steps > steps
+    for is_told, text in (
+        (
+            late,
+            f"temperature_steps={task.temperature_steps} of {steps} steps in all: temperature_last "
+            "is not reached.",
+        ),
+        (
+            select and config.patience >= config.epochs,
+            f"patience={config.patience} {epochs}: nothing stops early.",
+        ),
+        (
+            select and config.validate_every > config.epochs,
+            f"validate_every={config.validate_every} {epochs}: the last epoch alone is validated.",
+        ),
+        (
+            select and config.topk_every > config.epochs,
+            f"topk_every={config.topk_every} {epochs}: FactorizedTopK is never computed.",
+        ),
+    ):
+        if is_told:
+            logging.info("%s", text)
 
 
 @dataclasses.dataclass
@@ -49,7 +105,8 @@ class FitResult:
         examples_per_second: Over that time.
         mining_seconds: Of these, what mining took.
         stopped: Whether early stopping ended it.
-        log: One entry an epoch: epoch, loss, seconds and, where validated, the metrics' means.
+        log: One entry an epoch: epoch, loss (mean over its examples), seconds and, where validated,
+            the metrics' means.
         validation: All metrics of the best epoch, with intervals.
         metric: Which of them selects: the recipe's, or the nearest one that can tell models apart
             in a small catalogue (`evaluation.telling_metric`).
@@ -70,26 +127,50 @@ class FitResult:
 class _EveryEpoch(tf.keras.callbacks.Callback):
     """Validates, keeps the best weights, saves a checkpoint, stops early."""
 
-    def __init__(self, training: Training, result: FitResult, save, select: bool) -> None:
+    def __init__(
+        self, training: Training, mining: MiningConfig, result: FitResult, save, select: bool
+    ) -> None:
         super().__init__()
-        self.training, self.result, self.save, self.select = training, result, save, select
+        self.training, self.mining, self.result = training, mining, result
+        self.save, self.select = save, select
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started, self.losses = time.perf_counter(), []
+        self.started, self.epoch = time.perf_counter(), epoch
 
     def on_train_batch_begin(self, batch, logs=None):
         training = self.training
         if training.miner is not None:
             step = int(self.model.optimizer.iterations.numpy())
-            if training.recipe.mining.is_due(step) or (
-                training.miner.lists is None and step > training.recipe.mining.warmup
+            if self.mining.is_due(step) or (
+                training.miner.lists is None and step > self.mining.warmup
             ):  # the second after a resume
                 begun = time.perf_counter()
                 training.mine()
                 self.result.mining_seconds += time.perf_counter() - begun
 
     def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))  # Keras keeps that of the last batch
+        if not np.isfinite(logs["loss"]):
+            raise ValueError(self._diverged(batch + 1, logs["loss"]))
+
+    def _diverged(self, step: int, loss: float) -> str:
+        """What to look at where the loss or a weight is no finite number."""
+        recipe, model = self.training.recipe, self.model
+        parts = {"temperature": model.task}
+        for tower in (model.query_tower, model.item_tower):
+            parts |= {f"{tower.name}/{part.name}": part for part in (*tower.features, tower.head)}
+        wrong = [
+            name
+            for name, part in parts.items()
+            if not all(np.isfinite(weight.numpy()).all() for weight in part.trainable_weights)
+        ]
+        return (
+            f"step {step} of epoch {self.epoch + 1}: the loss is {loss}, and of "
+            f"{', '.join(wrong) or 'no part'} weights are not finite. In the first step that comes "
+            "of the weights to start from, or of ratings; later of steps that are too long: "
+            f"learning_rate={recipe.fit.learning_rate:g} ({recipe.fit.optimizer}), "
+            f"temperature={recipe.task.temperature:g}, sum_loss={recipe.task.sum_loss}. What was "
+            "saved after the epoch before is as it was."
+        )
 
     def on_test_begin(self, logs=None):
         # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
@@ -106,8 +187,9 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
         result.seconds += seconds
         result.epoch = epoch + 1
         result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
-        logs["loss"] = loss = float(np.mean(self.losses))
-        entry = {"epoch": epoch + 1, "loss": loss, "seconds": round(seconds, 2)}
+        entry = {"epoch": epoch + 1, "loss": float(logs["loss"]), "seconds": round(seconds, 2)}
+        if "val_loss" in logs:  # with FactorizedTopK
+            entry["val_loss"] = float(logs["val_loss"])
         entry |= {
             f"{name}+seen": float(value)
             for name, value in logs.items()
@@ -165,12 +247,15 @@ def fit(
         verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
 
     Raises:
-        ValueError: The workdir holds a checkpoint of another recipe, or of other data; or it is no
-            path that TensorFlow would find again (`paths.literal`).
+        ValueError: The workdir holds a checkpoint of another recipe, or of other data; it is no
+            path that TensorFlow would find again (`paths.literal`); or the loss or a weight is no
+            finite number after a step, which ends the training there.
     """
     workdir = paths.literal(workdir)
     config, model = training.recipe.fit, training.model
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
+    mining = mining_of(training.recipe, config.epochs * steps)
+    _tell_what_comes_too_late(training.recipe, config.epochs * steps, select)
     model.compile(optimizer=make_optimizer(config, steps))
     if config.optimizer == "adamw":  # a temperature has no zero to decay to
         model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
@@ -239,7 +324,7 @@ def fit(
         )
     epochs = min(config.epochs, stop_after or config.epochs)
     if result.epoch < epochs and not result.stopped:
-        callbacks = [_EveryEpoch(training, result, save, select)]
+        callbacks = [_EveryEpoch(training, mining, result, save, select)]
         if tensorboard:
             callbacks.append(tf.keras.callbacks.TensorBoard(str(workdir / "tensorboard")))
         model.fit(

@@ -10,6 +10,7 @@ require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
 
+from twotower.features import require_float32  # noqa: E402
 from twotower.negatives import Columns, NegativesConfig, Pools, merged, scaled_gradient  # noqa: E402
 from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
 from twotower.towers.dense import Tower  # noqa: E402
@@ -57,7 +58,9 @@ class TwoTowerModel(tfrs.Model):
         columns: NegativesConfig | None = None,
         metrics: tfrs.metrics.FactorizedTopK | None = None,
     ) -> None:
+        require_float32()
         super().__init__()
+        self._loss_mean = tf.keras.metrics.Mean("loss")
         if query_tower.dim != item_tower.dim:
             raise ValueError(
                 f"both towers must end in vectors of one length; the query tower's is "
@@ -92,15 +95,35 @@ class TwoTowerModel(tfrs.Model):
         """One step. Without data it does nothing: Keras starts a step to learn that an epoch has
         ended, and what needs no gradient (the count of steps, weight decay) would run or not."""
         with tf.control_dependencies(tf.nest.flatten(inputs)):
-            return super().train_step(inputs)
+            logs = super().train_step(inputs)
+            logs["loss"] = self._mean_loss(logs["loss"], inputs)
+            # A sum is finite if all its terms are. The loss of this step may still be where a
+            # gradient was not, and that of a later one need not read the weight.
+            total = tf.add_n([tf.reduce_sum(weight) for weight in self.trainable_variables])
+            logs["loss"] = tf.where(tf.math.is_finite(total), logs["loss"], np.nan)
+            return logs
+
+    def test_step(self, inputs: dict) -> dict:
+        """One batch of validation."""
+        logs = super().test_step(inputs)
+        return logs | {"loss": self._mean_loss(logs["loss"], inputs)}
+
+    def _mean_loss(self, loss: tf.Tensor, inputs: dict) -> tf.Tensor:
+        """Mean over the epoch's examples so far, those of a short last batch among them, given the
+        loss of a batch, whether that is a mean or a sum."""
+        num_examples = tf.cast(tf.size(inputs["item"]), tf.float32)
+        self._loss_mean.update_state(
+            loss / num_examples if self.config.sum_loss else loss, num_examples
+        )
+        return self._loss_mean.result()
 
     def compute_loss(self, inputs: dict, training: bool = False) -> tf.Tensor:
         """Mean loss of a batch; in validation also updates FactorizedTopK."""
-        if not training and self.task.factorized_metrics:
-            return self._validate(inputs)
         queries = self.query_tower(
             self.query_tower.encode(inputs["query"]), training=training, place=inputs.get("place")
         )
+        if not training and self.task.factorized_metrics:
+            self._update_topk(queries, inputs)
         if not self.config.unique:
             return self._plain_loss(queries, inputs, training)
         item, probability = inputs["item"], inputs["probability"]
@@ -253,12 +276,11 @@ class TwoTowerModel(tfrs.Model):
         present = tf.tensor_scatter_nd_update(none, index, tf.ones(tf.shape(index)[:1], tf.bool))
         return tf.gather(present, item_of_column + 1, axis=1)
 
-    def _validate(self, inputs):
-        queries = self.query_tower(self.query_tower.encode(inputs["query"]), training=False)
+    def _update_topk(self, queries: tf.Tensor, inputs: dict) -> None:
+        """Counts the hits of a batch's examples in FactorizedTopK."""
         queries = tf.gather(queries, inputs["row"])  # [num_examples, dim]
         vectors = self.item_vectors(inputs["item"])
         for metric in self.task.factorized_metrics:
             metric.update_state(
                 queries, vectors, true_candidate_ids=inputs["item"], sample_weight=inputs["weight"]
             )
-        return tf.constant(0.0)

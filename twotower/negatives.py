@@ -32,7 +32,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-from twotower.limits import at_least  # noqa: E402
+from twotower.limits import at_least, refuse, unread  # noqa: E402
 from twotower.losses import MASKED, column_log_weight  # noqa: E402
 
 POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
@@ -95,6 +95,21 @@ class NegativesConfig:
             raise ValueError(
                 f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."
             )
+        is_drawn = bool({"uniform", "popularity"} & set(pools))
+        refuse(
+            [
+                *unread(self, is_drawn, "negatives=uniform or popularity", "num_sampled"),
+                *unread(self, "popularity" in pools, "negatives=popularity", "sampled_power"),
+                *unread(self, "memory" in pools, "negatives=memory", "memory_size"),
+                *unread(self, "catalogue" in pools, "negatives=catalogue", "catalogue_refresh"),
+                *unread(
+                    self,
+                    self.has_block,
+                    "hard_negative_share or num_impressions",
+                    "hard_as_draws",
+                ),
+            ]
+        )
 
     def num_shared(self, num_examples: int, num_items: int) -> int:
         """Draws of all pools together beside a batch's positive, where `num_items` may be drawn."""

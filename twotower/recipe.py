@@ -1,20 +1,23 @@
 """Recipe: all choices of a training run, as plain data."""
 
 import dataclasses
+import math
 
 from twotower import require_legacy_keras
 
 require_legacy_keras()
 from twotower.data.examples import ExamplesConfig  # noqa: E402
 from twotower.evaluation import KS, MRR_AT  # noqa: E402
-from twotower.limits import at_least  # noqa: E402
+from twotower.limits import at_least, refuse, unread  # noqa: E402
 from twotower.mining import MiningConfig  # noqa: E402
 from twotower.negatives import NegativesConfig  # noqa: E402
-from twotower.task import TaskConfig  # noqa: E402
-from twotower.towers.item import ItemConfig  # noqa: E402
+from twotower.task import TaskConfig, check_columns  # noqa: E402
+from twotower.towers.item import TIMED, ItemConfig  # noqa: E402
 from twotower.towers.query import QueryConfig  # noqa: E402
 
 OPTIMIZERS = ("adam", "adamw", "adagrad")
+# Fields of both towers' dense layers.
+HEAD = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut")
 # Validation figures that can select an epoch.
 BY_QUERY = ("recall", "recall_micro", "hit_rate", "precision", "ndcg")
 SELECTING = {f"{name}@{k}" for name in BY_QUERY for k in KS} | {f"mrr@{MRR_AT}"}
@@ -29,7 +32,8 @@ class FitConfig:
         optimizer: `adam`, `adamw` or `adagrad`.
         learning_rate: Its peak.
         weight_decay: Of `adamw`, per step, times the learning rate.
-        warmup_steps: Steps over which the learning rate rises from 0, with `cosine`.
+        warmup_steps: Steps over which the learning rate rises from 0, with `cosine`; at most
+            `WARMUP_SHARE` of all steps (fitting.py).
         cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch; else it
             is the same from the first step on.
         patience: Epochs without a better validation figure after which training stops; 0 never.
@@ -62,9 +66,22 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}.")
-        if self.epochs < 1 or self.validate_every < 1 or not self.learning_rate > 0:
-            raise ValueError(f"epochs, validate_every and learning_rate must be positive: {self}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"learning_rate must be positive and finite; got {self.learning_rate}."
+            )
+        at_least(self, epochs=1, validate_every=1)
         at_least(self, warmup_steps=0, patience=0, topk_every=0, weight_decay=0)
+        if self.warmup_steps and not self.cosine:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} has no effect without cosine: the learning rate "
+                "is the same from the first step on. Take warmup_steps=0."
+            )
+        if self.patience and not self.keep_best:
+            raise ValueError(
+                f"patience={self.patience} has no effect without keep_best: the last epoch counts, "
+                "whatever came before. Take patience=0."
+            )
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay is of adamw; {self.optimizer!r} would ignore it.")
         if self.metric not in SELECTING:
@@ -82,6 +99,58 @@ class Recipe:
     mining: MiningConfig = MiningConfig()
     examples: ExamplesConfig = ExamplesConfig()
     fit: FitConfig = FitConfig()
+
+    def __post_init__(self) -> None:
+        negatives, examples = self.negatives, self.examples
+        check_columns(self.task, negatives)
+        is_mined = negatives.hard_negative_share > 0
+        of_mining = [field.name for field in dataclasses.fields(self.mining)]
+        refuse(
+            [
+                *unread(self.mining, is_mined, "hard_negative_share", *of_mining),
+                *unread(examples, examples.sequence_length > 0, "sequence_length", "hidden_share"),
+                *(
+                    sentence
+                    for tower in (self.query, self.item)
+                    for sentence in unread(
+                        tower, bool(tower.hidden), "hidden layers", "dropout", "batch_norm"
+                    )
+                ),
+            ]
+        )
+        for name in HEAD if self.query.shared == "tower" else ():
+            if getattr(self.query, name) != getattr(self.item, name):
+                raise ValueError(
+                    f"shared='tower': the query's {name}={getattr(self.query, name)!r} has no "
+                    f"effect beside the item tower's {getattr(self.item, name)!r}. Set both alike."
+                )
+
+    def unread(self) -> list[str]:
+        """A sentence for each size or rate of a feature that a tower does not have.
+
+        They are no error: one recipe is varied by its features alone.
+        """
+        query, item = self.query, self.item
+        of_history = [
+            field.name
+            for field in dataclasses.fields(query)
+            if field.name.startswith("history") or field.name == "shared"
+        ]
+        categories = set(query.features) - {"user_id", "history"}
+        columns = set(item.features) - {"item_id", *TIMED}
+        texts = {"title", "description"} & set(item.features)
+        has_user, has_item = "user_id" in query.features, "item_id" in item.features
+        of_query = [
+            *unread(query, has_user, "the feature user_id", "user_dim", "unknown_rate"),
+            *unread(query, bool(categories), "a category or search text", "category_dim"),
+            *unread(query, "history" in query.features, "the feature history", *of_history),
+        ]
+        of_item = [
+            *unread(item, has_item, "the feature item_id", "id_dim", "unknown_rate"),
+            *unread(item, bool(columns), "a text or category", "token_dim"),
+            *unread(item, bool(texts), "a title or description", "min_token_count"),
+        ]
+        return [f"query.{text}" for text in of_query] + [f"item.{text}" for text in of_item]
 
     def to_json(self) -> dict:
         """Plain dictionaries."""

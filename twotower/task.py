@@ -10,11 +10,13 @@ import tensorflow as tf  # noqa: E402
 import tensorflow_recommenders as tfrs  # noqa: E402
 
 from twotower import losses  # noqa: E402
-from twotower.limits import at_least  # noqa: E402
+from twotower.limits import at_least, refuse, unread  # noqa: E402
 from twotower.negatives import Columns, NegativesConfig  # noqa: E402
 
 TEMPERATURES = ("fixed", "learned", "annealed")
 LEARNED = (0.01, 1.0)  # bounds of a learned one
+# Losses with a margin between scores, and those that weigh the negatives' mean by a ratio.
+MARGINS, WEIGHING = ("triplet", "cosine_contrastive"), ("bce", "gbce", "cosine_contrastive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,11 @@ class TaskConfig:
         mask_own: Whether the user's other positives are no negatives of the user's examples; where
             prefixes of a sequence ask for what comes next, those that came before, which are no
             answers either (among the items of a batch those that come later, too).
-        margin: Of `triplet` and `cosine_contrastive`, between scores, which the temperature has
-            divided.
-        triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`.
+        margin: Of `triplet`, by how much s+ should exceed s_c; of `cosine_contrastive`, the cosine
+            under which a negative costs nothing. Both are in scores as they are, so that these
+            losses take temperature 1.
+        triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`. The last two
+            take one, which no correction weighs.
         negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
             their mean over the columns.
         calibration: t of `gbce`.
@@ -95,18 +99,49 @@ class TaskConfig:
             raise ValueError(
                 f"a learned temperature starts within {LEARNED}; got {self.temperature}."
             )
-        if self.loss == "cosine_contrastive" and self.temperature != 1:
-            raise ValueError(
-                "cosine_contrastive takes cosines as they are; got temperature "
-                f"{self.temperature}, take 1."
-            )
-        if self.temperature_kind != "fixed" and self.loss in ("triplet", "cosine_contrastive"):
+        has_margin = self.loss in MARGINS
+        if self.temperature_kind != "fixed" and has_margin:
             raise ValueError(
                 f"{self.loss} is not bounded below over temperatures, and a lower one would always "
                 "be better: take temperature_kind='fixed'."
             )
         if self.temperature_kind != "fixed" and not self.unique:
             raise ValueError("tfrs.tasks.Retrieval has a fixed temperature; take unique=True.")
+        if has_margin and self.temperature != 1:
+            raise ValueError(
+                f"the margin of {self.loss} is one of scores as they are, which a temperature of "
+                f"{self.temperature} would divide: take temperature=1."
+            )
+        if self.loss == "cosine_contrastive" and self.margin >= 1:
+            raise ValueError(
+                f"margin {self.margin}: no cosine exceeds 1, so no negative would cost anything."
+            )
+        takes_one = self.loss == "triplet" and self.triplet_mining != "all"
+        if takes_one and self.mask_own and self.correction != "none":
+            raise ValueError(
+                f"triplet_mining={self.triplet_mining!r} takes one negative of a row, by its score "
+                f"alone, so that {self.correction} weighs nothing: take correction='none'."
+            )
+        is_annealed, is_corrected = self.temperature_kind == "annealed", self.correction != "none"
+        refuse(
+            [
+                *unread(
+                    self,
+                    is_annealed,
+                    "temperature_kind='annealed'",
+                    "temperature_last",
+                    "temperature_steps",
+                ),
+                *unread(self, is_corrected, "a correction", "frequency"),
+                *self._of_losses(MARGINS, "margin"),
+                *self._of_losses(("triplet",), "triplet_mining"),
+                *self._of_losses(WEIGHING, "negative_ratio"),
+                *self._of_losses(("gbce",), "calibration"),
+            ]
+        )
+
+    def _of_losses(self, read_by: tuple[str, ...], field: str) -> list[str]:
+        return unread(self, self.loss in read_by, f"loss={' or '.join(read_by)}", field)
 
     def parameters(self, num_items: int) -> dict:
         """Of the loss function, for a catalogue of this size."""
@@ -119,6 +154,26 @@ class TaskConfig:
             rate = min(1.0, ratio / max(1, num_items - 1))
             return {"ratio": ratio, "beta": losses.gbce_beta(rate, self.calibration)}
         return {"ratio": ratio} if self.loss == "bce" else {}
+
+
+def check_columns(config: TaskConfig, negatives: NegativesConfig) -> None:
+    """Checks that the columns are such as the correction can weigh.
+
+    Raises:
+        ValueError: `log_q` over other columns than the batch's, a correction of the catalogue,
+            whose items are not drawn, or `hard_as_draws` where nothing is corrected.
+    """
+    if "catalogue" in negatives.negatives and config.correction != "none":
+        raise ValueError(
+            f"correction={config.correction!r} has no effect over the catalogue, where every item "
+            "is a column and none is drawn: take correction='none'."
+        )
+    if config.correction == "log_q" and negatives.negatives != ("batch",):
+        raise ValueError(
+            f"log_q corrects the positive, too, as only softmax over the batch can have it; "
+            f"take log_q_masked or none over {negatives.negatives}."
+        )
+    refuse(unread(negatives, config.correction != "none", "a correction", "hard_as_draws"))
 
 
 class MatrixRetrieval(tfrs.tasks.Retrieval):
@@ -134,7 +189,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         metrics: As in `tfrs.tasks.Retrieval`.
 
     Raises:
-        ValueError: `log_q` with other negatives than the batch's.
+        ValueError: As `check_columns`.
     """
 
     # Whether `pairs` and `matrix` are products of vectors, for what needs to know more than scores.
@@ -147,11 +202,7 @@ class MatrixRetrieval(tfrs.tasks.Retrieval):
         self.config, self.negatives, self.num_items = config, negatives, num_items
         # Whether a column is a negative of an example of its own item.
         self.hits_are_negatives = negatives.negatives == ("batch",)
-        if config.correction == "log_q" and not self.hits_are_negatives:
-            raise ValueError(
-                f"log_q corrects the positive, too, as only softmax over the batch can have it; "
-                f"take log_q_masked or none over {negatives.negatives}."
-            )
+        check_columns(config, negatives)
         self._parameters = config.parameters(num_items)
         self._is_full_softmax = (
             self.is_dot_product

@@ -22,7 +22,9 @@ from twotower.data.lineage import Lineage  # noqa: E402
 from twotower.data.sequences import Sequences  # noqa: E402
 from twotower.data.splits import Split  # noqa: E402
 from twotower.evaluation import evaluate  # noqa: E402
+from twotower.features import require_float32  # noqa: E402
 from twotower.frequency import StreamingFrequency  # noqa: E402
+from twotower.limits import unread  # noqa: E402
 from twotower.mining import Miner, drawn  # noqa: E402
 from twotower.model import TwoTowerModel  # noqa: E402
 from twotower.negatives import in_batch_probability  # noqa: E402
@@ -58,6 +60,7 @@ class Training:
     """
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
+        require_float32()
         tf.keras.utils.set_random_seed(recipe.fit.seed)
         if recipe.fit.deterministic:
             tf.config.experimental.enable_op_determinism()
@@ -114,6 +117,13 @@ class Training:
     def _check(self) -> None:
         """Raises where parts of the recipe do not go together, or ask for what is not told."""
         query, examples, protocol = self.recipe.query, self.examples, self.split.protocol
+        of_groups = ("targets_per_query", "targets_share", "targets_share_spread")
+        groups = f"queries of several items, which {protocol} has not"
+        for sentence in [
+            *self.recipe.unread(),
+            *unread(examples.config, examples.shared, groups, *of_groups),
+        ]:
+            logging.info("%s", sentence)
         context = set(query.features) & {"time", *examples.context}
         if context and not examples.alone:
             raise ValueError(
@@ -347,21 +357,25 @@ class Training:
         }
 
     def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
-        """The split's cases, one row a target, for FactorizedTopK; seen items are candidates."""
+        """The split's cases, a row a target, for the loss and FactorizedTopK, to which seen items
+        are candidates. The user's positives are those of the history and all targets."""
         cases = self.split.cases
+        mask_own = self.recipe.task.mask_own
 
         def generate():
             for start in range(0, len(cases), batch_size):
                 part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
-                targets = part.targets
+                targets, own = part.targets, np.empty((len(part), 0), np.int32)
+                if mask_own:
+                    own = np.concatenate([part.history.to_dense(-1), targets.to_dense(-1)], 1)
                 yield {
                     "query": self.query_inputs(part),
                     "row": targets.row_index.astype(np.int32),
                     "item": targets.values.astype(np.int32),
                     "weight": np.ones(len(targets.values), np.float32),
-                    "own": np.empty((len(part), 0), np.int32),
+                    "own": own.astype(np.int32),
                     "timed": {},
-                    "probability": np.ones(len(targets.values), np.float32),
+                    "probability": self._probability[targets.values],
                     "block": np.empty((len(part), 0), np.int32),
                 }
 

@@ -8,7 +8,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-from twotower.features import Feature, Input  # noqa: E402
+from twotower.features import Feature, Input, require_float32  # noqa: E402
 
 # Names of inputs; TensorFlow would change others, and the signatures have arguments of their own
 # (`saved_models.py`).
@@ -52,6 +52,7 @@ class DenseHead(tf.keras.layers.Layer):
         starts_at_zero: bool = False,
         name: str = "head",
     ) -> None:
+        require_float32()
         super().__init__(name=name)
         if dim < 1 or any(width < 1 for width in hidden):
             raise ValueError(f"layer widths must be positive; got {list(hidden)} and dim {dim}.")

@@ -63,7 +63,7 @@ def item_feature(name: str, values: pd.Series, config: ItemConfig) -> Feature:
     if isinstance(first, tuple | list):
         return Tags.fit(name, values, dim=config.token_dim)
     if isinstance(first, np.ndarray):
-        return Vector(name, len(first))
+        return Vector.fit(name, values)
     if isinstance(first, str):
         return Id.fit(name, values, dim=config.token_dim)
     if np.issubdtype(np.asarray(values).dtype, np.number):

@@ -151,7 +151,7 @@ class SequenceHistory(History):
             "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )
         self.gap_table = embedding_table(NUM_BUCKETS, dim) if gaps else None
-        self.rating_table = embedding_table(NUM_RATINGS, dim) if ratings else None
+        self.rating_table = embedding_table(NUM_RATINGS, dim, at_zero=(0,)) if ratings else None
         self.wait_table = embedding_table(NUM_BUCKETS, dim) if time_told else None
         self.drop = tf.keras.layers.Dropout(dropout)
 

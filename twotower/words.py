@@ -1,0 +1,111 @@
+"""Words of a text in any script, in the graph, so that training and a SavedModel cut them alike.
+
+TensorFlow's regular expressions know the classes of Unicode but neither its normal forms nor its
+words; this file adds the composed form (NFC) and what a bag of words needs. What it cannot do is
+find words where a script puts nothing between them: Thai, Lao, Khmer and Burmese stay in pieces as
+long as their writer made them.
+"""
+
+import functools
+import unicodedata
+
+import numpy as np
+
+from twotower import require_legacy_keras
+
+require_legacy_keras()
+import tensorflow as tf  # noqa: E402
+
+# Typed, curly, wide, prime and turned ones, and those that Unicode counts as letters.
+APOSTROPHES = (
+    r"'`\x{B4}\x{2B9}-\x{2BD}\x{2018}\x{2019}\x{201B}\x{2032}\x{55A}\x{5F3}\x{A78C}\x{FF07}"
+)
+# Joiners and directions, variants of a glyph, colours of a skin: none changes the word.
+INVISIBLE = r"\p{Cf}\x{FE00}-\x{FE0F}\x{E0100}-\x{E01EF}\x{1F3FB}-\x{1F3FF}"
+PICTURES = r"\x{2600}-\x{27BF}\x{1F000}-\x{1FAFF}"
+FLAG = r"[\x{1F1E6}-\x{1F1FF}]{2}"
+KANA = "|".join(rf"\p{{{kana}}}[\p{{{kana}}}\x{{30FC}}]*" for kana in ("Hiragana", "Katakana"))
+ALONE = rf"({FLAG}|[{PICTURES}]|\p{{Han}}|{KANA})"
+LETTERS = r"\p{L}\p{M}\p{N}"
+CODES = 0x110000  # of Unicode
+
+
+def words(text: tf.Tensor) -> tf.RaggedTensor:
+    """The words of each text: `[batch_size]` strings to `[batch_size, (n)]`.
+
+    The text is lowered and brought to its composed form. A word is a run of letters and digits with
+    their marks (vowel signs, accents); apostrophes of all kinds and characters that are not seen go
+    without a trace, all else separates. A Han character, a run of one kana and an emoji are a word
+    each, whatever they touch.
+
+    >>> [word.decode() for word in words(tf.constant(["Schindler’s List: café"]))[0].numpy()]
+    ['schindlers', 'list', 'café']
+    """
+    text = composed(tf.strings.lower(text, encoding="utf-8"))
+    for pattern, replacement in (
+        (r"\x{200B}", " "),  # the space of no width, which is one of the invisible
+        (f"[{APOSTROPHES}{INVISIBLE}]", ""),
+        (ALONE, r" \1 "),
+        (rf"(^|[^{LETTERS}])\p{{M}}+", r"\1"),  # marks of no letter
+        (f"[^{LETTERS}{PICTURES}]+", " "),
+    ):
+        text = tf.strings.regex_replace(text, pattern, replacement)
+    return tf.strings.split(text)
+
+
+def composed(text: tf.Tensor) -> tf.Tensor:
+    """The texts `[batch_size]` with a letter and its accents as one character, if there is one.
+
+    Unicode's normal form C, but for marks that no single character holds: they stay in their order.
+    """
+    pairs, wholes, others, forms = (tf.constant(table) for table in _tables())
+    points = tf.strings.unicode_decode(text, "UTF-8")
+    row, point = points.value_rowids(), points.values  # [num_points]
+    # What is another character, or two or three, in its normal form.
+    place = tf.minimum(tf.searchsorted(others, point), tf.size(others) - 1)
+    alone = tf.pad(point[:, None], [[0, 0], [0, forms.shape[1] - 1]])
+    form = tf.where((tf.gather(others, place) == point)[:, None], tf.gather(forms, place), alone)
+    is_there = form > 0
+    is_there |= tf.one_hot(0, forms.shape[1], True, False)  # a character of code 0, too
+    row = tf.boolean_mask(tf.repeat(row[:, None], forms.shape[1], 1), is_there)
+    point = tf.boolean_mask(form, is_there)
+    for _ in range(3):  # a letter has three marks at most
+        pair = tf.cast(point[:-1], tf.int64) * CODES + tf.cast(point[1:], tf.int64)
+        place = tf.minimum(tf.searchsorted(pairs, pair), tf.size(pairs) - 1)
+        is_pair = (tf.gather(pairs, place) == pair) & (row[:-1] == row[1:])
+        whole = tf.where(is_pair, tf.gather(wholes, place), point[:-1])
+        point = tf.concat([whole, point[tf.size(whole) :]], 0)
+        stays = tf.concat([tf.ones_like(row[:1], tf.bool), ~is_pair], 0)
+        row, point = tf.boolean_mask(row, stays), tf.boolean_mask(point, stays)
+    points = tf.RaggedTensor.from_value_rowids(point, row, points.nrows())
+    return tf.strings.unicode_encode(points, "UTF-8")
+
+
+@functools.cache
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of characters, ascending, each as one number, and the character that they make; then
+    characters that are never in the normal form, ascending, and what stands for them there."""
+    pairs, forms = {}, {}
+    for code in range(0x30000):  # none further on has parts
+        character = chr(code)
+        parts = unicodedata.normalize("NFD", character)
+        if parts == character:
+            continue
+        normal = unicodedata.normalize("NFC", character)
+        if normal != character:
+            forms[code] = [ord(part) for part in normal]
+            continue
+        # Whichever mark comes last, as marks above and below a letter may be in any order.
+        for last in range(1, len(parts)):
+            first = unicodedata.normalize("NFC", parts[:last] + parts[last + 1 :])
+            if len(first) == 1 and unicodedata.normalize("NFC", first + parts[last]) == character:
+                pairs[ord(first) * CODES + ord(parts[last])] = code
+    width = max(map(len, forms.values()))
+    padded = [form + [0] * (width - len(form)) for form in forms.values()]
+    ascending = sorted(pairs)
+    return (
+        np.array(ascending, np.int64),
+        np.array([pairs[pair] for pair in ascending], np.int32),
+        np.array([*forms], np.int32),
+        np.array(padded, np.int32),
+    )
