@@ -414,10 +414,8 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 
 def line(row: dict) -> str:
     """A row as printed."""
-    recall, effort = (
-        row[f"recall@{row['k']}"],
-        " ".join(f"{k}={v}" for k, v in row["parameters"].items()),
-    )
+    recall = row[f"recall@{row['k']}"]
+    effort = " ".join(f"{k}={v}" for k, v in row["parameters"].items())
     qps = f"{row['qps']:9,.0f}/s" if "qps" in row else " " * 11
     return (
         f"{row['set']:>9s} {row['num_items']:>9,d} x {row['dim']:<3d} {row['variant']:10s} "
