@@ -244,11 +244,18 @@ def _list_of(text: str) -> list:
     """The entries of a list that Python, NumPy or JSON wrote as text, without evaluating it."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         inside = text[1:-1]
     if quoted := QUOTED.findall(inside):
-        return [ast.literal_eval(entry) for entry in quoted]
+        return [_unquoted(entry) for entry in quoted]
     try:
         return [float(number) for number in inside.replace(",", " ").split()]
     except ValueError:
         return [entry.strip() for entry in inside.split(",")]
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):  # a line end or a lone backslash
+        return text[1:-1]
