@@ -30,7 +30,7 @@ NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
 # A number that is no code: codes begin with zeros that mean something.
 WHOLE = r"^-?(0|[1-9]\d*)$"
 NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
-LIST = r"^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
+LIST = r"(?s)^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
 MISSING_ID = "is missing; every row needs one"
 # What is written by people and not one of a few values.
@@ -229,7 +229,7 @@ def _genres(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
     texts = _pandas(pc.utf8_trim_whitespace(text), name)
     refuse(table, texts, texts.str.match(r"\[\s*\{").fillna(False), "is {}; give names alone")
     distinct = texts.dropna().unique()
-    is_list = {value: re.match(r"\[.*\]$|[({]['\"].*[)}]$|\(\)$", value) for value in distinct}
+    is_list = {value: re.match(r"(?s)\[.*\]$|[({]['\"].*[)}]$|\(\)$", value) for value in distinct}
     plain = [value for value in distinct if not is_list[value]]
     separator = next((mark for mark in SEPARATORS if any(mark in value for value in plain)), "|")
     genres = {
