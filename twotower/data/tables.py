@@ -26,12 +26,13 @@ from twotower.data.dataset import REQUIRED, Dataset
 
 # Texts that stand for no number and no time.
 MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")
+# What a text must look like to be a number, a whole one, a date, a list (of text or of numbers).
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
-# A number that is no code: codes begin with zeros that mean something.
 WHOLE = r"^-?(0|[1-9]\d*)$"
-NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
-LIST = r"(?s)^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
+LIST = r"(?s)^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
+# Zeros before a number, as in 01234, say that it is a code: as a number it would lose them.
+NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
 MISSING_ID = "is missing; every row needs one"
 # What is written by people and not one of a few values.
 FREE_TEXTS = ("title", "description", "search_text", "event")
