@@ -352,6 +352,35 @@ def test_folders_named_by_a_value(tmp_path):
     assert Dataset("", ordered, found.items, found.users).fingerprint() == EXPECTED.fingerprint()
 
 
+@pytest.mark.parametrize("writer", ["CSV", "CSV, quoted", "Parquet", "list views"])
+@pytest.mark.parametrize(
+    "num_damages", [pytest.param(10), pytest.param(500, marks=pytest.mark.slow)]
+)
+def test_a_damaged_file_is_read_or_named(writer, num_damages, tmp_path):
+    """Bits flipped, bytes cut out, put in or cut off: a table, or a ValueError with the file."""
+    WRITERS[writer](tmp_path)
+    rng = np.random.default_rng(num_damages)
+    for _ in range(num_damages):
+        path = next(tmp_path.glob(f"{rng.choice(list(ROWS))}*"))
+        whole = path.read_bytes()
+        data, place = bytearray(whole), int(rng.integers(len(whole)))
+        damage = rng.integers(4)
+        if damage == 0:
+            data[place] ^= 1 << int(rng.integers(8))
+        elif damage == 1:
+            del data[place : place + int(rng.integers(1, 5))]
+        elif damage == 2:
+            data[place:place] = bytes([rng.choice(list(b',"\n\r\\\0\xff 0|['))])
+        else:
+            del data[place:]
+        path.write_bytes(data)
+        try:
+            load_all(tmp_path)
+        except ValueError as error:
+            assert str(tmp_path) in str(error)
+        path.write_bytes(whole)
+
+
 def plays(**columns):
     base = {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [5, 6]}
     return pa.table({**base, **columns})
@@ -537,6 +566,7 @@ def test_uuids_and_long_numbers_are_ids(tmp_path):
         (["['Action', None, \"Children's\"]", ""], [("Action", "Children's"), ()]),
         (["[Action, Sci Fi]", "\\N"], [("Action", "Sci Fi"), ()]),
         (["[28, 12]", " War "], [("28", "12"), ("War",)]),
+        (["['A\nB', 'C\\x']", "[]"], [("A\nB", "C\\x"), ()]),
         (["|War||", "(none)"], [("War",), ("(none)",)]),
     ],
 )

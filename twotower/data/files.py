@@ -181,22 +181,22 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     """Decimals stay. Raises TypeError for what is neither text, number, time nor list."""
-    is_type = pa.types
+    types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return pa.large_string() if "uuid" in str(kind) else _plain_type(kind.storage_type)
-    if is_type.is_dictionary(kind):
+    if types.is_dictionary(kind):
         return _plain_type(kind.value_type)
-    if hasattr(kind, "value_field") and not is_type.is_map(kind):
+    if hasattr(kind, "value_field") and not types.is_map(kind):
         inner = _plain_type(kind.value_type)
-        return pa.large_list(pa.float64() if is_type.is_decimal(inner) else inner)
-    if is_type.is_float16(kind):
+        return pa.large_list(pa.float64() if types.is_decimal(inner) else inner)
+    if types.is_float16(kind):
         return pa.float32()
-    if is_type.is_timestamp(kind) and kind.tz is not None:
+    if types.is_timestamp(kind) and kind.tz is not None:
         return pa.timestamp(kind.unit, "UTC")
     if str(kind).startswith(("string", "large_string", "binary", "large_binary", "fixed_size_bin")):
         return pa.large_string()
-    plain = (is_type.is_null, is_type.is_boolean, is_type.is_integer, is_type.is_floating)
-    plain += (is_type.is_date, is_type.is_timestamp, is_type.is_decimal)
+    plain = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
+    plain += (types.is_date, types.is_timestamp, types.is_decimal)
     if any(is_plain(kind) for is_plain in plain):
         return kind
     raise TypeError(kind)

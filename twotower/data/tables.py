@@ -26,12 +26,13 @@ from twotower.data.dataset import REQUIRED, Dataset
 
 # Texts that stand for no number and no time.
 MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")
+# What a text must look like to be a number, a whole one, a date, a list (of text or of numbers).
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
-# A number that is no code: codes begin with zeros that mean something.
 WHOLE = r"^-?(0|[1-9]\d*)$"
-NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
-LIST = r"^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
+LIST = r"(?s)^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
+# Zeros before a number, as in 01234, say that it is a code: as a number it would lose them.
+NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
 MISSING_ID = "is missing; every row needs one"
 # What is written by people and not one of a few values.
 FREE_TEXTS = ("title", "description", "search_text", "event")
@@ -229,7 +230,7 @@ def _genres(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
     texts = _pandas(pc.utf8_trim_whitespace(text), name)
     refuse(table, texts, texts.str.match(r"\[\s*\{").fillna(False), "is {}; give names alone")
     distinct = texts.dropna().unique()
-    is_list = {value: re.match(r"\[.*\]$|[({]['\"].*[)}]$|\(\)$", value) for value in distinct}
+    is_list = {value: re.match(r"(?s)\[.*\]$|[({]['\"].*[)}]$|\(\)$", value) for value in distinct}
     plain = [value for value in distinct if not is_list[value]]
     separator = next((mark for mark in SEPARATORS if any(mark in value for value in plain)), "|")
     genres = {
@@ -244,11 +245,18 @@ def _list_of(text: str) -> list:
     """The entries of a list that Python, NumPy or JSON wrote as text, without evaluating it."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         inside = text[1:-1]
     if quoted := QUOTED.findall(inside):
-        return [ast.literal_eval(entry) for entry in quoted]
+        return [_unquoted(entry) for entry in quoted]
     try:
         return [float(number) for number in inside.replace(",", " ").split()]
     except ValueError:
         return [entry.strip() for entry in inside.split(",")]
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):  # a line end or a lone backslash
+        return text[1:-1]
