@@ -29,6 +29,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("bundle", None, "Folder of the bundle.", required=True)
 flags.DEFINE_string("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
+flags.DEFINE_list("allowed_uris", [], "Addresses that the index may connect to: a Milvus server's.")
 flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
 flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
@@ -96,7 +97,7 @@ def main(argv):
     split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
     split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
-    embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
+    embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index, FLAGS.allowed_uris)
 
     def recommend(cases, k):
         return retriever.search(embed(cases), k, exclude=cases.exclude)
