@@ -32,6 +32,7 @@ FLAGS = flags.FLAGS
 script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
 script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
 flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
+flags.DEFINE_list("allowed_uris", [], "Addresses that the index may connect to: a Milvus server's.")
 flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
 flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
@@ -120,7 +121,7 @@ def main(argv):
     split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
     check_unseen(bundle, dataset, split)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
-    embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index)
+    embed, retriever = embedder(bundle, dataset), bundle.retriever(FLAGS.index, FLAGS.allowed_uris)
 
     def recommend_among(keys=None):
         return lambda cases, k: retriever.search(embed(cases), k, exclude=cases.exclude, allow=keys)

@@ -27,6 +27,7 @@ flags.DEFINE_list("history", [], "Item ids watched, oldest first; instead of --d
 flags.DEFINE_integer("time", None, "Seconds of the request, for protocols +time; now by default.")
 flags.DEFINE_integer("k", 10, "How many items.", lower_bound=1)
 flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
+flags.DEFINE_list("allowed_uris", [], "Addresses that the index may connect to: a Milvus server's.")
 flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.")
 
 
@@ -87,7 +88,7 @@ def answer(
     """The best k items that are not in the history, and the seconds that it took."""
     from twotower.ragged import Ragged
 
-    retriever = bundle.retriever(FLAGS.index)
+    retriever = bundle.retriever(FLAGS.index, FLAGS.allowed_uris)
     seen = bundle.catalogue.keys_of(history)
     bundle.query_tower(inputs)  # the first call is slower: it sets up the graph
     started = time.perf_counter()

@@ -159,7 +159,7 @@ def test_over_a_server(shared, metric, index_type, tmp_path):
     found = index.search(queries, 10, exclude=banned, allow=allow)
     assert recall_against(exact.search(queries, 10, exclude=banned, allow=allow), found) >= 0.99
     build.save(index, tmp_path / "i")
-    loaded = build.load(tmp_path / "i")
+    loaded = build.load(tmp_path / "i", allowed_uris=[shared.uri])
     np.testing.assert_array_equal(loaded.search(queries, 10).keys, index.search(queries, 10).keys)
     assert loaded.backend_bytes == 0 and loaded.config == index.config
 
@@ -335,7 +335,9 @@ def test_the_token_is_sent_and_not_written(shared, monkeypatch, tmp_path):
     monkeypatch.setattr(pymilvus, "MilvusClient", client)
     monkeypatch.setenv("MILVUS_TOKEN", "root:s3cr3t")
     build.save(axes(uri=shared.uri, collection="t"), tmp_path / "i")
-    assert build.load(tmp_path / "i").search(QUERY, 1).keys.tolist() == [[70]]
+    assert build.load(tmp_path / "i", allowed_uris=[shared.uri]).search(QUERY, 1).keys.tolist() == [
+        [70]
+    ]
     assert seen == ["root:s3cr3t"] * 2
     written = [path for path in (tmp_path / "i").rglob("*") if path.is_file()]
     assert len(written) == 7 and not [p for p in written if b"s3cr3t" in p.read_bytes()]
@@ -516,7 +518,7 @@ sys.stdin.read()
 READS = """
 import sys, numpy as np
 from twotower.retrieval import build
-index = build.load(sys.argv[1])
+index = build.load(sys.argv[2], allowed_uris=[sys.argv[1]])
 index._build = None  # nothing is built again
 print(index.search_built(np.float32([[4, 3, 2, 1]]), 4).keys.tolist())
 """
@@ -528,10 +530,10 @@ def test_a_file_with_a_name_in_one_process_after_another(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as first:
         assert first.stdout.readline() == "saved\n"
-        second = run(READS, saved)  # while the first one has it open
+        second = run(READS, file, saved)  # while the first one has it open
         assert "ConnectionError" in second.stderr and "no other process has it" in second.stderr
         first.stdin.close()
-    second = run(READS, saved)
+    second = run(READS, file, saved)
     assert second.stdout == "[[3, 10, 12, 13]]\n", second.stderr
 
 
@@ -540,7 +542,7 @@ def test_a_collection_that_changed_since(shared, tmp_path, change):
     where = {"uri": shared.uri, "collection": f"changed_{change}"}
     index = axes(**where)
     build.save(index, tmp_path / "i")
-    assert rows(build.load(tmp_path / "i")) == [[70, 20, 90, 40]]
+    assert rows(build.load(tmp_path / "i", allowed_uris=[shared.uri])) == [[70, 20, 90, 40]]
     if change == "drop":
         index._client.drop_collection(index._name)
     elif change == "length":
@@ -558,7 +560,7 @@ def test_a_collection_that_changed_since(shared, tmp_path, change):
         "length": "has vectors of length 5, not 4",
     }
     with pytest.raises(ValueError, match=wanted.get(change, "was changed since")):
-        build.load(tmp_path / "i")
+        build.load(tmp_path / "i", allowed_uris=[shared.uri])
 
 
 def test_a_large_collection_that_changed_since(shared, tmp_path):
@@ -570,13 +572,13 @@ def test_a_large_collection_that_changed_since(shared, tmp_path):
     client, vector = index._client, vectors[1].tolist()
     client.delete("large", ids=[1])
     with pytest.raises(ValueError, match="was changed since"):
-        build.load(tmp_path / "i")
+        build.load(tmp_path / "i", allowed_uris=[shared.uri])
     client.insert("large", [{"position": 200, "vector": vector}])  # as many, one of them beyond
     with pytest.raises(ValueError, match="was changed since"):
-        build.load(tmp_path / "i")
+        build.load(tmp_path / "i", allowed_uris=[shared.uri])
     client.delete("large", ids=[200])
     client.insert("large", [{"position": 1, "vector": vector}])
-    assert len(build.load(tmp_path / "i")) == 200
+    assert len(build.load(tmp_path / "i", allowed_uris=[shared.uri])) == 200
 
 
 def test_without_a_name_the_vectors_build_it_again(tmp_path):
