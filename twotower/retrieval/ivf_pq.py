@@ -44,6 +44,12 @@ class IvfPqIndex(IvfIndex):
     Config = IvfPqConfig
 
     @property
+    def can_append(self) -> bool:
+        """Without codes there is nothing to append to: `absorb` builds anew, of live items alone,
+        and so as codes once they are enough."""
+        return self._index is not None
+
+    @property
     def is_coded(self) -> bool:
         return True
 
@@ -67,16 +73,6 @@ class IvfPqIndex(IvfIndex):
         self._index = None
         if len(vectors) >= LEAST_ITEMS:
             super()._build(vectors)
-
-    def _append(self, vectors: np.ndarray) -> None:
-        if self._index is None:
-            self._build(self._vectors)
-        else:
-            super()._append(vectors)
-
-    def _discard(self, positions: np.ndarray) -> None:
-        if self._index is not None:
-            super()._discard(positions)
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self._index is None:
