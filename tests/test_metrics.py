@@ -229,6 +229,8 @@ def test_share_interval_by_hand():
     # Users that are all alike, but not at an end; a single one.
     assert metrics.share_interval([0.5] * 4) == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert metrics.share_interval([1.0])["low"] is None
+    # An ndcg of 1 that is a rounded quotient.
+    assert metrics.share_interval([1.0000000000000002, 1.0, 1.0])["high"] == 1.0
     for wrong in ([0.5, 1.5], [-0.1, 0.2], [np.nan, 0.5]):
         with pytest.raises(ValueError, match="shares lie within 0 and 1"):
             metrics.share_interval(wrong)

@@ -234,13 +234,14 @@ def share_interval(
         ValueError: As `interval`; or a value that is no share.
     """
     values = np.asarray(values, float)
-    if not ((values >= 0) & (values <= 1)).all():
+    rounding = 1e-9  # a sum of gains over a sum of the same gains in another order
+    if not ((values >= -rounding) & (values <= 1 + rounding)).all():
         raise ValueError(
             f"shares lie within 0 and 1; got values from {values.min()} to {values.max()}. "
             "`interval` is for others."
         )
-    mean, variance, num_alike = _moments(values, weights, clusters)
-    mean = min(max(mean, 0.0), 1.0)  # a rounded quotient of two sums
+    mean, variance, num_alike = _moments(np.clip(values, 0, 1), weights, clusters)
+    mean = min(max(mean, 0.0), 1.0)
     if variance is None or (variance == 0 and 0 < mean < 1):
         return _around(mean, variance)  # a single user; or users that are all alike
     # Where nothing was found, or everything, no variance says how many cases there are.
