@@ -126,11 +126,11 @@ def test_a_run_whose_flag_file_has_changed_is_another(tmp_path):
     script, file = tiny.ROOT / "experiments" / "ablate.py", tmp_path / "more.flags"
     args = [f"--workdir={tmp_path / 'W'}", "--groups=base", "--seeds=0", "--more_splits="]
     args.append(f"--extra={SMALL},--flagfile={file}")
-    for said, left in (("--nocosine", "0.1"), ("--nocosine", "0.0"), ("--cosine", "0.1")):
+    for said, left in (("--dim=32", "0.1"), ("--dim=32", "0.0"), ("--dim=64", "0.1")):
         file.write_text(f"# What it is.\n{said}\n")
         assert f"about {left} hours left" in tiny.python(script, *args).stdout
     (row,) = (json.loads(path.read_text()) for path in (tmp_path / "W").glob("*/row.json"))
-    assert row["flags"][-1] == "--cosine" and row["command"].count("--flagfile=") == 2
+    assert row["flags"][-1] == "--dim=64" and row["command"].count("--flagfile=") == 2
 
 
 def test_mistakes_are_named(tmp_path):

@@ -99,7 +99,8 @@ def test_no_pool_draws_what_nothing_trains_on(name, untrained_items):
     """Items 0, 2 and the last one have no example; they are columns only where asked for."""
     tf.keras.utils.set_random_seed(0)
     p = np.float32([0, 0.5, 0, 0.3, 0.2, 0])
-    config = NegativesConfig((name,), num_sampled=2000, untrained_items=untrained_items)
+    draws = {} if name == "catalogue" else {"num_sampled": 2000}
+    config = NegativesConfig((name,), untrained_items=untrained_items, **draws)
     pools = Pools(config, p, 2)
     columns = pools(tf.constant([1, 3]), tf.gather(p, [1, 3]), "log_q_masked")[name]
     expected = [0, 1, 2, 3, 4, 5] if untrained_items else [1, 3, 4]
