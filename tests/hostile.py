@@ -1,7 +1,7 @@
 """Arrays that nobody should give an index, given to one: run as a program, so that it may crash.
 
 `python hostile.py "BACKEND ..." FIRST STEP` plays cases FIRST, FIRST + STEP, ... of each backend.
-It begins a line before each and ends it after that, so that whoever started it knows which one
+It begins a line before each and ends it after that, so that whoever started it knows which case
 ended it. An answer is checked, and so is the type of an error.
 """
 

@@ -18,6 +18,7 @@ import numpy as np
 from twotower.limits import at_least
 from twotower.ragged import Ragged
 from twotower.retrieval import build
+from twotower.retrieval.candidates import NO_KEY, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Miner:
             ).keys[:, self.config.skip :]
             for start in range(0, len(queries), batch_size)
         ]
-        self.lists = np.concatenate(lists).astype(np.int32)
+        lists = widened(np.concatenate(lists), self.config.depth, NO_KEY)
+        self.lists = lists.astype(np.int32)
 
     def block(
         self, users: np.ndarray, width: int, rng: np.random.Generator, batch: np.ndarray = ()
