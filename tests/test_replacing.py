@@ -322,6 +322,26 @@ def test_two_writers_of_one_folder(is_there, exchanges, tmp_path, monkeypatch):
     assert keys_of(tmp_path / "i" / "index") == [9]
 
 
+def test_a_writer_that_ends_while_another_one_looks(tmp_path, monkeypatch):
+    """What is listed is then another folder's than what is there."""
+    from twotower import replacing
+
+    build.save(exact(3), tmp_path / "i")
+    real, calls = replacing._files, []
+
+    def files(directory):
+        calls.append(directory)
+        if len(calls) == 1:
+            with build.replacing(tmp_path / "i") as folder:
+                build.save(exact(8), folder / "index")
+                (folder / "live.json").write_text('{"format_version": 1, "sequence": 3}')
+        return real(directory)
+
+    monkeypatch.setattr(replacing, "_files", files)
+    build.save(exact(9), tmp_path / "i")
+    assert keys_of(tmp_path / "i") == [9] and names(tmp_path) == ["i"]
+
+
 def saving(folder, num: int) -> str:
     """Code that saves indexes of A and B in turn, `num` times, and prints one line a save."""
     return textwrap.dedent(f"""

@@ -337,7 +337,7 @@ class Bundle:
 def is_index_name(name: str) -> bool:
     """Whether an index may have this name: a plain one, which names a folder in `index/` alone.
     Hidden folders are those of writers at work."""
-    return pathlib.PurePath(name).name == name and not name.startswith((".", "/")) and name != ""
+    return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:

@@ -41,7 +41,7 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
             block, the message names the finished folder, which stays.
     """
     directory = pathlib.Path(os.path.realpath(directory))
-    require_replaceable(directory)
+    _require_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     _clean(directory)
     with _temporary(directory) as temporary:
@@ -50,7 +50,7 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
         _require_movable(directory, temporary)
         yield new
         try:
-            require_replaceable(directory)
+            _require_replaceable(directory)
             _put(new, directory)
         except (OSError, ValueError) as error:
             token = temporary.name.rpartition("-")[2]
@@ -59,15 +59,24 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
             raise ValueError(f"{error} What was written is whole, in {finished}.") from error
 
 
-def require_replaceable(directory: pathlib.Path) -> None:
+def _require_replaceable(directory: pathlib.Path) -> None:
     """Raises ValueError for a folder that holds anything but a bundle, an index or a snapshot."""
+    for is_last in (False, False, True):
+        try:
+            return _require_ours(directory)
+        except (OSError, ValueError):  # another writer may have exchanged it meanwhile
+            if is_last:
+                raise
+
+
+def _require_ours(directory: pathlib.Path) -> None:
     if not os.path.lexists(directory):
         return
     if not directory.is_dir():
         raise ValueError(f"{directory} is no folder, so it is not replaced. Give a folder.")
-    if pathlib.Path.cwd().is_relative_to(directory):
+    if os.path.samefile(directory, "."):
         raise ValueError(
-            f"{directory} holds the working directory, so it is not replaced. Give a folder in it."
+            f"{directory} is the working directory, so it is not replaced. Give a folder in it."
         )
     known = set().union(*(_known(path) for name in DESCRIPTIONS for path in directory.glob(name)))
     is_ours = any(path.parent == directory for path in known)
@@ -84,10 +93,8 @@ def _known(path: pathlib.Path) -> set[pathlib.Path]:
     """A description and the files that it lists; empty for somebody else's file of that name."""
     try:
         described = json.loads(path.read_text())
-        if type(described["format_version"]) is int and described.keys() & {
-            "model_version",
-            "sequence",
-        }:
+        is_ours = "model_version" in described or "sequence" in described
+        if is_ours and type(described["format_version"]) is int:
             return {path, *(path.parent / name for name in described.get("files", ()))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
