@@ -5,9 +5,13 @@ that has TensorFlow and nothing of this package. Call their signature, not a Ker
 
     model = tf.saved_model.load("bundle/retrieve").signatures["serving_default"]
     answer = model(history=..., k=tf.constant(10), exclude=tf.constant([[""]]))
+
+Every signature refuses inputs of unlike rows, and vectors that are not finite, with an
+`InvalidArgumentError`.
 """
 
 import contextlib
+import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -29,13 +33,14 @@ def save_tower(tower: Tower, directory: pathlib.Path, version: int = 0) -> None:
     A tower with a history has two more signatures, for sessions: `begin` also gives `state_...`,
     and `step` takes these and the inputs of one event, `[batch_size]`, and gives the state and the
     embedding with that event. `state_version` is `version`, a number of the training: a state of
-    another one is refused.
+    another one is refused. `check` takes a state and says of each part which rows can be right.
     """
     with _served(tower) as module:
 
         @tf.function(autograph=False)
         def embed(**raw):
-            return {"embedding": tower.embed(raw)}
+            with tf.control_dependencies(_same_rows(tower, raw)):
+                return {"embedding": _finite(tower.embed(raw))}
 
         specs = {spec.name: spec.spec for spec in tower.inputs}
         signatures = {"serving_default": embed.get_concrete_function(**specs)}
@@ -44,30 +49,77 @@ def save_tower(tower: Tower, directory: pathlib.Path, version: int = 0) -> None:
         tf.saved_model.save(module, str(directory), signatures)
 
 
+def _same_rows(tower: Tower, inputs: dict[str, tf.Tensor]) -> list[tf.Operation]:
+    """The assertion that every input has a row a query, and that a history's times and ratings have
+    a column an event. Without it some operations would apply a single row to all queries."""
+    names = sorted(inputs, key=lambda name: (inputs[name].dtype.name, name))
+    groups = itertools.groupby(names, key=lambda name: inputs[name].dtype)
+    # One op for all inputs of a type, and the same few behind them however many inputs there are:
+    # a request pays for each.
+    shapes = [shape for _, group in groups for shape in tf.shape_n([inputs[n] for n in group])]
+    ends = np.cumsum([inputs[name].shape.rank for name in names])
+    first = {name: end - inputs[name].shape.rank for name, end in zip(names, ends)}
+    equal = [(first[name], 0) for name in names[1:]]
+    for feature in tower.features:
+        events = [spec.name for spec in feature.inputs if inputs[spec.name].shape.rank == 2]
+        if any(spec.shape == (None,) for spec in feature.inputs):
+            equal += [(first[name] + 1, first[events[0]] + 1) for name in events[1:]]
+    if not equal:
+        return []
+    sizes = tf.concat(shapes, 0)
+    left, right = (tf.gather(sizes, places) for places in zip(*equal))
+    message = f"inputs have a row a query, histories a column an event; the shapes of {names} are"
+    return [_assert(tf.reduce_all(left == right), message, sizes)]
+
+
+def _assert(condition: tf.Tensor, *data) -> tf.Operation:
+    """An op that fails with `data` unless the condition holds. Not tf.debugging's, which stands
+    behind a condition: more small ops than the check has."""
+    return tf.raw_ops.Assert(condition=condition, data=list(data), summarize=50)
+
+
+def _finite(vectors: tf.Tensor) -> tf.Tensor:
+    """The vectors, or an error. A score of NaN is larger than none, so that such a query would
+    silently get an empty answer."""
+    message = "a vector is not finite; is a number that it is made of, or a session's state?"
+    return tf.debugging.check_numerics(vectors, message)
+
+
 def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: int) -> dict:
-    """`begin` and `step` of a tower."""
+    """`begin`, `step` and `check` of a tower."""
 
     number = tf.constant(version, tf.int64)
 
     def answer(state, embedding):
         state = state | {"version": tf.fill(tf.shape(embedding)[:1], number)}
-        return {f"state_{name}": value for name, value in state.items()} | {"embedding": embedding}
+        state = {f"state_{name}": value for name, value in state.items()}
+        return state | {"embedding": _finite(embedding)}
+
+    def parts(inputs):
+        return {n[len("state_") :]: v for n, v in inputs.items() if n.startswith("state_")}
 
     @tf.function(autograph=False)
     def begin(**raw):
-        return answer(*tower.begin(raw))
+        with tf.control_dependencies(_same_rows(tower, raw)):
+            return answer(*tower.begin(raw))
 
     @tf.function(autograph=False)
     def step(**inputs):
-        state = {n[len("state_") :]: v for n, v in inputs.items() if n.startswith("state_")}
-        # Not tf.debugging's, which stands behind a condition: more small ops than the check has.
-        same = tf.raw_ops.Assert(
-            condition=tf.reduce_all(state.pop("version") == number),
-            data=["this session's state is of another training: begin a new one from its history."],
+        state = parts(inputs)
+        same = _assert(
+            tf.reduce_all(state.pop("version") == number),
+            "this session's state is of another training: begin a new one from its history.",
         )
-        with tf.control_dependencies([same]):
+        with tf.control_dependencies([same, *_same_rows(tower, inputs)]):
             state = {name: tf.identity(value) for name, value in state.items()}
-        return answer(*tower.step(state, {n: v for n, v in inputs.items() if n in specs}))
+            raw = {name: tf.identity(inputs[name]) for name in specs}
+        return answer(*tower.step(state, raw))
+
+    @tf.function(autograph=False)
+    def check(**states):
+        state = parts(states)
+        right = {"version": state.pop("version") == number} | tower.check(state)
+        return {f"state_{name}": rows for name, rows in right.items()}
 
     first = begin.get_concrete_function(**specs)
     states = {
@@ -81,7 +133,11 @@ def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: 
         if hasattr(feature, "step")
         for spec in feature.inputs
     }
-    return {"begin": first, "step": step.get_concrete_function(**specs | of_event | states)}
+    return {
+        "begin": first,
+        "step": step.get_concrete_function(**specs | of_event | states),
+        "check": check.get_concrete_function(**states),
+    }
 
 
 def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory) -> None:
@@ -93,10 +149,11 @@ def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory)
 def save_retrieve_scann(
     tower: Tower, ids: np.ndarray, vectors: np.ndarray, make_layer: Callable, directory
 ) -> None:
-    """The same through the TFRS ScaNN layer; exact where ScaNN would cut an answer short.
+    """The same through the TFRS ScaNN layer; exact where ScaNN cuts an answer short.
 
-    ScaNN silently answers fewer rows than asked for when `k` plus the exclusions exceed its
-    reordering candidates. Such requests are answered by the exact product instead.
+    ScaNN silently finds fewer items than asked for when `k` plus the exclusions exceed its
+    reordering candidates, or the items in the partitions that it looks into. Queries of which it
+    leaves fewer than `k` are answered by the exact product instead.
 
     Args:
         tower: The query tower.
@@ -111,17 +168,39 @@ def save_retrieve_scann(
     exact = _exact(vectors)
 
     def search(queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor):
-        fetch = tf.minimum(k + tf.shape(excluded)[1], len(ids))
+        num_queries, num_excluded = tf.unstack(tf.shape(excluded))
+        fetch = tf.minimum(k + num_excluded, len(ids))
 
         def approximate():
             scores, found = scann(queries, k=fetch)
-            # Short answers come with NaN scores; an excluded item is one equal to any of its row.
-            hit = tf.reduce_any(found[:, :, None] == excluded[:, None, :], 2)
+            # An excluded item lies between equal ones of its row. (To compare all with all takes
+            # gigabytes for a batch of long histories.)
+            ascending = -tf.math.top_k(-excluded, num_excluded).values
+            before = tf.raw_ops.LowerBound(sorted_inputs=ascending, values=found)
+            hit = before < tf.raw_ops.UpperBound(sorted_inputs=ascending, values=found)
+            # Short rows end in NaN.
             scores = tf.where(hit | tf.math.is_nan(scores), -np.inf, scores)
-            scores, order = tf.math.top_k(scores, tf.minimum(k, fetch))
+            scores, order = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
             return scores, tf.gather(found, order, batch_dims=1)
 
-        return tf.cond(fetch > limit, lambda: exact(queries, k, excluded), approximate)
+        def nothing():
+            return tf.fill([num_queries, k], -np.inf), tf.zeros([num_queries, k], tf.int32)
+
+        # ScaNN refuses an empty batch.
+        asks_scann = (fetch <= limit) & (num_queries > 0)
+        scores, found = tf.cond(asks_scann, approximate, nothing)
+        is_short = (tf.shape(scores)[1] < k) | (tf.reduce_min(scores, 1) == -np.inf)
+
+        def completed():
+            short = tf.where(is_short)  # [num_short, 1]
+            few = exact(tf.gather_nd(queries, short), k, tf.gather_nd(excluded, short))
+            wider = [[0, 0], [0, k - tf.shape(scores)[1]]]
+            return tuple(
+                tf.tensor_scatter_nd_update(tf.pad(old, wider), short, new)
+                for old, new in zip((scores, found), few)
+            )
+
+        return tf.cond(tf.reduce_any(is_short), completed, lambda: (scores, found))
 
     _save_search(tower, ids, search, directory, [vectors, scann])
 
@@ -152,24 +231,35 @@ def _exact(vectors: tf.Variable) -> Callable:
             binary_output=True,
         )[:, 1:]
         scores = tf.where(mask > 0, -np.inf, scores)
-        return tuple(tf.math.top_k(scores, tf.minimum(k, num_items)))
+        return tuple(tf.math.top_k(scores, k))
 
     return search
 
 
 def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, uses: list) -> None:
-    """`retrieve` by `search(queries, k, excluded rows)`, whose variables and layers are `uses`."""
+    """Signatures by `search(queries, k, excluded rows)`, whose variables and layers are `uses`.
+
+    `serving_default` takes one `k`, and `batched` one for each query, `[batch_size]`, so that
+    requests can be joined; both give as many columns as the largest `k`.
+    """
     ids = tf.constant(ids, tf.string)
     initializer = tf.lookup.KeyValueTensorInitializer(ids, tf.range(len(ids)))
     rows_of, ids = tf.lookup.StaticHashTable(initializer, -1), tf.Variable(ids, trainable=False)
 
     @tf.function(autograph=False)
     def retrieve(k, exclude, **raw):
-        with tf.control_dependencies(
-            [tf.debugging.assert_positive(k, "k must be at least 1; ask for one item or more.")]
-        ):
-            queries = tower.embed(raw)
-        scores, rows = search(queries, k, rows_of.lookup(exclude))
+        per_query = raw | {"exclude": exclude} | ({"k": k} if k.shape.rank else {})
+        positive = _assert(
+            tf.reduce_all(k >= 1), "k must be at least 1; ask for an item or more.", k
+        )
+        with tf.control_dependencies([positive, *_same_rows(tower, per_query)]):
+            queries = _finite(tower.embed(raw))
+        # Of an empty batch, one.
+        most = tf.reduce_max(tf.concat([k, [1]], 0)) if k.shape.rank else k
+        most = tf.minimum(most, ids.shape[0])
+        scores, rows = search(queries, most, rows_of.lookup(exclude))
+        if k.shape.rank:
+            scores = tf.where(tf.range(most) < k[:, None], scores, -np.inf)
         filled = scores > -np.inf
         return {
             "ids": tf.where(filled, tf.gather(ids, rows), ""),
@@ -178,11 +268,11 @@ def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, use
         }
 
     specs = {spec.name: spec.spec for spec in tower.inputs}
+    specs["exclude"] = tf.TensorSpec([None, None], tf.string, "exclude")
     with _served(tower) as module:
         module.searched = [rows_of, ids, *uses]
-        concrete = retrieve.get_concrete_function(
-            k=tf.TensorSpec([], tf.int32, "k"),
-            exclude=tf.TensorSpec([None, None], tf.string, "exclude"),
-            **specs,
-        )
-        tf.saved_model.save(module, str(directory), {"serving_default": concrete})
+        signatures = {
+            name: retrieve.get_concrete_function(k=tf.TensorSpec(shape, tf.int32, "k"), **specs)
+            for name, shape in (("serving_default", []), ("batched", [None]))
+        }
+        tf.saved_model.save(module, str(directory), signatures)

@@ -158,6 +158,12 @@ class Tower(tf.keras.layers.Layer):
         `[batch_size]`."""
         return self._session(state, self.encode(raw))
 
+    def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Which rows of each part of a session's state can be right, name -> `[batch_size]` bool;
+        for states that were kept elsewhere."""
+        (history,) = (feature for feature in self.features if hasattr(feature, "step"))
+        return history.check(state)
+
     def _session(self, state, encoded):
         parts = []
         for feature in self.features:

@@ -91,6 +91,14 @@ class History(Feature):
         """
         raise NotImplementedError
 
+    def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Which rows of each part of a state can be right, name -> `[batch_size]` bool: here, whose
+        numbers are finite."""
+        finite = {name: tf.math.is_finite(values) for name, values in state.items()}
+        return {
+            name: tf.reduce_all(rows, range(1, rows.shape.rank)) for name, rows in finite.items()
+        }
+
     def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
         """Which events of `index` `[batch_size, n]` to use: known ones, thinned in training."""
         kept = index > UNKNOWN
@@ -174,6 +182,10 @@ class MeanHistory(History):
         more = self._sums({name: values[:, None] for name, values in event.items()})
         state = {name: values + more[name] for name, values in state.items()}
         return state, self._of(state)
+
+    def check(self, state):
+        right = super().check(state)
+        return right | {n: right[n] & (state[n] >= 0) for n in ("num", "num_rated") if n in state}
 
     def _sums(self, encoded: dict, training: bool = False) -> dict[str, tf.Tensor]:
         """What the bag of a history is made of, name -> `[batch_size]` or `[batch_size, dim]`; of

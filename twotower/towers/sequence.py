@@ -18,6 +18,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
+from twotower.data.tables import LATEST  # noqa: E402
 from twotower.features import UNKNOWN, Input, embedding_table  # noqa: E402
 from twotower.ragged import Ragged  # noqa: E402
 from twotower.towers.content import ItemContent  # noqa: E402
@@ -351,6 +352,21 @@ class SequenceHistory(History):
             return together, put_back(vector, at, vectors)
 
         return tf.cond(tf.reduce_any(full), go_on_and_reread, go_on)
+
+    def check(self, state):
+        window = {name: state[name] for name in ("items", "times", "ratings", "length", "reread")}
+        items, times, ratings, length, reread = window.values()
+        is_past_end = tf.range(self.max_length) >= length[:, None]
+        is_known = (items > UNKNOWN) & (items < len(self.vocabulary) + 2)
+        is_length = (length >= 0) & (length <= self.max_length)
+        return super().check({n: v for n, v in state.items() if n not in window}) | {
+            # A wrong length says nothing about the items.
+            "items": tf.reduce_all(is_known | is_past_end, 1) | ~is_length,
+            "times": tf.reduce_all((times >= -LATEST) & (times <= LATEST), 1),
+            "ratings": ~tf.reduce_any(tf.math.is_inf(ratings), 1),  # NaN where there is none
+            "length": is_length,
+            "reread": reread >= 0,
+        }
 
     def _added(self, state: dict, one: Window, known: tf.Tensor, full=None) -> dict:
         """A state with an event more where `known`. Of the windows that are `full` the oldest
