@@ -19,6 +19,7 @@ from twotower.data.tables import LATEST
 from twotower.retrieval import build
 from twotower.retrieval.build import sha256
 
+SAME_LENGTH = "every row of the same length (pad with '', NaN or -1)"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -68,6 +69,36 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
             "Update twotower, or export the bundle again with this version."
         )
     return manifest
+
+
+def as_type(name: str, values, dtype: str) -> np.ndarray:
+    """Numbers as another type; NaN where there is none stays.
+
+    Raises:
+        ValueError: Values that the type does not hold, of which TensorFlow would make others
+            (fractions, NaN and large numbers as integers), infinity, or times that are no seconds;
+            the message names the row.
+    """
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"got {given.dtype}.")
+        with np.errstate(all="ignore"):
+            numbers = given.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
+    if numbers.dtype.kind == "f":
+        wrong, reason = np.isinf(numbers), "numbers are finite, or NaN where there is none."
+    else:
+        wrong, reason = numbers != given, f"expected {dtype}, -1 where there is none."
+        if name.endswith("time") and not wrong.any():
+            wrong = (numbers < -LATEST) | (numbers > LATEST)
+            reason = "times are seconds; are these milliseconds?"
+    if wrong.any():
+        place = tuple(np.argwhere(np.atleast_1d(wrong))[0])
+        number = np.atleast_1d(given)[place]
+        raise ValueError(f"{name}: {reason} Row {place[0]} has {number}.")
+    return numbers
 
 
 class Bundle:
@@ -164,7 +195,8 @@ class Bundle:
 
         Raises:
             ValueError: An input that is missing, or that the tower does not have; values of another
-                type or rank, rows of different length, or times that are no seconds.
+                type or rank, rows of different length, numbers that are infinite, or times that
+                are no whole seconds.
         """
         import tensorflow as tf
 
@@ -177,20 +209,16 @@ class Bundle:
             )
         tensors = {}
         for name, (dtype, shape) in wanted.items():
+            values = inputs[name] if dtype == "string" else as_type(name, inputs[name], dtype)
             try:
-                tensors[name] = values = tf.constant(inputs[name], dtype)
+                tensors[name] = values = tf.constant(values, dtype)
             except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{name}: expected {dtype}, every row of the same length (pad with '', NaN or "
-                    f"-1); {error}"
-                ) from error
+                raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
             if not is_event and not values.shape.is_compatible_with(shape):
                 raise ValueError(
                     f"{name}: expected the shape {tuple(shape)}, a row a query; got "
                     f"{tuple(values.shape)}."
                 )
-            if name.endswith("time") and dtype == "int64" and (values.numpy() > LATEST).any():
-                raise ValueError(f"{name}: times are seconds; are these milliseconds?")
         for name, values in tensors.items():
             events, _, what = name.rpartition("_")
             if what not in ("time", "rating") or events not in tensors:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from twotower.bundle import Bundle, BundleError, state_version
+from twotower.bundle import Bundle, BundleError, as_type, state_version
 
 
 class Session:
@@ -59,7 +59,8 @@ class Session:
 
         Raises:
             BundleError: A state of another model, or one that is not whole.
-            ValueError: A state and vectors of other users, by their number.
+            ValueError: A state and vectors of other users, by their number; numbers that are not
+                finite or out of range.
         """
         session = cls.__new__(cls)
         session._open(bundle)
@@ -72,14 +73,26 @@ class Session:
             )
         import tensorflow as tf
 
-        session.state = {name: tf.constant(state[name], spec.dtype) for name, spec in specs.items()}
-        session.vector = np.asarray(vector)
+        session.vector = np.asarray(vector, np.float32)
         if session.vector.shape[1:] != (bundle.manifest["dim"],):
             raise ValueError(
                 f"vector: expected [num_users, {bundle.manifest['dim']}]; got "
                 f"{session.vector.shape}."
             )
+        session.state = {
+            name: tf.constant(as_type(name, state[name], spec.dtype.name))
+            for name, spec in specs.items()
+        }
         session._check(session.state)
+        right = {"vector": np.isfinite(session.vector).all(1)}
+        if check := bundle.query_tower.model.signatures.get("check"):  # not in older bundles
+            right |= check(**session.state)
+        for name, rows in right.items():
+            if not np.all(rows):
+                raise ValueError(
+                    f"{name}: row {np.argmin(rows)} has numbers that are not finite or out of "
+                    "range; begin a new session from that user's history."
+                )
         return session
 
     def _take(self, answer: dict) -> None:
