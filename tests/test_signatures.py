@@ -258,7 +258,7 @@ def encoder(request, tmp_path_factory):
     tower = Tower([history(request.param)], DenseHead((), DIM), name="query_tower")
     tower.embed(inputs_of(tower, raw_history(["item 1", "item 2"])))
     folder = tmp_path_factory.mktemp(request.param) / "query_tower"
-    save_tower(tower, folder, version=5)
+    save_tower(tower, folder, model_version="a")
     model = tf.saved_model.load(str(folder))
     tower.served = model  # keeps the variables alive
     return tower, model.signatures
@@ -369,7 +369,7 @@ def test_a_missing_value_is_the_same_in_training_and_served(kind, tmp_path):
     # Training encodes whole tables before, and calls the tower with what that gives.
     trained = tower(tower.encode(raw), training=True)
     assert np.abs(trained[0] - trained[1]).max() > 1e-3
-    save_tower(tower, tmp_path / "tower")
+    save_tower(tower, tmp_path / "tower", "a")
     model = tf.saved_model.load(str(tmp_path / "tower"))
     served = model.signatures["serving_default"](**raw)["embedding"]
     np.testing.assert_allclose(served, trained, atol=1e-6)
@@ -420,7 +420,7 @@ def towers_of_missing_values(tmp_path_factory):
     signatures, kept = {}, []
     for side in ("query_tower", "item_tower"):
         folder = tmp_path_factory.mktemp("towers") / side
-        save_tower(getattr(training.model, side), folder)
+        save_tower(getattr(training.model, side), folder, "a")
         kept.append(tf.saved_model.load(str(folder)))
         signatures[side] = kept[-1].signatures["serving_default"]
     return training, signatures, gap, kept
