@@ -126,7 +126,8 @@ def test_a_run_whose_flag_file_has_changed_is_another(tmp_path):
     script, file = tiny.ROOT / "experiments" / "ablate.py", tmp_path / "more.flags"
     args = [f"--workdir={tmp_path / 'W'}", "--groups=base", "--seeds=0", "--more_splits="]
     args.append(f"--extra={SMALL},--flagfile={file}")
-    for said, left in (("--nocosine", "0.1"), ("--nocosine", "0.0"), ("--cosine", "0.1")):
+    flat = "--nocosine\n--warmup_steps=0"
+    for said, left in ((flat, "0.1"), (flat, "0.0"), ("--cosine", "0.1")):
         file.write_text(f"# What it is.\n{said}\n")
         assert f"about {left} hours left" in tiny.python(script, *args).stdout
     (row,) = (json.loads(path.read_text()) for path in (tmp_path / "W").glob("*/row.json"))
