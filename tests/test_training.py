@@ -241,6 +241,11 @@ def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch)
     monkeypatch.setattr(Recipe, "to_json", before)
     fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=1)
     monkeypatch.undo()
+    # One that is refused by now is another, too.
+    monkeypatch.setattr(Recipe, "from_json", lambda values: FitConfig(patience=-1))
+    with pytest.raises(ValueError, match="another recipe"):
+        fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path)
+    monkeypatch.undo()
     log = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=2).log
     assert [entry["epoch"] for entry in log] == [1, 2]
     catalogue = {"negatives": ("catalogue",), "catalogue_refresh": 7}
@@ -698,6 +703,19 @@ def test_more_mined_negatives_than_items_are_told(monkeypatch):
         Training(tiny.dataset(), tiny.split(), recipe)
     (text,) = said
     assert "hard_negative_share 0.6 of batch_size 256 asks for 382 negatives" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "skip", "message"),
+    [
+        (0.001, 0, r"share=0.001 of batch_size=256 is 0 negatives"),
+        (0.1, 300, "mining.skip=300 leave"),
+    ],
+)
+def test_mining_that_finds_nothing_is_refused(share, skip, message):
+    parts = {"negatives": {"hard_negative_share": share}, "mining": {"skip": skip}}
+    with pytest.raises(ValueError, match=message):
+        Training(tiny.dataset(), tiny.split(), tiny.recipe(**parts))
 
 
 def test_ratings_that_a_history_cannot_tell_apart_are_refused():

@@ -221,6 +221,14 @@ def _line(entry: dict, epochs: int, metric: str) -> str:
     return ", ".join([*shown, f"{entry['seconds']:.1f} s"])
 
 
+def _is_of(recipe: Recipe, saved: dict) -> bool:
+    """Whether a checkpoint's recipe is this one; what is refused by now was another."""
+    try:
+        return Recipe.from_json(saved) == recipe
+    except (TypeError, ValueError):
+        return False
+
+
 def fit(
     training: Training,
     workdir: str | pathlib.Path,
@@ -295,7 +303,7 @@ def fit(
         # Before any weight is touched: those of another recipe would not fit.
         reader = tf.train.load_checkpoint(last.latest_checkpoint)
         saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
-        if Recipe.from_json(json.loads(saved["recipe"])) != training.recipe:
+        if not _is_of(training.recipe, json.loads(saved["recipe"])):
             raise ValueError(
                 f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or "
                 f"delete {workdir / 'checkpoints'} to start anew."

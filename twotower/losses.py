@@ -215,7 +215,7 @@ def triplet(positive, negatives, log_weight, row=None, margin=0.2, mining="all")
         negatives: s_c.
         log_weight: log w_c; picks, and weighs the mean of `all`.
         row: Row of each example.
-        margin: By how much s+ should exceed s_c.
+        margin: By how much s+ should exceed s_c, in scores as they are: no temperature.
         mining: `all`; `hardest`, the largest s_c; or `semi_hard`, the largest s_c below s+, and
             where there is none the smallest (FaceNet, CVPR 2015, section 3.2).
 

@@ -151,6 +151,12 @@ class Training:
         candidates = np.intersect1d(self.split.candidates, self.model.pools.keys)
         batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
         width = self._num_hard(batch_size)
+        if not width or mining.skip >= len(candidates):
+            raise ValueError(
+                f"nothing would be mined: hard_negative_share={negatives.hard_negative_share} of "
+                f"batch_size={batch_size} is {width} negatives a row, and mining.skip="
+                f"{mining.skip} leaves out of {len(candidates)} items."
+            )
         if width >= len(candidates):
             logging.warning(
                 "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
