@@ -691,13 +691,28 @@ def forked(work) -> int:
 
 
 def killed(work, num: int, longest: float, check) -> list:
-    """What `check()` says after each of `num` kills of processes that do `work()` for ever."""
+    """What `check()` says after each of `num` kills of processes that do `work()` again and again:
+    the first two when they have done it once, the others at random, `longest` seconds at most."""
     found, rng = [], random.Random(0)
-    for _ in range(num):
-        child = forked(lambda: [work() for _ in range(10**9)])
-        time.sleep(rng.uniform(0, longest))
+    for number in range(num):
+        reading, writing = os.pipe()
+
+        def repeat(writing=writing, is_once=number < 2):
+            while True:
+                work()
+                if is_once:
+                    os.write(writing, b"x")
+                    time.sleep(600)
+
+        child = forked(repeat)
+        if number < 2:
+            os.read(reading, 1)
+        else:
+            time.sleep(rng.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
         found.append(check())
     return found
 
@@ -714,40 +729,35 @@ NUM_KILLS = [6, pytest.param(60, marks=pytest.mark.slow)]
 @pytest.mark.parametrize("num", NUM_KILLS)
 def test_killed_in_an_export(num, quick, tmp_path):
     """The old bundle or the new one, whole; both are met, and nothing is left in the end."""
+    folder = tmp_path / "b"
+    quick("1", folder)
 
-    def both():
-        newest = version_of(tmp_path / "b")
-        for version in ("2", "1") if newest == "1" else ("1", "2"):
-            quick(version, tmp_path / "b")
+    def export_another():
+        quick("2" if version_of(folder) == "1" else "1", folder)
 
-    quick("1", tmp_path / "b")
-    longest = 3 * timed(both)
-    found = killed(both, num, longest, lambda: version_of(tmp_path / "b"))
+    longest = 4 * timed(export_another)
+    found = killed(export_another, num, longest, lambda: version_of(folder))
     assert len(found) == num and set(found) == {"1", "2"}, found
-    quick("1", tmp_path / "b")
+    quick("1", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 @pytest.mark.parametrize("num", NUM_KILLS)
 def test_killed_in_an_added_index(num, quick, tmp_path):
     folder = tmp_path / "b"
-    metrics = ("dot", "euclidean")
-    quick("1", folder)
+    bundle = quick("1", folder)
+    add_index(bundle, "new", IndexConfig("exact"))
 
-    def both():
-        bundle = Bundle(folder)
-        for metric in metrics if found_metric() == metrics[1] else metrics[::-1]:
-            add_index(bundle, "new", IndexConfig("exact", metric))
-
-    def found_metric():
+    def metric():
         assert version_of(folder) == "1"
         return Bundle(folder).retriever("new").metric
 
-    add_index(Bundle(folder), "new", IndexConfig("exact"))
-    longest = 3 * timed(both)
-    found = killed(both, num, longest, found_metric)
-    assert len(found) == num and set(found) == set(metrics), found
-    add_index(Bundle(folder), "new", IndexConfig("exact"))
+    def add_another():
+        add_index(bundle, "new", IndexConfig("exact", "cosine" if metric() == "dot" else "dot"))
+
+    found = killed(add_another, num, 4 * timed(add_another), metric)
+    assert len(found) == num and set(found) == {"dot", "cosine"}, found
+    add_index(bundle, "new", IndexConfig("exact"))
     assert [path.name for path in (folder / "index").iterdir()] == ["new"]
 
 
