@@ -220,8 +220,8 @@ def test_power_of_lengths_that_links_follow():
     config = HnswConfig(**GRAPH)
     powers = [link_power(lognormal(spread)[0], config) for spread in (0.01, 0.1, 0.25, 0.5, 1.0)]
     assert powers == sorted(powers, reverse=True) and powers[0] == 1 and 0 < powers[-1] < 0.1
-    # (3, 4) has the length 5, half of the longest: its root is .707 of that one's.
-    vectors = np.float32([[3, 4], [10, 0], [0, 0]])
+    # (3, 4) e-9 has the length 5e-9, half of the longest: its root is .707 of that one's.
+    vectors = np.float32([[3e-9, 4e-9], [1e-8, 0], [0, 0]])
     evened = with_evened_lengths(vectors, 0.5, longest=20)
     np.testing.assert_allclose(evened, [[8.485, 11.314], [20, 0], [0, 0]], atol=1e-3)
     np.testing.assert_allclose(with_evened_lengths(vectors, 0.0)[0], [0.6, 0.8], rtol=1e-6)

@@ -189,7 +189,7 @@ def _read_nodes(directory: pathlib.Path, num: int) -> Nodes:
 def with_evened_lengths(vectors: np.ndarray, power: float, longest: float = 1.0) -> np.ndarray:
     """`[num, dim]` vectors whose lengths are raised to `power` and scaled to at most `longest`."""
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
-    lengths[lengths == 0] = 1  # has no direction, and stays zero
+    lengths[lengths == 0] = lengths.max() or 1  # has no direction, and stays zero
     scale = longest * (lengths / lengths.max()) ** power / lengths
     return np.multiply(vectors, scale, out=np.empty_like(vectors), casting="same_kind")
 
