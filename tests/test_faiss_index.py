@@ -160,7 +160,7 @@ def test_memory_is_that_of_two_sets_of_vectors_and_the_graph(metric):
 
 def test_nodes_stand_by_cluster_and_answers_do_not_show_it(index, tmp_path):
     vectors, queries = clusters(20_000, 50)
-    order = index._order
+    order = index._nodes.first
     assert order[-1] == -1 and np.array_equal(np.sort(order[:-1]), np.arange(20_000))
     # 100 planted centres: two vectors side by side share one, which is where they are nearest.
     inside = vectors[order[:-1]]
@@ -178,7 +178,7 @@ def test_nodes_stand_by_cluster_and_answers_do_not_show_it(index, tmp_path):
     loaded.add(np.array([77_777]), 3 * queries[:1])
     loaded.absorb()
     assert loaded.search(queries[:1], 1).keys.tolist() == [[77_777]]
-    assert len(loaded._order) == 20_002
+    assert len(loaded._nodes) == 20_001
 
 
 @pytest.mark.parametrize("storage, width", [("fp16", 2), ("sq8", 1)])

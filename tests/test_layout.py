@@ -21,8 +21,8 @@ ORDER = """
     metrics
     retrieval retrieval.threads retrieval.arguments retrieval.candidates retrieval.vectors
     retrieval.overfetch retrieval.store retrieval.base
-    retrieval.brute_force retrieval.faiss_index retrieval.hnsw retrieval.ivf retrieval.ivf_pq
-    retrieval.tiered retrieval.scann_index retrieval.milvus_connection
+    retrieval.brute_force retrieval.faiss_index retrieval.nodes retrieval.hnsw retrieval.ivf
+    retrieval.ivf_pq retrieval.tiered retrieval.scann_index retrieval.milvus_connection
     retrieval.milvus_index
     retrieval.build retrieval.tuning retrieval.planning
     evaluation baselines

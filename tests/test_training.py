@@ -400,6 +400,9 @@ class SavedWeights:
         directory.mkdir(exist_ok=True)
         _save_weights(training, directory / "training")
 
+    def read(self, part: str, load):
+        return load(self.directory / part)
+
 
 def grown_and_reversed() -> Dataset:
     """The tiny service with its items in reverse order, ids that sort first, and ten new items."""

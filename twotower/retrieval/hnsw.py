@@ -7,11 +7,17 @@ import numpy as np
 
 from twotower.limits import at_least
 from twotower.retrieval.faiss_index import FaissIndex, faiss, use_threads
+from twotower.retrieval.nodes import Nodes
 
 STORAGES = ("float", "fp16", "sq8")
-ORDER = "hnsw_order.npy"
+# Position of each node's first vector, and node of each position; written where they say more than
+# that all vectors are distinct and stand in their order.
+ORDER, NODES = "hnsw_order.npy", "hnsw_nodes.npy"
 # Under this many vectors a graph fits into the processor's caches in any order.
 LEAST_ORDERED = 20_000
+# Powers of lengths that links over inner products may follow, and the share of a sample of vectors
+# that may be without a link to it.
+POWERS, MAX_UNLINKED, SAMPLE = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 0), 0.04, 2000
 # What `tuning.tune` may try for efSearch, in quarters of k.
 EFFORTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256)
 
@@ -50,12 +56,16 @@ class HnswIndex(FaissIndex):
     pages and caches. At a million vectors that nearly halves a search and takes a third off the
     build; the answers are the same kind. (FAISS links them in an order of its own, at random.)
 
-    For inner product the graph is linked by direction and walked by inner product. Linked by inner
-    product, links lead to the longest vectors, and what no link leads to is found by no efSearch:
-    of the 100 best of a sequential tower's 3,416 items, whose longest is 1.5 times the mean, 12 at
-    an efSearch of 100 and 23 at 400, against 95 and 99.8 (Liu et al., "Understanding and Improving
-    Proximity Graph Based Maximum Inner Product Search", AAAI 2020). L2 with one more component,
-    which makes all lengths equal, finds as many there and the fewest where some are far longer.
+    Equal vectors share a node, and an answer holds them all; see `Nodes`. The saved `hnsw.faiss` is
+    a plain FAISS index that answers with numbers of nodes: positions in `keys.npy`, by way of
+    `hnsw_order.npy` where there is one.
+
+    For inner product the graph is linked with lengths evened out as far as they have to be, and
+    walked by inner product. Linked by inner product itself, links lead to the longest vectors, and
+    what no link leads to is found by no efSearch: of the 100 best of a sequential tower's 3,416
+    items, whose longest is 1.5 times the mean, 12 at an efSearch of 100 and 23 at 400. Linked by
+    direction alone, all is found at last, but where the longest are the answers to most queries,
+    it takes four times the efSearch. See `link_power`.
 
     A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
     searches step over them.
@@ -80,60 +90,66 @@ class HnswIndex(FaissIndex):
             self._index = faiss.IndexHNSWSQ(dim, code, links, self._kind)
             self._index.train(vectors)
         self._index.hnsw.efConstruction = self.config.ef_construction
-        # Position of each node; a last -1, so that "nothing found" stays so.
-        self._order = None
-        if len(vectors) >= LEAST_ORDERED:
-            self._order = np.append(by_cluster(vectors, self._kind), -1)
-            vectors = vectors[self._order[:-1]]
-        self._link(vectors)
+        self._nodes = Nodes.of(vectors)
+        if len(self._nodes) >= LEAST_ORDERED:
+            distinct = vectors[self._nodes.first[:-1]]
+            self._nodes = self._nodes.ordered(by_cluster(distinct, self._kind))
+        self._link(0)
 
     def _append(self, vectors: np.ndarray) -> None:
         use_threads(0)
-        if self._order is not None:
-            new = np.arange(len(self._vectors) - len(vectors), len(self._vectors))
-            self._order = np.concatenate([self._order[:-1], new, [-1]])
-        self._link(vectors)
+        num_old = len(self._nodes)
+        self._nodes = self._nodes.appended(np.asarray(self._vectors))
+        if len(self._nodes) > num_old:
+            self._link(num_old)
 
-    def _link(self, new: np.ndarray) -> None:
-        """Links `[num_new, dim]` vectors, the last nodes, to those before, which are in."""
+    def _link(self, num_old: int) -> None:
+        """Links the nodes behind the first `num_old`, which are in."""
         nodes = np.asarray(self._vectors)
-        if self.metric == "dot":
-            lengths = np.sqrt(np.einsum("nd,nd->n", nodes, nodes, dtype=np.float64))[:, None]
-            if lengths.min() < 0.999 * lengths.max():
-                # Codes are trained on the vectors, so directions must be as long.
-                lengths /= lengths.max() if self.is_coded else 1
-                if self._order is not None:
-                    nodes, lengths = nodes[self._order[:-1]], lengths[self._order[:-1]]
-                directions = np.zeros_like(nodes)
-                np.divide(nodes, lengths, out=directions, where=lengths > 0, casting="same_kind")
-                self._hold(directions[: -len(new)])
-                self._index.add(directions[-len(new) :])
-                self._hold(nodes)
-                return
-        self._index.add(new)
+        if not self._nodes.is_identity:
+            nodes = nodes[self._nodes.first[:-1]]
+        lengths = np.sqrt(np.einsum("nd,nd->n", nodes, nodes, dtype=np.float64))
+        is_even = lengths.min() >= 0.999 * lengths.max() and 1e-3 < lengths.max() < 1e3
+        if self.metric != "dot" or is_even:
+            self._index.add(nodes[num_old:])
+            return
+        power = link_power(nodes, self.config)
+        use_threads(0)
+        # Codes are trained on the vectors, so what stands in for these must be as long.
+        evened = with_evened_lengths(nodes, power, lengths.max() if self.is_coded else 1.0)
+        self._hold(evened[:num_old])
+        self._index.add(evened[num_old:])
+        self._hold(nodes)
 
     def _hold(self, nodes: np.ndarray) -> None:
         """Puts other vectors to the nodes and leaves the links."""
         storage = faiss.downcast_index(self._index.storage)
         faiss.copy_array_to_vector(storage.sa_encode(nodes).ravel(), storage.codes)
 
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        first, scores = super()._search(queries, min(k, len(self._nodes)))
+        if self._nodes.has_copies:
+            return self._nodes.expanded(first, scores, k)
+        return first, scores
+
     def _find(self, queries: np.ndarray, size: int, parameters):
-        scores, positions = super()._find(queries, size, parameters)
-        return scores, positions if self._order is None else self._order[positions]
+        scores, nodes = super()._find(queries, size, parameters)
+        return scores, self._nodes.first[nodes]
+
+    @property
+    def _num_indexed(self) -> int:
+        return len(self._nodes)
 
     def _save(self, directory: pathlib.Path) -> None:
         super()._save(directory)
-        if self._order is not None:
-            np.save(directory / ORDER, self._order)
+        if not self._nodes.is_identity:
+            np.save(directory / ORDER, self._nodes.first)
+        if self._nodes.has_copies:
+            np.save(directory / NODES, self._nodes.of_position)
 
     def _load(self, directory: pathlib.Path) -> None:
+        self._nodes = _read_nodes(directory, len(self._vectors))
         super()._load(directory)
-        path = directory / ORDER
-        self._order = np.load(path, allow_pickle=False) if path.exists() else None
-        if self._order is not None and len(self._order) != len(self._vectors) + 1:
-            raise ValueError(
-                f"{path} orders {len(self._order) - 1} vectors; expected {len(self._vectors)}."
-            )
 
     def _parameters(self, config, k: int):
         parameters = faiss.SearchParametersHNSW(efSearch=max(k, config.ef_search))
@@ -151,8 +167,57 @@ class HnswIndex(FaissIndex):
         graph = self._index.hnsw  # int32 links and levels, 8 bytes an offset
         links = 4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()
         width = {"float": 4, "fp16": 2, "sq8": 1}[self.config.storage]
-        order = 0 if self._order is None else self._order.nbytes
-        return len(self._vectors) * width * self.dim + links + order
+        return len(self._nodes) * width * self.dim + links + self._nodes.num_bytes
+
+
+def _read_nodes(directory: pathlib.Path, num: int) -> Nodes:
+    """Those of `num` vectors, from what `_save` wrote."""
+    path = next((directory / name for name in (NODES, ORDER) if (directory / name).exists()), None)
+    if path is None:
+        return Nodes(np.arange(num))
+    numbers = np.load(path, allow_pickle=False)
+    try:
+        # Without copies an order says it all: the positions of nodes, turned round.
+        nodes = Nodes(numbers) if path.name == NODES else Nodes(Nodes(numbers[:-1]).first[:-1])
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(nodes.of_position) != num:
+        raise ValueError(f"{path} is of {len(nodes.of_position)} vectors; expected {num}.")
+    return nodes
+
+
+def with_evened_lengths(vectors: np.ndarray, power: float, longest: float = 1.0) -> np.ndarray:
+    """`[num, dim]` vectors whose lengths are raised to `power` and scaled to at most `longest`."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
+    lengths[lengths == 0] = lengths.max() or 1  # has no direction, and stays zero
+    scale = longest * (lengths / lengths.max()) ** power / lengths
+    return np.multiply(vectors, scale, out=np.empty_like(vectors), casting="same_kind")
+
+
+def link_power(vectors: np.ndarray, config: HnswConfig) -> float:
+    """The power of lengths that a graph over inner products is linked with, measured on a sample.
+
+    At 1 links follow the inner products of the vectors as they are: a walk comes to the longest at
+    once, and never to what no link leads to. At 0 they follow directions: everything is reached,
+    slowly where the longest are the answers. So the largest of `POWERS` is taken at which hardly a
+    vector of the sample is without a link to it.
+
+    Args:
+        vectors: `[num, dim]` float32, distinct.
+        config: Of the graph.
+    """
+    use_threads(1)  # so that one sample gives one power
+    num = min(len(vectors), SAMPLE)
+    sample = vectors[np.random.default_rng(0).choice(len(vectors), num, replace=False)]
+    for power in POWERS[:-1]:
+        graph = faiss.IndexHNSWFlat(sample.shape[1], config.neighbours, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = config.ef_construction
+        graph.add(with_evened_lengths(sample, power))
+        is_linked = np.zeros(num + 1, bool)  # one more for -1, which is no link
+        is_linked[faiss.vector_to_array(graph.hnsw.neighbors)] = True
+        if np.count_nonzero(~is_linked[:-1]) <= MAX_UNLINKED * num:
+            return power
+    return POWERS[-1]
 
 
 def by_cluster(vectors: np.ndarray, kind: int) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""Nodes: which vectors stand at which node of a graph. Equal vectors share one. Numpy only."""
+
+import functools
+
+import numpy as np
+
+from twotower.retrieval.candidates import NO_SCORE
+
+
+class Nodes:
+    """The nodes of a graph, numbered 0, 1, 2, ..., and the positions of the vectors at each.
+
+    Equal vectors at nodes of their own are each other's nearest, so their links lead to each other
+    alone: with 65 copies of each vector a walk finds half of what it should, at any effort. So a
+    graph links distinct vectors, and an answer holds all copies of what was found.
+
+    Args:
+        of_position: `[num_positions]` integers, the node at which each vector stands.
+
+    Attributes:
+        of_position: The same as int32, which is how FAISS numbers nodes.
+        first: `[num_nodes + 1]` int64, the position of each node's first vector; a last -1, so that
+            the node -1 (nothing found) becomes the position -1 by indexing.
+
+    Raises:
+        ValueError: Other shapes or types, or a node without a vector.
+    """
+
+    def __init__(self, of_position: np.ndarray) -> None:
+        is_list = of_position.ndim == 1 and of_position.dtype.kind in "iu"
+        nodes, first = np.unique(of_position, return_index=True)
+        if not is_list or not np.array_equal(nodes, np.arange(len(nodes))):
+            raise ValueError(
+                "the nodes of vectors must be [num_positions] integers that are 0, 1, 2, ... "
+                f"without a gap; got {of_position.shape} of {of_position.dtype}."
+            )
+        self.of_position = of_position.astype(np.int32, copy=False)
+        self.first = np.append(first, -1)
+
+    @classmethod
+    def of(cls, vectors: np.ndarray) -> "Nodes":
+        """A node for each distinct vector of `[num_positions, dim]`, in the order they come."""
+        return cls(np.unique(first_equal(vectors), return_inverse=True)[1])
+
+    def appended(self, vectors: np.ndarray) -> "Nodes":
+        """With the nodes of further vectors.
+
+        Args:
+            vectors: `[num_positions, dim]`, those that have nodes, and behind them the new ones.
+        """
+        num = len(self.of_position)
+        first = first_equal(vectors)[num:]
+        is_new = first >= num
+        node = np.empty(len(first), np.int64)
+        node[~is_new] = self.of_position[first[~is_new]]
+        node[is_new] = len(self) + np.unique(first[is_new], return_inverse=True)[1]
+        return Nodes(np.concatenate([self.of_position, node]))
+
+    def ordered(self, order: np.ndarray) -> "Nodes":
+        """Numbered anew: node i is the one that had the number `order[i]`."""
+        return Nodes(np.argsort(order)[self.of_position])
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether a node has more than one vector."""
+        return len(self) < len(self.of_position)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the numbers of nodes are positions."""
+        return not self.has_copies and bool((self.first[:-1] == self.of_position).all())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        copies = 8 * (len(self.of_position) + 2 * len(self)) if self.has_copies else 0
+        return self.of_position.nbytes + self.first.nbytes + copies
+
+    @functools.cached_property
+    def _copies(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions node after node, ascending in each; where each node begins; its copies."""
+        size = np.bincount(self.of_position)
+        return np.argsort(self.of_position, kind="stable"), np.cumsum(size) - size, size
+
+    def expanded(
+        self, first: np.ndarray, scores: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """An answer of nodes as one of all their vectors.
+
+        Args:
+            first: `[num_queries, n]` positions of nodes' first vectors, best first, -1 for none.
+            scores: `[num_queries, n]` float32.
+            k: Width of the answer.
+
+        Returns:
+            Positions `[num_queries, k]` int64, -1 behind the end, and their scores.
+        """
+        by_node, begin, size = self._copies
+        node = self.of_position[first]
+        end = np.minimum(np.cumsum(np.where(first < 0, 0, size[node]), axis=1), k)
+        start = np.concatenate([np.zeros((len(end), 1), np.int64), end[:, :-1]], axis=1)
+        taken = (end - start).ravel()  # how many vectors of each node found go into the answer
+        # For each vector in the answer: which find it is of, and which copy there.
+        find = np.repeat(np.arange(len(taken)), taken)
+        copy = np.arange(len(find)) - np.repeat(np.cumsum(taken) - taken, taken)
+        row, column = find // first.shape[1], start.ravel()[find] + copy
+        positions = np.full((len(first), k), -1, np.int64)
+        positions[row, column] = by_node[begin[node.ravel()[find]] + copy]
+        answered = np.full((len(first), k), NO_SCORE, np.float32)
+        answered[row, column] = scores.ravel()[find]
+        return positions, answered
+
+
+def first_equal(vectors: np.ndarray) -> np.ndarray:
+    """For each of `[num, dim]` float32 vectors the position of the first that is equal to it.
+
+    >>> first_equal(np.float32([[1, 2], [3, 4], [1, 2]])).tolist()
+    [0, 1, 0]
+    """
+    num, dim = vectors.shape
+    # Sorting whole vectors takes twenty times as long. Adding 0 makes -0 a 0, which is equal to it.
+    sums = np.einsum("nd,d->n", (vectors + np.float32(0)).view(np.uint32), multipliers(dim))
+    _, first, group = np.unique(sums, return_index=True, return_inverse=True)
+    first = first[group]
+    later = np.flatnonzero(first != np.arange(num))
+    differs = (vectors[later] != vectors[first[later]]).any(1)  # equal sums by chance
+    first[later[differs]] = later[differs]
+    return first
+
+
+def multipliers(dim: int) -> np.ndarray:
+    """`[dim]` random uint64: sums of different vectors times these are hardly ever equal."""
+    return np.random.default_rng(0).integers(1 << 63, size=dim, dtype=np.uint64)
