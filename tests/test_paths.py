@@ -74,10 +74,10 @@ def test_nothing_is_done_in_such_a_folder(name, training, tmp_path, monkeypatch)
 def test_a_training_goes_on_in_a_folder_of_many_signs(training, tmp_path):
     folder = tmp_path / HARMLESS
     assert fit(training, folder).epoch == 1
-    weights = training.model.get_weights()
+    weights = training.model.query_tower.get_weights()
     again = Training(tiny.dataset(), tiny.split(), training.recipe)
     assert fit(again, folder).epoch == 1
-    for one, other in zip(weights, again.model.get_weights()):
+    for one, other in zip(weights, again.model.query_tower.get_weights(), strict=True):
         assert (one == other).all()
 
 

@@ -228,9 +228,8 @@ def test_recommend_prints_a_table_without_what_the_user_watched(workdir):
 
 def test_mistakes_are_named(workdir, tmp_path):
     other = shutil.copytree(workdir / "bundle", tmp_path / "other")
-    manifest = json.loads((other / "manifest.json").read_text())
     # What a bundle of the same protocol on other data would hold.
-    (other / "manifest.json").write_text(json.dumps(manifest | {"dataset_fingerprint": "0" * 64}))
+    write_manifest(other, read_manifest(other) | {"dataset_fingerprint": "0" * 64})
     seen = of_seen_rows(workdir, tmp_path / "seen")
     cold = shutil.copytree(workdir / "bundle_validation", tmp_path / "cold")
     write_manifest(cold, read_manifest(cold) | {"hidden_items": 0.1})

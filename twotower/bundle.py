@@ -50,8 +50,13 @@ def state_version(model_version: str) -> int:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
-    """Writes the manifest with the sha256 of every file below `directory`."""
-    files = description.hashes(directory)
+    """Writes the manifest with the sha256 of every file below `directory`, but for indexes, which
+    have descriptions of their own."""
+    files = {
+        name: digest
+        for name, digest in description.hashes(directory).items()
+        if name != MANIFEST and not name.startswith("index/")
+    }
     entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
     description.write(directory / MANIFEST, entries)
 

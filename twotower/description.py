@@ -37,7 +37,8 @@ def write(path: pathlib.Path, entries: Mapping) -> None:
 
 
 def _text(entries: Mapping) -> str:
-    """JSON whose last entry is the sha256 of the others."""
+    """JSON whose last entry is the sha256 of the others, in place of one that is there."""
+    entries = {name: value for name, value in entries.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(entries, indent=1).encode()).hexdigest()
     return json.dumps({**entries, "sha256": digest}, indent=1) + "\n"
 
