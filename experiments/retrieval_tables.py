@@ -229,6 +229,17 @@ def claims(name: str = "retrieval") -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def without_vectors(rows: list[dict], tuned_row: dict) -> dict:
+    """Lowest recall of an index's codes alone at its size, of all sets; empty without them."""
+    same = ("variant", "num_items")
+    found = [
+        recall_of(row)
+        for row in rows
+        if row["constraint"] == "codes alone" and all(row[n] == tuned_row[n] for n in same)
+    ]
+    return {"recall_of_codes": round(min(found), 4)} if found else {}
+
+
 def measured(name: str = "retrieval") -> str:
     """The text of twotower/retrieval/measured.json: tuned rows, as planning needs them."""
     result = read(name)
@@ -244,6 +255,7 @@ def measured(name: str = "retrieval") -> str:
             else 0.0,
             "p50_ms": round(row["p50_ms"], 4),
             "recall": round(recall_of(row), 4),
+            **without_vectors(result["rows"], row),
         }
         for row in tuned(result["rows"], set="0.5")
     ]

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -308,6 +309,21 @@ REFUSED = {
     "file alone": ({"uri": "v.db"}, "go together"),
     "name alone": ({"collection": "c"}, "go together"),
     "index type": ({"index_type": "DISKANN"}, "index_type must be one of .*'DISKANN'"),
+    **{
+        f"collection {name[:9]!r}": (
+            {"uri": "http://host:1", "collection": name},
+            "at most 255 letters, digits and _",
+        )
+        for name in (
+            "my-films",
+            "1films",
+            "no/such/name",
+            "f\xe9vrier",
+            " films",
+            "films\n",
+            256 * "a",
+        )
+    },
     "neighbours": ({"neighbours": 1}, "neighbours must be 2 or more; got 1"),
     "ef_search": ({"ef_search": 0}, "ef_search must be 1 or more; got 0"),
     "ef_construction": ({"ef_construction": 0}, "ef_construction must be 1 or more"),
@@ -442,9 +458,20 @@ def test_a_collection_of_somebody_else(shared):
     assert "theirs" in shared.collections()
 
 
-def test_what_a_server_refuses(shared):
-    with pytest.raises(ValueError, match="collection no/such/name refuses"):
-        axes(uri=shared.uri, collection="no/such/name")
+def test_the_longest_names_are_taken():
+    for name in ("_", "Films_2", 255 * "a"):
+        MilvusConfig("http://host:1", name)
+
+
+def test_the_embedded_one_says_that_it_is_open_to_all():
+    with pytest.warns(UserWarning, match="without a token: other users of the machine can read"):
+        axes()
+
+
+def test_a_server_is_no_reason_to_warn(shared):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        axes(uri=shared.uri)
 
 
 # What stays and what goes.

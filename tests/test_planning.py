@@ -95,6 +95,20 @@ def test_the_quickest_that_fits():
         suggest(10**7, 64, GIB / 10, rows=ROWS)
 
 
+def test_codes_say_what_they_find_alone_and_what_refining_needs():
+    # 800 million x 256 float32 are 819.2 GB, their keys 6.4 GB more.
+    rows = [{**one, "recall_of_codes": 0.4} if one["variant"] == "ivf_pq" else one for one in ROWS]
+    line = suggest(8 * 10**8, 256, 20 * GIB, rows=rows).why[0]
+    assert line.startswith("ivf_pq: 17.9 GiB")
+    assert "826 GB of vectors, on disk, to refine with" in line
+    assert "codes alone find as little as 0.40 where measured" in line
+
+
+def test_what_was_measured_of_codes_is_said():
+    line = suggest(8 * 10**8, 256, 40 * GIB).why[0]
+    assert line.startswith("ivf_pq") and "codes alone find as little as 0.36" in line
+
+
 def test_updates_wear_a_graph_out():
     # 10 million x 64: a build takes 640 core seconds, 320 s on two. 20% of tombstones are reached
     # after 2e6 / updates days; with 1e8 changes a day that is 1,728 s, with 4e8 432 s < 2 x 320 s.

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
+import warnings
 
 HINT = 'pip install "pymilvus>=3.0" "milvus-lite>=3.2"'
 try:
@@ -21,6 +22,13 @@ for _name in ("pymilvus", "milvus_lite"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 LOST = grpc.RpcError, grpc.FutureTimeoutError
 FAILED = pymilvus.MilvusException, *LOST
+
+
+OPEN_TO_ALL = (
+    "milvus-lite listens on a port of this machine without a token: other users of the machine can "
+    "read its collections and drop them. Where there are others, give the address of a Milvus "
+    "server and its MILVUS_TOKEN, or take another index."
+)
 
 
 def is_address(uri: str) -> bool:
@@ -75,10 +83,15 @@ def connect(uri: str, timeout: float) -> tuple[Lease, bool]:
         uri: `http://host:port`, a path that ends in .db, or "" for a file in a temporary folder.
         timeout: Seconds to wait.
 
+    Warns:
+        UserWarning: milvus-lite is open to all users of this machine.
+
     Raises:
         ConnectionError: Nobody answers, or not to this token.
     """
     file = ""
+    if not is_address(uri):
+        warnings.warn(OPEN_TO_ALL, stacklevel=2)
     if not uri:
         file = str(pathlib.Path(tempfile.mkdtemp(prefix="twotower-milvus-")) / "vectors.db")
     lease = Lease(file)

@@ -2,6 +2,8 @@
 
 The float32 vectors stay in the base class, too, so exact scans, exclusions and the buffer need no
 server; a plain search does. What milvus-lite is good for: the same code in tests as on a server.
+It listens on a port of this machine and asks for no token, so every other user of the machine can
+read its collections and drop them. It is for a machine of your own.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import pathlib
+import re
 import urllib.parse
 import uuid
 import weakref
@@ -26,6 +29,8 @@ DESCRIPTION = "milvus.json"
 MAX_K, MAX_BYTES, MAX_QUERIES, MAX_HITS = 16_384, 1 << 25, 16_384, 1 << 22
 AGAIN = "Build the index again, from its keys.npy and vectors.npy if they are still wanted."
 INDEX_TYPES = ("FLAT", "HNSW", "IVF_FLAT")
+# What a server takes; milvus-lite takes more.
+COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +43,9 @@ class MilvusConfig:
     Attributes:
         uri: `http://host:port` of a server, or the path of a milvus-lite file, ending in .db (one
             process at a time); "" for a file in a temporary folder, which goes with the index.
-        collection: Its name, which stays and is replaced by `build`; "" for one of its own, which
-            goes with the index. A .db file needs a name; a temporary one takes none.
+        collection: Its name, which stays and is replaced by `build`: at most 255 letters, digits
+            and _, no digit first. "" for one of its own, which goes with the index. A .db file
+            needs a name; a temporary one takes none.
         index_type: FLAT scans; HNSW and IVF_FLAT look at a part. milvus-lite spends more time on
             Python than on distances, so FLAT is its quickest up to 100,000 vectors or so.
         neighbours: HNSW: links of a vector in each layer (M).
@@ -70,6 +76,11 @@ class MilvusConfig:
         if self.uri and not self.is_remote and not self.uri.endswith(".db"):
             raise ValueError(
                 f"uri must be http://host:port, a path that ends in .db, or empty; got {self.uri!r}"
+            )
+        if self.collection and not COLLECTION.fullmatch(self.collection):
+            raise ValueError(
+                "a collection's name has at most 255 letters, digits and _, and begins with no "
+                f"digit, or a Milvus server refuses it; got {self.collection!r}."
             )
         if "@" in urllib.parse.urlsplit(self.uri).netloc:
             raise ValueError(

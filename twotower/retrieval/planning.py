@@ -41,6 +41,8 @@ class Prediction:
         build_s: Seconds of one core; the measured builds share them among cores.
         p50_ms: Median milliseconds of a search, one thread.
         recall: Of the tuned index at the largest size measured.
+        recall_of_codes: Lowest recall@100 measured of its codes alone, where nothing is scored
+            again by the float32 vectors; None where it has no codes.
         times_largest: `num_items` over the largest size measured.
     """
 
@@ -53,6 +55,7 @@ class Prediction:
     p50_ms: float
     recall: float
     times_largest: float
+    recall_of_codes: float | None = None
 
     @property
     def resident_bytes(self) -> float:
@@ -148,6 +151,7 @@ def predict(rows: Sequence[dict], num_items: int, dim: int) -> Prediction:
     largest = max(rows, key=lambda row: row["num_items"])
     parts = [_parts(row["num_items"], row["dim"]) for row in rows]
     each = nnls(np.array(parts), np.array([row["bytes_per_vector"] for row in rows]))[0]
+    codes = [row["recall_of_codes"] for row in rows if "recall_of_codes" in row]
     has_build = all(row["build_cpu_s"] > 0 for row in _large(rows))
     return Prediction(
         variant=largest["variant"],
@@ -159,6 +163,7 @@ def predict(rows: Sequence[dict], num_items: int, dim: int) -> Prediction:
         p50_ms=_at(fit(rows, "p50_ms"), num_items, dim),
         recall=largest["recall"],
         times_largest=num_items / largest["num_items"],
+        recall_of_codes=min(codes, default=None),
     )
 
 
@@ -230,6 +235,10 @@ def suggest(
             f"{one.variant}: {one.resident_bytes / 2**30:.1f} GiB, {one.p50_ms:.2f} ms a search, "
             f"{one.build_s / cores / 60:.0f} min to build"
         )
+        if one.variant in CODED:
+            line += f", beside {one.vector_bytes / 1e9:,.0f} GB of vectors, on disk, to refine with"
+            if one.recall_of_codes is not None:
+                line += f" (codes alone find as little as {one.recall_of_codes:.2f} where measured)"
         if one.resident_bytes > memory:
             why.append(f"{line}; does not fit into {memory / 2**30:.1f} GiB")
         elif updates and 2 * one.build_s / cores > until:
