@@ -1,6 +1,8 @@
 """Pools of negatives: their draws, their weights, and what a model makes of them."""
 
+import functools
 import itertools
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import twotower  # noqa: F401
 
 import tensorflow as tf  # isort: skip
 from twotower.data.splits import hide_items
+from twotower.evaluation import evaluate
 from twotower.features import Id
+from twotower.fitting import fit
 from twotower.losses import MASKED
 from twotower.model import TwoTowerModel
 from twotower.negatives import (
@@ -442,6 +446,58 @@ def test_mined_negatives_have_a_training_row():
 def test_untrained_items_need_a_vector_that_learns():
     with pytest.raises(ValueError, match="Set unknown_rate"):
         training_of(negatives={"negatives": ("uniform",), "untrained_items": True})
+
+
+# What each sampler is given; the learned model must find new items as well as with the batch alone.
+SAMPLERS = {
+    "uniform": {"negatives": ("uniform",), "num_sampled": 256},
+    "popularity": {"negatives": ("popularity",), "num_sampled": 256},
+    "mixed": {"negatives": ("batch", "uniform"), "num_sampled": 256},
+    "memory": {"negatives": ("batch", "memory"), "memory_size": 256},
+    "mined": {"hard_negative_share": 0.1},
+    "catalogue": {"negatives": ("catalogue",)},
+    "untrained": {"negatives": ("catalogue",), "untrained_items": True},
+}
+
+
+@functools.cache
+def recall_of_new_items(name: str, num_seeds: int) -> float:
+    """Of the choices of items without a training row, the share among the first 100 of 300."""
+    sizes, found = {"hidden": (64,), "dim": 32}, []
+    for seed in range(num_seeds):
+        recipe = tiny.recipe(
+            query={"features": ("history",), "history_dim": 64, **sizes},
+            item={
+                "features": ("item_id", "title", "genres", "maker", "year"),
+                "id_dim": 32,
+                "token_dim": 32,
+                **sizes,
+            },
+            negatives=SAMPLERS.get(name, {}),
+            task={"correction": "none"} if name in ("catalogue", "untrained") else {},
+            mining={"warmup": 10, "every": 50} if name == "mined" else {},
+            fit={"epochs": 8, "seed": seed},
+        )
+        training = Training(tiny.dataset(), hide_items(tiny.dataset(), tiny.split(), 0.2), recipe)
+        with tempfile.TemporaryDirectory() as folder:
+            fit(training, folder, select=False)
+        segments = evaluate(training.recommender(), training.split).segments
+        found.append(segments["hidden_items"]["recall_micro@100"]["mean"])
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in SAMPLERS])
+def test_a_sampler_leaves_new_items_to_be_found(name):
+    of_batch = recall_of_new_items("batch", 2)
+    assert of_batch > 0.5  # a third by chance
+    if name == "untrained":  # asked for by name: that is what it costs
+        assert recall_of_new_items(name, 2) < 0.3 * of_batch
+    else:
+        assert recall_of_new_items(name, 2) >= 0.9 * of_batch
+
+
+def test_the_catalogue_leaves_new_items_to_be_found():
+    assert recall_of_new_items("catalogue", 1) >= 0.9 * recall_of_new_items("batch", 1) > 0.45
 
 
 def test_impressions_without_a_click():
