@@ -151,8 +151,8 @@ class Twins:
 
     def at_nodes(self) -> set[int]:
         """Keys whose vectors stand at the nodes of a FAISS graph."""
-        graph, found = self.index._index, set()
-        for node, key in enumerate(self.index.state()["keys"].tolist()):
+        graph, nodes, found = self.index._index, self.index._nodes.of_position.tolist(), set()
+        for node, key in zip(nodes, self.index.state()["keys"].tolist(), strict=True):
             if key in self.known:
                 vector = self.vector(key)[0]
                 if self.index.metric == "cosine":
