@@ -98,6 +98,25 @@ def test_runs_on_its_small_setting(path, committed, tmp_path, monkeypatch):
     ran = client.execute()
     assert len(pictures(ran)) >= 4
     assert path.read_bytes() == before
+    if path.stem == "02_retrieval":
+        agrees_with_its_text(ran)
+
+
+def agrees_with_its_text(retrieval):
+    """Text: "the same graph, asked for the dot product directly, finds nearly everything with
+    little effort", and reduced to Euclidean it does not."""
+    (cell,) = [
+        cell for cell in code_cells(retrieval) if "reduced to Euclidean" in cell.source[-300:]
+    ]
+    *_, table = [output.data["text/plain"] for output in cell.outputs if "data" in output]
+    rows = [[float(number) for number in line.split()] for line in table.splitlines()[2:]]
+    assert [effort for effort, *_ in rows] == [10, 20, 40, 80, 160]
+    as_it_is, reduced = zip(*[recalls for _, *recalls in rows])
+    assert as_it_is[1] > 0.9 and as_it_is[2] > 0.95 and max(reduced) < as_it_is[0]
+
+
+def test_the_committed_notebook_agrees_with_its_text():
+    agrees_with_its_text(nbformat.read(ROOT / "notebooks" / "02_retrieval.ipynb", as_version=4))
 
 
 @pytest.mark.slow
