@@ -276,6 +276,24 @@ def new_items() -> str:
     return table(header, body) + "\n\n" + about + origin(first)
 
 
+def hidden_items() -> str:
+    """What the recipes find of MovieLens' items when a tenth of them has no training row."""
+    results = [read(name) for name in ("hidden_items", "hidden_items_best")]
+    among, everywhere = "recall@20 among hidden", "recall_micro@100 of hidden"
+    found = [row for result in results for row in result["rows"]]
+    body = []
+    for row in found:
+        cells = [row["hidden"][name] for name in (among, everywhere)]
+        cells.append(row["metrics"][FIRST])
+        shown = [f"{one['mean']:.3f} ± {(one['high'] - one['low']) / 2:.3f}" for one in cells]
+        body.append([row["name"], *shown])
+    chance = found[0]["hidden"]["chance@20 among hidden"]
+    body.append(["in a random order", f"{chance:.3f}", "", ""])
+    header = ["`random`, test", f"`{among}`", f"`{everywhere}`", f"`{FIRST}` of all"]
+    sources = " ".join(origin(result["rows"][0]) for result in results)
+    return table(header, body) + "\n\n" + sources
+
+
 def cold() -> str:
     """What each kind of item features finds of items with few training rows, or none."""
     found = {row["name"]: row for row in rows() if row["group"] == "cold items"}

@@ -118,6 +118,7 @@ TABLES = {
     "rules": ablation_tables.rules,
     "cold": ablation_tables.cold,
     "new_items": ablation_tables.new_items,
+    "hidden_items": ablation_tables.hidden_items,
     "dimensions": ablation_tables.dimensions,
     "step_costs": ablation_tables.step_costs,
     "frequency": ablation_tables.frequency,
