@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import sqlite3
@@ -19,6 +18,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from backends import needs
+from forks import in_a_fork
 
 from twotower import live as live_module
 from twotower.bundle import Bundle
@@ -715,21 +715,7 @@ def test_what_a_forked_process_changes_is_refused(live, log, tmp_path):
     add(live, [50])
     calls = [*CALLS.values(), lambda live, folder: live.search(ask([7]), 1)]
     for number, call in enumerate(calls):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            signal.alarm(20)
-            try:
-                call(live, tmp_path)
-                os.write(writing, b"done")
-            except BaseException as error:
-                os.write(writing, str(error).encode())
-            finally:
-                os._exit(0)
-        os.close(writing)
-        with open(reading, "rb") as said:
-            text = said.read().decode()
-        os.waitpid(child, 0)
+        text = in_a_fork(lambda call=call: call(live, tmp_path))
         assert "forked from it" in text if number < len(CALLS) else text == "done"
     assert add(live, [51]) == 2 and entries(log) == [(ADD, [50]), (ADD, [51])]
 

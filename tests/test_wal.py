@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import threading
 
 import numpy as np
 import pytest
+from forks import in_a_fork
 
 from twotower.wal import ADD, REMOVE, WriteAheadLog
 
@@ -369,26 +369,6 @@ def test_the_file_shrinks(log, path):
     log.truncate(39)
     assert path.stat().st_size < 2 * 100 * 100 * 4 and numbers(log, 39) == [40]
     assert path.with_name("log-journal").stat().st_size == 0
-
-
-def in_a_fork(call) -> str:
-    """What a forked process says of `call()`."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.alarm(20)  # a child that hangs is an answer, too
-        try:
-            call()
-            os.write(writing, b"done")
-        except BaseException as error:
-            os.write(writing, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as said:
-        text = said.read().decode()
-    os.waitpid(child, 0)
-    return text
 
 
 def test_a_forked_process_is_refused(log):
