@@ -8,6 +8,7 @@ and temporal-successive train on the same rows, so a bundle of one answers the o
 
 A bundle of train.py --hidden_items=.1 is also asked for those items, which it has not seen: against
 each other alone, and among all candidates. --baselines=content_ials is the one to compare with.
+--trained_alone tells what it costs that items without a training row are answered, too.
 """
 
 import json
@@ -38,6 +39,9 @@ flags.DEFINE_string("split", None, "The manifest's protocol, or one with the sam
 flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
 flags.DEFINE_list("baselines", [], "Also evaluate: " + ", ".join(baselines.BASELINES) + ".")
 flags.DEFINE_float("max_gib", 4.0, "Memory in GiB that fitting a baseline may take.")
+flags.DEFINE_bool(
+    "trained_alone", False, "One more row, in which only items with a training row may be answered."
+)
 flags.DEFINE_string("name", "two towers", "What the row is called.")
 script.DEFINE_path("output", None, "JSON file to write; without, metrics go to standard output.")
 
@@ -145,6 +149,10 @@ def main(argv):
     if split.hidden is not None:
         row["hidden"] = evaluate_hidden(recommend_among, split, report)
     rows = [row]
+    if FLAGS.trained_alone:
+        trained = np.intersect1d(split.candidates, np.flatnonzero(split.item_counts))
+        metrics = evaluate(recommend_among(trained), split, dataset).metrics
+        rows.append({"name": f"{FLAGS.name}, trained items alone", "metrics": metrics, **common})
     for name in FLAGS.baselines:
         fitted = baselines.make(name).fit(dataset, split.train, split.candidates, FLAGS.max_gib)
         other = evaluate(fitted.recommend, split, dataset)

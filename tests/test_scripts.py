@@ -130,11 +130,16 @@ def test_without_further_rows_there_is_no_refit(tmp_path):
     # No row of which was trained on.
     out = tmp_path / "out.json"
     judge = [bundle, "--part=validation", f"--output={out}", "--baselines=content_ials"]
+    judge.append("--trained_alone")
     printed = run("evaluate.py", *judge).stdout
     metrics = json.loads((tmp_path / "W" / "metrics.json").read_text())
     assert f"{metrics['metrics']['ndcg@10']['mean']:.4f}" in printed
     # Of 297 candidates 59 are hidden: found among themselves, and among all.
-    model, baseline = json.loads(out.read_text())["rows"]
+    model, trained, baseline = json.loads(out.read_text())["rows"]
+    # The 59 take places from the others, and are never answered where they may not be.
+    assert trained["name"] == "two towers, trained items alone"
+    assert trained["metrics"]["coverage@500"]["mean"] <= (297 - 59) / 297
+    assert model["metrics"]["coverage@500"]["mean"] > (297 - 59) / 297
     for row in (model, baseline):
         found = row["hidden"]
         assert (found["num_items"], found["chance@20 among hidden"]) == (59, 20 / 59)
