@@ -183,7 +183,7 @@ def true_recall(index, clustered, alive=slice(None)):
 
 @pytest.mark.parametrize("target", [0.5, 0.95])
 def test_tune_reaches_the_target(index, clustered, target):
-    chosen = tune(index, clustered[2], K, target)
+    chosen = tune(index, clustered[2], K, target, deepest=1)
     assert chosen["recall"] >= target
     assert chosen["target"] == target and chosen["k"] == K
     name = name_of_effort(index)
@@ -200,9 +200,9 @@ def test_tune_reaches_the_target(index, clustered, target):
 
 def test_a_higher_target_is_no_cheaper_and_the_rest_stays(index, clustered):
     before = index.config
-    tune(index, clustered[2], K, 0.3)
+    tune(index, clustered[2], K, 0.3, deepest=1)
     cheap = effort(index)
-    tune(index, clustered[2], K, 0.99)
+    tune(index, clustered[2], K, 0.99, deepest=1)
     assert effort(index) >= cheap
     tuned = {name: getattr(before, name) for name in index.efforts(K)}
     assert dataclasses.replace(index.config, **tuned) == before
