@@ -2,7 +2,7 @@
 
 A query tower and an index of different trainings answer nonsense without an error. So they are
 written together and replaced together, and each is compared with the manifest when it is read.
-Layout: DESIGN in BUILD.md. Nothing in a bundle is ever unpickled.
+Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
 """
 
 import functools
@@ -25,7 +25,8 @@ FORMAT_VERSION = 2
 HASHED_SINCE = 2  # the first format whose manifest carries a hash over itself
 MANIFEST = "manifest.json"
 LINEAGE = "training/rows.npy"
-# What a manifest must hold besides its format version, an entry of `query_inputs`, and the files.
+# Entries that a manifest must hold besides its format version; those of each of its query inputs;
+# and files that it must list.
 ENTRIES = {
     "model_version": str,
     "dim": int,
@@ -50,8 +51,8 @@ def state_version(model_version: str) -> int:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
-    """Writes the manifest with the sha256 of every file below `directory`, but for indexes, which
-    have descriptions of their own."""
+    """Writes the manifest with the sha256 of every file below `directory`, except indexes, which
+    list their own files."""
     files = {
         name: digest
         for name, digest in description.hashes(directory).items()
@@ -62,7 +63,7 @@ def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict:
-    """The manifest of a bundle, without a look at the other files.
+    """The manifest of a bundle; no other file is read.
 
     Raises:
         BundleError: No bundle, a manifest that was changed, or one of a newer format.
@@ -98,12 +99,12 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
 
 
 def as_type(name: str, values, dtype: str) -> np.ndarray:
-    """Numbers as another type; NaN where there is none stays.
+    """Numbers cast to a dtype without loss; NaN, a missing value, stays NaN.
 
     Raises:
-        ValueError: Values that the type does not hold, of which TensorFlow would make others
-            (fractions, NaN and large numbers as integers), infinity, or times that are no seconds;
-            the message names the row.
+        ValueError: Values that the dtype cannot hold and TensorFlow would silently change
+            (fractions, NaN and large numbers as integers), infinity, or times that are not in
+            seconds; the message names the row.
     """
     try:
         given = np.asarray(values)
@@ -130,11 +131,11 @@ def as_type(name: str, values, dtype: str) -> np.ndarray:
 class Bundle:
     """A loaded bundle.
 
-    Its towers and indexes are loaded when they are asked for. Where another bundle has taken this
-    one's place by then, they are refused: open the folder again.
+    Towers and indexes are loaded at first use. If another bundle has replaced the folder by then,
+    loading raises BundleError: open the folder again.
 
     Args:
-        directory: The folder. One that is replaced while it is opened is read once more.
+        directory: The folder. If it is replaced while it is being opened, it is read once more.
         verify: Whether to compare the sha256 of every file when it is read. Presence, the versions
             of towers and indexes, and the shapes of arrays are always checked.
 
@@ -169,7 +170,7 @@ class Bundle:
             raise BundleError(f"{error} Copy the whole bundle again, or export it.") from error
 
     def require_in_place(self) -> None:
-        """Raises BundleError where another bundle has taken this one's place, or none is there."""
+        """Raises BundleError unless the folder still holds the bundle that was opened."""
         if read_manifest(self.directory)["sha256"] != self.manifest["sha256"]:
             raise BundleError(
                 f"another bundle has taken the place of {self.directory} since it was opened; open "
@@ -177,12 +178,12 @@ class Bundle:
             )
 
     def read(self, part: str, load: Callable[[pathlib.Path], T], verify: bool = False) -> T:
-        """What `load(path)` makes of a part of this bundle, and of no other that took its place.
+        """The result of `load(path)` for a part of this bundle, never of one that replaced it.
 
         Args:
             part: A file or folder of the bundle, such as `query_tower`.
-            load: Reads it; called once more where the folder was replaced meanwhile.
-            verify: Whether to compare its sha256 even if the bundle was opened without.
+            load: Reads the part; called once more if the folder was replaced meanwhile.
+            verify: Whether to compare the part's sha256 even if the bundle was opened without.
 
         Raises:
             BundleError: No such part, or one that is changed or of another bundle.
@@ -190,7 +191,7 @@ class Bundle:
         path, files = self.directory / part, self.manifest["files"]
         files = {n: d for n, d in files.items() if pathlib.PurePath(n).is_relative_to(part)}
         if not files:
-            raise BundleError(f"{self.directory} has no {part}, so this bundle is not whole.")
+            raise BundleError(f"{self.directory} has no {part}. Copy the whole bundle again.")
 
         def read() -> T:
             self.require_in_place()
@@ -210,7 +211,7 @@ class Bundle:
 
     @property
     def lineage(self) -> Lineage:
-        """Which rows stand behind its weights; bundles of earlier versions do not say."""
+        """Which rows the weights have learned from; unknown for bundles of earlier versions."""
         rows = None
         if LINEAGE in self.manifest["files"]:
             rows = self.read(LINEAGE, lambda path: np.asarray(_array(path, np.uint64, None)))
@@ -340,8 +341,8 @@ class Bundle:
 
 
 def is_index_name(name: str) -> bool:
-    """Whether an index may have this name: a plain one, which names a folder in `index/` alone.
-    Hidden folders are those of writers at work."""
+    """Whether an index may have this name: the plain name of a folder directly in `index/`, without
+    a leading dot, which marks unfinished writes."""
     return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
 
 

@@ -4,9 +4,9 @@ A sum of dot products is one dot product,
 
     sum_m q_m . v_m / M = [q_1, ..., q_M] . [v_1, ..., v_M] / M
 
-so the mean of what M models say of a query and an item is the score of one model whose vectors are
-M times as long. Any index serves it, and a bundle holds it. Models of the same recipe that began
-with other seeds err in other places, and their mean errs less (Hansen and Salamon, TPAMI 1990).
+so the mean of M models' scores is the score of one model whose vectors are M times as long. Any
+index and any bundle can hold such vectors. Models of one recipe with different seeds make different
+errors, so their mean makes smaller ones (Hansen and Salamon, TPAMI 1990).
 """
 
 import hashlib
@@ -41,16 +41,16 @@ COMMON = (
 
 
 class SideBySide:
-    """Exported towers as one, for `saved_models`: what it needs of a `Tower`.
+    """Several exported towers as one, with the part of `Tower` that `saved_models` needs.
 
     Args:
-        bundles: Where from.
+        bundles: Those that the towers come from.
         part: `query_tower` or `item_tower`.
 
     Attributes:
         inputs: Raw inputs of all of them, each once.
         weights: The loaded SavedModels, which hold the variables and tables.
-        features: None: a tower of several has no sessions.
+        features: Empty, since a tower of several has no sessions.
     """
 
     features = ()
@@ -97,8 +97,8 @@ def side_by_side(vectors: Sequence[np.ndarray]) -> np.ndarray:
 def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bundle:
     """Writes one bundle whose score is the mean of the scores of several.
 
-    It has all parts of a bundle but the weights for a warm start and the signatures for sessions.
-    Its dimension is the sum of theirs, and a request runs all their query towers.
+    The new bundle lacks only the weights for a warm start and the signatures for sessions. Its
+    dimension is the sum of the bundles' dimensions, and a request runs all their query towers.
 
     Args:
         bundles: Two or more, of different trainings on the same rows with the same candidates.
@@ -122,7 +122,10 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
                     f"{values[0]!r}. Take bundles of one dataset, protocol and part."
                 )
         if not np.array_equal(bundle.keys, first.keys):
-            raise ValueError(f"{bundle.directory} and {first.directory} hold other items.")
+            raise ValueError(
+                f"{bundle.directory} and {first.directory} hold different items. Take bundles of "
+                "one dataset and protocol."
+            )
     queries, items = (SideBySide(bundles, part) for part in ("query_tower", "item_tower"))
     vectors = side_by_side([np.asarray(bundle.vectors) for bundle in bundles])
     sample = side_by_side([np.asarray(bundle.sample_queries) for bundle in bundles])

@@ -1,8 +1,8 @@
-"""The description of a folder: a JSON file that lists the sha256 of the others and its own.
+"""Description of a folder: a JSON file with the sha256 of every other file, and with its own.
 
-Bundles, saved indexes and snapshots are such folders. Whoever reads one learns that a file is
-missing, cut, or of another training. That holds against accidents, such as half a copy or a flipped
-bit. It is no signature: whoever can write to the folder can write its hashes, too.
+Bundles, saved indexes and snapshots are such folders. Their readers notice a file that is missing,
+truncated, or of another training. The hashes guard against accidents, such as half a copy or a
+flipped bit. They are no signature: whoever can write to the folder can also write the hashes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def hashes(directory: pathlib.Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by its path there."""
+    """sha256 of every file below a folder, by the file's path in that folder."""
     return {
         path.relative_to(directory).as_posix(): _sha256(path)
         for path in sorted(directory.rglob("*"))
@@ -37,7 +37,7 @@ def write(path: pathlib.Path, entries: Mapping) -> None:
 
 
 def _text(entries: Mapping) -> str:
-    """JSON whose last entry is the sha256 of the others, in place of one that is there."""
+    """JSON of the entries, and last their sha256, which replaces an earlier one."""
     entries = {name: value for name, value in entries.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(entries, indent=1).encode()).hexdigest()
     return json.dumps({**entries, "sha256": digest}, indent=1) + "\n"
@@ -46,7 +46,7 @@ def _text(entries: Mapping) -> str:
 def read(
     path: pathlib.Path, what: str, entries: Mapping[str, type], newest: int, hashed_since: int = 1
 ) -> dict:
-    """The entries of a description, `sha256` among them; the other files are not looked at.
+    """The entries of a description, `sha256` among them; no other file is read.
 
     Args:
         path: What `write` wrote.
@@ -103,14 +103,14 @@ def _require(described: dict, entries: Mapping[str, type]) -> None:
 def checked(
     directory: pathlib.Path, files: Mapping[str, str], verify: bool = True
 ) -> Iterator[None]:
-    """A block that reads listed files, and whose bytes are those that were hashed.
+    """A context in which listed files can be read: what the block reads is what was hashed.
 
-    They are hashed before the block, and must be the same files behind it.
+    The files are hashed before the block, and must be unchanged after it.
 
     Args:
         directory: The folder.
         files: sha256 by path, from its description.
-        verify: Whether to hash them; without, they only have to be there.
+        verify: Whether to hash the files; if not, they only have to exist.
 
     Raises:
         ValueError: A file that is missing, has another sha256, or was changed meanwhile.
@@ -130,14 +130,14 @@ def checked(
 
 
 def require_no_more(directory: pathlib.Path, files: Iterable[str], part: str = "") -> None:
-    """Refuses a folder with files that are not listed, since whoever loads it might read them.
+    """Refuses a folder with files that are not listed, since a library might read them, too.
 
-    Hidden files are passed over: file managers leave them, and nothing of ours reads them.
+    Hidden files are ignored: file managers leave them, and nothing that loads a folder reads them.
 
     Args:
         directory: The folder.
         files: Paths that are listed.
-        part: The folder inside it to look at; all of it where "".
+        part: The subfolder to check; "" for the whole folder.
 
     Raises:
         ValueError: A file that is not listed, or a link to a folder; the message names it.
@@ -152,12 +152,12 @@ def require_no_more(directory: pathlib.Path, files: Iterable[str], part: str = "
             if not name.startswith(".") and path.relative_to(directory) not in listed:
                 raise ValueError(
                     f"{path} is no part of what was saved in {directory}. Was another folder "
-                    "copied over it? Remove it, or save or copy the whole folder again."
+                    "copied over it? Remove that file, or save or copy the whole folder again."
                 )
 
 
 def consistently(directory: pathlib.Path, read: Callable[[], T]) -> T:
-    """What `read()` returns; it is called once more where the folder was replaced meanwhile.
+    """The result of `read()`, which is called once more if the folder was replaced meanwhile.
 
     Raises:
         ValueError: The folder was replaced both times.
@@ -179,8 +179,8 @@ def consistently(directory: pathlib.Path, read: Callable[[], T]) -> T:
 
 
 def _identity(path: pathlib.Path) -> tuple | None:
-    """Names a file or folder as of now; None where there is none. A folder that was moved away and
-    back is another one, since both moves change its st_ctime."""
+    """Identifies a file or folder as it is now; None if it does not exist. A folder that was moved
+    away and back counts as another one, since each move changes its st_ctime."""
     try:
         status = os.stat(path)
     except OSError:

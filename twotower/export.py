@@ -36,8 +36,8 @@ RECALL_TARGET, SCANN_TARGET = 0.995, 0.997
 def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
     """Writes the bundle of a training: towers, vectors, retrieval, manifest.
 
-    Written to a temporary folder, which then takes the place of `directory`: an interrupted export
-    leaves what was there before. `index/` is filled by `add_index`.
+    The bundle is written to a temporary folder, which then takes the place of `directory`: an
+    interrupted export leaves what was there before. `add_index` fills `index/`.
 
     Args:
         training: With the weights to export.
@@ -45,8 +45,8 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         extra: Further entries of the manifest, such as flags and validation metrics.
 
     Raises:
-        ValueError: Vectors that are not finite, or a folder that holds something else, cannot be
-            moved (see `replacing`), or that TensorFlow would not find again (`paths.literal`).
+        ValueError: Vectors that are not finite; or a folder that holds anything else, that cannot
+            be moved (see `replacing`), or that TensorFlow would not find again (`paths.literal`).
     """
     directory = paths.literal(directory)
     dataset, split = training.dataset, training.split
@@ -110,7 +110,7 @@ def write_parts(
         items: The item tower, likewise.
         catalogue: All items, row = key.
         keys: `[num_items]`, items that may be answered.
-        vectors: `[num_items, dim]` float32, of these.
+        vectors: `[num_items, dim]` float32, of the items `keys`.
         sample: `[num_queries, dim]` float32, queries to tune indexes on.
     """
     ids = catalogue["item_id"].to_numpy(object)[keys]
@@ -161,14 +161,14 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
 
     Args:
         bundle: Where to.
-        name: Name of the index, a plain one; an index that is there is replaced.
+        name: Plain name of the index; an index of that name is replaced.
         config: Which index; where its parameters name no search effort, that is tuned on the
             bundle's sample queries.
 
     Raises:
         ValueError: A name with a path in it.
-        BundleError: Vectors that are damaged, or another bundle in this one's place, even at the
-            end: then no index is added.
+        BundleError: Damaged vectors, or another bundle has replaced this one before the index was
+            finished. No index is added then.
     """
     if not is_index_name(name):
         raise ValueError(f"an index has one plain name, such as 'hnsw' or 'small'; got {name!r}.")
@@ -188,7 +188,7 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
             build.write(retriever, folder, bundle.model_version)
             bundle.require_in_place()
     except OSError:
-        bundle.require_in_place()  # with the bundle, the folder to write to was moved away
+        bundle.require_in_place()  # a replaced bundle takes the folder to write to with it
         raise
     return retriever
 
@@ -267,18 +267,19 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
 
     Args:
         training: What starts from the bundle's weights.
-        bundle: Of an earlier training; it must not know what the training's split asks.
-        allow_seen: Take one that does, or that does not say. Figures on the split's questions are
-            then too good; the bundle of the training will say so.
+        bundle: Of an earlier training, which must not have seen the answers to the split's
+            questions.
+        allow_seen: Accept a bundle that has seen them, or that does not say. Figures on the split's
+            questions are then too good, and the new bundle's lineage shows it.
 
     Returns:
         How many weights were `copied` whole, `matched` by id, and left `fresh` (other sizes).
 
     Raises:
-        BundleError: No weight fits: the bundle is of quite another model. Or its weights are
-            changed, or of another bundle that took its place.
-        ValueError: The bundle has learned from rows that the training's split keeps for its
-            questions, as one that was refit on its validation rows has; or it does not say.
+        BundleError: No weight fits, as from quite another model; or the weights are damaged, or
+            another bundle has replaced this one.
+        ValueError: The bundle has learned from rows that the split keeps for its questions, as one
+            that was refit on its validation rows has; or it does not say which rows those were.
     """
     if not allow_seen:
         advice = (
@@ -294,8 +295,7 @@ def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> 
 def _take_over(training: Training, folder: pathlib.Path) -> dict[str, int]:
     if not (folder / "weights.npz").is_file():
         raise BundleError(
-            f"{folder} has no weights, as several bundles side by side have none: start from "
-            "one of those."
+            f"{folder} has no weights, since it joins several bundles: start from one of those."
         )
     old_vocabularies = json.loads((folder / "vocabularies.json").read_text())
     weights = [

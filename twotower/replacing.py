@@ -1,4 +1,4 @@
-"""Replacing a folder by another one, whole or not at all, and nothing that is somebody else's."""
+"""Replaces a folder by another one, whole or not at all, and refuses folders of anything else."""
 
 import contextlib
 import ctypes
@@ -26,15 +26,15 @@ OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
 
 @contextlib.contextmanager
 def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder that takes the place of `directory` when the block ends well.
+    """A new folder that takes the place of `directory` if the block ends without an error.
 
-    What may be replaced is nothing, an empty folder, and a bundle, index or snapshot that holds no
-    other file. A link is followed. All of that is checked before the block, too.
+    `directory` may be missing, empty, or a bundle, index or snapshot that holds no other file. This
+    is checked before the block and again after it. A link is followed.
 
-    On Linux the two folders are exchanged in one step, so that even `kill -9` leaves one or the
-    other in its place. Elsewhere the next call undoes half an exchange. Several writers of one
-    folder do not disturb each other: the last to end stands there. What a killed one left beside
-    it is removed by the next call.
+    On Linux the two folders are exchanged in one step, so even `kill -9` leaves either the old or
+    the new one in place. Elsewhere the next call undoes half an exchange. Several writers of one
+    folder do not disturb each other: the folder of the last to end stays. The next call removes
+    what a killed writer left beside the folder.
 
     Raises:
         ValueError: A folder that may not or cannot be replaced. Where that shows only after the
@@ -84,8 +84,8 @@ def _require_ours(directory: pathlib.Path) -> None:
         if not is_ours or path not in known:
             raise ValueError(
                 f"{directory} holds {path.relative_to(directory)}, which is no part of a bundle, "
-                "an index or a snapshot, so it is not replaced. Give another folder, or move it "
-                "away."
+                "an index or a snapshot, so it is not replaced. Give another folder, or move that "
+                "file away."
             )
 
 
@@ -116,7 +116,7 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _clean(directory: pathlib.Path) -> None:
-    """Removes what killed writers of a folder left beside it. A lock says who is still at work."""
+    """Removes what killed writers of a folder left beside it; a lock marks those still at work."""
     for left in directory.parent.glob(glob.escape(_prefix(directory)) + "*"):
         with contextlib.suppress(OSError), open(left / LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,7 +131,7 @@ def _prefix(directory: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `directory`, locked against `_clean` and removed behind the block."""
+    """A folder beside `directory`, locked against `_clean` and removed after the block."""
     with contextlib.ExitStack() as stack:
         while True:
             made = tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent)
@@ -149,8 +149,8 @@ def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _require_movable(directory: pathlib.Path, occupied: pathlib.Path) -> None:
-    """Raises ValueError for a mount point, or a folder in a lower layer of an overlay: moving it
-    onto a folder that is not empty never works, and the error says what would stand in its way."""
+    """Raises ValueError for a folder that cannot be moved: a mount point, or one in a lower layer
+    of an overlay. Moving it onto a folder that is not empty always fails; the error tells why."""
     if not directory.exists():
         return
     try:
@@ -164,8 +164,7 @@ def _require_movable(directory: pathlib.Path, occupied: pathlib.Path) -> None:
 
 
 def _put(new: pathlib.Path, directory: pathlib.Path) -> None:
-    """Moves a folder to where another one may stand, which is then in the new one's place, or
-    beside it as `old`."""
+    """Moves `new` to `directory`. A folder that was there ends at `new`, or beside it as `old`."""
     while True:
         try:
             os.rename(new, directory)  # onto nothing, or onto an empty folder

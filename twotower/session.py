@@ -59,7 +59,7 @@ class Session:
 
         Raises:
             BundleError: A state of another model, or one that is not whole.
-            ValueError: A state and vectors of other users, by their number; numbers that are not
+            ValueError: A state and vectors of different numbers of users; numbers that are not
                 finite or out of range.
         """
         session = cls.__new__(cls)

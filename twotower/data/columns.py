@@ -66,7 +66,7 @@ def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
 
 
 def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    """The table with every column in its form. The frame that was given stays as it was.
+    """A copy of the table with every column in its form; `frame` is not changed.
 
     Ids are left as they are: the Dataset compares them between its tables.
 
@@ -87,7 +87,7 @@ def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 
 
 def refuse_twins(table: str, columns, names, computed) -> None:
-    """ValueError where one of `names` is a column of the table and also a `computed` input."""
+    """Raises ValueError if one of `names` is both a column of the table and a `computed` input."""
     if twins := sorted(set(names).intersection(columns, computed)):
         raise ValueError(
             f"{table} have the columns {twins}, and inputs of these names are computed from the "
@@ -176,7 +176,7 @@ def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
     found = _number(values, kind, table)
     if kind != "integer":
         return found
-    if (np.abs(found) > EXACT).any():  # an id of some other system: as a number it would be cut
+    if (np.abs(found) > EXACT).any():  # ids of some other system, which a float would round
         return _text(values, kind, table)
     return _whole(found)
 
@@ -187,7 +187,7 @@ def _whole(found: np.ndarray) -> np.ndarray:
 
 
 def _year(values: pd.Series, kind: str) -> np.ndarray:
-    """0 is missing, too: no calendar has that year, and many files write it for none."""
+    """Whole years; 0 counts as missing: no calendar has it, and many files write it for unknown."""
     found = _number(values, kind, "items")
     wrong = (found % 1 != 0) & ~np.isnan(found) | (np.abs(found) > 9999)
     refuse("items", values, wrong, "is {}, not a year such as 1999")
@@ -204,7 +204,7 @@ def seconds_of(values: pd.Series) -> np.ndarray:
 def reads_as_date(found: np.ndarray) -> np.ndarray:
     """Which numbers are dates such as 20110820, or years from 1800 to 2100, `[num_rows]` bool.
 
-    No midnight since 1970 is such a number of seconds.
+    Timestamps at midnight never read as dates: multiples of 86,400 end in 00, which is no day.
     """
     found = np.where(np.isnan(found), 0, found)
     year, month, day = found // 10_000, found // 100 % 100, found % 100

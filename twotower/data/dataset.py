@@ -51,14 +51,14 @@ class Dataset:
             a row), `maker`, `year`, `released` (seconds), further columns of the source.
         users: `user_id`, and what is known of the user (strings).
 
-    The tables that it holds have the forms of `columns.py`, whatever came in: what is missing is ""
-    in text, NaN in numbers and vectors, () in tags.
+    Its tables have the forms of `columns.py`, whatever came in: a missing value is "" in text, NaN
+    in numbers and vectors, () in tags.
 
     Raises:
         ValueError: A required column is missing, an id is duplicate, empty or no string, an
             interaction names an item or user that its table does not have, an event is unknown,
-            or a column holds what it cannot (`ColumnError`, which names the row): times that are
-            not whole seconds, infinite numbers, text in the place of numbers.
+            or a column has a value that it cannot hold (`ColumnError` names the row): times that
+            are not whole seconds, infinite numbers, text in the place of numbers.
     """
 
     name: str
@@ -131,8 +131,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """sha256 over all values and their order; equal for equal data, whatever its source.
 
-        Numbers count as a model reads them, in float32, and whole ones in full. The name, the order
-        of columns, columns of which nothing is known, and the frames' indexes do not count.
+        Numbers are hashed as a model reads them, in float32; whole numbers are hashed exactly. The
+        name, the order of columns, columns without a known value, and frames' indexes do not count.
         """
         digest = hashlib.sha256()
         for table in REQUIRED:
@@ -159,7 +159,7 @@ def _hashable(values: pd.Series) -> np.ndarray:
         whole = np.where(is_missing, 0, values)
         if (whole % 1 == 0).all() and (np.abs(whole) <= EXACT).all():
             return np.where(is_missing, np.iinfo(np.int64).min, whole).astype(np.int64)
-    # One NaN of the many, and no negative zero.
+    # All NaN get the same bits, and -0 becomes 0.
     return np.where(is_missing, np.float32(np.nan), values.astype(np.float32) + np.float32(0))
 
 
@@ -216,7 +216,7 @@ class Catalogue:
 
         Args:
             **conditions: Column name and what it must be: a value; a `(low, high)` tuple of
-                numbers, both included, None for no bound, which never holds for a missing number;
+                numbers, both included (None: no bound), which no missing number matches;
                 or a list or set of values, one of which must match. A column of tags, such as
                 `genres`, matches when an item has any of the tags asked for.
 

@@ -105,7 +105,7 @@ class ItemInputs:
         names: Inputs of the item tower.
 
     Raises:
-        ValueError: An input that is neither `age`, `popularity` nor a column of the items, or both.
+        ValueError: An input that is neither computed (`age`, `popularity`) nor a column, or both.
     """
 
     def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:

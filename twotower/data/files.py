@@ -26,7 +26,7 @@ import pyarrow.parquet
 COMPRESSED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
 # Endings of the files that count in a folder.
 ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
-# What else may lie in a folder, and says that its files are not the table.
+# Entries of a folder which show that its files are not the table, and why.
 REFUSED = {
     "_temporary": "whoever writes it has not finished",
     "_delta_log": "some of its files were replaced by others; write the table as plain Parquet",
@@ -54,7 +54,7 @@ class Source:
     parts: list[tuple[pathlib.Path, int]]
 
     def where(self, row: int | None) -> str:
-        """File and line or row of a row of the table; the first file alone for None."""
+        """The file and line (of Parquet, row) that a row came from; for None, the first file."""
         if row is None:
             return str(self.parts[0][0])
         ends = np.cumsum([num_rows for _, num_rows in self.parts])
@@ -139,7 +139,7 @@ def _parquet(path: pathlib.Path) -> pa.Table:
         # Spark's old INT96 times in nanoseconds would overflow past 2262.
         with pyarrow.parquet.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
             table = file.read()
-        # What pandas had as its index and did not write, because it is a range.
+        # An index that is a range, which pandas describes in the metadata and does not write.
         for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):
             if isinstance(index, dict) and index["name"] is not None:
                 values = range(index["start"], index["stop"], index["step"])
@@ -153,7 +153,7 @@ def _parquet(path: pathlib.Path) -> pa.Table:
 
 
 def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedArray:
-    """A column in one of the few types, whichever its writer chose."""
+    """A column cast to one of the table's few types."""
     try:
         wanted = _plain_type(array.type)
     except TypeError as error:
@@ -171,7 +171,7 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
         array = array.cast(wanted)
     except pa.ArrowInvalid as error:
         values = array.to_pylist()
-        singly = (pa.array([value], array.type) for value in values)  # a slice keeps all lists
+        singly = (pa.array([value], array.type) for value in values)  # slices keep all values
         row = next(row for row, one in enumerate(singly) if not _can_cast(one, wanted))
         raise ValueError(
             f"{path}, row {row}: {name} is {values[row]!r}, which is not text in UTF-8."
@@ -180,7 +180,7 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Decimals stay. Raises TypeError for what is neither text, number, time nor list."""
+    """The type to cast to; decimals stay. Raises TypeError for no text, number, time or list."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return pa.large_string() if "uuid" in str(kind) else _plain_type(kind.storage_type)
@@ -211,7 +211,7 @@ def _can_cast(array: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> bool:
 
 
 def _decimal(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64 where all values are whole, text where these are too long for that, else float64."""
+    """int64 if all values are whole (text if they are too long for int64), else float64."""
     try:
         whole = array.cast(pa.decimal256(76, 0))
     except pa.ArrowInvalid:
@@ -237,11 +237,11 @@ def _delimiter(path: pathlib.Path) -> str:
 
 
 def _text(path: pathlib.Path) -> pa.Table:
-    """All columns as text, in which nothing but `NULL` is missing."""
+    """All columns as text; only `NULL` is read as missing."""
     data = _bytes_of(path)
     delimiter = _delimiter(path)
-    # Arrow would take an empty line before the header for the header, and reads a record that ends
-    # with the header and without a newline not at all.
+    # Arrow would take an empty line before the header for the header, and needs a newline behind a
+    # header that ends the file.
     body = data.removeprefix(BOM).lstrip(b"\r\n") + b"\n"
     if not body.strip():
         raise ValueError(f"{path} cannot be read: it is empty.")
@@ -272,7 +272,7 @@ def _text(path: pathlib.Path) -> pa.Table:
 
 
 def _records(data: bytes, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """First line, counted from 1, and fields of each record; empty lines are none."""
+    """The first line (counted from 1) and the fields of each record; empty lines are skipped."""
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=strict)
     line = 1
@@ -298,11 +298,11 @@ def _check(path: pathlib.Path, data: bytes, delimiter: str) -> None:
             if len(fields) != width:
                 raise ValueError(
                     f"{path}, line {line}: {len(fields)} fields, where the header has {width}: "
-                    f"{fields}. Is the line cut off, or a {delimiter!r} in a text without quotes?"
+                    f"{fields}. Is the line cut off, or a text with {delimiter!r} not in quotes?"
                 )
     except csv.Error as error:
         raise ValueError(
-            f"{path}: the quotes of the record behind line {line} do not close ({error})."
+            f"{path}: the record after line {line} has a quote that is not closed ({error})."
         ) from error
 
 

@@ -206,8 +206,8 @@ def _records(path: pathlib.Path, parse: Callable[[str], dict] | None) -> pd.Data
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8, or else Latin-1, in which the files of 1m and 100k are published: many an editor and
-    script has saved them again in UTF-8. Accented Latin-1 text is practically never valid UTF-8."""
+    """Text of a file in UTF-8 or Latin-1. 1m and 100k are published in Latin-1, and many editors
+    save them again in UTF-8. Accented Latin-1 text is practically never valid UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -1,9 +1,9 @@
 """Lineage: which rows a model has learned from, itself or through a model that it started from.
 
-A question whose answer a model has learned says nothing about it. A split keeps its questions out
-of its training rows; a warm start brings in what another training saw, perhaps on other data or of
-another split. So a bundle carries the ids of all rows that stand behind its weights, 8 bytes a row,
-and whoever asks it compares them with the rows that its questions are about.
+A question whose answer a model has learned cannot judge the model. A split keeps its questions out
+of its training rows. But a warm start brings in rows of another training, perhaps on other data or
+another split. So a bundle carries the ids of all rows that its weights have learned from, 8 bytes a
+row, and an evaluation compares them with the rows that its questions are about.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import pandas as pd
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 
-# Share of its questions' rows that a model may have seen. Not 0: a user of two rows trains with
-# both, and is asked for one of them in later data, where there are more.
+# Share of the questions' rows that a model may have seen. Not 0: both rows of a user who has two
+# are training rows, and in later data, where the user has more, one of them may become a question.
 MOST_SEEN = 0.01
 
 
@@ -42,26 +42,27 @@ class Lineage:
         return cls(np.union1d(rows, ancestor.rows) if known else None, ancestor.ancestors)
 
     def share_seen(self, dataset: Dataset, split: Split) -> float | None:
-        """Share of the rows that a split keeps for its questions that stand behind these weights;
-        None where nobody knows."""
+        """Of the rows that a split keeps for its questions, the share that these weights have
+        learned from; None where it is not known."""
         if self.rows is None:
             return None
         held_out = held_out_ids(dataset, split)
         return len(np.intersect1d(held_out, self.rows, assume_unique=True)) / max(1, len(held_out))
 
     def require_unseen(self, dataset: Dataset, split: Split, advice: str) -> None:
-        """Refuses to judge these weights by a split's questions, where they have learned from them.
+        """Refuses weights that have learned the answers to a split's questions.
 
         Raises:
-            ValueError: They, or an ancestor's, have learned from more than `MOST_SEEN` of the rows
-                that the questions are about, or do not say from what. It ends with `advice`.
+            ValueError: The weights have learned, themselves or through an ancestor, from more than
+                `MOST_SEEN` of the rows that the questions are about, or it is not known from which
+                rows. The message ends with `advice`.
         """
         seen = self.share_seen(dataset, split)
         if seen is None:
             raise ValueError(
-                "the model does not say which rows it has learned from, or starts from one that "
-                f"does not, such as a bundle of an earlier version: what {split.protocol} asks for "
-                f"{split.part} may be known to it. {advice}"
+                "the model, or one that it starts from, does not say which rows it has learned "
+                "from, as bundles of earlier versions do not. It may have learned the answers of "
+                f"{split.protocol}, {split.part}. {advice}"
             )
         if seen > MOST_SEEN:
             raise ValueError(

@@ -147,19 +147,19 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
 
 
 def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> Split:
-    """The split with new items: of a random share of its candidates no training row is left.
+    """The split without the training rows of a random share of its candidates: these become new.
 
-    They stay candidates and targets, and events of histories, so that what a model finds of them
-    is what it makes of a new item's content (`only_hidden`, and `Report.segments`).
+    They stay candidates, targets and events of histories, so a model can find them by their content
+    alone. `only_hidden` and `Report.segments` show how well it does.
 
-    The draw is over the candidates, which all parts of a split have in common, and not over the
-    items of the training rows, of which validation has fewer: all parts hide the same items.
+    The draw is over the candidates and not over the items of the training rows, of which validation
+    has fewer. All parts of a split have the same candidates, so they hide the same items.
 
     Args:
         dataset: Of the split.
         split: Any.
         share: Of the candidates, in [0, 1).
-        seed: Which ones.
+        seed: Of the draw.
 
     Raises:
         ValueError: A share outside of its bounds, or one that hides all items with a training row.
@@ -182,8 +182,8 @@ def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> S
 def only_hidden(split: Split) -> Split:
     """The questions that ask for hidden items, with these as the only candidates and targets.
 
-    Against known items a new one may be far behind; this says whether it is at least told from
-    other new ones. A random order finds k of `len(split.hidden)` at k.
+    A new item may rank far behind known ones. These questions show whether a model at least tells
+    new items from each other; a random order has a recall@k of k / len(split.hidden).
 
     Raises:
         ValueError: A split that hides nothing, or whose questions ask for none of what it hides.

@@ -24,19 +24,19 @@ from twotower.data.columns import (
 )
 from twotower.data.dataset import REQUIRED, Dataset
 
-# Texts that stand for no number and no time.
+# Texts that stand for a missing number or time.
 MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")
 # What a text must look like to be a number, a whole one, a date, a list (of text or of numbers).
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
 WHOLE = r"^-?(0|[1-9]\d*)$"
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
 LIST = r"(?s)^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
-# Zeros before a number, as in 01234, say that it is a code: as a number it would lose them.
+# No zero in front: 01234 is a code, which would lose its zero as a number.
 NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
 MISSING_ID = "is missing; every row needs one"
-# What is written by people and not one of a few values.
+# Texts that people write: they stay text, whatever they look like.
 FREE_TEXTS = ("title", "description", "search_text", "event")
-# Between genres in a text; the first one that the column has.
+# Separators of genres in a text; the first that occurs in the column counts.
 SEPARATORS = ("|", ";", ",")
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
@@ -128,7 +128,7 @@ def _frame(source: files.Source, table: str) -> pd.DataFrame:
 
 
 def _column(array: pa.ChunkedArray, name: str, table: str, is_text: bool) -> pd.Series:
-    """A column; `is_text` says that its file knew no types."""
+    """A column as pandas holds it; `is_text` where its file has no types."""
     if name in IDS:
         return _ids(array, name, table)
     if array.type == pa.large_string():

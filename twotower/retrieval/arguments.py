@@ -1,15 +1,15 @@
-"""What callers give, checked once for all indexes: keys, vectors and queries, k, exclusions.
+"""Checks of what callers give to an index: keys, vectors and queries, k, exclusions.
 
-Whatever comes through here is int64 or float32, in the machine's byte order and without a gap, so
-nothing behind it has to ask again. Numpy only.
+They return int64 or float32 in native byte order, contiguous, so that no backend has to check
+again. Numpy only.
 """
 
 import numpy as np
 
 from twotower.ragged import Ragged, integers
 
-# Longest vector that is taken. A squared distance is at most (2 * MAX_LENGTH)**2, and k-means adds
-# up as many as a list has vectors: float32 ends at 3.4e38, and FAISS then ends the process.
+# Longest vector that is accepted. A squared distance is at most (2 * MAX_LENGTH)**2, and k-means
+# sums one for each vector of a list. If a sum exceeds float32 (3.4e38), FAISS ends the process.
 MAX_LENGTH = 1e18
 
 
@@ -42,17 +42,17 @@ def checked_rows(rows: np.ndarray, metric: str, name: str, labels=None) -> np.nd
 
     Args:
         rows: `[num_rows, dim]` floats.
-        metric: Under `cosine` the rows are scaled to length 1; otherwise they are not copied where
-            they are float32 and without a gap.
+        metric: Under `cosine` the rows are scaled to length 1; otherwise contiguous float32 rows
+            are not copied.
         name: What they are, for an error, such as `vectors of keys`.
         labels: `[num_rows]`, how an error calls each row; by its number where None.
 
     Returns:
-        `[num_rows, dim]` float32, each row one after the other.
+        `[num_rows, dim]` float32, contiguous.
 
     Raises:
-        ValueError: A row with NaN or infinity, one longer than `MAX_LENGTH`, or under cosine, for
-            which lengths do not count, one of length 0.
+        ValueError: A row with NaN or infinity; a row longer than `MAX_LENGTH`, except under cosine;
+            or a row of length 0 under cosine.
     """
     if rows.dtype != np.float32 or not (rows.flags.c_contiguous and rows.flags.aligned):
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below

@@ -174,7 +174,7 @@ class Retriever(abc.ABC):
         """Adds items or replaces their vectors; the next search finds them.
 
         Each call copies the buffer, so give many items in one call. Warns when the buffer grows
-        over `store.MAX_BUFFER` vectors, or the catalogue over its tuning.
+        over `store.MAX_BUFFER` vectors, or the catalogue outgrows the size it was tuned for.
 
         Raises:
             ValueError: As in `build`; nothing is changed then.
@@ -273,8 +273,8 @@ class Retriever(abc.ABC):
         Args:
             queries: `[num_queries, dim]` floats; not copied where float32 and contiguous, unless
                 the metric is cosine or the exclusions differ much in length.
-            k: 1 or more; the answer is `[num_queries, k]`, and no wider than there are items (than
-                one column, where all were removed).
+            k: 1 or more; the answer is `[num_queries, min(k, number of items)]`, or one column
+                where all items were removed.
             exclude: For each query, the keys that must not be answered; unknown ones do no harm.
             allow: `[num_allowed]` keys that may be answered, for all queries alike; unknown ones
                 do no harm.
@@ -326,11 +326,11 @@ class Retriever(abc.ABC):
         return Candidates(keys, scores, (positions >= 0).sum(1))
 
     def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
-        """What the backend finds of built vectors that are all open; None where rows are short."""
+        """The backend's answer where no built vector is excluded; None if a row is short."""
         if not len(queries):
             return None
         positions, scores = self._search(queries, k)
-        # A single query, whose search left the caches cold, pays for each call of numpy.
+        # A single query leaves the caches cold, so that each call of numpy costs time.
         if (positions.item(-1) if len(queries) == 1 else positions[:, -1].min()) < 0:
             return None
         keys = built.keys_of(positions)
@@ -379,14 +379,14 @@ class Retriever(abc.ABC):
         return self
 
     def sibling(self) -> "Retriever":
-        """Another index over the same backend: what is added to the one or removed from it is not
-        in the other. Neither may `absorb` then."""
+        """Another index over the same backend. Items added to one or removed from it do not change
+        the other. Neither may `absorb` from then on."""
         sibling = object.__new__(type(self))
         vars(sibling).update(vars(self))
         return sibling
 
     def __reduce_ex__(self, protocol):
-        # Pickles and copies would each need the library's part, which only its files hold whole.
+        # A pickle or copy would lack the library's own index, which only its files hold whole.
         raise TypeError(
             f"{type(self).__name__} is neither pickled nor copied. Save it by twotower.retrieval."
             "build.save, and give the other process the folder for build.load (with mmap=True they "

@@ -28,8 +28,8 @@ CLASSES = {
     "milvus": ("milvus_index", "MilvusIndex"),
 }
 BACKENDS = tuple(CLASSES)
-# What index.json holds besides its format version; the files' hashes are checked before they are
-# read.
+# Entries of index.json besides its format version; `files` are compared with their hashes before
+# they are read.
 ENTRIES = {
     "backend": str,
     "metric": str,
@@ -122,15 +122,15 @@ def load(
 ) -> Retriever:
     """Reads an index.
 
-    A folder that is replaced meanwhile is read once more: the answer is one index or the other.
+    A folder that is replaced meanwhile is read once more: the result is the old or the new index.
 
     Args:
         directory: What `save` wrote.
         model_version: If given, must be the one that the index was saved with.
         mmap: Whether the float32 vectors stay on disk until an exact scan needs them.
         dim: If given, must be the length of its vectors: that of the query tower's output.
-        allowed_uris: Addresses of Milvus servers and paths of its files that an index may name. An
-            index that names another one is refused before anything is opened.
+        allowed_uris: Addresses of Milvus servers and paths of milvus-lite files that the index may
+            open. An index that names any other is refused before anything is opened.
 
     Raises:
         ValueError: No index, a newer format, a file that is missing, changed or not listed,

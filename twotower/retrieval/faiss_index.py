@@ -22,8 +22,8 @@ ALL_THREADS = faiss.omp_get_max_threads()
 
 
 def use_threads(threads: int) -> None:
-    """Threads of FAISS' next calls; 0 for all, and as `threads.bounded` says. FAISS keeps the
-    number for the calling thread alone, so whoever searches, builds or reads says it each time."""
+    """Sets the threads of FAISS' next calls: 0 for all, at most what `threads.bounded` allows.
+    FAISS keeps the number per calling thread, so each search, build and read sets it again."""
     faiss.omp_set_num_threads(bounded(threads, ALL_THREADS))
 
 
@@ -96,7 +96,7 @@ class FaissIndex(Retriever):
 
     def _load(self, directory: pathlib.Path) -> None:
         path = directory / f"{self.backend}.faiss"
-        use_threads(0)  # tables of codes are made as they are read
+        use_threads(0)  # reading an index of codes computes its tables
         try:
             self._index = faiss.read_index(str(path))
         except RuntimeError as error:
@@ -119,8 +119,8 @@ class FlatConfig:
     """Parameters of the scan.
 
     Attributes:
-        threads: Threads of a search, 0 for all, and no more than there are cores. It holds in
-            every calling thread.
+        threads: Threads of a search, whichever thread calls it; 0 for all, at most the number of
+            cores.
     """
 
     threads: int = 0

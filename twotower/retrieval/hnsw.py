@@ -10,13 +10,13 @@ from twotower.retrieval.faiss_index import FaissIndex, faiss, use_threads
 from twotower.retrieval.nodes import Nodes
 
 STORAGES = ("float", "fp16", "sq8")
-# Position of each node's first vector, and node of each position; written where they say more than
-# that all vectors are distinct and stand in their order.
+# Files with the position of each node's first vector, and the node of each position. Neither is
+# written where nodes are positions: all vectors are distinct and keep their order.
 ORDER, NODES = "hnsw_order.npy", "hnsw_nodes.npy"
 # Under this many vectors a graph fits into the processor's caches in any order.
 LEAST_ORDERED = 20_000
-# Powers of lengths that links over inner products may follow, and the share of a sample of vectors
-# that may be without a link to it.
+# For `link_power`: the powers of lengths that it tries, the share of vectors that may be without a
+# link to them, and the size of the sample.
 POWERS, MAX_UNLINKED, SAMPLE = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 0), 0.04, 2000
 # What `tuning.tune` may try for efSearch, in quarters of k.
 EFFORTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256)
@@ -57,15 +57,15 @@ class HnswIndex(FaissIndex):
     build; the answers are the same kind. (FAISS links them in an order of its own, at random.)
 
     Equal vectors share a node, and an answer holds them all; see `Nodes`. The saved `hnsw.faiss` is
-    a plain FAISS index that answers with numbers of nodes: positions in `keys.npy`, by way of
-    `hnsw_order.npy` where there is one.
+    a plain FAISS index whose answers are numbers of nodes. `hnsw_order.npy`, where there is one,
+    maps them to positions in `keys.npy`.
 
-    For inner product the graph is linked with lengths evened out as far as they have to be, and
-    walked by inner product. Linked by inner product itself, links lead to the longest vectors, and
-    what no link leads to is found by no efSearch: of the 100 best of a sequential tower's 3,416
-    items, whose longest is 1.5 times the mean, 12 at an efSearch of 100 and 23 at 400. Linked by
-    direction alone, all is found at last, but where the longest are the answers to most queries,
-    it takes four times the efSearch. See `link_power`.
+    For inner product the graph is linked with partly evened lengths, and searched by inner product.
+    If it were linked by inner product itself, links would lead to the longest vectors, and no
+    efSearch finds a vector without a link to it: of the 100 best of a sequential tower's 3,416
+    items, whose longest is 1.5 times the mean, 12 are found at an efSearch of 100 and 23 at 400. If
+    it were linked by direction alone, all would be found, but at four times the efSearch where the
+    longest vectors answer most queries. `link_power` finds the power between the two.
 
     A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
     searches step over them.
@@ -104,7 +104,7 @@ class HnswIndex(FaissIndex):
             self._link(num_old)
 
     def _link(self, num_old: int) -> None:
-        """Links the nodes behind the first `num_old`, which are in."""
+        """Adds the nodes after the first `num_old`, which are in the graph already."""
         nodes = np.asarray(self._vectors)
         if not self._nodes.is_identity:
             nodes = nodes[self._nodes.first[:-1]]
@@ -115,14 +115,14 @@ class HnswIndex(FaissIndex):
             return
         power = link_power(nodes, self.config)
         use_threads(0)
-        # Codes are trained on the vectors, so what stands in for these must be as long.
+        # Codes are trained on the vectors, so the evened ones must be as long.
         evened = with_evened_lengths(nodes, power, lengths.max() if self.is_coded else 1.0)
         self._hold(evened[:num_old])
         self._index.add(evened[num_old:])
         self._hold(nodes)
 
     def _hold(self, nodes: np.ndarray) -> None:
-        """Puts other vectors to the nodes and leaves the links."""
+        """Replaces the vectors of the nodes and keeps the links."""
         storage = faiss.downcast_index(self._index.storage)
         faiss.copy_array_to_vector(storage.sa_encode(nodes).ravel(), storage.codes)
 
@@ -171,13 +171,13 @@ class HnswIndex(FaissIndex):
 
 
 def _read_nodes(directory: pathlib.Path, num: int) -> Nodes:
-    """Those of `num` vectors, from what `_save` wrote."""
+    """The nodes of `num` vectors, from what `_save` wrote."""
     path = next((directory / name for name in (NODES, ORDER) if (directory / name).exists()), None)
     if path is None:
         return Nodes(np.arange(num))
     numbers = np.load(path, allow_pickle=False)
     try:
-        # Without copies an order says it all: the positions of nodes, turned round.
+        # Without copies the nodes of positions are the inverse of the positions of nodes.
         nodes = Nodes(numbers) if path.name == NODES else Nodes(Nodes(numbers[:-1]).first[:-1])
     except (ValueError, IndexError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -197,10 +197,10 @@ def with_evened_lengths(vectors: np.ndarray, power: float, longest: float = 1.0)
 def link_power(vectors: np.ndarray, config: HnswConfig) -> float:
     """The power of lengths that a graph over inner products is linked with, measured on a sample.
 
-    At 1 links follow the inner products of the vectors as they are: a walk comes to the longest at
-    once, and never to what no link leads to. At 0 they follow directions: everything is reached,
-    slowly where the longest are the answers. So the largest of `POWERS` is taken at which hardly a
-    vector of the sample is without a link to it.
+    At 1 links follow the inner products of the vectors as they are: a search reaches the longest at
+    once, and never a vector without a link to it. At 0 links follow directions: a search reaches
+    everything, but slowly where the longest vectors are the answers. The result is the largest of
+    `POWERS` at which hardly a vector of the sample is without a link to it.
 
     Args:
         vectors: `[num, dim]` float32, distinct.

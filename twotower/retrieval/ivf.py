@@ -22,8 +22,8 @@ class IvfConfig:
         num_probes: Lists that a query looks into (nprobe).
         training_points: Vectors a list, at most, that k-means sees.
         training_iterations: Rounds of k-means.
-        threads: Threads of a search, 0 for all, and no more than there are cores. It holds in
-            every calling thread.
+        threads: Threads of a search, whichever thread calls it; 0 for all, at most the number of
+            cores.
     """
 
     num_lists: int = 0

@@ -45,8 +45,8 @@ class IvfPqIndex(IvfIndex):
 
     @property
     def can_append(self) -> bool:
-        """Without codes there is nothing to append to: `absorb` builds anew, of live items alone,
-        and so as codes once they are enough."""
+        """False while there are too few items for codes: `absorb` then builds anew from the live
+        items, as codes once they are enough."""
         return self._index is not None
 
     @property

@@ -87,7 +87,7 @@ def connect(uri: str, timeout: float) -> tuple[Lease, bool]:
         UserWarning: milvus-lite is open to all users of this machine.
 
     Raises:
-        ConnectionError: Nobody answers, or not to this token.
+        ConnectionError: No server answers, or it refuses the token.
     """
     file = ""
     if not is_address(uri):

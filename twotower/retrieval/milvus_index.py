@@ -2,8 +2,8 @@
 
 The float32 vectors stay in the base class, too, so exact scans, exclusions and the buffer need no
 server; a plain search does. What milvus-lite is good for: the same code in tests as on a server.
-It listens on a port of this machine and asks for no token, so every other user of the machine can
-read its collections and drop them. It is for a machine of your own.
+milvus-lite listens on a port of this machine and asks for no token, so every other user of the
+machine can read its collections and drop them. Use it on a machine of your own.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ DESCRIPTION = "milvus.json"
 MAX_K, MAX_BYTES, MAX_QUERIES, MAX_HITS = 16_384, 1 << 25, 16_384, 1 << 22
 AGAIN = "Build the index again, from its keys.npy and vectors.npy if they are still wanted."
 INDEX_TYPES = ("FLAT", "HNSW", "IVF_FLAT")
-# What a server takes; milvus-lite takes more.
+# Names that a server accepts; milvus-lite accepts more.
 COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 
 
@@ -43,9 +43,9 @@ class MilvusConfig:
     Attributes:
         uri: `http://host:port` of a server, or the path of a milvus-lite file, ending in .db (one
             process at a time); "" for a file in a temporary folder, which goes with the index.
-        collection: Its name, which stays and is replaced by `build`: at most 255 letters, digits
-            and _, no digit first. "" for one of its own, which goes with the index. A .db file
-            needs a name; a temporary one takes none.
+        collection: Name of a collection that outlives the index and that `build` replaces: at most
+            255 letters, digits and _, no digit first. "" for a new one, which is dropped with the
+            index. A .db file needs a name; a temporary file takes none.
         index_type: FLAT scans; HNSW and IVF_FLAT look at a part. milvus-lite spends more time on
             Python than on distances, so FLAT is its quickest up to 100,000 vectors or so.
         neighbours: HNSW: links of a vector in each layer (M).

@@ -10,9 +10,9 @@ from twotower.retrieval.candidates import NO_SCORE
 class Nodes:
     """The nodes of a graph, numbered 0, 1, 2, ..., and the positions of the vectors at each.
 
-    Equal vectors at nodes of their own are each other's nearest, so their links lead to each other
-    alone: with 65 copies of each vector a walk finds half of what it should, at any effort. So a
-    graph links distinct vectors, and an answer holds all copies of what was found.
+    If each copy of a vector had its own node, copies would be each other's nearest and link to each
+    other alone: with 65 copies of each vector a search finds half of what it should, at any effort.
+    So a graph links distinct vectors, and an answer holds all copies of each vector found.
 
     Args:
         of_position: `[num_positions]` integers, the node at which each vector stands.
@@ -43,10 +43,10 @@ class Nodes:
         return cls(np.unique(first_equal(vectors), return_inverse=True)[1])
 
     def appended(self, vectors: np.ndarray) -> "Nodes":
-        """With the nodes of further vectors.
+        """These nodes and those of further vectors.
 
         Args:
-            vectors: `[num_positions, dim]`, those that have nodes, and behind them the new ones.
+            vectors: `[num_positions, dim]`, first the vectors that have nodes, then the new ones.
         """
         num = len(self.of_position)
         first = first_equal(vectors)[num:]
@@ -57,7 +57,7 @@ class Nodes:
         return Nodes(np.concatenate([self.of_position, node]))
 
     def ordered(self, order: np.ndarray) -> "Nodes":
-        """Numbered anew: node i is the one that had the number `order[i]`."""
+        """The nodes renumbered: node i is the one that had the number `order[i]`."""
         return Nodes(np.argsort(order)[self.of_position])
 
     def __len__(self) -> int:
@@ -81,14 +81,14 @@ class Nodes:
 
     @functools.cached_property
     def _copies(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions node after node, ascending in each; where each node begins; its copies."""
+        """Positions, node after node; where each node begins in them; how many each node has."""
         size = np.bincount(self.of_position)
         return np.argsort(self.of_position, kind="stable"), np.cumsum(size) - size, size
 
     def expanded(
         self, first: np.ndarray, scores: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """An answer of nodes as one of all their vectors.
+        """The answer in which each node found is replaced by all its vectors.
 
         Args:
             first: `[num_queries, n]` positions of nodes' first vectors, best first, -1 for none.
@@ -103,7 +103,7 @@ class Nodes:
         end = np.minimum(np.cumsum(np.where(first < 0, 0, size[node]), axis=1), k)
         start = np.concatenate([np.zeros((len(end), 1), np.int64), end[:, :-1]], axis=1)
         taken = (end - start).ravel()  # how many vectors of each node found go into the answer
-        # For each vector in the answer: which find it is of, and which copy there.
+        # For each vector in the answer: which node found it comes from, and which copy it is.
         find = np.repeat(np.arange(len(taken)), taken)
         copy = np.arange(len(find)) - np.repeat(np.cumsum(taken) - taken, taken)
         row, column = find // first.shape[1], start.ravel()[find] + copy
@@ -121,7 +121,7 @@ def first_equal(vectors: np.ndarray) -> np.ndarray:
     [0, 1, 0]
     """
     num, dim = vectors.shape
-    # Sorting whole vectors takes twenty times as long. Adding 0 makes -0 a 0, which is equal to it.
+    # Sorting whole vectors takes twenty times as long as sorting sums. Adding 0 turns -0 into 0.
     sums = np.einsum("nd,d->n", (vectors + np.float32(0)).view(np.uint32), multipliers(dim))
     _, first, group = np.unique(sums, return_index=True, return_inverse=True)
     first = first[group]

@@ -41,8 +41,8 @@ class Prediction:
         build_s: Seconds of one core; the measured builds share them among cores.
         p50_ms: Median milliseconds of a search, one thread.
         recall: Of the tuned index at the largest size measured.
-        recall_of_codes: Lowest recall@100 measured of its codes alone, where nothing is scored
-            again by the float32 vectors; None where it has no codes.
+        recall_of_codes: Lowest recall@100 measured of its codes alone, without scoring again by
+            the float32 vectors; None where it has no codes.
         times_largest: `num_items` over the largest size measured.
     """
 

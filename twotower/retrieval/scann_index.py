@@ -33,8 +33,8 @@ class ScannConfig:
         soar: Whether each vector stands in a second partition, too, chosen so that its error is
             at right angles to the first one's (Sun et al., NeurIPS 2023); not under euclidean,
             and not in the TFRS layer.
-        threads: Threads that share a batch of queries, 0 for all, and no more than there are
-            cores; one query takes one.
+        threads: Threads that share a batch of queries; 0 for all, at most the number of cores. A
+            single query takes one thread.
     """
 
     num_leaves: int = 60

@@ -63,7 +63,7 @@ class Store:
 
     @property
     def full(self) -> str:
-        """How far the buffer has grown over its limit, "" while it has not."""
+        """A text that says how far the buffer is over its limit; "" while it is not."""
         if len(self.fresh) <= MAX_BUFFER:
             return ""
         return (

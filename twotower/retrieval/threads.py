@@ -17,15 +17,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def bounded(threads: int, all_threads: int = CORES) -> int:
-    """Threads to start where a config asks for so many.
+    """The number of threads to start where a config asks for `threads`.
 
-    A pool of threads does not survive `os.fork`: OpenMP's and ScaNN's go on waiting for threads
-    that the child has not got. So a process that was forked after this module was imported gets
-    one, which needs no pool.
+    A pool of threads does not survive `os.fork`: OpenMP and ScaNN would wait for threads that the
+    child does not have. So a process that was forked after this module was imported gets one
+    thread, which needs no pool.
 
     Args:
         threads: 0 for all.
-        all_threads: How many those are.
+        all_threads: How many "all" is.
 
     Returns:
         From 1 to the number of cores: more would wait for one another, and thousands are more than

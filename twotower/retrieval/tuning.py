@@ -22,14 +22,14 @@ def recall_against(exact: Candidates, found: Candidates) -> float:
 def shares_found(exact: Candidates, found: Candidates, skip: int = 0) -> np.ndarray:
     """Share of each query's exact answer that `found` holds, too, `[num_queries]`.
 
-    An item that scores no less than the last of the exact answer is as good as an item of it: where
-    scores are equal at the cut, the exact answer takes the lowest keys, and an index need not.
-    (Scores of one item by two ways to multiply differ by up to 1e-5 of the largest.)
+    An item that scores no less than the last of the exact answer counts as found: among equal
+    scores at the cut the exact answer takes the lowest keys, and an index need not. (The score of
+    one item, computed in two ways, differs by up to 1e-5 of the largest.)
 
     Args:
         exact: The best items of each query.
         found: An answer to the same queries from the same vectors, so that its scores compare.
-        skip: Count the places after the first `skip` of the exact answer alone.
+        skip: First places of the exact answer that do not count.
     """
     hits, num = _hits(exact, found), exact.counts
     if skip:
@@ -39,11 +39,11 @@ def shares_found(exact: Candidates, found: Candidates, skip: int = 0) -> np.ndar
 
 
 def _hits(exact: Candidates, found: Candidates) -> np.ndarray:
-    """How many items of each exact answer are found, or others in the place of equal ones."""
+    """How many items of each exact answer are found, equally good ones in their place included."""
     last = np.where(exact.valid, exact.scores, np.inf).min(1, keepdims=True)
     slack = 1e-5 * np.where(exact.valid, np.abs(exact.scores), 0).max(1, keepdims=True)
     better = exact.valid & (exact.scores > last + slack)
-    # No item outside of the exact answer is better than its last, so only those equal it.
+    # Items outside of the exact answer can equal its last one at most.
     is_better = _stands_in(found, exact, better) | (found.scores > last + slack)
     is_last = _stands_in(found, exact, exact.valid) | (found.scores >= last - slack)
     num_better, num = better.sum(1), exact.counts
@@ -61,15 +61,15 @@ def _stands_in(found: Candidates, exact: Candidates, some: np.ndarray) -> np.nda
 
 
 def built_recall(retriever: Retriever, queries: np.ndarray, k: int) -> float:
-    """recall@k of the backend alone; neither its buffer nor the exact scan of short rows helps."""
+    """recall@k of the backend alone, without the buffer and without exact scans for short rows."""
     exact = rescored(retriever, queries, retriever.search_built(queries, k, exact=True))
     return recall_against(exact, rescored(retriever, queries, retriever.search_built(queries, k)))
 
 
 def rescored(retriever: Retriever, queries: np.ndarray, found: Candidates) -> Candidates:
-    """What `search_built` found, with scores from the index's float32 vectors, in its order.
+    """The answer of `search_built`, in its order, with scores from the index's float32 vectors.
 
-    What a backend says of its finds does not judge it: it may hold other vectors.
+    A backend's own scores cannot judge it, since it may hold other vectors.
     """
     built, scores = retriever._store.built, np.full(found.keys.shape, NO_SCORE)
     positions = built.positions(found.keys)
@@ -156,8 +156,8 @@ def tune(
 def _cheapest(
     retriever: Retriever, queries: np.ndarray, wanted: Candidates, skip: int, target: float
 ) -> tuple[dict, float, bool]:
-    """The efforts that find what `wanted` holds after its first `skip` places, the recall that they
-    reach there, and whether that misses the target."""
+    """The cheapest efforts that reach the target on the places of `wanted` after the first `skip`,
+    the recall that they reach there, and whether that misses the target."""
     depth = wanted.keys.shape[1]
     ladders = retriever.efforts(depth)
     *others, last = ladders
