@@ -69,14 +69,14 @@ class Baseline(abc.ABC):
         return self
 
     def _claim(self, num_bytes: float, max_gib: float) -> None:
-        """Says what fitting takes where that is much, and refuses what is more than allowed."""
+        """Logs the memory that fitting takes if that is much, and refuses more than `max_gib`."""
         gib, name = num_bytes / 2**30, type(self).__name__
         if gib > max_gib:
             raise ValueError(
                 f"{name} takes about {gib:,.1f} GiB for {np.count_nonzero(self._counts):,} items, "
                 f"more than the {max_gib:g} that are allowed. Allow more (max_gib, or "
-                "--max_gib of evaluate.py), or take another baseline: item_knn and ials grow "
-                "with the items and not with their square."
+                "--max_gib of evaluate.py), or take item_knn or ials, whose memory grows with the "
+                "number of items and not with its square."
             )
         if gib > 0.5:
             logging.info("%s: about %.1f GiB", name, gib)
@@ -156,7 +156,7 @@ class Ease(Baseline):
         for start in range(0, len(gram), step):
             gram[start : start + step] = (by_item[start : start + step] @ trained).toarray()
         gram[np.diag_indices_from(gram)] += self.l2
-        # In its own place, which needs the other order of a symmetric matrix.
+        # In place, for which SciPy needs column order: the transpose of a symmetric matrix.
         weights = linalg.inv(gram.T, overwrite_a=True, check_finite=False)
         weights /= -np.diag(weights).copy()
         np.fill_diagonal(weights, 0)
@@ -187,7 +187,7 @@ class ItemKnn(Baseline):
         self.neighbours, self.weighting = neighbours, weighting
 
     def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
-        # Key and value of each neighbour in two precisions; the weighted matrix and its turns.
+        # Key and value of each neighbour in two precisions; the weighted matrix and its transposes.
         return 20.0 * self.neighbours * matrix.shape[1] + 40.0 * matrix.nnz
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
@@ -233,7 +233,7 @@ class IAls(Baseline):
         self.iterations, self.seed = iterations, seed
 
     def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
-        return 4.0 * self.factors * sum(matrix.shape) + 24.0 * matrix.nnz  # and its turns
+        return 4.0 * self.factors * sum(matrix.shape) + 24.0 * matrix.nnz  # and transposes
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         als = _implicit("cpu.als")
@@ -262,8 +262,7 @@ class ContentIAls(IAls):
 
     F are the centred indicators of genres, decade and title words of the items with training rows,
     V their centred iALS vectors. A new item is one without a training row, to which iALS itself
-    gives a zero vector. It is the least that a content tower has to beat on items that nobody has
-    seen.
+    gives a zero vector. A content tower should beat this baseline on new items.
 
     Args:
         l2: Ridge penalty.
@@ -294,7 +293,7 @@ class ContentIAls(IAls):
         self._claim(24.0 * content.shape[1] ** 2, max_gib)  # F'F, twice while it is centred
         features, mean = content[known], vectors[known].mean(0)
         mean_features = np.asarray(features.mean(0))
-        # Of centred features: F is sparse, and stays so.
+        # F'F of centred features, without centring F itself, which is sparse.
         gram = (features.T @ features).toarray()
         gram -= known.sum() * np.outer(mean_features, mean_features)
         gram[np.diag_indices_from(gram)] += self.l2

@@ -69,7 +69,7 @@ class Report:
             `history_length`: segment such as `20-49` -> number of cases and metrics.
             `item_popularity`: segment of training rows such as `1-9` -> number of targets and
             `recall_micro@k`; `0` are the cold items, targets that no training row has.
-            `hidden_items`, where the split hides some: the same of the targets among these.
+            `hidden_items`, if the split hides items: the same of the targets that it hides.
         """
         segments: dict = {"history_length": {}}
         for name, rows in _segments(self.cases.history.lengths, HISTORY_LENGTHS):
@@ -126,7 +126,7 @@ class Report:
         )
 
     def _interval(self, name: str, rows) -> dict:
-        """Of a metric's values of some cases."""
+        """Mean and interval of a metric over some cases."""
         interval = metrics.share_interval if _is_share(name) else metrics.interval
         return interval(self.values[name][rows], self._weights(name, rows), self.clusters[rows])
 
@@ -199,20 +199,20 @@ def evaluate(
 def evaluate_hidden(
     recommend_among: Callable[[np.ndarray], Recommend], split: Split, report: Report, k: int = 20
 ) -> dict:
-    """What is found of the items that a split hides from training; JSON-ready.
+    """How well a model finds the items that a split hides from training; JSON-ready.
 
     Args:
         recommend_among: `recommend_among(keys)` is a `recommend(cases, k)` whose only candidates
             are `keys`.
         split: One that hides items (`splits.hide_items`).
         report: Of the same model on that split, with all candidates.
-        k: Places to look at when the hidden items compete with each other alone.
+        k: Length of the answer when the hidden items are the only candidates.
 
     Returns:
-        `recall@k among hidden`: mean over the users who ask for hidden items, when these are the
-        only candidates. `chance@k among hidden`: a random order of them. `recall_micro@n of hidden`
-        for the report's n nearest to 100: of all choices of hidden items, those among the first n
-        of all candidates. `num_items` and `num_cases` (users who ask for one).
+        `recall@k among hidden`: mean over the cases with hidden targets, when hidden items are the
+        only candidates. `chance@k among hidden`: the same of a random order. `recall_micro@n of
+        hidden`, n the report's length nearest to 100: share of the hidden targets among the first n
+        of all candidates. `num_items` that are hidden; `num_cases` with hidden targets.
 
     Raises:
         ValueError: A split that hides no items, or whose questions ask for none of them.
@@ -230,12 +230,11 @@ def evaluate_hidden(
 
 
 def telling_metric(name: str, split: Split) -> str:
-    """The metric, or where it cannot tell models apart, the nearest one that can.
+    """The metric `name`, or the nearest one that can tell models apart among so few candidates.
 
-    What is found among the first k grows with k until it is everything: of 80 candidates any model
-    finds all among the first 100. So k may be half the candidates that a middling question has
-    left, at most, where a random order finds half of what is asked. Where not even the least of
-    `KS` is so small, it is `mrr`, which looks at the order alone.
+    Of 80 candidates any model finds all among the first 100. So k may be at most half the
+    candidates that the median question has left, where a random order finds half of the targets. If
+    even the least of `KS` is larger, the metric is `mrr`, which depends on the order alone.
     """
     base, _, k = name.partition("@")
     if base not in ("recall", "recall_micro", "hit_rate", "precision"):

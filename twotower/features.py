@@ -9,10 +9,10 @@ A feature works in two steps, so that training pays for the first one only once:
 tower does both steps, so that it takes raw values. What a feature knows of the data (vocabulary,
 quantiles) comes from training rows, through `fit`, and stands in its config.
 
-A value may be missing, in training and in a request alike: `Input.missing` says how it is written.
-Where training has such values, what stands for them learns as all else does. Where it has none,
-nothing that was drawn at random may stand for the first one that comes: an embedding's row for
-missing or unknown values is zero then, a number reads as the median and a vector as the mean.
+A value may be missing, in training or in a request; `Input.missing` says how that is written. If
+training has missing values, the weights that stand for them are trained. If it has none, the first
+missing value of a request must not read random weights that were never trained: an embedding's row
+for missing or unknown values is zero then, a number reads as the median, a vector as the mean.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ class Input:
 def require_float32() -> None:
     """Raises ValueError under a Keras policy of another precision than float32.
 
-    Times, counts and the weights of negatives do not fit into 16 bits. On processors bfloat16 is
-    the slower one besides.
+    Times, counts and the weights of negatives do not fit into 16 bits. On CPUs bfloat16 is also
+    slower.
     """
     policy = tf.keras.mixed_precision.global_policy()
     if (policy.compute_dtype, policy.variable_dtype) != ("float32", "float32"):
@@ -78,7 +78,7 @@ def embedding_table(
     Args:
         rows: Number of vectors.
         dim: Their length.
-        at_zero: Rows that start at zero: those of what training never meets.
+        at_zero: Rows that start at zero, because no training value uses them.
     """
     normal = tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
 
@@ -194,7 +194,8 @@ class Tags(Feature):
         name: Name of the input.
         vocabulary: Tags that have a vector each.
         dim: Length of the vectors.
-        has_rare: Whether training has other tags besides, whose common vector learns.
+        has_rare: Whether training also has tags outside the vocabulary; their shared vector is
+            trained then.
     """
 
     shape: tuple[int | None, ...] = (None,)
@@ -279,9 +280,9 @@ class Number(Feature):
     the bin of x. Infinite values are past the last bin or before the first. One more component is a
     flag. No weights; a heavy tail needs no logarithm, because bins hold equal numbers of values.
 
-    A missing value (NaN) is zeros and the flag. The weight of a flag that is never set in training
-    would stay as it was drawn, so where no training value is missing, a later one reads as their
-    median and the flag stays down.
+    A missing value (NaN) sets the flag, and all other components to zero. If no training value is
+    missing, the weights of the flag would never be trained: a missing value then reads as the
+    median of the training values, and the flag stays 0.
 
     Args:
         name: Name of the input, float32.
@@ -297,7 +298,7 @@ class Number(Feature):
         self.quantiles = tuple(float(q) for q in quantiles)  # of a list Keras makes its own
         self.default = default
         with np.errstate(over="ignore"):
-            # What the input can hold of them.
+            # As the float32 input sees them.
             seen = np.asarray(self.quantiles, np.float32).astype(np.float64)
         if len(seen) < 2 or not np.isfinite(seen).all() or (np.diff(seen) <= 0).any():
             raise ValueError(
@@ -314,7 +315,7 @@ class Number(Feature):
         Args:
             name: Of the column.
             values: `[num_values]` numbers; NaN where there is none.
-            num_bins: Bins, of which equal quantiles are one.
+            num_bins: Number of bins; equal quantiles are merged.
 
         Raises:
             ValueError: No value, or not two that float32 can tell apart.
@@ -377,8 +378,8 @@ class Clock(Feature):
 class Vector(Feature):
     """A precomputed vector of fixed size, such as an embedding of an item's sound or image.
 
-    A component that is NaN or infinite means that there is none: zeros and a flag, or, where no
-    training row lacks its vector and the flag would never learn, their mean.
+    A vector with a NaN or infinite component is missing: it becomes zeros and a flag. If no training
+    row lacks its vector, the flag would never be trained: a missing vector reads as the mean then.
 
     Args:
         name: Name of the input, float32.

@@ -18,8 +18,8 @@ from twotower.mining import MiningConfig  # noqa: E402
 from twotower.recipe import FitConfig, Recipe  # noqa: E402
 from twotower.training import Training  # noqa: E402
 
-# Share of all steps that a warm-up may take at most: of a training shorter than its warm-up there
-# would be nothing left to learn in.
+# Largest share of all steps that a warm-up may take. A short training would end within a warm-up
+# that is not cut.
 WARMUP_SHARE = 0.4
 
 
@@ -51,7 +51,7 @@ def make_optimizer(config: FitConfig, steps_per_epoch: int) -> tf.keras.optimize
 
 
 def mining_of(recipe: Recipe, steps: int) -> MiningConfig:
-    """When to mine in so many steps in all."""
+    """The recipe's mining, with a warm-up cut to fit a training of `steps` steps."""
     mining, most = recipe.mining, int(WARMUP_SHARE * steps)
     if recipe.negatives.hard_negative_share and mining.warmup > most:
         logging.warning(
@@ -65,7 +65,7 @@ def mining_of(recipe: Recipe, steps: int) -> MiningConfig:
 
 
 def _tell_what_comes_too_late(recipe: Recipe, steps: int, select: bool) -> None:
-    """Logs each setting that so few steps or epochs make nothing of."""
+    """Logs each setting that has no effect in so few steps or epochs."""
     config, task = recipe.fit, recipe.task
     epochs = f"of {config.epochs} epochs"
     late = task.temperature_kind == "annealed" and task.temperature_steps > steps
@@ -108,8 +108,8 @@ class FitResult:
         log: One entry an epoch: epoch, loss (mean over its examples), seconds and, where validated,
             the metrics' means.
         validation: All metrics of the best epoch, with intervals.
-        metric: Which of them selects: the recipe's, or the nearest one that can tell models apart
-            in a small catalogue (`evaluation.telling_metric`).
+        metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
+            tell models apart in a small catalogue (`evaluation.telling_metric`).
     """
 
     epoch: int = 0
@@ -153,7 +153,7 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
             raise ValueError(self._diverged(batch + 1, logs["loss"]))
 
     def _diverged(self, step: int, loss: float) -> str:
-        """What to look at where the loss or a weight is no finite number."""
+        """The error message for a loss or a weight that is not finite."""
         recipe, model = self.training.recipe, self.model
         parts = {"temperature": model.task}
         for tower in (model.query_tower, model.item_tower):
@@ -164,12 +164,12 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
             if not all(np.isfinite(weight.numpy()).all() for weight in part.trainable_weights)
         ]
         return (
-            f"step {step} of epoch {self.epoch + 1}: the loss is {loss}, and of "
-            f"{', '.join(wrong) or 'no part'} weights are not finite. In the first step that comes "
-            "of the weights to start from, or of ratings; later of steps that are too long: "
+            f"step {step} of epoch {self.epoch + 1}: the loss is {loss}; parts with weights that "
+            f"are not finite: {', '.join(wrong) or 'none'}. In the first step, check the initial "
+            "weights and the ratings. In later steps, the update was too large: see "
             f"learning_rate={recipe.fit.learning_rate:g} ({recipe.fit.optimizer}), "
-            f"temperature={recipe.task.temperature:g}, sum_loss={recipe.task.sum_loss}. What was "
-            "saved after the epoch before is as it was."
+            f"temperature={recipe.task.temperature:g}, sum_loss={recipe.task.sum_loss}. The "
+            "checkpoint of the epoch before is intact."
         )
 
     def on_test_begin(self, logs=None):
@@ -222,7 +222,7 @@ def _line(entry: dict, epochs: int, metric: str) -> str:
 
 
 def _is_of(recipe: Recipe, saved: dict) -> bool:
-    """Whether a checkpoint's recipe is this one; what is refused by now was another."""
+    """Whether a checkpoint's recipe is this one. One that is refused by now is another."""
     try:
         return Recipe.from_json(saved) == recipe
     except (TypeError, ValueError):
@@ -255,9 +255,9 @@ def fit(
         verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
 
     Raises:
-        ValueError: The workdir holds a checkpoint of another recipe, or of other data; it is no
-            path that TensorFlow would find again (`paths.literal`); or the loss or a weight is no
-            finite number after a step, which ends the training there.
+        ValueError: The workdir holds a checkpoint of another recipe, or of other data; it has a
+            name that TensorFlow would not find again (`paths.literal`); or the loss or a weight is
+            not finite after a step, which ends the training.
     """
     workdir = paths.literal(workdir)
     config, model = training.recipe.fit, training.model

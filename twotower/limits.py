@@ -1,4 +1,4 @@
-"""What the fields of a config may hold: least values, and none that nothing reads."""
+"""Checks of a config's fields: least values, and no setting without an effect."""
 
 import dataclasses
 import math
@@ -14,8 +14,7 @@ def at_least(config, **least: float) -> None:
         **least: Field -> its least value.
 
     Raises:
-        ValueError: A field under it, or not finite; the message names the field, both values and no
-            more.
+        ValueError: A field below its least value, not finite, or no integer where it must be one.
 
     >>> import types
     >>> at_least(types.SimpleNamespace(k=0), k=1)
@@ -35,12 +34,12 @@ def at_least(config, **least: float) -> None:
 
 
 def unread(config, is_read: bool, needed: str, *fields: str) -> list[str]:
-    """A sentence for each field that is set and that nothing reads.
+    """A sentence for each field that is set although nothing reads it.
 
     Args:
         config: A dataclass with a default for each field.
-        is_read: Whether anything reads the fields as the config stands.
-        needed: What it would take.
+        is_read: Whether anything reads the fields, given the other settings.
+        needed: The setting without which nothing reads them.
         *fields: Names.
 
     >>> @dataclasses.dataclass
@@ -59,7 +58,7 @@ def unread(config, is_read: bool, needed: str, *fields: str) -> list[str]:
 
 
 def refuse(sentences: list[str]) -> None:
-    """Raises ValueError with the sentences that `unread` found, if there are any: silently left
-    out, a setting would claim what its result was not trained with."""
+    """Raises ValueError with the sentences of `unread`, if there are any. If such a setting were
+    ignored, the recipe would claim what the model was not trained with."""
     if sentences:
         raise ValueError(" ".join([*sentences, "Leave it out."]))

@@ -39,12 +39,12 @@ class Answer:
 
 
 class LiveItems(NamedTuple):
-    """All items of a live index as of one log entry: what another index is built from.
+    """All items of a live index as of one log entry, to build another index from.
 
     Attributes:
         keys: `[num_items]` int64.
         vectors: `[num_items, dim]` float32.
-        sequence: The last log entry in them, for `Pair.sequence`.
+        sequence: The last log entry that they include, for `Pair.sequence`.
     """
 
     keys: np.ndarray
@@ -64,13 +64,13 @@ class LiveIndex:
     """Searches, changes and exchanges a pair, all at the same time.
 
     Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
-    wait for one another. An index that `needs_rebuild`, which a change says by a warning, is built
-    anew beside this one, over `items()`, and swapped in.
+    wait for one another. When a change warns that the index needs a rebuild, build a new one from
+    `items()` beside this one, and swap it in.
 
     Args:
-        pair: The first to answer; the log's entries after `pair.sequence` are replayed into it, and
-            it absorbs them where they are more than a buffer should hold. Nothing else may search
-            it until then.
+        pair: The first to answer. The log's entries after `pair.sequence` are replayed into its
+            index, which absorbs them if they are more than a buffer should hold. Until that is done
+            nothing else may search the index.
         log: Of this index alone.
         checks: What `swap` asks of a pair.
         embed: As in `swap`, where the log holds vectors of another training.
@@ -109,12 +109,12 @@ class LiveIndex:
 
     @property
     def sequence(self) -> int:
-        """Last log entry that the live index holds. Read it before the items: `items` does."""
+        """Last log entry that the live index holds; `items` gives it together with the items."""
         return self._applied[self._pair.retriever]
 
     def items(self) -> LiveItems:
-        """Keys and vectors of the live index and the log entry that they are as of; a pair built
-        from them gets all later ones by `swap`."""
+        """All items of the live index and the last log entry that they include; `swap` replays all
+        later entries into a pair built from them."""
         pair = self._pair
         sequence = self._applied[pair.retriever]  # first: what comes in between is replayed again
         return LiveItems(*pair.retriever.live(), sequence)
@@ -185,12 +185,12 @@ class LiveIndex:
             return self._write(REMOVE, keys)
 
     def _turn(self) -> threading.Lock:
-        """The writers' lock, for who may wait for it."""
+        """The writers' lock. Raises ValueError in a forked process, and inside of a swap."""
         self._log.check_process()
         if self._swapper == threading.get_ident():
             raise ValueError(
                 "the index cannot be changed, saved or exchanged by the query tower or the embed "
-                "that a swap calls: the swap would wait for itself. Do it before or after."
+                "that a swap calls: the swap would wait for itself. Do it before or after the swap."
             )
         return self._writing
 
@@ -210,13 +210,13 @@ class LiveIndex:
         return sequence
 
     def _replay(self, pair: Pair, embed: Embed | None = None) -> None:
-        """Applies to the pair's index what the log has and it has not; the last word a key."""
+        """Applies the log's entries that the pair's index lacks; of each key the last one."""
         retriever = pair.retriever
         sequence, digest = self._applied.get(retriever, 0), ""
         if sequence <= pair.sequence:
             sequence, digest = pair.sequence, pair.digest
-        # What a key's last entry left, copied, so that no other entry is kept: key -> its vector's
-        # bytes, or the training of a vector that is another's. `gone` is in the index and must go.
+        # What each key's last entry left: the bytes of its vector (a copy, so that no whole entry
+        # stays in memory), or the other training that its vector is of. `gone` is to be removed.
         fitting, foreign, gone = {}, {}, set()
         for entry in self._log.since(sequence, digest):
             sequence, keys = entry.sequence, entry.keys.tolist()
@@ -236,12 +236,12 @@ class LiveIndex:
                 raise ValueError(
                     f"{len(foreign)} items were added with vectors of training "
                     f"{sorted({*foreign.values()})}, not of {pair.model_version!r}: pass embed, "
-                    "which gives its item tower's"
+                    "which computes them by the pair's item tower"
                 )
             keys = np.array([*foreign])
             retriever.add(keys, embed(keys))
         if fitting:
-            # A bytearray, so that the array can be written to as any other one.
+            # From a bytearray, so that the array is writable.
             vectors = np.frombuffer(bytearray().join(fitting.values()), np.float32)
             retriever.add(np.array([*fitting]), vectors.reshape(len(fitting), -1))
         if gone:
@@ -263,8 +263,8 @@ class LiveIndex:
             The pair that was live; it still answers the searches that hold it.
 
         Raises:
-            SwapRefused: A check failed, or the log cannot be replayed, as where `embed` changes the
-                index; the old pair stays.
+            SwapRefused: A check failed, or the log cannot be replayed, for one because `embed`
+                changes the index. The old pair stays.
             ValueError: No checks, or a call from inside of another swap.
         """
         checks = checks or self.checks
@@ -316,7 +316,7 @@ class LiveIndex:
         return sequence
 
     def _save(self, folder: pathlib.Path) -> int:
-        """Writes the live index and its place in the log; returns that."""
+        """Writes the live index and the number of its last log entry, which it returns."""
         pair, sequence = self._pair, self.sequence
         build.save(pair.retriever, folder / "index", pair.index_version)
         described = {
@@ -325,19 +325,19 @@ class LiveIndex:
             "digest": self._log.digest(sequence),
         }
         description.write(folder / "live.json", described)
-        # Before the log may be truncated, against a power cut.
+        # The log may be truncated next, so the files must survive a power cut.
         for path in [folder, *folder.rglob("*")]:
             sync(path)
         return sequence
 
     def _require_apart(self, directory: pathlib.Path) -> None:
-        """Raises ValueError for a folder with which the log would go, or stand in its way."""
+        """Raises ValueError for a folder that would delete the log, or stand at its journal's path."""
         log = self._log.path
         for path in (log, *log.parents):
-            # Compared as files, too: a bind mount has two names, and so has a folder where upper
-            # and lower case are the same.
+            # Compared as files, too: a bind mount gives a folder a second name, and so does a file
+            # system that ignores case.
             is_same = path == directory or (directory.exists() and directory.samefile(path))
-            # What stands there is taken for what a killed snapshot left.
+            # A folder of such a name is deleted as what a killed snapshot left.
             is_left = path.name.startswith(f".{directory.name}.partial-")
             if is_same or (is_left and path.parent == directory.parent):
                 raise ValueError(
@@ -346,5 +346,5 @@ class LiveIndex:
                 )
         if directory.parent == log.parent and directory.name in {log.name + end for end in SIDES}:
             raise ValueError(
-                f"{directory} is where SQLite lays a file beside the log. Give another name."
+                f"{directory} is where SQLite lays a file beside the log. Give another folder."
             )

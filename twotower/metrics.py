@@ -154,7 +154,8 @@ def coverage(
 
         se^2 = (m - 1) / m * sum((lost_c - mean(lost))^2),   lost_c a share of the candidates
 
-    Cut at 0 and 1. It is no mean of independent cases, so that Wilson's interval does not apply.
+    The interval is cut at 0 and 1. Coverage is no mean of independent cases, so Wilson's interval
+    does not apply.
 
     Args:
         keys: `[num_cases, >= k]`, -1 where there is none.
@@ -215,9 +216,10 @@ def share_interval(
     """Weighted mean of shares with its 95% interval, which stays within 0 and 1.
 
     `interval` takes the standard error at the mean, so that it reaches beyond 0 or 1, and has no
-    width where nothing (or everything) was found. This is Wilson's (JASA 1927): of all true shares
-    t those from whose standard error the mean is no surprise, for as many independent cases as have
-    the variance of `interval` (Kott and Carr, Journal of Official Statistics 1997).
+    width where nothing (or everything) was found. This is Wilson's interval (JASA 1927): all true
+    shares t that differ from the mean by at most 1.96 standard errors of t. n is the number of
+    independent cases with the variance of `interval` (Kott and Carr, Journal of Official Statistics
+    1997).
 
         n = mean * (1 - mean) / variance
         (mean - t)^2 <= 1.96^2 * t * (1 - t) / n
@@ -260,8 +262,8 @@ def paired_difference(
     clusters: np.ndarray | None = None,
     largest: float = np.inf,
 ) -> dict:
-    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`, and
-    the `largest` that a difference can be, at which the interval is cut: 1 for shares.
+    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`. The
+    interval is cut at `largest`, the largest possible difference: 1 for shares.
 
     Far sharper than comparing two intervals, because what is hard for one model is hard for the
     other. There is a difference where the interval does not hold 0.
@@ -279,7 +281,7 @@ def paired_difference(
 
 
 def _moments(values, weights, clusters) -> tuple[float, float | None, float]:
-    """(mean, its variance, how many clusters of equal weight would be as many) of `interval`."""
+    """(mean, its variance, effective number of clusters) of `interval`."""
     values = np.asarray(values, float)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     total = weights.sum()
@@ -299,7 +301,7 @@ def _moments(values, weights, clusters) -> tuple[float, float | None, float]:
 
 
 def _around(mean: float, variance: float | None, bounds=(-np.inf, np.inf)) -> dict:
-    """The normal interval, cut at what the mean cannot be beyond."""
+    """The normal interval, cut at the `bounds` of the mean."""
     if variance is None:
         return {"mean": mean, "low": None, "high": None}
     half = Z95 * float(np.sqrt(variance))

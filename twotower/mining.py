@@ -27,8 +27,8 @@ class MiningConfig:
 
     Attributes:
         every: Steps between two minings.
-        warmup: Steps before the first, at most `WARMUP_SHARE` of all (fitting.py); rows have no
-            block until then.
+        warmup: Steps before the first mining, at most `WARMUP_SHARE` of all (fitting.py); rows have
+            no block until then.
         depth: Items that a user's list holds; more where a row uses more.
         skip: Best finds left out of it: some of them the user would like.
         distinct: Items that the blocks of a batch bring at most beside the batch's own, a quarter

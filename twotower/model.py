@@ -97,8 +97,8 @@ class TwoTowerModel(tfrs.Model):
         with tf.control_dependencies(tf.nest.flatten(inputs)):
             logs = super().train_step(inputs)
             logs["loss"] = self._mean_loss(logs["loss"], inputs)
-            # A sum is finite if all its terms are. The loss of this step may still be where a
-            # gradient was not, and that of a later one need not read the weight.
+            # The sum shows a weight that is not finite. The loss may not: that of this step came
+            # before the update, and that of a later step need not read the weight.
             total = tf.add_n([tf.reduce_sum(weight) for weight in self.trainable_variables])
             logs["loss"] = tf.where(tf.math.is_finite(total), logs["loss"], np.nan)
             return logs
@@ -109,8 +109,8 @@ class TwoTowerModel(tfrs.Model):
         return logs | {"loss": self._mean_loss(logs["loss"], inputs)}
 
     def _mean_loss(self, loss: tf.Tensor, inputs: dict) -> tf.Tensor:
-        """Mean over the epoch's examples so far, those of a short last batch among them, given the
-        loss of a batch, whether that is a mean or a sum."""
+        """Mean loss over the epoch's examples so far, each of which counts once, also in a short
+        last batch. `loss` is that of one batch, a mean or (with `sum_loss`) a sum."""
         num_examples = tf.cast(tf.size(inputs["item"]), tf.float32)
         self._loss_mean.update_state(
             loss / num_examples if self.config.sum_loss else loss, num_examples

@@ -15,9 +15,9 @@ A pool brings items as columns by draws whose probabilities are known; log-Q nee
                 at each step; or, where that takes longer than all else, every `catalogue_refresh`
                 steps, and between them those of the batch's items alone
 
-The catalogue is here the items that have a training example. An item without one can never be a
-positive, so as a column it is only ever pushed away: a model that draws such items as negatives
-learns to answer no new item at all. `untrained_items` draws them all the same.
+Here the catalogue is the items that have a training example. An item without an example can never
+be a positive, so as a column it is only ever pushed away: a model that draws such items as
+negatives learns to answer no new item at all. `untrained_items` draws them anyway.
 
 Beside these shared columns a query can have a block of negatives of its own (`mining.py`, and
 impressions without a click), and of all columns a row may keep its hardest alone.
@@ -86,8 +86,8 @@ class NegativesConfig:
             )
         if self.catalogue_refresh > 1 and self.has_block:
             raise ValueError(
-                "catalogue_refresh past 1 keeps the vectors of the shared columns alone: it goes "
-                "without mined negatives and impressions."
+                f"catalogue_refresh={self.catalogue_refresh} keeps vectors of the shared columns "
+                "only. Take 1, or neither hard_negative_share nor num_impressions."
             )
         least = {"num_sampled": 1, "memory_size": 1, "catalogue_refresh": 1}
         at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
@@ -112,7 +112,7 @@ class NegativesConfig:
         )
 
     def num_shared(self, num_examples: int, num_items: int) -> int:
-        """Draws of all pools together beside a batch's positive, where `num_items` may be drawn."""
+        """Draws of all pools together, besides a row's positive, from `num_items` drawable items."""
         size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
         return sum(size.get(name, self.num_sampled) for name in self.negatives)
 
@@ -137,7 +137,7 @@ def in_batch_probability(
         weights: `[num_examples]`, how often each example is drawn; once by default.
 
     Returns:
-        `[num_items]` float32, in all 1; 0 for an item without an example, which no batch can hold.
+        `[num_items]` float32 whose sum is 1; 0 for an item without an example, which no batch has.
 
     Raises:
         ValueError: No examples, a key that is none, or a weight that is negative or not finite.
@@ -207,7 +207,7 @@ class Sampler:
     """Draws items with replacement, inside the graph.
 
     Args:
-        q: `[num_items]`, probability of each item; one of 0 is never drawn.
+        q: `[num_items]`, probability of each item; an item of probability 0 is never drawn.
         num_draws: Draws a batch.
     """
 

@@ -28,10 +28,10 @@ class Pair:
         index_version: That of the item vectors, as the index was saved with it. Kept apart from
             the tower's, so that there is something to compare.
         sequence: The last log entry that the index held when it was loaded or built, 0 for none:
-            what `LiveIndex.items` gave with the items, or what a snapshot says. A larger one loses
-            the entries in between; a smaller one has them replayed again, to no harm.
-        digest: The log's at that entry, as a snapshot keeps it, so that no other log is replayed;
-            "" where it is not known.
+            what `LiveIndex.items` gave with the items, or what a snapshot holds. Too large a number
+            loses the entries in between; too small a number replays some again, without harm.
+        digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
+            replayed; "" where it is not known.
     """
 
     query_tower: QueryTower
@@ -54,18 +54,18 @@ class Pair:
         sequence: int = 0,
         allowed_uris: Collection[str] = (),
     ) -> "Pair":
-        """Tower and index of one bundle, which compares each with its version as it loads it.
+        """Tower and index of one bundle, which checks the version of each when it loads them.
 
         Args:
             bundle: Where from.
             index: One of `bundle.indexes`, or `exact`.
-            sequence: `LiveIndex.sequence` of before the bundle's items were read; the entries after
-                it are replayed.
+            sequence: `LiveIndex.sequence` from before the bundle's items were read; later entries
+                are replayed.
             allowed_uris: Addresses that the index may connect to; see `build.load`.
 
         Raises:
-            BundleError: No such index, or a tower or index of another training, as after another
-                bundle has taken the place of this one.
+            BundleError: No such index, or a tower or index of another training, for one because
+                another bundle has replaced this one.
         """
         version, tower = bundle.model_version, bundle.query_tower
         retriever = bundle.retriever(index, allowed_uris=allowed_uris)
@@ -77,9 +77,9 @@ class Pair:
     ) -> "Pair":
         """The bundle's tower with the index that `LiveIndex.snapshot` wrote.
 
-        A snapshot that is replaced meanwhile is read once more. Where its log is lost,
-        `dataclasses.replace(pair, sequence=0, digest="")` starts a new one without what came after
-        the snapshot.
+        A snapshot that is replaced meanwhile is read once more. If its log is lost, start a new log
+        with `dataclasses.replace(pair, sequence=0, digest="")`; changes after the snapshot are
+        lost.
 
         Raises:
             ValueError: No snapshot, a damaged or newer one, one of another training, or an index

@@ -1,11 +1,11 @@
-"""Paths of this machine: what a caller means, and what TensorFlow can read again."""
+"""Paths of this machine: `~` expanded, addresses refused, and names that TensorFlow can read."""
 
 import os
 import pathlib
 import re
 
-# TensorFlow looks for a checkpoint by a pattern: `runs[1]` is a folder `runs1` to it, and of a
-# folder with a backslash it finds nothing.
+# TensorFlow looks for a checkpoint by a pattern: it reads `runs[1]` as the folder `runs1`, and
+# finds nothing in a folder with a backslash.
 PATTERN_CHARACTERS = "*?[\\"
 
 

@@ -44,7 +44,7 @@ class Ragged:
         """From a list of rows.
 
         Raises:
-            ValueError: Values that are no integers, or too large, where `dtype` is one of those.
+            ValueError: Values that are no integers or too large, if `dtype` is an integer type.
         """
         rows = [row if isinstance(row, np.ndarray) else list(row) for row in rows]
         if np.dtype(dtype).kind in "iu":

@@ -37,8 +37,8 @@ class FitConfig:
         cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch; else it
             is the same from the first step on.
         patience: Epochs without a better validation figure after which training stops; 0 never.
-        metric: The validation figure that selects the epoch; where its k is most of a small
-            catalogue, the same at the largest k that can tell models apart.
+        metric: The validation figure that selects the epoch. If its k is most of a small catalogue,
+            it is taken at the largest k that can tell models apart.
         keep_best: Whether the best validated epoch is kept; otherwise the last one, as tutorials
             without a validation do.
         validate_every: Epochs between validations.
@@ -126,9 +126,9 @@ class Recipe:
                 )
 
     def unread(self) -> list[str]:
-        """A sentence for each size or rate of a feature that a tower does not have.
+        """A sentence for each size or rate that is set for a feature which a tower does not have.
 
-        They are no error: one recipe is varied by its features alone.
+        They are logged and not refused, so that a recipe can be varied by its features alone.
         """
         query, item = self.query, self.item
         of_history = [

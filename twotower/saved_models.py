@@ -6,8 +6,8 @@ that has TensorFlow and nothing of this package. Call their signature, not a Ker
     model = tf.saved_model.load("bundle/retrieve").signatures["serving_default"]
     answer = model(history=..., k=tf.constant(10), exclude=tf.constant([[""]]))
 
-Every signature refuses inputs of unlike rows, and vectors that are not finite, with an
-`InvalidArgumentError`.
+Every signature raises `InvalidArgumentError` for inputs with different numbers of rows, and for
+vectors that are not finite.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ EXACT, SCANN = "retrieve", "retrieve_scann"
 def save_tower(tower: Tower, directory: pathlib.Path, model_version: str) -> None:
     """Raw inputs -> `embedding` `[batch_size, dim]`.
 
-    The loaded model says its training as `model_version`, to be compared with that of an index:
-    16 hex digits. A tower with a history has three more signatures, for sessions: `begin` also
-    gives `state_...`; `step` takes these and the inputs of one event, `[batch_size]`, and gives the
-    state and the embedding with that event, where a state of another training is refused; `check`
-    takes a state and says of each part which rows can be right.
+    `model_version` of the loaded model names its training by 16 hex digits, to be compared with
+    that of an index. A tower with a history has three more signatures, for sessions. `begin` also
+    gives `state_...`. `step` takes these and the inputs of one event, `[batch_size]`, and gives the
+    state and the embedding after the event; it refuses a state of another training. `check` takes a
+    state and gives, for each part, which rows are valid.
     """
     with _served(tower) as module:
         module.model_version = tf.Variable(model_version, trainable=False)
@@ -53,12 +53,12 @@ def save_tower(tower: Tower, directory: pathlib.Path, model_version: str) -> Non
 
 
 def _same_rows(tower: Tower, inputs: dict[str, tf.Tensor]) -> list[tf.Operation]:
-    """The assertion that every input has a row a query, and that a history's times and ratings have
-    a column an event. Without it some operations would apply a single row to all queries."""
+    """Asserts that every input has one row per query, and that a history's times and ratings have
+    one column per event. Else some operations would broadcast a single row to all queries."""
     names = sorted(inputs, key=lambda name: (inputs[name].dtype.name, name))
     groups = itertools.groupby(names, key=lambda name: inputs[name].dtype)
-    # One op for all inputs of a type, and the same few behind them however many inputs there are:
-    # a request pays for each.
+    # One op reads the shapes of all inputs of a type, and a fixed few ops compare them: a request
+    # pays for each op.
     shapes = [shape for _, group in groups for shape in tf.shape_n([inputs[n] for n in group])]
     ends = np.cumsum([inputs[name].shape.rank for name in names])
     first = {name: end - inputs[name].shape.rank for name, end in zip(names, ends)}
@@ -76,15 +76,15 @@ def _same_rows(tower: Tower, inputs: dict[str, tf.Tensor]) -> list[tf.Operation]
 
 
 def _assert(condition: tf.Tensor, *data) -> tf.Operation:
-    """An op that fails with `data` unless the condition holds. Not tf.debugging's, which stands
-    behind a condition: more small ops than the check has."""
+    """An op that fails with `data` unless the condition holds. Not tf.debugging's, whose tf.cond
+    takes more small ops than the check."""
     return tf.raw_ops.Assert(condition=condition, data=list(data), summarize=50)
 
 
 def _finite(vectors: tf.Tensor) -> tf.Tensor:
-    """The vectors, or an error. A score of NaN is larger than none, so that such a query would
-    silently get an empty answer."""
-    message = "a vector is not finite; is a number that it is made of, or a session's state?"
+    """The vectors, or an error if one is not finite. A NaN score is not larger than -inf, so such a
+    query would silently get an empty answer."""
+    message = "a vector is not finite; look for NaN or infinity in the inputs or a session's state"
     return tf.debugging.check_numerics(vectors, message)
 
 
@@ -155,8 +155,8 @@ def save_retrieve_scann(
     """The same through the TFRS ScaNN layer; exact where ScaNN cuts an answer short.
 
     ScaNN silently finds fewer items than asked for when `k` plus the exclusions exceed its
-    reordering candidates, or the items in the partitions that it looks into. Queries of which it
-    leaves fewer than `k` are answered by the exact product instead.
+    reordering candidates, or the items in the partitions that it looks into. A query for which
+    fewer than `k` are left is answered by the exact product instead.
 
     Args:
         tower: The query tower.
@@ -176,8 +176,8 @@ def save_retrieve_scann(
 
         def approximate():
             scores, found = scann(queries, k=fetch)
-            # An excluded item lies between equal ones of its row. (To compare all with all takes
-            # gigabytes for a batch of long histories.)
+            # Looks up each item found among its row's sorted exclusions. (To compare all with all
+            # takes gigabytes for a batch of long histories.)
             ascending = -tf.math.top_k(-excluded, num_excluded).values
             before = tf.raw_ops.LowerBound(sorted_inputs=ascending, values=found)
             hit = before < tf.raw_ops.UpperBound(sorted_inputs=ascending, values=found)
@@ -240,7 +240,7 @@ def _exact(vectors: tf.Variable) -> Callable:
 
 
 def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, uses: list) -> None:
-    """Signatures by `search(queries, k, excluded rows)`, whose variables and layers are `uses`.
+    """Saves signatures that call `search(queries, k, excluded rows)`, which uses `uses`.
 
     `serving_default` takes one `k`, and `batched` one for each query, `[batch_size]`, so that
     requests can be joined; both give as many columns as the largest `k`.
@@ -257,7 +257,7 @@ def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, use
         )
         with tf.control_dependencies([positive, *_same_rows(tower, per_query)]):
             queries = _finite(tower.embed(raw))
-        # Of an empty batch, one.
+        # 1 for an empty batch.
         most = tf.reduce_max(tf.concat([k, [1]], 0)) if k.shape.rank else k
         most = tf.minimum(most, ids.shape[0])
         scores, rows = search(queries, most, rows_of.lookup(exclude))

@@ -36,10 +36,10 @@ class TaskConfig:
             prefixes of a sequence ask for what comes next, those that came before, which are no
             answers either (among the items of a batch those that come later, too).
         margin: Of `triplet`, by how much s+ should exceed s_c; of `cosine_contrastive`, the cosine
-            under which a negative costs nothing. Both are in scores as they are, so that these
-            losses take temperature 1.
+            under which a negative costs nothing. Both are in units of unscaled scores, so these
+            losses need temperature 1.
         triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`. The last two
-            take one, which no correction weighs.
+            take one negative a row, which no correction weighs.
         negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
             their mean over the columns.
         calibration: t of `gbce`.
@@ -109,8 +109,8 @@ class TaskConfig:
             raise ValueError("tfrs.tasks.Retrieval has a fixed temperature; take unique=True.")
         if has_margin and self.temperature != 1:
             raise ValueError(
-                f"the margin of {self.loss} is one of scores as they are, which a temperature of "
-                f"{self.temperature} would divide: take temperature=1."
+                f"the margin of {self.loss} is measured in scores as they are, and a temperature of "
+                f"{self.temperature} would divide the scores: take temperature=1."
             )
         if self.loss == "cosine_contrastive" and self.margin >= 1:
             raise ValueError(
@@ -157,11 +157,11 @@ class TaskConfig:
 
 
 def check_columns(config: TaskConfig, negatives: NegativesConfig) -> None:
-    """Checks that the columns are such as the correction can weigh.
+    """Checks that the correction can weigh the columns.
 
     Raises:
-        ValueError: `log_q` over other columns than the batch's, a correction of the catalogue,
-            whose items are not drawn, or `hard_as_draws` where nothing is corrected.
+        ValueError: `log_q` over other columns than the batch's; a correction over the catalogue,
+            whose items are not drawn; or `hard_as_draws` without a correction.
     """
     if "catalogue" in negatives.negatives and config.correction != "none":
         raise ValueError(

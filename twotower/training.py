@@ -56,7 +56,7 @@ class Training:
         frequency: The streaming estimate of p_c, if the recipe asks for it.
         miner: The users' hard negatives, if the recipe asks for them.
         passed_over: Keys of what each user was shown and passed over, a row a user, likewise.
-        ancestor: What stands behind the weights that it starts from; None without a warm start.
+        ancestor: Lineage of the weights that a warm start took over; None without one.
     """
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
@@ -154,8 +154,8 @@ class Training:
         if not width or mining.skip >= len(candidates):
             raise ValueError(
                 f"nothing would be mined: hard_negative_share={negatives.hard_negative_share} of "
-                f"batch_size={batch_size} is {width} negatives a row, and mining.skip="
-                f"{mining.skip} leaves out of {len(candidates)} items."
+                f"batch_size={batch_size} is {width} negatives a row, from {len(candidates)} items "
+                f"of which mining.skip={mining.skip} are skipped. Raise the share or skip fewer."
             )
         if width >= len(candidates):
             logging.warning(
@@ -247,7 +247,7 @@ class Training:
         )
 
     def lineage(self) -> Lineage:
-        """Which rows stand behind the weights: those of this training and of its ancestors."""
+        """Which rows the weights learn from: those of this training and of its ancestors."""
         return Lineage.of(self.dataset, self.split, self.ancestor)
 
     def fingerprint(self) -> str:
@@ -363,8 +363,8 @@ class Training:
         }
 
     def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
-        """The split's cases, a row a target, for the loss and FactorizedTopK, to which seen items
-        are candidates. The user's positives are those of the history and all targets."""
+        """Batches of the split's cases, a row a target, for the loss and FactorizedTopK, which also
+        ranks seen items. A user's positives are the items of the history and all targets."""
         cases = self.split.cases
         mask_own = self.recipe.task.mask_own
 

@@ -1,8 +1,8 @@
 """WriteAheadLog: every change of an index that was acknowledged, on disk before it is applied.
 
-One SQLite file: torn writes, fsync and recovery are settled there. What SQLite does not check is in
-the entries: each has a digest of itself and of the digest before it, so that an entry which was
-changed, or is missing, or is another log's, does not fit its neighbours.
+The log is one SQLite file, so SQLite handles torn writes, fsync and recovery. What SQLite does not
+check, digests do. Each entry has a digest of itself and of the digest before it: an entry that was
+changed, is missing, or is another log's does not fit its neighbours.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ TABLE = (
 SCHEMA = {(TABLE,), ("CREATE TABLE sqlite_sequence(name,seq)",)}
 # What stays of the last truncated entry: its number and digest, from which the next one goes on.
 BARE = "op = '', model_version = '', keys = x'', vectors = x'', dim = 0"
-# A bit that makes a text of a blob, or a blob of a text, changes nothing.
+# As blobs, so that a flipped bit in a value's type (text or blob) does not matter.
 CONTENT = ", ".join(f"CAST({name} AS BLOB)" for name in ("op", "model_version", "keys", "vectors"))
-# What SQLite lays beside a database, in one journal mode or another.
+# Endings of the files that SQLite writes beside a database, by journal mode.
 SIDES = ("-journal", "-wal", "-shm")
 START_ANEW = (
     "Put a whole copy of it back; or go on without what came after the last snapshot: delete it "
@@ -71,15 +71,15 @@ class WriteAheadLog:
     Threads may share it. It belongs to one process at a time: two that write would not apply each
     other's entries. A process forked from it has to open another log.
 
-    Which entries an index holds, `LiveIndex.items` and `LiveIndex.sequence` say, and not the log:
-    the index may not have its last one yet.
+    The log does not know which entries an index holds, since the index may lack the last one;
+    `LiveIndex.items` and `LiveIndex.sequence` do.
 
     Args:
         path: The file; made where it does not exist, in a folder that does.
 
     Raises:
-        ValueError: No folder, a file that is no such log, is damaged or of another format version,
-            what is left of a log that is gone, or a log that is open already.
+        ValueError: No folder; a file that is no such log, is damaged or of another format version;
+            a missing log whose journal is still there; or a log that is open already.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, WriteAheadLog(folder + "/log") as log:
@@ -90,8 +90,8 @@ class WriteAheadLog:
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
-        # Absolute, so that no name means anything else to SQLite, as ":memory:" does; and the file
-        # itself, beside which SQLite lays its journal.
+        # Absolute, so that no name is special to SQLite, as ":memory:" is. Without links, since
+        # SQLite puts its journal beside the file itself.
         self.path = pathlib.Path(path).resolve()
         self._process, self._lock = os.getpid(), threading.Lock()
         if not self.path.parent.is_dir():
@@ -140,8 +140,8 @@ class WriteAheadLog:
             raise ValueError(f"{self.path} is an SQLite file, but no log of index changes.")
         if version != FORMAT_VERSION:
             raise ValueError(f"{self.path}: the log has format {version}. {OTHER_FORMAT}")
-        # Not WAL, which leaves acknowledged entries in a second file, where a flipped bit ends them
-        # and a copy lacks them. This journal is empty but in the middle of a change.
+        # Not WAL, which keeps acknowledged entries in a second file, where a flipped bit loses them
+        # and which a copy may lack. This journal is empty except in the middle of a change.
         execute("PRAGMA journal_mode = TRUNCATE")
         execute("PRAGMA synchronous = FULL")  # less would lose the last entries in a power cut
         execute("BEGIN EXCLUSIVE")  # the lock is kept
@@ -232,17 +232,17 @@ class WriteAheadLog:
         return last + 1
 
     def since(self, sequence: int, digest: str = "") -> Iterator[Entry]:
-        """The entries after `sequence`, up to the last one of now, in order.
+        """The entries after `sequence`, up to the last one at the time of the call, in order.
 
         The iterator raises ValueError at an entry that was damaged, or truncated meanwhile.
 
         Args:
-            sequence: That of the last entry which is known already.
-            digest: What `digest` gave for it when it was known; not compared where "".
+            sequence: Number of the last entry that the caller has already.
+            digest: What `digest` gave for that entry; not compared where "".
 
         Raises:
-            ValueError: Entries after `sequence` were truncated, the log never came that far, or its
-                entry `sequence` is another one.
+            ValueError: Entries after `sequence` were truncated, the log ends before it, or has
+                another entry of that number.
         """
         truncated, last = self.truncated, self._last
         if sequence < truncated:
@@ -261,7 +261,7 @@ class WriteAheadLog:
         return self._entries(sequence, last, found)
 
     def _entries(self, sequence: int, last: int, digest: str) -> Iterator[Entry]:
-        # One at a time, so that no writer waits for a slow reader, and memory for no other entry.
+        # One at a time, so that no writer waits for a slow reader, and memory holds one entry.
         for number in range(sequence + 1, last + 1):
             *content, found = self._row(f"dim, {CONTENT}, digest", number)
             entry = None
@@ -291,7 +291,7 @@ class WriteAheadLog:
         return row
 
     def digest(self, sequence: int) -> str:
-        """What tells the log up to an entry from any other, for `since`.
+        """Identifies the log up to an entry, for `since`.
 
         Raises:
             ValueError: No such entry; the last truncated one still has its digest.
@@ -330,8 +330,8 @@ class WriteAheadLog:
             execute(f"UPDATE entries SET {BARE} WHERE sequence = ?", (sequence,))
 
     def check_process(self) -> None:
-        """Raises ValueError in a process forked from the one that opened the log: both would give
-        the same numbers."""
+        """Raises ValueError in a process forked from the one that opened the log, since both would
+        give the same sequence numbers."""
         if os.getpid() != self._process:
             raise ValueError(
                 f"{self.path} was opened in process {self._process}, and this is {os.getpid()}, "
@@ -339,9 +339,9 @@ class WriteAheadLog:
             )
 
     def close(self) -> None:
-        """Gives the file free."""
-        # In a forked process it is not this one's to give: SQLite would take back the other's
-        # change under way.
+        """Releases the file."""
+        # Not in a forked process, where SQLite would roll back the change that the process which
+        # opened the log has under way.
         if os.getpid() == self._process:
             with self._lock:
                 self._connection.close()
@@ -354,7 +354,7 @@ class WriteAheadLog:
 
 
 def _digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:
-    """Of an entry and, by the digest `before`, of all entries before it."""
+    """sha256 of an entry and, through the digest `before`, of all entries before it."""
     # Lengths, so that no byte can pass from one column to the next.
     shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "
     found = hashlib.sha256(before + shape.encode() + op + model_version)
@@ -364,17 +364,17 @@ def _digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vec
 
 
 def _make(path: pathlib.Path) -> None:
-    """An empty log, whole from its first moment."""
+    """Makes an empty log in one step, so that no half of one is ever at `path`."""
     left = [side for side in SIDES if pathlib.Path(f"{path}{side}").exists()]
     if left:
         raise ValueError(f"{path} is gone, and {path.name}{left[0]} is left of it. {START_ANEW}")
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         with contextlib.closing(sqlite3.connect(new)) as connection:
-            # The file gets shorter with each truncation. Said before there is a table.
+            # So that each truncation shrinks the file; must be set before there is a table.
             connection.execute("PRAGMA auto_vacuum = FULL")
             connection.execute(TABLE)
-            # As if all before the first were truncated, with a digest that no other log has.
+            # Entry 0 is like a truncated one; its random digest tells this log from any other.
             connection.execute(
                 "INSERT INTO entries VALUES (0, '', '', x'', x'', 0, randomblob(32))"
             )
@@ -399,7 +399,7 @@ def sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-# A fork waits for the changes under way: at its end the child would take back half of one.
+# A fork waits for changes under way: else the child, when it ends, would roll back half of one.
 _LOGS: "weakref.WeakSet[WriteAheadLog]" = weakref.WeakSet()
 _HELD: list[threading.Lock] = []
 

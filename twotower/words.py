@@ -1,9 +1,9 @@
-"""Words of a text in any script, in the graph, so that training and a SavedModel cut them alike.
+"""Words of a text in any script, split in the graph: the same in training and in a SavedModel.
 
 TensorFlow's regular expressions know the classes of Unicode but neither its normal forms nor its
-words; this file adds the composed form (NFC) and what a bag of words needs. What it cannot do is
-find words where a script puts nothing between them: Thai, Lao, Khmer and Burmese stay in pieces as
-long as their writer made them.
+words; this file adds the composed form (NFC) and what a bag of words needs. It cannot find words
+in a script that puts nothing between them: Thai, Lao, Khmer and Burmese are split only where their
+writer left a space.
 """
 
 import functools
@@ -16,7 +16,7 @@ from twotower import require_legacy_keras
 require_legacy_keras()
 import tensorflow as tf  # noqa: E402
 
-# Typed, curly, wide, prime and turned ones, and those that Unicode counts as letters.
+# Typed, curly, wide, prime and turned apostrophes, and those that Unicode counts as letters.
 APOSTROPHES = (
     r"'`\x{B4}\x{2B9}-\x{2BD}\x{2018}\x{2019}\x{201B}\x{2032}\x{55A}\x{5F3}\x{A78C}\x{FF07}"
 )
@@ -33,20 +33,20 @@ CODES = 0x110000  # of Unicode
 def words(text: tf.Tensor) -> tf.RaggedTensor:
     """The words of each text: `[batch_size]` strings to `[batch_size, (n)]`.
 
-    The text is lowered and brought to its composed form. A word is a run of letters and digits with
-    their marks (vowel signs, accents); apostrophes of all kinds and characters that are not seen go
-    without a trace, all else separates. A Han character, a run of one kana and an emoji are a word
-    each, whatever they touch.
+    The text is lowercased and brought to its composed form. A word is a run of letters and digits
+    with their marks (vowel signs, accents). Apostrophes of all kinds and invisible characters are
+    dropped; all other characters separate words. Each Han character, run of one kana and emoji is a
+    word of its own, whatever stands beside it.
 
     >>> [word.decode() for word in words(tf.constant(["Schindler’s List: café"]))[0].numpy()]
     ['schindlers', 'list', 'café']
     """
     text = composed(tf.strings.lower(text, encoding="utf-8"))
     for pattern, replacement in (
-        (r"\x{200B}", " "),  # the space of no width, which is one of the invisible
+        (r"\x{200B}", " "),  # a space of no width: invisible, but it separates
         (f"[{APOSTROPHES}{INVISIBLE}]", ""),
         (ALONE, r" \1 "),
-        (rf"(^|[^{LETTERS}])\p{{M}}+", r"\1"),  # marks of no letter
+        (rf"(^|[^{LETTERS}])\p{{M}}+", r"\1"),  # marks without a letter
         (f"[^{LETTERS}{PICTURES}]+", " "),
     ):
         text = tf.strings.regex_replace(text, pattern, replacement)
@@ -61,7 +61,7 @@ def composed(text: tf.Tensor) -> tf.Tensor:
     pairs, wholes, others, forms = (tf.constant(table) for table in _tables())
     points = tf.strings.unicode_decode(text, "UTF-8")
     row, point = points.value_rowids(), points.values  # [num_points]
-    # What is another character, or two or three, in its normal form.
+    # Characters whose normal form is another character, or two or three.
     place = tf.minimum(tf.searchsorted(others, point), tf.size(others) - 1)
     alone = tf.pad(point[:, None], [[0, 0], [0, forms.shape[1] - 1]])
     form = tf.where((tf.gather(others, place) == point)[:, None], tf.gather(forms, place), alone)
@@ -83,8 +83,8 @@ def composed(text: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of characters, ascending, each as one number, and the character that they make; then
-    characters that are never in the normal form, ascending, and what stands for them there."""
+    """Pairs of characters, ascending, each as one number; the character that each pair makes;
+    characters that normal forms never hold, ascending; what stands for each of them there."""
     pairs, forms = {}, {}
     for code in range(0x30000):  # none further on has parts
         character = chr(code)

@@ -160,8 +160,8 @@ class Tower(tf.keras.layers.Layer):
         return self._session(state, self.encode(raw))
 
     def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Which rows of each part of a session's state can be right, name -> `[batch_size]` bool;
-        for states that were kept elsewhere."""
+        """Which rows of each part of a session's state are valid, name -> `[batch_size]` bool; for
+        states that the caller has stored."""
         (history,) = (feature for feature in self.features if hasattr(feature, "step"))
         return history.check(state)
 

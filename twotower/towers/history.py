@@ -92,8 +92,8 @@ class History(Feature):
         raise NotImplementedError
 
     def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Which rows of each part of a state can be right, name -> `[batch_size]` bool: here, whose
-        numbers are finite."""
+        """Which rows of each part of a state are valid, name -> `[batch_size]` bool; by default
+        those whose numbers are finite."""
         finite = {name: tf.math.is_finite(values) for name, values in state.items()}
         return {
             name: tf.reduce_all(rows, range(1, rows.shape.rank)) for name, rows in finite.items()
