@@ -378,8 +378,9 @@ class Clock(Feature):
 class Vector(Feature):
     """A precomputed vector of fixed size, such as an embedding of an item's sound or image.
 
-    A vector with a NaN or infinite component is missing: it becomes zeros and a flag. If no training
-    row lacks its vector, the flag would never be trained: a missing vector reads as the mean then.
+    A vector with a NaN or infinite component is missing: it becomes zeros and a flag. If no
+    training row lacks its vector, the flag would never be trained: a missing vector reads as the
+    mean then.
 
     Args:
         name: Name of the input, float32.

@@ -112,7 +112,7 @@ class NegativesConfig:
         )
 
     def num_shared(self, num_examples: int, num_items: int) -> int:
-        """Draws of all pools together, besides a row's positive, from `num_items` drawable items."""
+        """Draws of all pools together, besides a row's positive, of `num_items` drawable items."""
         size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
         return sum(size.get(name, self.num_sampled) for name in self.negatives)
 

@@ -109,7 +109,7 @@ class TaskConfig:
             raise ValueError("tfrs.tasks.Retrieval has a fixed temperature; take unique=True.")
         if has_margin and self.temperature != 1:
             raise ValueError(
-                f"the margin of {self.loss} is measured in scores as they are, and a temperature of "
+                f"the margin of {self.loss} is measured in the scores themselves; a temperature of "
                 f"{self.temperature} would divide the scores: take temperature=1."
             )
         if self.loss == "cosine_contrastive" and self.margin >= 1:
