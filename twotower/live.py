@@ -331,7 +331,7 @@ class LiveIndex:
         return sequence
 
     def _require_apart(self, directory: pathlib.Path) -> None:
-        """Raises ValueError for a folder that would delete the log or stand in its journal's way."""
+        """Raises ValueError for a folder that holds the log, or stands in its journal's way."""
         log = self._log.path
         for path in (log, *log.parents):
             # Compared as files, too: a bind mount gives a folder a second name, and so does a file
