@@ -16,6 +16,7 @@ import ablation_tables  # isort: skip  (these four beside this script)
 import retrieval_tables  # isort: skip
 import sequence_tables  # isort: skip
 import update_tables  # isort: skip
+from ablation_tables import mean  # isort: skip
 from retrieval_tables import origin, read, table  # isort: skip
 
 FLAGS = flags.FLAGS
@@ -23,34 +24,42 @@ flags.DEFINE_bool("check", False, "Only check that the pages are up to date.")
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
-NAMES = {"ease": "EASE", "ials": "iALS", "item_knn": "item-kNN"}
+BASELINES = {"popularity": "popularity", "ease": "EASE", "ials": "iALS", "item_knn": "item-kNN"}
+# The best recipe of `random`: three seeds, and these side by side as one bundle.
+BEST = (*(f"movielens_1m_best{end}" for end in ("", "_1", "_2")), "concatenated_random")
 METRICS = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
 
 
 def metrics_table(*names: str) -> str:
-    """Rows of evaluations, with the half width of the first metric's 95% interval; a baseline that
-    several files have stands once."""
-    rows = {row["name"]: row for name in reversed(names) for row in reversed(read(name)["rows"])}
-    rows = list(reversed(rows.values()))
-    body = []
-    for row in rows:
-        values = [row["metrics"][metric] for metric in METRICS]
-        half = (values[0]["high"] - values[0]["low"]) / 2
-        cells = [f"{value['mean']:.3f}" for value in values]
-        cells[0] += f" ± {half:.3f}"
-        body.append([NAMES.get(row["name"], row["name"]), *cells])
-    title = f"`{rows[0]['protocol']}`, {rows[0]['part']}"
-    ahead = [
-        "User by user, {} is {:+.3f} [{:+.3f}, {:+.3f}] above {} in `{}`. ".format(
-            rows[0]["name"], *row["ahead"][METRICS[0]].values(), NAMES[row["name"]], METRICS[0]
+    """Rows of evaluations, models above baselines, with the half width of the first metric's 95%
+    interval. Models of one name are one recipe's seeds, whose mean stands; a baseline of one name
+    is the same in every file."""
+    found: dict[str, list[dict]] = {}
+    for row in (row for name in names for row in read(name)["rows"]):
+        rows = found.setdefault(row["name"], [])
+        if not rows or row["name"] not in BASELINES:
+            rows.append(row)
+    found = {name: found[name] for name in sorted(found, key=BASELINES.__contains__)}
+    body, ahead = [], []
+    for name, rows in found.items():
+        cells = [f"{mean(rows, metric)[0]:.3f}" for metric in METRICS]
+        cells[0] += f" ± {mean(rows, METRICS[0])[1]:.3f}"
+        seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
+        body.append([BASELINES.get(name, name) + seeds, *cells])
+        if "ahead" in rows[0]:
+            ahead.append((BASELINES[name], rows[0]["ahead"][METRICS[0]]))
+    best, (first, *others) = next(iter(found.items()))
+    seed = f" (seed {first['seed']})" if others else ""
+    source = "".join(
+        "User by user, {}{} is {:+.3f} [{:+.3f}, {:+.3f}] above {} in `{}`. ".format(
+            best, seed, *difference.values(), name, METRICS[0]
         )
-        for row in rows
-        if "ahead" in row
-    ]
-    source = "".join(ahead) + origin(rows[0])
+        for name, difference in ahead
+    ) + origin(first)
     if len(names) > 1:
         files = ", ".join(f"`{name}.json`" for name in names[1:])
         source += f" The other rows' commands stand in {files}."
+    title = f"`{first['protocol']}`, {first['part']}"
     return table([title, *(f"`{m}`" for m in METRICS)], body) + "\n\n" + source
 
 
@@ -93,8 +102,8 @@ def latency_table(name: str) -> str:
 
 
 TABLES = {
-    "random": lambda: metrics_table("movielens_1m_best", "movielens_1m_random"),
-    "best": lambda: metrics_table("movielens_1m_best"),
+    "random": lambda: metrics_table(*BEST, "movielens_1m_random"),
+    "best": lambda: metrics_table(*BEST),
     "tutorial": lambda: metrics_table(
         *(
             f"random_100k_seen{step}"
