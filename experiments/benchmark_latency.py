@@ -29,8 +29,7 @@ from twotower.provenance import provenance
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.tuning import recall_against
-
-import tensorflow as tf  # isort: skip
+from twotower.tf import tf
 
 BLOCK, WARM_UP = 50, 10
 

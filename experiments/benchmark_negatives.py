@@ -20,9 +20,8 @@ import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.data import load, splits
 from twotower.provenance import provenance
 from twotower.recipe import Recipe
+from twotower.tf import tf
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 # Name -> what differs from the default recipe, by part.
 VARIANTS = {

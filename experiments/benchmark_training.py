@@ -28,10 +28,8 @@ from twotower.data import load, splits
 from twotower.provenance import provenance
 from twotower.recipe import Recipe
 from twotower.task import TaskConfig
+from twotower.tf import tf, tfrs
 from twotower.training import Training, tensors
-
-import tensorflow as tf  # isort: skip
-import tensorflow_recommenders as tfrs  # isort: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

@@ -26,9 +26,8 @@ from twotower.fitting import fit
 from twotower.provenance import provenance
 from twotower.recipe import Recipe
 from twotower.task import MatrixRetrieval
+from twotower.tf import tf
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

@@ -26,11 +26,10 @@ from twotower.fitting import fit
 from twotower.recipe import FitConfig, Recipe
 from twotower.retrieval.build import IndexConfig
 from twotower.retrieval.scann_index import available
+from twotower.tf import tf
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
 script.DEFINE_path("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")

@@ -18,8 +18,7 @@ import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-
-import tensorflow as tf  # isort: skip
+from twotower.tf import tf
 
 # The flags are the calling script's own, so that its --help shows them.
 flags.disclaim_key_flags()

@@ -33,9 +33,8 @@ from twotower.fitting import FitResult, fit
 from twotower.provenance import provenance
 from twotower.retrieval.build import IndexConfig, make
 from twotower.retrieval.scann_index import available
+from twotower.tf import tf
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401
 from twotower import export as exporting
 from twotower.bundle import Bundle, BundleError
 from twotower.data.splits import make_split

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401
-
-import tensorflow as tf  # isort: skip
 import twotower.export as exporting
 from twotower.bundle import Bundle, BundleError
 from twotower.concatenation import concatenate, side_by_side
@@ -14,6 +11,7 @@ from twotower.data.examples import QueryInputs
 from twotower.evaluation import evaluate
 from twotower.export import add_index, export, warm_start
 from twotower.retrieval.build import IndexConfig
+from twotower.tf import tf
 from twotower.training import Training
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import tiny
 
-import twotower  # noqa: F401
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import DAY, Examples, ExamplesConfig, ItemInputs, QueryInputs

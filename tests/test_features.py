@@ -5,11 +5,9 @@ import unicodedata
 import numpy as np
 import pytest
 
-import twotower  # noqa: F401
-
-import tensorflow as tf  # isort: skip
 from twotower import words
 from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.tf import tf
 from twotower.towers import history
 from twotower.towers.gru import GRUHistory
 from twotower.towers.history import History, MeanHistory

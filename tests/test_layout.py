@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # A module imports only what stands above it.
 ORDER = """
-    twotower ragged limits paths provenance description replacing
+    twotower tf ragged limits paths provenance description replacing
     data data.columns data.dataset data.grouplens data.movielens data.files data.tables
     data.planted data.synthetic
     data.cases data.splits data.lineage data.examples data.sequences

@@ -6,14 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-import twotower  # noqa: F401
-
-import tensorflow as tf  # isort: skip
-import tensorflow_recommenders as tfrs  # isort: skip
 from twotower import losses
 from twotower.losses import CORRECTIONS, LOSSES, MASKED, column_log_weight
 from twotower.negatives import Columns, NegativesConfig
 from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval
+from twotower.tf import tf, tfrs
 
 LOG = np.log
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401
 from twotower.fitting import fit
 from twotower.mining import Miner, MiningConfig, drawn
 from twotower.negatives import NegativesConfig

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401
-
-import tensorflow as tf  # isort: skip
 from twotower.model import TwoTowerModel
 from twotower.task import TaskConfig
+from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.training import Training
 
@@ -136,9 +134,9 @@ def test_towers_of_different_sizes_are_refused():
             {"loss": "cosine_contrastive", "temperature": 1.0, "temperature_kind": "learned"},
             "not bounded below",
         ),
-        ({"loss": "cosine_contrastive", "temperature": 0.5}, "scores as they are.*temperature=1"),
+        ({"loss": "cosine_contrastive", "temperature": 0.5}, "scores themselves.*temperature=1"),
         # The default temperature would make a margin of .2 one of .02.
-        ({"loss": "triplet"}, "scores as they are.*temperature=1"),
+        ({"loss": "triplet"}, "scores themselves.*temperature=1"),
         ({"loss": "triplet", "temperature": 1.0, "margin": float("inf")}, "margin must be finite"),
         ({"loss": "cosine_contrastive", "temperature": 1.0, "margin": 1.0}, "no cosine exceeds"),
         # What nothing reads.

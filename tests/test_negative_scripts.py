@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401
 from twotower.data import load
-
-import tensorflow as tf  # isort: skip
+from twotower.tf import tf
 
 sys.path.insert(0, str(tiny.ROOT / "experiments"))
 SMALL = "--dataset=synthetic/small"

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401
-
-import tensorflow as tf  # isort: skip
 from twotower.data.splits import hide_items
 from twotower.evaluation import evaluate
 from twotower.features import Id
@@ -29,6 +26,7 @@ from twotower.negatives import (
     sampling_probability,
 )
 from twotower.task import TaskConfig
+from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.training import Training
 

@@ -5,11 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
-
-import tensorflow as tf  # isort: skip
 from twotower.ragged import Ragged
 from twotower.saved_models import save_tower
+from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.gru import GRUHistory
 from twotower.towers.history import MeanHistory

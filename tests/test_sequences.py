@@ -9,9 +9,8 @@ import tiny
 from twotower.data.examples import Examples, ExamplesConfig
 from twotower.data.sequences import Sequences, _untold
 from twotower.ragged import Ragged
+from twotower.tf import tf
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 LENGTH = 7
 CONFIG = ExamplesConfig(batch_size=100, sequence_length=LENGTH)

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.bundle import Bundle, BundleError
 from twotower.data.examples import QueryInputs
 from twotower.evaluation import evaluate
 from twotower.export import export, model_version
 from twotower.fitting import fit
 from twotower.session import Session, direct
+from twotower.tf import tf
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 SEQUENTIAL = tiny.recipe(
     query={

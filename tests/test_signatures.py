@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.bundle import as_type
 from twotower.data.splits import make_split
 from twotower.export import export
@@ -15,12 +14,11 @@ from twotower.ragged import Ragged
 from twotower.retrieval import scann_index
 from twotower.saved_models import save_retrieve, save_retrieve_scann, save_tower
 from twotower.session import Session
+from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.history import MeanHistory
 from twotower.towers.query import HISTORIES
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 NUM_ITEMS, DIM, NAN = 297, 8, float("nan")
 IDS = np.array([f"item {number}" for number in range(NUM_ITEMS)], object)

@@ -6,10 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import twotower  # noqa: F401
-
-import tensorflow as tf  # isort: skip
 from twotower.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.history import MeanHistory
 from twotower.towers.item import ItemConfig, item_tower

@@ -26,12 +26,11 @@ from twotower.model import TwoTowerModel
 from twotower.negatives import NegativesConfig
 from twotower.ragged import Ragged
 from twotower.recipe import FitConfig, Recipe
+from twotower.tf import tf
 from twotower.towers.dense import DenseHead
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training import Training
-
-import tensorflow as tf  # isort: skip
 
 # Recipe without any drawn number but the first weights and the order of examples.
 QUIET = tiny.recipe(query={"unknown_rate": 0.0, "history_dropout": 0.0}, item={"unknown_rate": 0.0})

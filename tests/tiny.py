@@ -8,7 +8,6 @@ import pathlib
 import subprocess
 import sys
 
-import twotower  # noqa: F401  (first: sets the Keras switch before TensorFlow loads)
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import ExamplesConfig

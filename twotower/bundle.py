@@ -238,8 +238,7 @@ class Bundle:
         Raises:
             BundleError: A tower that is changed, or of another training.
         """
-        import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
-        import tensorflow as tf  # isort: skip
+        import tensorflow as tf
 
         model = self.read("query_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
         if hasattr(model, "model_version"):  # not in bundles of format 1

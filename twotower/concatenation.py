@@ -15,17 +15,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower import paths  # noqa: E402
-from twotower.bundle import LINEAGE, Bundle, write_manifest  # noqa: E402
-from twotower.export import write_parts  # noqa: E402
-from twotower.features import Input  # noqa: E402
-from twotower.provenance import provenance  # noqa: E402
-from twotower.retrieval import build  # noqa: E402
+from twotower import paths
+from twotower.bundle import LINEAGE, Bundle, write_manifest
+from twotower.export import write_parts
+from twotower.features import Input
+from twotower.provenance import provenance
+from twotower.retrieval import build
+from twotower.tf import tf
 
 # What bundles must have in common for their scores to be about the same items and questions.
 COMMON = (

@@ -8,25 +8,22 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from absl import logging
 
-from twotower import paths, require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-from absl import logging  # noqa: E402
-
-from twotower.bundle import (  # noqa: E402
+from twotower import paths
+from twotower.bundle import (
     LINEAGE,
     Bundle,
     BundleError,
     is_index_name,
     write_manifest,
 )
-from twotower.provenance import provenance  # noqa: E402
-from twotower.retrieval import build, scann_index, tuning  # noqa: E402
-from twotower.saved_models import EXACT, SCANN, save_retrieve, save_retrieve_scann, save_tower  # noqa: E402
-from twotower.towers.dense import Tower  # noqa: E402
-from twotower.training import Training  # noqa: E402
+from twotower.provenance import provenance
+from twotower.retrieval import build, scann_index, tuning
+from twotower.saved_models import EXACT, SCANN, save_retrieve, save_retrieve_scann, save_tower
+from twotower.tf import tf
+from twotower.towers.dense import Tower
+from twotower.training import Training
 
 # Share of the true top 100 that an index must find on sample queries. The layer aims higher: it
 # is trained anew with the parameters that the other form was tuned with.

@@ -21,12 +21,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.words import words  # noqa: E402
+from twotower.tf import tf
+from twotower.words import words
 
 # Index of padding and of an unknown token in a sequence of tokens.
 PAD, UNKNOWN = 0, 1

@@ -6,17 +6,14 @@ import pathlib
 import time
 
 import numpy as np
+from absl import logging
 
-from twotower import paths, require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-from absl import logging  # noqa: E402
-
-from twotower.evaluation import telling_metric  # noqa: E402
-from twotower.mining import MiningConfig  # noqa: E402
-from twotower.recipe import FitConfig, Recipe  # noqa: E402
-from twotower.training import Training  # noqa: E402
+from twotower import paths
+from twotower.evaluation import telling_metric
+from twotower.mining import MiningConfig
+from twotower.recipe import FitConfig, Recipe
+from twotower.tf import tf
+from twotower.training import Training
 
 # Largest share of all steps that a warm-up may take. A short training would end within a warm-up
 # that is not cut.

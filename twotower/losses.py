@@ -46,10 +46,7 @@ and scores are corrected before.
 
 from collections.abc import Callable
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
+from twotower.tf import tf
 
 CORRECTIONS = ("none", "log_q", "log_q_masked")
 MININGS = ("all", "semi_hard", "hardest")  # of a triplet's negative

@@ -4,17 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-import tensorflow_recommenders as tfrs  # noqa: E402
-
-from twotower.features import require_float32  # noqa: E402
-from twotower.negatives import Columns, NegativesConfig, Pools, merged, scaled_gradient  # noqa: E402
-from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval  # noqa: E402
-from twotower.towers.dense import Tower  # noqa: E402
-from twotower.towers.item import TIMED  # noqa: E402
+from twotower.features import require_float32
+from twotower.negatives import Columns, NegativesConfig, Pools, merged, scaled_gradient
+from twotower.task import MatrixRetrieval, TaskConfig, plain_retrieval
+from twotower.tf import tf, tfrs
+from twotower.towers.dense import Tower
+from twotower.towers.item import TIMED
 
 
 class TwoTowerModel(tfrs.Model):

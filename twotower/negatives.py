@@ -27,13 +27,9 @@ import dataclasses
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.limits import at_least, refuse, unread  # noqa: E402
-from twotower.losses import MASKED, column_log_weight  # noqa: E402
+from twotower.limits import at_least, refuse, unread
+from twotower.losses import MASKED, column_log_weight
+from twotower.tf import tf
 
 POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
 

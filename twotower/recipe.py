@@ -3,17 +3,14 @@
 import dataclasses
 import math
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-from twotower.data.examples import ExamplesConfig  # noqa: E402
-from twotower.evaluation import KS, MRR_AT  # noqa: E402
-from twotower.limits import at_least, refuse, unread  # noqa: E402
-from twotower.mining import MiningConfig  # noqa: E402
-from twotower.negatives import NegativesConfig  # noqa: E402
-from twotower.task import TaskConfig, check_columns  # noqa: E402
-from twotower.towers.item import TIMED, ItemConfig  # noqa: E402
-from twotower.towers.query import QueryConfig  # noqa: E402
+from twotower.data.examples import ExamplesConfig
+from twotower.evaluation import KS, MRR_AT
+from twotower.limits import at_least, refuse, unread
+from twotower.mining import MiningConfig
+from twotower.negatives import NegativesConfig
+from twotower.task import TaskConfig, check_columns
+from twotower.towers.item import TIMED, ItemConfig
+from twotower.towers.query import QueryConfig
 
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.

@@ -17,13 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.bundle import state_version  # noqa: E402
-from twotower.towers.dense import Tower  # noqa: E402
+from twotower.bundle import state_version
+from twotower.tf import tf
+from twotower.towers.dense import Tower
 
 EXACT, SCANN = "retrieve", "retrieve_scann"
 

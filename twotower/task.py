@@ -3,15 +3,10 @@
 import dataclasses
 import math
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-import tensorflow_recommenders as tfrs  # noqa: E402
-
-from twotower import losses  # noqa: E402
-from twotower.limits import at_least, refuse, unread  # noqa: E402
-from twotower.negatives import Columns, NegativesConfig  # noqa: E402
+from twotower import losses
+from twotower.limits import at_least, refuse, unread
+from twotower.negatives import Columns, NegativesConfig
+from twotower.tf import tf, tfrs
 
 TEMPERATURES = ("fixed", "learned", "annealed")
 LEARNED = (0.01, 1.0)  # bounds of a learned one

@@ -7,36 +7,31 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+from absl import logging
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-import tensorflow_recommenders as tfrs  # noqa: E402
-from absl import logging  # noqa: E402
-
-from twotower.data.cases import EvalCases  # noqa: E402
-from twotower.data.dataset import Dataset  # noqa: E402
-from twotower.data.examples import Examples, ItemInputs, QueryInputs  # noqa: E402
-from twotower.data.lineage import Lineage  # noqa: E402
-from twotower.data.sequences import Sequences  # noqa: E402
-from twotower.data.splits import Split  # noqa: E402
-from twotower.evaluation import evaluate  # noqa: E402
-from twotower.features import require_float32  # noqa: E402
-from twotower.frequency import StreamingFrequency  # noqa: E402
-from twotower.limits import unread  # noqa: E402
-from twotower.mining import Miner, drawn  # noqa: E402
-from twotower.model import TwoTowerModel  # noqa: E402
-from twotower.negatives import in_batch_probability  # noqa: E402
-from twotower.ragged import Ragged  # noqa: E402
-from twotower.recipe import Recipe  # noqa: E402
-from twotower.retrieval.brute_force import BruteForceIndex  # noqa: E402
-from twotower.retrieval.candidates import Candidates  # noqa: E402
-from twotower.towers.dense import Tower  # noqa: E402
-from twotower.towers.history import History  # noqa: E402
-from twotower.towers.item import TIMED, item_tower  # noqa: E402
-from twotower.towers.query import query_tower  # noqa: E402
-from twotower.towers.sequence import SequenceHistory  # noqa: E402
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.examples import Examples, ItemInputs, QueryInputs
+from twotower.data.lineage import Lineage
+from twotower.data.sequences import Sequences
+from twotower.data.splits import Split
+from twotower.evaluation import evaluate
+from twotower.features import require_float32
+from twotower.frequency import StreamingFrequency
+from twotower.limits import unread
+from twotower.mining import Miner, drawn
+from twotower.model import TwoTowerModel
+from twotower.negatives import in_batch_probability
+from twotower.ragged import Ragged
+from twotower.recipe import Recipe
+from twotower.retrieval.brute_force import BruteForceIndex
+from twotower.retrieval.candidates import Candidates
+from twotower.tf import tf, tfrs
+from twotower.towers.dense import Tower
+from twotower.towers.history import History
+from twotower.towers.item import TIMED, item_tower
+from twotower.towers.query import query_tower
+from twotower.towers.sequence import SequenceHistory
 
 
 class Training:

@@ -11,10 +11,7 @@ import unicodedata
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
+from twotower.tf import tf
 
 # Typed, curly, wide, prime and turned apostrophes, and those that Unicode counts as letters.
 APOSTROPHES = (

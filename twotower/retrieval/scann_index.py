@@ -77,7 +77,6 @@ def _require() -> None:
             'ScaNN is not installed: pip install "scann[tf]==1.4.2" (Linux only). Everything else '
             "works without it; take the hnsw or exact index."
         )
-    import twotower  # noqa: F401  (sets the Keras switch before ScaNN loads TensorFlow)
 
 
 def make_tfrs_layer(config: ScannConfig, identifiers, vectors, k: int | None = None):

@@ -3,12 +3,8 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.features import Feature  # noqa: E402
+from twotower.features import Feature
+from twotower.tf import tf
 
 
 class ItemContent(tf.keras.layers.Layer):

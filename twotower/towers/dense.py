@@ -3,12 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.features import Feature, Input, require_float32  # noqa: E402
+from twotower.features import Feature, Input, require_float32
+from twotower.tf import tf
 
 # Names of inputs; TensorFlow would change others, and the signatures have arguments of their own
 # (`saved_models.py`).

@@ -1,11 +1,7 @@
 """GRUHistory: a recurrent network over past events (GRU4Rec)."""
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.towers.sequence import SequenceHistory  # noqa: E402
+from twotower.tf import tf
+from twotower.towers.sequence import SequenceHistory
 
 
 class GRUHistory(SequenceHistory):

@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.features import UNKNOWN, Feature, Id, Input, embedding_table  # noqa: E402
+from twotower.features import UNKNOWN, Feature, Id, Input, embedding_table
+from twotower.tf import tf
 
 # Up to this many items, the mean is a product of a count matrix [batch_size, num_items] with the
 # table: for histories of hundreds of events several times faster than gathering and scattering

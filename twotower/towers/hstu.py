@@ -1,12 +1,8 @@
 """HSTUHistory: pointwise gated attention over past events, with biases for place and time."""
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.towers.sequence import SequenceHistory  # noqa: E402
-from twotower.towers.transformer import TransformerHistory, merge_heads, split_heads  # noqa: E402
+from twotower.tf import tf
+from twotower.towers.sequence import SequenceHistory
+from twotower.towers.transformer import TransformerHistory, merge_heads, split_heads
 
 
 class GatedBlock(tf.keras.layers.Layer):

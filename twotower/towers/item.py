@@ -5,11 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-from twotower.features import Feature, Id, Number, Tags, Tokens, Vector  # noqa: E402
-from twotower.towers.dense import DenseHead, Tower  # noqa: E402
+from twotower.features import Feature, Id, Number, Tags, Tokens, Vector
+from twotower.towers.dense import DenseHead, Tower
 
 # Features that are known of an item only together with a time, not from its row alone.
 TIMED = ("age", "popularity")

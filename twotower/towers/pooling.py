@@ -2,12 +2,8 @@
 
 import math
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.towers.sequence import (  # noqa: E402
+from twotower.tf import tf
+from twotower.towers.sequence import (
     NUM_BUCKETS,
     UNSEEN,
     SequenceHistory,

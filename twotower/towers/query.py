@@ -5,18 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-from twotower.features import Clock, Feature, Id, Tokens  # noqa: E402
-from twotower.towers.content import ItemContent  # noqa: E402
-from twotower.towers.dense import Tower  # noqa: E402
-from twotower.towers.gru import GRUHistory  # noqa: E402
-from twotower.towers.history import History, MeanHistory  # noqa: E402
-from twotower.towers.hstu import HSTUHistory  # noqa: E402
-from twotower.towers.item import TIMED, head  # noqa: E402
-from twotower.towers.pooling import AttentionHistory, RecencyHistory  # noqa: E402
-from twotower.towers.transformer import MaskedTransformerHistory, TransformerHistory  # noqa: E402
+from twotower.features import Clock, Feature, Id, Tokens
+from twotower.towers.content import ItemContent
+from twotower.towers.dense import Tower
+from twotower.towers.gru import GRUHistory
+from twotower.towers.history import History, MeanHistory
+from twotower.towers.hstu import HSTUHistory
+from twotower.towers.item import TIMED, head
+from twotower.towers.pooling import AttentionHistory, RecencyHistory
+from twotower.towers.transformer import MaskedTransformerHistory, TransformerHistory
 
 SHARED = ("nothing", "item_embedding", "tower")
 HISTORIES = {

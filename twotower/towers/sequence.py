@@ -13,16 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.data.columns import LATEST  # noqa: E402
-from twotower.features import UNKNOWN, Input, embedding_table  # noqa: E402
-from twotower.ragged import Ragged  # noqa: E402
-from twotower.towers.content import ItemContent  # noqa: E402
-from twotower.towers.history import History  # noqa: E402
+from twotower.data.columns import LATEST
+from twotower.features import UNKNOWN, Input, embedding_table
+from twotower.ragged import Ragged
+from twotower.tf import tf
+from twotower.towers.content import ItemContent
+from twotower.towers.history import History
 
 # Spans of time fall into buckets that double from one second on; the last has 34 years and more.
 NUM_BUCKETS = 32

@@ -2,13 +2,9 @@
 
 import math
 
-from twotower import require_legacy_keras
-
-require_legacy_keras()
-import tensorflow as tf  # noqa: E402
-
-from twotower.features import embedding_table  # noqa: E402
-from twotower.towers.sequence import (  # noqa: E402
+from twotower.features import embedding_table
+from twotower.tf import tf
+from twotower.towers.sequence import (
     NUM_BUCKETS,
     UNSEEN,
     SequenceHistory,
