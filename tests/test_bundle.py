@@ -59,7 +59,7 @@ def copy(exported, tmp_path):
 
 def put(source: pathlib.Path, folder: pathlib.Path) -> None:
     """A bundle takes the place of another one, as an export does it."""
-    with build.replacing(folder) as temporary:
+    with build.replacing(folder, "manifest.json") as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
@@ -417,14 +417,14 @@ def test_an_index_leaves_the_manifest_as_it_is(copy):
 
 def test_left_overs_among_the_indexes(copy):
     """Of a killed writer: no index, and no reason to keep the bundle from being replaced."""
-    left = copy / "index" / ".new.partial-x7"
-    shutil.copytree(copy / "index" / "hnsw", left)
-    shutil.copytree(copy / "index" / "hnsw", copy / "index" / ".new.partial-x8" / "new")
+    left = copy / "index" / ".new.partial-aaaaaa_7"
+    shutil.copytree(copy / "index" / "hnsw", left / "new")
+    shutil.copytree(copy / "index" / "hnsw", copy / "index" / ".new.partial-aaaaaa_8" / "new")
     bundle = Bundle(copy)
     assert bundle.indexes == ["hnsw"]
     add_index(bundle, "new", IndexConfig("exact"))
     assert [path.name for path in sorted((copy / "index").iterdir())] == ["hnsw", "new"]
-    left.mkdir()
+    (left / "new").mkdir(parents=True)
     put(copy, copy)
     assert Bundle(copy).indexes == ["hnsw", "new"]
 
@@ -786,7 +786,7 @@ import json, random, shutil, sys, time
 from twotower.retrieval import build
 rng, (folder, *sources) = random.Random(0), json.loads(sys.argv[1])
 for step in range(int(sys.argv[2])):
-    with build.replacing(folder) as temporary:
+    with build.replacing(folder, "manifest.json") as temporary:
         shutil.copytree(sources[step % 2], temporary, dirs_exist_ok=True)
     time.sleep(rng.uniform(0, float(sys.argv[3])))
 """

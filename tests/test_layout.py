@@ -29,7 +29,7 @@ ORDER = """
     words features towers towers.dense towers.history towers.content towers.sequence towers.pooling
     towers.gru towers.transformer towers.hstu towers.item towers.query
     losses negatives frequency mining task model recipe training fitting
-    bundle session pair wal live saved_models export concatenation
+    bundle session pair entries wal live saved_models export concatenation
 """
 READING_ORDER = ORDER.split()
 MODULES = ["twotower"] + [f"twotower.{name}" for name in READING_ORDER[1:]]

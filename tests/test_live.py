@@ -22,6 +22,7 @@ from forks import in_a_fork
 
 from twotower import live as live_module
 from twotower.bundle import Bundle
+from twotower.entries import ADD, REMOVE
 from twotower.live import Answer, LiveIndex, SwapRefused
 from twotower.pair import Checks, Pair
 from twotower.ragged import Ragged
@@ -29,7 +30,7 @@ from twotower.retrieval import build
 from twotower.retrieval.brute_force import BruteForceIndex
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import KeyedVectors
-from twotower.wal import ADD, REMOVE, WriteAheadLog
+from twotower.wal import WriteAheadLog
 
 # Item n of training A has the vector TABLE[n], of length 1. Training B has the axes backwards and
 # all items twice as long. Request n asks for item n, so a pair of one training answers n first,
@@ -1026,7 +1027,7 @@ def test_a_snapshot_never_takes_the_log_with_it(tmp_path, monkeypatch, name, thr
 
 
 def test_a_log_where_a_killed_snapshot_would_be_cleaned(tmp_path):
-    folder = tmp_path / ".s.partial-12"
+    folder = tmp_path / ".s.partial-aaaaaa12"
     folder.mkdir()
     with WriteAheadLog(folder / "log") as log:
         live = LiveIndex(pair(), log)

@@ -13,8 +13,11 @@ import pytest
 import tiny
 from backends import needs
 
+from twotower import description
+from twotower.replacing import replacing
 from twotower.retrieval import build
 
+KINDS = {"bundle": "manifest.json", "snapshot": "live.json", "index": "index.json"}
 VERSIONS = {"A": 2000, "B": 3000}
 
 
@@ -108,17 +111,66 @@ def test_a_folder_of_something_else_stays(put, tmp_path):
     before, entered = contents(folder), []
     with pytest.raises(ValueError, match="is not replaced"):
         build.save(exact(8), folder)
-    with pytest.raises(ValueError, match="is not replaced"), build.replacing(folder):
+    with pytest.raises(ValueError, match="is not replaced"), build.replacing(folder, "index.json"):
         entered.append("the work is done first")
     assert contents(folder) == before and not entered
     assert names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_only_a_folder_of_its_kind_is_replaced(kind, other, tmp_path):
+    """An index that is saved onto the bundle around it would delete the training."""
+    folder = tmp_path / "f"
+    with replacing(folder, KINDS[kind]) as new:
+        (new / "a.npy").write_bytes(b"a")
+        if kind != "index":
+            build.save(exact(3), new / "index" / ("one" if kind == "bundle" else ""))
+        entries = {"format_version": 1, "model_version": "m", "files": description.hashes(new)}
+        description.write(new / KINDS[kind], entries)
+    before = contents(folder)
+    if kind == other:
+        with replacing(folder, KINDS[other]):
+            pass
+        assert contents(folder) == {}
+    else:
+        with pytest.raises(ValueError, match="is not replaced"), replacing(folder, KINDS[other]):
+            pytest.fail("the work is done first")
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", [".i.partial-thesis", ".i.partial-chapters"])
+def test_a_folder_with_the_name_of_a_leftover_stays(name, tmp_path):
+    """Beside an index, and among a bundle's indexes, which then is not replaced."""
+    for place in (tmp_path / name, tmp_path / "bundle" / "index" / name):
+        place.mkdir(parents=True)
+        (place / "chapter.txt").write_text("once upon a time")
+    build.save(exact(3), tmp_path / "i")
+    build.save(exact(4), tmp_path / "i")
+    assert names(tmp_path) == [name, "bundle", "i"]
+    refused = pytest.raises(ValueError, match=r"chapter\.txt")
+    with refused, replacing(tmp_path / "bundle", "manifest.json"):
+        pytest.fail("the work is done first")
+
+
+def test_a_home_is_expanded_and_an_address_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    build.save(exact(3), "~/i")
+    assert names(tmp_path) == ["i"] and keys_of("~/i") == [3]
+    for address in ("gs://bucket/i", "file:///i"):
+        with pytest.raises(ValueError, match="is an address"):
+            build.save(exact(3), address)
+        with pytest.raises(ValueError, match="is an address"):
+            build.load(address)
+    assert names(tmp_path) == ["i"]
 
 
 def test_what_comes_in_during_the_work_stays_and_so_does_the_work(tmp_path):
     """The message names the finished folder, which no later call takes for a leftover."""
     build.save(exact(3), tmp_path / "i")
     caught = pytest.raises(ValueError, match=r"notes\.txt")
-    with caught as error, build.replacing(tmp_path / "i") as folder:
+    with caught as error, build.replacing(tmp_path / "i", "index.json") as folder:
         exact(8).save(folder)
         (tmp_path / "i" / "notes.txt").write_text("shopping list")
     (finished,) = (path for path in tmp_path.iterdir() if path.name != "i")
@@ -136,7 +188,7 @@ def test_the_working_directory_stays(empty, tmp_path, monkeypatch):
         build.save(exact(3), tmp_path / "bundle" / "index")
     before = contents(tmp_path)
     for place in (".", "../" + tmp_path.name, ""):
-        with pytest.raises(ValueError, match="is not replaced"):
+        with pytest.raises(ValueError, match=r"is not replaced|an empty path"):
             build.save(exact(8), place)
     assert contents(tmp_path) == before and pathlib.Path.cwd() == tmp_path
 
@@ -164,7 +216,10 @@ def test_a_link_is_followed(tmp_path):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "i").write_text("shopping list")
-    with pytest.raises(ValueError, match="is not replaced"), build.replacing(tmp_path / "i"):
+    with (
+        pytest.raises(ValueError, match="is not replaced"),
+        build.replacing(tmp_path / "i", "index.json"),
+    ):
         pytest.fail("the work is done first")
     assert (tmp_path / "i").read_text() == "shopping list" and names(tmp_path) == ["i"]
 
@@ -191,7 +246,7 @@ mount("-t", "tmpfs", "none", top / "mount")
 for folder in (top / "overlay" / "i", top / "mount"):
     before = sorted(os.listdir(folder.parent))
     try:
-        with build.replacing(folder) as work:
+        with build.replacing(folder, "index.json") as work:
             sys.exit("the work is done first")
     except ValueError as error:
         assert "cannot be moved" in str(error) and str(folder) in str(error), error
@@ -222,7 +277,7 @@ def test_a_mount_point_and_a_folder_of_an_image_are_refused_before_the_work(tmp_
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_interrupted_block_leaves_the_old_index(tmp_path, error):
     build.save(exact(3), tmp_path / "i")
-    with pytest.raises(error), build.replacing(tmp_path / "i") as folder:
+    with pytest.raises(error), build.replacing(tmp_path / "i", "index.json") as folder:
         (folder / "keys.npy").write_text("half a fi")
         raise error
     assert keys_of(tmp_path / "i") == [3] and names(tmp_path) == ["i"]
@@ -242,7 +297,7 @@ def test_interrupted_save_leaves_the_old_index(tmp_path, monkeypatch):
 
 
 def test_interrupted_first_save_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), build.replacing(tmp_path / "a" / "i"):
+    with pytest.raises(RuntimeError), build.replacing(tmp_path / "a" / "i", "index.json"):
         raise RuntimeError
     assert list((tmp_path / "a").iterdir()) == []
 
@@ -253,7 +308,7 @@ import numpy as np
 from twotower.retrieval import build
 {prepare}
 index = build.build(build.IndexConfig("exact"), np.array([8]), np.ones((1, 2), np.float32))
-with build.replacing(sys.argv[1]) as folder:
+with build.replacing(sys.argv[1], "index.json") as folder:
     index.save(folder)
     {inside}
 """
@@ -282,7 +337,7 @@ def test_left_overs_of_killed_writers_go_with_the_next_save(tmp_path):
     for name in ("[ab]", "a"):
         build.save(exact(3), tmp_path / name)
         killed(tmp_path / name)
-    (tmp_path / ".[ab].partial-x7").mkdir()  # one of the time before there were locks
+    (tmp_path / ".[ab].partial-aaaaaa_7").mkdir()  # killed before it had a lock
     assert len(names(tmp_path)) == 5
     build.save(exact(9), tmp_path / "[ab]")
     kept = names(tmp_path)
@@ -295,7 +350,7 @@ def test_killed_between_two_renames(tmp_path):
     build.save(exact(3), tmp_path / "i")
     killed(tmp_path / "i", TWO_RENAMES, "pass")
     assert not (tmp_path / "i").exists()
-    with pytest.raises(RuntimeError), build.replacing(tmp_path / "i"):
+    with pytest.raises(RuntimeError), build.replacing(tmp_path / "i", "index.json"):
         raise RuntimeError
     assert keys_of(tmp_path / "i") == [3] and names(tmp_path) == ["i"]
 
@@ -313,7 +368,7 @@ def test_two_writers_of_one_folder(is_there, exchanges, tmp_path, monkeypatch):
         monkeypatch.setattr(replacing, "_exchange", lambda one, other: False)
     if is_there:
         build.save(exact(3), tmp_path / "i")
-    with build.replacing(tmp_path / "i") as folder:
+    with build.replacing(tmp_path / "i", "index.json") as folder:
         (folder / "live.json").write_text('{"format_version": 1, "sequence": 3}')
         build.save(exact(8), tmp_path / "i")
         assert keys_of(tmp_path / "i") == [8]
@@ -332,9 +387,8 @@ def test_a_writer_that_ends_while_another_one_looks(tmp_path, monkeypatch):
     def files(directory):
         calls.append(directory)
         if len(calls) == 1:
-            with build.replacing(tmp_path / "i") as folder:
-                build.save(exact(8), folder / "index")
-                (folder / "live.json").write_text('{"format_version": 1, "sequence": 3}')
+            hnsw = build.IndexConfig("hnsw")  # which has other files
+            build.save(build.build(hnsw, np.arange(9), np.eye(9, dtype=np.float32)), tmp_path / "i")
         return real(directory)
 
     monkeypatch.setattr(replacing, "_files", files)
@@ -419,7 +473,7 @@ def make(num):
     return build.build(index, np.arange(num), vectors)
 
 @contextlib.contextmanager
-def in_place(directory):
+def in_place(directory, description):
     yield pathlib.Path(directory)
 
 folder, indexes = sys.argv[1], [make(2000), make(3000)]

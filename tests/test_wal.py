@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from forks import in_a_fork
 
-from twotower.wal import ADD, REMOVE, WriteAheadLog
+from twotower.entries import ADD, REMOVE
+from twotower.wal import WriteAheadLog
 
 
 @pytest.fixture
@@ -360,6 +361,55 @@ def test_a_new_log_is_whole_or_not_there(path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         WriteAheadLog(path)
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint8])
+def test_numbers_of_numpy_are_numbers(log, number):
+    """SQLite takes them for bytes, which are larger than any number: truncating dropped all."""
+    fill(log, 5)
+    log.truncate(number(2))
+    assert log.truncated == 2 and numbers(log, number(2)) == [3, 4, 5]
+    assert log.digest(number(4)) == log.digest(4)
+    assert numbers(log, number(3)) == [4, 5]
+
+
+@pytest.mark.parametrize("number", [2.5, "2", None, np.array([2]), np.float32(2)])
+def test_what_is_no_whole_number_is_refused(log, number):
+    fill(log, 3)
+    for call in (log.truncate, log.since, log.digest):
+        with pytest.raises(ValueError, match="whole number"):
+            call(number)
+    assert numbers(log) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", ["replaced", "moved", "deleted"])
+def test_another_file_at_its_path(log, path, tmp_path, change):
+    """A restored backup: nothing is acknowledged that no restart would find."""
+    fill(log, 2)
+    shutil.copy(path, tmp_path / "backup")
+    if change == "replaced":
+        os.replace(tmp_path / "backup", path)
+    elif change == "moved":
+        path.rename(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match="replaced or moved"):
+        fill(log, 1)
+    with pytest.raises(ValueError, match="replaced or moved"):
+        log.truncate(1)
+    assert numbers(log) == [1, 2]  # what was acknowledged can still be read
+    if change == "moved":
+        (tmp_path / "elsewhere").rename(path)
+        fill(log, 1)
+        assert numbers(log) == [1, 2, 3]
+
+
+def test_a_home_is_expanded_and_an_address_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with WriteAheadLog("~/log") as log:
+        assert log.path == (tmp_path / "log").resolve()
+    with pytest.raises(ValueError, match="is an address"):
+        WriteAheadLog("gs://bucket/log")
 
 
 def test_the_file_shrinks(log, path):

@@ -127,7 +127,7 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
     sample = side_by_side([np.asarray(bundle.sample_queries) for bundle in bundles])
     version = hashlib.sha256(vectors.tobytes() + " ".join(versions).encode()).hexdigest()[:16]
     lineages = [bundle.lineage.rows for bundle in bundles]
-    with build.replacing(directory) as folder:
+    with build.replacing(directory, "manifest.json") as folder:
         keys = np.asarray(first.keys)
         write_parts(folder, version, queries, items, first.catalogue.items, keys, vectors, sample)
         if all(rows is not None for rows in lineages):

@@ -58,7 +58,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         ]
     )
     version = model_version(training, vectors)
-    with build.replacing(directory) as folder:
+    with build.replacing(directory, "manifest.json") as folder:
         # Like the queries to come: what indexes are tuned on, here and by build_index.py.
         sample = _sample_queries(training)
         write_parts(folder, version, queries, items, catalogue, keys, vectors, sample)
@@ -171,7 +171,7 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
         raise ValueError(f"an index has one plain name, such as 'hnsw' or 'small'; got {name!r}.")
     bundle.require_in_place()
     try:
-        with build.replacing(bundle.directory / "index" / name) as folder:
+        with build.replacing(bundle.directory / "index" / name, "index.json") as folder:
             retriever = bundle.read(
                 "items",
                 lambda _: build.build(config, np.asarray(bundle.keys), np.asarray(bundle.vectors)),

@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower import description
+from twotower import description, paths
+from twotower.entries import ADD, REMOVE
 from twotower.pair import FORMAT_VERSION, Checks, Pair, failed_checks
 from twotower.ragged import Ragged
 from twotower.retrieval import build, store
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.vectors import KeyedVectors, checked_keys
-from twotower.wal import ADD, REMOVE, SIDES, WriteAheadLog, sync
+from twotower.wal import SIDES, WriteAheadLog, sync
 
 # Replays before a swap takes the writers' lock: each leaves what was added during it.
 ROUNDS = 3
@@ -307,10 +308,10 @@ class LiveIndex:
             ValueError: A folder that may not be replaced, such as one that holds the log, or a call
                 as in `add`; the log and the folder stay as they are.
         """
-        directory = pathlib.Path(directory).resolve()
+        directory = paths.local(directory).resolve()
         with self._turn():
             self._require_apart(directory)
-            with build.replacing(directory) as folder:
+            with build.replacing(directory, "live.json") as folder:
                 sequence = self._save(folder)
         sync(directory.parent)
         return sequence

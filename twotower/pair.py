@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from twotower import description
+from twotower import description, paths
 from twotower.bundle import Bundle
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
@@ -85,7 +85,7 @@ class Pair:
             ValueError: No snapshot, a damaged or newer one, one of another training, or an index
                 that names an address which is not among `allowed_uris` (see `build.load`).
         """
-        directory, version = pathlib.Path(directory), bundle.model_version
+        directory, version = paths.local(directory), bundle.model_version
         path = directory / "live.json"
 
         def read() -> tuple[Retriever, dict]:

@@ -1,4 +1,4 @@
-"""Replaces a folder by another one, whole or not at all, and refuses folders of anything else."""
+"""Replaces a folder by another one of its kind, whole or not at all, and never any other folder."""
 
 import contextlib
 import ctypes
@@ -8,49 +8,54 @@ import glob
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 
-# Descriptions of a bundle, a snapshot and an index, and those of the indexes inside the first two.
-DESCRIPTIONS = (
-    "manifest.json",
-    "live.json",
-    "index.json",
-    "index/index.json",
-    "index/*/index.json",
-)
-LOCK = "lock"
+from twotower import paths
+
+# What a folder is, by the file that describes it.
+KINDS = {"manifest.json": "a bundle", "live.json": "a snapshot", "index.json": "an index"}
+# Descriptions of the indexes inside a snapshot and inside a bundle.
+INSIDE = "index/index.json", "index/*/index.json"
+LOCK, NEW, OLD = "lock", "new", "old"
+TOKEN = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
 OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
 
 
 @contextlib.contextmanager
-def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathlib.Path]:
     """A new folder that takes the place of `directory` if the block ends without an error.
 
-    `directory` may be missing, empty, or a bundle, index or snapshot that holds no other file. This
-    is checked before the block and again after it. A link is followed.
+    `directory` may be missing, empty, or a folder of the same kind that holds no other file: an
+    index takes the place of an index, and never that of the bundle around it. This is checked
+    before the block and again after it. A link is followed.
 
     On Linux the two folders are exchanged in one step, so even `kill -9` leaves either the old or
     the new one in place. Elsewhere the next call undoes half an exchange. Several writers of one
     folder do not disturb each other: the folder of the last to end stays. The next call removes
     what a killed writer left beside the folder.
 
+    Args:
+        directory: The folder; `~` is expanded.
+        description: File that describes folders of the new one's kind, one of `KINDS`.
+
     Raises:
-        ValueError: A folder that may not or cannot be replaced. Where that shows only after the
-            block, the message names the finished folder, which stays.
+        ValueError: A folder that may not or cannot be replaced, or an address. If that shows only
+            after the block, the message names the finished folder, which stays.
     """
-    directory = pathlib.Path(os.path.realpath(directory))
-    _require_replaceable(directory)
+    directory = pathlib.Path(os.path.realpath(paths.local(directory)))
+    _require_replaceable(directory, description)
     directory.parent.mkdir(parents=True, exist_ok=True)
     _clean(directory)
     with _temporary(directory) as temporary:
-        new = temporary / "new"
+        new = temporary / NEW
         new.mkdir()
         _require_movable(directory, temporary)
         yield new
         try:
-            _require_replaceable(directory)
+            _require_replaceable(directory, description)
             _put(new, directory)
         except (OSError, ValueError) as error:
             token = temporary.name.rpartition("-")[2]
@@ -59,17 +64,17 @@ def replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
             raise ValueError(f"{error} What was written is whole, in {finished}.") from error
 
 
-def _require_replaceable(directory: pathlib.Path) -> None:
-    """Raises ValueError for a folder that holds anything but a bundle, an index or a snapshot."""
+def _require_replaceable(directory: pathlib.Path, description: str) -> None:
+    """Raises ValueError for a folder that holds anything but one of the described kind."""
     for is_last in (False, False, True):
         try:
-            return _require_ours(directory)
+            return _require_ours(directory, description)
         except (OSError, ValueError):  # another writer may have exchanged it meanwhile
             if is_last:
                 raise
 
 
-def _require_ours(directory: pathlib.Path) -> None:
+def _require_ours(directory: pathlib.Path, description: str) -> None:
     if not os.path.lexists(directory):
         return
     if not directory.is_dir():
@@ -78,14 +83,15 @@ def _require_ours(directory: pathlib.Path) -> None:
         raise ValueError(
             f"{directory} is the working directory, so it is not replaced. Give a folder in it."
         )
-    known = set().union(*(_known(path) for name in DESCRIPTIONS for path in directory.glob(name)))
-    is_ours = any(path.parent == directory for path in known)
+    names = (description, *INSIDE)
+    known = set().union(*(_known(path) for name in names for path in directory.glob(name)))
+    is_ours = directory / description in known
     for path in _files(directory):
         if not is_ours or path not in known:
             raise ValueError(
-                f"{directory} holds {path.relative_to(directory)}, which is no part of a bundle, "
-                "an index or a snapshot, so it is not replaced. Give another folder, or move that "
-                "file away."
+                f"{directory} holds {path.relative_to(directory)}, which is no part of "
+                f"{KINDS[description]}, so it is not replaced by {KINDS[description]}. Give "
+                "another folder, or move that file away."
             )
 
 
@@ -112,16 +118,30 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         for name in [*names, *(name for name in folders if (root / name).is_symlink())]:
             yield root / name
         if root == directory / "index":
-            folders[:] = [name for name in folders if ".partial-" not in name]
+            folders[:] = [name for name in folders if not _is_temporary(root / name)]
+
+
+def _is_temporary(path: pathlib.Path) -> bool:
+    """Whether a folder is one that `_temporary` made, by its name and by what it holds."""
+    if not re.fullmatch(rf"\..+\.partial-{TOKEN}", path.name):
+        return False
+    try:
+        return {*os.listdir(path)} <= {LOCK, NEW, OLD}
+    except FileNotFoundError:
+        return True  # its writer has ended meanwhile
+    except OSError:
+        return False
 
 
 def _clean(directory: pathlib.Path) -> None:
     """Removes what killed writers of a folder left beside it; a lock marks those still at work."""
     for left in directory.parent.glob(glob.escape(_prefix(directory)) + "*"):
+        if not _is_temporary(left):
+            continue
         with contextlib.suppress(OSError), open(left / LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (left / "old").exists() and not directory.exists():
-                os.rename(left / "old", directory)  # killed between its two renames
+            if (left / OLD).exists() and not directory.exists():
+                os.rename(left / OLD, directory)  # killed between its two renames
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -174,7 +194,7 @@ def _put(new: pathlib.Path, directory: pathlib.Path) -> None:
                 raise
         if _exchange(new, directory):
             return
-        old = new.with_name("old")
+        old = new.with_name(OLD)
         shutil.rmtree(old, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):  # another writer was quicker
             os.rename(directory, old)

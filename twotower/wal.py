@@ -6,8 +6,6 @@ changed, is missing, or is another log's does not fit its neighbours.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import os
 import pathlib
 import secrets
@@ -18,10 +16,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from twotower import paths
+from twotower.entries import ADD, REMOVE, Entry, checked_sequence, entry_digest
+
 FORMAT_VERSION = 2
 # What SQLite's file header says of the application: "2tow". Other databases are refused by it.
 APPLICATION_ID = 0x32746F77
-ADD, REMOVE = "add", "remove"
 # AUTOINCREMENT: SQLite keeps the last number apart, which shows what is missing at the end.
 TABLE = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT, model_version "
@@ -44,25 +44,6 @@ OTHER_FORMAT = (
     "and take a snapshot; then start here from that and a new log, with "
     'dataclasses.replace(pair, sequence=0, digest="").'
 )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
-    """One acknowledged change.
-
-    Attributes:
-        sequence: Its place in the log, from 1.
-        op: `ADD` (or replace) or `REMOVE`.
-        model_version: The training that the vectors come from.
-        keys: `[num_keys]` int64.
-        vectors: `[num_keys, dim]` float32; `[num_keys, 0]` for a removal.
-    """
-
-    sequence: int
-    op: str
-    model_version: str
-    keys: np.ndarray
-    vectors: np.ndarray
 
 
 class WriteAheadLog:
@@ -92,7 +73,7 @@ class WriteAheadLog:
     def __init__(self, path: str | pathlib.Path) -> None:
         # Absolute, so that no name is special to SQLite, as ":memory:" is. Without links, since
         # SQLite puts its journal beside the file itself.
-        self.path = pathlib.Path(path).resolve()
+        self.path = paths.local(path).resolve()
         self._process, self._lock = os.getpid(), threading.Lock()
         if not self.path.parent.is_dir():
             # Not made here: a log in a folder of a wrong name would be empty, and lose what the
@@ -146,6 +127,7 @@ class WriteAheadLog:
         execute("PRAGMA synchronous = FULL")  # less would lose the last entries in a power cut
         execute("BEGIN EXCLUSIVE")  # the lock is kept
         execute("COMMIT")
+        self._file = self.path.stat()
         damage = self._damage()
         if damage:
             raise ValueError(f"{self.path} is damaged ({damage}): {self._readable()} {START_ANEW}")
@@ -202,10 +184,11 @@ class WriteAheadLog:
 
         Raises:
             ValueError: An unknown op, arrays that do not fit, more than SQLite holds in one value,
-                or another process than the one that opened the log.
+                another process than the one that opened the log, or another file at its path.
             sqlite3.Error: Nothing could be written, as on a full disk.
         """
         self.check_process()
+        self._require_in_place()
         keys = np.ascontiguousarray(keys, "<i8")
         vectors = np.empty((len(keys), 0)) if vectors is None else vectors
         vectors = np.ascontiguousarray(vectors, "<f4")
@@ -225,7 +208,7 @@ class WriteAheadLog:
                 "SELECT sequence, CAST(digest AS BLOB) FROM entries ORDER BY sequence DESC LIMIT 1"
             ).fetchone()
             row = (last + 1, op, model_version, *content[2:], vectors.shape[1])
-            digest = _digest(digest, last + 1, vectors.shape[1], *content)
+            digest = entry_digest(digest, last + 1, vectors.shape[1], *content)
             self._connection.execute(
                 "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, digest)
             )
@@ -244,7 +227,7 @@ class WriteAheadLog:
             ValueError: Entries after `sequence` were truncated, the log ends before it, or has
                 another entry of that number.
         """
-        truncated, last = self.truncated, self._last
+        sequence, truncated, last = checked_sequence(sequence), self.truncated, self._last
         if sequence < truncated:
             raise ValueError(
                 f"entries after {sequence} were asked for; {self.path} holds those after "
@@ -266,7 +249,7 @@ class WriteAheadLog:
             *content, found = self._row(f"dim, {CONTENT}, digest", number)
             entry = None
             with contextlib.suppress(TypeError, ValueError):
-                if found == _digest(bytes.fromhex(digest), number, *content):
+                if found == entry_digest(bytes.fromhex(digest), number, *content):
                     dim, op, model_version, keys, vectors = content
                     keys = np.frombuffer(keys, "<i8")
                     vectors = np.frombuffer(vectors, "<f4").reshape(len(keys), dim)
@@ -279,6 +262,7 @@ class WriteAheadLog:
     def _row(self, columns: str, number: int) -> tuple:
         """Columns of an entry, or of what stays of the last truncated one."""
         self.check_process()
+        number = checked_sequence(number)
         try:
             with self._lock:
                 select = f"SELECT {columns} FROM entries WHERE sequence = ?"
@@ -319,8 +303,10 @@ class WriteAheadLog:
         An index built from an older snapshot can no longer be brought up to date.
 
         Raises:
-            ValueError: The log has not come that far.
+            ValueError: The log has not come that far, or another file is at its path.
         """
+        sequence = checked_sequence(sequence)
+        self._require_in_place()
         if sequence > self._last:
             raise ValueError(f"{self.path} ends at {self._last}; got {sequence} to truncate to.")
         execute = self._connection.execute
@@ -338,6 +324,21 @@ class WriteAheadLog:
                 "forked from it. Change the index in the process that opened its log."
             )
 
+    def _require_in_place(self) -> None:
+        """Raises ValueError if another file, or none, stands at the log's path.
+
+        As after a restored backup: entries would go into a file that no restart finds.
+        """
+        try:
+            is_same = os.path.samestat(self.path.stat(), self._file)
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise ValueError(
+                f"{self.path} was replaced or moved while this log was open, so nothing more is "
+                "written. Put the old file back, or close this log and open the new one."
+            )
+
     def close(self) -> None:
         """Releases the file."""
         # Not in a forked process, where SQLite would roll back the change that the process which
@@ -351,16 +352,6 @@ class WriteAheadLog:
 
     def __exit__(self, *error) -> None:
         self.close()
-
-
-def _digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:
-    """sha256 of an entry and, through the digest `before`, of all entries before it."""
-    # Lengths, so that no byte can pass from one column to the next.
-    shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "
-    found = hashlib.sha256(before + shape.encode() + op + model_version)
-    found.update(keys)
-    found.update(vectors)
-    return found.digest()
 
 
 def _make(path: pathlib.Path) -> None:

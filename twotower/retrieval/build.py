@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from twotower import __version__, description
+from twotower import __version__, description, paths
 from twotower.replacing import replacing
 from twotower.retrieval.base import Retriever
 
@@ -91,7 +91,7 @@ def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str
         ValueError: An index without `build`, or a folder that may not be replaced (see
             `replacing`); the folder that was there stays.
     """
-    with replacing(directory) as folder:
+    with replacing(directory, "index.json") as folder:
         write(retriever, folder, model_version)
 
 
@@ -137,7 +137,7 @@ def load(
             vectors of another model or length, or an address that is not allowed; the message
             names the file.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.local(directory)
 
     def read() -> Retriever:
         described = _described(directory)

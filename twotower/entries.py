@@ -1,0 +1,50 @@
+"""Entries of the log of an index: what they hold, how they are numbered, and what chains them."""
+
+import dataclasses
+import hashlib
+import operator
+
+import numpy as np
+
+ADD, REMOVE = "add", "remove"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """One acknowledged change.
+
+    Attributes:
+        sequence: Its place in the log, from 1.
+        op: `ADD` (or replace) or `REMOVE`.
+        model_version: The training that the vectors come from.
+        keys: `[num_keys]` int64.
+        vectors: `[num_keys, dim]` float32; `[num_keys, 0]` for a removal.
+    """
+
+    sequence: int
+    op: str
+    model_version: str
+    keys: np.ndarray
+    vectors: np.ndarray
+
+
+def checked_sequence(sequence: int) -> int:
+    """The number as a Python integer; SQLite compares NumPy's as bytes.
+
+    Raises:
+        ValueError: No whole number.
+    """
+    try:
+        return operator.index(sequence)
+    except TypeError as error:
+        raise ValueError(f"a sequence is a whole number; got {sequence!r}.") from error
+
+
+def entry_digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:
+    """sha256 of an entry and, through the digest `before`, of all entries before it."""
+    # Lengths, so that no byte can pass from one column to the next.
+    shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "
+    found = hashlib.sha256(before + shape.encode() + op + model_version)
+    found.update(keys)
+    found.update(vectors)
+    return found.digest()
