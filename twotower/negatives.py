@@ -52,7 +52,7 @@ class NegativesConfig:
         hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
         hard_as_draws: Whether a mined negative weighs as much as a draw of the shared columns, and
             not as one item of the catalogue (`losses.block_weight`). Then many of them do harm.
-        num_impressions: Further negatives of a row: items that the user was shown and did not click.
+        num_impressions: Further negatives of a row: items that its user was shown and did not take.
         untrained_items: Whether `uniform`, `popularity`, `catalogue` and mined negatives also draw
             items without a training example. The model then learns never to answer them.
     """

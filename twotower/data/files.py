@@ -55,7 +55,7 @@ class Source:
     parts: list[tuple[pathlib.Path, int]]
 
     def where(self, row: int | None) -> str:
-        """File and line (in Parquet, file and row) of a row of the table; the first file if None."""
+        """File and line (Parquet: file and row) of a row of the table; the first file if None."""
         if row is None:
             return str(self.parts[0][0])
         ends = np.cumsum([num_rows for _, num_rows in self.parts])

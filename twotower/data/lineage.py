@@ -35,7 +35,7 @@ class Lineage:
 
     @classmethod
     def of(cls, dataset: Dataset, split: Split, ancestor: "Lineage | None" = None) -> Self:
-        """The lineage of a training on a split's rows, from an ancestor's weights if there is one."""
+        """Lineage of a training on a split's rows, which may start from an ancestor's weights."""
         rows = row_ids(dataset, split.train)
         if ancestor is None:
             return cls(rows)
