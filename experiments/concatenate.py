@@ -1,10 +1,10 @@
-"""Writes several bundles as one, whose score is the mean of theirs: their vectors side by side.
+"""Writes several bundles as one, with their vectors side by side and the mean of their scores.
 
     python experiments/concatenate.py --bundles=W0/bundle,W1/bundle,W2/bundle --output=W/bundle
     python experiments/evaluate.py --bundle=W/bundle --data_dir=ml-1m --part=test --name='3 seeds'
 
-What it costs is dimension: an index three times as wide, and three query towers a request;
-experiments/benchmark_latency.py measures both.
+With three bundles of one dimension, the vectors of an index are three times as long, and each
+request runs three query towers. experiments/benchmark_latency.py measures what that costs.
 """
 
 from absl import app, flags
@@ -27,7 +27,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     for name in FLAGS.indexes:
-        make(IndexConfig(name))  # what cannot be made is refused before the work
+        make(IndexConfig(name))  # refuses an index that cannot be built, before the work
     bundles = [Bundle(paths.local(directory)) for directory in FLAGS.bundles]
     bundle = concatenate(bundles, FLAGS.output)
     for name in FLAGS.indexes:

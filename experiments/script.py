@@ -1,9 +1,9 @@
-"""What the scripts share; the first import of each of them."""
+"""Settings and path flags of the scripts, which import this module before TensorFlow."""
 
 import os
 
-# TensorFlow's notes about absent GPUs drown what a script has to say. Read when TensorFlow is
-# first imported, for the whole process: a choice of scripts, not of the package.
+# TensorFlow's notes about absent GPUs would drown the output of a script. TensorFlow reads this
+# when it is first imported, for the whole process, so scripts set it and the package does not.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
@@ -11,7 +11,8 @@ from absl import flags
 import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
 from twotower import paths
 
-# The flags are the calling script's own, so that its --help shows them.
+# Flags that are defined through this module count as the calling script's, so its --help shows
+# them.
 flags.disclaim_key_flags()
 
 
@@ -23,5 +24,5 @@ class _PathParser(flags.ArgumentParser):
 
 
 def DEFINE_path(name: str, default: str | None, text: str, **kwargs) -> None:
-    """A flag of a file or folder: `~` is expanded, and an address such as gs:// is refused."""
+    """Defines a flag for a file or folder. `~` is expanded; an address such as gs:// is refused."""
     flags.DEFINE(_PathParser(), name, default, text, **kwargs)

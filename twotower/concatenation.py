@@ -5,8 +5,8 @@ A sum of dot products is one dot product,
     sum_m q_m . v_m / M = [q_1, ..., q_M] . [v_1, ..., v_M] / M
 
 so the mean of M models' scores is the score of one model whose vectors are M times as long. Any
-index and any bundle can hold such vectors. Models of one recipe with different seeds make different
-errors, so their mean makes smaller ones (Hansen and Salamon, TPAMI 1990).
+index and any bundle can hold such vectors. As far as models of one recipe with different seeds make
+different errors, their mean makes smaller ones (Hansen and Salamon, TPAMI 1990).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from twotower.provenance import provenance
 from twotower.retrieval import build
 from twotower.tf import tf
 
-# What bundles must have in common for their scores to be about the same items and questions.
+# Entries of the manifest in which bundles must agree, so that their scores are comparable.
 COMMON = (
     "metric",
     "dataset",
@@ -41,12 +41,15 @@ class SideBySide:
 
     Args:
         bundles: Those that the towers come from.
-        part: `query_tower` or `item_tower`.
+        part: Which tower, `query_tower` or `item_tower`.
 
     Attributes:
-        inputs: Raw inputs of all of them, each once.
+        inputs: Raw inputs of all towers, each once.
         weights: The loaded SavedModels, which hold the variables and tables.
         features: Empty, since a tower of several has no sessions.
+
+    Raises:
+        ValueError: Two towers have different inputs of one name.
     """
 
     features = ()
@@ -71,7 +74,7 @@ class SideBySide:
         self._embeds = [model.signatures["serving_default"] for model in self.weights]
 
     def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Raw inputs -> `[batch_size, sum of dims]`; unit vectors give a unit vector."""
+        """Raw inputs -> `[batch_size, sum of dims]`, of length 1 if all towers' vectors are."""
         parts = [
             embed(**{name: raw[name] for name in embed.structured_input_signature[1]})["embedding"]
             for embed in self._embeds
@@ -80,11 +83,11 @@ class SideBySide:
 
 
 def side_by_side(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """`[n, dim]` of each model -> `[n, sum of dims]`, whose products are the means of theirs.
+    """`[n, dim]` of each model -> `[n, sum of dims]`, whose dot products are the models' mean.
 
-    >>> one, other = np.array([[3.0]]), np.array([[1.0, 2.0]])
-    >>> both = side_by_side([one, other])
-    >>> (both @ both.T).round(6).tolist()  # (9 + 5) / 2
+    >>> first, second = np.array([[3.0]]), np.array([[1.0, 2.0]])
+    >>> joined = side_by_side([first, second])
+    >>> (joined @ joined.T).round(6).tolist()  # (9 + 5) / 2
     [[7.0]]
     """
     return np.concatenate(vectors, axis=1) / len(vectors) ** 0.5
@@ -98,11 +101,11 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
 
     Args:
         bundles: Two or more, of different trainings on the same rows with the same candidates.
-        directory: The new bundle's folder. A bundle that is there is replaced.
+        directory: The new bundle's folder. An existing bundle is replaced.
 
     Raises:
-        ValueError: Fewer than two bundles, one given twice, or bundles of other data, protocols or
-            items; or a folder that cannot be written (`replacing`).
+        ValueError: Fewer than two bundles, the same one twice, or bundles of different data,
+            protocols or items; or a folder that cannot be written (see `replacing`).
         BundleError: A part of a bundle is damaged.
     """
     directory, first = paths.literal(directory), bundles[0] if bundles else None

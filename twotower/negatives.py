@@ -1,26 +1,27 @@
 """Which candidates are the columns of the score matrix, and how probable each one is there.
 
-A pool brings items as columns by draws whose probabilities are known; log-Q needs them
-(`losses.column_log_weight`). Pools can be mixed, each with a Q of its own:
+A pool is a source of columns: it draws items with a known probability Q, which log-Q needs
+(`losses.column_log_weight`). Several pools can be mixed, each with its own Q:
 
-    batch       the items of the batch's examples, which are drawn as the data is: p_c, the share of
-                item c among the training examples (in-batch negatives)
-    uniform     `num_sampled` draws from the catalogue, 1 / N each; with `batch` the mixed negative
-                sampling of Yang et al. (WWW 2020)
+    batch       the items of the batch's examples (in-batch negatives). Q is p_c, the share of item
+                c among the training examples
+    uniform     `num_sampled` draws from the catalogue, each with Q = 1 / N. With `batch` it is the
+                mixed negative sampling of Yang et al. (WWW 2020)
     popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
-    memory      vectors of the last `memory_size` examples as they were then (cross-batch negative
-                sampling, Wang et al., SIGIR 2021), drawn as the batch is. They push queries and
-                cannot be pushed themselves, so the other columns learn that much more
-    catalogue   every item once: nothing is drawn and nothing to correct. Its vectors are computed
-                at each step; or, where that takes longer than all else, every `catalogue_refresh`
-                steps, and between them those of the batch's items alone
+    memory      vectors of the last `memory_size` examples, as they were then (cross-batch negative
+                sampling, Wang et al., SIGIR 2021). Q is p_c. These vectors push queries and get no
+                gradient, so the other columns get more (`Pools.as_columns`)
+    catalogue   every item once, so nothing is drawn and nothing needs a correction. All vectors are
+                computed at each step. If that takes too long, they are computed only every
+                `catalogue_refresh` steps; between them only the vectors of the batch's items are
 
-Here the catalogue is the items that have a training example. An item without an example can never
+Here the catalogue is the N items that have a training example. An item without an example can never
 be a positive, so as a column it is only ever pushed away: a model that draws such items as
 negatives learns to answer no new item at all. `untrained_items` draws them anyway.
 
-Beside these shared columns a query can have a block of negatives of its own (`mining.py`, and
-impressions without a click), and of all columns a row may keep its hardest alone.
+All rows share these columns. A query can also have a block of negatives of its own: mined ones
+(`mining.py`), and impressions without a click. With `num_hardest` a row keeps only the columns that
+score highest.
 """
 
 import dataclasses
@@ -39,19 +40,19 @@ class NegativesConfig:
     """Which candidates are columns.
 
     Attributes:
-        negatives: Of `batch`, `uniform`, `popularity`, `memory` and `catalogue`, the last alone.
-        num_sampled: Draws of `uniform`, and of `popularity`.
-        sampled_power: Of `popularity`, over p_c as examples are drawn: with strata of all items
-            alike that is uniform.
+        negatives: The pools, one or more of `POOLS`. `catalogue` goes with no other.
+        num_sampled: Draws per batch of `uniform`, and of `popularity`.
+        sampled_power: The power of `popularity`. p_c is how often examples of item c are drawn, so
+            if stratified sampling draws all items equally often, `popularity` is uniform.
         memory_size: Examples whose item vectors `memory` keeps.
-        catalogue_refresh: Steps between two computations of all vectors of `catalogue`. Past 1,
-            items that are not in the batch are columns as they were and learn nothing there; those
-            in it learn as much more as they are rarely in one.
+        catalogue_refresh: Steps between two computations of all vectors of `catalogue`. Above 1,
+            items outside the batch are columns with old vectors and get no gradient. To make up for
+            it, the gradient of an item in the batch is larger the more rarely it is in a batch.
         num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
-        hard_as_draws: Whether such a negative weighs as much as a draw of the shared columns, and
-            not as the one item that it is (`losses.block_weight`). Then many of them do harm.
-        num_impressions: Impressions without a click, of the query's user, that a row has besides.
+        hard_as_draws: Whether a mined negative weighs as much as a draw of the shared columns, and
+            not as one item of the catalogue (`losses.block_weight`). Then many of them do harm.
+        num_impressions: Further negatives of a row: items that its user was shown and did not take.
         untrained_items: Whether `uniform`, `popularity`, `catalogue` and mined negatives also draw
             items without a training example. The model then learns never to answer them.
     """
@@ -178,12 +179,12 @@ def drawable_probability(probability: np.ndarray, untrained_items: bool = False)
 
 
 def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np.ndarray:
-    """Q of a draw of `uniform` or `popularity`, `[num_items]` float32, in all 1.
+    """Q of each item in `uniform` or `popularity`, `[num_items]` float32 whose sum is 1.
 
     Args:
-        pool: Which.
-        probability: `[num_items]`, as `drawable_probability` gives it; 0 stays 0.
-        power: Of `popularity`.
+        pool: `uniform` or `popularity`.
+        probability: `[num_items]`, as `drawable_probability` returns it; 0 stays 0.
+        power: Only `popularity` reads it.
     """
     q = np.zeros(len(probability))
     is_drawn = np.asarray(probability) > 0
@@ -194,7 +195,7 @@ def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np
 
 
 def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """The same values, whose gradient is `factor` times theirs; `factor` broadcasts."""
+    """The same values, with their gradient times `factor`, which broadcasts."""
     still = tf.stop_gradient(values)
     return still + (values - still) * factor
 
@@ -211,7 +212,7 @@ class Sampler:
         self.q, self.num_draws = tf.constant(q, tf.float32), num_draws
         keys = np.flatnonzero(q)
         self._keys = tf.constant(keys, tf.int32)
-        # float32 cannot tell the items at the end of a large catalogue apart.
+        # float64, because float32 sums cannot tell the last items of a large catalogue apart.
         self._cumulative = tf.constant(np.cumsum(np.asarray(q, np.float64)[keys]))
 
     def __call__(self) -> tf.Tensor:
@@ -226,9 +227,9 @@ class Columns:
     """Candidates that all rows of the score matrix share.
 
     Attributes:
-        keys: `[num_columns]` int32, -1 for none.
+        keys: `[num_columns]` int32, -1 for an empty column.
         log_weight: `[num_columns]`, log w_c.
-        vectors: `[num_columns, dim]`; None while they are to be computed.
+        vectors: `[num_columns, dim]`; None until they are computed.
     """
 
     keys: tf.Tensor
@@ -237,18 +238,18 @@ class Columns:
 
     @staticmethod
     def closed(keys: tf.Tensor) -> "Columns":
-        """Columns that are no negatives of all rows, `[num_columns]` keys."""
+        """Columns of these keys, `[num_columns]`, that are masked in every row."""
         return Columns(keys, tf.fill(tf.shape(keys), MASKED))
 
     def open(self) -> "Columns":
-        """Without those that are no negative of any row."""
+        """The columns that are not masked in every row."""
         keep = self.log_weight > MASKED / 2
         parts = (self.keys, self.log_weight, self.vectors)
         return Columns(*(tf.boolean_mask(part, keep) for part in parts))
 
     @staticmethod
     def concat(parts: list["Columns"]) -> "Columns":
-        """All of them, side by side."""
+        """The columns of all parts, one part after another."""
         if len(parts) == 1:
             return parts[0]
         names = [field.name for field in dataclasses.fields(Columns)]
@@ -256,7 +257,7 @@ class Columns:
 
 
 def merged(parts: list[Columns]) -> Columns:
-    """One column for each distinct item of several pools, whose weights add up."""
+    """One column for each distinct item of several pools. The weights of equal items are added."""
     if len(parts) == 1:
         return parts[0]
     keys, place = tf.unique(tf.concat([part.keys for part in parts], 0))
@@ -269,7 +270,7 @@ class Pools(tf.Module):
     """Draws the columns of a batch from the pools that a config names.
 
     Args:
-        config: Which.
+        config: Names the pools, with their sizes.
         probability: `[num_items]`, p_c of each item; 0 for one without a training example.
         dim: Length of the vectors.
 
@@ -297,14 +298,16 @@ class Pools(tf.Module):
     def __call__(
         self, item: tf.Tensor, probability: tf.Tensor, correction: str, distinct: bool = True
     ) -> dict[str, Columns]:
-        """Columns by pool. Under `log_q_masked` each pool by itself stands for the whole catalogue,
-        so several are averaged, in proportion to their draws.
+        """The columns of each pool, by its name.
+
+        Under `log_q_masked` the weights of each pool alone stand for the whole catalogue. So the
+        weights of several pools are averaged, in proportion to their draws.
 
         Args:
             item: `[num_examples]`, keys of the batch's items.
             probability: `[num_examples]`, p_c of each.
             correction: As in `losses.column_log_weight`.
-            distinct: Whether equal items of the batch are one column.
+            distinct: Whether equal items of the batch share one column.
         """
         if "catalogue" in self.config.negatives:
             return {"catalogue": Columns(tf.constant(self.keys), tf.zeros([len(self.keys)]))}
@@ -334,15 +337,16 @@ class Pools(tf.Module):
         return pools
 
     def as_columns(self, vectors: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
-        """Vectors of this step as columns: their gradient makes up for the memory's.
+        """Column vectors of this step, whose gradient is scaled up to make up for the memory.
 
-        An item's vector is pulled wherever it is a positive and pushed only as a column of this
-        step. With the gradient of those divided by their share of all draws the push is in the mean
-        that of a softmax over all draws; else it would be too weak by the memory's part.
+        An item is pulled wherever it is a positive, but pushed only where it is a column of this
+        step, since the vectors of the memory get no gradient. Unscaled, the push would be too weak
+        by the memory's share of all draws. Here the gradient is divided by the share of this step's
+        draws, so the mean push is that of a softmax over all draws.
 
         Args:
             vectors: `[num_columns, dim]`.
-            num_examples: Of the batch.
+            num_examples: Examples in the batch.
         """
         if self.memory is None:
             return vectors
@@ -353,11 +357,11 @@ class Pools(tf.Module):
 
 
 class Memory(tf.Module):
-    """The last item vectors, oldest overwritten first (cross-batch memory).
+    """The item vectors of past examples (cross-batch memory). The oldest are overwritten first.
 
     Args:
-        size: Vectors.
-        dim: Their length.
+        size: Number of vectors.
+        dim: Length of a vector.
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -369,12 +373,12 @@ class Memory(tf.Module):
         self.next = tf.Variable(0, trainable=False, dtype=tf.int32)
 
     def held(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Keys, -1 where nothing stands yet; vectors; and the probability of each key."""
+        """Keys (-1 where the memory is still empty), vectors, and the probability of each key."""
         return tuple(v.read_value() for v in (self.keys, self.vectors, self.probability))
 
     def put(self, keys: tf.Tensor, vectors: tf.Tensor, probability: tf.Tensor) -> None:
-        """Takes in a batch: `[num_examples]`, `[num_examples, dim]` and `[num_examples]`. Of more
-        than `size` examples the last ones stay."""
+        """Adds a batch: `[num_examples]`, `[num_examples, dim]` and `[num_examples]`. If these are
+        more than `size`, the last ones are kept."""
         keys = keys[-self.size :]
         places = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
         self.keys.scatter_nd_update(places, keys)

@@ -17,14 +17,14 @@ from twotower.tf import tf
 APOSTROPHES = (
     r"'`\x{B4}\x{2B9}-\x{2BD}\x{2018}\x{2019}\x{201B}\x{2032}\x{55A}\x{5F3}\x{A78C}\x{FF07}"
 )
-# Joiners and directions, variants of a glyph, colours of a skin: none changes the word.
+# Joiners, direction marks, variants of a glyph and skin tones: none of them changes the word.
 INVISIBLE = r"\p{Cf}\x{FE00}-\x{FE0F}\x{E0100}-\x{E01EF}\x{1F3FB}-\x{1F3FF}"
 PICTURES = r"\x{2600}-\x{27BF}\x{1F000}-\x{1FAFF}"
 FLAG = r"[\x{1F1E6}-\x{1F1FF}]{2}"
 KANA = "|".join(rf"\p{{{kana}}}[\p{{{kana}}}\x{{30FC}}]*" for kana in ("Hiragana", "Katakana"))
 ALONE = rf"({FLAG}|[{PICTURES}]|\p{{Han}}|{KANA})"
 LETTERS = r"\p{L}\p{M}\p{N}"
-CODES = 0x110000  # of Unicode
+CODES = 0x110000  # number of code points in Unicode
 
 
 def words(text: tf.Tensor) -> tf.RaggedTensor:
@@ -51,9 +51,9 @@ def words(text: tf.Tensor) -> tf.RaggedTensor:
 
 
 def composed(text: tf.Tensor) -> tf.Tensor:
-    """The texts `[batch_size]` with a letter and its accents as one character, if there is one.
+    """The texts `[batch_size]`, in which a letter and its accents are one character if one exists.
 
-    Unicode's normal form C, but for marks that no single character holds: they stay in their order.
+    This is Unicode's normal form C, except that marks which no character includes keep their order.
     """
     pairs, wholes, others, forms = (tf.constant(table) for table in _tables())
     points = tf.strings.unicode_decode(text, "UTF-8")
@@ -63,7 +63,7 @@ def composed(text: tf.Tensor) -> tf.Tensor:
     alone = tf.pad(point[:, None], [[0, 0], [0, forms.shape[1] - 1]])
     form = tf.where((tf.gather(others, place) == point)[:, None], tf.gather(forms, place), alone)
     is_there = form > 0
-    is_there |= tf.one_hot(0, forms.shape[1], True, False)  # a character of code 0, too
+    is_there |= tf.one_hot(0, forms.shape[1], True, False)  # also a character whose code is 0
     row = tf.boolean_mask(tf.repeat(row[:, None], forms.shape[1], 1), is_there)
     point = tf.boolean_mask(form, is_there)
     for _ in range(3):  # a letter has three marks at most
@@ -83,7 +83,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of characters, ascending, each as one number; the character that each pair makes;
     characters that normal forms never hold, ascending; what stands for each of them there."""
     pairs, forms = {}, {}
-    for code in range(0x30000):  # none further on has parts
+    for code in range(0x30000):  # no later character can be decomposed
         character = chr(code)
         parts = unicodedata.normalize("NFD", character)
         if parts == character:
@@ -92,7 +92,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         if normal != character:
             forms[code] = [ord(part) for part in normal]
             continue
-        # Whichever mark comes last, as marks above and below a letter may be in any order.
+        # With each mark as the last one: marks above and below a letter may come in any order.
         for last in range(1, len(parts)):
             first = unicodedata.normalize("NFC", parts[:last] + parts[last + 1 :])
             if len(first) == 1 and unicodedata.normalize("NFC", first + parts[last]) == character:

@@ -1,12 +1,14 @@
-"""Columns: the one form that each column of a Dataset has, and the values that are refused.
+"""The kinds of columns that a Dataset has: how each stores its values, and which it refuses.
 
-    text      a string, "" where it is missing
-    number    NaN where it is missing; a column of whole numbers without a gap stays int64
-    tags      a tuple of strings, () where they are missing
-    vector    float32, all of one length, NaN where it is missing
+    text      strings, "" where missing
+    number    float32 for `rating` and `value`; else int64 for whole numbers of which none is
+              missing, and float64 with NaN for all others (beyond 2**53 whole numbers are text)
+    time      whole seconds since 1970: int64, or float64 if a value is missing (NaN)
+    tags      tuples of strings, () where missing
+    vector    float32, all of one length, NaN where missing
 
-The names in `TEXTS`, `NUMBERS` and `TIMES` have their kind, `genres` are tags, and what is known of
-users is text. The kind of any other column follows from its values.
+The names in `TEXTS`, `NUMBERS` and `TIMES` are of that kind, `genres` are tags, and every column of
+`users` is text. The kind of any other column follows from its values.
 """
 
 import numbers
@@ -21,12 +23,12 @@ TEXTS = {
 }
 NUMBERS = {"interactions": ("rating", "value"), "items": ("year",)}
 TIMES = {"interactions": ("timestamp",), "items": ("released",)}
-# Seconds of the year 5138: a larger timestamp is in milliseconds or finer.
+# In the year 5138. A larger timestamp must be in milliseconds or a finer unit.
 LATEST = 100_000_000_000
-# float64 holds every whole number up to here.
+# float64 holds every whole number up to this one.
 EXACT = 2**53
 LARGEST = float(np.finfo(np.float32).max)
-# What pandas calls columns of numbers and of times.
+# Names that `pandas.api.types.infer_dtype` has for numbers and for times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
 _TIME_KINDS = ("datetime64", "datetime", "date")
 
@@ -48,7 +50,7 @@ class ColumnError(ValueError):
 
 
 def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
-    """Raises a ColumnError for the first row where `wrong` holds; returns where none does.
+    """Raises a ColumnError for the first row that is `wrong`, if there is one.
 
     Args:
         table: Name of the table.
@@ -66,9 +68,9 @@ def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
 
 
 def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    """A copy of the table with every column in its form; `frame` is not changed.
+    """A copy of the table with the values of every column as above; `frame` is not changed.
 
-    Ids are left as they are: the Dataset compares them between its tables.
+    Ids are copied as they are: the Dataset checks them, since it compares them between tables.
 
     Raises:
         ColumnError: A value that its column cannot hold, such as text in the place of a number, a
@@ -96,7 +98,7 @@ def refuse_twins(table: str, columns, names, computed) -> None:
 
 
 def known(values: pd.Series) -> np.ndarray:
-    """Where something is known in a column that has its form, `[num_rows]` bool."""
+    """Which rows of a cleaned column have a value, `[num_rows]` bool."""
     first = values.iloc[0] if len(values) else 0.0
     if isinstance(first, np.ndarray):
         return ~np.isnan(np.stack(values.to_numpy())).any(1)
@@ -143,7 +145,7 @@ def _text(values: pd.Series, kind: str, table: str):
         texts[present] = times.strftime("%Y-%m-%dT%H:%M:%SZ")
     elif kind in _NUMBER_KINDS:
         found = values[present].to_numpy()
-        # A column of whole numbers with a gap comes as floats: 25.0 means 25.
+        # pandas stores whole numbers as floats if one is missing: 25.0 means 25.
         is_whole = bool((found % 1 == 0).all())
         texts[present] = [str(int(number) if is_whole else number) for number in found]
     elif kind != "empty":
@@ -155,7 +157,7 @@ def _text(values: pd.Series, kind: str, table: str):
 
 
 def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
-    """float64, NaN where missing; finite as float32, which is what models compute with."""
+    """float64, NaN where missing. Every value is finite as float32, the type of the models."""
     present = values.notna()
     if kind not in (*_NUMBER_KINDS, "empty"):
         is_number = values.map(
@@ -164,7 +166,7 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
         refuse(table, values, present & ~is_number.astype(bool), "is {}, not a number")
         refuse(table, values, present, "is {}, not a number")
     problem = "is {}; numbers must be finite, and within a float32"
-    if values.dtype == object:  # whole numbers of Python have no end
+    if values.dtype == object:  # Python's integers may be too large even for float64
         too_large = [abs(number) > LARGEST for number in values.where(present, 0)]
         refuse(table, values, too_large, problem)
     found = values.to_numpy(np.float64, na_value=np.nan)
@@ -176,18 +178,18 @@ def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
     found = _number(values, kind, table)
     if kind != "integer":
         return found
-    if (np.abs(found) > EXACT).any():  # ids of some other system, which a float would round
+    if (np.abs(found) > EXACT).any():  # likely ids of another system, which float64 would round
         return _text(values, kind, table)
     return _whole(found)
 
 
 def _whole(found: np.ndarray) -> np.ndarray:
-    """Whole numbers as int64 where none is missing, else as they are: float64 with NaN."""
+    """Whole numbers as int64 if none is missing, else unchanged: float64 with NaN."""
     return found if np.isnan(found).any() else found.astype(np.int64)
 
 
 def _year(values: pd.Series, kind: str) -> np.ndarray:
-    """Whole years; 0 counts as missing: no calendar has it, and many files write it for unknown."""
+    """Whole years. 0 counts as missing, since many files write it for an unknown year."""
     found = _number(values, kind, "items")
     wrong = (found % 1 != 0) & ~np.isnan(found) | (np.abs(found) > 9999)
     refuse("items", values, wrong, "is {}, not a year such as 1999")
@@ -195,16 +197,16 @@ def _year(values: pd.Series, kind: str) -> np.ndarray:
 
 
 def seconds_of(values: pd.Series) -> np.ndarray:
-    """Dates as seconds since 1970, UTC where they name no zone; float64, NaN where missing."""
+    """Dates as seconds since 1970, float64, NaN where missing. A date without a zone is in UTC."""
     dates = pd.to_datetime(values, utc=True).dt.tz_localize(None)
     seconds = dates.to_numpy("datetime64[us]").astype(np.int64) // 1_000_000  # cuts fractions off
     return np.where(dates.isna(), np.nan, seconds)
 
 
 def reads_as_date(found: np.ndarray) -> np.ndarray:
-    """Which numbers are dates such as 20110820, or years from 1800 to 2100, `[num_rows]` bool.
+    """Which numbers could be dates such as 20110820, or years from 1800 to 2100, `[num_rows]` bool.
 
-    Timestamps at midnight never read as dates: multiples of 86,400 end in 00, which is no day.
+    Times at midnight never look like dates: multiples of 86,400 end in 00, which is no day.
     """
     found = np.where(np.isnan(found), 0, found)
     year, month, day = found // 10_000, found // 100 % 100, found % 100
@@ -214,7 +216,7 @@ def reads_as_date(found: np.ndarray) -> np.ndarray:
 
 
 def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
-    """Whole seconds since 1970; no `timestamp` is missing or before 1970."""
+    """Whole seconds since 1970. A `timestamp` may not be missing or before 1970; `released` may."""
     found = seconds_of(values) if kind in _TIME_KINDS else _number(values, kind, table)
     present = ~np.isnan(found)
     refuse(table, values, present & (found % 1 != 0), "is {}, not whole seconds since 1970")
@@ -237,7 +239,7 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
 
 
 def _lists(values: pd.Series, table: str, is_tags: bool):
-    """Lists of text as tuples without gaps, lists of numbers as vectors."""
+    """Lists of text as tuples without their missing entries, lists of numbers as vectors."""
     present = values.notna()
     is_list = values.map(lambda row: isinstance(row, tuple | list | set | frozenset | np.ndarray))
     refuse(table, values, present & ~is_list.astype(bool), "is {}, not a list")
@@ -268,7 +270,7 @@ def _holds_numbers(row) -> bool:
 
 
 def _vectors(values: pd.Series, rows: list, table: str) -> np.ndarray:
-    """`[num_rows, length]` float32; NaN where a row has no vector or an entry is missing."""
+    """`[num_rows, length]` float32; NaN for rows without a vector and for missing entries."""
     lengths = np.array([len(row) for row in rows])
     length = lengths[lengths > 0][0]
     wrong = (lengths > 0) & (lengths != length)

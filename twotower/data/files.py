@@ -1,8 +1,9 @@
-"""Files: Parquet, CSV or TSV, one file or a folder of part files -> one Arrow table.
+"""Reads Parquet, CSV or TSV, one file or a folder of part files, as one Arrow table.
 
-Whichever program wrote them, the table has few types: text is `large_string`, whole numbers are
-integers, other numbers floats, dates stay dates or timestamps, lists are `large_list`. An error
-names the file and the line (text) or row (Parquet, counted from 0).
+Whichever program wrote the files, the table has few types. Text is `large_string`, whole numbers
+are integers, other numbers floats, dates stay dates or timestamps, and lists are `large_list`. Of
+CSV and TSV every column is text. An error names the file, and the line (CSV, TSV) or the row
+(Parquet, counted from 0).
 """
 
 import bz2
@@ -22,11 +23,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-# First bytes of compressed files.
+# First bytes of compressed files -> module that unpacks them.
 COMPRESSED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
-# Endings of the files that count in a folder.
+# Endings of the files that are read in a folder, before one such as .gz.
 ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
-# Entries of a folder which show that its files are not the table, and why.
+# Entries that show that the files of a folder are not the table as it is now, and why not.
 REFUSED = {
     "_temporary": "whoever writes it has not finished",
     "_delta_log": "some of its files were replaced by others; write the table as plain Parquet",
@@ -35,7 +36,7 @@ REFUSED = {
 # How Hive and Spark write a missing value: in text files, and as the name of a folder.
 NULL, NULL_FOLDER = "\\N", "__HIVE_DEFAULT_PARTITION__"
 BOM = b"\xef\xbb\xbf"
-# Bytes that Arrow parses at once: no record may be longer.
+# Bytes that Arrow parses at once. No record may be longer.
 BLOCK_SIZE = 2**26
 
 
@@ -45,7 +46,7 @@ class Source:
 
     Attributes:
         table: All rows.
-        is_text: Whether the files are text, so that numbers and dates are still text.
+        is_text: Whether the files are CSV or TSV, so that numbers and dates are still text.
         parts: Path and number of rows of each file, in the order of the table.
     """
 
@@ -54,7 +55,7 @@ class Source:
     parts: list[tuple[pathlib.Path, int]]
 
     def where(self, row: int | None) -> str:
-        """The file and line (of Parquet, row) that a row came from; for None, the first file."""
+        """File and line (Parquet: file and row) of a row of the table; the first file if None."""
         if row is None:
             return str(self.parts[0][0])
         ends = np.cumsum([num_rows for _, num_rows in self.parts])
@@ -71,8 +72,8 @@ class Source:
 def read(path: pathlib.Path) -> Source:
     """A file, or a folder of part files as Spark writes one, in the order of their names.
 
-    In a folder, files and folders whose names begin with `_` or `.` do not count (`_SUCCESS`,
-    checksums). A folder called `event=watch` gives its files a column `event`.
+    In a folder, files and folders whose names begin with `_` or `.` are ignored (`_SUCCESS`,
+    checksums). Files in a folder `event=watch` get a column `event` with the value `watch`.
 
     Raises:
         FileNotFoundError: No such file, or a folder without part files.
@@ -136,10 +137,10 @@ def _of_folders(table: pa.Table, path: pathlib.Path) -> pa.Table:
 
 def _parquet(path: pathlib.Path) -> pa.Table:
     try:
-        # Spark's old INT96 times in nanoseconds would overflow past 2262.
+        # In nanoseconds, the INT96 times that Spark used to write would overflow past 2262.
         with pyarrow.parquet.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
             table = file.read()
-        # An index that is a range, which pandas describes in the metadata and does not write.
+        # pandas describes an index that is a range in the metadata and does not write it.
         for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):
             if isinstance(index, dict) and index["name"] is not None:
                 values = range(index["start"], index["stop"], index["step"])
@@ -147,7 +148,7 @@ def _parquet(path: pathlib.Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}. Is it whole?") from error
     _check_names(path, table.column_names)
-    # Row numbers of pandas.
+    # Indexes without a name are row numbers of pandas.
     table = table.drop_columns([n for n in table.column_names if n.startswith("__index_level_")])
     return pa.table({name: _plain(table[name], name, path) for name in table.column_names})
 
@@ -162,7 +163,7 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
             "or write its parts as columns."
         ) from error
     if "list_view" in str(array.type) or "uuid" in str(array.type):
-        # pyarrow 26 loses entries when it casts list views, and knows no text of a UUID.
+        # pyarrow 26 loses entries when it casts list views, and cannot cast a UUID to text.
         values = array.to_pylist()
         if wanted == pa.large_string():
             values = [None if value is None else str(value) for value in values]
@@ -215,13 +216,13 @@ def _decimal(array: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         whole = array.cast(pa.decimal256(76, 0))
     except pa.ArrowInvalid:
-        # Through text, because Arrow's own way is off by a last bit here and there.
+        # Through text, because Arrow's own cast is sometimes off by the last bit.
         return array.cast(pa.large_string()).cast(pa.float64())
     return whole.cast(pa.int64() if _can_cast(whole, pa.int64()) else pa.large_string())
 
 
 def _bytes_of(path: pathlib.Path) -> bytes:
-    """What a text file holds, unpacked where it is compressed."""
+    """The bytes of a file, unpacked if it is compressed."""
     data = path.read_bytes()
     for magic, module in COMPRESSED.items():
         if data.startswith(magic):
@@ -240,8 +241,8 @@ def _text(path: pathlib.Path) -> pa.Table:
     """All columns as text; only `NULL` is read as missing."""
     data = _bytes_of(path)
     delimiter = _delimiter(path)
-    # Arrow would take an empty line before the header for the header, and needs a newline behind a
-    # header that ends the file.
+    # Arrow would read an empty line before the header as the header, and needs a newline at the end
+    # of a file that has only a header.
     body = data.removeprefix(BOM).lstrip(b"\r\n") + b"\n"
     if not body.strip():
         raise ValueError(f"{path} cannot be read: it is empty.")
@@ -265,7 +266,7 @@ def _text(path: pathlib.Path) -> pa.Table:
         _check(path, data, delimiter)
         raise ValueError(f"{path} cannot be read as CSV: {error}.") from error
     names = [name.strip() for name in names]
-    named = [number for number, name in enumerate(names) if name]  # pandas' row numbers have none
+    named = [number for number, name in enumerate(names) if name]  # without pandas' row numbers
     names = [names[number] for number in named]
     _check_names(path, names)
     return table.select(named).rename_columns(names)

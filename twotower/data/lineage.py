@@ -22,10 +22,11 @@ MOST_SEEN = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Lineage:
-    """The rows behind a model's weights.
+    """The rows that a model's weights have learned from.
 
     Attributes:
-        rows: `[num_rows]` uint64, ascending, by `row_ids`; None where an ancestor does not say.
+        rows: `[num_rows]` uint64, ascending, as `row_ids` returns them; None if an ancestor's rows
+            are not known.
         ancestors: Model versions of the bundles that the weights come from, the latest first.
     """
 
@@ -34,7 +35,7 @@ class Lineage:
 
     @classmethod
     def of(cls, dataset: Dataset, split: Split, ancestor: "Lineage | None" = None) -> Self:
-        """Of a training on a split's rows, which starts from an ancestor's weights."""
+        """Lineage of a training on a split's rows, which may start from an ancestor's weights."""
         rows = row_ids(dataset, split.train)
         if ancestor is None:
             return cls(rows)
@@ -80,8 +81,8 @@ def row_ids(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
-    """Ids of the rows that a model must not have learned from when a split asks it: positives of
-    users and items that are its targets, and of items that it hides.
+    """Ids of the rows that a model must not have learned from if a split is to judge it: the rows
+    of its targets (same user and item), and all rows of items that it hides. Only positive rows.
 
     Returns:
         `[num_rows]` uint64, ascending and unique.
@@ -92,6 +93,6 @@ def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
     held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, asked)
     if split.hidden is not None:
         held_out |= np.isin(dataset.item_keys, split.hidden)
-    # Where seen items may be answered, an earlier row of the same user and item may train.
+    # If seen items may be answered, an earlier row of a target's user and item may be in training.
     ids = row_ids(dataset, np.flatnonzero(held_out & dataset.positive))
     return np.setdiff1d(ids, row_ids(dataset, split.train), assume_unique=True)

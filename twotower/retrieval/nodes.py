@@ -1,4 +1,4 @@
-"""Nodes: which vectors stand at which node of a graph. Equal vectors share one. Numpy only."""
+"""Nodes: which node of a graph each vector has. Equal vectors share a node. Numpy only."""
 
 import functools
 
@@ -8,19 +8,19 @@ from twotower.retrieval.candidates import NO_SCORE
 
 
 class Nodes:
-    """The nodes of a graph, numbered 0, 1, 2, ..., and the positions of the vectors at each.
+    """The nodes of a graph, numbered 0, 1, 2, ..., and the positions of each node's vectors.
 
     If each copy of a vector had its own node, copies would be each other's nearest and link to each
     other alone: with 65 copies of each vector a search finds half of what it should, at any effort.
     So a graph links distinct vectors, and an answer holds all copies of each vector found.
 
     Args:
-        of_position: `[num_positions]` integers, the node at which each vector stands.
+        of_position: `[num_positions]` integers, the node of each vector.
 
     Attributes:
         of_position: The same as int32, which is how FAISS numbers nodes.
-        first: `[num_nodes + 1]` int64, the position of each node's first vector; a last -1, so that
-            the node -1 (nothing found) becomes the position -1 by indexing.
+        first: `[num_nodes + 1]` int64, the position of each node's first vector. The last entry is
+            -1, so that indexing turns the node -1 (nothing found) into the position -1.
 
     Raises:
         ValueError: Other shapes or types, or a node without a vector.
@@ -39,7 +39,7 @@ class Nodes:
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> "Nodes":
-        """A node for each distinct vector of `[num_positions, dim]`, in the order they come."""
+        """A node for each distinct vector of `[num_positions, dim]`, in order of appearance."""
         return cls(np.unique(first_equal(vectors), return_inverse=True)[1])
 
     def appended(self, vectors: np.ndarray) -> "Nodes":
@@ -70,7 +70,7 @@ class Nodes:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the numbers of nodes are positions."""
+        """Whether each vector's node has the number of its position."""
         return not self.has_copies and bool((self.first[:-1] == self.of_position).all())
 
     @property
@@ -96,7 +96,7 @@ class Nodes:
             k: Width of the answer.
 
         Returns:
-            Positions `[num_queries, k]` int64, -1 behind the end, and their scores.
+            Positions `[num_queries, k]` int64, padded with -1, and their scores.
         """
         by_node, begin, size = self._copies
         node = self.of_position[first]
@@ -115,7 +115,7 @@ class Nodes:
 
 
 def first_equal(vectors: np.ndarray) -> np.ndarray:
-    """For each of `[num, dim]` float32 vectors the position of the first that is equal to it.
+    """For each of `[num, dim]` float32 vectors, the position of the first vector equal to it.
 
     >>> first_equal(np.float32([[1, 2], [3, 4], [1, 2]])).tolist()
     [0, 1, 0]
@@ -132,5 +132,6 @@ def first_equal(vectors: np.ndarray) -> np.ndarray:
 
 
 def multipliers(dim: int) -> np.ndarray:
-    """`[dim]` random uint64: sums of different vectors times these are hardly ever equal."""
+    """`[dim]` random uint64. Weighted by them, the bits of different vectors hardly ever have equal
+    sums."""
     return np.random.default_rng(0).integers(1 << 63, size=dim, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""How many threads a search or a build may start in this process. No package imports."""
+"""How many threads a search or a build may start. Imports nothing of this package."""
 
 import os
 
@@ -28,7 +28,7 @@ def bounded(threads: int, all_threads: int = CORES) -> int:
         all_threads: How many "all" is.
 
     Returns:
-        From 1 to the number of cores: more would wait for one another, and thousands are more than
-        a process may have.
+        From 1 to the number of cores. More threads would wait for one another, and a process may
+        not start thousands.
     """
     return 1 if _forked else min(threads or all_threads, CORES)
