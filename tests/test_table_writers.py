@@ -458,10 +458,10 @@ REFUSED_TEXT = {
     "a field too few": (HEAD + b"u,a,5,tv\n\nu,a,5\n", "line 4: 3 fields, where the header has 4"),
     "every row one more": (HEAD + b"u,a,5,tv,x\n" * 3, "line 2: 5 fields"),
     "behind a text of lines": (HEAD + b'u,a,5,"t\r\nv"\nu,a\n', "line 4: 2 fields"),
-    "an open quote": (HEAD + b'u,a,5,"tv\nu,a,5,tv\n', "quotes of the record behind line 1 do not"),
+    "an open quote": (HEAD + b'u,a,5,"tv\nu,a,5,tv\n', "record after line 1 has a quote that is n"),
     "two open quotes": (
         HEAD + b'u,a,5,"tv\nu,a,5,tv\nu,a,5,"tv\n',
-        "quotes of the record behind line 1 do not",
+        "record after line 1 has a quote that is n",
     ),
     "Latin-1": (HEAD + b"u,a,5,tv\nu,a,5,\xe9\n", "line 3 is not text in UTF-8"),
     "UTF-16": ((HEAD + b"u,a,5,tv\n").decode().encode("utf-16"), "line 1 is not text in UTF-8"),
@@ -483,6 +483,35 @@ def test_refused_text(case, tmp_path):
     (tmp_path / "plays.csv").write_bytes(data)
     with pytest.raises(ValueError, match=f"plays.csv.*{message}"):
         tables.load(tmp_path / "plays.csv")
+
+
+@pytest.mark.parametrize("module", [gzip, bz2, lzma])
+def test_a_file_of_several_streams(module, tmp_path, monkeypatch):
+    """As Hadoop, pbzip2 and `cat` write them: each is read, or the file is refused."""
+    path = tmp_path / "plays.csv"
+    first, second = module.compress(HEAD + b"u,a,5,tv\n"), module.compress(b"v,b,6,tv\n" * 99)
+    for chunk_size in (2**20, 7):
+        monkeypatch.setattr(files, "CHUNK_SIZE", chunk_size)
+        for padding in (b"", b"\0" * 4, b"\0" * 512):
+            path.write_bytes(first + padding + second + padding)
+            assert len(tables.load(path).interactions) == 100
+    # A damaged head, a damaged body, two cuts, bytes of no stream, and plain text.
+    head, middle = bytearray(second), bytearray(second)
+    head[1] ^= 32
+    middle[20] ^= 1
+    end = len(first)
+    for data, start in (
+        (head, end),
+        (middle, end),
+        (second[:-5], end),
+        (second[:3], end),
+        (second + b"left over", end + len(second)),
+        (b"v,b,6,tv\n", end),
+        (b"\0" * 4 + head, end + 4),
+    ):
+        path.write_bytes(first + data)
+        with pytest.raises(ValueError, match=f"plays.csv cannot be unpacked from byte {start} on"):
+            tables.load(path)
 
 
 def test_a_file_longer_than_arrow_parses_at_once(tmp_path, monkeypatch):

@@ -8,22 +8,27 @@ names the file and the line (text) or row (Parquet, counted from 0).
 import bz2
 import csv
 import dataclasses
-import gzip
 import io
 import itertools
 import lzma
 import pathlib
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-# First bytes of compressed files.
-COMPRESSED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
+# First bytes of compressed files, and what unpacks one stream of them.
+COMPRESSED = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),  # gzip with its checksum
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
+}
+# Bytes that are unpacked at once.
+CHUNK_SIZE = 2**20
 # Endings of the files that count in a folder.
 ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
 # Entries of a folder which show that its files are not the table, and why.
@@ -223,13 +228,39 @@ def _decimal(array: pa.ChunkedArray) -> pa.ChunkedArray:
 def _bytes_of(path: pathlib.Path) -> bytes:
     """What a text file holds, unpacked where it is compressed."""
     data = path.read_bytes()
-    for magic, module in COMPRESSED.items():
+    for magic, new_stream in COMPRESSED.items():
         if data.startswith(magic):
-            try:
-                return module.decompress(data)
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                raise ValueError(f"{path} cannot be unpacked: {error}. Is it whole?") from error
+            return _unpacked(path, data, new_stream)
     return data
+
+
+def _unpacked(path: pathlib.Path, data: bytes, new_stream: Callable) -> bytes:
+    """All streams of a compressed file, one after another; zeros may lie between them.
+
+    `decompress` of bz2 and lzma drops what follows the first stream, where it is damaged.
+    """
+    stream, start, parts = new_stream(), 0, []
+    try:
+        for place in range(0, len(data), CHUNK_SIZE):
+            chunk = data[place : place + CHUNK_SIZE]
+            while chunk:
+                if stream.eof:
+                    length, chunk = len(chunk), chunk.lstrip(b"\0")
+                    place += length - len(chunk)
+                    if not chunk:
+                        break
+                    stream, start = new_stream(), place
+                parts.append(stream.decompress(chunk))
+                place += len(chunk) - len(stream.unused_data)
+                chunk = stream.unused_data
+        if not stream.eof:
+            raise EOFError("the file ends inside it")
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(
+            f"{path} cannot be unpacked from byte {start} on, where a whole compressed stream "
+            f"should begin: {error}. Is the file whole? Copy or download it again."
+        ) from error
+    return b"".join(parts)
 
 
 def _delimiter(path: pathlib.Path) -> str:
