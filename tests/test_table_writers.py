@@ -6,6 +6,7 @@ import decimal
 import gzip
 import io
 import lzma
+import shutil
 import uuid
 
 import numpy as np
@@ -536,6 +537,7 @@ def test_folders_that_are_refused(tmp_path):
     (folder / "README.txt").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"no file or folder of .*plays"):
         tables.load(folder)
+    (folder / "README.txt").unlink()
     pq.write_table(plays(), folder / "part-0.parquet")
     assert len(tables.load(folder).interactions) == 2
     pq.write_table(plays(device=pa.array(["tv", None])), folder / "part-1.parquet")
@@ -548,14 +550,69 @@ def test_folders_that_are_refused(tmp_path):
         tables.load(folder)
     (folder / "part-1.parquet").unlink()
     (folder / "part-1.csv").write_bytes(HEAD)
-    with pytest.raises(ValueError, match="plays holds Parquet and text"):
+    with pytest.raises(
+        ValueError, match=r"plays holds Parquet .*part-0.parquet.* and text .*part-1.csv"
+    ):
         tables.load(folder)
     (folder / "part-1.csv").unlink()
-    for name, message in (("_temporary", "not finished"), ("_delta_log", "as plain Parquet")):
-        (folder / name).mkdir()
-        with pytest.raises(ValueError, match=f"plays holds {name}: .*{message}"):
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("_temporary/0", "holds _temporary: .*not finished"),
+        ("_delta_log/0.json", "holds _delta_log: .*as plain Parquet"),
+        (".hoodie/x", "holds .hoodie: .*as plain Parquet"),
+        ("metadata/v2.metadata.json", "holds metadata/v2.metadata.json: .*as plain Parquet"),
+        ("metadata/0-4c1e.gz.metadata.json", "holds metadata/0-4c1e.*: .*as plain Parquet"),
+    ],
+)
+def test_tables_that_are_more_than_their_files(name, message, tmp_path):
+    for folder in (tmp_path, tmp_path / "day=1", tmp_path / "day=1" / "hour=2"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("{}")
+        pq.write_table(plays(), folder / "part-0.parquet")
+        with pytest.raises(ValueError, match=f"{folder} {message}"):
+            tables.load(tmp_path)
+        shutil.rmtree((folder / name).parent)
+
+
+def test_no_part_of_a_folder_is_passed_over(tmp_path):
+    folder, elsewhere = tmp_path / "plays", tmp_path / "elsewhere"
+    (folder / "day=1").mkdir(parents=True)
+    (elsewhere / "empty").mkdir(parents=True)
+    (folder / "day=1" / "p0.csv").write_bytes(HEAD + b"u,a,5,tv\n")
+    (elsewhere / "p1.csv").write_bytes(HEAD + b"v,b,6,tv\n")
+    for name in ("p1.txt", "p2", "p3.csv.lz4", "p4.csv.zst", "p5.csv.tmp", "p6.orc", "day=1/p7"):
+        (folder / name).write_bytes(HEAD)
+        with pytest.raises(ValueError, match=f"{folder / name} is no .*begins with _"):
             tables.load(folder)
-        (folder / name).rmdir()
+        (folder / name).unlink()
+    links = {
+        "p1.csv": "nowhere.csv",
+        "day=2": elsewhere,
+        "day=1/loop": folder,
+        "day=3": elsewhere / "empty",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"{folder / name} is a link"):
+            tables.load(folder)
+        (folder / name).unlink()
+    # Links to files are read, as is the folder itself by way of a link.
+    (folder / "day=1" / "p1.csv").symlink_to(elsewhere / "p1.csv")
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("_SUCCESS", ".p0.csv.crc", "p0.csv.crc", "_old/p.csv", ".old/p.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    # A column may begin with _, as Spark has it.
+    (folder / "_day=2").mkdir()
+    (folder / "_day=2" / "p2.csv").write_bytes(HEAD + b"w,c,7,tv\n")
+    with pytest.raises(ValueError, match=r"p2.csv has .*'_day'"):
+        tables.load(folder)
+    shutil.rmtree(folder / "_day=2")
+    for path in (folder, tmp_path / "link"):
+        assert tables.load(path).interactions["user_id"].tolist() == ["u", "v"]
 
 
 def test_parts_may_lack_values_of_a_column(tmp_path):

@@ -32,10 +32,12 @@ CHUNK_SIZE = 2**20
 # Endings of the files that count in a folder.
 ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
 # Entries of a folder which show that its files are not the table, and why.
+_REPLACED = "some of its files were replaced by others; write the table as plain Parquet"
 REFUSED = {
     "_temporary": "whoever writes it has not finished",
-    "_delta_log": "some of its files were replaced by others; write the table as plain Parquet",
-    ".hoodie": "some of its files were replaced by others; write the table as plain Parquet",
+    "_delta_log": _REPLACED,
+    ".hoodie": _REPLACED,
+    "metadata/*.metadata.json*": _REPLACED,  # Iceberg
 }
 # How Hive and Spark write a missing value: in text files, and as the name of a folder.
 NULL, NULL_FOLDER = "\\N", "__HIVE_DEFAULT_PARTITION__"
@@ -76,24 +78,31 @@ class Source:
 def read(path: pathlib.Path) -> Source:
     """A file, or a folder of part files as Spark writes one, in the order of their names.
 
-    In a folder, files and folders whose names begin with `_` or `.` do not count (`_SUCCESS`,
-    checksums). A folder called `event=watch` gives its files a column `event`.
+    In a folder, files and folders whose names begin with `_` or `.` do not count (`_SUCCESS`), nor
+    do checksums (`.crc`); any other file must be a part. A folder called `event=watch` gives its
+    files a column `event`.
 
     Raises:
         FileNotFoundError: No such file, or a folder without part files.
-        ValueError: A file that cannot be read, or parts with different columns.
+        ValueError: A file that cannot be read, a file in a folder that is no part, or parts with
+            different columns.
     """
-    paths = [path]
-    if path.is_dir():
-        for name, problem in REFUSED.items():
-            if (path / name).exists():
-                raise ValueError(f"{path} holds {name}: {problem}.")
-        paths = [part for part in sorted(path.rglob("*")) if _is_part(part, path)]
-    if not paths or not path.exists():
+    paths = list(_files_in(path)) if path.is_dir() else [path]
+    others = [part for part in paths if path.is_dir() and not _is_part(part)]
+    if len(paths) == len(others) or not path.exists():
         raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
+    if others:
+        raise ValueError(
+            f"{others[0]} is no {', '.join(ENDINGS)} file (packed or not: .gz, .bz2, .xz), which "
+            "all parts of a table are. Convert it; or, if it is no part, move it away or give it a "
+            "name that begins with _."
+        )
     kinds = [_is_parquet(part) for part in paths]
     if len(set(kinds)) > 1:
-        raise ValueError(f"{path} holds Parquet and text: parts of one table are of one kind.")
+        raise ValueError(
+            f"{path} holds Parquet ({paths[kinds.index(True)]}) and text "
+            f"({paths[kinds.index(False)]}): parts of one table are of one kind."
+        )
     tables = [
         _of_folders(_parquet(part) if kinds[0] else _text(part), part.relative_to(path))
         for part in paths
@@ -114,12 +123,32 @@ def read(path: pathlib.Path) -> Source:
     )
 
 
-def _is_part(path: pathlib.Path, folder: pathlib.Path) -> bool:
+def _files_in(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files of a folder and its folders in the order of their names, without hidden ones."""
+    for pattern, problem in REFUSED.items():
+        if found := next(folder.glob(pattern), None):
+            raise ValueError(f"{folder} holds {found.relative_to(folder)}: {problem}.")
+    for path in sorted(folder.iterdir()):
+        # Spark's rule: `_x=1` is a folder of the column `_x`.
+        hidden = path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name)
+        if hidden or path.suffix == ".crc":
+            continue
+        if path.is_symlink() and not path.is_file():
+            raise ValueError(
+                f"{path} is a link to {path.readlink()}, which is no file. In a folder of parts "
+                "only links to files are followed: put the folder or file itself there."
+            )
+        if path.is_dir():
+            yield from _files_in(path)
+        else:
+            yield path
+
+
+def _is_part(path: pathlib.Path) -> bool:
     name = path.name.lower()
     for ending in (".gz", ".bz2", ".xz"):
         name = name.removesuffix(ending)
-    hidden = any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
-    return path.is_file() and name.endswith(ENDINGS) and not hidden
+    return path.is_file() and name.endswith(ENDINGS)
 
 
 def _is_parquet(path: pathlib.Path) -> bool:
