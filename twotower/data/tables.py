@@ -16,6 +16,7 @@ from twotower.data import files
 from twotower.data.columns import (
     IDS,
     NUMBERS,
+    TEXTS,
     TIMES,
     ColumnError,
     reads_as_date,
@@ -33,9 +34,9 @@ DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
 LIST = r"(?s)^\[\s*(('|\"|[+-]?[.\d]|None|null|nan)[^{]*)?\]$"
 # No zero in front: 01234 is a code, which would lose its zero as a number.
 NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
+# A whole number as pandas writes it where another row of the column has none.
+WHOLE_FLOAT = r"^-?(0|[1-9]\d*)\.0$"
 MISSING_ID = "is missing; every row needs one"
-# Texts that people write: they stay text, whatever they look like.
-FREE_TEXTS = ("title", "description", "search_text", "event")
 # Separators of genres in a text; the first that occurs in the column counts.
 SEPARATORS = ("|", ";", ",")
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
@@ -60,7 +61,9 @@ def load(
       as an embedding, becomes a float32 vector; all rows must be of one length.
     - Missing strings become "", missing numbers, years and release times NaN, a missing list of
       strings is empty, a missing vector NaN. A missing id or timestamp is refused.
-    - Further columns stay: those of users as strings, others as they are. Those of text files
+    - Further columns stay: those of users as strings, others as they are. In text files, what is
+      known of users and the texts among `INTERACTION_COLUMNS`, titles, descriptions and makers stay
+      as they are written (25.0 means 25 in a column of whole numbers with a gap). Other columns
       become numbers, truth values, times or lists where every value is one; a column with a number
       such as 01234 stays text.
 
@@ -138,8 +141,12 @@ def _column(array: pa.ChunkedArray, name: str, table: str, is_text: bool) -> pd.
             return _pandas(_numbers(array, name, table), name)
         if (table, name) == ("items", "genres"):
             return _genres(array, name, table)
-        if is_text and name not in FREE_TEXTS:
-            return _typed(array, name, table)
+        if is_text:
+            array = _without_points(array)
+            is_typed = table != "users" and name not in TEXTS.get(table, ())
+            return _typed(array, name, table) if is_typed else _pandas(array, name)
+    elif table == "users" and pa.types.is_date(array.type):
+        array = array.cast(pa.large_string())  # 1980-01-01, as text files have it
     elif (table, name) == ("items", "genres") and pa.types.is_large_list(array.type):
         array = array.cast(pa.large_list(pa.large_string()))
     return _pandas(array, name)
@@ -163,6 +170,13 @@ def _ids(array: pa.ChunkedArray, name: str, table: str) -> pd.Series:
     ids = _pandas(array.cast(pa.large_string()), name)
     refuse(table, ids, ids == "", MISSING_ID)
     return ids
+
+
+def _without_points(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`25` for `25.0` in a column of whole numbers with a gap, which pandas writes as floats."""
+    known = pc.if_else(pc.equal(text, ""), None, text)
+    is_whole = known.null_count and pc.all(pc.match_substring_regex(known, WHOLE_FLOAT)).as_py()
+    return pc.utf8_slice_codeunits(known, 0, -2) if is_whole else text
 
 
 def _present(text: pa.ChunkedArray) -> pa.ChunkedArray:
