@@ -654,6 +654,22 @@ def test_uuids_and_long_numbers_are_ids(tmp_path):
         (["[28, 12]", " War "], [("28", "12"), ("War",)]),
         (["['A\nB', 'C\\x']", "[]"], [("A\nB", "C\\x"), ()]),
         (["|War||", "(none)"], [("War",), ("(none)",)]),
+        (["[None]", "[nan, None]"], [(), ()]),
+        (["None", "nan"], [(), ()]),
+        (["NULL", "Drama, N/A"], [(), ("Drama", "N/A")]),
+        (["{Action,Comedy}", "{Drama}"], [("Action", "Comedy"), ("Drama",)]),
+        (['{"Sci Fi",Action}', '{NULL,"a \\"b\\""}'], [("Sci Fi", "Action"), ('a "b"',)]),
+        (["{}", "{Children's,Film (short)}"], [(), ("Children's", "Film (short)")]),
+        (["['x', 5, Comedy]", "['x', ]"], [("x", "5", "Comedy"), ("x",)]),
+        (["[np.int64(1), np.int64(2)]", "[np.str_('A, b')]"], [("1", "2"), ("A, b",)]),
+        (["array(['x', 'y'], dtype=object)", "array([], dtype=object)"], [("x", "y"), ()]),
+        (["set()", "frozenset({'x'})"], [(), ("x",)]),
+        (["Index(['x'], dtype='object')", "list(['x', 'y'])"], [("x",), ("x", "y")]),
+        (["[u'Action', u'War']", "['a' None\n 'b']"], [("Action", "War"), ("a", "b")]),
+        (["[28 12]", "[007, 12, 1st]"], [("28", "12"), ("007", "12", "1st")]),
+        (["[5 Rooms, War]", "[true, null]"], [("5 Rooms", "War"), ("true",)]),
+        (["(1, 2)", "(9007199254740993,)"], [("1", "2"), ("9007199254740993",)]),
+        (["['a{b', 'c']", "set(list)"], [("a{b", "c"), ("set(list)",)]),
     ],
 )
 def test_genres_written_as_text(tmp_path, texts, genres):
@@ -675,7 +691,51 @@ def films(folder, column, texts):
     ("column", "texts", "message"),
     [
         ("genres", ["War", "[{'id': 1, 'name': 'War'}]"], "line 3: genres is .*give names alone"),
+        ("genres", ["War", "['a' 'b' ... 'y' 'z']"], "line 3: genres is .*that NumPy cut short"),
+        ("genres", ["War", "array(['a', ..., 'z'], dtype=object)"], "line 3: genres .*cut short"),
+        *(
+            ("genres", ["War", text], "line 3: genres is .*list.*as JSON")
+            for text in (
+                "['Children's', 'War']",
+                "['a', 'b'",
+                "['a', 'b' 'c']",
+                "['a' b]",
+                "[a,, b]",
+                "[1,5 2,5]",
+                "[datetime.date(2011, 8, 20)]",
+                "[Decimal('1.5')]",
+                "[a]|[b]",
+                "deque(['a'])",
+                "[a;b]",
+                "{Action,Comedy",
+                '{"a": 1}',
+                "[" * 3000 + "]" * 3000,
+            )
+        ),
+        ("genres", ["War", "[['a'], ['b']]"], "line 3: genres is .*list"),
+        ("genres", ["War", '[["a"], ["b"]]'], "line 3: genres is .*not a list of text"),
+        ("genres", ["War", "[b'a']"], "line 3: genres is .*not a list of text"),
         ("audio", ["[1. 2.]", "[0.5 1. ... 3.]"], "line 3: audio is .*that NumPy cut short"),
+        ("audio", ["[1., 2.]", "array([0.5, ..., 3.])"], "line 3: audio is .*NumPy cut short"),
+        *(
+            ("audio", ["[1.0, 2.0]", text], "line 3: audio is .*list.*as JSON")
+            for text in (
+                "[1,5 2,5]",
+                "[1.0 --]",
+                "[1,, 2]",
+                "[1;2]",
+                "[1.0, 2.0",
+                "[1.0, x]",
+                "[1.0, true]",
+                "[1.0 2.0, 3.0]",
+                "[np.float64(1.0), np.float64(x)]",
+                "array([1.0, 2.0]",
+                "[007, 12]",
+            )
+        ),
+        ("audio", ["[[1, 2], [3, 4]]", "[[1, 2], [3, 4]]"], "line 2: audio .*not a list of num"),
+        ("audio", ["[1.0, 2.0]", "['x', 'y']"], "line 3: audio is .*not a list of numbers"),
+        ("tags", ["['Children's', 'War']", "['x']"], "line 2: tags is .*list.*as JSON"),
         ("audio", ["[1, 2]", "[1, 2, 3]"], "line 3: audio is .*of length 2"),
         ("stars", ["1", "inf"], "line 3: stars is inf; numbers must be finite"),
     ],
@@ -686,8 +746,39 @@ def test_refused_columns_of_text(tmp_path, column, texts, message):
 
 
 @pytest.mark.parametrize(
+    "texts",
+    [
+        ["[0.5, -2]", "[NaN, 1e3]"],
+        ["[NaN, 1e3]", "[0.5, -2.]"],
+        ["[nan 1.e+03]", "[ 0.5 -2. ]"],
+        ["[np.float64(0.5), np.float64(-2.0)]", "[np.float64(nan), np.float64(1000.0)]"],
+        ["[np.float32(0.5), numpy.int64(-2)]", "[None, 1000]"],
+        ["array([0.5, -2. ])", "array([   nan, 1000.], dtype=float32)"],
+        ["np.array([0.5, -2])", "array([nan,\n 1000])"],
+        ["(0.5, -2.0)", "(nan, 1000.0)"],
+        ["{0.5,-2}", "{NaN,1000}"],
+        ["[0.5, -2,]", "[null, 1000]"],
+    ],
+)
+def test_vectors_written_as_text(tmp_path, texts):
+    vectors = np.stack(films(tmp_path, "audio", texts))
+    assert vectors.dtype == np.float32
+    row = 0 if texts[0] == "[NaN, 1e3]" or texts[0].startswith("[nan") else 1
+    np.testing.assert_array_equal(vectors[1 - row], [0.5, -2])
+    np.testing.assert_array_equal(vectors[row], [NAN, 1000])
+
+
+@pytest.mark.parametrize(
     ("column", "texts", "values"),
     [
+        ("own", ["[1st edition]", "[2nd edition]"], ["[1st edition]", "[2nd edition]"]),
+        ("own", ["[1] Smith", "[2] Jones"], ["[1] Smith", "[2] Jones"]),
+        ("own", ["(1999)", "(2000)"], ["(1999)", "(2000)"]),
+        ("own", ["(1,234)", "(5,678)"], ["(1,234)", "(5,678)"]),
+        ("own", ["(555) 1234", "(555) 1235"], ["(555) 1234", "(555) 1235"]),
+        ("own", ['{"a": 1}', '{"a": 2}'], ['{"a": 1}', '{"a": 2}']),
+        ("own", ["[]", "['a', 'b{']"], [(), ("a", "b{")]),
+        ("own", ["array(['a'], dtype=object)", "[]"], [("a",), ()]),
         ("code", ["01234", "5"], ["01234", "5"]),  # a code: as a number it would lose its zero
         ("code", ["0.5", "0"], [0.5, 0.0]),
         ("code", ["12", "x"], ["12", "x"]),
@@ -710,4 +801,5 @@ def test_refused_columns_of_text(tmp_path, column, texts, message):
 def test_kinds_of_text_columns(tmp_path, column, texts, values):
     found = films(tmp_path, column, texts).tolist()
     assert [type(value) for value in found] == [type(value) for value in values]
-    np.testing.assert_array_equal(found, values)
+    for value, expected in zip(found, values, strict=True):
+        np.testing.assert_array_equal(value, expected)
