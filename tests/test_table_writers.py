@@ -473,6 +473,11 @@ REFUSED_TEXT = {
     "two names": (b"user_id,item_id,timestamp,user_id\nu,a,5,v\n", "two columns named 'user_id'"),
     "semicolons": (HEAD.replace(b",", b";"), r"lacks \['user_id', 'item_id', 'timestamp'\].*;"),
     "a gap": (HEAD + b"u,a,5,tv\n\\N,a,5,tv\n", "line 3: user_id is missing"),
+    "the moment of loading": (
+        HEAD + b"u,a,2011-08-20,tv\nu,a,now,tv\n",
+        "line 3: .*is 'now', not w",
+    ),
+    "today alone": (HEAD + b"u,a,today,tv\n", "line 2: timestamp is 'today', not whole seconds"),
     "a far date": (HEAD + b"u,a,9999-12-31,tv\n", "line 2: timestamp is .*year 5138"),
     "a late value": (HEAD + b'u,a,5,"x\ny"\n\nu,a,soon,tv\n', "line 5: timestamp is 'soon'"),
 }
@@ -738,6 +743,10 @@ def films(folder, column, texts):
         ("tags", ["['Children's', 'War']", "['x']"], "line 2: tags is .*list.*as JSON"),
         ("audio", ["[1, 2]", "[1, 2, 3]"], "line 3: audio is .*of length 2"),
         ("stars", ["1", "inf"], "line 3: stars is inf; numbers must be finite"),
+        *(
+            ("released", ["2011-08-20", text], f"line 3: released is '{text}', not .*ISO 8601")
+            for text in ("now", "today", " NOW ", "Today", "tomorrow", "10:30")
+        ),
     ],
 )
 def test_refused_columns_of_text(tmp_path, column, texts, message):

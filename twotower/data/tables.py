@@ -231,7 +231,9 @@ def _times(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
     if not is_number.all():
         # Beside dates, 2011 is a year and 20110820 a date, which ISO 8601 may write without dashes.
         is_date = ~is_number | reads_as_date(seconds)
-        dates = _pandas(present, name).where(is_date)
+        # pandas takes `now` and `today` for ISO 8601, too; its dates begin with the year.
+        has_year = pc.match_substring_regex(present, r"^\d{4}")
+        dates = _pandas(pc.if_else(has_year, present, None), name).where(is_date)
         dates = pd.to_datetime(dates, errors="coerce", utc=True, format="ISO8601")
         problem = "is {}, not whole seconds since 1970 or an ISO 8601 date"
         refuse(table, _pandas(text, name), is_date & dates.isna(), problem)
