@@ -298,3 +298,13 @@ def test_round_trip_of_movielens(small_100k_dir, tmp_path):
         dataset = movielens.load("movielens/100k", small_100k_dir)
     tables.save(dataset, tmp_path / "saved")
     assert tables.load(tmp_path / "saved").fingerprint() == dataset.fingerprint()
+
+
+@pytest.mark.parametrize("genres", [[1, None], [1.5, 2.0], ["2011-08-20", None], ["War", None]])
+def test_genres_of_a_frame_are_lists(genres):
+    if genres[0] == "2011-08-20":
+        genres = pd.to_datetime(genres)
+    plays = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [5]})
+    films = pd.DataFrame({"item_id": ["a", "b"], "genres": genres})
+    with pytest.raises(ValueError, match=r"items, row 0: genres is .*, not a list"):
+        Dataset("made", plays, films, pd.DataFrame({"user_id": ["u"]}))

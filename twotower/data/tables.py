@@ -162,20 +162,23 @@ def _column(array: pa.ChunkedArray, name: str, table: str, is_text: bool) -> pd.
     """A column as pandas holds it; `is_text` where its file has no types."""
     if name in IDS:
         return _ids(array, name, table)
+    is_genres = (table, name) == ("items", "genres")
+    if is_genres and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        array = _codes(array)
     if array.type == pa.large_string():
+        array = _without_points(array) if is_text else array
         if name in TIMES.get(table, ()):
             return _times(array, name, table)
         if name in NUMBERS.get(table, ()):
             return _pandas(_numbers(array, name, table), name)
-        if (table, name) == ("items", "genres"):
+        if is_genres:
             return _genres(array, name, table)
         if is_text:
-            array = _without_points(array)
             is_typed = table != "users" and name not in TEXTS.get(table, ())
             return _typed(array, name, table) if is_typed else _pandas(array, name)
     elif table == "users" and pa.types.is_date(array.type):
         array = array.cast(pa.large_string())  # 1980-01-01, as text files have it
-    elif (table, name) == ("items", "genres") and pa.types.is_large_list(array.type):
+    elif is_genres and pa.types.is_large_list(array.type):
         array = array.cast(pa.large_list(pa.large_string()))
     return _pandas(array, name)
 
@@ -205,6 +208,15 @@ def _without_points(text: pa.ChunkedArray) -> pa.ChunkedArray:
     known = pc.if_else(pc.equal(text, ""), None, text)
     is_whole = known.null_count and pc.all(pc.match_substring_regex(known, WHOLE_FLOAT)).as_py()
     return pc.utf8_slice_codeunits(known, 0, -2) if is_whole else text
+
+
+def _codes(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole numbers as text; others as they are."""
+    try:
+        whole = numbers.cast(pa.int64()) if pa.types.is_floating(numbers.type) else numbers
+    except pa.ArrowInvalid:
+        return numbers
+    return whole.cast(pa.large_string())
 
 
 def _present(text: pa.ChunkedArray) -> pa.ChunkedArray:
