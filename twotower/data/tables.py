@@ -298,7 +298,10 @@ def _lists(texts: pd.Series, table: str, names: bool = False) -> pd.Series:
     unread = texts.notna() & lists.isna()
     is_cut = unread & texts.str.contains(CUT_SHORT).fillna(False)
     refuse(table, texts, is_cut, "is {}, a list that NumPy cut short; write all of it")
-    problem = """is {}, no whole list; write lists as JSON, such as ["a", "b"] or [0.5, 1.0]"""
+    problem = (
+        "is {}, which begins as a list and is not one to its end; write lists as JSON, such as "
+        '["a", "b"] or [0.5, 1.0]'
+    )
     refuse(table, texts, unread, problem)
     return lists
 
