@@ -6,6 +6,7 @@ import decimal
 import gzip
 import io
 import lzma
+import shutil
 import uuid
 
 import numpy as np
@@ -458,10 +459,10 @@ REFUSED_TEXT = {
     "a field too few": (HEAD + b"u,a,5,tv\n\nu,a,5\n", "line 4: 3 fields, where the header has 4"),
     "every row one more": (HEAD + b"u,a,5,tv,x\n" * 3, "line 2: 5 fields"),
     "behind a text of lines": (HEAD + b'u,a,5,"t\r\nv"\nu,a\n', "line 4: 2 fields"),
-    "an open quote": (HEAD + b'u,a,5,"tv\nu,a,5,tv\n', "quotes of the record behind line 1 do not"),
+    "an open quote": (HEAD + b'u,a,5,"tv\nu,a,5,tv\n', "record after line 1 has a quote that is n"),
     "two open quotes": (
         HEAD + b'u,a,5,"tv\nu,a,5,tv\nu,a,5,"tv\n',
-        "quotes of the record behind line 1 do not",
+        "record after line 1 has a quote that is n",
     ),
     "Latin-1": (HEAD + b"u,a,5,tv\nu,a,5,\xe9\n", "line 3 is not text in UTF-8"),
     "UTF-16": ((HEAD + b"u,a,5,tv\n").decode().encode("utf-16"), "line 1 is not text in UTF-8"),
@@ -472,6 +473,11 @@ REFUSED_TEXT = {
     "two names": (b"user_id,item_id,timestamp,user_id\nu,a,5,v\n", "two columns named 'user_id'"),
     "semicolons": (HEAD.replace(b",", b";"), r"lacks \['user_id', 'item_id', 'timestamp'\].*;"),
     "a gap": (HEAD + b"u,a,5,tv\n\\N,a,5,tv\n", "line 3: user_id is missing"),
+    "the moment of loading": (
+        HEAD + b"u,a,2011-08-20,tv\nu,a,now,tv\n",
+        "line 3: .*is 'now', not w",
+    ),
+    "today alone": (HEAD + b"u,a,today,tv\n", "line 2: timestamp is 'today', not whole seconds"),
     "a far date": (HEAD + b"u,a,9999-12-31,tv\n", "line 2: timestamp is .*year 5138"),
     "a late value": (HEAD + b'u,a,5,"x\ny"\n\nu,a,soon,tv\n', "line 5: timestamp is 'soon'"),
 }
@@ -483,6 +489,35 @@ def test_refused_text(case, tmp_path):
     (tmp_path / "plays.csv").write_bytes(data)
     with pytest.raises(ValueError, match=f"plays.csv.*{message}"):
         tables.load(tmp_path / "plays.csv")
+
+
+@pytest.mark.parametrize("module", [gzip, bz2, lzma])
+def test_a_file_of_several_streams(module, tmp_path, monkeypatch):
+    """As Hadoop, pbzip2 and `cat` write them: each is read, or the file is refused."""
+    path = tmp_path / "plays.csv"
+    first, second = module.compress(HEAD + b"u,a,5,tv\n"), module.compress(b"v,b,6,tv\n" * 99)
+    for chunk_size in (2**20, 7):
+        monkeypatch.setattr(files, "CHUNK_SIZE", chunk_size)
+        for padding in (b"", b"\0" * 4, b"\0" * 512):
+            path.write_bytes(first + padding + second + padding)
+            assert len(tables.load(path).interactions) == 100
+    # A damaged head, a damaged body, two cuts, bytes of no stream, and plain text.
+    head, middle = bytearray(second), bytearray(second)
+    head[1] ^= 32
+    middle[20] ^= 1
+    end = len(first)
+    for data, start in (
+        (head, end),
+        (middle, end),
+        (second[:-5], end),
+        (second[:3], end),
+        (second + b"left over", end + len(second)),
+        (b"v,b,6,tv\n", end),
+        (b"\0" * 4 + head, end + 4),
+    ):
+        path.write_bytes(first + data)
+        with pytest.raises(ValueError, match=f"plays.csv cannot be unpacked from byte {start} on"):
+            tables.load(path)
 
 
 def test_a_file_longer_than_arrow_parses_at_once(tmp_path, monkeypatch):
@@ -507,6 +542,7 @@ def test_folders_that_are_refused(tmp_path):
     (folder / "README.txt").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"no file or folder of .*plays"):
         tables.load(folder)
+    (folder / "README.txt").unlink()
     pq.write_table(plays(), folder / "part-0.parquet")
     assert len(tables.load(folder).interactions) == 2
     pq.write_table(plays(device=pa.array(["tv", None])), folder / "part-1.parquet")
@@ -519,14 +555,69 @@ def test_folders_that_are_refused(tmp_path):
         tables.load(folder)
     (folder / "part-1.parquet").unlink()
     (folder / "part-1.csv").write_bytes(HEAD)
-    with pytest.raises(ValueError, match="plays holds Parquet and text"):
+    with pytest.raises(
+        ValueError, match=r"plays holds Parquet .*part-0.parquet.* and text .*part-1.csv"
+    ):
         tables.load(folder)
     (folder / "part-1.csv").unlink()
-    for name, message in (("_temporary", "not finished"), ("_delta_log", "as plain Parquet")):
-        (folder / name).mkdir()
-        with pytest.raises(ValueError, match=f"plays holds {name}: .*{message}"):
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("_temporary/0", "holds _temporary: .*not finished"),
+        ("_delta_log/0.json", "holds _delta_log: .*as plain Parquet"),
+        (".hoodie/x", "holds .hoodie: .*as plain Parquet"),
+        ("metadata/v2.metadata.json", "holds metadata/v2.metadata.json: .*as plain Parquet"),
+        ("metadata/0-4c1e.gz.metadata.json", "holds metadata/0-4c1e.*: .*as plain Parquet"),
+    ],
+)
+def test_tables_that_are_more_than_their_files(name, message, tmp_path):
+    for folder in (tmp_path, tmp_path / "day=1", tmp_path / "day=1" / "hour=2"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("{}")
+        pq.write_table(plays(), folder / "part-0.parquet")
+        with pytest.raises(ValueError, match=f"{folder} {message}"):
+            tables.load(tmp_path)
+        shutil.rmtree((folder / name).parent)
+
+
+def test_no_part_of_a_folder_is_passed_over(tmp_path):
+    folder, elsewhere = tmp_path / "plays", tmp_path / "elsewhere"
+    (folder / "day=1").mkdir(parents=True)
+    (elsewhere / "empty").mkdir(parents=True)
+    (folder / "day=1" / "p0.csv").write_bytes(HEAD + b"u,a,5,tv\n")
+    (elsewhere / "p1.csv").write_bytes(HEAD + b"v,b,6,tv\n")
+    for name in ("p1.txt", "p2", "p3.csv.lz4", "p4.csv.zst", "p5.csv.tmp", "p6.orc", "day=1/p7"):
+        (folder / name).write_bytes(HEAD)
+        with pytest.raises(ValueError, match=f"{folder / name} is no .*begins with _"):
             tables.load(folder)
-        (folder / name).rmdir()
+        (folder / name).unlink()
+    links = {
+        "p1.csv": "nowhere.csv",
+        "day=2": elsewhere,
+        "day=1/loop": folder,
+        "day=3": elsewhere / "empty",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"{folder / name} is a link"):
+            tables.load(folder)
+        (folder / name).unlink()
+    # Links to files are read, as is the folder itself by way of a link.
+    (folder / "day=1" / "p1.csv").symlink_to(elsewhere / "p1.csv")
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("_SUCCESS", ".p0.csv.crc", "p0.csv.crc", "_old/p.csv", ".old/p.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    # A column may begin with _, as Spark has it.
+    (folder / "_day=2").mkdir()
+    (folder / "_day=2" / "p2.csv").write_bytes(HEAD + b"w,c,7,tv\n")
+    with pytest.raises(ValueError, match=r"p2.csv has .*'_day'"):
+        tables.load(folder)
+    shutil.rmtree(folder / "_day=2")
+    for path in (folder, tmp_path / "link"):
+        assert tables.load(path).interactions["user_id"].tolist() == ["u", "v"]
 
 
 def test_parts_may_lack_values_of_a_column(tmp_path):
@@ -539,6 +630,49 @@ def test_parts_may_lack_values_of_a_column(tmp_path):
     found = tables.load(tmp_path).interactions
     np.testing.assert_array_equal(found["rating"], [NAN, NAN, 3, NAN])
     assert found["device"].tolist() == ["", "", "tv", ""]
+
+
+def items_of(folder, **columns):
+    pq.write_table(plays(), folder / "plays.parquet")
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], **columns}), folder / "films.parquet")
+    return tables.load(folder / "plays.parquet", folder / "films.parquet").items
+
+
+@pytest.mark.parametrize(
+    ("values", "genres"),
+    [
+        (pa.array([1, None, 3]), [("1",), (), ("3",)]),
+        (pa.array([2**53 + 1, 0, 3], pa.uint64()), [("9007199254740993",), ("0",), ("3",)]),
+        (pa.array([1.0, None, 3.0]), [("1",), (), ("3",)]),  # whole, with a gap, by pandas
+        (pa.array([1, None, 3], pa.int8()).dictionary_encode(), [("1",), (), ("3",)]),
+        (pa.array([decimal.Decimal("1.00"), None, decimal.Decimal(3)]), [("1",), (), ("3",)]),
+        (pa.nulls(3), [(), (), ()]),
+    ],
+)
+def test_genres_that_are_plain_numbers(values, genres, tmp_path):
+    """As a text file gives them: each number is the name of a genre."""
+    assert items_of(tmp_path, genres=values)["genres"].tolist() == genres
+    texts = ["" if value is None else str(value) for value in values.to_pylist()]
+    (tmp_path / "films.csv").write_text(
+        "item_id,genres\n" + "".join(f"{i},{t}\n" for i, t in zip("abc", texts, strict=True))
+    )
+    if values.type != pa.decimal128(3, 2):
+        found = tables.load(tmp_path / "plays.parquet", tmp_path / "films.csv").items
+        assert found["genres"].tolist() == genres
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([None, 1, 2], pa.date32()),
+        pa.array([None, 1, 2], pa.timestamp("s")),
+        pa.array([None, True, False]),
+        pa.array([None, 1.5, 2.0]),
+    ],
+)
+def test_genres_that_are_no_names(values, tmp_path):
+    with pytest.raises(ValueError, match=r"films.parquet, row 1: genres is .*, not a list"):
+        items_of(tmp_path, genres=values)
 
 
 def test_uuids_and_long_numbers_are_ids(tmp_path):
@@ -568,6 +702,22 @@ def test_uuids_and_long_numbers_are_ids(tmp_path):
         (["[28, 12]", " War "], [("28", "12"), ("War",)]),
         (["['A\nB', 'C\\x']", "[]"], [("A\nB", "C\\x"), ()]),
         (["|War||", "(none)"], [("War",), ("(none)",)]),
+        (["[None]", "[nan, None]"], [(), ()]),
+        (["None", "nan"], [(), ()]),
+        (["NULL", "Drama, N/A"], [(), ("Drama", "N/A")]),
+        (["{Action,Comedy}", "{Drama}"], [("Action", "Comedy"), ("Drama",)]),
+        (['{"Sci Fi",Action}', '{NULL,"a \\"b\\""}'], [("Sci Fi", "Action"), ('a "b"',)]),
+        (["{}", "{Children's,Film (short)}"], [(), ("Children's", "Film (short)")]),
+        (["['x', 5, Comedy]", "['x', ]"], [("x", "5", "Comedy"), ("x",)]),
+        (["[np.int64(1), np.int64(2)]", "[np.str_('A, b')]"], [("1", "2"), ("A, b",)]),
+        (["array(['x', 'y'], dtype=object)", "array([], dtype=object)"], [("x", "y"), ()]),
+        (["set()", "frozenset({'x'})"], [(), ("x",)]),
+        (["Index(['x'], dtype='object')", "list(['x', 'y'])"], [("x",), ("x", "y")]),
+        (["[u'Action', u'War']", "['a' None\n 'b']"], [("Action", "War"), ("a", "b")]),
+        (["[28 12]", "[007, 12, 1st]"], [("28", "12"), ("007", "12", "1st")]),
+        (["[5 Rooms, War]", "[true, null]"], [("5 Rooms", "War"), ("true",)]),
+        (["(1, 2)", "(9007199254740993,)"], [("1", "2"), ("9007199254740993",)]),
+        (["['a{b', 'c']", "set(list)"], [("a{b", "c"), ("set(list)",)]),
     ],
 )
 def test_genres_written_as_text(tmp_path, texts, genres):
@@ -589,9 +739,57 @@ def films(folder, column, texts):
     ("column", "texts", "message"),
     [
         ("genres", ["War", "[{'id': 1, 'name': 'War'}]"], "line 3: genres is .*give names alone"),
+        ("genres", ["War", "['a' 'b' ... 'y' 'z']"], "line 3: genres is .*that NumPy cut short"),
+        ("genres", ["War", "array(['a', ..., 'z'], dtype=object)"], "line 3: genres .*cut short"),
+        *(
+            ("genres", ["War", text], "line 3: genres is .*list.*as JSON")
+            for text in (
+                "['Children's', 'War']",
+                "['a', 'b'",
+                "['a', 'b' 'c']",
+                "['a' b]",
+                "[a,, b]",
+                "[1,5 2,5]",
+                "[datetime.date(2011, 8, 20)]",
+                "[Decimal('1.5')]",
+                "[a]|[b]",
+                "deque(['a'])",
+                "[a;b]",
+                "{Action,Comedy",
+                '{"a": 1}',
+                "[" * 3000 + "]" * 3000,
+            )
+        ),
+        ("genres", ["War", "[['a'], ['b']]"], "line 3: genres is .*list"),
+        ("genres", ["War", '[["a"], ["b"]]'], "line 3: genres is .*not a list of text"),
+        ("genres", ["War", "[b'a']"], "line 3: genres is .*not a list of text"),
         ("audio", ["[1. 2.]", "[0.5 1. ... 3.]"], "line 3: audio is .*that NumPy cut short"),
+        ("audio", ["[1., 2.]", "array([0.5, ..., 3.])"], "line 3: audio is .*NumPy cut short"),
+        *(
+            ("audio", ["[1.0, 2.0]", text], "line 3: audio is .*list.*as JSON")
+            for text in (
+                "[1,5 2,5]",
+                "[1.0 --]",
+                "[1,, 2]",
+                "[1;2]",
+                "[1.0, 2.0",
+                "[1.0, x]",
+                "[1.0, true]",
+                "[1.0 2.0, 3.0]",
+                "[np.float64(1.0), np.float64(x)]",
+                "array([1.0, 2.0]",
+                "[007, 12]",
+            )
+        ),
+        ("audio", ["[[1, 2], [3, 4]]", "[[1, 2], [3, 4]]"], "line 2: audio .*not a list of num"),
+        ("audio", ["[1.0, 2.0]", "['x', 'y']"], "line 3: audio is .*not a list of numbers"),
+        ("tags", ["['Children's', 'War']", "['x']"], "line 2: tags is .*list.*as JSON"),
         ("audio", ["[1, 2]", "[1, 2, 3]"], "line 3: audio is .*of length 2"),
         ("stars", ["1", "inf"], "line 3: stars is inf; numbers must be finite"),
+        *(
+            ("released", ["2011-08-20", text], f"line 3: released is '{text}', not .*ISO 8601")
+            for text in ("now", "today", " NOW ", "Today", "tomorrow", "10:30")
+        ),
     ],
 )
 def test_refused_columns_of_text(tmp_path, column, texts, message):
@@ -600,8 +798,39 @@ def test_refused_columns_of_text(tmp_path, column, texts, message):
 
 
 @pytest.mark.parametrize(
+    "texts",
+    [
+        ["[0.5, -2]", "[NaN, 1e3]"],
+        ["[NaN, 1e3]", "[0.5, -2.]"],
+        ["[nan 1.e+03]", "[ 0.5 -2. ]"],
+        ["[np.float64(0.5), np.float64(-2.0)]", "[np.float64(nan), np.float64(1000.0)]"],
+        ["[np.float32(0.5), numpy.int64(-2)]", "[None, 1000]"],
+        ["array([0.5, -2. ])", "array([   nan, 1000.], dtype=float32)"],
+        ["np.array([0.5, -2])", "array([nan,\n 1000])"],
+        ["(0.5, -2.0)", "(nan, 1000.0)"],
+        ["{0.5,-2}", "{NaN,1000}"],
+        ["[0.5, -2,]", "[null, 1000]"],
+    ],
+)
+def test_vectors_written_as_text(tmp_path, texts):
+    vectors = np.stack(films(tmp_path, "audio", texts))
+    assert vectors.dtype == np.float32
+    row = 0 if texts[0] == "[NaN, 1e3]" or texts[0].startswith("[nan") else 1
+    np.testing.assert_array_equal(vectors[1 - row], [0.5, -2])
+    np.testing.assert_array_equal(vectors[row], [NAN, 1000])
+
+
+@pytest.mark.parametrize(
     ("column", "texts", "values"),
     [
+        ("own", ["[1st edition]", "[2nd edition]"], ["[1st edition]", "[2nd edition]"]),
+        ("own", ["[1] Smith", "[2] Jones"], ["[1] Smith", "[2] Jones"]),
+        ("own", ["(1999)", "(2000)"], ["(1999)", "(2000)"]),
+        ("own", ["(1,234)", "(5,678)"], ["(1,234)", "(5,678)"]),
+        ("own", ["(555) 1234", "(555) 1235"], ["(555) 1234", "(555) 1235"]),
+        ("own", ['{"a": 1}', '{"a": 2}'], ['{"a": 1}', '{"a": 2}']),
+        ("own", ["[]", "['a', 'b{']"], [(), ("a", "b{")]),
+        ("own", ["array(['a'], dtype=object)", "[]"], [("a",), ()]),
         ("code", ["01234", "5"], ["01234", "5"]),  # a code: as a number it would lose its zero
         ("code", ["0.5", "0"], [0.5, 0.0]),
         ("code", ["12", "x"], ["12", "x"]),
@@ -624,4 +853,5 @@ def test_refused_columns_of_text(tmp_path, column, texts, message):
 def test_kinds_of_text_columns(tmp_path, column, texts, values):
     found = films(tmp_path, column, texts).tolist()
     assert [type(value) for value in found] == [type(value) for value in values]
-    np.testing.assert_array_equal(found, values)
+    for value, expected in zip(found, values, strict=True):
+        np.testing.assert_array_equal(value, expected)

@@ -68,6 +68,64 @@ def test_without_items_and_users_they_are_known_by_id(csv_files):
     assert dataset.users.to_dict("list") == {"user_id": ["007", "7"]}
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["1.1", "1.10", "2"],
+        ["1.0", "2.0", "10.0"],
+        ["1e3", "1000", "1E3"],
+        ["+491", "491", "0491"],
+        ["True", "true", "False"],
+        ["1980-01-01", "1980-01-01T00:00:00", "1980-01-01 00:00"],
+        ["[1]", "['1']", "[1, 2]"],
+        [" 5 ", "5", "NA"],
+        ["inf", "nan", "None"],
+    ],
+)
+def test_columns_of_text_are_as_written(tmp_path, texts):
+    """What users are known by, device, country and maker: no two texts become one."""
+    plays = {"user_id": ["u", "v", "w"], "item_id": ["a", "b", "c"], "timestamp": [5, 6, 7]}
+    frames = {
+        "plays": pd.DataFrame({**plays, "device": texts, "country": texts}),
+        "films": pd.DataFrame({"item_id": plays["item_id"], "maker": texts}),
+        "people": pd.DataFrame({"user_id": plays["user_id"], "app": texts, "born": texts}),
+    }
+    found = []
+    for ending in ("csv", "parquet"):
+        paths = [tmp_path / f"{name}.{ending}" for name in frames]
+        for frame, path in zip(frames.values(), paths, strict=True):
+            getattr(frame, f"to_{ending}")(path, index=False)
+        found.append(tables.load(*paths))
+        assert found[-1].interactions[["device", "country"]].to_numpy().T.tolist() == [texts] * 2
+        assert found[-1].items["maker"].tolist() == texts
+        assert found[-1].users[["app", "born"]].to_numpy().T.tolist() == [texts] * 2
+    assert found[0].fingerprint() == found[1].fingerprint()
+
+
+def test_typed_columns_of_users_in_csv_and_parquet(tmp_path):
+    """pandas writes whole numbers with a gap as floats: 25.0 means 25. Dates have no time."""
+    people = pd.DataFrame(
+        {
+            "user_id": ["u", "v", "w"],
+            "age": [25, None, 7],
+            "height": [1.5, None, 2],
+            "born": [datetime.date(1980, 1, 1), None, datetime.date(1600, 2, 29)],
+            "postcode": [1234, 99, 12000],
+        }
+    )
+    (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\n")
+    people.to_csv(tmp_path / "people.csv", index=False)
+    people.to_parquet(tmp_path / "people.parquet")
+    for name in ("people.csv", "people.parquet"):
+        assert tables.load(tmp_path / "plays.csv", users=tmp_path / name).users.to_dict("list") == {
+            "user_id": ["u", "v", "w"],
+            "age": ["25", "", "7"],
+            "height": ["1.5", "", "2.0"],
+            "born": ["1980-01-01", "", "1600-02-29"],
+            "postcode": ["1234", "99", "12000"],
+        }
+
+
 def test_parquet_of_other_types(tmp_path):
     pd.DataFrame(
         {
@@ -240,3 +298,13 @@ def test_round_trip_of_movielens(small_100k_dir, tmp_path):
         dataset = movielens.load("movielens/100k", small_100k_dir)
     tables.save(dataset, tmp_path / "saved")
     assert tables.load(tmp_path / "saved").fingerprint() == dataset.fingerprint()
+
+
+@pytest.mark.parametrize("genres", [[1, None], [1.5, 2.0], ["2011-08-20", None], ["War", None]])
+def test_genres_of_a_frame_are_lists(genres):
+    if genres[0] == "2011-08-20":
+        genres = pd.to_datetime(genres)
+    plays = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [5]})
+    films = pd.DataFrame({"item_id": ["a", "b"], "genres": genres})
+    with pytest.raises(ValueError, match=r"items, row 0: genres is .*, not a list"):
+        Dataset("made", plays, films, pd.DataFrame({"user_id": ["u"]}))

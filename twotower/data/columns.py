@@ -122,14 +122,15 @@ def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.Exte
         return _number(values, kind, table).astype(np.float32)
     if table == "users" or column in TEXTS.get(table, ()):
         return _text(values, kind, table)
+    if column == "genres" and table == "items":
+        return _lists(values, table, is_tags=True)
     if kind in _TIME_KINDS:
         return _whole(seconds_of(values))
     if kind in _NUMBER_KINDS:
         return _other_number(values, kind, table)
     first = next(iter(values[values.notna()]), "")
-    is_tags = column == "genres" and table == "items"
-    if is_tags or isinstance(first, tuple | list | set | frozenset | np.ndarray):
-        return _lists(values, table, is_tags)
+    if isinstance(first, tuple | list | set | frozenset | np.ndarray):
+        return _lists(values, table, is_tags=False)
     return _text(values, kind, table)
 
 

@@ -9,29 +9,36 @@ CSV and TSV every column is text. An error names the file, and the line (CSV, TS
 import bz2
 import csv
 import dataclasses
-import gzip
 import io
 import itertools
 import lzma
 import pathlib
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-# First bytes of compressed files -> module that unpacks them.
-COMPRESSED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
-# Endings of the files that are read in a folder, before one such as .gz.
+# First bytes of compressed files, and what unpacks one stream of them.
+COMPRESSED = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),  # gzip with its checksum
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
+}
+# Bytes that are unpacked at once.
+CHUNK_SIZE = 2**20
+# Endings of the files that count in a folder.
 ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
-# Entries that show that the files of a folder are not the table as it is now, and why not.
+# Entries of a folder which show that its files are not the table, and why.
+_REPLACED = "some of its files were replaced by others; write the table as plain Parquet"
 REFUSED = {
     "_temporary": "whoever writes it has not finished",
-    "_delta_log": "some of its files were replaced by others; write the table as plain Parquet",
-    ".hoodie": "some of its files were replaced by others; write the table as plain Parquet",
+    "_delta_log": _REPLACED,
+    ".hoodie": _REPLACED,
+    "metadata/*.metadata.json*": _REPLACED,  # Iceberg
 }
 # How Hive and Spark write a missing value: in text files, and as the name of a folder.
 NULL, NULL_FOLDER = "\\N", "__HIVE_DEFAULT_PARTITION__"
@@ -72,24 +79,31 @@ class Source:
 def read(path: pathlib.Path) -> Source:
     """A file, or a folder of part files as Spark writes one, in the order of their names.
 
-    In a folder, files and folders whose names begin with `_` or `.` are ignored (`_SUCCESS`,
-    checksums). Files in a folder `event=watch` get a column `event` with the value `watch`.
+    In a folder, files and folders whose names begin with `_` or `.` do not count (`_SUCCESS`), nor
+    do checksums (`.crc`); any other file must be a part. A folder called `event=watch` gives its
+    files a column `event`.
 
     Raises:
         FileNotFoundError: No such file, or a folder without part files.
-        ValueError: A file that cannot be read, or parts with different columns.
+        ValueError: A file that cannot be read, a file in a folder that is no part, or parts with
+            different columns.
     """
-    paths = [path]
-    if path.is_dir():
-        for name, problem in REFUSED.items():
-            if (path / name).exists():
-                raise ValueError(f"{path} holds {name}: {problem}.")
-        paths = [part for part in sorted(path.rglob("*")) if _is_part(part, path)]
-    if not paths or not path.exists():
+    paths = list(_files_in(path)) if path.is_dir() else [path]
+    others = [part for part in paths if path.is_dir() and not _is_part(part)]
+    if len(paths) == len(others) or not path.exists():
         raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
+    if others:
+        raise ValueError(
+            f"{others[0]} is no {', '.join(ENDINGS)} file (packed or not: .gz, .bz2, .xz), which "
+            "all parts of a table are. Convert it; or, if it is no part, move it away or give it a "
+            "name that begins with _."
+        )
     kinds = [_is_parquet(part) for part in paths]
     if len(set(kinds)) > 1:
-        raise ValueError(f"{path} holds Parquet and text: parts of one table are of one kind.")
+        raise ValueError(
+            f"{path} holds Parquet ({paths[kinds.index(True)]}) and text "
+            f"({paths[kinds.index(False)]}): parts of one table are of one kind."
+        )
     tables = [
         _of_folders(_parquet(part) if kinds[0] else _text(part), part.relative_to(path))
         for part in paths
@@ -110,12 +124,32 @@ def read(path: pathlib.Path) -> Source:
     )
 
 
-def _is_part(path: pathlib.Path, folder: pathlib.Path) -> bool:
+def _files_in(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files of a folder and its folders in the order of their names, without hidden ones."""
+    for pattern, problem in REFUSED.items():
+        if found := next(folder.glob(pattern), None):
+            raise ValueError(f"{folder} holds {found.relative_to(folder)}: {problem}.")
+    for path in sorted(folder.iterdir()):
+        # Spark's rule: `_x=1` is a folder of the column `_x`.
+        hidden = path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name)
+        if hidden or path.suffix == ".crc":
+            continue
+        if path.is_symlink() and not path.is_file():
+            raise ValueError(
+                f"{path} is a link to {path.readlink()}, which is no file. In a folder of parts "
+                "only links to files are followed: put the folder or file itself there."
+            )
+        if path.is_dir():
+            yield from _files_in(path)
+        else:
+            yield path
+
+
+def _is_part(path: pathlib.Path) -> bool:
     name = path.name.lower()
     for ending in (".gz", ".bz2", ".xz"):
         name = name.removesuffix(ending)
-    hidden = any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
-    return path.is_file() and name.endswith(ENDINGS) and not hidden
+    return path.is_file() and name.endswith(ENDINGS)
 
 
 def _is_parquet(path: pathlib.Path) -> bool:
@@ -224,13 +258,39 @@ def _decimal(array: pa.ChunkedArray) -> pa.ChunkedArray:
 def _bytes_of(path: pathlib.Path) -> bytes:
     """The bytes of a file, unpacked if it is compressed."""
     data = path.read_bytes()
-    for magic, module in COMPRESSED.items():
+    for magic, new_stream in COMPRESSED.items():
         if data.startswith(magic):
-            try:
-                return module.decompress(data)
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                raise ValueError(f"{path} cannot be unpacked: {error}. Is it whole?") from error
+            return _unpacked(path, data, new_stream)
     return data
+
+
+def _unpacked(path: pathlib.Path, data: bytes, new_stream: Callable) -> bytes:
+    """All streams of a compressed file, one after another; zeros may lie between them.
+
+    `decompress` of bz2 and lzma drops what follows the first stream, where it is damaged.
+    """
+    stream, start, parts = new_stream(), 0, []
+    try:
+        for place in range(0, len(data), CHUNK_SIZE):
+            chunk = data[place : place + CHUNK_SIZE]
+            while chunk:
+                if stream.eof:
+                    length, chunk = len(chunk), chunk.lstrip(b"\0")
+                    place += length - len(chunk)
+                    if not chunk:
+                        break
+                    stream, start = new_stream(), place
+                parts.append(stream.decompress(chunk))
+                place += len(chunk) - len(stream.unused_data)
+                chunk = stream.unused_data
+        if not stream.eof:
+            raise EOFError("the file ends inside it")
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(
+            f"{path} cannot be unpacked from byte {start} on, where a whole compressed stream "
+            f"should begin: {error}. Is the file whole? Copy or download it again."
+        ) from error
+    return b"".join(parts)
 
 
 def _delimiter(path: pathlib.Path) -> str:
