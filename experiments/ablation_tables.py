@@ -175,10 +175,10 @@ def rules() -> str:
     for protocol in ("random", LATER):
         header += [f"`{protocol}`: favoured", "other", "the rule"]
     below = (
-        f"`{FIRST}` of each training's best epoch, of log-Q's width `coverage@10`; mean over the "
-        "seeds that there are. Even is a difference within the wider of the two 95% intervals over "
-        "users, a careful test, as both runs answer the same users. A rule that says enough holds "
-        "where the figure is no lower."
+        f"Mean over seeds of `{FIRST}` at each training's best epoch; for the width that log-Q brings, "
+        "of `coverage@10`. Two runs are even when they differ by less than the wider of their 95% "
+        "intervals over users. That is a strict test, since both runs answer the same users. A rule "
+        "that calls something enough holds when the figure is not lower."
     )
     return table(header, [row for row in body if any(row[3:])]) + "\n\n" + below
 
@@ -239,7 +239,7 @@ def dimensions(name: str = "dimension") -> str:
         cells += [f"{graph[cost]:.{places}f}" for cost, places in COSTS]
         body.append([str(dim), *cells])
     header = ["dimension", f"`{FIRST}`", "training s", "flat: bytes", "p50 ms"]
-    header += ["HNSW: bytes beside", "build s", "p50 ms", "`recall@100`"]
+    header += ["HNSW: bytes besides the vectors", "build s", "p50 ms", "`recall@100`"]
     size = (
         f"Indexes of {result['rows'][0]['num_items']:,} vectors around the run's own items, by the "
         f"same command for each run's bundle: "

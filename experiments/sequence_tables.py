@@ -66,7 +66,7 @@ def results(protocol: str) -> str:
             figures = [row.metrics.get(metric) for metric in METRICS]
             cells = ["" if value is None else f"{value:.3f}" for value in figures]
             body.append([row.name, *cells, f"{row.items:,}", row.told, row.source])
-    header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "items", "told besides"]
+    header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "items", "extra inputs"]
     header.append("source")
     first, *others = files
     source = origin(next(iter(found.values()))[0])

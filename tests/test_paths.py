@@ -42,7 +42,7 @@ def test_addresses_are_refused(check):
 
 @pytest.mark.parametrize("name", ["runs[1]", "runs[", "a\\b", "a*", "wh?t", "\udcff"])
 def test_what_tensorflow_does_not_find_again_is_refused(name):
-    with pytest.raises(ValueError, match=r"takes for a pattern|is no UTF-8"):
+    with pytest.raises(ValueError, match=r"takes for a pattern|is not valid UTF-8"):
         paths.literal(f"/srv/{name}/bundle")
     assert str(paths.local(name)) == name  # numpy, pandas and FAISS read it
 

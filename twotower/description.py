@@ -103,9 +103,9 @@ def _require(described: dict, entries: Mapping[str, type]) -> None:
 def checked(
     directory: pathlib.Path, files: Mapping[str, str], verify: bool = True
 ) -> Iterator[None]:
-    """A context in which listed files can be read: what the block reads is what was hashed.
+    """A context in which listed files can be read, and must not change meanwhile.
 
-    The files are hashed before the block, and must be unchanged after it.
+    With `verify` they are hashed before the block, so what the block reads is what was hashed.
 
     Args:
         directory: The folder.

@@ -45,5 +45,5 @@ def literal(path: str | os.PathLike) -> pathlib.Path:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{str(path)!r} is no UTF-8, which TensorFlow needs.") from error
+        raise ValueError(f"{str(path)!r} is not valid UTF-8, which TensorFlow needs.") from error
     return path
