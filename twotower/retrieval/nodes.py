@@ -75,7 +75,7 @@ class Nodes:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the arrays, with those that the first search makes."""
+        """Bytes of the arrays, those of the first search among them."""
         copies = 8 * (len(self.of_position) + 2 * len(self)) if self.has_copies else 0
         return self.of_position.nbytes + self.first.nbytes + copies
 
