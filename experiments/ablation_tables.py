@@ -175,8 +175,8 @@ def rules() -> str:
     for protocol in ("random", LATER):
         header += [f"`{protocol}`: favoured", "other", "the rule"]
     below = (
-        f"Mean over seeds of `{FIRST}` at the best epoch; for the width that log-Q brings, "
-        "of `coverage@10`. Two runs are even when they differ by less than the wider of their 95% "
+        f"Mean over seeds of `{FIRST}` at the best epoch; for the width that log-Q brings, of "
+        "`coverage@10`. Two runs are even when they differ by less than the wider of their 95% "
         "intervals over users. That is a strict test, since both runs answer the same users. A rule "
         "that calls something enough holds when the figure is not lower."
     )
