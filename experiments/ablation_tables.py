@@ -177,8 +177,8 @@ def rules() -> str:
     below = (
         f"Mean over seeds of `{FIRST}` at the best epoch; for the width that log-Q brings, of "
         "`coverage@10`. Two runs are even when they differ by less than the wider of their 95% "
-        "intervals over users. That is a strict test, since both runs answer the same users. A rule "
-        "that calls something enough holds when the figure is not lower."
+        "intervals over users: a strict test, since both runs answer the same users. A rule that "
+        "calls something enough holds when the figure is not lower."
     )
     return table(header, [row for row in body if any(row[3:])]) + "\n\n" + below
 
