@@ -13,6 +13,7 @@ import numbers
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 IDS = ("user_id", "item_id")
 TEXTS = {
@@ -81,8 +82,8 @@ def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
         raise ValueError(f"{table} have two columns named {twice!r}. Rename or drop one of them.")
     cleaned = frame.copy(deep=False)
     for column in frame.columns:
-        if column not in IDS:
-            cleaned[column] = _clean(frame[column].reset_index(drop=True), table)
+        values = _unpacked(frame[column].reset_index(drop=True))
+        cleaned[column] = values.array if column in IDS else _clean(values, table)
     return cleaned
 
 
@@ -107,10 +108,30 @@ def known(values: pd.Series) -> np.ndarray:
     return values.notna().to_numpy(bool)
 
 
+def _unpacked(values: pd.Series) -> pd.Series:
+    """The column with its values as such, where it holds numbers of entries of a dictionary."""
+    kind = values.dtype
+    if isinstance(kind, pd.CategoricalDtype) and values.name not in IDS:
+        return values.astype(object)
+    if isinstance(kind, pd.SparseDtype):
+        return values.sparse.to_dense()
+    if isinstance(kind, pd.ArrowDtype) and not _is_plain(kind.pyarrow_dtype):
+        return pd.Series(pa.array(values.array).to_pylist(), dtype=object, name=values.name)
+    return values
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether pandas can tell what a column of this Arrow type holds."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_plain(kind.value_type)
+    plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_date)
+    plain += (types.is_timestamp, types.is_string, types.is_large_string)
+    return any(is_kind(kind) for is_kind in plain)
+
+
 def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
     column = values.name
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(object)
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if column in TIMES.get(table, ()):
         return _time(values, kind, table)
@@ -146,11 +167,12 @@ def _text(values: pd.Series, kind: str, table: str):
         # A column of whole numbers with a gap comes as floats: 25.0 means 25.
         is_whole = bool((found % 1 == 0).all())
         texts[present] = [str(int(number) if is_whole else number) for number in found]
-    elif kind != "empty":
+    else:
         wrong = present & ~values.map(lambda value: isinstance(value, str)).astype(bool)
         is_bytes = values.map(lambda value: isinstance(value, bytes)).any()
         hint = " (.str.decode('utf-8') makes text of bytes)" if is_bytes else ""
         refuse(table, values, wrong, "is {}, not text" + hint)
+        texts[present] = values[present]
     return texts
 
 
