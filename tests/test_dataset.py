@@ -6,7 +6,6 @@ import doctest
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from twotower.data import dataset as dataset_module
@@ -151,50 +150,6 @@ def test_missing_has_one_form(table, column, given, form):
     # In its form already, it stays; and the series that was given is as it was.
     assert make(**{table: {column: form}}).fingerprint() == found.fingerprint()
     pd.testing.assert_series_equal(before, pd.Series(given, name=column))
-
-
-def arrow(values, kind):
-    """A pandas column that is of an Arrow type."""
-    return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values, kind)))
-
-
-WORDS = pa.dictionary(pa.int32(), pa.string())
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "given", "form"),
-    [
-        ("items", "title", arrow(["One", None, "Two"], WORDS), ["One", "", "Two"]),
-        ("items", "title", arrow(["One", None, "Two"], pa.string_view()), ["One", "", "Two"]),
-        ("items", "item_id", arrow(["a", "b", "c"], pa.string_view()), ["a", "b", "c"]),
-        ("items", "note", arrow([None] * 3, WORDS), ["", "", ""]),
-        ("items", "stars", arrow([1, None, 2], pa.dictionary(pa.int8(), pa.int64())), [1, NAN, 2]),
-        ("items", "tags", arrow([["x"], None, []], pa.list_(pa.string_view())), [("x",), (), ()]),
-        ("users", "city", arrow(["Rome", None, "Bern"], WORDS), ["Rome", "", "Bern"]),
-        ("interactions", "event", arrow(["skip", None, "click", "skip"], WORDS),
-         ["skip", "", "click", "skip"]),
-        ("items", "title", pd.arrays.SparseArray(["One", None, "Two"], None, dtype=object),
-         ["One", "", "Two"]),
-    ],
-)  # fmt: skip
-def test_packed_columns_are_unpacked(table, column, given, form):
-    found = getattr(make(**{table: {column: given}}), table)[column]
-    for value, expected in zip(found, form, strict=True):
-        np.testing.assert_array_equal(value, expected)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (arrow([{"a": 1}, None, None], pa.struct([("a", pa.int64())])), r"row 0: x is \{'a': 1\}"),
-        (arrow([None, [("a", 1)], None], pa.map_(pa.string(), pa.int64())), "row 1: x is .*'a', 1"),
-        (arrow([None, 5, None], pa.duration("s")), "row 1: x is .*seconds=5.*, not text"),
-        (pd.Series([None, 1j, 2]), "row 1: x is 1j, not text"),
-    ],
-)
-def test_kinds_that_no_column_has(given, message):
-    with pytest.raises(ValueError, match=message):
-        make(items={"x": given})
 
 
 def test_two_columns_of_one_name():

@@ -9,6 +9,7 @@ The names in `TEXTS`, `NUMBERS` and `TIMES` have their kind, `genres` are tags, 
 users is text. The kind of any other column follows from its values.
 """
 
+import decimal
 import numbers
 
 import numpy as np
@@ -30,6 +31,7 @@ LARGEST = float(np.finfo(np.float32).max)
 # What pandas calls columns of numbers and of times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
 _TIME_KINDS = ("datetime64", "datetime", "date")
+_LISTS = (tuple, list, set, frozenset, np.ndarray)
 
 
 class ColumnError(ValueError):
@@ -147,7 +149,7 @@ def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.Exte
         return _other_number(values, kind, table)
     first = next(iter(values[values.notna()]), "")
     is_tags = column == "genres" and table == "items"
-    if is_tags or isinstance(first, tuple | list | set | frozenset | np.ndarray):
+    if is_tags or isinstance(first, _LISTS):
         return _lists(values, table, is_tags)
     return _text(values, kind, table)
 
@@ -261,8 +263,8 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
 def _lists(values: pd.Series, table: str, is_tags: bool):
     """Lists of text as tuples without gaps, lists of numbers as vectors."""
     present = values.notna()
-    is_list = values.map(lambda row: isinstance(row, tuple | list | set | frozenset | np.ndarray))
-    refuse(table, values, present & ~is_list.astype(bool), "is {}, not a list")
+    is_list = values.map(lambda row: isinstance(row, _LISTS) and getattr(row, "ndim", 1) == 1)
+    refuse(table, values, present & ~is_list.astype(bool), "is {}, not a list of one dimension")
     rows = [row if there else () for row, there in zip(values, present, strict=True)]
     if not is_tags and any(map(_holds_numbers, rows)):
         column = list(_vectors(values, rows, table))
@@ -283,6 +285,11 @@ def _is_gap(entry) -> bool:
     return entry is None or entry is pd.NA or (isinstance(entry, float) and entry != entry)
 
 
+def _is_number(entry) -> bool:
+    is_real = isinstance(entry, numbers.Real | decimal.Decimal | np.bool_)
+    return is_real and not isinstance(entry, np.timedelta64)  # a Real to NumPy
+
+
 def _holds_numbers(row) -> bool:
     if isinstance(row, np.ndarray) and row.dtype.kind in "iuf":
         return len(row) > 0
@@ -298,12 +305,13 @@ def _vectors(values: pd.Series, rows: list, table: str) -> np.ndarray:
     vectors = np.full((len(rows), length), np.nan, np.float32)
     for row in np.flatnonzero(lengths):
         entries = rows[row]
-        if not isinstance(entries, np.ndarray) or entries.dtype == object:
+        # NumPy would make numbers of dates and texts, and lose masks and imaginary parts.
+        if type(entries) is not np.ndarray or entries.dtype.kind not in "biuf":
             entries = [np.nan if _is_gap(entry) else entry for entry in entries]
-        try:
-            with np.errstate(over="ignore"):
-                vectors[row] = entries
-        except (TypeError, ValueError):
-            refuse(table, values, np.arange(len(rows)) == row, "is {}, not a list of numbers")
+            if not all(map(_is_number, entries)):
+                problem = "is {}, not a list of numbers; write dates as seconds, and names as text"
+                refuse(table, values, np.arange(len(rows)) == row, problem)
+        with np.errstate(over="ignore"):
+            vectors[row] = entries
     refuse(table, values, np.isinf(vectors).any(1), "is {}; numbers must be finite as float32")
     return vectors

@@ -1,0 +1,91 @@
+"""Columns: packed types, lists, dates written as numbers and long whole numbers."""
+
+import datetime
+import decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from test_dataset import NAN, make
+
+
+def arrow(values, kind):
+    """A pandas column that is of an Arrow type."""
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values, kind)))
+
+
+WORDS = pa.dictionary(pa.int32(), pa.string())
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "given", "form"),
+    [
+        ("items", "title", arrow(["One", None, "Two"], WORDS), ["One", "", "Two"]),
+        ("items", "title", arrow(["One", None, "Two"], pa.string_view()), ["One", "", "Two"]),
+        ("items", "item_id", arrow(["a", "b", "c"], pa.string_view()), ["a", "b", "c"]),
+        ("items", "note", arrow([None] * 3, WORDS), ["", "", ""]),
+        ("items", "stars", arrow([1, None, 2], pa.dictionary(pa.int8(), pa.int64())), [1, NAN, 2]),
+        ("items", "tags", arrow([["x"], None, []], pa.list_(pa.string_view())), [("x",), (), ()]),
+        ("users", "city", arrow(["Rome", None, "Bern"], WORDS), ["Rome", "", "Bern"]),
+        ("interactions", "event", arrow(["skip", None, "click", "skip"], WORDS),
+         ["skip", "", "click", "skip"]),
+        ("items", "title", pd.arrays.SparseArray(["One", None, "Two"], None, dtype=object),
+         ["One", "", "Two"]),
+    ],
+)  # fmt: skip
+def test_packed_columns_are_unpacked(table, column, given, form):
+    found = getattr(make(**{table: {column: given}}), table)[column]
+    for value, expected in zip(found, form, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (arrow([{"a": 1}, None, None], pa.struct([("a", pa.int64())])), r"row 0: x is \{'a': 1\}"),
+        (arrow([None, [("a", 1)], None], pa.map_(pa.string(), pa.int64())), "row 1: x is .*'a', 1"),
+        (arrow([None, 5, None], pa.duration("s")), "row 1: x is .*seconds=5.*, not text"),
+        (pd.Series([None, 1j, 2]), "row 1: x is 1j, not text"),
+    ],
+)
+def test_kinds_that_no_column_has(given, message):
+    with pytest.raises(ValueError, match=message):
+        make(items={"x": given})
+
+
+MASKED = np.ma.masked_array([1.0, 2.0], mask=[True, False])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [datetime.date(2011, 8, 20)],
+        [pd.Timestamp("2011-08-20"), None],
+        [pd.Timedelta(5, "s")],
+        [pd.NaT],
+        np.array(["2011-08-20"], "datetime64[D]"),
+        np.array(["2011-08-20"], "datetime64[ns]"),
+        np.array([5], "timedelta64[s]"),
+        np.array([1j, 2]),
+        [1.0, 1j],
+        [1.0, "2"],
+        MASKED,
+    ],
+)
+def test_lists_that_are_no_vectors(row):
+    with pytest.raises(ValueError, match=r"(?s)items, row 1: sound is .*, not a list of numbers"):
+        make(items={"sound": pd.Series([None, row, None], dtype=object)})
+
+
+@pytest.mark.parametrize("row", [np.array(5.0), np.array("x"), np.ones((1, 1)), np.ones((2, 2))])
+@pytest.mark.parametrize("column", ["sound", "genres"])
+def test_arrays_of_other_dimensions(column, row):
+    with pytest.raises(ValueError, match=rf"(?s)items, row 1: {column} is .*, not a list of one"):
+        make(items={column: pd.Series([None, row, None], dtype=object)})
+
+
+def test_vectors_of_all_kinds_of_numbers():
+    rows = [[decimal.Decimal("1.5"), True], np.array([True, False]), (np.float16(2), np.int8(3))]
+    found = make(items={"sound": pd.Series(rows, dtype=object)}).items["sound"].tolist()
+    np.testing.assert_array_equal(found, [[1.5, 1], [1, 0], [2, 3]])
