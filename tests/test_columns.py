@@ -89,3 +89,41 @@ def test_vectors_of_all_kinds_of_numbers():
     rows = [[decimal.Decimal("1.5"), True], np.array([True, False]), (np.float16(2), np.int8(3))]
     found = make(items={"sound": pd.Series(rows, dtype=object)}).items["sound"].tolist()
     np.testing.assert_array_equal(found, [[1.5, 1], [1, 0], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "times", "row"),
+    [
+        ("interactions", "timestamp", [201108, 201109, 201108, 201110], 0),
+        ("interactions", "timestamp", [110820, 110821, 91231, 101], 0),
+        ("interactions", "timestamp", [2011082010, 2011082011, 2011082023, 2011082100], 0),
+        ("interactions", "timestamp", [1313798400, 1313798401, 20110820, 1313798402], 2),
+        ("items", "released", [None, 201108, 199512], 1),
+        ("items", "released", [2011, 201108, 201109], 0),
+        ("items", "released", [None, 1313798400, 19950101], 2),
+        ("items", "released", [1313798400, 1313798400, pd.NA], None),
+    ],
+)
+def test_dates_written_as_numbers(table, column, times, row):
+    if row is None:
+        make(**{table: {column: times}})
+        return
+    with pytest.raises(ValueError, match=rf"{table}, row {row}: {column} is .*reads as .*write 20"):
+        make(**{table: {column: times}})
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [0, 1, 100, 100],
+        [201108] * 4,
+        [101, 102, 103, 1231],  # numbers of rows, and not days of the year 2000
+        [201108, 201109, 201140, 201108],  # neither a month nor a day
+        [110820, 110821, 110832, 110820],
+        [2011082010, 2011082011, 2011082024, 2011082010],
+        [20110000, 20110101, 20111301, 20119900],  # seconds of 1970, of which one reads as a day
+        [1313798400, 1313798401, 201108, 110820],
+    ],
+)
+def test_times_that_are_seconds(times):
+    assert make({"timestamp": times}).timestamps.tolist() == times

@@ -230,11 +230,37 @@ def reads_as_date(found: np.ndarray) -> np.ndarray:
 
     Timestamps at midnight never read as dates: multiples of 86,400 end in 00, which is no day.
     """
+    return (found >= 1800) & (found <= 2100) | _is_day(found)
+
+
+def _is_day(found: np.ndarray, first_year: int = 1800, last_year: int = 2100) -> np.ndarray:
+    """Which numbers are days such as 20110820 of these years, `[num_rows]` bool."""
     found = np.where(np.isnan(found), 0, found)
     year, month, day = found // 10_000, found // 100 % 100, found % 100
-    is_year = (found >= 1800) & (found <= 2100)
     is_day = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
-    return is_year | (year >= 1800) & (year <= 2100) & is_day
+    return is_day & (year >= first_year) & (year <= last_year)
+
+
+def _written_as_dates(found: np.ndarray) -> np.ndarray:
+    """Which of a column's numbers are dates and no seconds, `[num_rows]` bool.
+
+    Days such as 20110820 are seconds of 1970, where no real table has some of its times. Years and
+    short forms count where the column has nothing else: 201108, 110820 and 2011082010 (an hour).
+    """
+    present = ~np.isnan(found)
+    dates, days = reads_as_date(found), _is_day(found)
+    if dates.any() and dates.sum() * 2 >= present.sum():
+        return dates
+    # Of counters and of seconds of 1970, one in 27 reads as a day.
+    if days.sum() * 2 > ((found > 18_000_000) & (found < 21_010_000)).sum():
+        return days
+    months = _is_day(found * 100 + 1)
+    hours = _is_day(found // 100, first_year=1970) & (found % 100 < 24)
+    dates = dates | months | hours
+    if (found[present] > 9999).any():  # else numbers of rows: 101 would be a day of 2000
+        dates |= _is_day(found, 0, 99)
+    # One time, whatever its rows, may be anything.
+    return dates & (dates[present].all() and len(np.unique(found[present])) > 1)
 
 
 def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
@@ -246,12 +272,11 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
         "is {}; times are seconds, up to the year 5138: are these milliseconds? Divide by 1000"
     )
     refuse(table, values, found > LATEST, problem)
-    dates = present & reads_as_date(found)
-    if dates.sum() * 2 >= max(present.sum(), 1):
-        problem = (
-            "is {}, which reads as a date: write 2011-08-20 for 20110820 or 2011-01-01 for 2011"
-        )
-        refuse(table, values, dates, problem)
+    problem = (
+        "is {}, which reads as a date and not as seconds: write 2011-08-20 for 20110820 or 110820, "
+        "2011-08-01 for 201108, 2011-01-01 for 2011, and 2011-08-20T10:00 for 2011082010"
+    )
+    refuse(table, values, _written_as_dates(found), problem)
     if values.name == "released":
         refuse(table, values, found < -LATEST, "is {}; times are seconds since 1970")
         return _whole(found)
