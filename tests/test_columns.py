@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 from test_dataset import NAN, make
 
+from twotower.data import tables
+
 
 def arrow(values, kind):
     """A pandas column that is of an Arrow type."""
@@ -127,3 +129,40 @@ def test_dates_written_as_numbers(table, column, times, row):
 )
 def test_times_that_are_seconds(times):
     assert make({"timestamp": times}).timestamps.tolist() == times
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [2**53 + 1, 5, 6],
+        [-(2**53) - 1, None, 6],
+        pd.array([2**53 + 1, None, 6], "Int64"),
+        np.uint64([2**64 - 1, 5, 6]),
+        arrow([2**53 + 1, 5, None], pa.int64()),
+        pd.Series([decimal.Decimal(2**60 + 1), None, decimal.Decimal(5)]),
+        pd.Series([decimal.Decimal(10**35 + 1)] * 3),
+        arrow([decimal.Decimal(2**60 + 1), None, None], pa.decimal128(38, 0)),
+    ],
+)
+def test_long_whole_numbers_are_text(given):
+    values = pd.Series(given, dtype=object if isinstance(given, list) else None)
+    expected = ["" if pd.isna(value) else str(int(value)) for value in values]
+    assert make(items={"code": values}).items["code"].tolist() == expected
+
+
+def test_whole_numbers_that_a_float_holds():
+    assert make(items={"code": [2**53, -(2**53), 1]}).items["code"].tolist() == [2**53, -(2**53), 1]
+    prices = pd.Series([decimal.Decimal("1.5"), None, decimal.Decimal(2)])
+    assert make(items={"price": prices}).items["price"][[0, 2]].tolist() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_long_whole_numbers_in_files(tmp_path, ending):
+    frames = {
+        "interactions": pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [100]}),
+        "items": pd.DataFrame({"item_id": ["a", "b", "c"], "code": [2**53 + 1, 5, 6]}),
+    }
+    paths = [tmp_path / f"{name}.{ending}" for name in frames]
+    for frame, path in zip(frames.values(), paths, strict=True):
+        frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+    assert tables.load(*paths).items["code"].tolist() == [str(2**53 + 1), "5", "6"]

@@ -167,7 +167,7 @@ def _text(values: pd.Series, kind: str, table: str):
     elif kind in _NUMBER_KINDS:
         found = values[present].to_numpy()
         # A column of whole numbers with a gap comes as floats: 25.0 means 25.
-        is_whole = bool((found % 1 == 0).all())
+        is_whole = _are_whole(found)
         texts[present] = [str(int(number) if is_whole else number) for number in found]
     else:
         wrong = present & ~values.map(lambda value: isinstance(value, str)).astype(bool)
@@ -198,11 +198,21 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
 
 def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
     found = _number(values, kind, table)
-    if kind != "integer":
+    given = values[values.notna()].to_numpy()
+    if kind not in ("integer", "decimal") or not _are_whole(given):
         return found
-    if (np.abs(found) > EXACT).any():  # ids of some other system, which a float would round
+    # Compared before a float rounds them: 2**53 + 1 would be 2**53.
+    if ((given > EXACT) | (given < -EXACT)).any():  # ids of some other system
         return _text(values, kind, table)
     return _whole(found)
+
+
+def _are_whole(found: np.ndarray) -> bool:
+    """Whether all of these numbers are whole; none is missing."""
+    if found.dtype != object:
+        return bool((found % 1 == 0).all())
+    # A Decimal of 29 digits has no remainder, and an infinite one no int.
+    return all(abs(number) != np.inf and int(number) == number for number in found)
 
 
 def _whole(found: np.ndarray) -> np.ndarray:
