@@ -10,7 +10,9 @@ users is text. The kind of any other column follows from its values.
 """
 
 import decimal
+import itertools
 import numbers
+import re
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,12 @@ LARGEST = float(np.finfo(np.float32).max)
 # What pandas calls columns of numbers and of times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
 _TIME_KINDS = ("datetime64", "datetime", "date")
+# How `_text` writes what was no text.
+_TEXT_OF = {
+    "boolean": "true|false",
+    **dict.fromkeys(_NUMBER_KINDS, r"-?(0|[1-9]\d*)"),
+    **dict.fromkeys(_TIME_KINDS, r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
+}
 _LISTS = (tuple, list, set, frozenset, np.ndarray)
 
 
@@ -68,24 +76,37 @@ def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
         raise ColumnError(table, str(values.name), row, problem.replace("{}", shown))
 
 
-def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+def clean(frame: pd.DataFrame, table: str, forms: dict[str, str] | None = None) -> pd.DataFrame:
     """A copy of the table with every column in its form; `frame` is not changed.
 
     Ids are left as they are: the Dataset compares them between its tables.
+
+    Args:
+        frame: The table as it came.
+        table: `interactions`, `items` or `users`.
+        forms: `form_of` each column of a table that these rows continue. Where a column has one, it
+            does not follow from the values.
 
     Raises:
         ColumnError: A value that its column cannot hold, such as text in the place of a number, a
             number that is infinite as float32, a year that is not whole, a time that is not in
             seconds, or vectors of different lengths.
-        ValueError: Two columns of one name.
+        ValueError: Two columns of one name, or a name that is no text.
     """
+    for column in frame.columns:
+        if not isinstance(column, str):
+            raise ValueError(
+                f"{table} have a column named {column!r}, which is no text. Rename or drop it."
+            )
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise ValueError(f"{table} have two columns named {twice!r}. Rename or drop one of them.")
     cleaned = frame.copy(deep=False)
     for column in frame.columns:
         values = _unpacked(frame[column].reset_index(drop=True))
-        cleaned[column] = values.array if column in IDS else _clean(values, table)
+        cleaned[column] = (
+            values.array if column in IDS else _clean(values, table, (forms or {}).get(column))
+        )
     return cleaned
 
 
@@ -98,16 +119,61 @@ def refuse_twins(table: str, columns, names, computed) -> None:
         )
 
 
+def check_ids(table: str, ids: pd.Series) -> None:
+    """Raises ColumnError for an id that is no string, empty or there twice."""
+    wrong = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
+    refuse(table, ids, wrong, "is {}, not a string; use .astype(str), in all tables")
+    refuse(table, ids, ids == "", "is empty")
+    refuse(table, ids, ids.duplicated(), "is {}, which stands in an earlier row, too")
+
+
+def form_of(values: pd.Series) -> str:
+    """The form of a cleaned column: `text`, `number`, `tags` or `vector`."""
+    first = values.iloc[0] if len(values) else 0.0
+    kinds = {np.ndarray: "vector", tuple: "tags", str: "text"}
+    return next((form for kind, form in kinds.items() if isinstance(first, kind)), "number")
+
+
 def known(values: pd.Series) -> np.ndarray:
     """Where something is known in a column that has its form, `[num_rows]` bool."""
-    first = values.iloc[0] if len(values) else 0.0
-    if isinstance(first, np.ndarray):
+    form = form_of(values)
+    if form == "vector":
         return ~np.isnan(np.stack(values.to_numpy())).any(1)
-    if isinstance(first, tuple):
+    if form == "tags":
         return np.fromiter((len(tags) > 0 for tags in values), bool, len(values))
-    if isinstance(first, str):
+    if form == "text":
         return (values != "").to_numpy(bool)
     return values.notna().to_numpy(bool)
+
+
+def asked(values: pd.Series, wanted):
+    """A value to look for, as a cleaned column would hold it: True is "true" among texts.
+
+    Raises:
+        ValueError: It is missing, or the column has no value of its type.
+    """
+    name, form = values.name, form_of(values)
+    if pd.api.types.is_scalar(wanted) and pd.isna(wanted):
+        raise ValueError(f"{name} is compared with {wanted}, which no condition matches. Drop it.")
+    column = pd.Series([wanted], dtype=object, name=name)
+    kind = pd.api.types.infer_dtype(column)
+    if form == "number":
+        if kind in _TIME_KINDS:
+            return seconds_of(column)[0]
+        if kind in _NUMBER_KINDS:
+            return wanted if kind == "integer" else float(wanted)
+        raise ValueError(
+            f"{name} holds numbers; got {wanted!r}, which is none. Ask for a number; a time is "
+            "seconds since 1970 or a pd.Timestamp."
+        )
+    if isinstance(wanted, str):
+        return wanted
+    texts = values[known(values)]
+    texts = dict.fromkeys(texts if form == "text" else itertools.chain.from_iterable(texts))
+    other = next((text for text in texts if not re.fullmatch(_TEXT_OF.get(kind, ""), text)), None)
+    if other is not None:
+        raise ValueError(f"{name} holds text such as {other!r}; got {wanted!r}. Ask for text.")
+    return _text(column, kind, "items")[0]
 
 
 def _unpacked(values: pd.Series) -> pd.Series:
@@ -132,7 +198,7 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in plain)
 
 
-def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
+def _clean(values: pd.Series, table: str, form: str | None):
     column = values.name
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if column in TIMES.get(table, ()):
@@ -141,16 +207,16 @@ def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.Exte
         return _year(values, kind)
     if column in NUMBERS.get(table, ()):
         return _number(values, kind, table).astype(np.float32)
-    if table == "users" or column in TEXTS.get(table, ()):
+    if table == "users" or column in TEXTS.get(table, ()) or form == "text":
         return _text(values, kind, table)
+    is_tags = form == "tags" or (table, column) == ("items", "genres")
+    first = next(iter(values[values.notna()]), "") if form is None else None
+    if is_tags or form == "vector" or isinstance(first, _LISTS):
+        return _lists(values, table, is_tags)
     if kind in _TIME_KINDS:
         return _whole(seconds_of(values))
-    if kind in _NUMBER_KINDS:
-        return _other_number(values, kind, table)
-    first = next(iter(values[values.notna()]), "")
-    is_tags = column == "genres" and table == "items"
-    if is_tags or isinstance(first, _LISTS):
-        return _lists(values, table, is_tags)
+    if kind in _NUMBER_KINDS or form == "number":
+        return _other_number(values, kind, table, form)
     return _text(values, kind, table)
 
 
@@ -196,15 +262,19 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
     return found
 
 
-def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
+def _other_number(values: pd.Series, kind: str, table: str, form: str | None):
     found = _number(values, kind, table)
-    given = values[values.notna()].to_numpy()
+    present = values.notna().to_numpy(bool)
+    given = values[present].to_numpy()
     if kind not in ("integer", "decimal") or not _are_whole(given):
         return found
     # Compared before a float rounds them: 2**53 + 1 would be 2**53.
-    if ((given > EXACT) | (given < -EXACT)).any():  # ids of some other system
-        return _text(values, kind, table)
-    return _whole(found)
+    is_long = np.zeros(len(values), bool)
+    is_long[present] = (given > EXACT) | (given < -EXACT)
+    if form == "number":
+        refuse(table, values, is_long, "is {}, past 2**53; a column of numbers rounds it")
+    # Long ones are ids of some other system.
+    return _text(values, kind, table) if is_long.any() else _whole(found)
 
 
 def _are_whole(found: np.ndarray) -> bool:
