@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
-from twotower.data import grouplens, movielens
+from twotower.data import movielens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published MovieLens")
 
@@ -94,30 +94,6 @@ def test_100k_folder(small_100k_dir):
             "exact_age": ["24", "53", "7"],
         },
     }
-
-
-def test_csv_folder(tmp_path):
-    (tmp_path / "movies.csv").write_text(
-        'movieId,title,genres\n5,"Moon, The (2001)",Drama|Comedy\n6,Odd,(no genres listed)\n'
-        "7,Long (2006–2007),Comedy\n",
-        "utf-8",
-    )
-    (tmp_path / "ratings.csv").write_text(
-        "userId,movieId,rating,timestamp\n1,6,0.5,964982703\n1,5,4.5,964981247\n", "utf-8"
-    )
-    dataset = movielens.load("movielens/latest-small", tmp_path)
-    assert dataset.items["title"].tolist() == ["Moon, The", "Odd", "Long"]
-    np.testing.assert_array_equal(dataset.items["year"], [2001, np.nan, 2006])
-    assert dataset.items["genres"].tolist() == [("Drama", "Comedy"), (), ("Comedy",)]
-    assert dataset.interactions["rating"].tolist() == [0.5, 4.5]
-    assert dataset.users.to_dict("list") == {"user_id": ["1"]}
-
-
-@pytest.mark.parametrize(
-    ("age", "bucket"), [(7, "1"), (17, "1"), (18, "18"), (55, "50"), (99, "56")]
-)
-def test_age_buckets(age, bucket):
-    assert grouplens.age_bucket(age) == bucket
 
 
 def test_data_dir_may_be_the_directory_above(small_1m_dir):

@@ -11,10 +11,14 @@ The names in `TEXTS`, `NUMBERS` and `TIMES` are of that kind, `genres` are tags,
 `users` is text. The kind of any other column follows from its values.
 """
 
+import decimal
+import itertools
 import numbers
+import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 IDS = ("user_id", "item_id")
 TEXTS = {
@@ -31,6 +35,13 @@ LARGEST = float(np.finfo(np.float32).max)
 # Names that `pandas.api.types.infer_dtype` has for numbers and for times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
 _TIME_KINDS = ("datetime64", "datetime", "date")
+# How `_text` writes what was no text.
+_TEXT_OF = {
+    "boolean": "true|false",
+    **dict.fromkeys(_NUMBER_KINDS, r"-?(0|[1-9]\d*)"),
+    **dict.fromkeys(_TIME_KINDS, r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
+}
+_LISTS = (tuple, list, set, frozenset, np.ndarray)
 
 
 class ColumnError(ValueError):
@@ -67,24 +78,37 @@ def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
         raise ColumnError(table, str(values.name), row, problem.replace("{}", shown))
 
 
-def clean(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    """A copy of the table with the values of every column as above; `frame` is not changed.
+def clean(frame: pd.DataFrame, table: str, forms: dict[str, str] | None = None) -> pd.DataFrame:
+    """A copy of the table with every column in its form; `frame` is not changed.
 
     Ids are copied as they are: the Dataset checks them, since it compares them between tables.
+
+    Args:
+        frame: The table as it came.
+        table: `interactions`, `items` or `users`.
+        forms: `form_of` each column of a table that these rows continue. Where a column has one, it
+            does not follow from the values.
 
     Raises:
         ColumnError: A value that its column cannot hold, such as text in the place of a number, a
             number that is infinite as float32, a year that is not whole, a time that is not in
             seconds, or vectors of different lengths.
-        ValueError: Two columns of one name.
+        ValueError: Two columns of one name, or a name that is no text.
     """
+    for column in frame.columns:
+        if not isinstance(column, str):
+            raise ValueError(
+                f"{table} have a column named {column!r}, which is no text. Rename or drop it."
+            )
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise ValueError(f"{table} have two columns named {twice!r}. Rename or drop one of them.")
     cleaned = frame.copy(deep=False)
     for column in frame.columns:
-        if column not in IDS:
-            cleaned[column] = _clean(frame[column].reset_index(drop=True), table)
+        values = _unpacked(frame[column].reset_index(drop=True))
+        cleaned[column] = (
+            values.array if column in IDS else _clean(values, table, (forms or {}).get(column))
+        )
     return cleaned
 
 
@@ -97,22 +121,87 @@ def refuse_twins(table: str, columns, names, computed) -> None:
         )
 
 
+def check_ids(table: str, ids: pd.Series) -> None:
+    """Raises ColumnError for an id that is no string, empty or there twice."""
+    wrong = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
+    refuse(table, ids, wrong, "is {}, not a string; use .astype(str), in all tables")
+    refuse(table, ids, ids == "", "is empty")
+    refuse(table, ids, ids.duplicated(), "is {}, which stands in an earlier row, too")
+
+
+def form_of(values: pd.Series) -> str:
+    """The form of a cleaned column: `text`, `number`, `tags` or `vector`."""
+    first = values.iloc[0] if len(values) else 0.0
+    kinds = {np.ndarray: "vector", tuple: "tags", str: "text"}
+    return next((form for kind, form in kinds.items() if isinstance(first, kind)), "number")
+
+
 def known(values: pd.Series) -> np.ndarray:
     """Which rows of a cleaned column have a value, `[num_rows]` bool."""
-    first = values.iloc[0] if len(values) else 0.0
-    if isinstance(first, np.ndarray):
+    form = form_of(values)
+    if form == "vector":
         return ~np.isnan(np.stack(values.to_numpy())).any(1)
-    if isinstance(first, tuple):
+    if form == "tags":
         return np.fromiter((len(tags) > 0 for tags in values), bool, len(values))
-    if isinstance(first, str):
+    if form == "text":
         return (values != "").to_numpy(bool)
     return values.notna().to_numpy(bool)
 
 
-def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
+def asked(values: pd.Series, wanted):
+    """A value to look for, as a cleaned column would hold it: True is "true" among texts.
+
+    Raises:
+        ValueError: It is missing, or the column has no value of its type.
+    """
+    name, form = values.name, form_of(values)
+    if pd.api.types.is_scalar(wanted) and pd.isna(wanted):
+        raise ValueError(f"{name} is compared with {wanted}, which no condition matches. Drop it.")
+    column = pd.Series([wanted], dtype=object, name=name)
+    kind = pd.api.types.infer_dtype(column)
+    if form == "number":
+        if kind in _TIME_KINDS:
+            return seconds_of(column)[0]
+        if kind in _NUMBER_KINDS:
+            return wanted if kind == "integer" else float(wanted)
+        raise ValueError(
+            f"{name} holds numbers; got {wanted!r}, which is none. Ask for a number; a time is "
+            "seconds since 1970 or a pd.Timestamp."
+        )
+    if isinstance(wanted, str):
+        return wanted
+    texts = values[known(values)]
+    texts = dict.fromkeys(texts if form == "text" else itertools.chain.from_iterable(texts))
+    other = next((text for text in texts if not re.fullmatch(_TEXT_OF.get(kind, ""), text)), None)
+    if other is not None:
+        raise ValueError(f"{name} holds text such as {other!r}; got {wanted!r}. Ask for text.")
+    return _text(column, kind, "items")[0]
+
+
+def _unpacked(values: pd.Series) -> pd.Series:
+    """The column with its values as such, where it holds numbers of entries of a dictionary."""
+    kind = values.dtype
+    if isinstance(kind, pd.CategoricalDtype) and values.name not in IDS:
+        return values.astype(object)
+    if isinstance(kind, pd.SparseDtype):
+        return values.sparse.to_dense()
+    if isinstance(kind, pd.ArrowDtype) and not _is_plain(kind.pyarrow_dtype):
+        return pd.Series(pa.array(values.array).to_pylist(), dtype=object, name=values.name)
+    return values
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether pandas can tell what a column of this Arrow type holds."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_plain(kind.value_type)
+    plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_date)
+    plain += (types.is_timestamp, types.is_string, types.is_large_string)
+    return any(is_kind(kind) for is_kind in plain)
+
+
+def _clean(values: pd.Series, table: str, form: str | None):
     column = values.name
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(object)
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if column in TIMES.get(table, ()):
         return _time(values, kind, table)
@@ -120,17 +209,16 @@ def _clean(values: pd.Series, table: str) -> np.ndarray | pd.api.extensions.Exte
         return _year(values, kind)
     if column in NUMBERS.get(table, ()):
         return _number(values, kind, table).astype(np.float32)
-    if table == "users" or column in TEXTS.get(table, ()):
+    if table == "users" or column in TEXTS.get(table, ()) or form == "text":
         return _text(values, kind, table)
-    if column == "genres" and table == "items":
-        return _lists(values, table, is_tags=True)
+    is_tags = form == "tags" or (table, column) == ("items", "genres")
+    first = next(iter(values[values.notna()]), "") if form is None else None
+    if is_tags or form == "vector" or isinstance(first, _LISTS):
+        return _lists(values, table, is_tags)
     if kind in _TIME_KINDS:
         return _whole(seconds_of(values))
-    if kind in _NUMBER_KINDS:
-        return _other_number(values, kind, table)
-    first = next(iter(values[values.notna()]), "")
-    if isinstance(first, tuple | list | set | frozenset | np.ndarray):
-        return _lists(values, table, is_tags=False)
+    if kind in _NUMBER_KINDS or form == "number":
+        return _other_number(values, kind, table, form)
     return _text(values, kind, table)
 
 
@@ -147,13 +235,14 @@ def _text(values: pd.Series, kind: str, table: str):
     elif kind in _NUMBER_KINDS:
         found = values[present].to_numpy()
         # pandas stores whole numbers as floats if one is missing: 25.0 means 25.
-        is_whole = bool((found % 1 == 0).all())
+        is_whole = _are_whole(found)
         texts[present] = [str(int(number) if is_whole else number) for number in found]
-    elif kind != "empty":
+    else:
         wrong = present & ~values.map(lambda value: isinstance(value, str)).astype(bool)
         is_bytes = values.map(lambda value: isinstance(value, bytes)).any()
         hint = " (.str.decode('utf-8') makes text of bytes)" if is_bytes else ""
         refuse(table, values, wrong, "is {}, not text" + hint)
+        texts[present] = values[present]
     return texts
 
 
@@ -175,13 +264,27 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
     return found
 
 
-def _other_number(values: pd.Series, kind: str, table: str) -> np.ndarray:
+def _other_number(values: pd.Series, kind: str, table: str, form: str | None):
     found = _number(values, kind, table)
-    if kind != "integer":
+    present = values.notna().to_numpy(bool)
+    given = values[present].to_numpy()
+    if kind not in ("integer", "decimal") or not _are_whole(given):
         return found
-    if (np.abs(found) > EXACT).any():  # likely ids of another system, which float64 would round
-        return _text(values, kind, table)
-    return _whole(found)
+    # Compared before a float rounds them: 2**53 + 1 would be 2**53.
+    is_long = np.zeros(len(values), bool)
+    is_long[present] = (given > EXACT) | (given < -EXACT)
+    if form == "number":
+        refuse(table, values, is_long, "is {}, past 2**53; a column of numbers rounds it")
+    # Long ones are ids of some other system.
+    return _text(values, kind, table) if is_long.any() else _whole(found)
+
+
+def _are_whole(found: np.ndarray) -> bool:
+    """Whether all of these numbers are whole; none is missing."""
+    if found.dtype != object:
+        return bool((found % 1 == 0).all())
+    # A Decimal of 29 digits has no remainder, and an infinite one no int.
+    return all(abs(number) != np.inf and int(number) == number for number in found)
 
 
 def _whole(found: np.ndarray) -> np.ndarray:
@@ -209,11 +312,37 @@ def reads_as_date(found: np.ndarray) -> np.ndarray:
 
     Times at midnight never look like dates: multiples of 86,400 end in 00, which is no day.
     """
+    return (found >= 1800) & (found <= 2100) | _is_day(found)
+
+
+def _is_day(found: np.ndarray, first_year: int = 1800, last_year: int = 2100) -> np.ndarray:
+    """Which numbers are days such as 20110820 of these years, `[num_rows]` bool."""
     found = np.where(np.isnan(found), 0, found)
     year, month, day = found // 10_000, found // 100 % 100, found % 100
-    is_year = (found >= 1800) & (found <= 2100)
     is_day = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
-    return is_year | (year >= 1800) & (year <= 2100) & is_day
+    return is_day & (year >= first_year) & (year <= last_year)
+
+
+def _written_as_dates(found: np.ndarray) -> np.ndarray:
+    """Which of a column's numbers are dates and no seconds, `[num_rows]` bool.
+
+    Days such as 20110820 are seconds of 1970, where no real table has some of its times. Years and
+    short forms count where the column has nothing else: 201108, 110820 and 2011082010 (an hour).
+    """
+    present = ~np.isnan(found)
+    dates, days = reads_as_date(found), _is_day(found)
+    if dates.any() and dates.sum() * 2 >= present.sum():
+        return dates
+    # Of counters and of seconds of 1970, one in 27 reads as a day.
+    if days.sum() * 2 > ((found > 18_000_000) & (found < 21_010_000)).sum():
+        return days
+    months = _is_day(found * 100 + 1)
+    hours = _is_day(found // 100, first_year=1970) & (found % 100 < 24)
+    dates = dates | months | hours
+    if (found[present] > 9999).any():  # else numbers of rows: 101 would be a day of 2000
+        dates |= _is_day(found, 0, 99)
+    # One time, whatever its rows, may be anything.
+    return dates & (dates[present].all() and len(np.unique(found[present])) > 1)
 
 
 def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
@@ -225,12 +354,11 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
         "is {}; times are seconds, up to the year 5138: are these milliseconds? Divide by 1000"
     )
     refuse(table, values, found > LATEST, problem)
-    dates = present & reads_as_date(found)
-    if dates.sum() * 2 >= max(present.sum(), 1):
-        problem = (
-            "is {}, which reads as a date: write 2011-08-20 for 20110820 or 2011-01-01 for 2011"
-        )
-        refuse(table, values, dates, problem)
+    problem = (
+        "is {}, which reads as a date and not as seconds: write 2011-08-20 for 20110820 or 110820, "
+        "2011-08-01 for 201108, 2011-01-01 for 2011, and 2011-08-20T10:00 for 2011082010"
+    )
+    refuse(table, values, _written_as_dates(found), problem)
     if values.name == "released":
         refuse(table, values, found < -LATEST, "is {}; times are seconds since 1970")
         return _whole(found)
@@ -242,8 +370,8 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
 def _lists(values: pd.Series, table: str, is_tags: bool):
     """Lists of text as tuples without their missing entries, lists of numbers as vectors."""
     present = values.notna()
-    is_list = values.map(lambda row: isinstance(row, tuple | list | set | frozenset | np.ndarray))
-    refuse(table, values, present & ~is_list.astype(bool), "is {}, not a list")
+    is_list = values.map(lambda row: isinstance(row, _LISTS) and getattr(row, "ndim", 1) == 1)
+    refuse(table, values, present & ~is_list.astype(bool), "is {}, not a list of one dimension")
     rows = [row if there else () for row, there in zip(values, present, strict=True)]
     if not is_tags and any(map(_holds_numbers, rows)):
         column = list(_vectors(values, rows, table))
@@ -264,6 +392,11 @@ def _is_gap(entry) -> bool:
     return entry is None or entry is pd.NA or (isinstance(entry, float) and entry != entry)
 
 
+def _is_number(entry) -> bool:
+    is_real = isinstance(entry, numbers.Real | decimal.Decimal | np.bool_)
+    return is_real and not isinstance(entry, np.timedelta64)  # a Real to NumPy
+
+
 def _holds_numbers(row) -> bool:
     if isinstance(row, np.ndarray) and row.dtype.kind in "iuf":
         return len(row) > 0
@@ -279,12 +412,13 @@ def _vectors(values: pd.Series, rows: list, table: str) -> np.ndarray:
     vectors = np.full((len(rows), length), np.nan, np.float32)
     for row in np.flatnonzero(lengths):
         entries = rows[row]
-        if not isinstance(entries, np.ndarray) or entries.dtype == object:
+        # NumPy would make numbers of dates and texts, and lose masks and imaginary parts.
+        if type(entries) is not np.ndarray or entries.dtype.kind not in "biuf":
             entries = [np.nan if _is_gap(entry) else entry for entry in entries]
-        try:
-            with np.errstate(over="ignore"):
-                vectors[row] = entries
-        except (TypeError, ValueError):
-            refuse(table, values, np.arange(len(rows)) == row, "is {}, not a list of numbers")
+            if not all(map(_is_number, entries)):
+                problem = "is {}, not a list of numbers; write dates as seconds, and names as text"
+                refuse(table, values, np.arange(len(rows)) == row, problem)
+        with np.errstate(over="ignore"):
+            vectors[row] = entries
     refuse(table, values, np.isinf(vectors).any(1), "is {}; numbers must be finite as float32")
     return vectors

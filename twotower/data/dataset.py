@@ -12,7 +12,16 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from twotower.data.columns import EXACT, IDS, clean, known, refuse
+from twotower.data.columns import (
+    EXACT,
+    IDS,
+    asked,
+    check_ids,
+    clean,
+    form_of,
+    known,
+    refuse,
+)
 
 # What a column holds. Only the first three of `interactions` and the ids are required.
 INTERACTION_COLUMNS = {
@@ -77,10 +86,7 @@ class Dataset:
             object.__setattr__(self, table, clean(frame, table))
         for table, column in (("items", "item_id"), ("users", "user_id")):
             ids = getattr(self, table)[column]
-            wrong = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
-            refuse(table, ids, wrong, "is {}, not a string; use .astype(str), in all tables")
-            refuse(table, ids, ids == "", "is empty")
-            refuse(table, ids, ids.duplicated(), "is {}, which stands in an earlier row, too")
+            check_ids(table, ids)
             used = self.interactions[column]
             unknown = ~used.isin(ids)
             problem = f"is {{}}, which {table!r} does not have ({int(unknown.sum())} such rows)"
@@ -178,10 +184,8 @@ class Catalogue:
     """
 
     def __init__(self, items: pd.DataFrame) -> None:
-        if items["item_id"].duplicated().any():
-            twice = items.loc[items["item_id"].duplicated(), "item_id"].iloc[0]
-            raise ValueError(f"item_id {twice!r} stands twice in the catalogue.")
         self.items = clean(items, "items").reset_index(drop=True)
+        check_ids("items", self.items["item_id"])
         # Position -1 is the id of "no item", so that ids_of is one indexing operation.
         self._ids = np.append(self.items["item_id"].to_numpy(object), "")
         self._index = pd.Index(self._ids[:-1], dtype=object)
@@ -216,12 +220,14 @@ class Catalogue:
 
         Args:
             **conditions: Column name and what it must be: a value; a `(low, high)` tuple of
-                numbers, both included (None: no bound), which no missing number matches;
-                or a list or set of values, one of which must match. A column of tags, such as
-                `genres`, matches when an item has any of the tags asked for.
+                numbers or times, both included (None: no bound), which no missing number matches;
+                or several values (a list, set, range or array), one of which must match. A column
+                of tags, such as `genres`, matches when an item has any of the tags asked for.
+                Values may be as the column was given: True, or a pd.Timestamp for `released`.
 
         Raises:
-            ValueError: A column that the catalogue does not have, or a range of text.
+            ValueError: A column that the catalogue does not have, a value of another type than the
+                column's, a missing value, a range of text, or a condition on vectors.
         """
         keep = np.ones(len(self), bool)
         for column, wanted in conditions.items():
@@ -229,27 +235,50 @@ class Catalogue:
                 raise ValueError(
                     f"the catalogue has no column {column!r}; it has {list(self.items.columns)}."
                 )
-            values = self.items[column]
-            if len(values) and isinstance(values.iloc[0], tuple):
-                wanted = {wanted} if isinstance(wanted, str) else set(wanted)
-                has_any = (not wanted.isdisjoint(tags) for tags in values)
-                keep &= np.fromiter(has_any, bool, len(self))
-            elif isinstance(wanted, tuple):
-                if not pd.api.types.is_numeric_dtype(values.dtype):
-                    raise ValueError(
-                        f"{column} holds no numbers, so {wanted} cannot be a range of it. Give a "
-                        "value, or a list of values."
-                    )
-                low, high = wanted
-                # NaN, which stands for a missing number, lies in no range.
-                keep &= (values >= (-np.inf if low is None else low)).to_numpy(bool)
-                keep &= (values <= (np.inf if high is None else high)).to_numpy(bool)
-            elif isinstance(wanted, list | set | frozenset):
-                keep &= values.isin(list(wanted)).to_numpy(bool)
-            else:
-                keep &= (values == wanted).to_numpy(bool)
+            if len(self):
+                keep &= _matches(self.items[column], wanted)
         return np.flatnonzero(keep).astype(np.int64)
 
     def extend(self, items: pd.DataFrame) -> "Catalogue":
-        """A catalogue with further items behind these; keys of these stay as they are."""
-        return Catalogue(pd.concat([self.items, items], ignore_index=True))
+        """A catalogue with further items behind these; keys of these stay as they are.
+
+        The new rows are converted as those of a Dataset are, to the forms that these columns have.
+        """
+        if "item_id" not in items:
+            raise ValueError(f"further items lack 'item_id'; they have {list(items.columns)}.")
+        is_known = {column: known(self.items[column]).any() for column in self.items}
+        forms = {column: form_of(self.items[column]) for column in self.items if is_known[column]}
+        new = clean(items, "items", forms)
+        check_ids("items", new["item_id"])
+        # A column of which nothing was known takes the form of the new values.
+        blank = [name for name in new if name not in IDS and not is_known.get(name, True)]
+        return Catalogue(pd.concat([self.items.drop(columns=blank), new], ignore_index=True))
+
+
+def _matches(values: pd.Series, wanted) -> np.ndarray:
+    """Which rows of a cleaned column meet a condition of `Catalogue.where`, `[num_rows]` bool."""
+    form = form_of(values)
+    if form == "vector":
+        raise ValueError(
+            f"{values.name} holds vectors, which no condition can be on. Leave it out."
+        )
+    if isinstance(wanted, tuple) and form != "tags":
+        if form != "number":
+            raise ValueError(
+                f"{values.name} holds no numbers, so {wanted} cannot be a range of it. Give a "
+                "value, or a list of values."
+            )
+        if len(wanted) != 2:
+            raise ValueError(
+                f"{values.name}: {wanted} is no range. Give (low, high), None where it has no "
+                "bound, or a list of values."
+            )
+        low, high = wanted
+        # NaN, which stands for a missing number, lies in no range.
+        is_above = values >= (-np.inf if low is None else asked(values, low))
+        return (is_above & (values <= (np.inf if high is None else asked(values, high)))).to_numpy()
+    several = list(wanted) if pd.api.types.is_list_like(wanted) else [wanted]
+    several = [asked(values, value) for value in several]
+    if form == "tags":
+        return np.array([not set(several).isdisjoint(tags) for tags in values])
+    return values.isin(several).to_numpy(bool)

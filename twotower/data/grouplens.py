@@ -4,6 +4,7 @@ Three layouts: `ratings.dat` (1m), `u.data` (100k) and `ratings.csv` (latest-sma
 differs between them, or from TFDS, is made equal here: `item_columns` says how.
 """
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -53,7 +54,7 @@ class Layout:
         versions: Names of the datasets in this layout.
         ratings, movies: File names; `users` is "" where there are no demographics.
         separator: Between the fields of the ratings file.
-        header: Whether the ratings file has a line of names.
+        ratings_header, movies_header: First line of these files; "" where they have no names.
     """
 
     versions: tuple[str, ...]
@@ -61,14 +62,18 @@ class Layout:
     movies: str
     users: str
     separator: str
-    header: bool = False
+    ratings_header: str = ""
+    movies_header: str = ""
 
 
 LAYOUTS = (
     Layout(("1m",), "ratings.dat", "movies.dat", "users.dat", "::"),
     Layout(("100k",), "u.data", "u.item", "u.user", "\t"),
-    Layout(("latest-small", "20m", "25m"), "ratings.csv", "movies.csv", "", ",", header=True),
-)
+    Layout(
+        ("latest-small", "20m", "25m"), "ratings.csv", "movies.csv", "", ",",
+        "userId,movieId,rating,timestamp", "movieId,title,genres",
+    ),
+)  # fmt: skip
 
 
 def layout_of(folder: pathlib.Path, version: str) -> Layout | None:
@@ -103,8 +108,9 @@ def read_folder(
     """Interactions in file order, all items (rated or not) and all users of a folder.
 
     Raises:
-        ValueError: A malformed or truncated line (file and number are named), or a rating of a
-            movie or user that the other files do not have.
+        ValueError: A malformed or truncated line (file and number are named), a csv file that does
+            not begin with its names, or a rating of a movie or user that the other files do not
+            have.
     """
     ratings = read_ratings(folder / layout.ratings, layout)
     if len(ratings) != NUM_RATINGS[version]:
@@ -114,7 +120,8 @@ def read_folder(
             "figures on it compare with nobody's.",
             stacklevel=3,
         )
-    items = _records(folder / layout.movies, {"1m": _movie_1m, "100k": _movie_100k}.get(version))
+    parse = {"1m": _movie_1m, "100k": _movie_100k}.get(version)
+    items = _records(folder / layout.movies, parse, layout.movies_header)
     if layout.users:
         users = _records(folder / layout.users, {"1m": _user_1m, "100k": _user_100k}[version])
     else:
@@ -132,15 +139,17 @@ def read_folder(
 def read_ratings(path: pathlib.Path, layout: Layout) -> pd.DataFrame:
     """`user_id`, `item_id`, `timestamp` int64, `rating` float32, in file order."""
     data = path.read_bytes()
+    _check_header(path, data, layout.ratings_header)
     delimiter = layout.separator
     if len(delimiter) > 1:  # pyarrow wants one character
         data, delimiter = data.replace(delimiter.encode(), b"\t"), "\t"
     names = {"user_id": pa.string(), "item_id": pa.string()}
     names |= {"rating": pa.float32(), "timestamp": pa.int64()}
+    num_skipped = 1 if layout.ratings_header else 0
     try:
         table = pyarrow.csv.read_csv(
             pa.BufferReader(data),
-            pyarrow.csv.ReadOptions(column_names=list(names), skip_rows=int(layout.header)),
+            pyarrow.csv.ReadOptions(column_names=list(names), skip_rows=num_skipped),
             pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False),
             pyarrow.csv.ConvertOptions(column_types=names, null_values=[]),
         )
@@ -154,12 +163,22 @@ def read_ratings(path: pathlib.Path, layout: Layout) -> pd.DataFrame:
     return frame
 
 
+def _check_header(path: pathlib.Path, data: bytes, header: str) -> None:
+    """Raises for a file that begins otherwise: its columns may be swapped, or its names missing."""
+    first = _decode(data[:1000]).split("\n")[0].rstrip("\r")
+    if header and first != header:
+        raise ValueError(
+            f"{path}, line 1: expected the names {header!r}; got {first!r}. Bring the columns into "
+            "this order, or write the line above the rows."
+        )
+
+
 def _fault(path: pathlib.Path, layout: Layout, otherwise: str) -> ValueError:
     """The slow way, taken only when something is wrong: finds the first bad line and names it."""
     with open(path, encoding="latin-1", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             fields = line.rstrip("\r\n").split(layout.separator)
-            if (layout.header and number == 1) or fields == [""]:
+            if (layout.ratings_header and number == 1) or fields == [""]:
                 continue
             try:
                 user, item, rating, time = fields
@@ -175,9 +194,13 @@ def _fault(path: pathlib.Path, layout: Layout, otherwise: str) -> ValueError:
     return ValueError(f"{path}: {otherwise}. Unpack the zip again.")
 
 
-def _records(path: pathlib.Path, parse: Callable[[str], dict] | None) -> pd.DataFrame:
+def _records(
+    path: pathlib.Path, parse: Callable[[str], dict] | None, header: str = ""
+) -> pd.DataFrame:
     """A small file, a line a row; `parse` None is the csv layout's movies."""
-    text = _decode(path.read_bytes())
+    data = path.read_bytes()
+    _check_header(path, data, header)
+    text = _decode(data)
     if parse is None:
         rows = csv.reader(io.StringIO(text, newline=""))
         numbered = [(number, row) for number, row in enumerate(rows, 1) if row][1:]
@@ -206,12 +229,22 @@ def _records(path: pathlib.Path, parse: Callable[[str], dict] | None) -> pd.Data
 
 
 def _decode(data: bytes) -> str:
-    """Text of a file in UTF-8 or Latin-1. 1m and 100k are published in Latin-1, and many editors
-    save them again in UTF-8. Accented Latin-1 text is practically never valid UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    """Text of a file whose lines are UTF-8, cp1252 or Latin-1, each read on its own.
+
+    1m and 100k are published in Latin-1. Editors save them again in UTF-8, and lines of another
+    encoding are pasted in. Accented Latin-1 text is practically never valid UTF-8.
+    """
+    return "\n".join(map(_decode_line, data.removeprefix(codecs.BOM_UTF8).split(b"\n")))
+
+
+def _decode_line(line: bytes) -> str:
+    # cp1252 has quotes and dashes at 0x80 to 0x9f, but for five bytes; the rest is Latin-1's.
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    return line.decode("latin-1")
 
 
 def item_columns(frame: pd.DataFrame) -> pd.DataFrame:
