@@ -308,3 +308,18 @@ def test_genres_of_a_frame_are_lists(genres):
     films = pd.DataFrame({"item_id": ["a", "b"], "genres": genres})
     with pytest.raises(ValueError, match=r"items, row 0: genres is .*, not a list"):
         Dataset("made", plays, films, pd.DataFrame({"user_id": ["u"]}))
+
+
+def test_a_home_is_expanded_and_an_address_is_refused(csv_files, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    dataset = tables.load(*csv_files)
+    tables.save(dataset, "~/d")
+    assert [path.name for path in home.iterdir()] == ["d"]
+    assert tables.load("~/d").fingerprint() == dataset.fingerprint()
+    for call in (lambda path: tables.save(dataset, path), tables.load):
+        with pytest.raises(ValueError, match="is an address"):
+            call("s3://bucket/d")
+    assert [path.name for path in home.iterdir()] == ["d"]

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from twotower import paths
 from twotower.data import grouplens
 from twotower.data.dataset import Dataset
 
@@ -81,7 +82,7 @@ def find(
     """
     version = _version(dataset)
     if data_dir:
-        folder = pathlib.Path(data_dir).expanduser()
+        folder = paths.local(data_dir)
         if not folder.is_dir():
             raise FileNotFoundError(f"data_dir {str(data_dir)!r} is not an existing directory.")
         for candidate in (folder, folder / f"ml-{version}"):
@@ -100,7 +101,7 @@ def _version(dataset: str) -> str:
 
 def _tfds_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(data_dir or default).expanduser()
+    return paths.local(data_dir or default)
 
 
 def _prepared(tfds_dir: pathlib.Path, config: str) -> pathlib.Path | None:

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import pathlib
 import re
 
 import numpy as np
@@ -24,6 +23,7 @@ from twotower.data.columns import (
     seconds_of,
 )
 from twotower.data.dataset import REQUIRED, Dataset
+from twotower.paths import local
 
 # Texts that stand for a missing number or time.
 MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")
@@ -109,9 +109,7 @@ def load(
             line (of Parquet the row, counted from 0) and the column.
     """
     paths = {"interactions": interactions, "items": items, "users": users}
-    paths = {
-        table: pathlib.Path(path).expanduser() for table, path in paths.items() if path is not None
-    }
+    paths = {table: local(path) for table, path in paths.items() if path is not None}
     folder = paths["interactions"]
     name = name or folder.stem
     if (folder / "interactions.parquet").exists():
@@ -135,7 +133,7 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
 
     What is loaded again has the same fingerprint.
     """
-    folder = pathlib.Path(directory)
+    folder = local(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for table in REQUIRED:
         frame = getattr(dataset, table)
