@@ -44,6 +44,23 @@ def test_copies_are_found(metric, copies, storage):
     assert index._index.ntotal == 2600 // copies
 
 
+@pytest.mark.parametrize("storage", ["float", "fp16", "sq8"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_copies_that_differ_by_rounding_are_found(metric, storage):
+    """Noise of the last bits; under cosine also other lengths, which the division rounds away."""
+    vectors, queries = repeated(40, 65)
+    rng = np.random.default_rng(2)
+    vectors = vectors * (1 + 1e-6 * rng.normal(size=vectors.shape))
+    if metric == "cosine":
+        vectors *= rng.uniform(0.1, 10, size=(len(vectors), 1))
+    vectors = vectors.astype(np.float32)
+    config = HnswConfig(ef_construction=40, ef_search=40, storage=storage, refine=4)
+    index = HnswIndex(metric, config).build(np.arange(len(vectors)), vectors)
+    exact, found = index.search_built(queries, 10, exact=True), index.search(queries, 10)
+    assert share_of_the_best(found, exact) >= 0.99
+    assert all(len(set(row)) == 10 for row in found.keys.tolist())
+
+
 def test_a_quarter_of_all_vectors_equal():
     vectors, queries = clusters(3000, 100, 16)
     vectors[::4] = vectors[0]

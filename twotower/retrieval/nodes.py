@@ -1,4 +1,4 @@
-"""Nodes: which node of a graph each vector has. Equal vectors share a node. Numpy only."""
+"""Nodes: which node of a graph each vector has. Vectors that are as good as equal share a node."""
 
 import functools
 
@@ -12,7 +12,9 @@ class Nodes:
 
     If each copy of a vector had its own node, copies would be each other's nearest and link to each
     other alone: with 65 copies of each vector a search finds half of what it should, at any effort.
-    So a graph links distinct vectors, and an answer holds all copies of each vector found.
+    So a graph links distinct vectors, and an answer holds all copies of each vector found. Copies
+    are equal up to rounding (`rounded`), since the same content, computed in batches of other sizes
+    or divided by its length, may differ in its last bits. They are answered with one score.
 
     Args:
         of_position: `[num_positions]` integers, the node of each vector.
@@ -115,20 +117,37 @@ class Nodes:
 
 
 def first_equal(vectors: np.ndarray) -> np.ndarray:
-    """For each of `[num, dim]` float32 vectors, the position of the first vector equal to it.
+    """For each of `[num, dim]` float32 vectors, the position of the first one that is as good as
+    equal to it.
 
-    >>> first_equal(np.float32([[1, 2], [3, 4], [1, 2]])).tolist()
+    >>> first_equal(np.float32([[1, 2], [3, 4], [1, 2.00001]])).tolist()
     [0, 1, 0]
     """
     num, dim = vectors.shape
-    # Sorting whole vectors takes twenty times as long as sorting sums. Adding 0 turns -0 into 0.
-    sums = np.einsum("nd,d->n", (vectors + np.float32(0)).view(np.uint32), multipliers(dim))
+    vectors = rounded(vectors)
+    # Sorting whole vectors takes twenty times as long as sorting sums.
+    sums = np.einsum("nd,d->n", vectors.view(np.uint32), multipliers(dim))
     _, first, group = np.unique(sums, return_index=True, return_inverse=True)
     first = first[group]
     later = np.flatnonzero(first != np.arange(num))
     differs = (vectors[later] != vectors[first[later]]).any(1)  # equal sums by chance
     first[later[differs]] = later[differs]
     return first
+
+
+def rounded(vectors: np.ndarray) -> np.ndarray:
+    """`[num, dim]` float32 vectors, each to a grid of 2**-14 of its largest component at least.
+
+    A component near the middle between two points of the grid may still be rounded to either, so
+    some copies get two or four nodes. That is few enough for a graph to link them to others.
+    """
+    largest = np.abs(vectors).max(axis=1, initial=0)
+    exponent = np.maximum(np.frexp(largest)[1] - 15, -126)  # below, float32 loses digits
+    step = np.ldexp(np.float32(1), exponent)[:, None]
+    found = np.rint(vectors / step)
+    found *= step
+    found += 0  # -0 becomes 0
+    return found
 
 
 def multipliers(dim: int) -> np.ndarray:
