@@ -730,7 +730,9 @@ def test_unknown_names(backend):
 # Copies.
 
 
-@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+@pytest.mark.parametrize(
+    "way", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda way: way.__name__
+)
 @pytest.mark.parametrize("searched", [False, True])
 def test_an_index_is_neither_pickled_nor_copied(backend, way, searched):
     index = make(backend, "dot", KEYS, AXES)
