@@ -40,7 +40,7 @@ import script  # isort: skip  (first: quiets TensorFlow)
 from ablation_plan import LOSSES, Plan, Run  # isort: skip
 from new_items_plan import NEW_ITEMS  # isort: skip
 from sequence_plan import SEQUENCES  # isort: skip
-from twotower.bundle import Bundle
+from twotower.bundle.bundle import Bundle
 from twotower.data import load
 from twotower.data.splits import PROTOCOLS, make_split
 

@@ -17,10 +17,10 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
 from twotower.data.examples import Examples, ExamplesConfig
-from twotower.frequency import StreamingFrequency
-from twotower.provenance import provenance
+from twotower.objective.frequency import StreamingFrequency
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

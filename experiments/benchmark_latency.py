@@ -24,8 +24,8 @@ import time
 import numpy as np
 from absl import app, flags
 
-from twotower.bundle import Bundle
-from twotower.provenance import provenance
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.provenance import provenance
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.tuning import recall_against

@@ -17,11 +17,11 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
-from twotower.provenance import provenance
-from twotower.recipe import Recipe
 from twotower.tf import tf
-from twotower.training import Training
+from twotower.training.recipe import Recipe
+from twotower.training.trainer import Training
 
 # Name -> what differs from the default recipe, by part.
 VARIANTS = {

@@ -24,7 +24,7 @@ import threadpoolctl
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower.provenance import provenance
+from twotower.bundle.provenance import provenance
 from twotower.retrieval import build
 from twotower.retrieval.tuning import tune
 

@@ -33,7 +33,7 @@ from absl import app, flags, logging
 
 import script  # isort: skip  (first: quiets TensorFlow)
 import vector_sets  # isort: skip  (beside this script)
-from twotower.provenance import provenance
+from twotower.bundle.provenance import provenance
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.candidates import Candidates

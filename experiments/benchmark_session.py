@@ -22,8 +22,8 @@ import time
 import numpy as np
 from absl import app, flags
 
-from twotower.provenance import provenance
-from twotower.session import Session
+from twotower.bundle.provenance import provenance
+from twotower.bundle.session import Session
 
 FLAGS = flags.FLAGS
 single_requests.define()

@@ -36,15 +36,15 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower import baselines
-from twotower.bundle import Bundle
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import evaluate
-from twotower.live import Answer, LiveIndex
-from twotower.pair import Checks, Pair
-from twotower.provenance import provenance
-from twotower.wal import WriteAheadLog
+from twotower.evaluation import baselines
+from twotower.evaluation.evaluate import evaluate
+from twotower.live.index import Answer, LiveIndex
+from twotower.live.log import WriteAheadLog
+from twotower.live.pair import Checks, Pair
 
 PROBES = 32  # requests that a swap checks a pair with
 METRIC = "recall_micro@100"

@@ -24,12 +24,12 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
-from twotower.provenance import provenance
-from twotower.recipe import Recipe
-from twotower.task import TaskConfig
+from twotower.objective.task import TaskConfig
 from twotower.tf import tf, tfrs
-from twotower.training import Training, tensors
+from twotower.training.recipe import Recipe
+from twotower.training.trainer import Training, tensors
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

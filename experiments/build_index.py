@@ -16,8 +16,8 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower.bundle import Bundle
-from twotower.export import add_index
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.export import add_index
 from twotower.retrieval.build import BACKENDS, IndexConfig
 from twotower.retrieval.tuning import recall_against
 

@@ -10,12 +10,12 @@ request runs three query towers. experiments/benchmark_latency.py measures what 
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower import paths
-from twotower.bundle import Bundle
-from twotower.concatenation import concatenate
-from twotower.export import add_index
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.concatenation import concatenate
+from twotower.bundle.export import add_index
+from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig, make
-from twotower.retrieval.scann_index import available
+from twotower.storage import paths
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("bundles", None, "Folders of two or more bundles.", required=True)

@@ -20,14 +20,14 @@ from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
 import recipe_flags  # isort: skip  (beside this script)
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
-from twotower.evaluation import evaluate, from_scores
-from twotower.fitting import fit
-from twotower.provenance import provenance
-from twotower.recipe import Recipe
-from twotower.task import MatrixRetrieval
+from twotower.evaluation.evaluate import evaluate, from_scores
+from twotower.objective.task import MatrixRetrieval
 from twotower.tf import tf
-from twotower.training import Training
+from twotower.training.fitting import fit
+from twotower.training.recipe import Recipe
+from twotower.training.trainer import Training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

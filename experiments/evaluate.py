@@ -18,12 +18,12 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower import baselines
-from twotower.bundle import Bundle
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
-from twotower.evaluation import SEGMENT_METRICS, evaluate, evaluate_hidden, from_scores
-from twotower.provenance import provenance
+from twotower.evaluation import baselines
+from twotower.evaluation.evaluate import SEGMENT_METRICS, evaluate, evaluate_hidden, from_scores
 from twotower.retrieval.tuning import recall_against
 
 # Protocols that ask different questions of a model trained on the same rows.

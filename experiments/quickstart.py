@@ -17,19 +17,20 @@ import numpy as np
 from absl import app, flags, logging
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower import baselines, paths
+from twotower.bundle.export import add_index, export
 from twotower.data import movielens, splits, synthetic
 from twotower.data.examples import ExamplesConfig
-from twotower.evaluation import evaluate, from_scores
-from twotower.export import add_index, export
-from twotower.fitting import fit
-from twotower.recipe import FitConfig, Recipe
+from twotower.evaluation import baselines
+from twotower.evaluation.evaluate import evaluate, from_scores
+from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig
-from twotower.retrieval.scann_index import available
+from twotower.storage import paths
 from twotower.tf import tf
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
-from twotower.training import Training
+from twotower.training.fitting import fit
+from twotower.training.recipe import FitConfig, Recipe
+from twotower.training.trainer import Training
 
 FLAGS = flags.FLAGS
 script.DEFINE_path("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")

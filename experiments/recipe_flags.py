@@ -5,7 +5,7 @@ import re
 
 from absl import flags
 
-from twotower.recipe import Recipe
+from twotower.training.recipe import Recipe
 
 # The flags are the calling script's own, so that its --help shows them.
 flags.disclaim_key_flags()

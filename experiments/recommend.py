@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower.bundle import Bundle
+from twotower.bundle.bundle import Bundle
 from twotower.data import load
 from twotower.retrieval.candidates import Candidates
 

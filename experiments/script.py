@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 
 import twotower  # noqa: F401  (sets the Keras switch before TensorFlow loads)
-from twotower import paths
+from twotower.storage import paths
 
 # Flags that are defined through this module count as the calling script's, so its --help shows
 # them.

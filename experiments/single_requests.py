@@ -15,7 +15,7 @@ for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 from absl import flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
-from twotower.bundle import Bundle
+from twotower.bundle.bundle import Bundle
 from twotower.data import load, splits
 from twotower.data.examples import QueryInputs
 from twotower.tf import tf

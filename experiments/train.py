@@ -24,17 +24,17 @@ from absl import app, flags, logging
 
 import script  # isort: skip  (first: quiets TensorFlow)
 import recipe_flags  # isort: skip  (beside this script)
-from twotower import bundle as bundles
-from twotower import paths
+from twotower.bundle import bundle as bundles
+from twotower.bundle.export import add_index, export, warm_start
+from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
-from twotower.evaluation import evaluate
-from twotower.export import add_index, export, warm_start
-from twotower.fitting import FitResult, fit
-from twotower.provenance import provenance
+from twotower.evaluation.evaluate import evaluate
+from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig, make
-from twotower.retrieval.scann_index import available
+from twotower.storage import paths
 from twotower.tf import tf
-from twotower.training import Training
+from twotower.training.fitting import FitResult, fit
+from twotower.training.trainer import Training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

@@ -43,14 +43,14 @@ from absl import app, flags, logging
 import script  # isort: skip  (first: quiets TensorFlow)
 import vector_sets  # isort: skip  (these two beside this script)
 from update_ways import WAYS, Reader, mib, num_wrong, rebuilt, stream  # isort: skip
-from twotower.bundle import Bundle
-from twotower.provenance import provenance
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.provenance import provenance
+from twotower.live.log import WriteAheadLog
 from twotower.retrieval import build
+from twotower.retrieval.backends.faiss_index import faiss
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.faiss_index import faiss
 from twotower.retrieval.tuning import recall_against, shares_found, tune
-from twotower.wal import WriteAheadLog
 
 STRATEGIES = (*WAYS, "growth", "wear")
 BACKENDS = ("ivf", "ivf_pq", "hnsw", "scann")

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twotower.live import LiveIndex
-from twotower.pair import Checks, Pair
+from twotower.live.index import LiveIndex
+from twotower.live.log import WriteAheadLog
+from twotower.live.pair import Checks, Pair
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
-from twotower.wal import WriteAheadLog
 
 BATCHES = 10  # acknowledgements of a round before the snapshot of `Dual`, and as many after it
 PAUSE = 5e-4  # seconds between a reader's searches: a lock without turns would starve the writer

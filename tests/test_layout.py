@@ -1,64 +1,76 @@
-"""The house: reading order, sizes, examples in docstrings, and a README that its files back."""
+"""The house: chapters, sizes, examples in docstrings, and a README that its files back."""
 
 import ast
 import dataclasses
 import doctest
 import functools
+import graphlib
 import importlib
 import pathlib
+import re
 import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# A module imports only what stands above it.
-ORDER = """
-    twotower tf ragged limits paths provenance description replacing
-    data data.columns data.dataset data.grouplens data.movielens data.files data.tables
-    data.planted data.synthetic
-    data.cases data.splits data.lineage data.examples data.sequences
-    metrics
-    retrieval retrieval.threads retrieval.arguments retrieval.candidates retrieval.vectors
-    retrieval.overfetch retrieval.store retrieval.base
-    retrieval.brute_force retrieval.faiss_index retrieval.nodes retrieval.hnsw retrieval.ivf
-    retrieval.ivf_pq retrieval.tiered retrieval.scann_index retrieval.milvus_connection
-    retrieval.milvus_index
-    retrieval.build retrieval.tuning retrieval.planning
-    evaluation baselines
-    words features towers towers.dense towers.history towers.content towers.sequence towers.pooling
-    towers.gru towers.transformer towers.hstu towers.item towers.query
-    losses negatives frequency mining task model recipe training fitting
-    bundle session pair entries wal live saved_models export concatenation
-"""
-READING_ORDER = ORDER.split()
-MODULES = ["twotower"] + [f"twotower.{name}" for name in READING_ORDER[1:]]
-# `load(name)` dispatches to the readers below it.
-DISPATCH = {"twotower.data"}
+# The chapters of the package, in the order in which data flows.
+CHAPTERS = (
+    "twotower", "tf", "ragged", "limits", "storage", "data", "retrieval", "evaluation",
+    "towers", "objective", "training", "bundle", "live",
+)  # fmt: skip
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "twotower").rglob("*.py"))
+}
+MODULES = list(FILES)
 
 
-def path_of(module: str) -> pathlib.Path:
-    path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def chapter(module: str) -> str:
+    """The part of a module's name that follows `twotower.`"""
+    return module.split(".")[1] if "." in module else module
 
 
-def test_the_order_names_every_module():
-    files = set((ROOT / "twotower").rglob("*.py"))
-    assert files == {path_of(module) for module in MODULES}
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m not in DISPATCH])
-def test_a_module_imports_only_from_above(module):
-    imported = set()
-    for node in ast.walk(ast.parse(path_of(module).read_text())):
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("twotower"):
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                imported.add(full if full in MODULES else node.module)
+                found.add(full if full in MODULES else node.module)
         elif isinstance(node, ast.Import):
-            imported |= {a.name for a in node.names if a.name.split(".")[0] == "twotower"}
-    below = [name for name in imported if MODULES.index(name) >= MODULES.index(module)]
-    assert not [name for name in below if name != module], f"{module} imports {below}"
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "twotower"}
+    return found - {module}
+
+
+def test_the_chapters_are_the_folders_and_files():
+    assert {chapter(module) for module in MODULES} == set(CHAPTERS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_its_chapter_and_from_those_above(module):
+    place = CHAPTERS.index(chapter(module))
+    below = [name for name in imports(module) if CHAPTERS.index(chapter(name)) > place]
+    assert not below, f"{module} imports {below}"
+
+
+def test_no_circle():
+    # `load(name)` of twotower.data dispatches to readers of its own chapter.
+    graph = {module: imports(module) - {"twotower.data"} for module in MODULES}
+    order = [*graphlib.TopologicalSorter(graph).static_order()]
+    assert set(order) >= set(MODULES) - {"twotower.data"}
+
+
+def test_the_tests_mirror_the_chapters():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    expected = {name for name in CHAPTERS if (ROOT / "twotower" / name).is_dir()}
+    assert folders - {"__pycache__"} == expected | {"experiments"}
+
+
+def test_the_readme_names_every_chapter():
+    text = (ROOT / "README.md").read_text()
+    assert not [name for name in CHAPTERS[1:] if not re.search(rf"`{name}(/|\.py)`", text)]
 
 
 def test_no_utils_and_no_long_file():

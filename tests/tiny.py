@@ -12,10 +12,10 @@ from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import ExamplesConfig
 from twotower.data.splits import Split, make_split
-from twotower.recipe import FitConfig, Recipe
-from twotower.task import TaskConfig
+from twotower.objective.task import TaskConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
+from twotower.training.recipe import FitConfig, Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -1,6 +1,6 @@
 """Datasets by name."""
 
-from twotower import paths
+from twotower.storage import paths
 
 
 def load(name: str, data_dir: str | None = None):

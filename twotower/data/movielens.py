@@ -22,9 +22,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from twotower import paths
 from twotower.data import grouplens
 from twotower.data.dataset import Dataset
+from twotower.storage import paths
 
 HOST = "https://files.grouplens.org/datasets/movielens"
 

@@ -23,7 +23,7 @@ from twotower.data.columns import (
     seconds_of,
 )
 from twotower.data.dataset import REQUIRED, Dataset
-from twotower.paths import local
+from twotower.storage.paths import local
 
 # Texts that stand for a missing number or time.
 MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")

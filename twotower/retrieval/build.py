@@ -11,9 +11,10 @@ from collections.abc import Collection
 
 import numpy as np
 
-from twotower import __version__, description, paths
-from twotower.replacing import replacing
+from twotower import __version__
 from twotower.retrieval.base import Retriever
+from twotower.storage import description, paths
+from twotower.storage.replacing import replacing
 
 FORMAT_VERSION = 1
 # Backend -> its module and class; a module loads its library, so it is imported at first use.
@@ -66,7 +67,7 @@ def make(config: IndexConfig) -> Retriever:
     if config.backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}; got {config.backend!r}.")
     module, name = CLASSES[config.backend]
-    kind = getattr(importlib.import_module(f"twotower.retrieval.{module}"), name)
+    kind = getattr(importlib.import_module(f"twotower.retrieval.backends.{module}"), name)
     try:
         chosen = kind.Config(**config.parameters) if config.parameters else None
         return kind(config.metric, chosen)

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from twotower.features import Feature, Input, require_float32
 from twotower.tf import tf
+from twotower.towers.features import Feature, Input, require_float32
 
 # Names of inputs; TensorFlow would change others, and the signatures have arguments of their own
 # (`saved_models.py`).
@@ -145,7 +145,7 @@ class Tower(tf.keras.layers.Layer):
 
     def begin(self, raw: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """A session's state, name -> `[batch_size, ...]`, and its vector `[batch_size, dim]`, from
-        raw inputs; the state is that of the history (`towers/history.py`)."""
+        raw inputs; the state is that of the history (`history/bag.py`)."""
         return self._session(None, self.encode(raw))
 
     def step(

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from twotower.features import Feature, Id, Number, Tags, Tokens, Vector
 from twotower.towers.dense import DenseHead, Tower
+from twotower.towers.features import Feature, Id, Number, Tags, Tokens, Vector
 
 # Features that are known of an item only together with a time, not from its row alone.
 TIMED = ("age", "popularity")

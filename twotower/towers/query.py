@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from twotower.features import Clock, Feature, Id, Tokens
-from twotower.towers.content import ItemContent
 from twotower.towers.dense import Tower
-from twotower.towers.gru import GRUHistory
-from twotower.towers.history import History, MeanHistory
-from twotower.towers.hstu import HSTUHistory
+from twotower.towers.features import Clock, Feature, Id, Tokens
+from twotower.towers.history.bag import History, MeanHistory
+from twotower.towers.history.content import ItemContent
+from twotower.towers.history.gru import GRUHistory
+from twotower.towers.history.hstu import HSTUHistory
+from twotower.towers.history.pooling import AttentionHistory, RecencyHistory
+from twotower.towers.history.transformer import MaskedTransformerHistory, TransformerHistory
 from twotower.towers.item import TIMED, head
-from twotower.towers.pooling import AttentionHistory, RecencyHistory
-from twotower.towers.transformer import MaskedTransformerHistory, TransformerHistory
 
 SHARED = ("nothing", "item_embedding", "tower")
 HISTORIES = {

@@ -1,0 +1,697 @@
+"""Examples: what a training query may see, by hand; and that held-out rows leave no trace."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from twotower.data import synthetic
+from twotower.data.dataset import Dataset
+from twotower.data.examples import DAY, Examples, ExamplesConfig, ItemInputs, QueryInputs
+from twotower.data.splits import PARTS, PROTOCOLS, Split, make_split
+from twotower.objective.negatives import in_batch_probability
+from twotower.training.trainer import Training
+
+NAN = float("nan")
+# By user and time, ties in file order: a rows 0, 2, 3, 5 with items 0, 1, 2, 3; b rows 4, 1 with
+# items 0, 1; c no row. Item 4 has no row.
+ROWS = [
+    ("a", 0, 10, 5.0),
+    ("b", 1, 30, 4.0),
+    ("a", 1, 20, NAN),
+    ("a", 2, 20, 3.0),  # row 3: as old as row 2 and behind it in the file
+    ("b", 0, 20, 2.0),
+    ("a", 3, 40, 1.0),
+]
+
+
+def by_hand(rows=ROWS, **columns) -> Dataset:
+    users, items, times, ratings = zip(*rows)
+    interactions = pd.DataFrame(
+        {
+            "user_id": users,
+            "item_id": [f"m{item}" for item in items],
+            "timestamp": times,
+            "rating": np.float32(ratings),
+            **columns,
+        }
+    )
+    items = pd.DataFrame({"item_id": [f"m{item}" for item in range(5)]})
+    return Dataset("by hand", interactions, items, pd.DataFrame({"user_id": ["a", "b", "c"]}))
+
+
+def whole(dataset: Dataset, history: str, protocol: str = "") -> Split:
+    """A split that trains on every row; its questions do not matter here."""
+    small = make_split(dataset, "loo", "test")
+    name = protocol or ("random" if history == "others" else "loo")
+    train = np.arange(len(dataset.interactions))
+    return dataclasses.replace(small, train=train, history=history, protocol=name)
+
+
+def examples_of(history: str, dataset: Dataset | None = None, protocol: str = "", **config):
+    dataset = by_hand() if dataset is None else dataset
+    return Examples(dataset, whole(dataset, history, protocol), ExamplesConfig(**config))
+
+
+def flat(batches) -> list[dict]:
+    """One dictionary an example."""
+    found = []
+    for batch in batches:
+        cases = batch["cases"]
+        for place, query in enumerate(batch["row"]):
+            found.append(
+                {
+                    "user": cases.user_id[query],
+                    "item": int(batch["item"][place]),
+                    "time": int(batch["time"][place]),
+                    "weight": float(batch["weight"][place]),
+                    "history": cases.history[query].tolist(),
+                    "history_time": cases.history_time[query].tolist(),
+                    "history_rating": cases.history_rating[query].tolist(),
+                    "own": batch["own"][query].tolist(),
+                    "told": int(cases.time[query]),
+                    "context": {name: values[query] for name, values in cases.context.items()},
+                }
+            )
+    return found
+
+
+def by_item(batches, field) -> dict:
+    """(user, item) -> a field of that example."""
+    return {(one["user"], one["item"]): one[field] for one in flat(batches)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_before_is_strictly_the_earlier_rows(batch_size):
+    examples = examples_of("before", batch_size=batch_size)
+    # Row 2 is before row 3 though both are of time 20; never the other way round.
+    assert by_item(examples.epoch(0), "history") == {
+        ("a", 0): [],
+        ("a", 1): [0],
+        ("a", 2): [0, 1],
+        ("a", 3): [0, 1, 2],
+        ("b", 0): [],
+        ("b", 1): [0],
+    }
+    assert by_item(examples.epoch(0), "history_time")["a", 3] == [10, 20, 20]
+    ratings = by_item(examples.epoch(0), "history_rating")["a", 3]
+    np.testing.assert_array_equal(ratings, [5, NAN, 3])
+    # Whatever the config says, each example has a query of its own here.
+    assert not examples.shared and examples.alone
+
+
+def test_one_target_a_query_leaves_out_one_row():
+    examples = examples_of("others", targets_per_query=1)
+    assert by_item(examples.epoch(3), "history") == {
+        ("a", 0): [1, 2, 3],
+        ("a", 1): [0, 2, 3],
+        ("a", 2): [0, 1, 3],
+        ("a", 3): [0, 1, 2],
+        ("b", 0): [1],
+        ("b", 1): [0],
+    }
+    ratings = by_item(examples.epoch(3), "history_rating")["a", 0]
+    np.testing.assert_array_equal(ratings, [NAN, 3, 1])
+
+
+@pytest.mark.parametrize("targets_per_query", [1, 2, 8])
+def test_all_rows_of_a_target_are_left_out(targets_per_query):
+    # User a watches item 0 three times: its other rows would give the target away.
+    dataset = by_hand([*ROWS, ("a", 0, 15, 4.0), ("a", 0, 5, 4.0)])
+    examples = examples_of("others", dataset, targets_per_query=targets_per_query)
+    found = flat(examples.epoch(0))
+    assert sorted(one["item"] for one in found if one["user"] == "a") == [0, 0, 0, 1, 2, 3]
+    assert not any(one["item"] in one["history"] for one in found)
+    if targets_per_query == 1:
+        histories = [one["history"] for one in found if one["user"] == "a"]
+        assert sorted(histories)[-1] == [1, 2, 3] and [0, 0, 0, 2, 3] in histories
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.0, ([1, 1, 1, 1], [1, 1])),
+        (0.25, ([1, 1, 1, 1], [1, 1])),  # one of four, and half a row of two is one
+        (0.5, ([2, 2], [1, 1])),
+        (0.7, ([1, 3], [2])),  # 2.8 and 1.4 rows, rounded up
+    ],
+)
+def test_a_group_is_a_share_of_the_history(share, expected):
+    examples = examples_of("others", targets_per_query=1, targets_share=share, batch_size=3)
+    groups = {}
+    for batch in examples.epoch(0):
+        for query, user in enumerate(batch["cases"].user_id):
+            groups.setdefault(user, []).append(int((batch["row"] == query).sum()))
+    assert tuple(sorted(sizes) for _, sizes in sorted(groups.items())) == expected
+    assert examples.alone == (share == 0)
+
+
+def test_each_user_has_a_share_of_its_own(made):
+    split = make_split(made, "random")
+    config = ExamplesConfig(
+        10_000, targets_per_query=1, targets_share=0.4, targets_share_spread=0.3
+    )
+    examples = Examples(made, split, config)
+    many = examples.by_user.lengths >= 20
+    shares = []
+    for epoch in range(3):
+        (batch,) = examples.epoch(epoch)
+        largest = np.zeros(len(many), int)
+        np.maximum.at(largest, batch["user"], np.bincount(batch["row"]))
+        # The first group of a user is as large as its share, rounded up.
+        shares.append(largest[many] / examples.by_user.lengths[many])
+    shares = np.stack(shares)
+    assert 0.1 <= shares.min() < 0.2 and 0.6 < shares.max() < 0.7 + 1 / 20
+    assert (shares[0] != shares[1]).mean() > 0.9  # another one each epoch
+    for share, spread in ((1.0, 0.0), (0.4, 0.5), (0.6, 0.4), (0.2, -0.1), (-0.1, 0.0)):
+        with pytest.raises(ValueError, match="targets_share must lie in"):
+            ExamplesConfig(targets_share=share, targets_share_spread=spread)
+
+
+@pytest.mark.parametrize("targets_per_query", [2, 3, 8])
+def test_a_group_of_targets_is_not_in_its_history(targets_per_query):
+    examples = examples_of("others", targets_per_query=targets_per_query, batch_size=3)
+    sizes = {"a": [], "b": []}
+    for batch in examples.epoch(0):
+        cases = batch["cases"]
+        assert (np.diff(batch["row"]) >= 0).all()
+        for query in range(len(cases)):
+            targets = batch["item"][batch["row"] == query].tolist()
+            history = cases.history[query].tolist()
+            # Together they are all the user's rows, each once.
+            user = cases.user_id[query]
+            assert sorted(targets + history) == {"a": [0, 1, 2, 3], "b": [0, 1]}[user]
+            assert history == sorted(history)  # oldest first: here the items ascend with time
+            sizes[user].append(len(targets))
+    # Four and two rows in groups: 2 + 2 and 2 | 3 + 1 and 2 | 4 and 2.
+    expected = {2: ([2, 2], [2]), 3: ([1, 3], [2]), 8: ([4], [2])}[targets_per_query]
+    assert (sorted(sizes["a"]), sorted(sizes["b"])) == expected
+
+
+@pytest.fixture(scope="module")
+def made() -> Dataset:
+    """80 users, 100 items, 2,000 events; every kind of event and context."""
+    config = synthetic.SyntheticConfig(num_users=80, num_items=100, num_interactions=2_000)
+    return synthetic.generate(config).dataset
+
+
+@pytest.mark.parametrize("protocol", ["loo", "random"])
+@pytest.mark.parametrize("batch_size, targets", [(1, 8), (64, 3), (64, 1), (10_000, 8)])
+def test_every_training_row_once_an_epoch(made, protocol, batch_size, targets):
+    split = make_split(made, protocol)
+    config = ExamplesConfig(batch_size=batch_size, targets_per_query=targets)
+    examples = Examples(made, split, config)
+    batches = list(examples.epoch(0))
+    users = np.concatenate([batch["cases"].user_id[batch["row"]] for batch in batches])
+    items = np.concatenate([batch["item"] for batch in batches])
+    times = np.concatenate([batch["time"] for batch in batches])
+    found = sorted(zip(users, made.catalogue.ids_of(items), times))
+    train = made.interactions.iloc[split.train]
+    assert found == sorted(zip(train["user_id"], train["item_id"], train["timestamp"]))
+    assert len(examples) == len(split.train)
+    # Groups are whole, so a batch is too large or too small by less than one group.
+    sizes = [len(batch["item"]) for batch in batches]
+    assert all(abs(size - batch_size) < max(targets, 2) for size in sizes[:-1])
+    for batch in batches:
+        assert np.unique(batch["row"]).tolist() == list(range(len(batch["cases"])))
+
+
+def equal(one, two) -> bool:
+    """Whether two lists of batches are the same to the last bit."""
+    return len(one) == len(two) and all(same_batch(a, b) for a, b in zip(one, two))
+
+
+def arrays(batch: dict) -> dict[str, np.ndarray]:
+    """Every array of a batch by name."""
+    cases = batch["cases"]
+    found = {name: batch[name] for name in ("row", "item", "time", "weight")}
+    found |= {"user_id": cases.user_id, "told": cases.time, **cases.context}
+    for name in ("history", "history_time", "history_rating", "exclude", "targets"):
+        ragged = getattr(cases, name)
+        found |= {name: ragged.values, f"{name}.offsets": ragged.offsets}
+    return found | {"own": batch["own"].values, "own.offsets": batch["own"].offsets}
+
+
+def same_batch(a: dict, b: dict) -> bool:
+    one, two = arrays(a), arrays(b)
+    return one.keys() == two.keys() and all(
+        one[name].dtype == two[name].dtype
+        and np.array_equal(one[name], two[name], equal_nan=one[name].dtype.kind == "f")
+        for name in one
+    )
+
+
+@pytest.mark.parametrize("protocol", ["loo", "random"])
+def test_epochs_differ_and_seeds_repeat(made, protocol):
+    def batches(epoch, seed=0):
+        config = ExamplesConfig(batch_size=100, seed=seed)
+        return list(Examples(made, make_split(made, protocol), config).epoch(epoch))
+
+    assert equal(batches(4), batches(4))
+    assert not equal(batches(0), batches(1))
+    assert not equal(batches(0), batches(0, seed=1))
+
+
+def test_groups_change_from_epoch_to_epoch():
+    examples = examples_of("others", targets_per_query=2)
+    seen = {str(sorted(by_item(examples.epoch(n), "history")["a", 0])) for n in range(30)}
+    # Item 0 shares its query with one of 1, 2, 3: the history is the two others.
+    assert seen == {"[1, 2]", "[1, 3]", "[2, 3]"}
+
+
+@pytest.mark.parametrize("history", ["before", "others"])
+def test_own_is_all_that_the_user_trains_with(history):
+    owns = by_item(examples_of(history, batch_size=2).epoch(0), "own")
+    assert {user: own for (user, _), own in owns.items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
+    assert len(owns) == 6
+
+
+def test_rows_that_do_not_train_are_in_no_history():
+    dataset = by_hand()
+    split = dataclasses.replace(whole(dataset, "before"), train=np.array([0, 1, 3, 5]))
+    examples = Examples(dataset, split, ExamplesConfig())
+    assert by_item(examples.epoch(0), "history") == {
+        ("a", 0): [],
+        ("a", 2): [0],
+        ("a", 3): [0, 2],
+        ("b", 1): [],
+    }
+    assert by_item(examples.epoch(0), "own")["a", 0] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("history, expected", [("before", [1, 2]), ("others", [1, 2])])
+def test_max_history_keeps_the_last_events(history, expected):
+    examples = examples_of(history, targets_per_query=1, max_history=2)
+    # Of the items 0, 1, 2 before (or beside) item 3; a's own positives stay all four.
+    assert by_item(examples.epoch(0), "history")["a", 3] == expected
+    assert by_item(examples.epoch(0), "history_time")["a", 3] == [20, 20]
+    assert by_item(examples.epoch(0), "own")["a", 3] == [0, 1, 2, 3]
+    # Shorter ones stay as they are.
+    assert by_item(examples.epoch(0), "history")["b", 1] == [0]
+
+
+def test_weights_by_hand():
+    # Ratings 5 4 - 3 2 1 have the mean 3; the missing one counts as that.
+    weights = by_item(examples_of("before", weight="rating").epoch(0), "weight")
+    expected = [5 / 3, 4 / 3, 1, 1, 2 / 3, 1 / 3]
+    found = [weights[user, item] for user, item, _, _ in ROWS]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert set(by_item(examples_of("before").epoch(0), "weight").values()) == {1.0}
+    with pytest.raises(ValueError, match="no column 'stars'"):
+        examples_of("before", weight="stars")
+    with pytest.raises(ValueError, match="weights from 'item_id' must be numbers; got"):
+        examples_of("before", weight="item_id")
+    for values in ([-1.0, 1, 1, 1, 1, 1], [0.0] * 6):
+        with pytest.raises(ValueError, match="must not be negative, nor all zero"):
+            examples_of("before", by_hand(value=np.float32(values)), weight="value")
+    with pytest.raises(ValueError, match="row 2: value is inf; numbers must be finite"):
+        values = np.float32([1, 1, np.inf, 1, 1, 1])
+        examples_of("before", by_hand(value=values), weight="value")
+
+
+def test_weights_of_other_rows_do_not_count():
+    # Row 5 weighs 1 of 3 in the mean of all; without it the mean of 5 4 3 2 is 3.5.
+    dataset = by_hand()
+    split = dataclasses.replace(whole(dataset, "before"), train=np.arange(5))
+    examples = Examples(dataset, split, ExamplesConfig(weight="rating"))
+    assert by_item(examples.epoch(0), "weight")["a", 0] == pytest.approx(5 / 3.5)
+
+
+def test_context_and_time_belong_to_one_example():
+    device = ["tv", "web", "phone", "tv", "web", ""]
+    dataset = by_hand(device=device)
+    told = by_item(examples_of("before", dataset, "loo+time").epoch(0), "told")
+    assert told == {(user, item): time for user, item, time, _ in ROWS}
+    assert set(by_item(examples_of("before", dataset).epoch(0), "told").values()) == {-1}
+    for history, targets in (("before", 8), ("others", 1)):
+        examples = examples_of(history, dataset, targets_per_query=targets)
+        found = by_item(examples.epoch(0), "context")
+        assert [found[user, item]["device"] for user, item, _, _ in ROWS] == device
+    # Several targets share the query: it cannot have the context of each.
+    shared = by_item(examples_of("others", dataset, targets_per_query=2).epoch(0), "context")
+    assert {context["device"] for context in shared.values()} == {""}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("batch_size", 0, 1),
+        ("targets_per_query", 0, 1),
+        ("max_history", -1, 0),
+        ("stratify", -1, 0),
+    ],
+)
+def test_sizes_have_a_least_value(field, value, least):
+    with pytest.raises(ValueError, match=f"{field} must be {least} or more; got {value}"):
+        examples_of("before", **{field: value})
+
+
+def test_popularity_as_of_a_time():
+    inputs = ItemInputs(by_hand(), np.arange(6), ["popularity"])
+
+    def popularity(key, time):
+        return inputs.as_of(np.array([key]), np.array([time]))["popularity"][0]
+
+    # log((n + 1) / (N + 5)): times 10, 20 (three rows), 30, 40; a row of that very time is later.
+    for key, time, n, total in [
+        (0, 5, 0, 0),  # before everything
+        (0, 10, 0, 0),
+        (0, 20, 1, 1),
+        (0, 21, 2, 4),
+        (1, 30, 1, 4),
+        (1, 31, 2, 5),
+        (3, 40, 0, 5),
+        (3, 41, 1, 6),
+        (3, 10**9, 1, 6),  # long after everything
+        (4, 41, 0, 6),  # never trained
+    ]:
+        assert popularity(key, time) == pytest.approx(np.log((n + 1) / (total + 5))), (key, time)
+    # Without a time: as of the end of training, all rows counted.
+    last = inputs(np.arange(5))["popularity"]
+    np.testing.assert_allclose(last, np.log(np.array([3, 3, 2, 2, 1]) / 11), rtol=1e-6)
+    assert last.dtype == np.float32
+
+
+def test_age_as_of_a_time():
+    inputs = ItemInputs(by_hand(), np.arange(6), ["age"])
+    day = int(DAY)
+    # First rows at 10, 20, 20, 40; item 4 has none and counts from the end of training, 41.
+    keys = np.array([0, 1, 2, 3, 4, 4, 3])
+    times = np.array([10 + day, 20 + day // 2, 20, 40 + 3 * day, 41 + day, 5, 7])
+    found = inputs.as_of(keys, times)["age"]
+    np.testing.assert_allclose(found, [1, 0.5, 0, 3, 1, 0, 0], rtol=1e-6)
+    assert inputs.as_of(keys, times).keys() == {"age"}
+    # Where the release is known, from there, whatever was watched when.
+    dataset = by_hand()
+    items = dataset.items.assign(released=[10, 10 + day, 10, 10, 10 + 9 * day])
+    inputs = ItemInputs(dataclasses.replace(dataset, items=items), np.arange(6), ["age"])
+    found = inputs.as_of(np.array([0, 1, 4]), np.full(3, 10 + 3 * day))["age"]
+    np.testing.assert_allclose(found, [3, 2, 0], rtol=1e-6)
+    # Where it is not, from the first row, as above.
+    items = dataset.items.assign(released=[10, NAN, 10, 10, NAN])
+    inputs = ItemInputs(dataclasses.replace(dataset, items=items), np.arange(6), ["age"])
+    found = inputs.as_of(np.array([0, 1, 4]), np.full(3, 20 + 3 * day))["age"]
+    np.testing.assert_allclose(found, [3 + 10 / day, 3, 3 - 21 / day], rtol=1e-6)
+
+
+def test_columns_of_items():
+    dataset = by_hand()
+    items = dataset.items.assign(
+        genres=[("b", "a"), (), ("a",), (), ("c", "d")],
+        year=[1990, 1991, 1992, 1993, 1994],
+        sound=[np.full(2, n) for n in range(5)],
+    )
+    dataset = dataclasses.replace(dataset, items=items)
+    inputs = ItemInputs(dataset, np.arange(6), ["item_id", "genres", "year", "sound", "age"])
+    found = inputs(np.array([3, 0]))
+    assert found["item_id"].tolist() == ["m3", "m0"]
+    assert found["genres"].tolist() == [["", ""], ["b", "a"]]
+    assert found["year"].tolist() == [1993, 1990] and found["year"].dtype == np.float32
+    assert found["sound"].tolist() == [[3, 3], [0, 0]]
+    assert set(found) == {"item_id", "genres", "year", "sound", "age"}
+
+
+def test_what_items_lack_is_missing_in_the_inputs():
+    """The same values that the signature of the item tower takes for missing."""
+    dataset = by_hand()
+    items = dataset.items.assign(
+        title=[None, "One", "Two", None, ""],
+        genres=[None, ["a", None], [], ["b"], None],
+        year=[1990, None, 0, NAN, 1994],
+        sound=[None, [1.0, 2.0], None, [3.0, 4.0], NAN],
+        released=[None, 5, None, None, None],
+    )
+    dataset = dataclasses.replace(dataset, items=items)
+    found = ItemInputs(dataset, np.arange(6), ["title", "genres", "year", "sound", "released"])
+    found = found(np.arange(5))
+    assert found["title"].tolist() == ["", "One", "Two", "", ""]
+    assert found["genres"].tolist() == [[""], ["a"], [""], ["b"], [""]]
+    np.testing.assert_array_equal(found["year"], np.float32([1990, NAN, NAN, NAN, 1994]))
+    nothing = [NAN, NAN]
+    np.testing.assert_array_equal(found["sound"], [nothing, [1, 2], nothing, [3, 4], nothing])
+    np.testing.assert_array_equal(found["released"], [NAN, 5, NAN, NAN, NAN])
+    assert {values.dtype for name, values in found.items() if name not in ("title", "genres")} == {
+        np.dtype(np.float32)
+    }
+    users = dataset.users.assign(age=[25.0, None, 31.0][: len(dataset.users)])
+    dataset = dataclasses.replace(dataset, users=users)
+    cases = make_split(dataset, "loo", "test").cases.take([0, 0])
+    cases = dataclasses.replace(cases, user_id=dataset.users["user_id"].to_numpy(object)[:2])
+    assert QueryInputs(dataset, ["age"])(cases)["age"].tolist() == ["25", ""]
+
+
+@pytest.mark.parametrize("name", ["age", "popularity"])
+def test_a_column_of_items_with_the_name_of_a_computed_input(name):
+    dataset = by_hand()
+    dataset = dataclasses.replace(dataset, items=dataset.items.assign(**{name: np.arange(5.0)}))
+    ItemInputs(dataset, np.arange(6), ["item_id"])  # nobody asks for it
+    with pytest.raises(ValueError, match=rf"items have the columns \['{name}'\].*item_{name}"):
+        ItemInputs(dataset, np.arange(6), ["item_id", name])
+
+
+@pytest.mark.parametrize("name", ["history", "history_time", "history_rating", "time"])
+def test_a_column_of_users_with_the_name_of_a_computed_input(name):
+    dataset = by_hand()
+    users = dataset.users.assign(**{name: "x"})
+    dataset = dataclasses.replace(dataset, users=users)
+    QueryInputs(dataset, ["user_id"])
+    with pytest.raises(ValueError, match=rf"users have the columns \['{name}'\].*user_{name}"):
+        QueryInputs(dataset, ["user_id", name])
+
+
+def test_query_inputs_raw_and_encoded():
+    dataset = by_hand(device=["tv"] * 6)
+    users = dataset.users.assign(gender=["F", "M", ""])
+    dataset = dataclasses.replace(dataset, users=users)
+    cases = make_split(dataset, "loo", "test").cases
+    # One question: a saw 0, 1, 2 at 10, 20, 20. Then one of a stranger.
+    cases = cases.take([0, 0])
+    cases = dataclasses.replace(cases, user_id=np.array(["a", "stranger"], object))
+    names = ["user_id", "gender", "history", "history_time", "history_rating", "time", "device"]
+    raw = QueryInputs(dataset, names)
+    found = raw(cases)
+    assert list(found) == names
+    assert found["user_id"].tolist() == ["a", "stranger"]
+    assert found["gender"].tolist() == ["F", ""]
+    assert found["history"].tolist() == [["m0", "m1", "m2"]] * 2
+    assert found["history_time"].tolist() == [[10, 20, 20]] * 2
+    np.testing.assert_array_equal(found["history_rating"], [[5, NAN, 3]] * 2)
+    assert found["time"].tolist() == [-1, -1] and found["device"].tolist() == ["tv", "tv"]
+
+    def length(name, strings):
+        """Stands in for a vocabulary: the length of the string, 0 for a missing one."""
+        return np.char.str_len(strings)
+
+    encoded = raw.encoded(length)(cases)
+    assert encoded["user_id"].tolist() == [1, 0]  # "a", and a stranger is missing
+    assert encoded["gender"].tolist() == [1, 0]
+    assert encoded["history"].tolist() == [[2, 2, 2]] * 2
+    assert raw(cases)["gender"].tolist() == ["F", ""]  # the raw one is as it was
+    with pytest.raises(ValueError, match=r"no such query inputs: \['colour'\]; there are"):
+        QueryInputs(dataset, ["history", "colour"])
+
+
+def test_padding_of_query_inputs():
+    dataset = by_hand()
+    examples = examples_of("before", dataset)
+    inputs = QueryInputs(dataset, ["history", "history_time", "history_rating"])
+    for batch in examples.epoch(0):
+        found, lengths = inputs(batch["cases"]), batch["cases"].history.lengths
+        padded = np.arange(lengths.max()) >= lengths[:, None]
+        assert (found["history"][padded] == "").all() and padded.any()
+        assert (found["history_time"][padded] == -1).all()
+        assert np.isnan(found["history_rating"][padded]).all()
+
+
+# What held-out rows must not touch. Only the training rows are left of the interactions: no
+# validation or test row, no impression, skip, like or share.
+def reduced(dataset: Dataset, split: Split) -> tuple[Dataset, Split]:
+    rows = dataset.interactions.iloc[split.train].reset_index(drop=True)
+    return (
+        dataclasses.replace(dataset, interactions=rows),
+        dataclasses.replace(split, train=np.arange(len(rows))),
+    )
+
+
+TIMED_PROTOCOLS = [
+    name + suffix
+    for name in PROTOCOLS
+    for suffix in ("", "+time")
+    if not (suffix and name.startswith("random"))
+]
+LEAK_CONFIG = ExamplesConfig(batch_size=200, targets_per_query=3, max_history=20, weight="value")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("protocol", TIMED_PROTOCOLS)
+def test_held_out_rows_leave_no_trace_in_the_examples(made, protocol, part):
+    split = make_split(made, protocol, part)
+    less, less_split = reduced(made, split)
+    assert len(less.interactions) < 0.6 * len(made.interactions)
+    one, two = (Examples(*data, LEAK_CONFIG) for data in ((made, split), (less, less_split)))
+    assert equal(list(one.epoch(0)), list(two.epoch(0)))
+    np.testing.assert_array_equal(*[np.asarray(e.weights) for e in (one, two)])
+    probabilities = [
+        in_batch_probability(examples.items, len(made.items), examples.weights)
+        for examples in (one, two)
+    ]
+    np.testing.assert_array_equal(*probabilities)
+    without_releases = made.items.drop(columns="released")
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, len(made.items), 3000)
+    times = rng.choice(made.timestamps, 3000) + rng.integers(-5, 5 * int(DAY), 3000)
+    for items in (made.items, without_releases):
+        inputs = [
+            ItemInputs(dataclasses.replace(data, items=items), rows, ["age", "popularity"])
+            for data, rows in ((made, split.train), (less, less_split.train))
+        ]
+        for name in ("age", "popularity"):
+            np.testing.assert_array_equal(*[each.as_of(keys, times)[name] for each in inputs])
+            np.testing.assert_array_equal(*[each(keys)[name] for each in inputs])
+
+
+def test_one_more_training_row_does_leave_a_trace(made):
+    # The same comparison must see a single row that slipped in, or it proves nothing.
+    split = make_split(made, "loo")
+    held_out = np.setdiff1d(np.flatnonzero(made.positive), split.train)[0]
+    leaky = dataclasses.replace(split, train=np.sort(np.append(split.train, held_out)))
+    clean, dirty = (Examples(made, one, LEAK_CONFIG) for one in (split, leaky))
+    assert not equal(list(clean.epoch(0)), list(dirty.epoch(0)))
+    popularity = [
+        ItemInputs(made, one.train, ["popularity"])(np.arange(len(made.items)))["popularity"]
+        for one in (split, leaky)
+    ]
+    assert not np.array_equal(*popularity)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_held_out_rows_leave_no_trace_in_the_model(made, protocol):
+    context = () if protocol.startswith("random") else ("search_text", "device", "time")
+    name = protocol + ("+time" if context else "")
+    recipe = tiny.recipe(
+        query={"features": ("user_id", "gender", "history", *context), "history_ratings": False},
+        item={"features": ("item_id", "title", "genres", "maker", "year", "age", "popularity")},
+        examples={"weight": "value"},
+    )
+    split = make_split(made, name)
+    one, two = Training(made, split, recipe), Training(*reduced(made, split), recipe)
+    towers = [(one.model.query_tower, two.model.query_tower)]
+    towers.append((one.model.item_tower, two.model.item_tower))
+    for tower, other in towers:
+        for feature, twin in zip(tower.features, other.features, strict=True):
+            assert feature.get_config() == twin.get_config()
+    # A user or item of the held-out rows alone has no row of its own.
+    trained = made.interactions.iloc[split.train]
+    query, item = (pair[0].features[0].vocabulary for pair in towers)
+    assert set(query) == set(trained["user_id"]) and set(item) == set(trained["item_id"])
+    history = next(f for f in one.model.query_tower.features if f.name == "history")
+    assert set(history.vocabulary) == set(trained["item_id"])
+    np.testing.assert_array_equal(one._probability, two._probability)
+    keys = made.catalogue.keys
+    np.testing.assert_array_equal(one.item_vectors(keys), two.item_vectors(keys))
+    batches = [list(training.batches().take(2)) for training in (one, two)]
+    assert len(batches[0]) == 2
+    for batch, twin in zip(*batches, strict=True):
+        assert batch["query"].keys() == twin["query"].keys()
+        assert batch["timed"].keys() == twin["timed"].keys() == {"age", "popularity"}
+        flat_batch = {**batch.pop("query"), **batch.pop("timed"), **batch}
+        flat_twin = {**twin.pop("query"), **twin.pop("timed"), **twin}
+        for column, values in flat_batch.items():
+            np.testing.assert_array_equal(values, flat_twin[column])
+
+
+def test_whole_histories_are_all_training_rows():
+    made = tiny.dataset()
+    split = tiny.split("loo")
+    examples = Examples(made, split, ExamplesConfig())
+    cases = examples.whole_histories()
+    assert len(cases) == len(made.users) and (cases.time == -1).all()
+    for row in (0, 7, 100):
+        rows = split.train[made.user_rows[split.train] == row]
+        rows = rows[np.argsort(made.timestamps[rows], kind="stable")]
+        assert cases.history[row].tolist() == made.item_keys[rows].tolist()
+        assert cases.history_time[row].tolist() == made.timestamps[rows].tolist()
+    short = Examples(made, split, ExamplesConfig(max_history=3)).whole_histories()
+    assert short.history[7].tolist() == cases.history[7].tolist()[-3:]
+
+
+def test_passed_over_by_hand():
+    # User a was shown 1, 2, 3 and 4: took 1 and, later, 3; 4 came after the last training row.
+    # User b only took. User c has no training row at all.
+    interactions = pd.DataFrame(
+        {
+            "user_id": ["a", "a", "a", "a", "a", "a", "b", "c"],
+            "item_id": ["1", "1", "2", "3", "3", "4", "2", "1"],
+            "timestamp": [10, 11, 12, 13, 20, 30, 5, 5],
+            "event": [
+                "impression",
+                "watch",
+                "skip",
+                "impression",
+                "click",
+                "impression",
+                "watch",
+                "impression",
+            ],
+        }
+    )
+    items = pd.DataFrame({"item_id": list("1234"), "title": list("1234")})
+    users = pd.DataFrame({"user_id": list("abc")})
+    made = Dataset("passed", interactions, items, users)
+    train = np.flatnonzero(np.isin(made.interactions["event"], ["watch", "click"]))
+    split = dataclasses.replace(tiny.split("loo"), train=train)
+    found = Examples(made, split, ExamplesConfig()).passed_over()
+    assert [made.items["item_id"].to_numpy()[row].tolist() for row in found] == [["2"], [], []]
+    # Without events there is nothing to pass over.
+    plain = Dataset("plain", interactions.drop(columns="event"), items, users)
+    split = dataclasses.replace(split, train=np.arange(8))
+    assert len(Examples(plain, split, ExamplesConfig()).passed_over().values) == 0
+
+
+def test_stratified_sampling_by_hand():
+    # Items 0 and 1 have two of the six rows each, 2 and 3 one: with a = 1 each item is drawn 6 / 4
+    # times an epoch, and what an example is drawn more often it weighs less.
+    examples = examples_of("before", stratify=1.0)
+    assert examples.items.tolist() == [0, 1, 2, 3, 0, 1]
+    assert examples.draws.tolist() == pytest.approx([0.75, 0.75, 1.5, 1.5, 0.75, 0.75])
+    assert (examples.draws * examples.weights).tolist() == pytest.approx([1.0] * 6)
+    # With 1/2: in proportion to 1 / sqrt(2) and 1.
+    half = examples_of("before", stratify=0.5).draws
+    assert half[2] / half[0] == pytest.approx(2**0.5) and half.sum() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("history", ["before", "others"])
+def test_stratified_epochs(history):
+    examples = examples_of(history, stratify=1.0, batch_size=4, targets_per_query=2)
+    drawn = []
+    for epoch in range(400):
+        found = flat(examples.epoch(epoch))
+        assert len(found) == 6  # as many as there are
+        for one in found:
+            assert one["item"] not in one["history"]
+            drawn.append((one["user"], one["item"]))
+        for batch in examples.epoch(epoch):
+            # A query without an example would cost and teach nothing.
+            assert set(batch["row"]) == set(range(len(batch["cases"])))
+    users = {"a": [0, 1, 2, 3], "b": [0, 1]}
+    for user, items in users.items():
+        for item in items:
+            expected = 0.75 if item < 2 else 1.5
+            assert drawn.count((user, item)) / 400 == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("history", ["before", "others"])
+def test_draws_of_an_example_come_into_different_batches(history):
+    """Else a rare item would be many columns of one batch, and no column of the others."""
+    examples = examples_of(history, stratify=1.0, batch_size=1)
+    examples.draws = np.array([0.0, 0.0, 6.0, 0.0, 0.0, 0.0])
+    batches = list(examples.epoch(0))
+    assert [batch["item"].tolist() for batch in batches] == [[2]] * 6
+
+
+def test_without_strata_each_example_is_drawn_once():
+    examples = examples_of("others", batch_size=4)
+    assert examples.draws.tolist() == [1] * 6
+    assert sorted(one["item"] for one in flat(examples.epoch(0))) == [0, 0, 1, 1, 2, 3]

@@ -1,0 +1,343 @@
+"""Metrics against hand-worked values, a metrics library and simulation."""
+
+import ir_measures
+import numpy as np
+import pytest
+from ir_measures import RR, P, R, Success, nDCG
+
+from twotower.evaluation import metrics
+from twotower.evaluation.metrics import NOT_FOUND, TargetRanks
+
+# Two users. The first has targets 7 and 9 and is answered 5, 7, 3, 9; the second has the targets
+# 1, 2, 4 and is answered 2, 8, 6, 5. So the ranks are 2, 4 | -, 1, -.
+KEYS = np.array([[5, 7, 3, 9], [2, 8, 6, 5]])
+SCORES = np.array([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
+TARGETS, OFFSETS = np.array([7, 9, 1, 2, 4]), np.array([0, 2, 5])
+
+
+def two_users():
+    return metrics.target_ranks(KEYS, SCORES, np.array([4, 4]), TARGETS, OFFSETS, asked=5)
+
+
+def ranks_of(keys, scores, targets, asked=None, counts=None):
+    """Ranks in one answer; full by default."""
+    asked = len(keys) if asked is None else asked
+    counts = len(keys) if counts is None else counts
+    return metrics.target_ranks(
+        np.array([keys]),
+        np.array([scores], np.float32),
+        np.array([counts]),
+        np.array(targets),
+        np.array([0, len(targets)]),
+        asked,
+    ).ranks.tolist()
+
+
+def test_ranks_of_two_users():
+    assert two_users().ranks.tolist() == [2, 4, NOT_FOUND, 1, NOT_FOUND]
+
+
+def test_two_users_by_hand():
+    ranks = two_users()
+    # k = 2: the first user has 1 of 2 targets, the second 1 of 3.
+    np.testing.assert_allclose(metrics.recall(ranks, 2), [1 / 2, 1 / 3])
+    np.testing.assert_allclose(metrics.recall(ranks, 4), [1.0, 1 / 3])
+    np.testing.assert_allclose(metrics.precision(ranks, 4), [2 / 4, 1 / 4])
+    np.testing.assert_allclose(metrics.hit_rate(ranks, 1), [0, 1])
+    np.testing.assert_allclose(metrics.reciprocal_rank(ranks), [1 / 2, 1])
+    # k = 4: DCG 1/log2(3) + 1/log2(5) = .63093 + .43068 = 1.06161, ideal of two targets
+    # 1 + .63093 = 1.63093, so .65092. Second: 1 / (1 + .63093 + .5) = 1 / 2.13093 = .46928.
+    np.testing.assert_allclose(metrics.ndcg(ranks, 4), [0.65092, 0.46928], atol=1e-5)
+    # k = 1: the ideal has one place only, so the second user's hit at rank 1 is perfect.
+    np.testing.assert_allclose(metrics.ndcg(ranks, 1), [0, 1])
+
+
+def test_recall_micro_weighs_by_targets():
+    ranks = two_users()
+    # k = 4: 3 hits of 5 targets; the mean over users is (1 + 1/3) / 2 = 2/3.
+    recall = metrics.recall(ranks, 4)
+    assert metrics.interval(recall, ranks.lengths)["mean"] == pytest.approx(3 / 5)
+    assert metrics.interval(recall)["mean"] == pytest.approx(2 / 3)
+
+
+def test_mrr_looks_no_further_than_k():
+    ranks = TargetRanks(np.array([501, 500]), np.array([0, 1, 2]))
+    np.testing.assert_allclose(metrics.reciprocal_rank(ranks, 500), [0, 1 / 500])
+
+
+def test_a_case_without_targets_scores_zero():
+    ranks = TargetRanks(np.array([1]), np.array([0, 0, 1]))
+    for values in (metrics.recall(ranks, 5), metrics.ndcg(ranks, 5), metrics.hit_rate(ranks, 5)):
+        assert values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "name, scores, targets, asked, expected",
+    [
+        ("no tie", [4, 3, 2, 1], [1], 4, [2]),
+        # Items 1 and 2 tie on ranks 2 and 3: the target takes 3, whichever it is.
+        ("tie of two", [4, 3, 3, 1], [1], 4, [3]),
+        ("tie of two, already last", [4, 3, 3, 1], [2], 4, [3]),
+        # Both are targets, so one is on rank 2: nobody else can be.
+        ("tie of targets", [4, 3, 3, 1], [1, 2], 4, [2, 3]),
+        ("three tie, two are targets", [3, 3, 3, 1], [0, 2], 4, [2, 3]),
+        # The answer is full, so the tie on its last places may go on behind it.
+        ("tie at the end of a full answer", [4, 3, 1, 1], [2], 4, [NOT_FOUND]),
+        ("last place of a full answer", [4, 3, 2, 1], [3], 4, [NOT_FOUND]),
+        # Five were asked for and four came: there is nothing behind.
+        ("tie at the end of all there is", [4, 3, 1, 1], [2], 5, [4]),
+        ("constant, full", [1, 1, 1, 1], [0], 4, [NOT_FOUND]),
+        ("two ties side by side", [2, 2, 1, 1], [0, 2], 5, [2, 4]),
+    ],
+)
+def test_targets_stand_last_in_their_tie(name, scores, targets, asked, expected):
+    assert ranks_of([0, 1, 2, 3], scores, targets, asked) == expected
+
+
+def test_places_behind_counts_are_no_answers():
+    # Two of four places are filled; key 9 behind them is no hit, and -inf ties with nothing.
+    assert ranks_of([3, 9, -1, -1], [2, 1, -np.inf, -np.inf], [9, 3], 4, counts=2) == [2, 1]
+    assert ranks_of([3, 9, -1, -1], [2, 1, -np.inf, -np.inf], [9, 3], 4, counts=1) == [
+        NOT_FOUND,
+        1,
+    ]
+
+
+def test_empty_answers_and_no_cases():
+    assert ranks_of([-1, -1], [-np.inf, -np.inf], [4], 2, counts=0) == [NOT_FOUND]
+    none = metrics.target_ranks(
+        np.empty((0, 5), int),
+        np.empty((0, 5)),
+        np.empty(0, int),
+        np.empty(0, int),
+        np.array([0]),
+        5,
+    )
+    assert metrics.recall(none, 5).tolist() == []
+
+
+def random_answers(seed: int, num_cases: int = 60, num_items: int = 40):
+    """Shuffled full rankings and 1 to 8 targets a case."""
+    rng = np.random.default_rng(seed)
+    keys = rng.permuted(np.tile(np.arange(num_items), (num_cases, 1)), axis=1)
+    scores = np.sort(rng.random((num_cases, num_items)))[:, ::-1]
+    rows = [rng.permutation(num_items)[: rng.integers(1, 9)] for _ in range(num_cases)]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return keys, scores, np.concatenate(rows), offsets
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 40])
+def test_equal_to_ir_measures(k):
+    keys, scores, targets, offsets = random_answers(seed=k)
+    n, m = keys.shape
+    ranks = metrics.target_ranks(keys, scores, np.full(n, m), targets, offsets, asked=m + 1)
+    qrels = [
+        ir_measures.Qrel(str(case), str(key), 1)
+        for case, key in zip(np.repeat(np.arange(n), np.diff(offsets)), targets)
+    ]
+    run = [
+        ir_measures.ScoredDoc(str(case), str(keys[case, place]), float(scores[case, place]))
+        for case in range(n)
+        for place in range(m)
+    ]
+    measures = {
+        R @ k: metrics.recall(ranks, k),
+        P @ k: metrics.precision(ranks, k),
+        nDCG @ k: metrics.ndcg(ranks, k),
+        RR @ k: metrics.reciprocal_rank(ranks, k),
+        Success @ k: metrics.hit_rate(ranks, k),
+    }
+    theirs = {
+        (value.measure, int(value.query_id)): value.value
+        for value in ir_measures.iter_calc(list(measures), qrels, run)
+    }
+    assert len(theirs) == 5 * n
+    for measure, ours in measures.items():
+        np.testing.assert_allclose(ours, [theirs[measure, case] for case in range(n)], atol=1e-12)
+
+
+def test_mean_popularity_by_hand():
+    # Items 0..3 with 10, 20, 30, 40 rows. First case: (20 + 40) / 2; second: one item; third: none.
+    keys = np.array([[1, 3, 0], [2, -1, -1], [-1, -1, -1]])
+    found = metrics.mean_popularity(keys, np.array([10, 20, 30, 40]), k=2)
+    assert found.tolist() == [30, 30, 0]
+
+
+def test_coverage_by_hand():
+    keys = np.array([[0, 1, 9], [1, 2, 8], [1, -1, -1]])
+    # Of the candidates 0..4, the first two places show 0, 1, 2. Leaving out the first case loses
+    # 0, the second 2, the third nothing: lost shares .2, .2, 0 with mean .1333, so
+    # se^2 = 2/3 * (.0667^2 + .0667^2 + .1333^2) = 2/3 * .026667 = .017778, se = .13333.
+    found = metrics.coverage(keys, np.arange(5), k=2)
+    assert found["mean"] == pytest.approx(0.6)
+    assert found["high"] - found["mean"] == pytest.approx(1.959964 * 0.133333, abs=1e-5)
+    assert metrics.coverage(keys, np.arange(5), k=3)["mean"] == pytest.approx(0.6)
+
+
+def test_coverage_stays_a_share():
+    # Two users show all four items. Without the first 3/4 are lost, without the other 1/4, 1/2 on
+    # average: se^2 = 1/2 * 2 * (1/4)^2.
+    keys = np.array([[0, 1, 2], [3, -1, -1]])
+    found = metrics.coverage(keys, np.arange(4), k=3)
+    assert found == {"mean": 1.0, "low": pytest.approx(1 - 1.959964 / 4), "high": 1.0}
+    # Two of 40, shown by the first of three users. Lost: .05, 0, 0, so that se is .0333.
+    found = metrics.coverage(np.array([[0, 1], [-1, -1], [-1, -1]]), np.arange(40), k=2)
+    assert found["mean"] == 0.05 and found["low"] == 0.0
+
+
+def test_coverage_is_the_jackknife_over_clusters():
+    rng = np.random.default_rng(3)
+    keys, clusters = rng.integers(0, 300, (40, 5)), rng.integers(0, 9, 40)
+    candidates = np.arange(300)
+    left_out = [len(np.unique(keys[clusters != cluster])) / 300 for cluster in np.unique(clusters)]
+    m = len(left_out)
+    se = np.sqrt((m - 1) / m * np.square(left_out - np.mean(left_out)).sum())
+    found = metrics.coverage(keys, candidates, 5, clusters)
+    assert found["mean"] == len(np.unique(keys)) / 300
+    assert found["high"] - found["mean"] == pytest.approx(1.959964 * se)
+
+
+def test_interval_by_hand():
+    # Values 1, 2, 3, 6: mean 3, squared residuals 4 + 1 + 0 + 9 = 14, variance of the mean
+    # 4/3 * 14 / 16 = 1.166667, standard error 1.080123.
+    found = metrics.interval([1, 2, 3, 6])
+    assert found["mean"] == 3
+    assert found["low"] == pytest.approx(3 - 1.959964 * 1.080123, abs=1e-5)
+    assert found["high"] == pytest.approx(3 + 1.959964 * 1.080123, abs=1e-5)
+    # As two clusters {1, 2} and {3, 6}: residuals -3 and 3, variance 2 * 18 / 16 = 2.25, se 1.5.
+    found = metrics.interval([1, 2, 3, 6], clusters=np.array([5, 5, 8, 8]))
+    assert found["high"] == pytest.approx(3 + 1.959964 * 1.5)
+
+
+def test_share_interval_by_hand():
+    # 3 of 10: variance .3 * .7 / 9, as of n = 9 cases. 1.959964^2 / 9 = .426829. The middle is
+    # (.3 + .213414) / 1.426829 = .359829, half the width sqrt(.426829 * .21 + .213414^2) / 1.426829
+    # = .257681.
+    found = metrics.share_interval([1] * 3 + [0] * 7)
+    expected = {"mean": 0.3, "low": 0.359829 - 0.257681, "high": 0.359829 + 0.257681}
+    assert found == pytest.approx(expected, abs=1e-5)
+    # 0 of 10: up to z^2 / (10 + z^2) = 3.841459 / 13.841459.
+    assert metrics.share_interval([0] * 10) == pytest.approx(
+        {"mean": 0.0, "low": 0.0, "high": 0.277533}, abs=1e-5
+    )
+    # 10 of 10, of 5 users: from 5 / (5 + z^2) on.
+    found = metrics.share_interval([1] * 10, clusters=np.repeat(np.arange(5), 2))
+    assert found == pytest.approx({"mean": 1.0, "low": 5 / 8.841459, "high": 1.0}, abs=1e-5)
+    # Weights 3 and 1 are 16 / 10 equal ones.
+    found = metrics.share_interval([0, 0], weights=[3, 1])
+    assert found["high"] == pytest.approx(3.841459 / (1.6 + 3.841459), abs=1e-5)
+    # Users that are all alike, but not at an end; a single one.
+    assert metrics.share_interval([0.5] * 4) == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert metrics.share_interval([1.0])["low"] is None
+    # An ndcg of 1 that is a rounded quotient.
+    assert metrics.share_interval([1.0000000000000002, 1.0, 1.0])["high"] == 1.0
+    for wrong in ([0.5, 1.5], [-0.1, 0.2], [np.nan, 0.5]):
+        with pytest.raises(ValueError, match="shares lie within 0 and 1"):
+            metrics.share_interval(wrong)
+
+
+def test_share_intervals_stay_within_0_and_1_and_agree_with_the_plain_ones_of_many_cases():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size, chance = rng.integers(2, 30), rng.choice([0.0, 0.02, 0.5, 0.97, 1.0])
+        values = rng.binomial(3, chance, size) / 3
+        found = metrics.share_interval(values, rng.integers(1, 9, size), rng.integers(0, 9, size))
+        if found["low"] is not None:
+            assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
+    values = rng.random(6000) < 0.48
+    plain, share = metrics.interval(values), metrics.share_interval(values)
+    assert share == pytest.approx(plain, abs=5e-5)
+
+
+def test_interval_of_a_single_user_is_open():
+    assert metrics.interval([0.5, 1.0], clusters=np.array([0, 0])) == {
+        "mean": 0.75,
+        "low": None,
+        "high": None,
+    }
+    assert metrics.coverage(np.array([[1]]), np.array([1, 2]), 1) == {
+        "mean": 0.5,
+        "low": None,
+        "high": None,
+    }
+
+
+def test_interval_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="got 0 values"):
+        metrics.interval([])
+
+
+def test_paired_difference_by_hand():
+    # Differences .1, .1, .4: mean .2, residuals -.1, -.1, .2: variance 3/2 * .06 / 9 = .01.
+    found = metrics.paired_difference([0.5, 0.9, 0.5], [0.4, 0.8, 0.1])
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["low"] == pytest.approx(0.2 - 0.1959964)
+    # Of shares: 1 and 0 have the mean .5 and the standard error .5, and cannot differ by 1.48.
+    found = metrics.paired_difference([1, 1], [0, 1], largest=1.0)
+    assert found == {"mean": 0.5, "low": pytest.approx(0.5 - 0.979982), "high": 1.0}
+    with pytest.raises(ValueError, match="3 and 2"):
+        metrics.paired_difference([1, 2, 3], [1, 2])
+
+
+def test_paired_difference_is_sharper_than_two_intervals():
+    rng = np.random.default_rng(0)
+    hard = rng.random(500)
+    a, b = hard + 0.02 + rng.normal(0, 0.02, 500), hard
+    paired = metrics.paired_difference(a, b)
+    assert paired["low"] > 0  # and yet the two intervals overlap
+    assert metrics.interval(a)["low"] < metrics.interval(b)["high"]
+
+
+def covered(draw, truth: float, runs: int = 600) -> float:
+    """Share of simulated intervals that hold the truth."""
+    found = [draw(np.random.default_rng(seed)) for seed in range(runs)]
+    return np.mean([interval["low"] <= truth <= interval["high"] for interval in found])
+
+
+def test_intervals_cover_the_truth():
+    # 600 runs: 95% +- 3 standard errors is .923 to .977.
+    def proportions(rng):
+        return metrics.interval(rng.random(150) < 0.3)
+
+    assert 0.92 < covered(proportions, 0.3) < 0.98
+
+
+def test_share_intervals_cover_rare_hits():
+    def plain(rng):
+        return metrics.interval(rng.random(60) < 0.03)
+
+    def wilson(rng):
+        return metrics.share_interval(rng.random(60) < 0.03)
+
+    assert covered(plain, 0.03) < 0.87  # often there is no hit, and no width
+    assert covered(wilson, 0.03) > 0.93
+
+
+def clustered_draw(rng):
+    """Users with 1 to 20 cases and a taste each; hits .4 on average over cases."""
+    sizes = rng.integers(1, 21, 120)
+    taste = np.repeat(rng.choice([0.1, 0.7], 120), sizes)
+    return (rng.random(len(taste)) < taste).astype(float), np.repeat(np.arange(120), sizes)
+
+
+def test_clustered_intervals_cover_where_plain_ones_do_not():
+    def clustered(rng):
+        values, users = clustered_draw(rng)
+        return metrics.interval(values, clusters=users)
+
+    def plain(rng):
+        return metrics.interval(clustered_draw(rng)[0])
+
+    assert 0.915 < covered(clustered, 0.4) < 0.98
+    assert covered(plain, 0.4) < 0.75  # cases of a user are no independent draws
+
+
+def test_ratio_intervals_cover_recall_micro():
+    # Users with few targets are found worse: hits .3 of 2, .6 of 10; over targets
+    # (.3 * 2 + .6 * 10) / 12 = .55.
+    def micro(rng):
+        targets = rng.choice([2, 10], 200)
+        hits = rng.binomial(targets, np.where(targets == 2, 0.3, 0.6))
+        return metrics.interval(hits / targets, weights=targets)
+
+    assert 0.92 < covered(micro, 0.55) < 0.98

@@ -1,0 +1,523 @@
+"""Encoders that read events in their order: prefixes, windows, sessions, and each one by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from twotower.bundle.saved_models import save_tower
+from twotower.ragged import Ragged
+from twotower.tf import tf
+from twotower.towers.dense import DenseHead, Tower
+from twotower.towers.history.bag import MeanHistory
+from twotower.towers.history.gru import GRUHistory
+from twotower.towers.history.hstu import GatedBlock, HSTUHistory
+from twotower.towers.history.pooling import AttentionHistory, RecencyHistory
+from twotower.towers.history.sequence import SequenceHistory, num_dropped, put
+from twotower.towers.history.transformer import (
+    UNSEEN,
+    AttentionBlock,
+    MaskedTransformerHistory,
+    TransformerHistory,
+    looked_up,
+)
+
+ITEMS = [f"i{number}" for number in range(12)]
+NAN = float("nan")
+ALL_INPUTS = {"gaps": True, "ratings": True, "time_told": True}
+SHORT = {"dim": 8, "dropout": 0.0, "max_length": 6, "stride": 2}
+ENCODERS = {
+    "mean": (MeanHistory, {"dim": 8}),
+    "mean, ratings": (MeanHistory, {"dim": 8, "ratings": True}),
+    "recency": (RecencyHistory, {**SHORT, "half_life": 3}),
+    "attention": (AttentionHistory, {**SHORT, "time_told": True}),
+    "gru": (GRUHistory, {**SHORT, "num_layers": 2}),
+    "gru, all inputs": (GRUHistory, {**SHORT, **ALL_INPUTS}),
+    "transformer": (TransformerHistory, SHORT),
+    "transformer, relative": (TransformerHistory, {**SHORT, "positions": "relative"}),
+    "transformer, all inputs": (TransformerHistory, {**SHORT, **ALL_INPUTS, "time_bias": True}),
+    "hstu": (HSTUHistory, SHORT),
+    "hstu, all inputs": (HSTUHistory, {**SHORT, **ALL_INPUTS}),
+    "masked": (MaskedTransformerHistory, SHORT),
+    "masked, all inputs": (MaskedTransformerHistory, {**SHORT, **ALL_INPUTS, "time_bias": True}),
+}
+CAUSAL = [name for name in ENCODERS if not name.startswith("masked")]
+
+
+def encoder(name, seed=0):
+    """With weights at random, biases and tables that start at zero too."""
+    tf.keras.utils.set_random_seed(seed)
+    kind, options = ENCODERS[name]
+    feature = kind("past", ITEMS, **options)
+    feature(feature.encode(raw([[0, 1]])))
+    rng = np.random.default_rng(seed)
+    for weight in feature.trainable_weights:
+        if len(weight.shape):
+            weight.assign(rng.normal(0, 0.4, weight.shape))
+    return feature
+
+
+def raw(rows, request=10_000, times=None, width=None):
+    """Inputs of histories of item numbers; item 99 is unknown. Event j comes at (j + 1)^3 s."""
+    width = max(map(len, rows)) if width is None else width
+    ids = [[f"i{n}" for n in row] + [""] * (width - len(row)) for row in rows]
+    seconds = [[(j + 1) ** 3 if j < len(row) else -1 for j in range(width)] for row in rows]
+    stars = [[0.5 + 0.5 * (n % 9) if n % 4 else NAN for n in row] for row in rows]
+    stars = [row + [NAN] * (width - len(row)) for row in stars]
+    if times is not None:
+        seconds = times
+    return {
+        "past": tf.reshape(tf.constant(ids, tf.string), [len(rows), width]),
+        "past_time": tf.reshape(tf.constant(seconds, tf.int64), [len(rows), width]),
+        "past_rating": tf.reshape(tf.constant(stars, tf.float32), [len(rows), width]),
+        "time": tf.fill([len(rows)], tf.constant(request, tf.int64)),
+    }
+
+
+def answers(feature, *args, **kwargs):
+    return feature(feature.encode(raw(*args, **kwargs))).numpy()
+
+
+def at_all_places(feature, row, **kwargs):
+    places = [(0, place) for place in range(len(row) + 1)]
+    return feature.at(feature.encode(raw([row], **kwargs)), tf.constant(places)).numpy()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_later_event_changes_nothing_before_it(name):
+    feature, row = encoder(name), [3, 1, 4, 1, 5]
+    before = at_all_places(feature, row)
+    for changed in range(len(row)):
+        other = list(row)
+        other[changed] = 7
+        after = at_all_places(feature, other)
+        np.testing.assert_allclose(after[: changed + 1], before[: changed + 1], atol=1e-6)
+        # And the test can fail: the event's own vector and those behind it do change.
+        assert (np.abs(after[changed + 1 :] - before[changed + 1 :]).max(1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_all_prefixes_at_once_are_each_prefix_by_itself(name):
+    feature, row = encoder(name), [3, 1, 4, 1, 5]
+    # Told the time, a prefix is asked at the time of the event that follows it.
+    together = at_all_places(feature, row, request=(len(row) + 1) ** 3)
+    for length, vector in enumerate(together):
+        alone = answers(feature, [row[:length]], request=(length + 1) ** 3, width=7)
+        np.testing.assert_allclose(alone[0], vector, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_session_is_the_whole_history_encoded(name):
+    feature, rng = encoder(name), np.random.default_rng(1)
+    rows = [rng.integers(0, 12, 25).tolist(), rng.integers(0, 12, 25).tolist()]
+    # One session begins with nothing, and the other, in the same batch, with three events.
+    begun = [rows[0][:0], rows[1][:3]]
+    state, vector = feature.begin(feature.encode(raw(begun, request=7)))
+    np.testing.assert_allclose(vector, answers(feature, begun, request=7), atol=1e-4)
+    for number in range(20):
+        sofar = [rows[0][: number + 1], rows[1][: number + 4]]
+        whole, request = raw(sofar, request=10_000 + number), 10_000 + number
+        last = {
+            key: tf.stack([whole[key][0, number], whole[key][1, number + 3]])
+            for key in ("past", "past_time", "past_rating")
+        }
+        event = feature.encode(last | {"time": whole["time"]})
+        state, vector = feature.step(state, event)
+        np.testing.assert_allclose(vector, answers(feature, sofar, request=request), atol=1e-4)
+    if "reread" in state:
+        # A window of 6 is full after 6 events and then lets go of 2 at a time: read anew at events
+        # 7, 9, ... of 20 and of 23, the first three of which came before.
+        assert state["reread"].numpy().tolist() == [7, 9]
+
+
+def test_only_full_windows_are_read_anew(monkeypatch):
+    feature = encoder("transformer")
+    state, _ = feature.begin(feature.encode(raw([[3, 1], [3, 1, 4, 1, 5, 9], [2]])))
+    read, reading = [], feature._read
+
+    def counted(state, request):
+        read.append(state["length"].numpy().tolist())
+        return reading(state, request)
+
+    monkeypatch.setattr(feature, "_read", counted)
+    event = feature.encode({"past": tf.constant(["i7"] * 3)})
+    state, vector = feature.step(state, event)
+    assert read == [[5]]  # the second's, less two events and with the new one
+    rows = [[3, 1, 7], [4, 1, 5, 9, 7], [2, 7]]
+    np.testing.assert_allclose(vector, answers(feature, rows), atol=1e-5)
+    assert state["reread"].numpy().tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_unknown_item_is_left_out(name):
+    feature = encoder(name)
+    seconds = [[1, 8, 27, 64, 125]]
+    with_it = answers(feature, [[3, 99, 1, 99, 4]], times=seconds)
+    # At the times that the others have.
+    without = answers(feature, [[3, 1, 4]], times=[[1, 27, 125]])
+    np.testing.assert_allclose(with_it, without, atol=1e-5)
+    # One session with room for more, and one whose window of 6 is full.
+    state, before = feature.begin(feature.encode(raw([[3, 1], [3, 1, 4, 1, 5, 9]], request=300)))
+    unknown = {
+        "past": tf.constant(["i99", ""]),
+        "past_time": tf.constant([250, 250], tf.int64),
+        "past_rating": tf.constant([5.0, 5.0]),
+        "time": tf.constant([300, 300], tf.int64),
+    }
+    after, vector = feature.step(state, feature.encode(unknown))
+    np.testing.assert_allclose(vector, before, atol=1e-5)
+    for key in state:
+        np.testing.assert_allclose(after[key], state[key], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_odd_histories_have_an_answer(name):
+    feature = encoder(name)
+    # Nobody has one; one event; longer than the window; wider than any.
+    nobody = answers(feature, [[], []], width=0)
+    np.testing.assert_allclose(nobody, answers(feature, [[], []], width=9), atol=1e-5)
+    assert np.isfinite(nobody).all()
+    one, many = answers(feature, [[2]]), answers(feature, [[2] * 40])
+    assert np.isfinite(one).all() and np.isfinite(many).all()
+    # Equal times, and times that descend: no time has passed. The order is that of the input.
+    equal = answers(feature, [[1, 2, 3]], times=[[9, 9, 9]])
+    descending = answers(feature, [[1, 2, 3]], times=[[9, 8, 7]])
+    if "masked" not in name:  # whose attention goes to both sides
+        np.testing.assert_allclose(descending, equal, atol=1e-5)
+    assert np.isfinite(equal).all() and np.isfinite(descending).all()
+    # Times that are not known, of all events or of one: no time has passed either.
+    unknown = answers(feature, [[1, 2, 3]], times=[[-1, -1, -1]], request=-1)
+    told = answers(feature, [[1, 2, 3]], times=[[9, 9, 9]], request=9)
+    np.testing.assert_allclose(unknown, told, atol=1e-5)
+    one = answers(feature, [[1, 2, 3]], times=[[-1, 9, 9]], request=9)
+    np.testing.assert_allclose(one, told, atol=1e-5)
+
+
+ATTENTION = [TransformerHistory, MaskedTransformerHistory, HSTUHistory]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *itertools.product(
+            [RecencyHistory, GRUHistory, *ATTENTION], ["gaps", "ratings", "time_told", "nothing"]
+        ),
+        *itertools.product(ATTENTION, ["time_bias", "positions"]),
+    ],
+)
+def test_what_an_encoder_is_told_moves_its_vector(kind, option):
+    """Only the times, only the ratings, or only the time of the request change."""
+    is_attention = kind in ATTENTION
+    options = {**SHORT, **({"positions": "none"} if is_attention else {})}
+    if kind is HSTUHistory:
+        options["time_bias"] = False
+    if option != "nothing":
+        options[option] = "absolute" if option == "positions" else True
+    tf.keras.utils.set_random_seed(0)
+    feature = kind("past", ITEMS, **options)
+    inputs = raw([[3, 1, 4, 1]])
+
+    def vector(**change):
+        return feature(feature.encode({**inputs, **change})).numpy()
+
+    before = vector()
+    if is_attention:  # biases begin at zero
+        for weight in feature.trainable_weights:
+            weight.assign_add(np.random.default_rng(0).normal(0, 0.2, weight.shape))
+        before = vector()
+    changes = {
+        "times": {"past_time": inputs["past_time"] * 9},
+        "ratings": {"past_rating": 5.5 - inputs["past_rating"]},
+        "request": {"time": inputs["time"] * 9},
+    }
+    moved = {
+        name: np.abs(vector(**change) - before).max() > 1e-4 for name, change in changes.items()
+    }
+    told = {"gaps": "times", "time_bias": "times", "ratings": "ratings"}
+    expected = {told.get(option)} if option != "time_told" else {"times", "request"}
+    assert {name for name in changes if moved[name]} == expected - {None}
+    if option == "positions":
+        table = feature.position_table.embeddings
+        table.assign(table[::-1])
+        assert np.abs(vector() - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gru, all inputs", "transformer, all inputs"])
+def test_a_span_that_training_never_met_counts_as_the_longest(name):
+    """A user who comes back after years, of whose bucket no row ever learned."""
+    feature = encoder(name)
+
+    def vector(gap, wait):
+        times = [[100, 100 + gap]]
+        return feature(feature.encode(raw([[3, 5]], 100 + gap + wait, times))).numpy()
+
+    longest, beyond = 50_000, 500_000_000
+    assert np.abs(vector(longest, beyond) - vector(longest, longest)).max() > 1e-3
+    # Another user's events are years away, which is no span that anybody had.
+    times = Ragged.from_rows([[100, 100 + longest], [], [beyond]])
+    feature.adapt(times, np.array([NAN, 4.0, NAN], np.float32))
+    if name.startswith("gru"):  # a bias by time, which starts at zero, needs no such bound
+        np.testing.assert_array_equal(vector(beyond, longest), vector(longest, longest))
+    wait = feature.tokens(feature.window(feature.encode(raw([[3]], 100 + beyond, [[100]]))))
+    same = feature.tokens(feature.window(feature.encode(raw([[3]], 100 + longest, [[100]]))))
+    np.testing.assert_array_equal(wait, same)
+    with pytest.raises(ValueError, match=r"0\.5 to 5\.5; these go from 1 to 10"):
+        feature.adapt(Ragged.from_rows([[0, 1]]), np.array([1.0, 10.0], np.float32))
+
+
+def test_biases_by_hand():
+    """Head 0 of distance d is d, of a bucket b 100 b; head 1 is nought."""
+    feature = TransformerHistory("past", ITEMS, **SHORT, positions="relative", time_bias=True)
+    for weight, scale in ((feature.distance_bias, 1.0), (feature.time_bias_table, 100.0)):
+        weight.assign(np.stack([scale * np.arange(weight.shape[0]), np.zeros(weight.shape[0])], 1))
+    window = feature.window(feature.encode(raw([[3, 1]], times=[[10, 14]])))
+    found = feature.bias(window, tf.range(3)[None]).numpy()
+    assert found.shape == (1, 2, 3, 3) and (found[:, 1] == 0).all()
+    # Tokens are begin, at the time of the first event, and the events at 10 and 14 s: 4 s after
+    # the first two lies bucket 1 + log2 4 = 3.
+    assert found[0, 0, 2].tolist() == [2 + 300, 1 + 300, 0]
+    assert found[0, 0, 1, :2].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])  # biases of distance are those of all
+def test_the_gradient_of_a_bias_is_that_of_a_lookup(batch_size):
+    rng = np.random.default_rng(0)
+    table = tf.Variable(rng.normal(size=(5, 2)).astype(np.float32))
+    index = tf.constant(rng.integers(0, 4, (batch_size, 6, 7)), tf.int32)  # never the last row
+    weight = tf.constant(rng.normal(size=(3, 2, 6, 7)).astype(np.float32))
+    with tf.GradientTape(persistent=True) as tape:
+        ours = tf.reduce_sum(weight * looked_up(table, index))
+        plain = tf.reduce_sum(weight * tf.transpose(tf.gather(table, index), [0, 3, 1, 2]))
+    np.testing.assert_allclose(ours, plain, rtol=1e-5)
+    expected = tf.convert_to_tensor(tape.gradient(plain, table))
+    np.testing.assert_allclose(tape.gradient(ours, table), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_event_by_hand():
+    """Its item's vector, the vector of the gap's bucket and that of the rating in half stars."""
+    feature = GRUHistory("past", ITEMS, **SHORT, gaps=True, ratings=True)
+    window = feature.window(feature.encode(raw([[3, 1]], times=[[10, 14]])))
+    window = window._replace(ratings=tf.constant([[NAN, 3.5]]))
+    found = feature.event_vectors(window).numpy()[0] / 8**0.5
+    item, gap, rating = (
+        table.embeddings.numpy()
+        for table in (feature.table, feature.gap_table, feature.rating_table)
+    )
+    rows = feature.rows(window.items).numpy()[0]
+    np.testing.assert_allclose(found[0], item[rows[0]] + gap[0] + rating[0], atol=1e-6)
+    np.testing.assert_allclose(found[1], item[rows[1]] + gap[3] + rating[7], atol=1e-6)
+
+
+def test_what_has_no_place_is_not_put():
+    found = put(tf.zeros([2, 3]), tf.constant([[0, 2], [1, -1], [1, 3]]), tf.constant([5.0, 6, 7]))
+    np.testing.assert_array_equal(found, [[0, 0, 5], [0, 0, 0]])
+
+
+def test_the_window_by_hand():
+    # Up to 6 events all are read; of 7 and of 8 the oldest 2 are not, of 9 and 10 the oldest 4.
+    found = num_dropped(tf.range(5, 12), 6, 2).numpy().tolist()
+    assert found == [0, 0, 2, 2, 4, 4, 6]
+    assert num_dropped(tf.range(5, 9), 6, 1).numpy().tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if "mean" not in name])
+def test_events_that_left_the_window_do_not_matter(name):
+    feature = encoder(name)
+    feature_time = [[1, 2, 3, 4, 5, 6, 7, 8]]
+    one = answers(feature, [[1, 2, 3, 4, 5, 6, 7, 8]], times=feature_time)
+    other = answers(feature, [[9, 9, 3, 4, 5, 6, 7, 8]], times=feature_time)
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    third = answers(feature, [[1, 2, 9, 4, 5, 6, 7, 8]], times=feature_time)
+    assert np.abs(one - third).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in CAUSAL if "mean" not in name])
+def test_the_order_of_events_matters(name):
+    feature = encoder(name)
+    one, other = answers(feature, [[1, 2, 3]]), answers(feature, [[3, 2, 1]])
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_the_request_is_told_or_nothing_of_it_goes_in():
+    for name in ENCODERS:
+        feature = encoder(name)
+        told = "time" in {spec.name for spec in feature.inputs}
+        one, other = (answers(feature, [[1, 2, 3]], request=r) for r in (100, 10**7))
+        assert told == getattr(feature, "time_told", False)
+        assert (np.abs(one - other).max() > 1e-4) == told, name
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_config_makes_the_same_encoder(name):
+    feature = encoder(name)
+    if isinstance(feature, SequenceHistory):
+        feature.adapt(Ragged.from_rows([[0, 5000]]), np.array([NAN, 4.0], np.float32))
+        assert feature.get_config()["longest"] == 5000
+    again = type(feature)(**feature.get_config())
+    assert again.get_config() == feature.get_config() and again.inputs == feature.inputs
+    encoded = again.encode(raw([[1, 2]]))
+    assert again(encoded).shape == feature(encoded).shape
+    again.set_weights(feature.get_weights())
+    np.testing.assert_allclose(again(encoded), feature(encoded), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, wrong, message",
+    [
+        (RecencyHistory, {"half_life": 0}, "half_life must be positive; got 0"),
+        (GRUHistory, {"num_layers": 0}, "num_layers must be 1 or more; got 0"),
+        (GRUHistory, {"max_length": 0}, "max_length must be 1 or more"),
+        (GRUHistory, {"max_length": 5, "stride": 6}, "stride from 1 to it; got 5 and 6"),
+        (TransformerHistory, {"dim": 8, "heads": 3}, "heads a divisor of dim 8; got 2 and 3"),
+        (TransformerHistory, {"positions": "sine"}, "positions must be one of"),
+        (GRUHistory, {"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+    ],
+)
+def test_wrong_sizes_are_named(kind, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        kind("past", ITEMS, **wrong)
+
+
+# By hand.
+
+
+def table_of(feature, rows):
+    """Sets the vectors of items 0, 1, ... and that of `begin` to zero; undoes the scale."""
+    feature.table.build(None) if not feature.table.built else None
+    table = np.zeros(feature.table.embeddings.shape, np.float32)
+    table[2 : 2 + len(rows)] = np.asarray(rows) / feature.dim**0.5
+    feature.table.embeddings.assign(table)
+    feature.begin_vector.assign(np.zeros(feature.dim))
+
+
+def test_recency_by_hand():
+    feature = RecencyHistory("past", ITEMS, dim=2, half_life=1, dropout=0)
+    table_of(feature, [[4, 0], [0, 8]])
+    # A half-life of one event: g = 1/2. Of nothing, item 0 and item 1 the weights are 1/4, 1/2 and
+    # 1, in all 7/4: (1/2 [4, 0] + [0, 8]) / (7/4).
+    np.testing.assert_allclose(answers(feature, [[0, 1]]), [[8 / 7, 32 / 7]], rtol=1e-6)
+
+
+def test_attention_pooling_by_hand():
+    feature = AttentionHistory("past", ITEMS, dim=2, dropout=0)
+    answers(feature, [[0, 1]])
+    table_of(feature, [[4, 0], [0, 8]])
+    # v = 0 leaves the bias of age: 7 s are bucket 3. Events at 1 s and 8 s, the beginning at the
+    # first event: biases log 3, log 3 and 0, so weights 3/7, 3/7 and 1/7.
+    feature.score.kernel.assign(tf.zeros_like(feature.score.kernel))
+    bias = np.zeros(feature.age_bias.embeddings.shape, np.float32)
+    bias[3] = np.log(3)
+    feature.age_bias.embeddings.assign(bias)
+    expected = [[12 / 7, 8 / 7, 4 / 3, 8 / 3]]  # and the mean of three
+    np.testing.assert_allclose(answers(feature, [[0, 1]]), expected, rtol=1e-5)
+
+
+def test_a_gru_step_by_hand():
+    feature = GRUHistory("past", ITEMS, dim=1, num_layers=1, dropout=0)
+    answers(feature, [[0]])
+    table_of(feature, [[2.0]])
+    cell = feature.layers[0].cell
+    # Keras' gates are z, r, c; all weights one, no bias.
+    for weight in (cell.kernel, cell.recurrent_kernel):
+        weight.assign(tf.ones_like(weight))
+    cell.bias.assign(tf.zeros_like(cell.bias))
+    # The beginning is a zero and leaves h = 0: z = 1/2, c = tanh 0. Then x = 2, h = 0:
+    # z = sigmoid 2, c = tanh 2, h = (1 - z) c.
+    z = 1 / (1 + np.exp(-2.0))
+    np.testing.assert_allclose(answers(feature, [[0]]), [[(1 - z) * np.tanh(2.0)]], rtol=1e-5)
+
+
+def test_an_attention_block_by_hand():
+    block = AttentionBlock(2, heads=1, dropout=0)
+    x = tf.constant([[1.0, -1.0], [-1.0, 1.0]])  # norm leaves these as they are
+    block.project(x, 2)
+    block.projection.kernel.assign(tf.concat([tf.eye(2)] * 3, 1))
+    queries, keys, values = block.project(x, 2)  # of a batch of one with one head
+    np.testing.assert_allclose(queries[0, 0], x, atol=1e-5)
+    bias = tf.constant([[0.0, UNSEEN], [0.0, 0.0]])
+    block.mix(x, queries, keys, values, bias)
+    block.out.kernel.assign(tf.eye(2))
+    block.hidden_out.kernel.assign(tf.zeros_like(block.hidden_out.kernel))
+    # Token 1 attends to itself: 1 + 1. Token 2: logits -2 and 2 over sqrt 2 for [1, -1] and itself,
+    # of which [-1, 1] gets a = sigmoid(4 / sqrt 2): 2 a - 1 more.
+    more = 2 / (1 + np.exp(-4 / 2**0.5)) - 1
+    expected = [[2, -2], [-1 - more, 1 + more]]
+    found = block.mix(x, queries, keys, values, bias)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    # A bias of -8 / sqrt 2 on the own place turns it around.
+    bias = tf.constant([[0.0, UNSEEN], [0.0, -8 / 2**0.5]])
+    found = block.mix(x, queries, keys, values, bias)
+    np.testing.assert_allclose(found[1], [-1 + more, 1 - more], rtol=1e-4)
+
+
+def test_a_gated_block_by_hand():
+    block = GatedBlock(2, heads=1, dropout=0, num_tokens=4)
+    x = tf.constant([[1.0, -1.0], [-1.0, 1.0]])
+    block.project(x, 2)
+    block.projection.kernel.assign(tf.concat([tf.eye(2)] * 4, 1))
+    queries, keys, values = block.project(x, 2)  # of a batch of one with one head
+
+    def silu(value):
+        return value / (1 + np.exp(-value))
+
+    one, other = silu(1.0), silu(-1.0)
+    np.testing.assert_allclose(keys[0, 0], [[one, other], [other, one]], rtol=1e-5)
+    bias = tf.constant([[0.0, UNSEEN], [0.0, 0.0]])
+    block.mix(x, queries, keys, values, bias)
+    block.out.kernel.assign(tf.eye(2))
+    # Token 1: its own value times a positive weight; the norm makes [1, -1] of it, the gates are
+    # [silu 1, silu -1].
+    expected = [1 + one, -1 - other]
+    found = block.mix(x, queries, keys, values, bias)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3)
+    # Token 2 attends to both, by silu of their products over 4, which do not add up to one; before
+    # the norm it is w1 [one, other] + w2 [other, one].
+    both = silu(2 * one * other) / 4, silu(one**2 + other**2) / 4
+    sign = np.sign(both[0] * (one - other) + both[1] * (other - one))
+    expected = [-1 + sign * other, 1 - sign * one]
+    np.testing.assert_allclose(found[1], expected, rtol=1e-3)
+
+
+def test_hidden_events_are_asked_for_and_not_shown():
+    feature = encoder("masked, all inputs")
+    place = tf.constant([(0, 2)])
+    one = feature.at(feature.encode(raw([[1, 2, 3]])), place).numpy()
+    other = feature.at(feature.encode(raw([[1, 7, 3]])), place).numpy()
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    # Both neighbours are seen.
+    for row in ([5, 2, 3], [1, 2, 5]):
+        changed = feature.at(feature.encode(raw([row])), place).numpy()
+        assert np.abs(changed - one).max() > 1e-3
+    # Serving asks for what comes behind the last event, as training does for a hidden last one.
+    asked = feature.at(feature.encode(raw([[1, 2, 3]], request=27)), tf.constant([(0, 3)]))
+    told = answers(feature, [[1, 2]], request=27)
+    np.testing.assert_allclose(told, asked, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_sessions_in_a_saved_model(name, tmp_path):
+    feature = encoder(name)
+    tower = Tower([feature], DenseHead((), 4), name="query_tower")
+    names = [spec.name for spec in tower.inputs]
+    inputs = {key: value for key, value in raw([[1, 2], [3]]).items() if key in names}
+    tower.embed(inputs)
+    save_tower(tower, tmp_path / "tower", model_version="a")
+    signatures = tf.saved_model.load(str(tmp_path / "tower")).signatures
+    answer = signatures["begin"](**inputs)
+    np.testing.assert_allclose(answer["embedding"], tower.embed(inputs), atol=1e-5)
+    longer = raw([[1, 2], [3]])
+    for number in itertools.count(3):
+        rows = [[1, 2] + [5] * (number - 2), [3] + [5] * (number - 2)]
+        longer = {key: value for key, value in raw(rows).items() if key in names}
+        event = {
+            key: value if key == "time" else tf.stack([value[0, number - 1], value[1, number - 2]])
+            for key, value in longer.items()
+        }
+        state = {key: value for key, value in answer.items() if key != "embedding"}
+        answer = signatures["step"](**state, **event)
+        np.testing.assert_allclose(answer["embedding"], tower.embed(longer), atol=1e-4)
+        if number == 9:
+            break
+    other = state | {"state_version": state["state_version"] + 1}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="of another training"):
+        signatures["step"](**other, **event)

@@ -1,0 +1,362 @@
+"""One folder with everything that one training made, and one manifest that holds it together.
+
+A query tower and an index of different trainings answer nonsense without an error. So they are
+written together and replaced together, and each is compared with the manifest when it is read.
+Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.columns import LATEST
+from twotower.data.dataset import Catalogue
+from twotower.data.lineage import Lineage
+from twotower.retrieval import build
+from twotower.retrieval.vectors import METRICS
+from twotower.storage import description, paths
+
+SAME_LENGTH = "every row of the same length (pad with '', NaN or -1)"
+FORMAT_VERSION = 2
+HASHED_SINCE = 2  # the first format whose manifest carries a hash over itself
+MANIFEST = "manifest.json"
+LINEAGE = "training/rows.npy"
+# Entries that a manifest must hold besides its format version; those of each of its query inputs;
+# and files that it must list.
+ENTRIES = {
+    "model_version": str,
+    "dim": int,
+    "metric": str,
+    "num_items": int,
+    "query_inputs": list,
+    "files": dict,
+}
+INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
+REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
+
+T = TypeVar("T")
+
+
+class BundleError(ValueError):
+    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up."""
+
+
+def state_version(model_version: str) -> int:
+    """The number by which a session's state knows its model; it fits an int64."""
+    return int(model_version, 16) >> 1
+
+
+def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
+    """Writes the manifest with the sha256 of every file below `directory`, except indexes, which
+    list their own files."""
+    files = {
+        name: digest
+        for name, digest in description.hashes(directory).items()
+        if name != MANIFEST and not name.startswith("index/")
+    }
+    entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
+    description.write(directory / MANIFEST, entries)
+
+
+def read_manifest(directory: str | pathlib.Path) -> dict:
+    """The manifest of a bundle; no other file is read.
+
+    Raises:
+        BundleError: No bundle, a manifest that was changed, or one of a newer format.
+    """
+    path = pathlib.Path(directory) / MANIFEST
+    try:
+        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION, HASHED_SINCE)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
+            "to <workdir>/bundle; was an export interrupted?"
+        ) from error
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    # An index lists its files itself. Bundles of format 1 listed them here, too.
+    files = manifest["files"].items()
+    manifest["files"] = {name: digest for name, digest in files if not name.startswith("index/")}
+    inputs = [entry if isinstance(entry, dict) else {} for entry in manifest["query_inputs"]]
+    faults = {
+        "model_version must not be empty": not manifest["model_version"],
+        f"metric must be one of {METRICS}": manifest["metric"] not in METRICS,
+        f"files must hold {sorted(REQUIRED_FILES)}": not manifest["files"].keys() >= REQUIRED_FILES,
+        "query_inputs must hold a name, dtype and shape each": any(
+            type(entry.get(name)) is not kind
+            for entry in inputs
+            for name, kind in INPUT_ENTRIES.items()
+        ),
+    }
+    for fault, is_there in faults.items():
+        if is_there:
+            raise BundleError(f"{path} does not describe a bundle: {fault}.")
+    return manifest
+
+
+def as_type(name: str, values, dtype: str) -> np.ndarray:
+    """Numbers cast to a dtype without loss; NaN, a missing value, stays NaN.
+
+    Raises:
+        ValueError: Values that the dtype cannot hold and TensorFlow would silently change
+            (fractions, NaN and large numbers as integers), infinity, or times that are not in
+            seconds; the message names the row.
+    """
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"got {given.dtype}.")
+        with np.errstate(all="ignore"):
+            numbers = given.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
+    if numbers.dtype.kind == "f":
+        wrong, reason = np.isinf(numbers), "numbers are finite, or NaN where there is none."
+    else:
+        wrong, reason = numbers != given, f"expected {dtype}, -1 where there is none."
+        if name.endswith("time") and not wrong.any():
+            wrong = (numbers < -LATEST) | (numbers > LATEST)
+            reason = "times are seconds; are these milliseconds?"
+    if wrong.any():
+        place = tuple(np.argwhere(np.atleast_1d(wrong))[0])
+        number = np.atleast_1d(given)[place]
+        raise ValueError(f"{name}: {reason} Row {place[0]} has {number}.")
+    return numbers
+
+
+class Bundle:
+    """A loaded bundle.
+
+    Towers and indexes are loaded at first use. If another bundle has replaced the folder by then,
+    loading raises BundleError: open the folder again.
+
+    Args:
+        directory: The folder. If it is replaced while it is being opened, it is read once more.
+        verify: Whether to compare the sha256 of every file when it is read. Presence, the versions
+            of towers and indexes, and the shapes of arrays are always checked.
+
+    Attributes:
+        manifest: The manifest.
+        keys: `[num_items]` int64, keys of the items that may be answered.
+        vectors: `[num_items, dim]` float32, memory-mapped.
+
+    Raises:
+        BundleError: A file is missing, changed, or of another training; the message names it.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:
+        self.directory, self._verify = paths.local(directory), verify
+        self._consistently(self._open)
+
+    def _open(self) -> None:
+        self.manifest = read_manifest(self.directory)
+        num_items, dim = self.manifest["num_items"], self.manifest["dim"]
+        with description.checked(self.directory, self.manifest["files"], self._verify):
+            items = self.directory / "items"
+            self.keys = _array(items / "keys.npy", np.int64, num_items)
+            self.vectors = _array(items / "vectors.npy", np.float32, num_items, dim)
+
+    def _consistently(self, read: Callable[[], T]) -> T:
+        """`description.consistently`, with the errors of a bundle."""
+        try:
+            return description.consistently(self.directory, read)
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{error} Copy the whole bundle again, or export it.") from error
+
+    def require_in_place(self) -> None:
+        """Raises BundleError unless the folder still holds the bundle that was opened."""
+        if read_manifest(self.directory)["sha256"] != self.manifest["sha256"]:
+            raise BundleError(
+                f"another bundle has taken the place of {self.directory} since it was opened; open "
+                "it again."
+            )
+
+    def read(self, part: str, load: Callable[[pathlib.Path], T], verify: bool = False) -> T:
+        """The result of `load(path)` for a part of this bundle, never of one that replaced it.
+
+        Args:
+            part: A file or folder of the bundle, such as `query_tower`.
+            load: Reads the part; called once more if the folder was replaced meanwhile.
+            verify: Whether to compare the part's sha256 even if the bundle was opened without.
+
+        Raises:
+            BundleError: No such part, or one that is changed or of another bundle.
+        """
+        path, files = self.directory / part, self.manifest["files"]
+        files = {n: d for n, d in files.items() if pathlib.PurePath(n).is_relative_to(part)}
+        if not files:
+            raise BundleError(f"{self.directory} has no {part}. Copy the whole bundle again.")
+
+        def read() -> T:
+            self.require_in_place()
+            with description.checked(self.directory, files, self._verify or verify):
+                description.require_no_more(self.directory, files, part)
+                return load(path)
+
+        return self._consistently(read)
+
+    @property
+    def sample_queries(self) -> np.ndarray:
+        """`[num_queries, dim]`, vectors of users' queries, to tune and measure indexes on."""
+        dim = self.manifest["dim"]
+        return self.read(
+            "items/sample_queries.npy", lambda path: _array(path, np.float32, None, dim)
+        )
+
+    @property
+    def lineage(self) -> Lineage:
+        """Which rows the weights have learned from; unknown for bundles of earlier versions."""
+        rows = None
+        if LINEAGE in self.manifest["files"]:
+            rows = self.read(LINEAGE, lambda path: np.asarray(_array(path, np.uint64, None)))
+        ancestors = (self.model_version, *self.manifest.get("ancestors", ()))
+        return Lineage(rows, ancestors)
+
+    @property
+    def model_version(self) -> str:
+        """Names the training; an index must carry the same."""
+        return self.manifest["model_version"]
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        """All items with the columns a page shows; its keys are the index's keys."""
+        items = self.read("items/catalogue.parquet", pd.read_parquet)
+        if "genres" in items:
+            items["genres"] = [tuple(genres) for genres in items["genres"]]
+        return Catalogue(items)
+
+    @functools.cached_property
+    def query_tower(self):
+        """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32.
+
+        Raises:
+            BundleError: A tower that is changed, or of another training.
+        """
+        import tensorflow as tf
+
+        model = self.read("query_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
+        if hasattr(model, "model_version"):  # not in bundles of format 1
+            version = model.model_version.numpy().decode()
+            if version != self.model_version:
+                raise BundleError(
+                    f"{self.directory / 'query_tower'} is of model {version!r}, not of "
+                    f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
+                )
+        signature = model.signatures["serving_default"]
+
+        def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            return signature(**self.query_tensors(inputs))["embedding"].numpy()
+
+        embed.model = model  # keeps the variables alive
+        return embed
+
+    @functools.cached_property
+    def _query_inputs(self) -> dict[str, tuple[str, list]]:
+        """Type and shape of each."""
+        specs = self.manifest["query_inputs"]
+        return {spec["name"]: (spec["dtype"], spec["shape"]) for spec in specs}
+
+    def query_tensors(self, inputs: Mapping[str, np.ndarray], is_event: bool = False) -> dict:
+        """Raw inputs of the query tower as tensors.
+
+        Args:
+            inputs: Arrays by name, a row a query.
+            is_event: Whether they are one event for each query, `[num_queries]` in the place of
+                each history.
+
+        Raises:
+            ValueError: An input that is missing, or that the tower does not have; values of another
+                type or rank, rows of different length, numbers that are infinite, or times that
+                are no whole seconds.
+        """
+        import tensorflow as tf
+
+        wanted = self._query_inputs
+        missing, unknown = wanted.keys() - inputs.keys(), inputs.keys() - wanted.keys()
+        if missing or unknown:
+            raise ValueError(
+                f"the query tower takes {sorted(wanted)}; missing {sorted(missing)}, unknown "
+                f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
+            )
+        tensors = {}
+        for name, (dtype, shape) in wanted.items():
+            values = inputs[name] if dtype == "string" else as_type(name, inputs[name], dtype)
+            try:
+                tensors[name] = values = tf.constant(values, dtype)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
+            if not is_event and not values.shape.is_compatible_with(shape):
+                raise ValueError(
+                    f"{name}: expected the shape {tuple(shape)}, a row a query; got "
+                    f"{tuple(values.shape)}."
+                )
+        for name, values in tensors.items():
+            events, _, what = name.rpartition("_")
+            if what not in ("time", "rating") or events not in tensors:
+                continue
+            if values.shape != (expected := tensors[events].shape):
+                raise ValueError(f"{name}: {values.shape} and {events}: {expected} differ.")
+        if len({tuple(values.shape[:1]) for values in tensors.values()}) > 1:
+            rows = {name: values.shape[:1] for name, values in tensors.items()}
+            raise ValueError(f"inputs have a row a query each; got {rows}.")
+        return tensors
+
+    @property
+    def indexes(self) -> list[str]:
+        """Names of the indexes in the bundle, besides `exact`."""
+        found = (path.parent.name for path in self.directory.glob("index/*/index.json"))
+        return sorted(name for name in found if is_index_name(name))
+
+    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()):
+        """The index `name`, or exact search over the bundle's vectors for `exact`.
+
+        Args:
+            name: One of `indexes`, or `exact`.
+            allowed_uris: Addresses that the index may connect to; see `build.load`.
+
+        Raises:
+            BundleError: No such index, one of another training, or one that names an address which
+                is not allowed.
+        """
+        if name == "exact":
+            config = build.IndexConfig("exact", self.manifest["metric"])
+            return build.build(config, np.asarray(self.keys), np.asarray(self.vectors))
+        if name not in self.indexes:
+            raise BundleError(
+                f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "
+                f"experiments/build_index.py --bundle={self.directory} makes more."
+            )
+        path = self.directory / "index" / name
+        try:
+            return build.load(path, self.model_version, allowed_uris=allowed_uris)
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
+
+
+def is_index_name(name: str) -> bool:
+    """Whether an index may have this name: the plain name of a folder directly in `index/`, without
+    a leading dot, which marks unfinished writes."""
+    return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
+
+
+def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:
+    """A memory-mapped array of that type and shape; None fits any size."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+    fits = len(shape) == array.ndim and all(
+        size in (None, real) for size, real in zip(shape, array.shape)
+    )
+    if array.dtype != dtype or not fits:
+        raise BundleError(
+            f"{path}: expected {list(shape)} of {np.dtype(dtype)}; got {list(array.shape)} of "
+            f"{array.dtype}. Two bundles were mixed up; copy the whole bundle again."
+        )
+    return array

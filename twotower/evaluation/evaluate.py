@@ -1,0 +1,362 @@
+"""Evaluation: the questions of a split put to anything that recommends.
+
+`recommend(cases, k) -> Candidates` is all that evaluation knows of a model. It may be a query tower
+with an index, a baseline, or a whole funnel. All candidates compete for every question: figures
+over sampled negatives rank models differently (Krichene and Rendle, KDD 2020), so there are none.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split, only_hidden
+from twotower.evaluation import metrics
+from twotower.retrieval.candidates import NO_SCORE, Candidates
+
+Recommend = Callable[[EvalCases, int], Candidates]
+
+KS = (10, 20, 50, 100, 200, 500)
+MRR_AT = 500
+
+# Lower bounds of the segments: items in a case's history, training rows of a target's item.
+HISTORY_LENGTHS = (0, 1, 10, 20, 50, 100, 200, 500, 1000)
+POPULARITIES = (0, 1, 10, 100, 1000, 10_000, 100_000)
+
+# Figures of a segment of users; a segment of items has `recall_micro` at each k.
+SEGMENT_METRICS = ("recall@10", "recall@100", "recall_micro@100", "ndcg@10", f"mrr@{MRR_AT}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: Name -> `{"mean": ..., "low": ..., "high": ...}`, the 95% interval; JSON-ready.
+            `low` and `high` are None where a single user was asked.
+        values: Name -> `[num_cases]`, what the means are over; for paired comparisons.
+        ranks: Rank of each target.
+        cases: The questions.
+        clusters: `[num_cases]` int, the user of each case: cases of one user count as one.
+        ks: Lengths of answers that were looked at.
+        item_counts: `[num_items]` training rows of each key, None where the split has none.
+        hidden: `[num_hidden]` keys that the split hides from training, None where it hides none.
+    """
+
+    metrics: dict
+    values: dict[str, np.ndarray]
+    ranks: metrics.TargetRanks
+    cases: EvalCases
+    clusters: np.ndarray
+    ks: tuple[int, ...]
+    item_counts: np.ndarray | None = None
+    hidden: np.ndarray | None = None
+
+    @property
+    def segments(self) -> dict:
+        """`by_segment()` as it stands in result files."""
+        return self.by_segment()
+
+    def by_segment(self, names: Sequence[str] = SEGMENT_METRICS) -> dict:
+        """Figures of users by length of their history, and of targets by popularity; JSON-ready.
+
+        Args:
+            names: Metrics of the segments of users; those that were not computed are left out.
+
+        Returns:
+            `history_length`: segment such as `20-49` -> number of cases and metrics.
+            `item_popularity`: segment of training rows such as `1-9` -> number of targets and
+            `recall_micro@k`; `0` are the cold items, targets that no training row has.
+            `hidden_items`, if the split hides items: the same of the targets that it hides.
+        """
+        segments: dict = {"history_length": {}}
+        for name, rows in _segments(self.cases.history.lengths, HISTORY_LENGTHS):
+            segments["history_length"][name] = {
+                "num_cases": len(rows),
+                **{
+                    metric: self._interval(metric, rows)
+                    for metric in names
+                    if metric in self.values
+                },
+            }
+        targets = self.cases.targets.values
+        if self.item_counts is not None:
+            segments["item_popularity"] = {
+                name: self._of_targets(rows)
+                for name, rows in _segments(self.item_counts[targets], POPULARITIES)
+            }
+        if self.hidden is not None:
+            rows = np.flatnonzero(np.isin(targets, self.hidden))
+            segments["hidden_items"] = self._of_targets(rows) if len(rows) else {"num_targets": 0}
+        return segments
+
+    def _of_targets(self, targets: np.ndarray) -> dict:
+        """Size and `recall_micro@k` of a segment of targets."""
+        users = self.clusters[self.ranks.case[targets]]
+        found = {
+            f"recall_micro@{k}": metrics.share_interval(
+                self.ranks.ranks[targets] <= k, clusters=users
+            )
+            for k in self.ks
+        }
+        return {"num_targets": len(targets), **found}
+
+    def compare(self, other: "Report", name: str) -> dict:
+        """Mean of this report's metric minus the other's, with the interval of paired cases.
+
+        Raises:
+            ValueError: The other report is of other questions, or lacks the metric.
+        """
+        same = np.array_equal(self.cases.user_id, other.cases.user_id) and np.array_equal(
+            self.cases.targets.values, other.cases.targets.values
+        )
+        if not same:
+            raise ValueError("a paired comparison needs two reports of the same cases.")
+        missing = [report for report in (self, other) if name not in report.values]
+        if missing:
+            raise ValueError(f"no values of {name!r} by case; there are {list(self.values)}.")
+        return metrics.paired_difference(
+            self.values[name],
+            other.values[name],
+            self._weights(name, slice(None)),
+            self.clusters,
+            1.0 if _is_share(name) else np.inf,
+        )
+
+    def _interval(self, name: str, rows) -> dict:
+        """Mean and interval of a metric over some cases."""
+        interval = metrics.share_interval if _is_share(name) else metrics.interval
+        return interval(self.values[name][rows], self._weights(name, rows), self.clusters[rows])
+
+    def _weights(self, name: str, rows) -> np.ndarray | None:
+        return self.ranks.lengths[rows] if name.startswith("recall_micro") else None
+
+
+def evaluate(
+    recommend: Recommend,
+    split: Split | EvalCases,
+    dataset: Dataset | None = None,
+    ks: Sequence[int] = KS,
+    batch_size: int = 2048,
+) -> Report:
+    """Asks every question of a split and reports all metrics.
+
+    One item more than the largest k is asked for, to know whether a tie goes on behind the end:
+    targets rank last among their ties (`metrics.target_ranks`), so a constant model gets 0.
+
+    Args:
+        recommend: `recommend(cases, k)`; must leave out `cases.exclude`.
+        split: A split, or only its cases; then there is no coverage and nothing by popularity.
+        dataset: Only for a split that was made without `item_counts`: its rows are counted.
+        ks: Lengths of answers to report.
+        batch_size: Questions asked at once.
+
+    Raises:
+        ValueError: No questions; or an answer that breaks the rules of `Candidates`, has an item
+            twice, an excluded one, or one that is no candidate.
+    """
+    cases = split if isinstance(split, EvalCases) else split.cases
+    candidates = None if cases is split else split.candidates
+    item_counts = None if cases is split else split.item_counts
+    hidden = None if cases is split else split.hidden
+    if item_counts is None and dataset is not None and cases is not split:
+        item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    ks = tuple(sorted(set(ks)))
+    if len(cases) == 0 or not ks or ks[0] < 1:
+        raise ValueError(f"nothing to evaluate: {len(cases)} cases at k {ks}.")
+    if (np.diff(np.sort(_pairs(cases.targets))) == 0).any():
+        raise ValueError("a case names the same target twice; each target must stand once.")
+    deepest = max(ks[-1], MRR_AT)
+    parts, keys = [], []
+    for part in cases.batches(batch_size):
+        found = recommend(part, deepest + 1)
+        _check(found, part, deepest + 1, candidates)
+        targets = part.targets
+        parts.append(
+            metrics.target_ranks(
+                found.keys, found.scores, found.counts, targets.values, targets.offsets, deepest + 1
+            ).ranks
+        )
+        top = np.full((len(part), ks[-1]), -1, np.int32)
+        width = min(ks[-1], found.keys.shape[1])
+        top[:, :width] = np.where(found.valid, found.keys, -1)[:, :width]
+        keys.append(top)
+    ranks = metrics.TargetRanks(np.concatenate(parts), cases.targets.offsets)
+    _, clusters = np.unique(cases.user_id.astype(str), return_inverse=True)
+    keys = np.concatenate(keys)
+    values = _values(ranks, keys, ks, item_counts)
+    report = Report({}, values, ranks, cases, clusters, ks, item_counts, hidden)
+    for name in values:
+        report.metrics[name] = report._interval(name, slice(None))
+    if candidates is not None:
+        for k in ks:
+            report.metrics[f"coverage@{k}"] = metrics.coverage(keys, candidates, k, clusters)
+    return report
+
+
+def evaluate_hidden(
+    recommend_among: Callable[[np.ndarray], Recommend], split: Split, report: Report, k: int = 20
+) -> dict:
+    """How well a model finds the items that a split hides from training; JSON-ready.
+
+    Args:
+        recommend_among: `recommend_among(keys)` is a `recommend(cases, k)` whose only candidates
+            are `keys`.
+        split: One that hides items (`splits.hide_items`).
+        report: Of the same model on that split, with all candidates.
+        k: Length of the answer when the hidden items are the only candidates.
+
+    Returns:
+        `recall@k among hidden`: mean over the cases with hidden targets, when hidden items are the
+        only candidates. `chance@k among hidden`: the same of a random order. `recall_micro@n of
+        hidden`, n the report's length nearest to 100: share of the hidden targets among the first n
+        of all candidates. `num_items` that are hidden; `num_cases` with hidden targets.
+
+    Raises:
+        ValueError: A split that hides no items, or whose questions ask for none of them.
+    """
+    asked = only_hidden(split)
+    among = evaluate(recommend_among(asked.candidates), asked, ks=(k,)).metrics[f"recall@{k}"]
+    n = min(report.ks, key=lambda k: abs(k - 100))
+    return {
+        "num_items": len(asked.candidates),
+        "num_cases": len(asked.cases),
+        f"recall@{k} among hidden": among,
+        f"chance@{k} among hidden": min(1.0, k / len(asked.candidates)),
+        f"recall_micro@{n} of hidden": report.segments["hidden_items"][f"recall_micro@{n}"],
+    }
+
+
+def telling_metric(name: str, split: Split) -> str:
+    """The metric `name`, or the nearest one that can tell models apart among so few candidates.
+
+    Of 80 candidates any model finds all among the first 100. So k may be at most half the
+    candidates that the median question has left, where a random order finds half of the targets. If
+    even the least of `KS` is larger, the metric is `mrr`, which depends on the order alone.
+    """
+    base, _, k = name.partition("@")
+    if base not in ("recall", "recall_micro", "hit_rate", "precision"):
+        return name
+    excluded = split.cases.exclude
+    among = np.isin(excluded.values, split.candidates)
+    taken = np.bincount(excluded.row_index[among], minlength=len(split.cases))
+    most = (len(split.candidates) - np.median(taken)) / 2
+    if int(k) <= most:
+        return name
+    smaller = [other for other in KS if other <= most]
+    return f"{base}@{max(smaller)}" if smaller else f"mrr@{MRR_AT}"
+
+
+def from_scores(
+    score: Callable[[EvalCases], np.ndarray],
+    candidates: np.ndarray | None = None,
+    batch_size: int = 1024,
+) -> Recommend:
+    """`recommend(cases, k)` from a function that scores the whole catalogue.
+
+    Args:
+        score: Cases -> `[num_cases, num_items]` scores, a column a key; larger is better.
+        candidates: Keys that may be answered; all by default.
+        batch_size: Cases scored at once, which bounds the memory.
+    """
+
+    def recommend(cases: EvalCases, k: int) -> Candidates:
+        parts = [
+            _top(np.array(score(part), np.float32), part, candidates, k)
+            for part in cases.batches(batch_size)
+        ]
+        if not parts:
+            empty = np.empty((0, k))
+            return Candidates.rank(empty.astype(np.int64), empty.astype(np.float32), k)
+        return Candidates.concat(parts)
+
+    return recommend
+
+
+def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates:
+    """The best k of dense `scores` `[num_cases, num_items]`, which it overwrites."""
+    if scores.ndim != 2 or len(scores) != len(cases) or np.isnan(scores).any():
+        raise ValueError(
+            f"expected scores [{len(cases)}, num_items] without NaN; got {scores.shape} with "
+            f"{int(np.isnan(scores).sum())} NaN."
+        )
+    if candidates is not None:
+        barred = np.ones(scores.shape[1], bool)
+        barred[candidates] = False
+        scores[:, barred] = NO_SCORE
+    scores[cases.exclude.row_index, cases.exclude.values] = NO_SCORE
+    if k < scores.shape[1]:
+        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    else:
+        best = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    return Candidates.rank(best, np.take_along_axis(scores, best, 1), k)
+
+
+def _values(ranks: metrics.TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:
+    """Every metric that has a value for each case, name -> `[num_cases]`."""
+    values = {}
+    for k in ks:
+        values[f"recall@{k}"] = metrics.recall(ranks, k)
+        values[f"recall_micro@{k}"] = values[f"recall@{k}"]  # weighted by the number of targets
+        values[f"hit_rate@{k}"] = metrics.hit_rate(ranks, k)
+        values[f"precision@{k}"] = metrics.precision(ranks, k)
+        values[f"ndcg@{k}"] = metrics.ndcg(ranks, k)
+        if item_counts is not None:
+            values[f"mean_popularity@{k}"] = metrics.mean_popularity(keys, item_counts, k)
+    values[f"mrr@{MRR_AT}"] = metrics.reciprocal_rank(ranks, MRR_AT)
+    return values
+
+
+def _is_share(name: str) -> bool:
+    """Whether a metric lies within 0 and 1; popularity is a number of rows."""
+    return not name.startswith("mean_popularity")
+
+
+def _pairs(ragged) -> np.ndarray:
+    """One number for each (row, key) of ragged keys."""
+    return ragged.values + ragged.row_index * np.int64(ragged.values.max(initial=0) + 1)
+
+
+def _check(found: Candidates, cases: EvalCases, k: int, candidates: np.ndarray | None) -> None:
+    """Raises ValueError for an answer that a metric would silently misread."""
+    if len(found) != len(cases) or found.keys.shape[1] > k:
+        raise ValueError(
+            f"expected at most {k} items for each of {len(cases)} cases; got {found.keys.shape}."
+        )
+    scores, valid = found.scores, found.valid
+    if np.isnan(scores[valid]).any() or (valid[:, 1:] & (scores[:, 1:] > scores[:, :-1])).any():
+        raise ValueError("scores must descend along an answer, without NaN.")
+    keys = found.keys[valid]
+    if keys.min(initial=0) < 0:
+        raise ValueError(f"key {keys.min()} inside an answer; counts must end before it.")
+    if candidates is not None and not np.isin(keys, candidates).all():
+        raise ValueError(
+            f"key {keys[~np.isin(keys, candidates)][0]} was answered and is no candidate of this "
+            "protocol. Build the index from split.candidates."
+        )
+    ascending = np.sort(np.where(valid, found.keys, -1), axis=1)
+    if ((ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)).any():
+        raise ValueError("an answer has the same item twice, which would count it twice.")
+    base = np.int64(max(keys.max(initial=0), cases.exclude.values.max(initial=0)) + 1)
+    pairs = keys + np.nonzero(valid)[0] * base
+    excluded = np.isin(pairs, cases.exclude.values + cases.exclude.row_index * base)
+    if excluded.any():
+        raise ValueError(
+            f"{int(excluded.sum())} answered items are excluded by their case, key "
+            f"{keys[excluded][0]} for one. Pass cases.exclude on to the retriever."
+        )
+
+
+def _segments(sizes: np.ndarray, bounds: Sequence[int]):
+    """(name, indices) of each segment that is not empty; `bounds` are lower bounds from 0 on."""
+    segment = np.searchsorted(bounds, sizes, side="right") - 1
+    for at, low in enumerate(bounds):
+        rows = np.flatnonzero(segment == at)
+        if at + 1 == len(bounds):
+            name = f"{low}+"
+        else:
+            name = str(low) if bounds[at + 1] == low + 1 else f"{low}-{bounds[at + 1] - 1}"
+        if len(rows):
+            yield name, rows

@@ -1,0 +1,351 @@
+"""A query tower and its index behind one reference: searched, changed and exchanged at run time.
+
+The two are read together, so no query meets an index of another training. A change is in the
+write-ahead log before it is in the index, so what was acknowledged survives the process.
+"""
+
+import dataclasses
+import pathlib
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from twotower.live.entries import ADD, REMOVE
+from twotower.live.log import SIDES, WriteAheadLog, sync
+from twotower.live.pair import FORMAT_VERSION, Checks, Pair, failed_checks
+from twotower.ragged import Ragged
+from twotower.retrieval import build, store
+from twotower.retrieval.base import Retriever
+from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.vectors import KeyedVectors, checked_keys
+from twotower.storage import description, paths
+
+# Replays before a swap takes the writers' lock: each leaves what was added during it.
+ROUNDS = 3
+
+# Keys [n] -> vectors [n, dim] of the new pair's item tower.
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a search found, and the training of the pair that found it."""
+
+    candidates: Candidates
+    model_version: str
+
+
+class LiveItems(NamedTuple):
+    """All items of a live index as of one log entry, to build another index from.
+
+    Attributes:
+        keys: `[num_items]` int64.
+        vectors: `[num_items, dim]` float32.
+        sequence: The last log entry that they include, for `Pair.sequence`.
+    """
+
+    keys: np.ndarray
+    vectors: np.ndarray
+    sequence: int
+
+
+class SwapRefused(ValueError):
+    """A pair that does not go live; `failed` has a line for each reason."""
+
+    def __init__(self, failed: Sequence[str]) -> None:
+        super().__init__("the pair is not exchanged, the old one stays: " + "; ".join(failed))
+        self.failed = list(failed)
+
+
+class LiveIndex:
+    """Searches, changes and exchanges a pair, all at the same time.
+
+    Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
+    wait for one another. When a change warns that the index needs a rebuild, build a new one from
+    `items()` beside this one, and swap it in.
+
+    Args:
+        pair: The first to answer. The log's entries after `pair.sequence` are replayed into its
+            index, which absorbs them if they are more than a buffer should hold. Until that is done
+            nothing else may search the index.
+        log: Of this index alone.
+        checks: What `swap` asks of a pair.
+        embed: As in `swap`, where the log holds vectors of another training.
+
+    Raises:
+        ValueError: A pair of two trainings, or a log that cannot be replayed into it.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        log: WriteAheadLog,
+        checks: Checks | None = None,
+        embed: Embed | None = None,
+    ) -> None:
+        if pair.tower_version != pair.index_version:
+            raise ValueError(
+                f"Expected tower and index of one training; got {pair.tower_version!r} and "
+                f"{pair.index_version!r}."
+            )
+        self.checks, self._log = checks, log
+        self._writing, self._swapping = threading.Lock(), threading.Lock()
+        self._swapper: int | None = None  # the thread that swaps
+        # Last log entry applied to each retriever that is still in use: a pair swapped back in
+        # goes on from there.
+        self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
+        self._replay(pair, embed)
+        if len(pair.retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
+            pair.retriever.absorb()
+        self._pair = pair
+
+    @property
+    def pair(self) -> Pair:
+        """The live pair. Two reads may give two: keep the first."""
+        return self._pair
+
+    @property
+    def sequence(self) -> int:
+        """Last log entry that the live index holds; `items` gives it together with the items."""
+        return self._applied[self._pair.retriever]
+
+    def items(self) -> LiveItems:
+        """All items of the live index and the last log entry that they include; `swap` replays all
+        later entries into a pair built from them."""
+        pair = self._pair
+        sequence = self._applied[pair.retriever]  # first: what comes in between is replayed again
+        return LiveItems(*pair.retriever.live(), sequence)
+
+    def search(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        k: int,
+        exclude: Ragged | None = None,
+        allow: np.ndarray | None = None,
+    ) -> Answer:
+        """The best `k` items of each request.
+
+        Args:
+            inputs: Raw inputs of the query tower, by name, with a batch dimension.
+            k: As in `Retriever.search`, like `exclude` and `allow`.
+
+        Raises:
+            ValueError: As in `Retriever.search`.
+        """
+        pair = self._pair  # read once: a swap may come at any moment
+        queries = pair.query_tower(inputs)  # [batch_size, dim]
+        found = pair.retriever.search(queries, k, exclude, allow)
+        return Answer(found, pair.model_version)
+
+    def add(self, keys: np.ndarray, vectors: np.ndarray, model_version: str) -> int:
+        """Adds items or replaces their vectors; the next search finds them.
+
+        Args:
+            keys: `[num_items]` integers.
+            vectors: `[num_items, dim]` floats of the live training's item tower.
+            model_version: The training that they come from.
+
+        Returns:
+            The log entry's number. From here on the change survives the process.
+
+        Raises:
+            ValueError: As in `Retriever.add`, vectors of another training, or a call from inside of
+                a swap or another process; nothing is logged.
+            sqlite3.Error: The log cannot be written; nothing is changed.
+        """
+        with self._turn():
+            pair = self._pair
+            if model_version != pair.model_version:
+                raise ValueError(
+                    f"vectors of training {model_version!r} do not fit the live one, "
+                    f"{pair.model_version!r}. Embed the items with its item tower."
+                )
+            retriever = pair.retriever
+            checked = KeyedVectors.checked(keys, vectors, retriever.metric, retriever.dim)
+            # Not `checked.vectors`: scaled twice, under cosine, they would not be what was given.
+            return self._write(ADD, checked.keys, np.asarray(vectors, np.float32))
+
+    def remove(self, keys: np.ndarray) -> int:
+        """Removes items; the next search does not find them.
+
+        Returns:
+            The log entry's number, as in `add`.
+
+        Raises:
+            ValueError: A key that is not in the index, or a call as in `add`; nothing is logged.
+            sqlite3.Error: The log cannot be written; nothing is changed.
+        """
+        with self._turn():
+            self._replay(self._pair)  # what an earlier call logged and failed to apply is known
+            keys = checked_keys(keys, "keys")
+            self._pair.retriever.require_known(keys)
+            return self._write(REMOVE, keys)
+
+    def _turn(self) -> threading.Lock:
+        """The writers' lock. Raises ValueError in a forked process, and inside of a swap."""
+        self._log.check_process()
+        if self._swapper == threading.get_ident():
+            raise ValueError(
+                "the index cannot be changed, saved or exchanged by the query tower or the embed "
+                "that a swap calls: the swap would wait for itself. Do it before or after the swap."
+            )
+        return self._writing
+
+    def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
+        retriever = self._pair.retriever
+        before = retriever.needs_rebuild
+        sequence = self._log.append(op, self._pair.model_version, keys, vectors)
+        # Applied as after a crash, from the log: so an entry whose application failed (out of
+        # memory) comes with the next one, and never out of order.
+        self._replay(self._pair)
+        if retriever.needs_rebuild and not before:
+            warnings.warn(
+                f"the live index should be built anew, over LiveIndex.items: "
+                f"{retriever.needs_rebuild}.",
+                stacklevel=3,
+            )
+        return sequence
+
+    def _replay(self, pair: Pair, embed: Embed | None = None) -> None:
+        """Applies the log's entries that the pair's index lacks; of each key the last one."""
+        retriever = pair.retriever
+        sequence, digest = self._applied.get(retriever, 0), ""
+        if sequence <= pair.sequence:
+            sequence, digest = pair.sequence, pair.digest
+        # What each key's last entry left: the bytes of its vector (a copy, so that no whole entry
+        # stays in memory), or the other training that its vector is of. `gone` is to be removed.
+        fitting, foreign, gone = {}, {}, set()
+        for entry in self._log.since(sequence, digest):
+            sequence, keys = entry.sequence, entry.keys.tolist()
+            for key in keys:
+                fitting.pop(key, None)
+                foreign.pop(key, None)
+            if entry.op == REMOVE:
+                gone.update(entry.keys[retriever.knows(entry.keys)].tolist())
+                continue
+            gone.difference_update(keys)
+            if entry.model_version == pair.model_version:
+                fitting.update(zip(keys, (vector.tobytes() for vector in entry.vectors)))
+            else:
+                foreign.update(dict.fromkeys(keys, entry.model_version))
+        if foreign:
+            if embed is None:
+                raise ValueError(
+                    f"{len(foreign)} items were added with vectors of training "
+                    f"{sorted({*foreign.values()})}, not of {pair.model_version!r}: pass embed, "
+                    "which computes them by the pair's item tower"
+                )
+            keys = np.array([*foreign])
+            retriever.add(keys, embed(keys))
+        if fitting:
+            # From a bytearray, so that the array is writable.
+            vectors = np.frombuffer(bytearray().join(fitting.values()), np.float32)
+            retriever.add(np.array([*fitting]), vectors.reshape(len(fitting), -1))
+        if gone:
+            retriever.remove(np.array([*gone]))
+        self._applied[retriever] = sequence
+
+    def swap(self, pair: Pair, embed: Embed | None = None, checks: Checks | None = None) -> Pair:
+        """Makes another pair the live one, in one step, with all that was acknowledged.
+
+        Args:
+            pair: Built from an older snapshot, or one that was live before. Its index takes the
+                log's entries after `pair.sequence`, most of them while writers go on.
+            embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
+                added with vectors of another training. It must not change this index, nor wait for
+                a thread that does.
+            checks: In place of the index's own, for this swap.
+
+        Returns:
+            The pair that was live; it still answers the searches that hold it.
+
+        Raises:
+            SwapRefused: A check failed, or the log cannot be replayed, for one because `embed`
+                changes the index. The old pair stays.
+            ValueError: No checks, or a call from inside of another swap.
+        """
+        checks = checks or self.checks
+        if checks is None:
+            raise ValueError("a swap needs Checks: give them to LiveIndex, or to this call.")
+        self._turn()
+        with self._swapping:
+            self._swapper = threading.get_ident()
+            try:
+                return self._swapped(pair, embed, checks)
+            finally:
+                self._swapper = None
+
+    def _swapped(self, pair: Pair, embed: Embed | None, checks: Checks) -> Pair:
+        failed = failed_checks(pair, checks, len(self._pair.retriever))
+        if failed:
+            raise SwapRefused(failed)
+        try:
+            # An index that is live already is changed under the writers' lock alone.
+            if pair.retriever is not self._pair.retriever:
+                for _ in range(ROUNDS):
+                    self._replay(pair, embed)
+            with self._writing:
+                self._replay(pair, embed)
+                old, self._pair = self._pair, pair
+        except ValueError as error:
+            raise SwapRefused([f"replay: {error}"]) from error
+        return old
+
+    def snapshot(self, directory: str | pathlib.Path) -> int:
+        """Saves the live index with its place in the log; writers wait, searches do not.
+
+        Restart: `LiveIndex(Pair.from_snapshot(directory, bundle), log)`.
+
+        Returns:
+            The last entry in it. Then `log.truncate` of it frees the log, unless a pair built from
+            an older snapshot is still to come.
+
+        Raises:
+            ValueError: A folder that may not be replaced, such as one that holds the log, or a call
+                as in `add`; the log and the folder stay as they are.
+        """
+        directory = paths.local(directory).resolve()
+        with self._turn():
+            self._require_apart(directory)
+            with build.replacing(directory, "live.json") as folder:
+                sequence = self._save(folder)
+        sync(directory.parent)
+        return sequence
+
+    def _save(self, folder: pathlib.Path) -> int:
+        """Writes the live index and the number of its last log entry, which it returns."""
+        pair, sequence = self._pair, self.sequence
+        build.save(pair.retriever, folder / "index", pair.index_version)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "sequence": sequence,
+            "digest": self._log.digest(sequence),
+        }
+        description.write(folder / "live.json", described)
+        # The log may be truncated next, so the files must survive a power cut.
+        for path in [folder, *folder.rglob("*")]:
+            sync(path)
+        return sequence
+
+    def _require_apart(self, directory: pathlib.Path) -> None:
+        """Raises ValueError for a folder that holds the log, or stands in its journal's way."""
+        log = self._log.path
+        for path in (log, *log.parents):
+            # Compared as files, too: a bind mount gives a folder a second name, and so does a file
+            # system that ignores case.
+            is_same = path == directory or (directory.exists() and directory.samefile(path))
+            # A folder of such a name is deleted as what a killed snapshot left.
+            is_left = path.name.startswith(f".{directory.name}.partial-")
+            if is_same or (is_left and path.parent == directory.parent):
+                raise ValueError(
+                    f"{directory} is or holds the log, {log}, which a snapshot there would delete. "
+                    "Save it to another folder."
+                )
+        if directory.parent == log.parent and directory.name in {log.name + end for end in SIDES}:
+            raise ValueError(
+                f"{directory} is where SQLite lays a file beside the log. Give another folder."
+            )

@@ -1,0 +1,186 @@
+"""Two tiers searched as one: IVF-PQ of the main catalogue, and in front of it HNSW of fresh items.
+
+The usual production layout. Codes are small and their lists are learned once, so the main tier is
+built rarely, say each night; what comes in between goes to a graph, which needs no training and
+finds new items as well as old ones.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from twotower.limits import at_least
+from twotower.ragged import Ragged
+from twotower.retrieval.arguments import checked_count, checked_keys
+from twotower.retrieval.backends.faiss_index import faiss
+from twotower.retrieval.backends.hnsw import HnswConfig, HnswIndex
+from twotower.retrieval.backends.ivf_pq import IvfPqConfig, IvfPqIndex
+from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.store import Store
+from twotower.retrieval.vectors import KeyedVectors
+
+FRESH = "fresh"
+# The main tier should take the fresh one in when that is more than this share of it.
+MAX_FRESH = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class TieredConfig(IvfPqConfig):
+    """Parameters of the main tier (see IvfPqConfig) and of the fresh one (see HnswConfig).
+
+    Attributes:
+        fresh_neighbours: Links of a vector in the graph of fresh items (M).
+        fresh_ef_construction: Candidates kept while one is linked in.
+        fresh_ef_search: Candidates kept while a query walks.
+        fresh_buffer: Fresh items scanned exactly until the graph takes them in.
+    """
+
+    fresh_neighbours: int = 32
+    fresh_ef_construction: int = 100
+    fresh_ef_search: int = 200
+    fresh_buffer: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, fresh_neighbours=2, fresh_ef_construction=1, fresh_ef_search=1)
+        at_least(self, fresh_buffer=1)
+
+
+class TieredIndex(IvfPqIndex):
+    """IVF-PQ with HNSW in front: this object is the main tier, `_tiers[1]` the other.
+
+    An item is in one tier: added anew it leaves the main one. Both tiers stand behind one
+    reference, and a change puts new ones there, so that a search sees each item once. `absorb`
+    moves the fresh tier into the main one, whose centres and codes stay as they were learned.
+    """
+
+    backend = "tiered"
+    Config = TieredConfig
+    # Items of the main tier, and the fresh one if there is any.
+    _tiers: tuple[Store | None, HnswIndex | None] = None, None
+
+    @property
+    def _store(self) -> Store:
+        return self._tiers[0]
+
+    @_store.setter
+    def _store(self, store: Store) -> None:
+        self._tiers = store, self._tiers[1]
+
+    @property
+    def _fresh(self) -> HnswIndex | None:
+        return self._tiers[1]
+
+    def _empty(self) -> HnswIndex:
+        config = self.config
+        return HnswIndex(
+            self.metric,
+            HnswConfig(
+                neighbours=config.fresh_neighbours,
+                ef_construction=config.fresh_ef_construction,
+                ef_search=config.fresh_ef_search,
+                threads=config.threads,
+            ),
+        )
+
+    def build(self, keys: np.ndarray, vectors: np.ndarray) -> "TieredIndex":
+        super().build(keys, vectors)
+        self._tiers = self._store, None
+        return self
+
+    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        self._require_built()
+        new = KeyedVectors.checked(keys, vectors, self.metric, self.dim)
+        if not len(new):
+            return
+        store, fresh = self._tiers
+        if fresh is None:
+            fresh = self._empty().build(new.keys, vectors)
+        else:
+            fresh = fresh.sibling()
+            fresh._store = fresh._store.add(new)
+            fresh = self._grown(fresh)
+        self._tiers = store.remove(new.keys), fresh
+
+    def _grown(self, fresh: HnswIndex) -> HnswIndex:
+        """With its buffer in the graph once that is long enough; searches under way keep the old
+        graph."""
+        if len(fresh.state()["fresh_keys"]) <= self.config.fresh_buffer:
+            return fresh
+        if fresh.needs_rebuild:  # of tombstones
+            return self._empty().build(*fresh.live())
+        fresh._index = faiss.clone_index(fresh._index)
+        return fresh.absorb()
+
+    def remove(self, keys: np.ndarray) -> None:
+        self._require_built()
+        keys = checked_keys(keys, "keys")
+        self.require_known(keys)
+        store, fresh = self._tiers
+        if fresh is not None:
+            fresh = fresh.sibling()
+            fresh._store = fresh._store.remove(keys)
+        self._tiers = store.remove(keys), fresh
+
+    def absorb(self) -> "TieredIndex":
+        self._require_built()
+        store, fresh = self._tiers
+        if fresh is not None:
+            self._tiers = store.add(KeyedVectors(*fresh.live(), self.metric)), None
+        return super().absorb()
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude: Ragged | None = None,
+        allow: np.ndarray | None = None,
+    ) -> Candidates:
+        store, fresh = self._tiers
+        main = self._search_store(store, queries, k, exclude, allow)
+        if fresh is None:
+            return main
+        k = min(checked_count(k), max(len(store) + len(fresh), 1))
+        found = fresh.search(queries, k, exclude, allow)
+        keys = np.concatenate([main.keys, found.keys], axis=1)
+        return Candidates.rank(keys, np.concatenate([main.scores, found.scores], axis=1), k)
+
+    def __len__(self) -> int:
+        return super().__len__() + (0 if self._fresh is None else len(self._fresh))
+
+    @property
+    def keys(self) -> np.ndarray:
+        return np.sort(self.live()[0])
+
+    def knows(self, keys: np.ndarray) -> np.ndarray:
+        known = super().knows(keys)
+        return known if self._fresh is None else known | self._fresh.knows(keys)
+
+    def live(self) -> tuple[np.ndarray, np.ndarray]:
+        store, fresh = self._tiers  # read once: a change may come in between
+        parts = [store.live()] + ([] if fresh is None else [fresh.live()])
+        return tuple(np.concatenate(part) for part in zip(*parts))
+
+    @property
+    def needs_rebuild(self) -> str:
+        fresh = 0 if self._fresh is None else len(self._fresh)
+        if fresh > MAX_FRESH * len(self._store.built):
+            return f"{fresh} fresh items in front of {len(self._store.built)}"
+        return super().needs_rebuild
+
+    @property
+    def backend_bytes(self) -> int:
+        return super().backend_bytes + (0 if self._fresh is None else self._fresh.memory_bytes)
+
+    def save(self, directory: pathlib.Path) -> None:
+        super().save(directory)
+        if self._fresh is not None:
+            (directory / FRESH).mkdir()
+            self._fresh.save(directory / FRESH)
+
+    def load(self, directory: pathlib.Path, mmap: bool = False) -> "TieredIndex":
+        super().load(directory, mmap)
+        found = (directory / FRESH).is_dir()
+        self._tiers = self._store, self._empty().load(directory / FRESH) if found else None
+        return self

@@ -1,0 +1,69 @@
+"""HSTUHistory: pointwise gated attention over past events, with biases for place and time."""
+
+from twotower.tf import tf
+from twotower.towers.history.sequence import SequenceHistory
+from twotower.towers.history.transformer import TransformerHistory, merge_heads, split_heads
+
+
+class GatedBlock(tf.keras.layers.Layer):
+    """The block of HSTU (Zhai et al., ICML 2024, section 3.1, equations 1 to 3).
+
+    u, v, q, k = split(silu(W_1 norm(x)))
+    a          = silu(q k^T + bias) / N         for tokens up to the own one
+    y          = x + W_2 (norm(a v) * u)
+
+    Without a softmax an attended token adds as much as it does, however many others there are: the
+    number of like events is not lost. N is the number of tokens of a full window.
+
+    Args:
+        dim: Length of the vectors.
+        heads: Of attention; a divisor of `dim`.
+        dropout: Share of activations dropped in training.
+        num_tokens: N.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float, num_tokens: int) -> None:
+        super().__init__()
+        self.heads, self.num_tokens = heads, num_tokens
+        self.norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
+        self.projection = tf.keras.layers.Dense(4 * dim, activation=tf.nn.silu)
+        self.attended_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
+        self.out = tf.keras.layers.Dense(dim)
+        self.drop = tf.keras.layers.Dropout(dropout)
+
+    def project(self, x: tf.Tensor, m: int | tf.Tensor) -> tuple[tuple, tf.Tensor, tf.Tensor]:
+        """As in `AttentionBlock.project`; the tokens' own are queries, and gates as rows
+        `[batch_size * m, dim]`."""
+        gates, *parts = tf.split(self.projection(self.norm(x)), 4, axis=1)
+        values, queries, keys = (split_heads(part, self.heads, m) for part in parts)
+        return (queries, gates), keys, values
+
+    def mix(self, x, queries, keys, values, bias, training: bool = False) -> tf.Tensor:
+        """As in `AttentionBlock.mix`."""
+        queries, gates = queries
+        logits = tf.matmul(queries, keys, transpose_b=True) + bias
+        weight = tf.nn.silu(logits) / self.num_tokens
+        attended = merge_heads(weight @ values)  # [batch_size * m, dim]
+        return x + self.out(self.drop(self.attended_norm(attended) * gates, training=training))
+
+
+class HSTUHistory(TransformerHistory):
+    """Blocks of pointwise gated attention, biased by distance and by time (HSTU).
+
+    All else is as in `TransformerHistory`, the session's keys and values too. Blocks share their
+    biases, which differ by head; in the authors' code each block has its own, and its heads share.
+    """
+
+    settings = SequenceHistory.settings | {  # time is always a bias
+        "num_layers": "layers",
+        "heads": "heads",
+        "positions": "positions",
+    }
+
+    def __init__(
+        self, name, vocabulary, dim=64, positions="relative", time_bias=True, **kwargs
+    ) -> None:
+        super().__init__(name, vocabulary, dim, positions=positions, time_bias=time_bias, **kwargs)
+
+    def make_block(self):
+        return GatedBlock(self.dim, self.heads, self.dropout, self.num_tokens)

@@ -1,0 +1,111 @@
+"""Encoders that weigh past events and add them up: by recency, and by attention."""
+
+import math
+
+from twotower.tf import tf
+from twotower.towers.history.sequence import (
+    NUM_BUCKETS,
+    UNSEEN,
+    SequenceHistory,
+    Window,
+    bucket,
+    earlier,
+    since,
+)
+
+
+class RecencyHistory(SequenceHistory):
+    """Mean of past events that forgets the older ones.
+
+    vector_p = sum_{j <= p} g^(p - j) x_j / sum_{j <= p} g^(p - j)
+
+    where g in (0, 1) is learned, from a half-life of `half_life` events on, and x_0 stands for a
+    user without events. A session state has the two sums beside its window.
+    """
+
+    settings = SequenceHistory.settings | {"half_life": "half_life"}
+
+    def __init__(self, name, vocabulary, dim=64, half_life: float = 20.0, **kwargs) -> None:
+        super().__init__(name, vocabulary, dim, **kwargs)
+        if not half_life > 0:
+            raise ValueError(f"{name}: half_life must be positive; got {half_life}.")
+        self.half_life = half_life
+        # log(-log g), so that any value is a share between 0 and 1.
+        self.rate = self.add_weight(
+            "rate",
+            [],
+            initializer=tf.keras.initializers.Constant(math.log(math.log(2) / half_life)),
+        )
+
+    def _keep(self) -> tf.Tensor:
+        """g."""
+        return tf.exp(-tf.exp(self.rate))
+
+    def states(self, window: Window, training: bool = False):
+        tokens = self.tokens(window, training)  # [batch_size, n + 1, dim]
+        at = tf.range(tf.shape(tokens)[1])
+        age = tf.cast(tf.maximum(at[:, None] - at, 0), tf.float32)
+        weight = tf.where(earlier(tf.size(at)), self._keep() ** age, 0.0)  # [n + 1, n + 1]
+        total = tf.reduce_sum(weight, 1, keepdims=True)
+        return tf.einsum("ij,bjd->bid", weight / total, tokens)
+
+    def _read(self, state, request):
+        tokens = self.tokens(self._held(state, request))
+        last = tf.gather(tokens, state["length"], batch_dims=1)
+        age = state["length"][:, None] - 1 - tf.range(self.max_length + 1)
+        weight = tf.where(age >= 0, self._keep() ** tf.cast(tf.maximum(age, 0), tf.float32), 0.0)
+        before = {
+            "sum": tf.einsum("bj,bjd->bd", weight, tokens),
+            "weight": tf.reduce_sum(weight, 1),
+        }
+        return self._with_last(state | before, last)
+
+    def _go_on(self, state, request, known):
+        token, last = tf.unstack(self.last_two(state, request), axis=1)
+        total = tf.where(known[:, None], self._keep() * state["sum"] + token, state["sum"])
+        weight = tf.where(known, self._keep() * state["weight"] + 1.0, state["weight"])
+        return self._with_last(state | {"sum": total, "weight": weight}, last)
+
+    def _with_last(self, state: dict, last: tf.Tensor) -> tuple[dict, tf.Tensor]:
+        """The sums hold all tokens but the last, which a request may have to be told."""
+        total = self._keep() * state["sum"] + last
+        return state, total / (self._keep() * state["weight"] + 1.0)[:, None]
+
+    def get_config(self):
+        return super().get_config() | {"half_life": self.half_life}
+
+
+class AttentionHistory(SequenceHistory):
+    """Additive attention over past events (Bahdanau et al., 2015), biased by age, beside the mean.
+
+    vector_p = [sum_{j <= p} a_j x_j, mean_{j <= p} x_j]
+    a        = softmax_{j <= p}(v . tanh(W x_j) + b[bucket(t - t_j)])
+
+    with t the time of event p, or of the request where the encoder is told. The bias moves all
+    weights with each event, so a session reads its window anew.
+    """
+
+    def __init__(self, name, vocabulary, dim=64, **kwargs) -> None:
+        super().__init__(name, vocabulary, dim, **kwargs)
+        self.hidden = tf.keras.layers.Dense(dim, activation="tanh")
+        self.score = tf.keras.layers.Dense(1, use_bias=False)
+        self.age_bias = tf.keras.layers.Embedding(NUM_BUCKETS, 1, embeddings_initializer="zeros")
+
+    @property
+    def reads_times(self):
+        return True
+
+    @property
+    def size(self):
+        return 2 * self.dim
+
+    def states(self, window, training=False):
+        tokens = self.tokens(window, training)  # [batch_size, n + 1, dim]
+        time, now = self.token_times(window)
+        age = self.age_bias(bucket(since(time[:, None, :], now[:, :, None])))[..., 0]
+        logits = tf.linalg.matrix_transpose(self.score(self.hidden(tokens))) + age
+        before = earlier(tf.shape(tokens)[1])
+        weight = tf.nn.softmax(tf.where(before, logits, UNSEEN))  # [batch_size, n + 1, n + 1]
+        mean = tf.cast(before, tf.float32)
+        mean /= tf.reduce_sum(mean, 1, keepdims=True)
+        return tf.concat([weight @ tokens, tf.einsum("ij,bjd->bid", mean, tokens)], 2)

@@ -1,0 +1,404 @@
+"""Encoders that read events in their order: the window, what an event brings, session states.
+
+An encoder of this kind gives a vector after each event, and the vector after p events depends on
+those p alone. That makes three things possible:
+
+    training   all prefixes of a sequence at once: p events ask for event p + 1 (`at`)
+    serving    the vector after the last event (`call`)
+    sessions   one more event without reading the others again (`begin`, `step`)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from twotower.data.columns import LATEST
+from twotower.ragged import Ragged
+from twotower.tf import tf
+from twotower.towers.features import UNKNOWN, Input, embedding_table
+from twotower.towers.history.bag import History
+from twotower.towers.history.content import ItemContent
+
+# Spans of time fall into buckets that double from one second on; the last has 34 years and more.
+NUM_BUCKETS = 32
+# Ratings in half stars, 0 for none.
+NUM_RATINGS = 12
+# The logit of a token that may not be attended to, or added to it: its weight is then exactly zero,
+# by a softmax and by a silu.
+UNSEEN = -1e9
+
+
+class Window(NamedTuple):
+    """The events that an encoder reads, oldest first; what stands past `length` means nothing.
+
+    Attributes:
+        items: `[batch_size, n]` int32, in the encoder's vocabulary.
+        times: `[batch_size, n]` int64 seconds; zeros where the encoder reads no times.
+        ratings: `[batch_size, n]` float32; NaN for none.
+        length: `[batch_size]` int32.
+        request: `[batch_size]` int64, time of the request; -1 where the encoder is not told.
+    """
+
+    items: tf.Tensor
+    times: tf.Tensor
+    ratings: tf.Tensor
+    length: tf.Tensor
+    request: tf.Tensor
+
+
+def bucket(seconds: tf.Tensor) -> tf.Tensor:
+    """0 for no time or less, then 1 + floor(log2 seconds), at most NUM_BUCKETS - 1; int32.
+
+    >>> bucket(tf.constant([-5, 0, 1, 2, 3, 4, 10**12], tf.int64)).numpy().tolist()
+    [0, 0, 1, 2, 2, 3, 31]
+    """
+    starts = tf.constant([2**power for power in range(NUM_BUCKETS - 1)], tf.int64)
+    flat = tf.searchsorted(starts, tf.reshape(seconds, [-1]), side="right")
+    return tf.reshape(flat, tf.shape(seconds))
+
+
+def since(start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """Seconds from `start` to `end`, int64; 0 where one of them is not known, -1.
+
+    >>> since(tf.constant([-1, 5, 5], tf.int64), tf.constant([9, -1, 9], tf.int64)).numpy().tolist()
+    [0, 0, 4]
+    """
+    return tf.where((start < 0) | (end < 0), tf.zeros([], tf.int64), end - start)
+
+
+def earlier(width: tf.Tensor) -> tf.Tensor:
+    """Whether token j is not later than token i, `[width, width]` bool."""
+    return tf.range(width)[:, None] >= tf.range(width)
+
+
+def put(tensor: tf.Tensor, at: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """`tf.tensor_scatter_nd_update`, but values for places that there are not, such as -1, are left
+    out and not refused."""
+    return tf.raw_ops.TensorScatterUpdate(
+        tensor=tensor, indices=at, updates=values, bad_indices_policy="IGNORE"
+    )
+
+
+def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tensor:
+    """How many of the oldest events are not read: none up to `max_length`, then `stride` at a time.
+
+    A window that moved with every event would have to be read anew each time.
+    """
+    return (tf.maximum(num_events - max_length, 0) + stride - 1) // stride * stride
+
+
+class SequenceHistory(History):
+    """Base of the encoders that read events in their order.
+
+    Events go in by the order in which they are given; times that are equal, that descend or that
+    are not known (-1) make a gap of no time and nothing else. Items that the vocabulary does not
+    know are left out.
+
+    Args:
+        name: Name of the input.
+        vocabulary: Ids of the items of the training rows.
+        dim: Length of the vectors in here, and of the encoder's.
+        dropout: Share of activations dropped in training.
+        max_length: Events that are read at most.
+        stride: Past that many, as many of the oldest are dropped at once; see `num_dropped`.
+        gaps: Whether the time since the event before is part of an event.
+        ratings: Whether its rating is, in levels of half a star from .5 to 5.5.
+        time_told: Whether the time of the request is an input (`time`), for protocols `+time`: each
+            event then brings the time until it was asked what comes next.
+        longest: Longest span between two events of a user in training, seconds; see `adapt`.
+        table: The vectors of an item tower's `Id` to share.
+        content: What items are beside their ids is part of an event, too.
+    """
+
+    settings = History.settings | {
+        "gaps": "gaps",
+        "time_told": "time_told",
+        "max_length": "length",
+        "stride": "stride",
+    }
+
+    def __init__(
+        self,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 64,
+        dropout: float = 0.2,
+        max_length: int = 200,
+        stride: int = 20,
+        gaps: bool = False,
+        ratings: bool = False,
+        time_told: bool = False,
+        longest: int = 2**NUM_BUCKETS,
+        table: tf.keras.layers.Embedding | None = None,
+        content: ItemContent | None = None,
+    ) -> None:
+        super().__init__(name, vocabulary, dim, dropout, table)
+        self.content = content
+        if max_length < 1 or not 1 <= stride <= max_length:
+            raise ValueError(
+                f"{name}: max_length must be 1 or more and stride from 1 to it; got {max_length} "
+                f"and {stride}."
+            )
+        self.max_length, self.stride = max_length, stride
+        self.gaps, self.ratings, self.time_told = gaps, ratings, time_told
+        self.longest = longest
+        self.begin_vector = self.add_weight(
+            "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
+        )
+        self.gap_table = embedding_table(NUM_BUCKETS, dim) if gaps else None
+        self.rating_table = embedding_table(NUM_RATINGS, dim, at_zero=(0,)) if ratings else None
+        self.wait_table = embedding_table(NUM_BUCKETS, dim) if time_told else None
+        self.drop = tf.keras.layers.Dropout(dropout)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether the times of events are an input."""
+        return self.gaps or self.time_told
+
+    @property
+    def inputs(self):
+        more = [Input(f"{self.name}_time", "int64", (None,))] if self.reads_times else []
+        more += [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
+        more += [Input("time", "int64")] if self.time_told else []
+        return [Input(self.name, "string", (None,)), *more]
+
+    def adapt(self, times: Ragged, ratings: np.ndarray) -> None:
+        """What the events of training are like. A longer span between events than any user had has
+        a vector that never learned, and counts as the longest one.
+
+        Args:
+            times: Of each user's events in their order, seconds.
+            ratings: Of all events; NaN for none.
+
+        Raises:
+            ValueError: Ratings are read, and these are of another scale.
+        """
+        start, stop = times.offsets[:-1], times.offsets[1:]
+        start, stop = start[start < stop], stop[start < stop]
+        self.longest = int((times.values[stop - 1] - times.values[start]).max(initial=0))
+        known = ratings[~np.isnan(ratings)]
+        low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
+        if self.ratings and (low < 0.5 or high > (NUM_RATINGS - 1) / 2):
+            raise ValueError(
+                f"ratings of past events are levels of half a star from 0.5 to "
+                f"{(NUM_RATINGS - 1) / 2}; these go from {low:g} to {high:g}. Scale the column."
+            )
+
+    # What is read.
+
+    def whole(self, encoded: dict[str, tf.Tensor]) -> Window:
+        """All events of `encoded`, as they come; the sequences that training cuts are of this
+        kind."""
+        items = encoded[self.name]  # [batch_size, n]
+        times, ratings = tf.zeros_like(items, tf.int64), tf.fill(tf.shape(items), float("nan"))
+        request = tf.fill(tf.shape(items)[:1], tf.constant(-1, tf.int64))
+        if self.reads_times:
+            times = tf.cast(encoded[f"{self.name}_time"], tf.int64)
+        if self.ratings:
+            ratings = encoded[f"{self.name}_rating"]
+        if self.time_told:
+            request = tf.cast(encoded["time"], tf.int64)
+        length = tf.reduce_sum(tf.cast(items > UNKNOWN, tf.int32), 1)
+        return Window(items, times, ratings, length, request)
+
+    def window(self, encoded: dict[str, tf.Tensor]) -> Window:
+        """The known ones among the last events of `encoded`, from the left."""
+        whole = self.whole(encoded)
+        known = whole.items > UNKNOWN
+        # Known events first, in their order; padding and unknown ones behind them.
+        order = tf.argsort(tf.cast(~known, tf.int32), axis=1, stable=True)
+        dropped = num_dropped(whole.length, self.max_length, self.stride)
+        width = tf.minimum(tf.shape(order)[1], self.max_length)
+        # Past the end stands the last column, which means nothing there.
+        take = tf.minimum(dropped[:, None] + tf.range(width), tf.shape(order)[1] - 1)
+        order = tf.gather(order, take, batch_dims=1)  # [batch_size, width]
+        columns = [tf.gather(c, order, batch_dims=1) for c in whole[:3]]
+        return Window(*columns, whole.length - dropped, whole.request)
+
+    def event_vectors(self, window: Window, training: bool = False) -> tf.Tensor:
+        """What each event brings, `[batch_size, n, dim]`, components of deviation 1."""
+        vectors = self.table(self.rows(window.items))
+        if self.content is not None:
+            vectors += self.content(window.items, training=training)
+        if self.gaps:
+            before = tf.concat([window.times[:, :1], window.times[:, :-1]], 1)
+            gap = tf.minimum(since(before, window.times), self.longest)
+            vectors += self.gap_table(bucket(gap))
+        if self.ratings:
+            half_stars = tf.clip_by_value(tf.round(2.0 * window.ratings), 1.0, NUM_RATINGS - 1.0)
+            level = tf.where(tf.math.is_nan(window.ratings), 0.0, half_stars)
+            vectors += self.rating_table(tf.cast(level, tf.int32))
+        return vectors * self.dim**0.5
+
+    def tokens(self, window: Window, training: bool = False) -> tf.Tensor:
+        """`begin`, which stands for a user of whom nothing is known, then the events,
+        `[batch_size, n + 1, dim]`."""
+        events = self.event_vectors(window, training)
+        tokens = tf.concat([self._begin(tf.shape(events)[:1]), events], 1)
+        return self._at_places(tokens, window, tf.range(tf.shape(tokens)[1])[None], training)
+
+    def last_tokens(self, window: Window, places: tf.Tensor) -> tf.Tensor:
+        """Those at the consecutive `places` `[batch_size, m]`, without the others: what a session's
+        event costs must not grow with the window. `[batch_size, m, dim]`."""
+        # Token p is event p - 1, and its gap is told by the event before.
+        at = tf.maximum(tf.concat([places[:, :1] - 1, places], 1) - 1, 0)
+        few = {
+            name: tf.gather(getattr(window, name), at, batch_dims=1)
+            for name in ("items", "times", "ratings")
+        }
+        events = self.event_vectors(window._replace(**few))[:, 1:]
+        begin = self._begin(tf.shape(events)[:1])
+        tokens = tf.where(places[:, :, None] > 0, events, begin)
+        return self._at_places(tokens, window, places)
+
+    def last_two(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> tf.Tensor:
+        """The last tokens of the window that a state holds, `[batch_size, 2, dim]`; before the
+        first event both are `begin`."""
+        places = tf.maximum(state["length"][:, None] + tf.range(-1, 1), 0)
+        return self.last_tokens(self._held(state, request), places)
+
+    def _begin(self, batch_size: tf.Tensor) -> tf.Tensor:
+        """The token before all events, `[batch_size, 1, dim]`."""
+        shape = tf.concat([batch_size, [1, 1]], 0)
+        return tf.fill(shape, self.dim**0.5) * self.begin_vector
+
+    def _at_places(self, tokens, window: Window, places: tf.Tensor, training: bool = False):
+        """Tokens with what tells when is asked after them, and where they stand."""
+        if self.time_told:
+            times, asked = self.token_times(window)
+            at = tf.broadcast_to(places, tf.shape(tokens)[:2])
+            wait = tf.minimum(since(times, asked), self.longest)
+            wait = tf.gather(wait, at, batch_dims=1)
+            tokens += self.wait_table(bucket(wait)) * self.dim**0.5
+        return self.drop(self.placed(tokens, places), training=training)
+
+    def placed(self, tokens: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        """Tokens `[batch_size, m, dim]` with what tells their places `[batch_size or 1, m]`, for
+        encoders that cannot know them otherwise."""
+        return tokens
+
+    def token_times(self, window: Window) -> tuple[tf.Tensor, tf.Tensor]:
+        """When each token was, and when is asked after it: at the time of the next event or of the
+        request where the encoder is told, else at its own. `[batch_size, n + 1]` int64 both."""
+        first = tf.pad(window.times, [[0, 0], [0, 1]])[:, :1]
+        first = tf.where(window.length[:, None] > 0, first, tf.maximum(window.request, 0)[:, None])
+        times = tf.concat([first, window.times], 1)
+        if not self.time_told:
+            return times, times
+        asked = tf.concat([window.times, window.request[:, None]], 1)
+        is_last = tf.range(tf.shape(times)[1]) == window.length[:, None]
+        return times, tf.where(is_last, window.request[:, None], asked)
+
+    # The three uses.
+
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
+        """The vectors after 0, 1, ..., n events, `[batch_size, n + 1, dim]`."""
+        raise NotImplementedError
+
+    def call(self, encoded, training=False):
+        window = self.window(encoded)
+        return tf.gather(self.states(window, training), window.length, batch_dims=1)
+
+    def at(self, encoded, place, training=False):
+        return tf.gather_nd(self.states(self.whole(encoded), training), place)
+
+    def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """The session state after a history, and its vector `[batch_size, dim]`.
+
+        A state has a row a session: the window's `items`, `times` and `ratings`
+        `[batch_size, max_length]`, its `length`, and `reread`, how often the window moved and was
+        read anew since, each `[batch_size]`; besides, what the encoder adds.
+        """
+        window = self.window(encoded)
+        width = tf.shape(window.items)[1]
+        state = {}
+        for name in ("items", "times", "ratings"):
+            column = tf.pad(getattr(window, name), [[0, 0], [0, self.max_length - width]])
+            state[name] = tf.ensure_shape(column, [None, self.max_length])
+        state |= {"length": window.length, "reread": tf.zeros_like(window.length)}
+        return self._read(state, window.request)
+
+    def step(
+        self, state: dict[str, tf.Tensor], event: dict[str, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        columns = {spec.name: event[spec.name] for spec in self.inputs}
+        for spec in self.inputs:
+            if spec.shape:  # of the history: one event
+                columns[spec.name] = columns[spec.name][:, None]
+        one = self.whole(columns)
+        known = one.length > 0  # an unknown item changes no state
+        full = known & (state["length"] == self.max_length)
+        if type(self)._go_on is SequenceHistory._go_on:  # reads its windows anew in any case
+            return self._read(self._added(state, one, known, full), one.request)
+
+        has_room = known & ~full
+
+        def go_on():
+            return self._go_on(self._added(state, one, has_room), one.request, has_room)
+
+        def go_on_and_reread():
+            at = tf.where(full)  # [num_full, 1]
+            moved = self._added(state, one, known, full)
+            moved = {name: tf.gather_nd(values, at) for name, values in moved.items()}
+            read, vectors = self._read(moved, tf.gather_nd(one.request, at))
+            others, vector = go_on()
+            put_back = tf.tensor_scatter_nd_update
+            together = {name: put_back(others[name], at, read[name]) for name in others}
+            return together, put_back(vector, at, vectors)
+
+        return tf.cond(tf.reduce_any(full), go_on_and_reread, go_on)
+
+    def check(self, state):
+        window = {name: state[name] for name in ("items", "times", "ratings", "length", "reread")}
+        items, times, ratings, length, reread = window.values()
+        is_past_end = tf.range(self.max_length) >= length[:, None]
+        is_known = (items > UNKNOWN) & (items < len(self.vocabulary) + 2)
+        is_length = (length >= 0) & (length <= self.max_length)
+        return super().check({n: v for n, v in state.items() if n not in window}) | {
+            # A wrong length says nothing about the items.
+            "items": tf.reduce_all(is_known | is_past_end, 1) | ~is_length,
+            "times": tf.reduce_all((times >= -LATEST) & (times <= LATEST), 1),
+            "ratings": ~tf.reduce_any(tf.math.is_inf(ratings), 1),  # NaN where there is none
+            "length": is_length,
+            "reread": reread >= 0,
+        }
+
+    def _added(self, state: dict, one: Window, known: tf.Tensor, full=None) -> dict:
+        """A state with an event more where `known`. Of the windows that are `full` the oldest
+        events go, and the others move to their start."""
+        new = dict(state)
+        if full is not None:
+            dropped = tf.where(full, self.stride, 0)
+            moved = tf.range(self.max_length) + dropped[:, None]
+            moved = tf.minimum(moved, self.max_length - 1)
+            for name in ("items", "times", "ratings"):
+                new[name] = tf.gather(state[name], moved, batch_dims=1)
+            new["length"] -= dropped
+            new["reread"] += tf.cast(full, tf.int32)
+        # Nothing is written where the event's item is unknown.
+        at = tf.where(known, new["length"], -1)
+        at = tf.stack([tf.range(tf.size(at)), at], 1)  # [batch_size, 2]
+        for name in ("items", "times", "ratings"):
+            new[name] = put(new[name], at, getattr(one, name)[:, 0])
+        new["length"] += tf.cast(known, tf.int32)
+        return new
+
+    def _held(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> Window:
+        """The window that a state holds."""
+        return Window(*(state[name] for name in ("items", "times", "ratings", "length")), request)
+
+    def _read(self, state: dict, request: tf.Tensor) -> tuple[dict, tf.Tensor]:
+        """Reads the whole window of a state."""
+        states = self.states(self._held(state, request))
+        return state, tf.gather(states, state["length"], batch_dims=1)
+
+    def _go_on(self, state: dict, request: tf.Tensor, known: tf.Tensor) -> tuple[dict, tf.Tensor]:
+        """Reads the last event of a window whose other events were read; where `known` is false,
+        there is no new one."""
+        return self._read(state, request)
+
+    def get_config(self):
+        """Without `table` and `content`, which belong to an item tower."""
+        names = ("max_length", "stride", "gaps", "ratings", "time_told", "longest")
+        return super().get_config() | {name: getattr(self, name) for name in names}

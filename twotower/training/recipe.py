@@ -1,0 +1,169 @@
+"""Recipe: all choices of a training run, as plain data."""
+
+import dataclasses
+import math
+
+from twotower.data.examples import ExamplesConfig
+from twotower.evaluation.evaluate import KS, MRR_AT
+from twotower.limits import at_least, refuse, unread
+from twotower.objective.mining import MiningConfig
+from twotower.objective.negatives import NegativesConfig
+from twotower.objective.task import TaskConfig, check_columns
+from twotower.towers.item import TIMED, ItemConfig
+from twotower.towers.query import QueryConfig
+
+OPTIMIZERS = ("adam", "adamw", "adagrad")
+# Fields of both towers' dense layers.
+HEAD = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut")
+# Validation figures that can select an epoch.
+BY_QUERY = ("recall", "recall_micro", "hit_rate", "precision", "ndcg")
+SELECTING = {f"{name}@{k}" for name in BY_QUERY for k in KS} | {f"mrr@{MRR_AT}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: Passes over the training rows, at most.
+        optimizer: `adam`, `adamw` or `adagrad`.
+        learning_rate: Its peak.
+        weight_decay: Of `adamw`, per step, times the learning rate.
+        warmup_steps: Steps over which the learning rate rises from 0, with `cosine`; at most
+            `WARMUP_SHARE` of all steps (fitting.py).
+        cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch; else it
+            is the same from the first step on.
+        patience: Epochs without a better validation figure after which training stops; 0 never.
+        metric: The validation figure that selects the epoch. If its k is most of a small catalogue,
+            it is taken at the largest k that can tell models apart.
+        keep_best: Whether the best validated epoch is kept; otherwise the last one, as tutorials
+            without a validation do.
+        validate_every: Epochs between validations.
+        topk_every: Epochs between FactorizedTopK validations in `fit`'s log; 0 for none. They
+            count seen items as candidates, so their figures stand in the log as `+seen`.
+        seed: Weights, dropout and (through the examples) order.
+        deterministic: Equal runs to the last bits, at a cost in speed
+            (`tf.config.experimental.enable_op_determinism`).
+    """
+
+    epochs: int = 12
+    optimizer: str = "adam"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 200
+    cosine: bool = True
+    patience: int = 5
+    metric: str = "recall_micro@100"
+    keep_best: bool = True
+    validate_every: int = 1
+    topk_every: int = 0
+    seed: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"learning_rate must be positive and finite; got {self.learning_rate}."
+            )
+        at_least(self, epochs=1, validate_every=1)
+        at_least(self, warmup_steps=0, patience=0, topk_every=0, weight_decay=0)
+        if self.warmup_steps and not self.cosine:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} has no effect without cosine: the learning rate "
+                "is the same from the first step on. Take warmup_steps=0."
+            )
+        if self.patience and not self.keep_best:
+            raise ValueError(
+                f"patience={self.patience} has no effect without keep_best: the last epoch counts, "
+                "whatever came before. Take patience=0."
+            )
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay is of adamw; {self.optimizer!r} would ignore it.")
+        if self.metric not in SELECTING:
+            raise ValueError(f"metric must be one of {sorted(SELECTING)}; got {self.metric!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All choices of a training run; a bundle's manifest holds it."""
+
+    query: QueryConfig = QueryConfig()
+    item: ItemConfig = ItemConfig()
+    task: TaskConfig = TaskConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    mining: MiningConfig = MiningConfig()
+    examples: ExamplesConfig = ExamplesConfig()
+    fit: FitConfig = FitConfig()
+
+    def __post_init__(self) -> None:
+        negatives, examples = self.negatives, self.examples
+        check_columns(self.task, negatives)
+        is_mined = negatives.hard_negative_share > 0
+        of_mining = [field.name for field in dataclasses.fields(self.mining)]
+        refuse(
+            [
+                *unread(self.mining, is_mined, "hard_negative_share", *of_mining),
+                *unread(examples, examples.sequence_length > 0, "sequence_length", "hidden_share"),
+                *(
+                    sentence
+                    for tower in (self.query, self.item)
+                    for sentence in unread(
+                        tower, bool(tower.hidden), "hidden layers", "dropout", "batch_norm"
+                    )
+                ),
+            ]
+        )
+        for name in HEAD if self.query.shared == "tower" else ():
+            if getattr(self.query, name) != getattr(self.item, name):
+                raise ValueError(
+                    f"shared='tower': the query's {name}={getattr(self.query, name)!r} has no "
+                    f"effect beside the item tower's {getattr(self.item, name)!r}. Set both alike."
+                )
+
+    def unread(self) -> list[str]:
+        """A sentence for each size or rate that is set for a feature which a tower does not have.
+
+        They are logged and not refused, so that a recipe can be varied by its features alone.
+        """
+        query, item = self.query, self.item
+        of_history = [
+            field.name
+            for field in dataclasses.fields(query)
+            if field.name.startswith("history") or field.name == "shared"
+        ]
+        categories = set(query.features) - {"user_id", "history"}
+        columns = set(item.features) - {"item_id", *TIMED}
+        texts = {"title", "description"} & set(item.features)
+        has_user, has_item = "user_id" in query.features, "item_id" in item.features
+        of_query = [
+            *unread(query, has_user, "the feature user_id", "user_dim", "unknown_rate"),
+            *unread(query, bool(categories), "a category or search text", "category_dim"),
+            *unread(query, "history" in query.features, "the feature history", *of_history),
+        ]
+        of_item = [
+            *unread(item, has_item, "the feature item_id", "id_dim", "unknown_rate"),
+            *unread(item, bool(columns), "a text or category", "token_dim"),
+            *unread(item, bool(texts), "a title or description", "min_token_count"),
+        ]
+        return [f"query.{text}" for text in of_query] + [f"item.{text}" for text in of_item]
+
+    def to_json(self) -> dict:
+        """Plain dictionaries."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Recipe":
+        """The inverse of `to_json`; what is missing has its default, as in bundles of versions that
+        did not know it, and an unknown part or field is a TypeError that names it."""
+        parts = {}
+        if unknown := values.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise TypeError(f"a recipe has no parts {sorted(unknown)}.")
+        for field in dataclasses.fields(cls):
+            part = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.get(field.name, {}).items()
+            }
+            parts[field.name] = type(field.default)(**part)
+        return cls(**parts)

@@ -1,0 +1,396 @@
+"""Training: a model with the data that it trains and validates on."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+
+import numpy as np
+from absl import logging
+
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.examples import Examples, ItemInputs, QueryInputs
+from twotower.data.lineage import Lineage
+from twotower.data.sequences import Sequences
+from twotower.data.splits import Split
+from twotower.evaluation.evaluate import evaluate
+from twotower.limits import unread
+from twotower.objective.frequency import StreamingFrequency
+from twotower.objective.mining import Miner, drawn
+from twotower.objective.negatives import in_batch_probability
+from twotower.ragged import Ragged
+from twotower.retrieval.backends.brute_force import BruteForceIndex
+from twotower.retrieval.candidates import Candidates
+from twotower.tf import tf, tfrs
+from twotower.towers.dense import Tower
+from twotower.towers.features import require_float32
+from twotower.towers.history.bag import History
+from twotower.towers.history.sequence import SequenceHistory
+from twotower.towers.item import TIMED, item_tower
+from twotower.towers.query import query_tower
+from twotower.training.model import TwoTowerModel
+from twotower.training.recipe import Recipe
+
+
+class Training:
+    """A model with the data that it trains on.
+
+    Args:
+        dataset: The data.
+        split: Its training rows and validation cases.
+        recipe: All choices.
+
+    Attributes:
+        model: The `TwoTowerModel`.
+        query_inputs: Cases -> encoded inputs of the query tower.
+        item_inputs: Keys -> raw inputs of the item tower.
+        examples: Training rows -> batches.
+        sequences: The same rows as windows, all of whose prefixes are queries, if the recipe asks.
+        frequency: The streaming estimate of p_c, if the recipe asks for it.
+        miner: The users' hard negatives, if the recipe asks for them.
+        passed_over: Keys of what each user was shown and passed over, a row a user, likewise.
+        ancestor: Lineage of the weights that a warm start took over; None without one.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
+        require_float32()
+        tf.keras.utils.set_random_seed(recipe.fit.seed)
+        if recipe.fit.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self.dataset, self.split, self.recipe = dataset, split, recipe
+        self.ancestor: Lineage | None = None
+        self.examples = Examples(dataset, split, recipe.examples)
+        self._check()
+        self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
+        items = item_tower(self._item_columns(), recipe.item)
+        queries = query_tower(
+            self._query_columns(),
+            recipe.query,
+            items,
+            lambda ids: items.encode(tensors(self.item_inputs(dataset.catalogue.keys_of(ids)))),
+        )
+        for feature in queries.features:
+            if isinstance(feature, SequenceHistory):
+                of_users = Ragged(self.examples.times, self.examples.by_user.offsets)
+                feature.adapt(of_users, self.examples.ratings)
+        self.sequences = self._sequences(queries)
+        self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
+        self.query_inputs = self.raw_query_inputs.encoded(queries.index)
+        self._probability = in_batch_probability(
+            self.examples.items, len(dataset.items), self.examples.draws
+        )
+        topk = None
+        if recipe.fit.topk_every:
+            self.topk = tfrs.layers.factorized_top_k.BruteForce(k=100)
+            topk = tfrs.metrics.FactorizedTopK(self.topk, ks=(1, 5, 10, 50, 100))
+        self.model = TwoTowerModel(
+            queries,
+            items,
+            items.encode(tensors(self.item_inputs(dataset.catalogue.keys))),
+            self._probability,
+            recipe.task,
+            recipe.negatives,
+            topk,
+        )
+        self.frequency = None
+        if recipe.task.frequency == "streaming":
+            self.frequency = StreamingFrequency(4 * len(dataset.items))
+        self.miner = self._miner() if recipe.negatives.hard_negative_share else None
+        self.passed_over = None
+        if recipe.negatives.num_impressions:
+            self.passed_over = self.examples.passed_over()
+            if not len(self.passed_over.values):
+                raise ValueError("num_impressions needs events of impressions; there are none.")
+        # Builds all weights, so that they can be counted, loaded and saved before the first step.
+        self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
+        vectors = self.item_vectors(split.candidates)
+        if topk is not None:
+            self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
+
+    def _check(self) -> None:
+        """Raises where parts of the recipe do not go together, or ask for what is not told."""
+        query, examples, protocol = self.recipe.query, self.examples, self.split.protocol
+        of_groups = ("targets_per_query", "targets_share", "targets_share_spread")
+        groups = f"queries of several items, which {protocol} has not"
+        for sentence in [
+            *self.recipe.unread(),
+            *unread(examples.config, examples.shared, groups, *of_groups),
+        ]:
+            logging.info("%s", sentence)
+        context = set(query.features) & {"time", *examples.context}
+        if context and not examples.alone:
+            raise ValueError(
+                f"query features {sorted(context)} belong to one example, so queries cannot be "
+                "shared: set targets_per_query=1."
+            )
+        if "time" in query.features and not examples.time_told:
+            raise ValueError(f"the feature 'time' needs a protocol that tells it: {protocol}+time.")
+        if query.history_time_told and not examples.time_told:
+            raise ValueError(f"history_time_told needs a protocol that tells it: {protocol}+time.")
+        normalised = query.l2_normalise and self.recipe.item.l2_normalise
+        if self.recipe.task.loss == "cosine_contrastive" and not normalised:
+            raise ValueError("cosine_contrastive needs cosines: set l2_normalise of both towers.")
+        if self.recipe.negatives.untrained_items and not self.recipe.item.unknown_rate:
+            raise ValueError(
+                "untrained_items draws items without an id vector: with unknown_rate 0 the vector "
+                "of unknown ids would only ever be pushed away. Set unknown_rate."
+            )
+        if query.history_ratings and np.isnan(examples.ratings).all():
+            raise ValueError("history_ratings: no training row has a rating.")
+
+    def _miner(self) -> Miner:
+        """Lists deep enough for the block that a whole batch asks for."""
+        negatives = self.recipe.negatives
+        candidates = np.intersect1d(self.split.candidates, self.model.pools.keys)
+        batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
+        width = self._num_hard(batch_size)
+        if not width or mining.skip >= len(candidates):
+            raise ValueError(
+                f"nothing would be mined: hard_negative_share={negatives.hard_negative_share} of "
+                f"batch_size={batch_size} is {width} negatives a row, from {len(candidates)} items "
+                f"of which mining.skip={mining.skip} are skipped. Raise the share or skip fewer."
+            )
+        if width >= len(candidates):
+            logging.warning(
+                "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
+                "own; there are %d items, so that most stand in it more than once.",
+                negatives.hard_negative_share,
+                batch_size,
+                width,
+                len(candidates),
+            )
+        own = Ragged(self.examples.items, self.examples.by_user.offsets)
+        deep = dataclasses.replace(mining, depth=max(mining.depth, width))
+        return Miner(deep, own, candidates)
+
+    def _sequences(self, queries: Tower) -> Sequences | None:
+        recipe = self.recipe
+        encoders = [feature for feature in queries.features if isinstance(feature, History)]
+        if not recipe.examples.sequence_length:
+            in_order = [one for one in encoders if isinstance(one, SequenceHistory)]
+            if in_order and not self.examples.shared:
+                logging.warning(
+                    "every query encodes a history of its own: sequence_length=%d would encode "
+                    "all prefixes of a user's events at once.",
+                    in_order[0].max_length,
+                )
+            return None
+        if not encoders:
+            raise ValueError("sequence_length needs the query feature 'history'.")
+        length, most = recipe.examples.sequence_length, getattr(encoders[0], "max_length", None)
+        tables = ("position_table", "distance_bias")
+        has_places = any(getattr(encoders[0], name, None) is not None for name in tables)
+        if most is not None and (length > most or (length < most and has_places)):
+            raise ValueError(
+                f"sequence_length {length} and history_length {most} differ: an encoder cannot "
+                "read more events than its window has, and positions and distances past "
+                "sequence_length never learn. Set both alike."
+            )
+        # What has a row a sequence and not a row a query.
+        self._of_sequences = {spec.name for spec in encoders[0].inputs}
+        return Sequences(
+            self.examples,
+            encoders[0].is_causal,
+            is_cut=most is not None,
+            is_told=getattr(encoders[0], "time_told", False),
+        )
+
+    def _query_columns(self) -> dict[str, np.ndarray]:
+        """What the training rows hold of each query feature."""
+        rows, frame = self.examples.rows, self.dataset.interactions
+        users = self.dataset.users.iloc[np.unique(self.examples.users)]
+        ids = self.dataset.items["item_id"].to_numpy(object)[np.unique(self.examples.items)]
+        context = {name: frame[name].to_numpy(object)[rows] for name in self.examples.context}
+        own = {name: users[name].to_numpy(object) for name in users}
+        return {"history": ids, "time": self.examples.times} | context | own
+
+    def _item_columns(self):
+        """The items of the training rows, with the timed features as of each one's examples."""
+        keys = np.unique(self.examples.items)
+        columns = self.dataset.items.iloc[keys].copy()
+        names = [name for name in TIMED if name in self.recipe.item.features]
+        if names:
+            # One example of each item, at random, so that quantiles are those met in training.
+            rng = np.random.default_rng(self.recipe.fit.seed)
+            order = rng.permutation(len(self.examples))
+            _, first = np.unique(self.examples.items[order], return_index=True)
+            times = self.examples.times[order[first]]
+            for name, values in self.item_inputs.as_of(keys, times).items():
+                columns[name] = values
+        return columns
+
+    def _encoded(self, cases: EvalCases) -> dict:
+        return self.model.query_tower.encode(tensors(self.query_inputs(cases)))
+
+    def query_vectors(self, cases: EvalCases, batch_size: int = 1024) -> np.ndarray:
+        """Vectors of cases from the current weights, `[num_cases, dim]` float32."""
+        vectors = [np.empty((0, self.model.query_tower.dim), np.float32)]
+        for start in range(0, len(cases), batch_size):
+            part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
+            vectors.append(self.model.query_tower(self._encoded(part)).numpy())
+        return np.concatenate(vectors)
+
+    def item_vectors(self, keys: np.ndarray, batch_size: int = 8192) -> np.ndarray:
+        """Vectors of items from the current weights, `[num_keys, dim]` float32."""
+        return np.concatenate(
+            [
+                self.model.item_vectors(tf.constant(keys[start : start + batch_size])).numpy()
+                for start in range(0, len(keys), batch_size)
+            ]
+        )
+
+    def lineage(self) -> Lineage:
+        """Which rows the weights learn from: those of this training and of its ancestors."""
+        return Lineage.of(self.dataset, self.split, self.ancestor)
+
+    def fingerprint(self) -> str:
+        """sha256 over the data, the protocol and its part, the training rows, and the ancestors."""
+        split = self.split
+        told = [self.dataset.fingerprint(), split.protocol, split.part]
+        told = json.dumps([*told, *(self.ancestor.ancestors if self.ancestor else ())])
+        return hashlib.sha256(
+            told.encode() + np.asarray(split.train, np.int64).tobytes()
+        ).hexdigest()
+
+    def recommender(self) -> Callable[[EvalCases, int], Candidates]:
+        """`recommend(cases, k)` by exact search, from the current weights."""
+        keys = self.split.candidates
+        index = BruteForceIndex().build(keys, self.item_vectors(keys))
+
+        def recommend(cases: EvalCases, k: int) -> Candidates:
+            return index.search(self.query_vectors(cases), k, exclude=cases.exclude)
+
+        return recommend
+
+    def validate(self) -> dict:
+        """All metrics on the split's cases, from the current weights."""
+        return evaluate(self.recommender(), self.split, self.dataset).metrics
+
+    def mine(self) -> None:
+        """New hard negatives for all users, from the current weights."""
+        queries = self.query_vectors(self.examples.whole_histories())
+        self.miner.mine(queries, self.item_vectors(self.miner.keys))
+
+    def _probability_of(self, item: np.ndarray) -> np.ndarray:
+        """p_c of each example's item, by count or by what the stream has told so far."""
+        if self.frequency is None:
+            return self._probability[item]
+        self.frequency.update(item)
+        return self.frequency.probability(item)
+
+    def _num_hard(self, num_examples: int) -> int:
+        """Mined negatives of each row of a batch."""
+        config = self.recipe.negatives
+        return config.num_hard(config.num_shared(num_examples, len(self.model.pools.keys)))
+
+    def _block(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Keys of each query's own negatives, `[num_queries, width]`: mined, then impressions."""
+        config, blocks = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
+        if self.miner is not None:
+            blocks.append(self.miner.block(users, self._num_hard(len(items)), rng, items))
+        if self.passed_over is not None:
+            shown = self.passed_over.take(users).to_dense(-1)
+            blocks.append(drawn(shown, config.num_impressions, rng))
+        return np.concatenate(blocks, axis=1).astype(np.int32)
+
+    def batches(self, first_epoch: int = 0) -> tf.data.Dataset:
+        """Training batches; each iteration over it is the next epoch."""
+        epochs = itertools.count(first_epoch)
+        timed = [name for name in TIMED if name in self.recipe.item.features]
+        of_prefixes = ("place", "num_own") if self.sequences is not None else ()
+
+        def generate():
+            epoch = next(epochs)
+            rng = np.random.default_rng([self.recipe.fit.seed, epoch])
+            for batch in (self.sequences or self.examples).epoch(epoch):
+                item, own = batch["item"], np.empty((len(batch["own"]), 0), np.int32)
+                if self.recipe.task.mask_own:
+                    own = batch["own"].to_dense(-1).astype(np.int32)
+                query = self.query_inputs(batch["cases"])
+                if self.sequences is not None:
+                    of_each = self.query_inputs(batch["asked"])
+                    query = of_each | {name: query[name] for name in self._of_sequences}
+                yield {
+                    "query": query,
+                    "row": batch["row"],
+                    "item": item,
+                    "weight": batch["weight"],
+                    "own": own,
+                    "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
+                    "probability": self._probability_of(item),
+                    "block": self._block(batch["user"], item, rng),
+                } | {name: batch[name] for name in of_prefixes}
+
+        signature = self._signature(timed)
+        if of_prefixes:
+            signature["place"] = tf.TensorSpec([None, 2], tf.int32)
+            signature["num_own"] = tf.TensorSpec([None], tf.int32)
+        return self._generated(generate, signature).prefetch(2)
+
+    @staticmethod
+    def _generated(generate: Callable, signature: dict) -> tf.data.Dataset:
+        """Batches of a generator."""
+        batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
+        # when an iterator ends, and the next epoch waits for it.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return batches.with_options(options)
+
+    def _signature(self, timed: list[str]) -> dict:
+        """Types and shapes of a batch."""
+        sample = self.query_inputs(self.split.cases.take(np.arange(0)))
+        query = {
+            name: tf.TensorSpec([None] * values.ndim, tensors({name: values})[name].dtype, name)
+            for name, values in sample.items()
+        }
+        return {
+            "query": query,
+            "row": tf.TensorSpec([None], tf.int32),
+            "item": tf.TensorSpec([None], tf.int32),
+            "weight": tf.TensorSpec([None], tf.float32),
+            "own": tf.TensorSpec([None, None], tf.int32),
+            "probability": tf.TensorSpec([None], tf.float32),
+            "block": tf.TensorSpec([None, None], tf.int32),
+            "timed": {name: tf.TensorSpec([None], tf.float32) for name in timed},
+        }
+
+    def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
+        """Batches of the split's cases, a row a target, for the loss and FactorizedTopK, which also
+        ranks seen items. A user's positives are the items of the history and all targets."""
+        cases = self.split.cases
+        mask_own = self.recipe.task.mask_own
+
+        def generate():
+            for start in range(0, len(cases), batch_size):
+                part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
+                targets, own = part.targets, np.empty((len(part), 0), np.int32)
+                if mask_own:
+                    own = np.concatenate([part.history.to_dense(-1), targets.to_dense(-1)], 1)
+                yield {
+                    "query": self.query_inputs(part),
+                    "row": targets.row_index.astype(np.int32),
+                    "item": targets.values.astype(np.int32),
+                    "weight": np.ones(len(targets.values), np.float32),
+                    "own": own.astype(np.int32),
+                    "timed": {},
+                    "probability": self._probability[targets.values],
+                    "block": np.empty((len(part), 0), np.int32),
+                }
+
+        return self._generated(generate, self._signature([]))
+
+    def refresh_topk(self) -> None:
+        """Gives FactorizedTopK the items' current vectors; without, it would judge old ones."""
+        keys = self.split.candidates
+        self.topk.set_weights([keys.astype(np.int32), self.item_vectors(keys)])
+
+
+def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    """Numpy inputs as tensors; arrays of objects hold strings."""
+    return {
+        name: tf.constant(values, tf.string if values.dtype == object else None)
+        for name, values in inputs.items()
+    }
