@@ -713,7 +713,7 @@ def test_more_mined_negatives_than_items_are_told(monkeypatch):
     ("share", "skip", "message"),
     [
         (0.001, 0, r"share=0.001 of batch_size=256 is 0 negatives"),
-        (0.1, 300, "mining.skip=300 leave"),
+        (0.1, 300, "mining.skip=300 are skipped"),
     ],
 )
 def test_mining_that_finds_nothing_is_refused(share, skip, message):
