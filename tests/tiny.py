@@ -80,7 +80,7 @@ def python(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
 # compute anything, such as --help and refusals.
 FORKING = """
 import json, os, runpy, sys
-import twotower.baselines, twotower.export, twotower.fitting
+import twotower.evaluation.baselines, twotower.bundle.export, twotower.training.fitting
 for number, argv in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if child == 0:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny
-import twotower.export as exporting
+import twotower.bundle.export as exporting
 
 from twotower.bundle.bundle import Bundle, BundleError
 from twotower.bundle.concatenation import concatenate, side_by_side

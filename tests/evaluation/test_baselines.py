@@ -366,7 +366,7 @@ def test_without_implicit_there_is_one_clear_error_and_the_rest_works():
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=pathlib.Path(__file__).parent,
     )
     line = 'item_knn and ials need the package implicit: pip install "twotower[funnel]"\n'
     assert found.stdout == 2 * line + "False\n", found.stderr

@@ -170,7 +170,7 @@ def test_without_scann(monkeypatch):
 
 def test_importing_the_module_loads_neither_scann_nor_tensorflow():
     code = (
-        "import sys, twotower.retrieval.scann_index\n"
+        "import sys, twotower.retrieval.backends.scann_index\n"
         "assert not {'scann', 'tensorflow'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
