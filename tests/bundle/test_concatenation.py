@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tiny
-import twotower.bundle.export as exporting
 
+import twotower.bundle.export as exporting
 from twotower.bundle.bundle import Bundle, BundleError
 from twotower.bundle.concatenation import concatenate, side_by_side
 from twotower.bundle.export import add_index, export, warm_start
