@@ -59,14 +59,7 @@ def weights_of(columns):
         ({"num_sampled": 0}, "num_sampled must be 1"),
         ({"memory_size": 0}, "memory_size must be 1"),
         ({"catalogue_refresh": 0}, "catalogue_refresh must be 1"),
-<<<<<<< HEAD:tests/objective/test_negatives.py
-        (
-            {"catalogue_refresh": 2, "num_impressions": 2},
-            "neither hard_negative_share nor num_impressions",
-        ),
-=======
         ({"catalogue_refresh": 2, "num_impressions": 2}, "vectors of the shared columns only"),
->>>>>>> a04a238568da7e0becb81b96b6720e1631d8f3d8:tests/test_negatives.py
         ({"num_hardest": -1}, "num_hardest must be 0"),
         ({"sampled_power": -0.5}, "sampled_power must be 0"),
         ({"hard_negative_share": 1.0}, r"\[0, 1\)"),
