@@ -9,9 +9,9 @@ import tiny
 
 
 def test_a_commit_is_dirty_by_code_and_not_by_results(tmp_path):
-    for folder in ("twotower", "experiments/results"):
+    for folder in ("twotower/bundle", "experiments/results"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(tiny.ROOT / "twotower" / "provenance.py", tmp_path / "twotower")
+    shutil.copy(tiny.ROOT / "twotower/bundle/provenance.py", tmp_path / "twotower/bundle")
     code, result = tmp_path / "twotower" / "__init__.py", tmp_path / "experiments/results/a.json"
     code.write_text("")
     result.write_text("{}")
