@@ -132,26 +132,23 @@ RUNS = [
     run(
         "sampler", "memory of 1024 beside the batch", "--negatives=batch,memory --memory_size=1024"
     ),
-    *(
-        run(
-            "sampler",
-            f"catalogue, computed every {steps} steps",
-            f"{SOFTMAX_OVER_ALL} --catalogue_refresh={steps}",
-        )
-        for steps in (10, 100)
-    ),
     run("sampler", "hardest 100 of the batch", "--num_hardest=100", 1.3),
     # How scores are corrected.
     run("correction", "none", "--correction=none", is_pivotal=True),
-    run("correction", "none, own positives not masked", "--correction=none --nomask_own", 1.5),
+    run(
+        "correction",
+        "none, own positives not masked",
+        "--correction=none --nomask_known_positives",
+        1.5,
+    ),
     run(
         "correction",
         "log-Q, nothing masked",
-        "--correction=log_q --nomask_own",
+        "--correction=log_q --nomask_known_positives",
         1.5,
         is_pivotal=True,
     ),
-    run("correction", "log-Q, only the hit masked", "--nomask_own", 1.5),
+    run("correction", "log-Q, only the hit masked", "--nomask_known_positives", 1.5),
     run("correction", "log-Q by the stream", "--frequency=streaming"),
     run("correction", "strata by share ** .5 instead", "--correction=none --stratify=0.5"),
     run("correction", "strata, all items alike", "--correction=none --stratify=1", is_pivotal=True),
@@ -167,12 +164,7 @@ RUNS = [
         for value in (0.03, 0.05, 0.07, 0.15, 0.2)
     ),
     run("temperature", "1, as in tutorials", "--temperature=1", is_pivotal=True),
-    run("temperature", "learned", "--temperature_kind=learned"),
-    run(
-        "temperature",
-        "annealed from .2 to .05",
-        "--temperature_kind=annealed --temperature=0.2 --temperature_last=0.05",
-    ),
+    run("temperature", "learned", "--learned_temperature"),
     # Mined hard negatives at batch 256: share, and warm-up.
     *(
         run(
@@ -194,23 +186,6 @@ RUNS = [
             is_large=True,
         )
         for share, warmup in ((0.0, 1500), *LARGE_HARD)
-    ),
-    # The same where a mined negative weighs as much as a draw of the batch.
-    *(
-        run("hard, as draws", name, f"{flags} --hard_as_draws", 3)
-        for name, flags in (
-            (hard_name(share, warmup), hard_here(share, warmup)) for share, warmup in HARD if share
-        )
-    ),
-    *(
-        run(
-            "hard, as draws, 200,000 items",
-            hard_name(share, warmup),
-            f"{hard_large(share, warmup)} --hard_as_draws",
-            3,
-            is_large=True,
-        )
-        for share, warmup in LARGE_HARD
     ),
     # Length of the vectors.
     run("norm", "vectors as they come", "--nol2_normalise --temperature=1"),

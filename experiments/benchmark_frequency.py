@@ -40,11 +40,13 @@ def estimates(examples: Examples, num_items: int):
     streams = {size: StreamingFrequency(round(size[0] * num_items), size[1]) for size in SIZES}
     by_batch, batch = StreamingFrequency(round(SIZES[0][0] * num_items), SIZES[0][1]), 0
     for epoch in range(FLAGS.epochs):
-        for found in examples.epoch(epoch):
+        plan = examples.epoch(epoch)
+        items = examples.items[plan.targets.values]
+        for found in np.split(items, plan.targets.offsets[plan.batches[1:-1]]):
             for stream in streams.values():
-                stream.update(found["item"])
+                stream.update(found)
             batch += 1
-            present = np.unique(found["item"])
+            present = np.unique(found)
             by_batch.update(present, np.full(len(present), batch))
         for size, stream in streams.items():
             yield epoch + 1, "examples", *size, stream.probability(everything)

@@ -30,10 +30,6 @@ VARIANTS = {
     "batch and 1024 uniform": {"negatives": {"negatives": ("batch", "uniform")}},
     "batch and memory of 8192": {"negatives": {"negatives": ("batch", "memory")}},
     "catalogue": {"negatives": {"negatives": ("catalogue",)}, "task": {"correction": "none"}},
-    "catalogue, every 100 steps": {
-        "negatives": {"negatives": ("catalogue",), "catalogue_refresh": 100},
-        "task": {"correction": "none"},
-    },
     "hardest 100 of the batch": {"negatives": {"num_hardest": 100}},
     "bce": {"task": {"loss": "bce"}},
     "triplet": {"task": {"loss": "triplet", "temperature": 1.0}},
@@ -76,7 +72,7 @@ def prepared(dataset, split, name: str, batch_size: int) -> tuple:
         return (time.perf_counter() - begun) / number
 
     run(WARM_UP + len(batches))
-    return run, mining, int(batches[0]["block"].shape[1])
+    return run, mining, int(batches[0].hard_negatives.shape[1])
 
 
 def main(argv):

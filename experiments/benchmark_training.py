@@ -6,11 +6,10 @@ Variants, in turn, `--repeats` times, so that a machine that drifts drifts for a
 
     tutorial       the loop of the TFRS tutorials: string columns in tf.data, looked up in the
                    graph, every example a row and a column of tfrs.tasks.Retrieval, Keras fit
-    plain rows     the same towers on looked-up integers
-    unique         the same towers, each distinct query and item of a batch scored once
+    same towers    the same towers on looked-up integers, each distinct query and item scored once
     recipe         train.py's defaults, which read the whole history, too
 
-The first three have a user id on one side, item id and title on the other, 512 -> 256 -> 128. A
+The first two have a user id on one side, item id and title on the other, 512 -> 256 -> 128. A
 step's share of the machine's matrix product rate counts the floating point operations of dense
 layers, bags and scores, forward and backward; `parts` says where the time of a step goes.
 """
@@ -28,8 +27,9 @@ from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
 from twotower.objective.task import TaskConfig
 from twotower.tf import tf, tfrs
+from twotower.training.batches import Batch
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training, tensors
+from twotower.training.trainer import Training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")
@@ -48,14 +48,9 @@ def recipes() -> dict[str, Recipe]:
         default,
         query=dataclasses.replace(default.query, features=("user_id",)),
         item=dataclasses.replace(default.item, features=("item_id", "title")),
-        task=TaskConfig(correction="none", mask_own=False),
+        task=TaskConfig(correction="none", mask_known_positives=False),
     )
-    plain = dataclasses.replace(
-        same,
-        task=dataclasses.replace(same.task, unique=False),
-        examples=dataclasses.replace(same.examples, targets_per_query=1),
-    )
-    return {"tutorial": plain, "plain rows": plain, "unique": same, "recipe": default}
+    return {"tutorial": same, "same towers": same, "recipe": default}
 
 
 class TutorialModel(tfrs.Model):
@@ -110,11 +105,10 @@ def matrix_rate() -> float:
     return 2 * 2048**3 / float(np.median(times))
 
 
-def operations(training: Training, batch: dict) -> dict[str, float]:
+def operations(training: Training, batch: Batch) -> dict[str, float]:
     """Floating point operations of a step by part, forward and backward (3 x forward)."""
-    model, unique = training.model, training.recipe.task.unique
-    num_queries = len(batch["row"]) if not unique else int(batch["row"].max()) + 1
-    num_items = len(np.unique(batch["item"])) if unique else len(batch["item"])
+    model = training.model
+    num_queries, num_items = len(batch.item), len(np.unique(batch.targets().item))
 
     def dense(tower, rows):
         kernels = [w for w in tower.head.trainable_weights if len(w.shape) == 2]
@@ -130,14 +124,9 @@ def operations(training: Training, batch: dict) -> dict[str, float]:
     }
 
 
-def parts(training: Training, batch: dict) -> dict[str, float]:
+def parts(training: Training, batch: Batch) -> dict[str, float]:
     """Seconds of a step by part, each alone, forward and backward; median of 7."""
-    model = training.model
-    inputs = {k: tensors(v) if isinstance(v, dict) else tf.constant(v) for k, v in batch.items()}
-    items = tf.unique(inputs["item"])[0] if training.recipe.task.unique else inputs["item"]
-    queries = model.query_tower(inputs["query"])
-    if not training.recipe.task.unique:
-        queries = tf.gather(queries, inputs["row"])
+    model, items = training.model, tf.unique(batch.targets().item).y
 
     def gradient(weights, forward):
         @tf.function
@@ -150,7 +139,7 @@ def parts(training: Training, batch: dict) -> dict[str, float]:
 
     query_step = gradient(
         model.query_tower.trainable_weights,
-        lambda: model.query_tower(inputs["query"], training=True),
+        lambda: model.query_vectors(batch, training=True),
     )
     item_step = gradient(
         model.item_tower.trainable_weights, lambda: model.item_vectors(items, training=True)
@@ -159,13 +148,13 @@ def parts(training: Training, batch: dict) -> dict[str, float]:
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(inputs, training=True)
+            loss = model.compute_loss(batch, training=True)
         return tape.gradient(loss, model.trainable_variables)
 
     @tf.function
     def step_and_update():
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(inputs, training=True)
+            loss = model.compute_loss(batch, training=True)
         gradients = tape.gradient(loss, model.trainable_variables)
         model.optimizer.apply_gradients(zip(gradients, model.trainable_variables))
 
@@ -219,7 +208,6 @@ def main(argv):
         }
         if name != "tutorial":
             batch = next(iter(training.batches()))
-            batch = tf.nest.map_structure(lambda t: t.numpy(), batch)
             work = operations(training, batch)
             a_step = batch_size / row["examples_per_second"]
             row |= {

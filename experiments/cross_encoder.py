@@ -23,7 +23,7 @@ import recipe_flags  # isort: skip  (beside this script)
 from twotower.bundle.provenance import provenance
 from twotower.data import load, splits
 from twotower.evaluation.evaluate import evaluate, from_scores
-from twotower.objective.task import MatrixRetrieval
+from twotower.objective.task import RetrievalTask
 from twotower.tf import tf
 from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
@@ -41,14 +41,12 @@ recipe_flags.define()
 TIMED_CASES = 100
 
 
-class CrossRetrieval(MatrixRetrieval):
+class CrossRetrieval(RetrievalTask):
     """The retrieval task with MLP([q, i, q * i]) for a score.
 
     The first layer over [q, i] is a sum of one layer over q and one over i, so that only the
     product is computed for each pair.
     """
-
-    is_dot_product = False
 
     def __init__(self, width: int, *args) -> None:
         super().__init__(*args)

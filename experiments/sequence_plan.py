@@ -37,7 +37,7 @@ SEQUENCES = Plan(
         # How vectors meet.
         run("score", "cosine over .05", "--l2_normalise --temperature=0.05"),
         run("score", "a table of ids for each side", "--query_shared=nothing"),
-        run("score", "what came before is a negative", "--nomask_own"),
+        run("score", "what came before is a negative", "--nomask_known_positives"),
         run("score", "in-batch softmax", "--negatives=batch --correction=log_q_masked"),
         # Size.
         run("size", "one block", "--query_history_layers=1", 0.8),

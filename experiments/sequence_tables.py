@@ -40,7 +40,9 @@ def results(protocol: str) -> str:
             files[path.name] = None
             recipe = row.get("recipe", {})  # a baseline has none
             task = recipe.get("task", {})
-            seen = "" if task.get("mask_own", True) else ", seen items among its negatives"
+            seen = (
+                "" if task.get("mask_known_positives", True) else ", seen items among its negatives"
+            )
             seeds = {part: recipe.get(part, {}) | {"seed": None} for part in ("examples", "fit")}
             of_all = recipe | seeds
             key = row["name"] + seen, json.dumps(of_all, sort_keys=True)

@@ -97,16 +97,12 @@ def test_readme_tables_are_what_the_results_say():
 # What a field needs beside it to have an effect.
 MINED, TRIPLET = ("--hard_negative_share=0.1",), ("--loss=triplet", "--temperature=1")
 NEEDED = {
-    **dict.fromkeys(("temperature_last", "temperature_steps"), ("--temperature_kind=annealed",)),
     **dict.fromkeys(("num_sampled", "sampled_power"), ("--negatives=popularity",)),
     "margin": TRIPLET,
     "triplet_mining": (*TRIPLET, "--correction=none"),
     "negative_ratio": ("--loss=bce",),
     "calibration": ("--loss=gbce",),
-    "unique": ("--correction=none",),
     "memory_size": ("--negatives=batch,memory",),
-    "catalogue_refresh": ("--negatives=catalogue", "--correction=none"),
-    "hard_as_draws": MINED,
     "targets_share_spread": ("--targets_share=0.4",),
     "hidden_share": ("--sequence_length=5",),
     "weight_decay": ("--optimizer=adamw",),
@@ -117,7 +113,6 @@ CHANGED = {
     "temperature": 0.2,
     "correction": "none",
     "loss": "bce",
-    "temperature_kind": "learned",
     "frequency": "streaming",
     "triplet_mining": "hardest",
     "negatives": ("uniform",),

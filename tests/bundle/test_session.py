@@ -25,7 +25,7 @@ SEQUENTIAL = tiny.recipe(
         "history_gaps": True,
         "history_content": True,
     },
-    task={"correction": "none", "mask_own": False},
+    task={"correction": "none", "mask_known_positives": False},
     negatives={"negatives": ("catalogue",)},
     examples={"sequence_length": 12, "batch_size": 500},
 )

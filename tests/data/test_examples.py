@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from asked import asked
 
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import DAY, Examples, ExamplesConfig, ItemInputs, QueryInputs
 from twotower.data.splits import PARTS, PROTOCOLS, Split, make_split
 from twotower.objective.negatives import in_batch_probability
+from twotower.tf import tf
 from twotower.training.trainer import Training
 
 NAN = float("nan")
@@ -87,7 +89,7 @@ def by_item(batches, field) -> dict:
 def test_before_is_strictly_the_earlier_rows(batch_size):
     examples = examples_of("before", batch_size=batch_size)
     # Row 2 is before row 3 though both are of time 20; never the other way round.
-    assert by_item(examples.epoch(0), "history") == {
+    assert by_item(asked(examples, 0), "history") == {
         ("a", 0): [],
         ("a", 1): [0],
         ("a", 2): [0, 1],
@@ -95,8 +97,8 @@ def test_before_is_strictly_the_earlier_rows(batch_size):
         ("b", 0): [],
         ("b", 1): [0],
     }
-    assert by_item(examples.epoch(0), "history_time")["a", 3] == [10, 20, 20]
-    ratings = by_item(examples.epoch(0), "history_rating")["a", 3]
+    assert by_item(asked(examples, 0), "history_time")["a", 3] == [10, 20, 20]
+    ratings = by_item(asked(examples, 0), "history_rating")["a", 3]
     np.testing.assert_array_equal(ratings, [5, NAN, 3])
     # Whatever the config says, each example has a query of its own here.
     assert not examples.shared and examples.alone
@@ -104,7 +106,7 @@ def test_before_is_strictly_the_earlier_rows(batch_size):
 
 def test_one_target_a_query_leaves_out_one_row():
     examples = examples_of("others", targets_per_query=1)
-    assert by_item(examples.epoch(3), "history") == {
+    assert by_item(asked(examples, 3), "history") == {
         ("a", 0): [1, 2, 3],
         ("a", 1): [0, 2, 3],
         ("a", 2): [0, 1, 3],
@@ -112,7 +114,7 @@ def test_one_target_a_query_leaves_out_one_row():
         ("b", 0): [1],
         ("b", 1): [0],
     }
-    ratings = by_item(examples.epoch(3), "history_rating")["a", 0]
+    ratings = by_item(asked(examples, 3), "history_rating")["a", 0]
     np.testing.assert_array_equal(ratings, [NAN, 3, 1])
 
 
@@ -121,7 +123,7 @@ def test_all_rows_of_a_target_are_left_out(targets_per_query):
     # User a watches item 0 three times: its other rows would give the target away.
     dataset = by_hand([*ROWS, ("a", 0, 15, 4.0), ("a", 0, 5, 4.0)])
     examples = examples_of("others", dataset, targets_per_query=targets_per_query)
-    found = flat(examples.epoch(0))
+    found = flat(asked(examples, 0))
     assert sorted(one["item"] for one in found if one["user"] == "a") == [0, 0, 0, 1, 2, 3]
     assert not any(one["item"] in one["history"] for one in found)
     if targets_per_query == 1:
@@ -141,7 +143,7 @@ def test_all_rows_of_a_target_are_left_out(targets_per_query):
 def test_a_group_is_a_share_of_the_history(share, expected):
     examples = examples_of("others", targets_per_query=1, targets_share=share, batch_size=3)
     groups = {}
-    for batch in examples.epoch(0):
+    for batch in asked(examples, 0):
         for query, user in enumerate(batch["cases"].user_id):
             groups.setdefault(user, []).append(int((batch["row"] == query).sum()))
     assert tuple(sorted(sizes) for _, sizes in sorted(groups.items())) == expected
@@ -157,7 +159,7 @@ def test_each_user_has_a_share_of_its_own(made):
     many = examples.by_user.lengths >= 20
     shares = []
     for epoch in range(3):
-        (batch,) = examples.epoch(epoch)
+        (batch,) = asked(examples, epoch)
         largest = np.zeros(len(many), int)
         np.maximum.at(largest, batch["user"], np.bincount(batch["row"]))
         # The first group of a user is as large as its share, rounded up.
@@ -174,7 +176,7 @@ def test_each_user_has_a_share_of_its_own(made):
 def test_a_group_of_targets_is_not_in_its_history(targets_per_query):
     examples = examples_of("others", targets_per_query=targets_per_query, batch_size=3)
     sizes = {"a": [], "b": []}
-    for batch in examples.epoch(0):
+    for batch in asked(examples, 0):
         cases = batch["cases"]
         assert (np.diff(batch["row"]) >= 0).all()
         for query in range(len(cases)):
@@ -203,7 +205,7 @@ def test_every_training_row_once_an_epoch(made, protocol, batch_size, targets):
     split = make_split(made, protocol)
     config = ExamplesConfig(batch_size=batch_size, targets_per_query=targets)
     examples = Examples(made, split, config)
-    batches = list(examples.epoch(0))
+    batches = asked(examples, 0)
     users = np.concatenate([batch["cases"].user_id[batch["row"]] for batch in batches])
     items = np.concatenate([batch["item"] for batch in batches])
     times = np.concatenate([batch["time"] for batch in batches])
@@ -247,7 +249,7 @@ def same_batch(a: dict, b: dict) -> bool:
 def test_epochs_differ_and_seeds_repeat(made, protocol):
     def batches(epoch, seed=0):
         config = ExamplesConfig(batch_size=100, seed=seed)
-        return list(Examples(made, make_split(made, protocol), config).epoch(epoch))
+        return asked(Examples(made, make_split(made, protocol), config), epoch)
 
     assert equal(batches(4), batches(4))
     assert not equal(batches(0), batches(1))
@@ -256,14 +258,14 @@ def test_epochs_differ_and_seeds_repeat(made, protocol):
 
 def test_groups_change_from_epoch_to_epoch():
     examples = examples_of("others", targets_per_query=2)
-    seen = {str(sorted(by_item(examples.epoch(n), "history")["a", 0])) for n in range(30)}
+    seen = {str(sorted(by_item(asked(examples, n), "history")["a", 0])) for n in range(30)}
     # Item 0 shares its query with one of 1, 2, 3: the history is the two others.
     assert seen == {"[1, 2]", "[1, 3]", "[2, 3]"}
 
 
 @pytest.mark.parametrize("history", ["before", "others"])
 def test_own_is_all_that_the_user_trains_with(history):
-    owns = by_item(examples_of(history, batch_size=2).epoch(0), "own")
+    owns = by_item(asked(examples_of(history, batch_size=2), 0), "own")
     assert {user: own for (user, _), own in owns.items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
     assert len(owns) == 6
 
@@ -272,33 +274,33 @@ def test_rows_that_do_not_train_are_in_no_history():
     dataset = by_hand()
     split = dataclasses.replace(whole(dataset, "before"), train=np.array([0, 1, 3, 5]))
     examples = Examples(dataset, split, ExamplesConfig())
-    assert by_item(examples.epoch(0), "history") == {
+    assert by_item(asked(examples, 0), "history") == {
         ("a", 0): [],
         ("a", 2): [0],
         ("a", 3): [0, 2],
         ("b", 1): [],
     }
-    assert by_item(examples.epoch(0), "own")["a", 0] == [0, 2, 3]
+    assert by_item(asked(examples, 0), "own")["a", 0] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("history, expected", [("before", [1, 2]), ("others", [1, 2])])
 def test_max_history_keeps_the_last_events(history, expected):
     examples = examples_of(history, targets_per_query=1, max_history=2)
     # Of the items 0, 1, 2 before (or beside) item 3; a's own positives stay all four.
-    assert by_item(examples.epoch(0), "history")["a", 3] == expected
-    assert by_item(examples.epoch(0), "history_time")["a", 3] == [20, 20]
-    assert by_item(examples.epoch(0), "own")["a", 3] == [0, 1, 2, 3]
+    assert by_item(asked(examples, 0), "history")["a", 3] == expected
+    assert by_item(asked(examples, 0), "history_time")["a", 3] == [20, 20]
+    assert by_item(asked(examples, 0), "own")["a", 3] == [0, 1, 2, 3]
     # Shorter ones stay as they are.
-    assert by_item(examples.epoch(0), "history")["b", 1] == [0]
+    assert by_item(asked(examples, 0), "history")["b", 1] == [0]
 
 
 def test_weights_by_hand():
     # Ratings 5 4 - 3 2 1 have the mean 3; the missing one counts as that.
-    weights = by_item(examples_of("before", weight="rating").epoch(0), "weight")
+    weights = by_item(asked(examples_of("before", weight="rating"), 0), "weight")
     expected = [5 / 3, 4 / 3, 1, 1, 2 / 3, 1 / 3]
     found = [weights[user, item] for user, item, _, _ in ROWS]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert set(by_item(examples_of("before").epoch(0), "weight").values()) == {1.0}
+    assert set(by_item(asked(examples_of("before"), 0), "weight").values()) == {1.0}
     with pytest.raises(ValueError, match="no column 'stars'"):
         examples_of("before", weight="stars")
     with pytest.raises(ValueError, match="weights from 'item_id' must be numbers; got"):
@@ -316,21 +318,21 @@ def test_weights_of_other_rows_do_not_count():
     dataset = by_hand()
     split = dataclasses.replace(whole(dataset, "before"), train=np.arange(5))
     examples = Examples(dataset, split, ExamplesConfig(weight="rating"))
-    assert by_item(examples.epoch(0), "weight")["a", 0] == pytest.approx(5 / 3.5)
+    assert by_item(asked(examples, 0), "weight")["a", 0] == pytest.approx(5 / 3.5)
 
 
 def test_context_and_time_belong_to_one_example():
     device = ["tv", "web", "phone", "tv", "web", ""]
     dataset = by_hand(device=device)
-    told = by_item(examples_of("before", dataset, "loo+time").epoch(0), "told")
+    told = by_item(asked(examples_of("before", dataset, "loo+time"), 0), "told")
     assert told == {(user, item): time for user, item, time, _ in ROWS}
-    assert set(by_item(examples_of("before", dataset).epoch(0), "told").values()) == {-1}
+    assert set(by_item(asked(examples_of("before", dataset), 0), "told").values()) == {-1}
     for history, targets in (("before", 8), ("others", 1)):
         examples = examples_of(history, dataset, targets_per_query=targets)
-        found = by_item(examples.epoch(0), "context")
+        found = by_item(asked(examples, 0), "context")
         assert [found[user, item]["device"] for user, item, _, _ in ROWS] == device
     # Several targets share the query: it cannot have the context of each.
-    shared = by_item(examples_of("others", dataset, targets_per_query=2).epoch(0), "context")
+    shared = by_item(asked(examples_of("others", dataset, targets_per_query=2), 0), "context")
     assert {context["device"] for context in shared.values()} == {""}
 
 
@@ -493,18 +495,6 @@ def test_query_inputs_raw_and_encoded():
         QueryInputs(dataset, ["history", "colour"])
 
 
-def test_padding_of_query_inputs():
-    dataset = by_hand()
-    examples = examples_of("before", dataset)
-    inputs = QueryInputs(dataset, ["history", "history_time", "history_rating"])
-    for batch in examples.epoch(0):
-        found, lengths = inputs(batch["cases"]), batch["cases"].history.lengths
-        padded = np.arange(lengths.max()) >= lengths[:, None]
-        assert (found["history"][padded] == "").all() and padded.any()
-        assert (found["history_time"][padded] == -1).all()
-        assert np.isnan(found["history_rating"][padded]).all()
-
-
 # What held-out rows must not touch. Only the training rows are left of the interactions: no
 # validation or test row, no impression, skip, like or share.
 def reduced(dataset: Dataset, split: Split) -> tuple[Dataset, Split]:
@@ -531,7 +521,7 @@ def test_held_out_rows_leave_no_trace_in_the_examples(made, protocol, part):
     less, less_split = reduced(made, split)
     assert len(less.interactions) < 0.6 * len(made.interactions)
     one, two = (Examples(*data, LEAK_CONFIG) for data in ((made, split), (less, less_split)))
-    assert equal(list(one.epoch(0)), list(two.epoch(0)))
+    assert equal(asked(one, 0), asked(two, 0))
     np.testing.assert_array_equal(*[np.asarray(e.weights) for e in (one, two)])
     probabilities = [
         in_batch_probability(examples.items, len(made.items), examples.weights)
@@ -558,7 +548,7 @@ def test_one_more_training_row_does_leave_a_trace(made):
     held_out = np.setdiff1d(np.flatnonzero(made.positive), split.train)[0]
     leaky = dataclasses.replace(split, train=np.sort(np.append(split.train, held_out)))
     clean, dirty = (Examples(made, one, LEAK_CONFIG) for one in (split, leaky))
-    assert not equal(list(clean.epoch(0)), list(dirty.epoch(0)))
+    assert not equal(asked(clean, 0), asked(dirty, 0))
     popularity = [
         ItemInputs(made, one.train, ["popularity"])(np.arange(len(made.items)))["popularity"]
         for one in (split, leaky)
@@ -594,12 +584,10 @@ def test_held_out_rows_leave_no_trace_in_the_model(made, protocol):
     batches = [list(training.batches().take(2)) for training in (one, two)]
     assert len(batches[0]) == 2
     for batch, twin in zip(*batches, strict=True):
-        assert batch["query"].keys() == twin["query"].keys()
-        assert batch["timed"].keys() == twin["timed"].keys() == {"age", "popularity"}
-        flat_batch = {**batch.pop("query"), **batch.pop("timed"), **batch}
-        flat_twin = {**twin.pop("query"), **twin.pop("timed"), **twin}
-        for column, values in flat_batch.items():
-            np.testing.assert_array_equal(values, flat_twin[column])
+        assert batch.item_inputs.keys() == {"age", "popularity"}
+        both = (tf.nest.flatten(one, expand_composites=True) for one in (batch, twin))
+        for values, others in zip(*both, strict=True):
+            np.testing.assert_array_equal(values, others)
 
 
 def test_whole_histories_are_all_training_rows():
@@ -667,12 +655,12 @@ def test_stratified_epochs(history):
     examples = examples_of(history, stratify=1.0, batch_size=4, targets_per_query=2)
     drawn = []
     for epoch in range(400):
-        found = flat(examples.epoch(epoch))
+        found = flat(asked(examples, epoch))
         assert len(found) == 6  # as many as there are
         for one in found:
             assert one["item"] not in one["history"]
             drawn.append((one["user"], one["item"]))
-        for batch in examples.epoch(epoch):
+        for batch in asked(examples, epoch):
             # A query without an example would cost and teach nothing.
             assert set(batch["row"]) == set(range(len(batch["cases"])))
     users = {"a": [0, 1, 2, 3], "b": [0, 1]}
@@ -687,11 +675,11 @@ def test_draws_of_an_example_come_into_different_batches(history):
     """Else a rare item would be many columns of one batch, and no column of the others."""
     examples = examples_of(history, stratify=1.0, batch_size=1)
     examples.draws = np.array([0.0, 0.0, 6.0, 0.0, 0.0, 0.0])
-    batches = list(examples.epoch(0))
+    batches = asked(examples, 0)
     assert [batch["item"].tolist() for batch in batches] == [[2]] * 6
 
 
 def test_without_strata_each_example_is_drawn_once():
     examples = examples_of("others", batch_size=4)
     assert examples.draws.tolist() == [1] * 6
-    assert sorted(one["item"] for one in flat(examples.epoch(0))) == [0, 0, 1, 1, 2, 3]
+    assert sorted(one["item"] for one in flat(asked(examples, 0))) == [0, 0, 1, 1, 2, 3]

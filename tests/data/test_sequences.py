@@ -6,9 +6,11 @@ import itertools
 import numpy as np
 import pytest
 import tiny
+from asked import asked
 
 from twotower.data.examples import Examples, ExamplesConfig
-from twotower.data.sequences import Sequences, _untold
+from twotower.data.sequences import Sequences, _without_hidden
+from twotower.objective.negatives import Columns
 from twotower.ragged import Ragged
 from twotower.tf import tf
 from twotower.training.trainer import Training
@@ -45,8 +47,8 @@ def test_windows_by_hand():
 @pytest.mark.parametrize("protocol", ["loo", "temporal-successive+time"])
 def test_each_row_is_a_target_once_after_the_events_before_it(protocol):
     made = examples(protocol)
-    asked = []
-    for batch in Sequences(made).epoch(0):
+    found = []
+    for batch in asked(Sequences(made), 0):
         cases, place = batch["cases"], batch["place"]
         assert len(batch["item"]) <= 100 + LENGTH
         assert cases.history.lengths.max() <= LENGTH
@@ -54,24 +56,24 @@ def test_each_row_is_a_target_once_after_the_events_before_it(protocol):
             user = batch["user"][number]
             own = made.by_user[user]
             (at,) = [p for p in own if made.items[p] == batch["item"][number]]
-            asked.append(at)
+            found.append(at)
             history = cases.history[window][:before]
             # The `before` last of the user's rows before this one, in their order.
             assert history.tolist() == made.items[at - before : at].tolist()
             times = cases.history_time[window][:before]
             assert times.tolist() == made.times[at - before : at].tolist()
-            assert batch["asked"].user_id[number] == made.user_ids[user] == cases.user_id[window]
+            assert made.user_ids[user] == cases.user_id[window]
             before_all = batch["own"][window][: batch["num_own"][number]]
             assert before_all.tolist() == made.items[own[own < at]].tolist()
             assert batch["time"][number] == made.times[at]
             told = made.times[at] if "+time" in protocol else -1
-            assert batch["asked"].time[number] == told
-    assert sorted(asked) == list(range(len(made)))
+            assert batch["told"][number] == told
+    assert sorted(found) == list(range(len(made)))
 
 
 def test_batches_hold_windows_of_like_length_and_change_with_the_epoch():
     sequences = Sequences(examples())
-    first, again, second = ([*sequences.epoch(epoch)] for epoch in (0, 0, 1))
+    first, again, second = (asked(sequences, epoch) for epoch in (0, 0, 1))
     for one, other in zip(first, again):
         assert (one["item"] == other["item"]).all() and (one["place"] == other["place"]).all()
     assert [*first[0]["item"]] != [*second[0]["item"]]
@@ -86,7 +88,7 @@ def test_batches_hold_windows_of_like_length_and_change_with_the_epoch():
 def test_cloze_asks_for_some_events_and_always_for_the_last():
     made = examples(hidden_share=0.3)
     hidden = windows = 0
-    for batch in Sequences(made, is_causal=False).epoch(0):
+    for batch in asked(Sequences(made, is_causal=False), 0):
         history, place = batch["cases"].history, batch["place"]
         # Token p is event p - 1 of the window, which holds what is asked for.
         found = history.values[history.offsets[place[:, 0]] + place[:, 1] - 1]
@@ -106,13 +108,13 @@ def test_a_cloze_does_not_show_what_it_asks_for():
     repeated = 0
     for row in made.by_user:
         made.items[row] = made.items[row[np.arange(len(row)) // 2 * 2]]  # each item twice
-    for batch in Sequences(made, is_causal=False).epoch(0):
+    for batch in asked(Sequences(made, is_causal=False), 0):
         history, place = batch["cases"].history, batch["place"]
-        asked = history.offsets[place[:, 0]] + place[:, 1] - 1
-        shown = np.setdiff1d(np.arange(len(history.values)), asked)
+        hidden = history.offsets[place[:, 0]] + place[:, 1] - 1
+        shown = np.setdiff1d(np.arange(len(history.values)), hidden)
         shown = set(zip(history.row_index[shown].tolist(), history.values[shown].tolist()))
         assert not shown & set(zip(place[:, 0].tolist(), batch["item"].tolist()))
-        repeated += len(asked) - len(set(zip(place[:, 0].tolist(), batch["item"].tolist())))
+        repeated += len(hidden) - len(set(zip(place[:, 0].tolist(), batch["item"].tolist())))
     assert repeated > 100
 
 
@@ -121,7 +123,7 @@ def test_hidden_events_have_the_time_of_what_is_seen_before_them():
     hidden = np.array([True, False, True, False, True, True, False, True])
     # The first takes that of the next one seen; the last, and neighbours, of the last one seen; a
     # window of which all is hidden has none.
-    assert _untold(times, hidden).values.tolist() == [20, 20, 20, 40, 40, 40, 70, 0]
+    assert _without_hidden(times, hidden).tolist() == [20, 20, 20, 40, 40, 40, 70, 0]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ SEQUENTIAL = tiny.recipe(
         "history_length": LENGTH,
         "history_stride": 2,
     },
-    task={"correction": "none", "mask_own": False},
+    task={"correction": "none", "mask_known_positives": False},
     negatives={"negatives": ("catalogue",)},
     examples={"sequence_length": LENGTH, "batch_size": 200},
 )
@@ -183,7 +185,7 @@ def test_a_mean_is_asked_with_whole_histories_and_learns_from_them():
 def test_every_epoch_has_as_many_batches(size):
     made = examples(batch_size=size)
     sequences = Sequences(made)
-    numbers = [sum(1 for _ in sequences.epoch(epoch)) for epoch in range(4)]
+    numbers = [len(sequences.epoch(epoch).batches) - 1 for epoch in range(4)]
     assert numbers == [-(-len(made) // size)] * 4
 
 
@@ -218,7 +220,7 @@ def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, pr
         # The last event of each user, which is nobody's history, comes later.
         made.times = made.times.copy()
         made.times[made.by_user.offsets[1:][made.by_user.lengths > 0] - 1] += shift
-        return [batch["query"] for batch in training.batches()]
+        return [batch.query for batch in training.batches()]
 
     same = [
         (one[name] == other[name]).numpy().all()
@@ -239,20 +241,21 @@ def test_what_came_before_is_no_negative(negatives):
     recipe = tiny.recipe(
         SEQUENTIAL,
         task={
-            "mask_own": True,
+            "mask_known_positives": True,
             "correction": "none" if negatives == ("catalogue",) else "log_q_masked",
         },
         negatives={"negatives": negatives, **sizes},
     )
     training = Training(tiny.dataset(), tiny.split("loo"), recipe)
     batch = next(iter(training.batches()))
-    keys = tf.range(training.model.num_items)
+    targets, keys = batch.targets(), tf.range(training.model.num_items)
     if negatives != ("catalogue",):
-        keys = tf.unique(batch["item"]).y[::-1]
-    made, owned = training.examples, training.model._own(batch, keys).numpy()
-    assert owned.shape == (len(batch["item"]), len(keys)) and 0 < owned.mean() < 0.5
-    events = next(training.sequences.epoch(0))
-    for number, item in enumerate(batch["item"].numpy()):
+        keys = tf.unique(targets.item).y[::-1]
+    columns = Columns(keys, tf.zeros_like(keys, tf.float32))
+    made, owned = training.examples, training.model._known(batch, targets, columns).numpy()
+    assert owned.shape == (len(targets.item), len(keys)) and 0 < owned.mean() < 0.5
+    events = asked(training.sequences, 0)[0]
+    for number, item in enumerate(targets.item.numpy()):
         rows = made.by_user[events["user"][number]]
         seen = [made.items[at] for at in rows[: list(made.items[rows]).index(item)]]
         if negatives != ("catalogue",):

@@ -270,7 +270,7 @@ def test_mistakes_are_named(workdir, tmp_path):
         "unknown query features ['shoe']": [*train, "--query_features=history,shoe"],
         "optimizer must be one of": [*train, "--optimizer=sgd"],
         "backend must be one of": [*train, "--indexes=hnsw,scam"],
-        "it goes with mask_own=False": [*train, "--correction=log_q"],
+        "it goes with mask_known_positives=False": [*train, "--correction=log_q"],
         "items ['nothing'] are not in": [*recommend, "--history=i00003,nothing"],
         "of user 'u00003' nothing is given": [*recommend, "--user_id=u00003"],
         "or no --user_id": [*recommend, "--user_id=42", "--format=json"],

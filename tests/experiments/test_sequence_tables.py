@@ -46,7 +46,7 @@ def test_seeds_are_averaged_and_other_protocols_left_out(results):
     timed = sequence_tables.results("loo+time").splitlines()
     assert timed[2].startswith("| ours | 0.800 ± 0.010 |") and "HSTU-large" in timed[3]
     assert "| gaps, time of the request | here |" in timed[2]
-    task = {"task": {"mask_own": False}}  # another recipe, and no seed of this one
+    task = {"task": {"mask_known_positives": False}}  # another recipe, and no seed of this one
     results("sequence_loo_5core_2", row(0.1, recipe=task))
     lines = sequence_tables.results("loo-5core").splitlines()
     assert lines[2].startswith("| ours | 0.320 ") and lines[3].startswith(

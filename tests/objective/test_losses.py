@@ -1,28 +1,31 @@
 """Losses by hand on a 2x2 matrix, against numpy and tfrs.tasks.Retrieval, and in the limit."""
 
-import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from twotower.objective import losses
-from twotower.objective.losses import CORRECTIONS, LOSSES, MASKED, column_log_weight
-from twotower.objective.negatives import Columns, NegativesConfig
-from twotower.objective.task import MatrixRetrieval, TaskConfig, plain_retrieval
+from twotower.objective import full_softmax, losses
+from twotower.objective.corrections import CORRECTIONS, MASKED, column_log_weight, hardest
+from twotower.objective.full_softmax import FullSoftmax, log_normaliser
+from twotower.objective.hard_negatives import HardNegatives
+from twotower.objective.losses import LOSSES
+from twotower.objective.negatives import Columns, NegativesConfig, Targets
+from twotower.objective.task import RetrievalTask, TaskConfig
+from twotower.objective.tfrs_task import RetrievalLoss
 from twotower.tf import tf, tfrs
 
 LOG = np.log
 
 
 def in_batch(config, queries, items, row, column, p, own=None, weight=None, **kwargs):
-    """Loss over a batch whose columns are its distinct items."""
+    """Mean loss over a batch whose columns are its distinct items."""
     count = np.bincount(column, minlength=items.shape[0])
     item = tf.constant(column, tf.int32)
     p = tf.constant(p, tf.float32)
     log_weight = column_log_weight(tf.constant(count), p, len(row) - 1, config.correction)
     weight = np.ones(len(row)) if weight is None else weight
-    return MatrixRetrieval(config, items.shape[0], NegativesConfig())(
+    total = RetrievalTask(config, items.shape[0], NegativesConfig())(
         queries,
         tf.gather(items, item),
         row=tf.constant(row),
@@ -30,15 +33,18 @@ def in_batch(config, queries, items, row, column, p, own=None, weight=None, **kw
         columns=Columns(tf.range(items.shape[0]), log_weight, tf.convert_to_tensor(items)),
         sample_weight=tf.constant(weight, tf.float32),
         log_probability=tf.math.log(tf.gather(p, item)),
-        own=own,
+        known=own,
         **kwargs,
     )
+    return total / len(row)
 
 
 def loss_of(scores, row, column, count, probability, correction, own=None):
     """Each example's loss; the queries are rows of scores, and items axes."""
     assert np.bincount(column, minlength=len(count)).tolist() == list(count)
-    config = TaskConfig(temperature=1.0, correction=correction, mask_own=own is not None)
+    config = TaskConfig(
+        temperature=1.0, correction=correction, mask_known_positives=own is not None
+    )
     queries, items = tf.constant(scores, tf.float32), np.eye(len(count), dtype="f4")
     own = own if own is None else tf.constant(own)
     return [
@@ -246,7 +252,7 @@ def test_keras_loss_in_tfrs_equals_the_matrix(name):
     with tf.GradientTape(persistent=True) as tape:
         one = in_batch(config, queries, items, everyone, everyone, np.ones(9) / 9, own)
         task = tfrs.tasks.Retrieval(
-            losses.RetrievalLoss(name, **config.parameters(9)), temperature=temperature
+            RetrievalLoss(name, **config.parameters(9)), temperature=temperature
         )
         other = task(queries, items, score_mask=~own | np.eye(9, dtype=bool))
     np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -258,18 +264,18 @@ def test_keras_loss_in_tfrs_equals_the_matrix(name):
 
 
 def test_keras_loss_says_what_it_is():
-    loss = losses.RetrievalLoss("triplet", margin=0.5)
-    again = losses.RetrievalLoss.from_config(loss.get_config())
+    loss = RetrievalLoss("triplet", margin=0.5)
+    again = RetrievalLoss.from_config(loss.get_config())
     assert again.get_config() == {"reduction": loss.reduction, "name": "triplet", "margin": 0.5}
     with pytest.raises(ValueError, match="softmax"):
-        losses.RetrievalLoss("hinge")
+        RetrievalLoss("hinge")
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("own", [True, False])
 def test_a_batch_of_one_and_of_one_item(name, own):
     """No negative: softmax and triplet have nothing to learn, the others pull the positive up."""
-    config = TaskConfig(loss=name, temperature=1.0, mask_own=own)
+    config = TaskConfig(loss=name, temperature=1.0, mask_known_positives=own)
     alone = {"softmax": 0, "triplet": 0, "cosine_contrastive": 1 - 0.5}
     expected = alone.get(name, np.log1p(np.exp(-0.5)))
     if name == "gbce":
@@ -287,105 +293,76 @@ def test_a_batch_of_one_and_of_one_item(name, own):
 def test_hardest_keeps_the_highest_negatives():
     scores = tf.constant([[0.9, 0.1, 0.5, 0.7], [0.2, 0.3, 0.1, 0.0]])
     log_weight = tf.constant([[MASKED, 1.0, 2.0, 3.0], [MASKED, MASKED, MASKED, 4.0]])
-    kept, weight = losses.hardest(scores, log_weight, 2)
+    kept, weight = hardest(scores, log_weight, 2)
     assert kept[0].numpy().tolist() == pytest.approx([0.7, 0.5])
     assert weight[0].numpy().tolist() == [3.0, 2.0]
     assert kept[1, 0] == 0.0 and weight[1].numpy().tolist() == [4.0, MASKED]
-    assert losses.hardest(scores, log_weight, 9)[0].shape == (2, 4)
-
-
-def test_a_block_of_each_rows_own():
-    # Two queries with one shared column each (the other's item), and own negatives by hand:
-    # exp scores 5 for query 0 (item 2), and 7 for query 1 (item 3, twice; item 0 once more).
-    config = TaskConfig(temperature=1.0, correction="none", mask_own=False)
-    queries = tf.constant(LOG([[2, 1, 5, 1], [3, 6, 1, 7]]), tf.float32)
-    items = np.eye(4, dtype="f4")
-    block = tf.constant([[0, 0, 1, 0], [1, 0, 0, 2]], tf.float32)
-    for own in (None, tf.eye(2, 4, dtype=tf.bool)):
-        # Only items 0 and 1 are columns of all.
-        log_weight = tf.constant([0, 0, MASKED, MASKED])
-        columns = Columns(tf.range(4), log_weight, tf.constant(items))
-        loss = MatrixRetrieval(config, 4, NegativesConfig())(
-            queries,
-            tf.constant(items[:2]),
-            row=tf.range(2),
-            item=tf.range(2),
-            columns=columns,
-            sample_weight=tf.constant([2.0, 2.0]),
-            log_probability=tf.zeros(2),
-            own=own,
-            block=block,
-        )
-        # (2 + 1 + 5) / 2, and (6 + 3 + 3 + 2 * 7) / 6.
-        assert float(loss) == pytest.approx(LOG(8 / 2) + LOG(26 / 6), rel=1e-6)
+    assert hardest(scores, log_weight, 9)[0].shape == (2, 4)
 
 
 @pytest.mark.parametrize(
-    ("correction", "as_draws", "first", "second"),
+    ("correction", "first", "second"),
     [
         # A batch of three has two draws, each for two of four items: shared columns weigh 1 / (2 p)
-        # = 2, and the own one of the first query, whose exp score is 5, weighs 1 or 4 / 2.
-        ("log_q_masked", False, 2 + 2 * (1 + 3) + 5, 4 + 2 * (3 + 2)),
-        ("log_q_masked", True, 2 + 2 * (1 + 3) + 2 * 5, 4 + 2 * (3 + 2)),
-        # All divided by p = 1 / 4, the positive too: 4 times the exp scores, and 2 or 4.
-        ("log_q", False, 4 * (2 + 1 + 3) + 2 * 5, 4 * (4 + 3 + 2)),
-        ("log_q", True, 4 * (2 + 1 + 3) + 4 * 5, 4 * (4 + 3 + 2)),
+        # = 2. The hard negative of the first query, whose exp score is 5, weighs 1; the second
+        # one's stands there twice.
+        ("log_q_masked", 2 + 2 * (1 + 3) + 5, 4 + 2 * (3 + 2) + 2 * 1),
+        # All divided by p = 1 / 4, the positive too: 4 times the exp scores, and 2.
+        ("log_q", 4 * (2 + 1 + 3) + 2 * 5, 4 * (4 + 3 + 2) + 2 * 2 * 1),
         # Nothing is corrected: each column weighs 1.
-        ("none", False, 2 + 1 + 3 + 5, 4 + 3 + 2),
+        ("none", 2 + 1 + 3 + 5, 4 + 3 + 2 + 2 * 1),
     ],
 )
-def test_what_a_negative_of_its_own_weighs(correction, as_draws, first, second):
-    config = TaskConfig(temperature=1.0, correction=correction, mask_own=False)
-    # Rows are queries, columns the items 0 to 3; item 3 is nobody's column but the block's.
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_a_hard_negative_weighs(correction, masked, first, second):
+    masked = masked and correction != "log_q"  # which corrects hits and does not mask them
+    config = TaskConfig(temperature=1.0, correction=correction, mask_known_positives=masked)
+    # Rows are queries, columns the items 0 to 3; item 3 is nobody's column but a hard negative.
     queries = tf.constant(LOG([[2, 1, 3, 5], [3, 4, 2, 1], [1, 1, 1, 1]]), tf.float32)
-    log_weight = losses.column_log_weight(
-        tf.ones(3), tf.fill([3], 0.25), tf.constant(2), correction
+    negatives = NegativesConfig(num_impressions=1)
+    targets = Targets(
+        tf.range(3),
+        tf.range(3),
+        tf.constant([1.0, 1.0, 0.0]),
+        tf.fill([3], 0.25),
+        {},
+        tf.constant([[3, -1], [3, 3], [-1, -1]]),
     )
-    items = np.eye(4, dtype="f4")
-    negatives = NegativesConfig(num_impressions=1, hard_as_draws=as_draws)
-    loss = MatrixRetrieval(config, 4, negatives)(
+    items = tf.eye(4)
+    columns, positives = HardNegatives(negatives, np.full(4, 0.25), 4)(
+        targets, lambda keys: tf.gather(items, keys), correction
+    )
+    assert columns.keys.numpy().tolist() == [0, 1, 2, 3]
+    loss = RetrievalTask(config, 4, negatives)(
         queries,
-        tf.constant(items[:3]),
+        positives,
         row=tf.range(3),
-        item=tf.range(3),
-        columns=Columns(tf.range(4), tf.pad(log_weight, [[0, 1]], constant_values=MASKED), items),
-        sample_weight=tf.constant([3.0, 3.0, 0.0]),
-        log_probability=tf.math.log(tf.fill([3], 0.25)),
-        block=tf.constant([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], tf.float32),
+        item=targets.item,
+        columns=columns,
+        sample_weight=targets.weight,
+        log_probability=tf.math.log(targets.probability),
+        known=tf.eye(3, 4, dtype=tf.bool) if masked else None,
     )
     of_positive = 4 if correction == "log_q" else 1
     expected = LOG(first / (2 * of_positive)) + LOG(second / (4 * of_positive))
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
-def test_temperatures():
-    def at(step, **fields):
-        task = MatrixRetrieval(TaskConfig(**fields), 5, NegativesConfig())
-        return float(task.temperature_at(tf.constant(step)))
-
-    annealed = {
-        "temperature_kind": "annealed",
-        "temperature": 0.3,
-        "temperature_last": 0.1,
-        "temperature_steps": 10,
-    }
-    found = [at(step, **annealed) for step in (0, 5, 10, 99)]
-    np.testing.assert_allclose(found, [0.3, 0.2, 0.1, 0.1], rtol=1e-6)
-    assert at(7, temperature=0.3) == pytest.approx(0.3)
-    # A learned one starts where it is told, stays in its bounds, and comes back from them.
-    task = MatrixRetrieval(TaskConfig(temperature_kind="learned"), 5, NegativesConfig())
+def test_a_learned_temperature():
+    """It starts where it is asked to, stays in its bounds, and comes back from them."""
+    task = RetrievalTask(TaskConfig(learned_temperature=True), 5, NegativesConfig())
     with tf.GradientTape() as tape:
-        temperature = task.temperature_at(0)
+        temperature = task.temperature
     assert float(temperature) == pytest.approx(0.1)
     assert float(tape.gradient(temperature, task.log_temperature)) == pytest.approx(0.1)
     optimizer = tf.keras.optimizers.SGD(1.0)
     for gradient, bound in ((9.0, 0.01), (-9.0, 1.0)):
         for step, expected in ((gradient, bound), (-gradient / 90, bound * np.exp(gradient / 90))):
             optimizer.apply_gradients([(tf.constant(step), task.log_temperature)])
-            assert float(task.temperature_at(0)) == pytest.approx(expected, rel=1e-5)
+            assert float(task.temperature) == pytest.approx(expected, rel=1e-5)
     for start in (0.005, 2.0):
         with pytest.raises(ValueError, match="starts within"):
-            TaskConfig(temperature_kind="learned", temperature=start)
+            TaskConfig(learned_temperature=True, temperature=start)
 
 
 def test_unknown_correction_names_the_choices():
@@ -394,9 +371,9 @@ def test_unknown_correction_names_the_choices():
 
 
 @pytest.mark.parametrize(
-    ("correction", "mask_own"), [("none", False), ("none", True), ("log_q", False)]
+    ("correction", "mask_known_positives"), [("none", False), ("none", True), ("log_q", False)]
 )
-def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
+def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_known_positives):
     """Distinct rows and columns scored once give the loss and gradient of tfrs' full matrix."""
     rng = np.random.default_rng(0)
     num_queries, num_items, num_examples, dim = 5, 7, 24, 4
@@ -408,9 +385,11 @@ def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
     weight = rng.random(num_examples).astype("f4")
     likes = np.zeros((num_queries, num_items), bool)
     likes[row, item] = True
-    config = TaskConfig(temperature=0.3, correction=correction, mask_own=mask_own)
+    config = TaskConfig(
+        temperature=0.3, correction=correction, mask_known_positives=mask_known_positives
+    )
 
-    own = tf.constant(likes) if mask_own else None
+    own = tf.constant(likes) if mask_known_positives else None
     with tf.GradientTape() as tape:
         loss = in_batch(config, queries, items, row, item, p, own, weight)
     gradients = tape.gradient(loss, [queries, items])
@@ -428,7 +407,7 @@ def test_equals_tfrs_retrieval_on_the_expanded_batch(correction, mask_own):
             sample_weight=weight,
             candidate_sampling_probability=tf.gather(p, item) if correction == "log_q" else None,
             score_mask=~likes[row][:, item] | np.eye(num_examples, dtype=bool)
-            if mask_own
+            if mask_known_positives
             else None,
         )
     expected_gradients = tape.gradient(expected, [queries, items])
@@ -444,13 +423,12 @@ def test_the_hardest_are_distinct_items(item, is_same):
     """As `num_hard_negatives` of tfrs where no item comes twice; there each copy is a column."""
     rng = np.random.default_rng(0)
     queries, items = (tf.constant(rng.normal(size=(6, 4)), tf.float32) for _ in range(2))
-    config = TaskConfig(temperature=0.5, correction="none", mask_own=False)
+    config = TaskConfig(temperature=0.5, correction="none", mask_known_positives=False)
     negatives = NegativesConfig(num_hardest=2)
-    expected = plain_retrieval(dataclasses.replace(config, unique=False), 6, negatives)(
-        queries, tf.gather(items, item), compute_metrics=False
-    )
+    plain = tfrs.tasks.Retrieval(temperature=0.5, num_hard_negatives=2)
+    expected = plain(queries, tf.gather(items, item), compute_metrics=False)
     keys, _, count = tf.unique_with_counts(tf.constant(item))
-    loss = MatrixRetrieval(config, 6, negatives)(
+    loss = RetrievalTask(config, 6, negatives)(
         queries,
         tf.gather(items, item),
         row=tf.range(6),
@@ -519,7 +497,7 @@ def test_the_task_weighs_columns_as_the_enumeration_does(correction):
     item, p = np.array([0, 0, 1, 1, 1, 2]), np.float32([0.5, 0.3, 0.2])
     scores = np.array([0.7, -0.2, 1.1])
     first = np.eye(6)[0] * 6
-    config = TaskConfig(temperature=1.0, correction=correction, mask_own=False)
+    config = TaskConfig(temperature=1.0, correction=correction, mask_known_positives=False)
     queries = tf.constant(scores[None], tf.float32)
     loss = in_batch(config, queries, np.eye(3, dtype="f4"), np.zeros(6, int), item, p, None, first)
     weight = {
@@ -545,14 +523,14 @@ def test_loss_stays_finite_where_everything_is_masked_and_for_large_scores():
 @pytest.mark.parametrize("block_scores", [1, 64 * 7, 2**20])
 def test_log_normaliser_is_that_of_the_whole_matrix(monkeypatch, block_scores, share_own):
     # Rows in blocks of 16, 64 and all 100, the last one cut short.
-    monkeypatch.setattr(losses, "BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(full_softmax, "BLOCK_SCORES", block_scores)
     rng = np.random.default_rng(0)
     queries, items, weight = (
         tf.constant(values, tf.float32)
         for values in (3 * rng.normal(size=(100, 5)), 3 * rng.normal(size=(7, 5)), rng.random(100))
     )
     left_out = tf.constant(rng.random((100, 7)) < share_own)
-    given = {"own": left_out} if share_own else {}
+    given = {"known": left_out} if share_own else {}
 
     def gradients(function):
         with tf.GradientTape() as tape:
@@ -564,44 +542,40 @@ def test_log_normaliser_is_that_of_the_whole_matrix(monkeypatch, block_scores, s
         scores = tf.matmul(queries, items, transpose_b=True) + tf.where(left_out, -np.inf, 0.0)
         return tf.reduce_sum(tf.reduce_logsumexp(scores, 1) * weight)
 
-    for found, expected in zip(gradients(losses.log_normaliser), gradients(whole)):
+    for found, expected in zip(gradients(log_normaliser), gradients(whole)):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_log_normaliser_of_large_scores_and_of_no_query():
     items = tf.constant([[1.0], [-1.0]])
-    found = losses.log_normaliser(tf.constant([[1000.0]]), items, tf.ones([1]))
+    found = log_normaliser(tf.constant([[1000.0]]), items, tf.ones([1]))
     np.testing.assert_allclose(found, 1000.0)
-    assert float(losses.log_normaliser(tf.zeros([0, 1]), items, tf.zeros([0]))) == 0.0
+    assert float(log_normaliser(tf.zeros([0, 1]), items, tf.zeros([0]))) == 0.0
 
 
 @pytest.mark.parametrize("row, has_own", [(None, False), (None, True), ([2, 0, 0, 1, 2], False)])
-@pytest.mark.parametrize("sum_loss", [False, True])
-def test_full_softmax_without_its_matrix_is_the_same(row, has_own, sum_loss):
+def test_full_softmax_without_its_matrix_is_the_same(row, has_own):
     rng = np.random.default_rng(0)
-    config = TaskConfig(temperature=0.5, correction="none", mask_own=False, sum_loss=sum_loss)
-    task = MatrixRetrieval(config, 4, NegativesConfig(("catalogue",)))
+    config = TaskConfig(temperature=0.5, correction="none", mask_known_positives=False)
     queries = tf.constant(rng.normal(size=(5 if row is None else 3, 2)), tf.float32)
     items = tf.constant(rng.normal(size=(4, 2)), tf.float32)
     item = tf.constant([3, 1, 1, 0, 2])
     # The second row's and the last one's items came before, too.
     own = tf.constant([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 0]]) > 0
 
-    def gradients(**kwargs):
+    def gradients(kind):
         with tf.GradientTape() as tape:
             tape.watch([queries, items])
-            loss = task(
+            loss = kind(config, 4, NegativesConfig(("catalogue",)))(
                 queries,
                 tf.gather(items, item),
                 row=row if row is None else tf.constant(row),
                 item=item,
                 columns=Columns(tf.range(4), tf.zeros([4]), items),
                 sample_weight=tf.constant([1.0, 2.0, 0.0, 0.5, 1.0]),
-                own=own if has_own else None,
-                **kwargs,
+                known=own if has_own else None,
             )
         return [loss, *map(tf.convert_to_tensor, tape.gradient(loss, [queries, items]))]
 
-    # With blocks, though empty ones, the matrix is held, and a column is told from the positive.
-    for found, expected in zip(gradients(), gradients(block=tf.zeros([len(queries), 4]))):
+    for found, expected in zip(gradients(FullSoftmax), gradients(RetrievalTask)):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+from asked import asked
 
 from twotower.objective.mining import Miner, MiningConfig, drawn
 from twotower.objective.negatives import NegativesConfig
@@ -153,7 +154,7 @@ def test_when_it_is_due():
 def test_the_share_is_what_the_flag_says(pools, share, expected):
     config = NegativesConfig(negatives=pools, hard_negative_share=share)
     shared = config.num_shared(256, 3001)
-    hard = config.num_hard(shared)
+    hard = config.num_mined(shared)
     assert hard == expected and hard / (shared + hard) == pytest.approx(share, abs=0.002)
 
 
@@ -172,7 +173,7 @@ def trained(tmp_path_factory) -> Training:
         fit={"epochs": 2},
     )
     training = Training(tiny.dataset(), tiny.split(), recipe)
-    assert next(iter(training.batches()))["block"].shape[1] == 0
+    assert next(iter(training.batches())).hard_negatives.shape[1] == 0
     fit(training, tmp_path_factory.mktemp("mining"))
     return training
 
@@ -184,9 +185,9 @@ def test_in_training(trained):
     likes[examples.users, examples.items] = True
     vectors = trained.item_vectors(np.arange(num_items))
     hard, shared, seen = [], [], 0
-    for batch in trained.examples.epoch(5):
+    for batch in asked(trained.examples, 5):
         users, num = batch["user"], len(batch["item"])
-        block = trained._block(users, batch["item"], np.random.default_rng(0))
+        block = trained.hard_negatives(users, batch["item"], np.random.default_rng(0))
         assert block.shape == (len(users), round((num - 1) / 9)) and (block >= 0).all()
         assert not likes[users[:, None], block].any()
         own = trained.miner.lists[users]
@@ -202,7 +203,7 @@ def test_in_training(trained):
 
 def test_shared_lists_would_be_noticed(trained):
     """The check above, on blocks that go to the wrong rows."""
-    batch = next(iter(trained.examples.epoch(5)))
-    block = trained._block(batch["user"], batch["item"], np.random.default_rng(0))
+    batch = asked(trained.examples, 5)[0]
+    block = trained.hard_negatives(batch["user"], batch["item"], np.random.default_rng(0))
     own = trained.miner.lists[np.roll(batch["user"], 1)]
     assert (block[:, :, None] == own[:, None]).any(2).mean() < 0.9

@@ -1,22 +1,24 @@
 """Pools of negatives: their draws, their weights, and what a model makes of them."""
 
 import functools
-import itertools
 import tempfile
 
 import numpy as np
 import pytest
 import tiny
+from asked import asked
 
 from twotower.data.splits import hide_items
 from twotower.evaluation.evaluate import evaluate
-from twotower.objective.losses import MASKED
+from twotower.objective.corrections import MASKED
+from twotower.objective.hard_negatives import HardNegatives
+from twotower.objective.memory import Memory, MemoryNegatives
 from twotower.objective.negatives import (
     Columns,
-    Memory,
+    Negatives,
     NegativesConfig,
-    Pools,
     Sampler,
+    Targets,
     drawable_probability,
     in_batch_probability,
     merged,
@@ -24,8 +26,6 @@ from twotower.objective.negatives import (
 )
 from twotower.objective.task import TaskConfig
 from twotower.tf import tf
-from twotower.towers.dense import DenseHead, Tower
-from twotower.towers.features import Id
 from twotower.training.fitting import fit
 from twotower.training.model import TwoTowerModel
 from twotower.training.trainer import Training
@@ -33,8 +33,17 @@ from twotower.training.trainer import Training
 P = np.float32([0.4, 0.3, 0.2, 0.1])
 
 
-def pools_of(*names, **config):
-    return Pools(NegativesConfig(negatives=names, **config), P, 2)
+def negatives_of(*names, **config):
+    kind = MemoryNegatives if "memory" in names else Negatives
+    return kind(NegativesConfig(negatives=names, **config), P, 2)
+
+
+def targets_of(item, probability=P) -> Targets:
+    """Examples of these items, one a row."""
+    item = tf.convert_to_tensor(item, tf.int32)
+    row, none = tf.range(len(item)), tf.zeros([len(item), 0], tf.int32)
+    chance = tf.gather(probability, item)
+    return Targets(row, item, tf.ones(len(item)), chance, {}, none)
 
 
 def weights_of(columns):
@@ -58,8 +67,6 @@ def weights_of(columns):
         ({"negatives": ("batch", "memory"), "num_impressions": 2}, "or impressions"),
         ({"num_sampled": 0}, "num_sampled must be 1"),
         ({"memory_size": 0}, "memory_size must be 1"),
-        ({"catalogue_refresh": 0}, "catalogue_refresh must be 1"),
-        ({"catalogue_refresh": 2, "num_impressions": 2}, "vectors of the shared columns only"),
         ({"num_hardest": -1}, "num_hardest must be 0"),
         ({"sampled_power": -0.5}, "sampled_power must be 0"),
         ({"hard_negative_share": 1.0}, r"\[0, 1\)"),
@@ -103,8 +110,7 @@ def test_no_pool_draws_what_nothing_trains_on(name, untrained_items):
     p = np.float32([0, 0.5, 0, 0.3, 0.2, 0])
     draws = {} if name == "catalogue" else {"num_sampled": 2000}
     config = NegativesConfig((name,), untrained_items=untrained_items, **draws)
-    pools = Pools(config, p, 2)
-    columns = pools(tf.constant([1, 3]), tf.gather(p, [1, 3]), "log_q_masked")[name]
+    columns = Negatives(config, p, 2).draw(targets_of([1, 3], p), "log_q_masked")[name]
     expected = [0, 1, 2, 3, 4, 5] if untrained_items else [1, 3, 4]
     assert sorted(columns.keys.numpy()) == expected
     assert np.isfinite(columns.log_weight.numpy()).all()
@@ -128,19 +134,18 @@ def test_shares_of_examples():
 
 def test_columns_learn_for_the_memory():
     """Two of six draws are of this step: their gradient as columns is three times its own, and
-    without a memory, or while it is empty, its own."""
+    while the memory is empty, its own."""
     vectors = tf.ones([2, 2])
 
     def gradient(pools):
         with tf.GradientTape() as tape:
             tape.watch(vectors)
-            columns = pools.as_columns(vectors, tf.constant(3))
+            columns = pools.weighed(vectors, tf.constant(3))
             np.testing.assert_allclose(columns, vectors)
             total = tf.reduce_sum(columns)
         return float(tape.gradient(total, vectors)[0, 0])
 
-    assert gradient(pools_of("batch")) == 1
-    pools = pools_of("batch", "memory", memory_size=4)
+    pools = negatives_of("batch", "memory", memory_size=4)
     assert gradient(pools) == 1
     pools.memory.put(tf.range(4), tf.zeros([4, 2]), tf.ones(4))
     assert gradient(pools) == pytest.approx(3)
@@ -157,19 +162,16 @@ def test_draws_follow_their_probability():
 
 
 def test_weights_by_hand():
-    item, chance = tf.constant([0, 0, 3]), tf.gather(P, [0, 0, 3])
+    targets = targets_of([0, 0, 3])
     # Three examples, so two others: item 0 twice, over 2 * .4; item 3 once, over 2 * .1.
-    batch = pools_of("batch")(item, chance, "log_q_masked")["batch"]
-    np.testing.assert_allclose(weights_of(batch), [2 / 0.8, 0, 0, 1 / 0.2], rtol=1e-6)
-    batch = pools_of("batch")(item, chance, "log_q")["batch"]
-    np.testing.assert_allclose(weights_of(batch), [2 / 0.4, 0, 0, 1 / 0.1], rtol=1e-6)
-    batch = pools_of("batch")(item, chance, "none")["batch"]
-    np.testing.assert_allclose(weights_of(batch), [2, 0, 0, 1], rtol=1e-6)
-    # Each example a column of its own.
-    batch = pools_of("batch")(item, chance, "log_q_masked", distinct=False)["batch"]
-    assert batch.keys.numpy().tolist() == [0, 0, 3]
-    np.testing.assert_allclose(weights_of(batch), [2 / 0.8, 0, 0, 1 / 0.2], rtol=1e-6)
-    catalogue = pools_of("catalogue")(item, chance, "log_q_masked")["catalogue"]
+    for correction, expected in (
+        ("log_q_masked", [2 / 0.8, 0, 0, 1 / 0.2]),
+        ("log_q", [2 / 0.4, 0, 0, 1 / 0.1]),
+        ("none", [2, 0, 0, 1]),
+    ):
+        batch = negatives_of("batch").draw(targets, correction)["batch"]
+        np.testing.assert_allclose(weights_of(batch), expected, rtol=1e-6)
+    catalogue = negatives_of("catalogue").draw(targets, "log_q_masked")["catalogue"]
     np.testing.assert_allclose(weights_of(catalogue), np.ones(4))
 
 
@@ -184,13 +186,13 @@ def test_every_pool_stands_for_the_whole_catalogue(names):
     tf.keras.utils.set_random_seed(1)
     sizes = {"num_sampled": 7} if {"uniform", "popularity"} & {*names} else {}
     sizes |= {"memory_size": 6} if "memory" in names else {}
-    pools, total = pools_of(*names, **sizes), np.zeros(4)
+    pools, total = negatives_of(*names, **sizes), np.zeros(4)
     rng, rounds = np.random.default_rng(0), 1500
 
     @tf.function
     def columns(item, others):
         # The first example's positive is not drawn: its B - 1 others are.
-        found = pools(item, tf.gather(P, item), "log_q_masked")
+        found = pools.draw(targets_of(item), "log_q_masked")
         if "memory" in names:
             pools.memory.put(others, tf.zeros([tf.size(others), 2]), tf.gather(P, others))
         return {name: (pool.keys, pool.log_weight) for name, pool in found.items()}
@@ -256,56 +258,62 @@ def test_cosines_need_vectors_of_length_one():
         training_of(item={"l2_normalise": False}, task=task)
 
 
-@pytest.mark.parametrize("mask_own", [True, False])
+@pytest.mark.parametrize("mask_known_positives", [True, False])
 @pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "triplet", "cosine_contrastive"])
-def test_the_whole_catalogue_by_hand(loss, mask_own):
+def test_the_whole_catalogue_by_hand(loss, mask_known_positives):
     """Columns are all items with a training row, those the user likes masked or the positive alone:
     recomputed from the vectors."""
     from test_losses import enumerated
 
     temperature = 1.0 if loss in ("triplet", "cosine_contrastive") else 0.5
-    task = {"loss": loss, "temperature": temperature, "mask_own": mask_own, "correction": "none"}
+    task = {
+        "loss": loss,
+        "temperature": temperature,
+        "mask_known_positives": mask_known_positives,
+        "correction": "none",
+    }
     training = training_of(hidden=0.2, negatives={"negatives": ("catalogue",)}, task=task)
     batch, model = next(iter(training.batches())), training.model
-    num = model.num_items
+    num, targets = model.num_items, batch.targets()
     vectors = model.item_vectors(tf.range(num)).numpy()
-    queries = model.query_tower(model.query_tower.encode(batch["query"])).numpy()
+    queries = model.query_vectors(batch).numpy()
     scores = queries @ vectors.T / temperature
     without_row = untrained(training)
     assert len(without_row) >= 50
     parameters = model.config.parameters(num - len(without_row))
     expected = []
-    for row, item in zip(batch["row"].numpy(), batch["item"].numpy()):
+    for row, item in zip(targets.row.numpy(), targets.item.numpy()):
         weight = np.ones(num)
         weight[without_row] = 0
-        weight[[item, *(key for key in batch["own"].numpy()[row] if key >= 0)]] = 0
+        known = batch.known_positives[row].numpy() if mask_known_positives else []
+        weight[[item, *known]] = 0
         expected.append(enumerated(loss, scores[row, item], scores[row], weight, **parameters))
     found = model.compute_loss(batch, training=True)
     assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("names", "mask_own", "timed"),
+    ("names", "mask_known_positives", "timed"),
     [
         (("batch",), False, True),
         (("uniform",), True, False),
         (("popularity",), False, False),
         (("catalogue",), False, False),
-        (("catalogue", 4), True, False),
         (("batch", "uniform", "memory"), True, False),
-        (("batch", "memory"), False, True),
     ],
 )
-def test_every_pool_trains(names, mask_own, timed):
-    *names, refresh = names if names[-1] == 4 else (*names, 1)
+def test_every_pool_trains(names, mask_known_positives, timed):
     features = ("item_id", "age") if timed else ("item_id",)
     correction = "none" if "catalogue" in names else "log_q_masked"
-    sizes = {"catalogue_refresh": refresh}
-    sizes |= {"num_sampled": 40} if {"uniform", "popularity"} & {*names} else {}
+    sizes = {"num_sampled": 40} if {"uniform", "popularity"} & {*names} else {}
     sizes |= {"memory_size": 300} if "memory" in names else {}
     recipe = tiny.recipe(
         item={"features": features},
-        task={"mask_own": mask_own, "temperature_kind": "learned", "correction": correction},
+        task={
+            "mask_known_positives": mask_known_positives,
+            "learned_temperature": True,
+            "correction": correction,
+        },
         negatives={"negatives": tuple(names), **sizes},
         examples={"batch_size": 128},
     )
@@ -316,7 +324,7 @@ def test_every_pool_trains(names, mask_own, timed):
     assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
     assert float(model.task.log_temperature) != pytest.approx(np.log(0.2), abs=1e-4)
     if "memory" in names:
-        assert (model.pools.memory.keys.numpy() >= 0).all()
+        assert (model.negatives.memory.keys.numpy() >= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -325,113 +333,32 @@ def test_every_pool_trains(names, mask_own, timed):
         {"negatives": ("uniform",)},
         {"negatives": ("batch", "popularity")},
         {"negatives": ("catalogue",)},
-        {"negatives": ("catalogue",), "catalogue_refresh": 4},
         {"hard_negative_share": 0.1},
     ],
 )
 def test_a_positive_is_not_known_by_its_age(negatives):
-    with pytest.raises(ValueError, match=r"features \['age'\] are told as of an example's time"):
+    with pytest.raises(ValueError, match=r"time-dependent item features \(age"):
         training_of(
             item={"features": ("item_id", "age")}, negatives=negatives, task={"correction": "none"}
         )
 
 
 @pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",)])
-def test_a_block_stands_at_its_columns(names):
-    """Each key of a query's block is a column, counted as often as the block has it."""
-    negatives = {"negatives": names, "hard_negative_share": 0.2}
-    training = training_of(hidden=0.5, negatives=negatives, task={"correction": "none"})
-    model, rng = training.model, np.random.default_rng(0)
-    assert (untrained(training) < 40).any()  # an impression may be of an item without a row
-    for batch in training.batches().take(3):
-        num_queries = len(batch["own"])
-        batch["block"] = tf.constant(rng.integers(-1, 40, (num_queries, 30)), tf.int32)
-        columns, _, block = model._columns(batch, batch["probability"], training=False)
-        keys = columns.keys.numpy()
-        assert block.shape == (num_queries, len(keys)) and len(columns.vectors) == len(keys)
-        for row, wanted in zip(block.numpy(), batch["block"].numpy()):
-            at = np.flatnonzero(row)
-            found = np.repeat(keys[at], row[at].astype(int))
-            np.testing.assert_array_equal(np.sort(found), np.sort(wanted[wanted >= 0]))
-        # The vector of a column that a block counts is that of its item.
-        at = np.flatnonzero(block.numpy().any(0))
-        expected = training.item_vectors(keys[at])
-        np.testing.assert_allclose(columns.vectors.numpy()[at], expected, atol=1e-5)
-
-
-def test_a_catalogue_is_kept_between_two_refreshes():
-    """The batch's items are as they are now, the others as at the last refresh; what is trained is
-    the same loss, and the items that are not in the batch learn nothing."""
-    training = training_of(
-        item={"features": ("item_id", "title")},
-        negatives={"negatives": ("catalogue",), "catalogue_refresh": 3},
-        batch_size=16,
-        task={"mask_own": False, "correction": "none"},
-    )
-    model, keys = training.model, training.model.pools.keys
-    model.compile(optimizer=tf.keras.optimizers.SGD(1.0))
-    for step, batch in enumerate(training.batches().take(6)):
-        now = training.item_vectors(keys)
-        if step % 3 == 0:
-            kept = now
-        is_fresh = np.isin(keys, batch["item"])
-        assert 0 < is_fresh.sum() < len(keys)
-        with tf.GradientTape() as tape:
-            loss = model.compute_loss(batch, training=True)
-        np.testing.assert_allclose(model.pools.snapshot.numpy(), kept, atol=1e-6)
-        columns, positives, _ = model._columns(batch, batch["probability"], training=True)
-        expected = np.where(is_fresh[:, None], now, kept)
-        np.testing.assert_allclose(columns.vectors.numpy(), expected, atol=1e-6)
-        expected = training.item_vectors(batch["item"].numpy())
-        np.testing.assert_allclose(positives.numpy(), expected, atol=1e-6)
-        table = model.item_tower.features[0].table.trainable_variables[0]
-        moved = np.unique(tape.gradient(loss, table).indices.numpy())
-        assert len(moved) <= is_fresh.sum() + 1  # and the row that hidden ids share
-        model.train_step(batch)
-    assert np.abs(now - kept).max() > 1e-3
-
-
-@pytest.mark.parametrize("loss", ["softmax", "bce"])
-def test_a_kept_catalogue_learns_what_the_whole_one_would(loss):
-    """By enumeration: the mean gradient over all batches of three draws of four items is that of
-    the whole catalogue, for the items, rare ones among them, and for the queries."""
-    ids, p = ["a", "b", "c", "d"], np.float32([0.5, 0.3, 0.15, 0.05])
-    tf.keras.utils.set_random_seed(0)
-    towers = [
-        Tower([Id("x", ids, 4, unknown_rate=0.0)], DenseHead((), 4, l2_normalise=False), name)
-        for name in ("query_tower", "item_tower")
-    ]
-    for tower in towers:
-        tower.embed({"x": tf.constant(ids)})  # makes the weights
-        tower.features[0].table.embeddings.assign(np.random.default_rng(0).normal(size=(5, 4)))
-    items = towers[1].encode({"x": tf.constant(ids)})
-
-    def gradients(refresh: int, batches: list, chances: list) -> list[np.ndarray]:
-        config = TaskConfig(loss=loss, temperature=1.0, correction="none", mask_own=False)
-        negatives = NegativesConfig(("catalogue",), catalogue_refresh=refresh)
-        model = TwoTowerModel(*towers, items, p, config, negatives)
-        weights = [weight for tower in towers for weight in tower.trainable_variables]
-        total = [0.0 for _ in weights]
-        for item, chance in zip(batches, chances):
-            batch = {
-                "query": {"x": tf.constant([ids[key] for key in item])},
-                "row": tf.range(len(item)),
-                "item": tf.constant(item, tf.int32),
-                "weight": tf.ones([len(item)]),
-                "probability": tf.constant(p[list(item)]),
-            }
-            with tf.GradientTape() as tape:
-                found = model.compute_loss(batch, training=True)
-            for number, gradient in enumerate(tape.gradient(found, weights)):
-                total[number] += chance * tf.convert_to_tensor(gradient).numpy()
-        return total
-
-    batches = list(itertools.product(range(4), repeat=3))
-    kept = gradients(2, batches, [np.prod(p[list(batch)]) for batch in batches])
-    whole = gradients(1, [(key,) for key in range(4)], p)
-    assert max(np.abs(gradient).max() for gradient in whole) > 0.05
-    for one, other in zip(kept, whole, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+def test_a_hard_negative_is_a_column_with_its_items_vector(names):
+    config = NegativesConfig(names, num_impressions=1)
+    p = np.float32([0.4, 0.3, 0.2, 0.1, 0.0])  # an impression may be of an item without a row
+    vectors, hard = tf.eye(5), tf.constant([[4, 4, 1], [-1, -1, 0]])
+    targets = targets_of([2, 0], p)._replace(hard_negatives=hard)
+    negatives = HardNegatives(config, p, 5)
+    columns, positives = negatives(targets, lambda keys: tf.gather(vectors, keys), "none")
+    keys = columns.keys.numpy()
+    assert {4, 1, 0} <= set(keys) and len(set(keys)) == len(keys)
+    np.testing.assert_array_equal(columns.vectors, vectors.numpy()[keys])
+    np.testing.assert_array_equal(positives, vectors.numpy()[[2, 0]])
+    weight = dict(zip(keys, np.exp(columns.log_weight).T))
+    assert weight[4].tolist() == [2, 0]
+    # Item 1 weighs one more for the first row, whatever the shared columns give it.
+    assert weight[1][0] - weight[1][1] == pytest.approx(1, rel=1e-3)
 
 
 def test_mined_negatives_have_a_training_row():
@@ -501,8 +428,8 @@ def test_the_catalogue_leaves_new_items_to_be_found():
 def test_impressions_without_a_click():
     training = training_of(negatives={"num_impressions": 3})
     shown, examples = training.passed_over, training.examples
-    batch = next(examples.epoch(0))
-    block = training._block(batch["user"], len(batch["item"]), np.random.default_rng(0))
+    batch = asked(examples)[0]
+    block = training.hard_negatives(batch["user"], batch["item"], np.random.default_rng(0))
     assert block.shape == (len(batch["user"]), 3) and (block >= 0).mean() > 0.3
     frame = training.dataset.interactions
     events = frame["event"].to_numpy(object)
@@ -521,7 +448,7 @@ def test_streaming_frequencies_reach_the_loss():
     training = training_of(task={"frequency": "streaming"})
     *_, last = training.batches()
     share = np.bincount(training.examples.items) / len(training.examples)
-    found, true = last["probability"].numpy(), share[last["item"].numpy()]
+    found, true = (last.targets().probability.numpy(), share[last.targets().item.numpy()])
     assert np.median(np.abs(found / true - 1)) < 0.25
     assert np.isfinite(float(training.model.compute_loss(last, training=True)))
 
@@ -532,13 +459,8 @@ def test_what_does_not_go_together():
     with pytest.raises(ValueError, match=r"log_q corrects the positive.*uniform"):
         TwoTowerModel(
             *args,
-            TaskConfig(correction="log_q", mask_own=False),
+            TaskConfig(correction="log_q", mask_known_positives=False),
             NegativesConfig(negatives=("batch", "uniform")),
         )
     with pytest.raises(ValueError, match="positive for one item or more"):
         TwoTowerModel(*args[:3], np.zeros(300), TaskConfig())
-    for negatives in ({"negatives": ("uniform",)}, {"hard_negative_share": 0.1}):
-        with pytest.raises(ValueError, match=r"batch's negatives alone.*unique=True"):
-            TwoTowerModel(
-                *args, TaskConfig(correction="none", unique=False), NegativesConfig(**negatives)
-            )

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import tiny
 
+from twotower.objective.corrections import earlier_columns, known_columns
 from twotower.objective.task import TaskConfig
-from twotower.tf import tf
+from twotower.tf import tf, tfrs
 from twotower.towers.dense import DenseHead, Tower
 from twotower.training.model import TwoTowerModel
 from twotower.training.trainer import Training
 
 
-def loss_and_gradients(training: Training, batch: dict, **task):
+def loss_and_gradients(training: Training, batch, **task):
     """Loss of one batch and its gradients, under another task but with the same weights."""
     model = training.model
     other = TwoTowerModel(
@@ -39,29 +40,58 @@ def quiet_training() -> Training:
     return Training(tiny.dataset(), tiny.split(), recipe)
 
 
+def plain_loss_and_gradients(training: Training, batch, correction: str, mask: bool):
+    """The same by `tfrs.tasks.Retrieval` as it is: every example a row and a column."""
+    model, targets = training.model, batch.targets()
+    weights = [*model.query_tower.trainable_weights, *model.item_tower.trainable_weights]
+    score_mask = None
+    if mask:
+        known = known_columns(batch.known_positives, targets.item, model.num_items)
+        score_mask = ~tf.gather(known, targets.row) | tf.eye(len(targets.item), dtype=tf.bool)
+    with tf.GradientTape() as tape:
+        queries, items = model(batch, training=True)
+        loss = tfrs.tasks.Retrieval(temperature=0.3)(
+            queries,
+            items,
+            sample_weight=targets.weight,
+            candidate_sampling_probability=targets.probability if correction == "log_q" else None,
+            score_mask=score_mask,
+        )
+        loss /= len(targets.item)
+    gradients = tape.gradient(loss, weights)
+    return float(loss), [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
+
+
 @pytest.mark.parametrize(
-    ("correction", "mask_own"), [("none", False), ("none", True), ("log_q", False)]
+    ("correction", "mask_known_positives"), [("none", False), ("none", True), ("log_q", False)]
 )
-def test_unique_path_equals_tfrs_retrieval(quiet_training, correction, mask_own):
+def test_equals_tfrs_retrieval(quiet_training, correction, mask_known_positives):
     """Same batch, same weights: the loss and every gradient agree to 1e-5."""
     batch = next(iter(quiet_training.batches()))
-    items, rows = batch["item"].numpy(), batch["row"].numpy()
-    # Without these the two paths would be one: an item twice, a query twice, unequal weights.
+    targets = batch.targets()
+    items, rows = targets.item.numpy(), targets.row.numpy()
+    # Without these the two ways would be one: an item twice, a query twice, unequal weights.
     assert len(set(items)) < len(items) and len(set(rows)) < len(rows)
-    assert np.ptp(batch["weight"].numpy()) > 0.1
-    task = {"correction": correction, "mask_own": mask_own}
-    fast, fast_gradients = loss_and_gradients(quiet_training, batch, unique=True, **task)
-    plain, plain_gradients = loss_and_gradients(quiet_training, batch, unique=False, **task)
+    assert np.ptp(targets.weight.numpy()) > 0.1
+    task = {"correction": correction, "mask_known_positives": mask_known_positives}
+    fast, fast_gradients = loss_and_gradients(quiet_training, batch, **task)
+    plain, gradients = plain_loss_and_gradients(
+        quiet_training, batch, correction, mask_known_positives
+    )
     assert fast == pytest.approx(plain, rel=1e-5)
-    assert max(np.abs(gradient).max() for gradient in plain_gradients) > 1e-3
-    for one, other in zip(fast_gradients, plain_gradients, strict=True):
+    assert max(np.abs(gradient).max() for gradient in gradients) > 1e-3
+    for one, other in zip(fast_gradients, gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_masking_own_positives_changes_the_loss(quiet_training):
     batch = next(iter(quiet_training.batches()))
-    masked, _ = loss_and_gradients(quiet_training, batch, correction="none", mask_own=True)
-    plain, _ = loss_and_gradients(quiet_training, batch, correction="none", mask_own=False)
+    masked, _ = loss_and_gradients(
+        quiet_training, batch, correction="none", mask_known_positives=True
+    )
+    plain, _ = loss_and_gradients(
+        quiet_training, batch, correction="none", mask_known_positives=False
+    )
     assert masked < plain - 1e-3  # fewer negatives
 
 
@@ -76,41 +106,45 @@ def one_layer_model(num_items: int = 6, query_dim: int = 4, item_dim: int = 4) -
     return TwoTowerModel(*towers, items, np.full(num_items, 1 / num_items), TaskConfig())
 
 
-def test_own_columns_by_hand():
-    # A catalogue of 6 items. The batch's columns are the items 4, 0, 4 (twice: a plain batch), 2.
-    # Query 0 owns 4 and 5: both columns of 4; 5 is not in the batch.
-    # Query 1 owns 0, 2 and, twice, 0: columns 1 and 3.
-    # Query 2 owns nothing.
-    own = tf.constant([[4, 5, -1, -1], [0, 2, 0, -1], [-1, -1, -1, -1]])
-    found = one_layer_model()._own_columns(own, tf.constant([4, 0, 4, 2]))
-    expected = [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+def test_known_columns_by_hand():
+    # A catalogue of 6 items. The columns are the items 4, 0, 4 (twice), 2, and an empty one.
+    # Query 0 knows 4 and 5: both columns of 4; 5 is no column.
+    # Query 1 knows 0, 2 and, twice, 0: columns 1 and 3.
+    # Query 2 knows nothing.
+    known = tf.ragged.constant([[4, 5], [0, 2, 0], []], dtype=tf.int32)
+    found = known_columns(known, tf.constant([4, 0, 4, 2, -1]), 6)
+    expected = [[1, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(found.numpy(), np.array(expected, bool))
 
 
-def test_own_columns_of_a_batch_where_nobody_owns_anything():
-    found = one_layer_model()._own_columns(tf.zeros([2, 0], tf.int32), tf.constant([3, 1]))
-    np.testing.assert_array_equal(found.numpy(), np.zeros((2, 2), bool))
+def test_earlier_columns_by_hand():
+    # A sequence 3, 1, 3, 0 and one of 2 alone. Columns are the items 0 to 3.
+    events = tf.ragged.constant([[3, 1, 3, 0], [2]], dtype=tf.int32)
+    row, num_earlier = tf.constant([0, 0, 0, 1]), tf.constant([0, 1, 3, 1])
+    found = earlier_columns(events, row, num_earlier, tf.range(4), 4)
+    # Before the first event nothing; before the second 3; before the fourth 3 and 1.
+    expected = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 0]]
+    np.testing.assert_array_equal(found.numpy(), np.array(expected, bool))
 
 
-@pytest.mark.parametrize("unique", [True, False])
-def test_features_of_an_examples_time_count(unique):
+def test_features_of_an_examples_time_count():
     """Age and popularity differ between two examples of one item, so columns cannot be shared."""
     recipe = tiny.recipe(
         item={"features": ("item_id", "age", "popularity")},
-        task={"unique": unique, "correction": "none"},
+        task={"correction": "none"},
         examples={"batch_size": 64},
     )
     training = Training(tiny.dataset(), tiny.split("loo"), recipe)
     batch = next(iter(training.batches()))
-    assert set(batch["timed"]) == {"age", "popularity"}
+    assert set(batch.item_inputs) == {"age", "popularity"}
     model = training.model
     loss = model.compute_loss(batch, training=True)
     assert np.isfinite(loss.numpy())
     # The example's time counts: with all items 1,000 days older the loss is another.
-    older = batch | {"timed": batch["timed"] | {"age": batch["timed"]["age"] + 1000.0}}
-    tf.keras.utils.set_random_seed(0)
+    older = {**batch.item_inputs, "age": batch.item_inputs["age"] + 1000.0}
     before = float(model.compute_loss(batch, training=False))
-    assert abs(float(model.compute_loss(older, training=False)) - before) > 1e-4
+    after = float(model.compute_loss(batch._replace(item_inputs=older), training=False))
+    assert abs(after - before) > 1e-4
 
 
 def test_towers_of_different_sizes_are_refused():
@@ -126,12 +160,14 @@ def test_towers_of_different_sizes_are_refused():
         ({"margin": -1.0}, "margin must be 0"),
         ({"calibration": 7.0}, "calibration must lie"),
         ({"correction": "logq"}, "correction must be one of"),
-        ({"correction": "log_q", "mask_own": True}, "mask_own=False"),
-        ({"correction": "log_q_masked", "unique": False}, "unique=True"),
-        ({"correction": "log_q", "mask_own": False, "loss": "triplet"}, "only softmax can have it"),
-        ({"loss": "triplet", "temperature_kind": "learned"}, "not bounded below"),
+        ({"correction": "log_q", "mask_known_positives": True}, "mask_known_positives=False"),
         (
-            {"loss": "cosine_contrastive", "temperature": 1.0, "temperature_kind": "learned"},
+            {"correction": "log_q", "mask_known_positives": False, "loss": "triplet"},
+            "only softmax can have it",
+        ),
+        ({"loss": "triplet", "learned_temperature": True}, "not bounded below"),
+        (
+            {"loss": "cosine_contrastive", "temperature": 1.0, "learned_temperature": True},
             "not bounded below",
         ),
         ({"loss": "cosine_contrastive", "temperature": 0.5}, "scores themselves.*temperature=1"),
@@ -144,11 +180,6 @@ def test_towers_of_different_sizes_are_refused():
         ({"loss": "bce", "triplet_mining": "hardest"}, "triplet_mining='hardest' has no effect"),
         ({"negative_ratio": 64.0}, "negative_ratio=64.0 has no effect"),
         ({"loss": "bce", "calibration": 1.0}, "calibration=1.0 has no effect.*gbce"),
-        ({"temperature_last": 0.2}, "temperature_last=0.2 has no effect.*annealed"),
-        (
-            {"temperature_kind": "learned", "temperature_steps": 9},
-            "temperature_steps=9 has no effect.*annealed",
-        ),
         (
             {"frequency": "streaming", "correction": "none"},
             "frequency='streaming' has no effect.*correction",

@@ -104,22 +104,21 @@ def test_the_loss_of_validation_by_hand(tmp_path):
     assert entry["val_loss"] == pytest.approx(np.mean(losses), rel=1e-4) and len(losses) > 200
 
 
-@pytest.mark.parametrize("sum_loss", [False, True])
-def test_a_last_batch_of_one_example_counts_as_one_example(tmp_path, sum_loss):
+def test_a_last_batch_of_one_example_counts_as_one_example(tmp_path):
     num = len(Training(tiny.dataset(), tiny.split(), QUIET).examples)
     recipe = tiny.recipe(
         QUIET,
-        task={"sum_loss": sum_loss},
         examples={"batch_size": num - 1, "targets_per_query": 1},
         fit={"epochs": 1, "learning_rate": 1e-12, "topk_every": 1},
     )
     training = Training(tiny.dataset(), tiny.split(), recipe)
     each = [
-        (len(b["item"]), training.model.compute_loss(b, training=True)) for b in training.batches()
+        (len(b.targets().item), training.model.compute_loss(b, training=True))
+        for b in training.batches()
     ]
     assert [size for size, _ in each] == [num - 1, 1]
     # One example has no negatives: its loss is 0, and the mean over batches would be half.
-    first = float(each[0][1]) / (num - 1 if sum_loss else 1)
+    first = float(each[0][1])
     assert float(each[1][1]) == 0 and first > 3
     found = fit(training, tmp_path).log[0]["loss"]
     assert found == pytest.approx(first * (num - 1) / num, rel=1e-4)
@@ -134,7 +133,7 @@ def test_factorized_topk_is_not_computed_in_training(learned):
     training.model.compute_loss(batch, training=True)
     assert [float(part.count) for part in metric.metrics] == [0.0] * 5
     training.model.compute_loss(batch, training=False)
-    assert [float(part.count) for part in metric.metrics] == [float(len(batch["item"]))] * 5
+    assert [float(part.count) for part in metric.metrics] == [float(len(batch.targets().item))] * 5
     for part in metric.metrics:
         part.reset_state()
 
@@ -226,7 +225,7 @@ def test_what_is_no_weight_goes_on_after_a_resume(tmp_path):
     losses = [[entry["loss"] for entry in log] for log in (found, expected)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert second.frequency.time == 2 * len(second.examples)
-    assert (second.model.pools.memory.keys.numpy() >= 0).all()
+    assert (second.model.negatives.memory.keys.numpy() >= 0).all()
 
 
 def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch):
@@ -235,7 +234,7 @@ def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch)
 
     def before(recipe):
         values = known(recipe)
-        del values["negatives"]["catalogue_refresh"]
+        del values["negatives"]["num_hardest"]
         return values
 
     monkeypatch.setattr(Recipe, "to_json", before)
@@ -248,7 +247,7 @@ def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch)
     monkeypatch.undo()
     log = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=2).log
     assert [entry["epoch"] for entry in log] == [1, 2]
-    catalogue = {"negatives": ("catalogue",), "catalogue_refresh": 7}
+    catalogue = {"negatives": ("catalogue",), "num_hardest": 7}
     other = tiny.recipe(QUIET, negatives=catalogue, task={"correction": "none"})
     with pytest.raises(ValueError, match="another recipe"):
         fit(Training(tiny.dataset(), tiny.split(), other), tmp_path)
@@ -536,13 +535,6 @@ def test_fits_that_make_no_sense(fields, message):
             "log_q_masked.*take correction='none'",
         ),
         ({"mining": {"skip": 3}}, "skip=3 has no effect.*hard_negative_share"),
-        (
-            {
-                "task": {"correction": "none"},
-                "negatives": {"hard_negative_share": 0.1, "hard_as_draws": True},
-            },
-            "hard_as_draws=True has no effect.*correction",
-        ),
         ({"examples": {"hidden_share": 0.5}}, "hidden_share=0.5 has no effect.*sequence_length"),
         ({"item": {"hidden": (), "dropout": 0.5}}, "dropout=0.5 has no effect.*hidden layers"),
         ({"query": {"hidden": (), "batch_norm": True}}, "batch_norm=True has no effect"),
@@ -566,8 +558,6 @@ def test_parts_of_a_recipe_of_which_one_has_no_effect(parts, message):
         ({"num_sampled": 64}, "num_sampled=64 has no effect.*uniform or popularity"),
         ({"negatives": ("uniform",), "sampled_power": 0.5}, "sampled_power=0.5 has no effect"),
         ({"memory_size": 9}, "memory_size=9 has no effect.*memory"),
-        ({"catalogue_refresh": 9}, "catalogue_refresh=9 has no effect.*catalogue"),
-        ({"hard_as_draws": True}, "hard_as_draws=True has no effect.*hard_negative_share"),
     ],
 )
 def test_negatives_of_which_nothing_is_drawn(fields, message):
@@ -597,7 +587,6 @@ def test_a_warm_up_leaves_steps_to_learn_in(said):
 
 def test_what_comes_too_late_to_happen_is_told(tmp_path, said):
     recipe = tiny.recipe(
-        task={"temperature_kind": "annealed"},
         negatives={"hard_negative_share": 0.1},
         examples={"batch_size": 512},
         fit={
@@ -615,7 +604,6 @@ def test_what_comes_too_late_to_happen_is_told(tmp_path, said):
     told = "\n".join(said)
     for sentence in (
         f"mining.warmup=400 of {steps} steps in all: the first mining is at step {steps * 2 // 5}.",
-        f"temperature_steps=1000 of {steps} steps in all: temperature_last is not reached.",
         "patience=4 of 1 epochs: nothing stops early.",
         "validate_every=3 of 1 epochs: the last epoch alone is validated.",
         "topk_every=2 of 1 epochs: FactorizedTopK is never computed.",

@@ -1,11 +1,12 @@
-"""From rows to batches: each history, age and popularity as of its example's time.
+"""From rows to queries: each history, age and popularity as of its example's time.
 
-One way for training, evaluation and serving: a query is an `EvalCases` row whatever it is for, and
-`QueryInputs` turns cases into the inputs of the query tower.
+`QueryInputs` turns cases into the inputs of the query tower, and `ItemInputs` keys into those of
+the item tower, for evaluation and serving. `Examples` says what an epoch of training asks, in which
+order; `training/batches.py` makes tensors of it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,6 +29,12 @@ class QueryInputs:
         dataset: Gives users' columns and items' ids.
         names: Inputs of the query tower.
 
+    Attributes:
+        users: Input -> its value for each user of the dataset, and for one who is not in it,
+            `[num_users + 1]`.
+        items: The id of each item by key, `[num_items + 1]`; strings, or integers once encoded.
+        pad: What stands behind the end of a history.
+
     Raises:
         ValueError: An input that neither users, nor the history, nor the context can give.
     """
@@ -40,17 +47,15 @@ class QueryInputs:
         if unknown:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
         refuse_twins("users", dataset.users, names, computed)
-        self._user_index = dataset.users["user_id"].to_numpy(object)
-        self._lookup = {user_id: row for row, user_id in enumerate(self._user_index)}
+        self._lookup = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
         # A last row for users the dataset does not have: all their columns are missing.
-        self._users = {
+        self.users = {
             name: np.append(dataset.users[name].to_numpy(object), "")
             for name in names
-            if name in dataset.users and name != "user_id"
+            if name in dataset.users
         }
-        self._user_ids: np.ndarray | None = None  # encoded ids; raw ones need no table
-        self._items = np.append(dataset.items["item_id"].to_numpy(object), "")
-        self._pad: str | int = ""
+        self.items = np.append(dataset.items["item_id"].to_numpy(object), "")
+        self.pad: str | int = ""
 
     def encoded(self, index: Callable[[str, np.ndarray], np.ndarray]) -> "QueryInputs":
         """The same with users' columns and items' ids looked up once, so that batches are cheap.
@@ -60,17 +65,12 @@ class QueryInputs:
         """
         new = object.__new__(QueryInputs)
         new.__dict__.update(self.__dict__)
-        tables = dict(self._users)
-        if "user_id" in self.names:
-            tables["user_id"] = np.append(self._user_index, "")
-        new._users = {
-            name: np.asarray(index(name, values.astype(str))) for name, values in tables.items()
+        new.users = {
+            name: np.asarray(index(name, values.astype(str))) for name, values in self.users.items()
         }
-        new._user_ids = new._users.pop("user_id", None)
         if "history" in self.names:
-            items = self._items.astype(str)[:, None]  # [num_items + 1, 1]
-            new._items = np.asarray(index("history", items))[:, 0]
-            new._pad = 0
+            items = self.items.astype(str)[:, None]  # [num_items + 1, 1]
+            new.items, new.pad = np.asarray(index("history", items))[:, 0], 0
         return new
 
     def __call__(self, cases: EvalCases) -> dict[str, np.ndarray]:
@@ -78,19 +78,19 @@ class QueryInputs:
         rows = np.fromiter((self._lookup.get(u, -1) for u in cases.user_id), np.int64, len(cases))
         inputs: dict[str, np.ndarray] = {}
         for name in self.names:
-            if name == "user_id":
-                inputs[name] = cases.user_id if self._user_ids is None else self._user_ids[rows]
+            if name == "user_id" and self.users[name].dtype == object:
+                inputs[name] = cases.user_id  # also of users that the dataset does not have
             elif name == "history":
-                ids = Ragged(self._items[cases.history.values], cases.history.offsets)
-                inputs[name] = ids.to_dense(self._pad)
+                ids = Ragged(self.items[cases.history.values], cases.history.offsets)
+                inputs[name] = ids.to_dense(self.pad)
             elif name == "history_time":
                 inputs[name] = cases.history_time.to_dense(-1)
             elif name == "history_rating":
                 inputs[name] = cases.history_rating.to_dense(np.nan)
             elif name == "time":
                 inputs[name] = cases.time
-            elif name in self._users:
-                inputs[name] = self._users[name][rows]
+            elif name in self.users:
+                inputs[name] = self.users[name][rows]
             else:
                 inputs[name] = cases.context.get(name, np.full(len(cases), "", object))
         return inputs
@@ -144,7 +144,7 @@ class ItemInputs:
         `age` is in days, at least 0. `popularity` is log((n + 1) / (N + num_items)) with n of the
         N earlier training rows being of the item.
         """
-        timed = {}
+        keys, timed = np.asarray(keys, np.int64), {}  # a product of int32 keys would wrap around
         if "age" in self.timed:
             timed["age"] = np.maximum(times - self._first[keys], 0).astype(np.float32) / DAY
         if "popularity" in self.timed:
@@ -225,6 +225,33 @@ class ExamplesConfig:
             )
         if not 0 < self.hidden_share < 1:
             raise ValueError(f"hidden_share must lie between 0 and 1; got {self.hidden_share}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What one epoch asks, in its order. A place is an index into `Examples.rows`.
+
+    A row is a query with the items that it should find, or a sequence with several queries.
+
+    Attributes:
+        targets: Places of each row's examples, `[num_rows]` rows.
+        batches: The first row of each batch, and the number of rows, `[num_batches + 1]`.
+        history: First place of each row's history, and the place behind its last, `[num_rows, 2]`.
+        known: The same of the known positives.
+        group: `[num_places]`. Events of the same group as the row's examples are left out of its
+            history. Empty where nothing is left out.
+        position: Of each target, how many events of its row are read before it, `[num_targets]`.
+            Empty where a row is one query.
+        times: `[num_places]`, the times of events as a history shows them.
+    """
+
+    targets: Ragged
+    batches: np.ndarray
+    history: np.ndarray
+    known: np.ndarray
+    group: np.ndarray
+    position: np.ndarray
+    times: np.ndarray
 
 
 class Examples:
@@ -358,15 +385,8 @@ class Examples:
         alone = self.config.targets_per_query == 1 and not self.config.targets_share
         return not self.shared or alone
 
-    def epoch(self, epoch: int) -> Iterator[dict]:
-        """Batches of one epoch.
-
-        Yields:
-            `cases`: the queries, `EvalCases` `[num_queries]`, without targets; `row`: query of
-            each example; `item`: key of each example's item; `time`; `weight`: `[num_examples]`;
-            `own`: Ragged keys of each query's user's training positives; `user`: `[num_queries]`
-            row of each query's user.
-        """
+    def epoch(self, epoch: int) -> Epoch:
+        """What the epoch of this number asks."""
         rng = np.random.default_rng([self.config.seed, epoch])
         if self.shared:
             # A random order inside each user, cut into groups.
@@ -391,40 +411,16 @@ class Examples:
             one = group[drawn] * (copy.max(initial=0) + 1) + copy
             query = np.unique(one, return_inverse=True)[1]
         members = Ragged.group(drawn, query, int(query.max(initial=-1)) + 1)
-        shuffled = members.take(rng.permutation(len(members)))
-        batch = np.searchsorted(shuffled.offsets, np.arange(0, len(drawn), self.config.batch_size))
-        for start, stop in zip(batch, [*batch[1:], len(shuffled)]):
-            if stop > start:
-                yield self._batch(shuffled.take(np.arange(start, stop)), group)
-
-    def _batch(self, targets: Ragged, group: np.ndarray) -> dict:
-        at = targets.values  # [num_examples] places in self.rows
-        first = at[targets.offsets[:-1]]  # [num_queries], the first example of each query
-        users = self.users[first]
-        own = self.by_user.take(users)
-        if self.shared:
-            keep = group[own.values] != np.repeat(group[first], own.lengths)
-        else:
-            keep = own.values < np.repeat(first, own.lengths)
-        lengths = np.bincount(own.row_index[keep], minlength=len(own))
-        history = Ragged.from_lengths(own.values[keep], lengths)
-        cases = EvalCases(
-            user_id=self.user_ids[users],
-            **self.histories(history),
-            exclude=Ragged.empty(len(first)),
-            targets=Ragged.empty(len(first)),
-            time=self.times[first] if self.time_told and self.alone else np.full(len(first), -1),
-            context={
-                name: values[first] if self.alone else np.full(len(first), "", object)
-                for name, values in self.context.items()
-            },
+        targets = members.take(rng.permutation(len(members)))
+        batches = np.searchsorted(targets.offsets, np.arange(0, len(drawn), self.config.batch_size))
+        first = targets.values[targets.offsets[:-1]]  # the first example of each query
+        start, stop = (self.by_user.offsets[self.users[first] + more] for more in (0, 1))
+        return Epoch(
+            targets,
+            np.unique([*batches, len(targets)]),  # a query of several batches' size begins none
+            history=np.stack([start, stop if self.shared else first], 1),
+            known=np.stack([start, stop], 1),
+            group=group if self.shared else np.empty(0, np.int64),
+            position=np.empty(0, np.int64),
+            times=self.times,
         )
-        return {
-            "cases": cases,
-            "row": targets.row_index.astype(np.int32),
-            "item": self.items[at].astype(np.int32),
-            "time": self.times[at],
-            "weight": self.weights[at],
-            "own": Ragged(self.items[own.values], own.offsets),
-            "user": users,
-        }

@@ -5,12 +5,9 @@ and so on. `Examples` (examples.py) asks as often, but has each history encoded 
 an encoder that reads events one after another is as many times the work as histories are long.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from twotower.data.cases import EvalCases
-from twotower.data.examples import Examples, ExamplesConfig
+from twotower.data.examples import Epoch, Examples, ExamplesConfig
 from twotower.ragged import Ragged
 
 # Windows whose lengths differ by less than this may share a batch in any order.
@@ -18,7 +15,7 @@ LENGTH_STEP = 8
 
 
 class Sequences:
-    """Batches of windows of like length, in a new order each epoch, the same for the same seed.
+    """Windows of like length in a batch, in a new order each epoch, the same for the same seed.
 
     A user's events are cut into windows of `sequence_length` queries, at another place each epoch;
     a window begins with the event before its first target, and the user's first one with none; of a
@@ -32,8 +29,8 @@ class Sequences:
             asked for by all others of the window, which the encoder must not show itself.
         is_cut: Whether sequences are cut into windows at all; one who is asked with whole histories
             learns from whole ones.
-        is_told: Whether the encoder reads the time of the request; to others a cloze does not show
-            when the events that it asks for came.
+        reads_request_time: Whether the encoder reads the time of the request; to others a cloze
+            does not show when the events that it asks for came.
 
     Raises:
         ValueError: A protocol whose queries see later events, examples that are drawn or weighed by
@@ -46,9 +43,10 @@ class Sequences:
         examples: Examples,
         is_causal: bool = True,
         is_cut: bool = True,
-        is_told: bool = False,
+        reads_request_time: bool = False,
     ) -> None:
-        self.examples, self.is_causal, self.is_told = examples, is_causal, is_told
+        self.examples, self.is_causal = examples, is_causal
+        self.reads_request_time = reads_request_time
         config = examples.config
         if is_causal and config.hidden_share != ExamplesConfig.hidden_share:
             raise ValueError(
@@ -88,89 +86,53 @@ class Sequences:
         stop = np.minimum(begin + first + number * self.length, end)
         return np.maximum(target - 1, begin) if self.is_causal else target, target, stop
 
-    def epoch(self, epoch: int) -> Iterator[dict]:
-        """Batches of one epoch.
-
-        Yields:
-            `cases`: the windows, `EvalCases` `[num_windows]`; `asked`: of each target user, time
-            and context, `EvalCases` `[num_targets]` without histories; `place`: of each target,
-            its window and how many of its events are read before it (cloze: its number in the
-            window, from 1), `[num_targets, 2]`; `item`; `time`; `weight`; `user`: row of each
-            target's user, `[num_targets]`; `row` as in `Examples.epoch`, where every target is a
-            query; `own`: keys of each window's user's events up to its end, those before the window
-            among them, `[num_windows]` rows; `num_own`: how many of them come before each target,
-            `[num_targets]`.
-        """
-        rng = np.random.default_rng([self.examples.config.seed, epoch])
+    def epoch(self, epoch: int) -> Epoch:
+        """What the epoch of this number asks: a row for each window."""
+        examples, config = self.examples, self.examples.config
+        rng = np.random.default_rng([config.seed, epoch])
         start, target, stop = self.windows(rng)
         order = np.lexsort((rng.random(len(start)), (stop - start) // LENGTH_STEP))
+        batch = (np.cumsum((stop - target)[order]) - 1) // config.batch_size
+        groups = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+        groups = [groups[number] for number in rng.permutation(len(groups))]
+        order = np.concatenate(groups)
         start, target, stop = start[order], target[order], stop[order]
-        batch = (np.cumsum(stop - target) - 1) // self.examples.config.batch_size
-        groups = np.split(np.arange(len(start)), np.flatnonzero(np.diff(batch)) + 1)
-        for number in rng.permutation(len(groups)):
-            rows = groups[number]
-            yield self._batch(start[rows], target[rows], stop[rows], rng)
-
-    def _batch(self, start, target, stop, rng) -> dict:
-        examples = self.examples
-        targets = Ragged.ranges(target, stop - target)
-        window, at = targets.row_index, targets.values
+        targets, times = Ragged.ranges(target, stop - target), examples.times
         if not self.is_causal:
-            hidden = rng.random(len(at)) < examples.config.hidden_share
-            hidden |= at == stop[window] - 1  # the last one, as in serving
-            item = window * (examples.items.max() + 1) + examples.items[at]  # of each window
-            hidden |= np.isin(item, item[hidden])
-            window, at = window[hidden], at[hidden]
-        # The last event of a window is a target alone.
-        events = Ragged.ranges(start, stop - start - self.is_causal)
-        columns = examples.histories(events)
-        if not self.is_causal and not self.is_told:
-            hidden = np.zeros(len(events.values), bool)
-            hidden[events.offsets[window] + at - start[window]] = True
-            columns["history_time"] = _untold(columns["history_time"], hidden)
-        users, of_user = examples.users[at], examples.by_user.offsets[examples.users[start]]
-        before = at - start[window] + (not self.is_causal)
-        own = Ragged.ranges(of_user, stop - of_user)
-        return {
-            "cases": EvalCases(
-                user_id=examples.user_ids[examples.users[start]],
-                **columns,
-                exclude=Ragged.empty(len(start)),
-                targets=Ragged.empty(len(start)),
-                # The request of the last prefix; those before it are told by the events.
-                time=self._told(stop - 1),
-            ),
-            "asked": EvalCases(
-                user_id=examples.user_ids[users],
-                **examples.histories(Ragged.empty(len(at))),
-                exclude=Ragged.empty(len(at)),
-                targets=Ragged.empty(len(at)),
-                time=self._told(at),
-                context={name: values[at] for name, values in examples.context.items()},
-            ),
-            "place": np.stack([window, before], 1).astype(np.int32),
-            "item": examples.items[at].astype(np.int32),
-            "time": examples.times[at],
-            "weight": examples.weights[at],
-            "user": users,
-            "row": np.arange(len(at), dtype=np.int32),
-            "own": Ragged(examples.items[own.values], own.offsets),
-            "num_own": (at - of_user[window]).astype(np.int32),
-        }
+            hidden = self._hidden(targets, rng)
+            if not self.reads_request_time:
+                times = times.copy()
+                seen = Ragged(examples.times[targets.values], targets.offsets)
+                times[targets.values] = _without_hidden(seen, hidden)
+            lengths = np.bincount(targets.row_index[hidden], minlength=len(targets))
+            targets = Ragged.from_lengths(targets.values[hidden], lengths)
+        first_of_user = examples.by_user.offsets[examples.users[start]]
+        return Epoch(
+            targets,
+            np.cumsum([0, *map(len, groups)]),
+            # The last event of a window is a target alone.
+            history=np.stack([start, stop - self.is_causal], 1),
+            known=np.stack([first_of_user, stop], 1),
+            group=np.empty(0, np.int64),
+            position=targets.values - start[targets.row_index] + (not self.is_causal),
+            times=times,
+        )
 
-    def _told(self, at: np.ndarray) -> np.ndarray:
-        """Times of requests, -1 where the protocol does not tell them."""
-        told = self.examples.time_told
-        return self.examples.times[at] if told else np.full(len(at), -1)
+    def _hidden(self, events: Ragged, rng: np.random.Generator) -> np.ndarray:
+        """Which events of the windows a cloze asks for, `[num_events]` bool."""
+        hidden = rng.random(len(events.values)) < self.examples.config.hidden_share
+        hidden[events.offsets[1:] - 1] = True  # the last one, as in serving
+        items = self.examples.items
+        item_of_window = events.row_index * (items.max() + 1) + items[events.values]
+        return hidden | np.isin(item_of_window, item_of_window[hidden])
 
 
-def _untold(times: Ragged, hidden: np.ndarray) -> Ragged:
+def _without_hidden(times: Ragged, hidden: np.ndarray) -> np.ndarray:
     """Times in which a hidden event has that of the last one seen before it, or of the first one
-    seen after it, or 0: when it came is not told, as in serving."""
-    place = np.arange(len(hidden))
+    seen after it, or 0: when it came is not known in serving either."""
+    number = np.arange(len(hidden))
     start, stop = times.offsets[times.row_index], times.offsets[times.row_index + 1]
-    before = np.maximum.accumulate(np.where(hidden, -1, place))
-    after = np.minimum.accumulate(np.where(hidden, len(hidden), place)[::-1])[::-1]
+    before = np.maximum.accumulate(np.where(hidden, -1, number))
+    after = np.minimum.accumulate(np.where(hidden, len(hidden), number)[::-1])[::-1]
     values = np.append(times.values, 0)
-    found = np.where(before >= start, before, np.where(after < stop, after, -1))
-    return Ragged(values[found], times.offsets)
+    return values[np.where(before >= start, before, np.where(after < stop, after, -1))]

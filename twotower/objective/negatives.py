@@ -1,35 +1,32 @@
 """Which candidates are the columns of the score matrix, and how probable each one is there.
 
-A pool is a source of columns: it draws items with a known probability Q, which log-Q needs
-(`losses.column_log_weight`). Several pools can be mixed, each with its own Q:
+A pool is a source of columns. It draws items with a known probability Q, which log-Q needs
+(`corrections.column_log_weight`). Several pools can be mixed, each with its own Q:
 
     batch       the items of the batch's examples (in-batch negatives). Q is p_c, the share of item
                 c among the training examples
     uniform     `num_sampled` draws from the catalogue, each with Q = 1 / N. With `batch` it is the
                 mixed negative sampling of Yang et al. (WWW 2020)
     popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
-    memory      vectors of the last `memory_size` examples, as they were then (cross-batch negative
-                sampling, Wang et al., SIGIR 2021). Q is p_c. These vectors push queries and get no
-                gradient, so the other columns get more (`Pools.as_columns`)
-    catalogue   every item once, so nothing is drawn and nothing needs a correction. All vectors are
-                computed at each step. If that takes too long, they are computed only every
-                `catalogue_refresh` steps; between them only the vectors of the batch's items are
+    catalogue   every item once, so nothing is drawn and nothing needs a correction
+    memory      vectors of past examples (`memory.py`)
 
 Here the catalogue is the N items that have a training example. An item without an example can never
 be a positive, so as a column it is only ever pushed away: a model that draws such items as
 negatives learns to answer no new item at all. `untrained_items` draws them anyway.
 
-All rows share these columns. A query can also have a block of negatives of its own: mined ones
-(`mining.py`), and impressions without a click. With `num_hardest` a row keeps only the columns that
-score highest.
+All rows share these columns. A query can have hard negatives beside them (`hard_negatives.py`).
+With `num_hardest` a row keeps only the columns that score highest.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from twotower.limits import at_least, refuse, unread
-from twotower.objective.losses import MASKED, column_log_weight
+from twotower.objective.corrections import MASKED, column_log_weight
 from twotower.tf import tf
 
 POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
@@ -45,13 +42,8 @@ class NegativesConfig:
         sampled_power: The power of `popularity`. p_c is how often examples of item c are drawn, so
             if stratified sampling draws all items equally often, `popularity` is uniform.
         memory_size: Examples whose item vectors `memory` keeps.
-        catalogue_refresh: Steps between two computations of all vectors of `catalogue`. Above 1,
-            items outside the batch are columns with old vectors and get no gradient. To make up for
-            it, the gradient of an item in the batch is larger the more rarely it is in a batch.
         num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
-        hard_as_draws: Whether a mined negative weighs as much as a draw of the shared columns, and
-            not as one item of the catalogue (`losses.block_weight`). Then many of them do harm.
         num_impressions: Further negatives of a row: items that its user was shown and did not take.
         untrained_items: Whether `uniform`, `popularity`, `catalogue` and mined negatives also draw
             items without a training example. The model then learns never to answer them.
@@ -61,10 +53,8 @@ class NegativesConfig:
     num_sampled: int = 1024
     sampled_power: float = 0.75
     memory_size: int = 8192
-    catalogue_refresh: int = 1
     num_hardest: int = 0
     hard_negative_share: float = 0.0
-    hard_as_draws: bool = False
     num_impressions: int = 0
     untrained_items: bool = False
 
@@ -74,19 +64,14 @@ class NegativesConfig:
             raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
         if "catalogue" in pools and len(pools) > 1:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
-        if "memory" in pools and ("batch" not in pools or self.has_block):
+        if "memory" in pools and ("batch" not in pools or self.has_hard_negatives):
             raise ValueError(
                 "a memory's vectors push queries and learn nothing, which the batch's columns make "
                 "up for: it goes with 'batch', and without mined negatives or impressions; got "
                 f"{pools}, hard_negative_share {self.hard_negative_share} and num_impressions "
                 f"{self.num_impressions}."
             )
-        if self.catalogue_refresh > 1 and self.has_block:
-            raise ValueError(
-                f"catalogue_refresh={self.catalogue_refresh} keeps vectors of the shared columns "
-                "only. Take 1, or neither hard_negative_share nor num_impressions."
-            )
-        least = {"num_sampled": 1, "memory_size": 1, "catalogue_refresh": 1}
+        least = {"num_sampled": 1, "memory_size": 1}
         at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
         if not 0 <= self.hard_negative_share < 1:
             raise ValueError(
@@ -98,13 +83,6 @@ class NegativesConfig:
                 *unread(self, is_drawn, "negatives=uniform or popularity", "num_sampled"),
                 *unread(self, "popularity" in pools, "negatives=popularity", "sampled_power"),
                 *unread(self, "memory" in pools, "negatives=memory", "memory_size"),
-                *unread(self, "catalogue" in pools, "negatives=catalogue", "catalogue_refresh"),
-                *unread(
-                    self,
-                    self.has_block,
-                    "hard_negative_share or num_impressions",
-                    "hard_as_draws",
-                ),
             ]
         )
 
@@ -113,13 +91,13 @@ class NegativesConfig:
         size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
         return sum(size.get(name, self.num_sampled) for name in self.negatives)
 
-    def num_hard(self, num_shared: int) -> int:
+    def num_mined(self, num_shared: int) -> int:
         """Mined negatives of a row beside `num_shared` draws, so that their share is as asked."""
         return round(num_shared * self.hard_negative_share / (1 - self.hard_negative_share))
 
     @property
-    def has_block(self) -> bool:
-        """Whether rows have negatives of their own."""
+    def has_hard_negatives(self) -> bool:
+        """Whether a query has negatives that others do not have."""
         return self.hard_negative_share > 0 or self.num_impressions > 0
 
 
@@ -194,12 +172,6 @@ def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np
     return (q / q.sum()).astype(np.float32)
 
 
-def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """The same values, with their gradient times `factor`, which broadcasts."""
-    still = tf.stop_gradient(values)
-    return still + (values - still) * factor
-
-
 class Sampler:
     """Draws items with replacement, inside the graph.
 
@@ -222,13 +194,33 @@ class Sampler:
         return tf.gather(self._keys, tf.minimum(found, tf.size(self._keys) - 1))
 
 
+class Targets(NamedTuple):
+    """The examples of a batch, one after another.
+
+    Attributes:
+        row: `[num_examples]` int32, the row of the batch that each example is of.
+        item: `[num_examples]` int32, the key of its item.
+        weight: `[num_examples]` float32.
+        probability: `[num_examples]` float32, p_c of the item.
+        inputs: Time-dependent inputs of the item tower, name -> `[num_examples]`.
+        hard_negatives: `[num_rows, h]` int32 keys of each row's hard negatives, -1 behind the last.
+    """
+
+    row: tf.Tensor
+    item: tf.Tensor
+    weight: tf.Tensor
+    probability: tf.Tensor
+    inputs: dict[str, tf.Tensor]
+    hard_negatives: tf.Tensor
+
+
 @dataclasses.dataclass
 class Columns:
     """Candidates that all rows of the score matrix share.
 
     Attributes:
         keys: `[num_columns]` int32, -1 for an empty column.
-        log_weight: `[num_columns]`, log w_c.
+        log_weight: `[num_columns]`, log w_c; or `[num_rows, num_columns]` where rows differ.
         vectors: `[num_columns, dim]`; None until they are computed.
     """
 
@@ -236,38 +228,53 @@ class Columns:
     log_weight: tf.Tensor
     vectors: tf.Tensor | None = None
 
-    @staticmethod
-    def closed(keys: tf.Tensor) -> "Columns":
-        """Columns of these keys, `[num_columns]`, that are masked in every row."""
-        return Columns(keys, tf.fill(tf.shape(keys), MASKED))
 
-    def open(self) -> "Columns":
-        """The columns that are not masked in every row."""
-        keep = self.log_weight > MASKED / 2
-        parts = (self.keys, self.log_weight, self.vectors)
-        return Columns(*(tf.boolean_mask(part, keep) for part in parts))
+class Pool(NamedTuple):
+    """What a pool has drawn: distinct `keys`, how often each (`count`), the `probability` of a draw
+    to be it, all `[num_keys]`, and the scalar number of draws."""
+
+    keys: tf.Tensor
+    count: tf.Tensor
+    probability: tf.Tensor
+    num_draws: tf.Tensor
 
     @staticmethod
-    def concat(parts: list["Columns"]) -> "Columns":
-        """The columns of all parts, one part after another."""
-        if len(parts) == 1:
-            return parts[0]
-        names = [field.name for field in dataclasses.fields(Columns)]
-        return Columns(*(tf.concat([getattr(part, name) for part in parts], 0) for name in names))
+    def of(keys: tf.Tensor, probability: tf.Tensor, num_draws: tf.Tensor) -> "Pool":
+        """From the keys of all draws and the probability of each, `[num_draws]` both."""
+        distinct, which, count = tf.unique_with_counts(keys)
+        probability = tf.math.unsorted_segment_max(probability, which, tf.size(distinct))
+        return Pool(distinct, count, probability, num_draws)
 
 
 def merged(parts: list[Columns]) -> Columns:
     """One column for each distinct item of several pools. The weights of equal items are added."""
     if len(parts) == 1:
         return parts[0]
-    keys, place = tf.unique(tf.concat([part.keys for part in parts], 0))
+    keys, which = tf.unique(tf.concat([part.keys for part in parts], 0))
     weight = tf.exp(tf.concat([part.log_weight for part in parts], 0))
-    total = tf.math.unsorted_segment_sum(weight, place, tf.size(keys))
+    total = tf.math.unsorted_segment_sum(weight, which, tf.size(keys))
     return Columns(keys, tf.maximum(tf.math.log(total), MASKED))
 
 
-class Pools(tf.Module):
+def of_all_replicas(values: tf.Tensor) -> tf.Tensor:
+    """The rows of all replicas of a `tf.distribute` strategy, one replica after another; without a
+    strategy, `values` as they are."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_gather(values, axis=0)
+
+
+# Keys `[n]`, and time-dependent inputs by name, `[n]` each -> vectors `[n, dim]`.
+Encode = Callable[..., tf.Tensor]
+
+
+class Negatives(tf.Module):
     """Draws the columns of a batch from the pools that a config names.
+
+    Under a `tf.distribute` strategy the batch is that of all replicas: their keys are gathered, and
+    each replica computes the vectors of all columns. Only integers travel, and the sum of the
+    replicas' gradients is the gradient of the whole batch.
 
     Args:
         config: Names the pools, with their sizes.
@@ -282,7 +289,8 @@ class Pools(tf.Module):
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
-        super().__init__(name="pools")
+        super().__init__(name="negatives")
+        self.num_items, self.dim = len(probability), dim
         probability = drawable_probability(probability, config.untrained_items)
         self.config, self.keys = config, np.flatnonzero(probability).astype(np.int32)
         self.samplers = {}
@@ -290,98 +298,69 @@ class Pools(tf.Module):
             if name in config.negatives:
                 q = sampling_probability(name, probability, config.sampled_power)
                 self.samplers[name] = Sampler(q, config.num_sampled)
-        self.memory = Memory(config.memory_size, dim) if "memory" in config.negatives else None
-        self.snapshot = None
-        if "catalogue" in config.negatives and config.catalogue_refresh > 1:
-            self.snapshot = tf.Variable(tf.zeros([len(self.keys), dim]), trainable=False)
 
     def __call__(
-        self, item: tf.Tensor, probability: tf.Tensor, correction: str, distinct: bool = True
-    ) -> dict[str, Columns]:
-        """The columns of each pool, by its name.
+        self, targets: Targets, encode: Encode, correction: str, training: bool = False
+    ) -> tuple[Columns, tf.Tensor]:
+        """The columns with their vectors, and the vector of each example's item.
+
+        Args:
+            targets: The examples of the batch.
+            encode: The item tower over keys.
+            correction: One of `corrections.CORRECTIONS`.
+            training: Whether this is a training step.
+
+        Returns:
+            (columns, `[num_examples, dim]`).
+        """
+        columns = merged([*self.draw(targets, correction).values()])
+        return self.encoded(columns, targets.item, encode)
+
+    def pools(self, targets: Targets) -> dict[str, Pool]:
+        """What each pool but the catalogue has drawn, by its name."""
+        pools = {}
+        for name in self.config.negatives:
+            if name == "batch":
+                item, probability = map(of_all_replicas, (targets.item, targets.probability))
+                pools[name] = Pool.of(item, probability, tf.size(item) - 1)
+            elif name in self.samplers:
+                keys = self.samplers[name]()
+                pools[name] = Pool.of(keys, tf.gather(self.samplers[name].q, keys), tf.size(keys))
+        return pools
+
+    def draw(self, targets: Targets, correction: str) -> dict[str, Columns]:
+        """The columns of each pool, by its name, without vectors.
 
         Under `log_q_masked` the weights of each pool alone stand for the whole catalogue. So the
         weights of several pools are averaged, in proportion to their draws.
-
-        Args:
-            item: `[num_examples]`, keys of the batch's items.
-            probability: `[num_examples]`, p_c of each.
-            correction: As in `losses.column_log_weight`.
-            distinct: Whether equal items of the batch share one column.
         """
         if "catalogue" in self.config.negatives:
             return {"catalogue": Columns(tf.constant(self.keys), tf.zeros([len(self.keys)]))}
-        pools, draws = {}, {}
-        for name in self.config.negatives:
-            vectors = None
-            if name == "batch":
-                keys, chance, draws[name] = item, probability, tf.size(item) - 1
-            elif name == "memory":
-                keys, vectors, chance = self.memory.held()
-                draws[name] = tf.math.count_nonzero(keys >= 0, dtype=tf.int32)
-            else:
-                keys = self.samplers[name]()
-                chance = tf.gather(self.samplers[name].q, keys)
-                draws[name] = tf.size(keys)
-            count = tf.ones_like(keys)
-            if name != "memory" and (distinct or name != "batch"):
-                keys, place, count = tf.unique_with_counts(keys)
-                chance = tf.math.unsorted_segment_max(chance, place, tf.size(keys))
-            weight = column_log_weight(count, chance, draws[name], correction)
-            pools[name] = Columns(keys, tf.where(keys < 0, MASKED, weight), vectors)
-        if len(pools) > 1 and correction == "log_q_masked":
-            total = tf.cast(tf.maximum(tf.add_n(list(draws.values())), 1), tf.float32)
-            for name, pool in pools.items():
-                share = tf.maximum(tf.cast(draws[name], tf.float32), 1e-9) / total
-                pool.log_weight = tf.maximum(pool.log_weight + tf.math.log(share), MASKED)
-        return pools
+        pools = self.pools(targets)
+        total = tf.add_n([pool.num_draws for pool in pools.values()])
+        columns = {}
+        for name, pool in pools.items():
+            weight = column_log_weight(pool.count, pool.probability, pool.num_draws, correction)
+            if len(pools) > 1 and correction == "log_q_masked":
+                share = tf.cast(pool.num_draws, tf.float32) / tf.cast(
+                    tf.maximum(total, 1), "float32"
+                )
+                weight += tf.math.log(tf.maximum(share, 1e-12))
+            # A pool may have empty columns, whose key is -1.
+            weight = tf.where(pool.keys < 0, MASKED, tf.maximum(weight, MASKED))
+            columns[name] = Columns(pool.keys, weight)
+        return columns
 
-    def as_columns(self, vectors: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
-        """Column vectors of this step, whose gradient is scaled up to make up for the memory.
+    def encoded(
+        self, columns: Columns, item: tf.Tensor, encode: Encode
+    ) -> tuple[Columns, tf.Tensor]:
+        """Distinct columns with their vectors, and the vector of each example's item.
 
-        An item is pulled wherever it is a positive, but pushed only where it is a column of this
-        step, since the vectors of the memory get no gradient. Unscaled, the push would be too weak
-        by the memory's share of all draws. Here the gradient is divided by the share of this step's
-        draws, so the mean push is that of a softmax over all draws.
-
-        Args:
-            vectors: `[num_columns, dim]`.
-            num_examples: Examples in the batch.
+        The item tower is called once, over each distinct item once.
         """
-        if self.memory is None:
-            return vectors
-        held = tf.math.count_nonzero(self.memory.keys >= 0, dtype=tf.int32)
-        others = self.config.num_shared(num_examples, len(self.keys)) - self.config.memory_size
-        share = tf.cast(others, tf.float32) / tf.cast(tf.maximum(others + held, 1), tf.float32)
-        return scaled_gradient(vectors, tf.math.reciprocal_no_nan(share))
-
-
-class Memory(tf.Module):
-    """The item vectors of past examples (cross-batch memory). The oldest are overwritten first.
-
-    Args:
-        size: Number of vectors.
-        dim: Length of a vector.
-    """
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__(name="memory")
-        self.size = size
-        self.keys = tf.Variable(tf.fill([size], -1), trainable=False)
-        self.vectors = tf.Variable(tf.zeros([size, dim]), trainable=False)
-        self.probability = tf.Variable(tf.ones([size]), trainable=False)
-        self.next = tf.Variable(0, trainable=False, dtype=tf.int32)
-
-    def held(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Keys (-1 where the memory is still empty), vectors, and the probability of each key."""
-        return tuple(v.read_value() for v in (self.keys, self.vectors, self.probability))
-
-    def put(self, keys: tf.Tensor, vectors: tf.Tensor, probability: tf.Tensor) -> None:
-        """Adds a batch: `[num_examples]`, `[num_examples, dim]` and `[num_examples]`. If these are
-        more than `size`, the last ones are kept."""
-        keys = keys[-self.size :]
-        places = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
-        self.keys.scatter_nd_update(places, keys)
-        self.vectors.scatter_nd_update(places, tf.stop_gradient(vectors)[-self.size :])
-        self.probability.scatter_nd_update(places, probability[-self.size :])
-        self.next.assign((self.next + tf.size(keys)) % self.size)
+        keys = tf.unique(tf.concat([columns.keys, item], 0)).y  # the columns' keys come first
+        vectors = encode(keys)  # [num_keys, dim]
+        number = tf.scatter_nd(keys[:, None], tf.range(tf.size(keys)), [self.num_items])
+        positives = tf.gather(vectors, tf.gather(number, item))
+        vectors = vectors[: tf.size(columns.keys)]
+        return dataclasses.replace(columns, vectors=vectors), positives

@@ -120,6 +120,12 @@ class Tower(tf.keras.layers.Layer):
         """The raw inputs of all features, in order."""
         return [spec for feature in self.features for spec in feature.inputs]
 
+    @property
+    def sequence_inputs(self) -> frozenset[str]:
+        """Names of the inputs that belong to a sequence of events as a whole."""
+        sequences = [feature for feature in self.features if feature.is_sequence]
+        return frozenset(spec.name for feature in sequences for spec in feature.inputs)
+
     def index(self, name: str, values: tf.Tensor) -> tf.Tensor:
         """Strings of the one input `name` to integers, for tables looked up once."""
         return {feature.name: feature for feature in self.features}[name].index(values)

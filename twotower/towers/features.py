@@ -98,6 +98,9 @@ class Feature(tf.keras.layers.Layer):
         require_float32()
         super().__init__(name=name)
 
+    # Whether its inputs are a sequence, whose prefixes `at` can read all at once.
+    is_sequence = False
+
     @property
     def inputs(self) -> list[Input]:
         """The raw inputs, in a fixed order."""

@@ -61,17 +61,11 @@ def mining_of(recipe: Recipe, steps: int) -> MiningConfig:
     return mining
 
 
-def _tell_what_comes_too_late(recipe: Recipe, steps: int, select: bool) -> None:
-    """Logs each setting that has no effect in so few steps or epochs."""
-    config, task = recipe.fit, recipe.task
+def _log_what_comes_too_late(recipe: Recipe, select: bool) -> None:
+    """Logs each setting that has no effect in so few epochs."""
+    config = recipe.fit
     epochs = f"of {config.epochs} epochs"
-    late = task.temperature_kind == "annealed" and task.temperature_steps > steps
-    for is_told, text in (
-        (
-            late,
-            f"temperature_steps={task.temperature_steps} of {steps} steps in all: temperature_last "
-            "is not reached.",
-        ),
+    for is_late, text in (
         (
             select and config.patience >= config.epochs,
             f"patience={config.patience} {epochs}: nothing stops early.",
@@ -85,7 +79,7 @@ def _tell_what_comes_too_late(recipe: Recipe, steps: int, select: bool) -> None:
             f"topk_every={config.topk_every} {epochs}: FactorizedTopK is never computed.",
         ),
     ):
-        if is_told:
+        if is_late:
             logging.info("%s", text)
 
 
@@ -165,8 +159,8 @@ class _EveryEpoch(tf.keras.callbacks.Callback):
             f"are not finite: {', '.join(wrong) or 'none'}. In the first step, check the initial "
             "weights and the ratings. In later steps, the update was too large: see "
             f"learning_rate={recipe.fit.learning_rate:g} ({recipe.fit.optimizer}), "
-            f"temperature={recipe.task.temperature:g}, sum_loss={recipe.task.sum_loss}. The "
-            "checkpoint of the epoch before is intact."
+            f"temperature={recipe.task.temperature:g}. The checkpoint of the epoch before is "
+            "intact."
         )
 
     def on_test_begin(self, logs=None):
@@ -260,7 +254,7 @@ def fit(
     config, model = training.recipe.fit, training.model
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
     mining = mining_of(training.recipe, config.epochs * steps)
-    _tell_what_comes_too_late(training.recipe, config.epochs * steps, select)
+    _log_what_comes_too_late(training.recipe, select)
     model.compile(optimizer=make_optimizer(config, steps))
     if config.optimizer == "adamw":  # a temperature has no zero to decay to
         model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
@@ -271,7 +265,7 @@ def fit(
     state = tf.Variable("", dtype=tf.string, trainable=False)
     weights = [*model.query_tower.weights, *model.item_tower.weights]
     # A learned temperature, the memory of past batches, and the count of the stream.
-    others = [*model.task.trainable_weights, *model.pools.variables]
+    others = [*model.task.trainable_weights, *model.negatives.variables]
     last = tf.train.CheckpointManager(
         tf.train.Checkpoint(weights=weights, others=others, optimizer=model.optimizer, state=state),
         str(workdir / "checkpoints" / "last"),

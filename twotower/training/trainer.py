@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Callable
 
@@ -30,6 +29,7 @@ from twotower.towers.history.bag import History
 from twotower.towers.history.sequence import SequenceHistory
 from twotower.towers.item import TIMED, item_tower
 from twotower.towers.query import query_tower
+from twotower.training.batches import Batch, TrainingBatches
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import Recipe
 
@@ -143,9 +143,9 @@ class Training:
     def _miner(self) -> Miner:
         """Lists deep enough for the block that a whole batch asks for."""
         negatives = self.recipe.negatives
-        candidates = np.intersect1d(self.split.candidates, self.model.pools.keys)
+        candidates = np.intersect1d(self.split.candidates, self.model.negatives.keys)
         batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
-        width = self._num_hard(batch_size)
+        width = self._num_mined(batch_size)
         if not width or mining.skip >= len(candidates):
             raise ValueError(
                 f"nothing would be mined: hard_negative_share={negatives.hard_negative_share} of "
@@ -188,13 +188,11 @@ class Training:
                 "read more events than its window has, and positions and distances past "
                 "sequence_length never learn. Set both alike."
             )
-        # What has a row a sequence and not a row a query.
-        self._of_sequences = {spec.name for spec in encoders[0].inputs}
         return Sequences(
             self.examples,
             encoders[0].is_causal,
             is_cut=most is not None,
-            is_told=getattr(encoders[0], "time_told", False),
+            reads_request_time=getattr(encoders[0], "time_told", False),
         )
 
     def _query_columns(self) -> dict[str, np.ndarray]:
@@ -273,114 +271,84 @@ class Training:
         queries = self.query_vectors(self.examples.whole_histories())
         self.miner.mine(queries, self.item_vectors(self.miner.keys))
 
-    def _probability_of(self, item: np.ndarray) -> np.ndarray:
-        """p_c of each example's item, by count or by what the stream has told so far."""
-        if self.frequency is None:
-            return self._probability[item]
-        self.frequency.update(item)
-        return self.frequency.probability(item)
+    def _estimated(self, items: np.ndarray) -> np.ndarray:
+        """p_c of a batch's items by what the stream has seen so far, `[num_examples]`."""
+        self.frequency.update(items)
+        return self.frequency.probability(items)
 
-    def _num_hard(self, num_examples: int) -> int:
+    def _num_mined(self, num_examples: int) -> int:
         """Mined negatives of each row of a batch."""
         config = self.recipe.negatives
-        return config.num_hard(config.num_shared(num_examples, len(self.model.pools.keys)))
+        return config.num_mined(config.num_shared(num_examples, len(self.model.negatives.keys)))
 
-    def _block(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Keys of each query's own negatives, `[num_queries, width]`: mined, then impressions."""
-        config, blocks = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
+    def hard_negatives(
+        self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Keys of each row's hard negatives: mined ones, then impressions.
+
+        Args:
+            users: `[num_rows]`, row of each one's user.
+            items: `[num_examples]`, keys of the batch's items.
+            rng: Draws.
+
+        Returns:
+            `[num_rows, h]`, -1 for none.
+        """
+        config, chosen = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
         if self.miner is not None:
-            blocks.append(self.miner.block(users, self._num_hard(len(items)), rng, items))
+            chosen.append(self.miner.block(users, self._num_mined(len(items)), rng, items))
         if self.passed_over is not None:
             shown = self.passed_over.take(users).to_dense(-1)
-            blocks.append(drawn(shown, config.num_impressions, rng))
-        return np.concatenate(blocks, axis=1).astype(np.int32)
+            chosen.append(drawn(shown, config.num_impressions, rng))
+        return np.concatenate(chosen, axis=1)
 
-    def batches(self, first_epoch: int = 0) -> tf.data.Dataset:
-        """Training batches; each iteration over it is the next epoch."""
-        epochs = itertools.count(first_epoch)
-        timed = [name for name in TIMED if name in self.recipe.item.features]
-        of_prefixes = ("place", "num_own") if self.sequences is not None else ()
-
-        def generate():
-            epoch = next(epochs)
-            rng = np.random.default_rng([self.recipe.fit.seed, epoch])
-            for batch in (self.sequences or self.examples).epoch(epoch):
-                item, own = batch["item"], np.empty((len(batch["own"]), 0), np.int32)
-                if self.recipe.task.mask_own:
-                    own = batch["own"].to_dense(-1).astype(np.int32)
-                query = self.query_inputs(batch["cases"])
-                if self.sequences is not None:
-                    of_each = self.query_inputs(batch["asked"])
-                    query = of_each | {name: query[name] for name in self._of_sequences}
-                yield {
-                    "query": query,
-                    "row": batch["row"],
-                    "item": item,
-                    "weight": batch["weight"],
-                    "own": own,
-                    "timed": self.item_inputs.as_of(item, batch["time"]) if timed else {},
-                    "probability": self._probability_of(item),
-                    "block": self._block(batch["user"], item, rng),
-                } | {name: batch[name] for name in of_prefixes}
-
-        signature = self._signature(timed)
-        if of_prefixes:
-            signature["place"] = tf.TensorSpec([None, 2], tf.int32)
-            signature["num_own"] = tf.TensorSpec([None], tf.int32)
-        return self._generated(generate, signature).prefetch(2)
-
-    @staticmethod
-    def _generated(generate: Callable, signature: dict) -> tf.data.Dataset:
-        """Batches of a generator."""
-        batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
-        # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
-        # when an iterator ends, and the next epoch waits for it.
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        return batches.with_options(options)
-
-    def _signature(self, timed: list[str]) -> dict:
-        """Types and shapes of a batch."""
-        sample = self.query_inputs(self.split.cases.take(np.arange(0)))
-        query = {
-            name: tf.TensorSpec([None] * values.ndim, tensors({name: values})[name].dtype, name)
-            for name, values in sample.items()
-        }
-        return {
-            "query": query,
-            "row": tf.TensorSpec([None], tf.int32),
-            "item": tf.TensorSpec([None], tf.int32),
-            "weight": tf.TensorSpec([None], tf.float32),
-            "own": tf.TensorSpec([None, None], tf.int32),
-            "probability": tf.TensorSpec([None], tf.float32),
-            "block": tf.TensorSpec([None, None], tf.int32),
-            "timed": {name: tf.TensorSpec([None], tf.float32) for name in timed},
-        }
+    def batches(self, first_epoch: int = 0, num_replicas: int = 1) -> tf.data.Dataset:
+        """Training batches; each iteration over them is the next epoch (`TrainingBatches`)."""
+        sequences = self.sequences
+        make = TrainingBatches(
+            self.examples,
+            (sequences or self.examples).epoch,
+            self.query_inputs,
+            self.model.query_tower.sequence_inputs if sequences is not None else frozenset(),
+            self.item_inputs,
+            self._probability,
+            self._estimated if self.frequency is not None else None,
+            self.hard_negatives if self.recipe.negatives.has_hard_negatives else None,
+        )
+        return make(first_epoch, num_replicas)
 
     def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
         """Batches of the split's cases, a row a target, for the loss and FactorizedTopK, which also
         ranks seen items. A user's positives are the items of the history and all targets."""
         cases = self.split.cases
-        mask_own = self.recipe.task.mask_own
+        parts = [
+            cases.take(np.arange(start, min(start + batch_size, len(cases))))
+            for start in range(0, len(cases), batch_size)
+        ]
+        made = [self._topk_batch(part) for part in parts]
+        signature = tf.nest.map_structure(_any_length, made[0])
+        batches = tf.data.Dataset.from_generator(lambda: iter(made), output_signature=signature)
+        return batches.map(lambda fields: Batch(**fields, position=None, num_earlier=None))
 
-        def generate():
-            for start in range(0, len(cases), batch_size):
-                part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
-                targets, own = part.targets, np.empty((len(part), 0), np.int32)
-                if mask_own:
-                    own = np.concatenate([part.history.to_dense(-1), targets.to_dense(-1)], 1)
-                yield {
-                    "query": self.query_inputs(part),
-                    "row": targets.row_index.astype(np.int32),
-                    "item": targets.values.astype(np.int32),
-                    "weight": np.ones(len(targets.values), np.float32),
-                    "own": own.astype(np.int32),
-                    "timed": {},
-                    "probability": self._probability[targets.values],
-                    "block": np.empty((len(part), 0), np.int32),
-                }
-
-        return self._generated(generate, self._signature([]))
+    def _topk_batch(self, cases: EvalCases) -> dict:
+        """The fields of a batch of cases, a row a case."""
+        targets = cases.targets
+        item = tf.constant(targets.to_dense(-1), tf.int32)
+        known = Ragged.group(
+            np.concatenate([cases.history.values, targets.values]),
+            np.concatenate([cases.history.row_index, targets.row_index]),
+            len(cases),
+        )
+        known = known.values.astype(np.int32), known.offsets
+        return {
+            "query": tensors(self.query_inputs(cases)),
+            "item": item,
+            "weight": tf.ones_like(item, tf.float32),
+            "probability": tf.gather(self._probability, tf.maximum(item, 0)),
+            "known_positives": tf.RaggedTensor.from_row_splits(*known),
+            "item_inputs": {},
+            "hard_negatives": tf.zeros([len(cases), 0], tf.int32),
+        }
 
     def refresh_topk(self) -> None:
         """Gives FactorizedTopK the items' current vectors; without, it would judge old ones."""
@@ -394,3 +362,10 @@ def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
         name: tf.constant(values, tf.string if values.dtype == object else None)
         for name, values in inputs.items()
     }
+
+
+def _any_length(values: tf.Tensor | tf.RaggedTensor) -> tf.TypeSpec:
+    """The type of `values` with dimensions of any length."""
+    if isinstance(values, tf.RaggedTensor):
+        return tf.RaggedTensorSpec([None, None], values.dtype)
+    return tf.TensorSpec([None] * values.shape.rank, values.dtype)

@@ -32,6 +32,7 @@ class History(Feature):
 
     # What a recipe says to this encoder: argument -> field of QueryConfig behind `history_`.
     settings: ClassVar[dict[str, str]] = {"dim": "dim", "dropout": "dropout", "ratings": "ratings"}
+    is_sequence = True
     # Whether the vector after p events depends on those alone; else hidden events are asked for.
     is_causal = True
 

@@ -1,0 +1,94 @@
+"""What an epoch asks, read back from its batches, for tests: keys in place of encoded ids."""
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.examples import Examples, ItemInputs, QueryInputs
+from twotower.data.sequences import Sequences
+from twotower.ragged import Ragged
+from twotower.training.batches import TrainingBatches
+
+HISTORY = ("history", "history_time", "history_rating")
+
+
+def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
+    """The batches of an epoch as dictionaries.
+
+    Of `Examples`: `cases` `[num_queries]`; `row`, `item`, `weight`, `time` `[num_examples]`; `own`,
+    known positives, and `user` `[num_queries]`. Of `Sequences`: `cases` `[num_windows]`, and for
+    each target also `place` (window, events before it), `num_own`, `user` and `told`, the time of
+    its request.
+    """
+    examples = source.examples if isinstance(source, Sequences) else source
+    dataset = examples._dataset
+    is_sequence = isinstance(source, Sequences)
+    names = [*HISTORY, "user_id", "time", *examples.context]
+    make = TrainingBatches(
+        examples,
+        source.epoch,
+        QueryInputs(dataset, names),
+        frozenset(HISTORY if is_sequence else ()),
+        ItemInputs(dataset, examples.split.train, []),
+        np.ones(len(dataset.items), np.float32),
+    )
+    rows = {user_id: row for row, user_id in enumerate(examples.user_ids)}
+    plan, done, found = source.epoch(epoch), 0, []
+    for batch in make(epoch):
+        targets = batch.targets()
+        num = len(targets.item)
+        places = plan.targets.values[done : done + num]
+        done += num
+        query = {name: values.numpy() for name, values in batch.query.items()}
+        if is_sequence:
+            query |= {
+                name: batch.of_targets(batch.query[name]).numpy()
+                for name in query
+                if name not in HISTORY
+            }
+        user_id = np.array([one.decode() for one in query["user_id"]], object)
+        context = {
+            name: np.array([one.decode() for one in query[name]], object)
+            for name in examples.context
+        }
+        ids = query["history"].astype(str)
+        lengths = (ids != "").sum(1)
+        inside = np.arange(ids.shape[1]) < lengths[:, None]
+        values = dict(zip(HISTORY, (ids, query["history_time"], query["history_rating"])))
+        keys = dataset.catalogue.keys_of(values["history"][inside].astype(object))
+        ragged = {"history": Ragged.from_lengths(keys, lengths)} | {
+            name: Ragged.from_lengths(values[name][inside], lengths) for name in HISTORY[1:]
+        }
+        for name, padding in (("history_time", -1), ("history_rating", np.nan)):
+            np.testing.assert_array_equal(values[name][~inside], padding)
+        row = targets.row.numpy()
+        of_row = user_id[np.searchsorted(row, np.arange(len(lengths)))] if is_sequence else user_id
+        none = Ragged.empty(len(lengths))
+        cases = EvalCases(
+            user_id=of_row,
+            **ragged,
+            exclude=none,
+            targets=none,
+            time=np.full(len(lengths), -1) if is_sequence else query["time"],
+            context={} if is_sequence else context,
+        )
+        known = batch.known_positives
+        one = {
+            "cases": cases,
+            "row": row,
+            "item": targets.item.numpy(),
+            "weight": targets.weight.numpy(),
+            "time": examples.times[places],
+            "own": Ragged(known.flat_values.numpy().astype(int), known.row_splits.numpy()),
+            "user": np.array([rows[name] for name in user_id]),
+        }
+        if is_sequence:
+            position = batch.of_targets(batch.position).numpy()
+            one |= {
+                "place": np.stack([row, position], 1),
+                "num_own": batch.of_targets(batch.num_earlier).numpy(),
+                "told": query["time"],
+                "context": context,
+            }
+        found.append(one)
+    assert done == len(plan.targets.values)
+    return found

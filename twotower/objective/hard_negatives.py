@@ -1,0 +1,41 @@
+"""Hard negatives: columns that a query has beside those that all rows share.
+
+They are mined (`mining.py`), or impressions without a click. Each stands in the matrix as one more
+column, which counts in the rows that have it.
+"""
+
+import dataclasses
+
+from twotower.objective.corrections import MASKED, hard_negative_weight
+from twotower.objective.negatives import Columns, Encode, Negatives, Targets, merged
+from twotower.tf import tf
+
+
+class HardNegatives(Negatives):
+    """`Negatives` with those of `Targets.hard_negatives` beside the shared ones.
+
+    The columns that it returns weigh `[num_rows, num_columns]`.
+    """
+
+    def __call__(
+        self, targets: Targets, encode: Encode, correction: str, training: bool = False
+    ) -> tuple[Columns, tf.Tensor]:
+        flat = tf.reshape(targets.hard_negatives, [-1])
+        hard = tf.unique(tf.boolean_mask(flat, flat >= 0)).y
+        shared = [*self.draw(targets, correction).values()]
+        columns = merged([*shared, Columns(hard, tf.fill(tf.shape(hard), MASKED))])
+        columns, positives = self.encoded(columns, targets.item, encode)
+        num_draws = self.config.num_shared(tf.size(targets.item), len(self.keys))
+        count = self.counted(targets.hard_negatives, columns.keys)
+        more = count * hard_negative_weight(num_draws, correction)
+        weight = tf.math.log(tf.exp(columns.log_weight) + more)
+        return dataclasses.replace(columns, log_weight=tf.maximum(weight, MASKED)), positives
+
+    def counted(self, hard_negatives: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """How often each of the columns `keys` `[num_columns]` is among each row's hard negatives,
+        `[num_rows, num_columns]` float32."""
+        num = tf.size(keys)
+        number = tf.scatter_nd(keys[:, None], tf.range(num), [self.num_items])
+        at = tf.gather(number, tf.maximum(hard_negatives, 0))
+        there = tf.cast(hard_negatives >= 0, tf.float32)
+        return tf.math.bincount(at, there, minlength=num, maxlength=num, axis=-1)

@@ -1,0 +1,107 @@
+"""Cross-batch negatives: the item vectors of past examples as further columns.
+
+Cross-batch negative sampling (Wang et al., SIGIR 2021) keeps the vectors of the last `memory_size`
+examples, as they were then. They push queries and get no gradient. An item is pulled wherever it is
+a positive, but pushed only where it is a column of this step, so its push would be too weak by the
+memory's share of all draws. The gradient of this step's columns is therefore divided by their share
+of the draws, and the mean push is that of a softmax over all draws.
+"""
+
+import numpy as np
+
+from twotower.objective.negatives import (
+    Columns,
+    Encode,
+    Negatives,
+    NegativesConfig,
+    Pool,
+    Targets,
+    merged,
+)
+from twotower.tf import tf
+
+
+def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
+    """The same values, with their gradient times `factor`, which broadcasts."""
+    still = tf.stop_gradient(values)
+    return still + (values - still) * factor
+
+
+class Memory(tf.Module):
+    """The item vectors of past examples (cross-batch memory). The oldest are overwritten first.
+
+    Args:
+        size: Number of vectors.
+        dim: Length of a vector.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__(name="memory")
+        self.size = size
+        self.keys = tf.Variable(tf.fill([size], -1), trainable=False)
+        self.vectors = tf.Variable(tf.zeros([size, dim]), trainable=False)
+        self.probability = tf.Variable(tf.ones([size]), trainable=False)
+        self.next = tf.Variable(0, trainable=False, dtype=tf.int32)
+
+    def held(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Keys (-1 where the memory is still empty), vectors, and the probability of each key."""
+        return tuple(v.read_value() for v in (self.keys, self.vectors, self.probability))
+
+    def put(self, keys: tf.Tensor, vectors: tf.Tensor, probability: tf.Tensor) -> None:
+        """Adds a batch: `[num_examples]`, `[num_examples, dim]` and `[num_examples]`. If these are
+        more than `size`, the last ones are kept."""
+        keys = keys[-self.size :]
+        at = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
+        self.keys.scatter_nd_update(at, keys)
+        self.vectors.scatter_nd_update(at, tf.stop_gradient(vectors)[-self.size :])
+        self.probability.scatter_nd_update(at, probability[-self.size :])
+        self.next.assign((self.next + tf.size(keys)) % self.size)
+
+
+class MemoryNegatives(Negatives):
+    """`Negatives` with the pool `memory` beside the batch's and others'.
+
+    Args:
+        config: As of `Negatives`.
+        probability: As of `Negatives`.
+        dim: Length of the vectors.
+
+    Raises:
+        ValueError: A strategy of several replicas, which would each remember other examples.
+    """
+
+    def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
+        super().__init__(config, probability, dim)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError("negatives=memory needs one replica. Leave the memory out.")
+        self.memory = Memory(config.memory_size, dim)
+
+    def pools(self, targets: Targets) -> dict[str, Pool]:
+        keys, _, probability = self.memory.held()
+        num_held = tf.math.count_nonzero(keys >= 0, dtype=tf.int32)
+        held = Pool(keys, tf.ones_like(keys), probability, num_held)
+        return {"memory": held, **super().pools(targets)}
+
+    def __call__(
+        self, targets: Targets, encode: Encode, correction: str, training: bool = False
+    ) -> tuple[Columns, tf.Tensor]:
+        drawn = self.draw(targets, correction)
+        held = drawn.pop("memory")
+        columns, positives = super().encoded(merged([*drawn.values()]), targets.item, encode)
+        vectors = self.weighed(columns.vectors, tf.size(targets.item))
+        both = Columns(
+            tf.concat([held.keys, columns.keys], 0),
+            tf.concat([held.log_weight, columns.log_weight], 0),
+            tf.concat([self.memory.vectors.read_value(), vectors], 0),
+        )
+        if training:
+            self.memory.put(targets.item, positives, targets.probability)
+        return both, positives
+
+    def weighed(self, vectors: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
+        """This step's column vectors `[num_columns, dim]`, with their gradient made up for the
+        memory's, in a batch of `num_examples`."""
+        held = tf.math.count_nonzero(self.memory.keys >= 0, dtype=tf.int32)
+        others = self.config.num_shared(num_examples, len(self.keys)) - self.config.memory_size
+        share = tf.cast(others, tf.float32) / tf.cast(tf.maximum(others + held, 1), tf.float32)
+        return scaled_gradient(vectors, tf.math.reciprocal_no_nan(share))

@@ -1,0 +1,96 @@
+"""The plain way: a `tfrs.Model` with `tfrs.tasks.Retrieval`, as TensorFlow Recommenders has it.
+
+This is where to begin. Every example is a row and a column of the score matrix: its query should
+score its own item above the items of the other examples. `RetrievalTask` (`task.py`) gives the same
+loss and the same gradients from each distinct query and item once, and goes on from there:
+
+| what                                                          | `tfrs.tasks.Retrieval`         |
+|---------------------------------------------------------------|--------------------------------|
+| in-batch negatives, any of `losses.LOSSES`                    | yes, by `RetrievalLoss`        |
+| temperature                                                   | yes, fixed                     |
+| `log_q`                                                       | `candidate_sampling_probability` |
+| known positives of the user masked                            | `score_mask`                   |
+| accidental hits masked                                        | `candidate_ids`                |
+| `log_q_masked`                                                | no: it corrects s+, too        |
+| `num_hardest`                                                 | `num_hard_negatives`, by copies |
+| uniform, popularity, memory, catalogue, mined, impressions    | no                             |
+"""
+
+from collections.abc import Mapping
+
+from twotower.objective.corrections import MASKED
+from twotower.objective.losses import LOSSES
+from twotower.tf import tf, tfrs
+
+
+class PlainTwoTowerModel(tfrs.Model):
+    """Two towers under `tfrs.tasks.Retrieval`, with FactorizedTopK in validation.
+
+    Args:
+        query_tower: Inputs of a batch -> `[batch_size, dim]`.
+        item_tower: Inputs of a batch -> `[batch_size, dim]`.
+        task: `tfrs.tasks.Retrieval(...)`.
+
+    Batches are pairs `(query inputs, item inputs)`, each name -> `[batch_size, ...]`.
+
+    Example:
+        model = PlainTwoTowerModel(query_tower, item_tower, tfrs.tasks.Retrieval(temperature=0.1))
+        model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
+        model.fit(batches, epochs=3)
+    """
+
+    def __init__(self, query_tower, item_tower, task: tfrs.tasks.Retrieval) -> None:
+        super().__init__()
+        self.query_tower, self.item_tower, self.task = query_tower, item_tower, task
+
+    def compute_loss(
+        self,
+        inputs: tuple[Mapping[str, tf.Tensor], Mapping[str, tf.Tensor]],
+        training: bool = False,
+    ) -> tf.Tensor:
+        """Sum of the examples' losses; in validation also updates FactorizedTopK."""
+        queries = self.query_tower(inputs[0], training=training)  # [batch_size, dim]
+        items = self.item_tower(inputs[1], training=training)  # [batch_size, dim]
+        return self.task(queries, items, compute_metrics=not training)
+
+
+class RetrievalLoss(tf.keras.losses.Loss):
+    """Any of `LOSSES` as the loss of `tfrs.tasks.Retrieval`.
+
+    The task makes a matrix `[num_examples, num_candidates]` with a one-hot label a row. It has
+    divided the scores by the temperature, corrected them by log-Q, and pushed masked columns and
+    accidental hits far down; whatever lies there is no negative.
+
+    Args:
+        name: One of `LOSSES`.
+        reduction: Keras' reduction. The default is the mean, so that the learning rate does not
+            depend on the batch.
+        **parameters: Of the function, such as `margin`.
+
+    >>> loss = RetrievalLoss("triplet", margin=0.5, mining="hardest")
+    >>> scores = tf.constant([[0.9, 0.6], [0.1, 0.9]])
+    >>> round(float(loss(tf.eye(2), scores)), 4)  # (.2 + 0) / 2
+    0.1
+    """
+
+    def __init__(
+        self,
+        name: str = "softmax",
+        reduction: str = tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE,
+        **parameters,
+    ) -> None:
+        if name not in LOSSES:
+            raise ValueError(f"the loss must be one of {[*LOSSES]}; got {name!r}.")
+        super().__init__(reduction=reduction, name=name)
+        self.parameters = parameters
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        is_label = y_true > 0.5
+        positive = tf.reduce_sum(tf.where(is_label, y_pred, 0.0), 1)
+        is_masked = is_label | (y_pred < MASKED / 2)
+        log_weight = tf.where(is_masked, MASKED, 0.0)
+        negatives = tf.where(is_masked, 0.0, y_pred)
+        return LOSSES[self.name](positive, negatives, log_weight, **self.parameters)
+
+    def get_config(self) -> dict:
+        return {"reduction": self.reduction, "name": self.name, **self.parameters}

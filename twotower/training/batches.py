@@ -1,0 +1,295 @@
+"""Batches in the graph: from flat arrays to what a training step reads, by tf.data.
+
+Histories are ranges of one long array of events, so a batch is a few slices and gathers, and no
+Python runs between two batches. What an epoch asks, and in which order, is planned once before it
+(`Examples.epoch`, `Sequences.epoch`).
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from twotower.data.examples import Epoch, Examples, ItemInputs, QueryInputs
+from twotower.objective.negatives import Targets
+from twotower.tf import tf
+
+# Batches that are made at a time, and kept ready.
+PARALLEL = 2
+
+
+class Batch(NamedTuple):
+    """What a training step reads. Each row can be understood alone, so a batch can be cut anywhere.
+
+    A row is a query with the items that it should find, or a sequence with several queries: one
+    after each of some of its events.
+
+    Attributes:
+        query: Inputs of the query tower, name -> `[num_rows, ...]`. In a sequence, inputs of its
+            queries that do not belong to the history: `[num_rows, num_targets]`.
+        item: `[num_rows, num_targets]` int32 keys of the items to find; -1 behind a row's last.
+        weight: `[num_rows, num_targets]` float32, what each counts in the loss.
+        probability: `[num_rows, num_targets]` float32, p_c: how probable the item is in a batch.
+        known_positives: `[num_rows, (n)]` int32 keys of items that the row's user is known to like,
+            the targets among them; of a sequence, its user's events up to its end, oldest first.
+        position: `[num_rows, num_targets]` int32, how many events of its sequence a query reads.
+            None where a row is one query.
+        num_earlier: Likewise, how many of `known_positives` came before the target.
+        item_inputs: Inputs of the item tower that depend on the time of the example, name ->
+            `[num_rows, num_targets]` float32.
+        hard_negatives: `[num_rows, h]` int32 keys of negatives of this row alone; -1 for none.
+    """
+
+    query: dict[str, tf.Tensor]
+    item: tf.Tensor
+    weight: tf.Tensor
+    probability: tf.Tensor
+    known_positives: tf.RaggedTensor
+    position: tf.Tensor | None
+    num_earlier: tf.Tensor | None
+    item_inputs: dict[str, tf.Tensor]
+    hard_negatives: tf.Tensor
+
+    def targets(self) -> Targets:
+        """The examples of all rows, one after another."""
+        at = tf.where(self.item >= 0)  # [num_examples, 2]
+        item, weight, probability = (
+            tf.gather_nd(values, at) for values in (self.item, self.weight, self.probability)
+        )
+        inputs = {name: tf.gather_nd(values, at) for name, values in self.item_inputs.items()}
+        row = tf.cast(at[:, 0], tf.int32)
+        return Targets(row, item, weight, probability, inputs, self.hard_negatives)
+
+    def of_targets(self, values: tf.Tensor) -> tf.Tensor:
+        """`[num_rows, num_targets, ...]` -> `[num_examples, ...]`, in the order of `targets`."""
+        return tf.gather_nd(values, tf.where(self.item >= 0))
+
+
+# (row of each row's user `[num_rows]`, keys of the batch's items `[num_examples]`, random numbers)
+# -> `[num_rows, h]` keys.
+HardNegativesOf = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+
+
+class TrainingBatches:
+    """Makes the batches of an epoch.
+
+    Args:
+        examples: The training rows.
+        plan: Number of an epoch -> what it asks.
+        query_inputs: The tables of users and items; encoded ones, so that no string is looked up.
+        sequence_inputs: Names of the query's inputs that belong to a sequence as a whole. Empty
+            where a row is one query.
+        item_inputs: For time-dependent inputs of the item tower.
+        probability: `[num_items]`, p_c.
+        estimate: Keys of a batch's items -> p_c of each, in place of `probability`; called in the
+            order of batches.
+        hard_negatives: Chooses each row's hard negatives; None for no such.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        plan: Callable[[int], Epoch],
+        query_inputs: QueryInputs,
+        sequence_inputs: frozenset[str],
+        item_inputs: ItemInputs,
+        probability: np.ndarray,
+        estimate: Callable[[np.ndarray], np.ndarray] | None = None,
+        hard_negatives: HardNegativesOf | None = None,
+    ) -> None:
+        self.examples, self.plan, self.query_inputs = examples, plan, query_inputs
+        self.sequence_inputs = sequence_inputs
+        self.estimate, self.hard_negatives = estimate, hard_negatives
+        self._item = tf.constant(examples.items, tf.int32)
+        self._user = tf.constant(examples.users, tf.int32)
+        self._times = tf.constant(examples.times, tf.int64)
+        self._weight = tf.constant(examples.weights, tf.float32)
+        self._probability = tf.constant(probability, tf.float32)
+        self._users = {name: tf.constant(table) for name, table in query_inputs.users.items()}
+        self._history = tf.constant(query_inputs.items[examples.items])
+        self._ratings = tf.constant(examples.ratings)
+        self._context = {
+            name: tf.constant(examples.context[name].astype(str))
+            for name in query_inputs.names
+            if name in examples.context
+        }
+        timed = item_inputs.as_of(examples.items, examples.times)
+        self._item_inputs = {name: tf.constant(values) for name, values in timed.items()}
+
+    def __call__(self, first_epoch: int = 0, num_replicas: int = 1) -> tf.data.Dataset:
+        """Batches; each iteration over them is the next epoch.
+
+        Args:
+            first_epoch: The epoch that the first iteration is.
+            num_replicas: Each batch is cut by rows into so many, for a `tf.distribute` strategy,
+                whose replicas take one each.
+        """
+        epochs = itertools.count(first_epoch)
+
+        def plans() -> Iterator[dict]:
+            yield self._planned(next(epochs), num_replicas)
+
+        def batches(plan: dict) -> tf.data.Dataset:
+            numbers = tf.data.Dataset.range(tf.size(plan["batches"], tf.int64) - 1)
+            return numbers.map(
+                lambda number: self._batch(plan, number),
+                num_parallel_calls=PARALLEL,
+                deterministic=True,
+            )
+
+        signature = {
+            name: tf.TensorSpec([None] * values.ndim, values.dtype)
+            for name, values in self._planned(0, 1, estimate=None).items()
+        }
+        dataset = tf.data.Dataset.from_generator(plans, output_signature=signature)
+        dataset = dataset.flat_map(batches)
+        if self.hard_negatives is not None:
+            dataset = self._with_hard_negatives(dataset, first_epoch)
+        # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
+        # when an iterator ends, and the next epoch waits for it.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        dataset = dataset.map(lambda batch, _: batch).with_options(options)
+        return dataset.prefetch(PARALLEL)
+
+    def _planned(self, number: int, num_replicas: int, estimate=...) -> dict[str, np.ndarray]:
+        """The arrays of an epoch's plan by name; what is not there is empty."""
+        epoch = self.plan(number)
+        batches, offsets = epoch.batches, epoch.targets.offsets
+        estimate = self.estimate if estimate is ... else estimate
+        probability = np.empty(0, np.float32)
+        if estimate is not None:
+            items = self.examples.items[epoch.targets.values]
+            cuts = offsets[batches[1:-1]]
+            probability = np.concatenate([estimate(part) for part in np.split(items, cuts)])
+        if num_replicas > 1:
+            share = np.arange(num_replicas) / num_replicas
+            starts, sizes = batches[:-1, None], np.diff(batches)[:, None]
+            batches = np.append((starts + (sizes * share).astype(np.int64)).ravel(), batches[-1])
+        return {
+            "places": epoch.targets.values,
+            "offsets": offsets,
+            "batches": batches,
+            "history": epoch.history,
+            "known": epoch.known,
+            "group": epoch.group,
+            "position": epoch.position,
+            "times": epoch.times,
+            "probability": probability.astype(np.float32),
+        }
+
+    def _batch(self, plan: dict, number: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+        """A batch, and the row of each of its rows' users."""
+        rows = slice(plan["batches"][number], plan["batches"][number + 1])
+        offsets = plan["offsets"][rows.start : rows.stop + 1]
+        of_targets = slice(offsets[0], offsets[-1])
+        places = plan["places"][of_targets]  # [num_examples]
+        splits = offsets - offsets[0]
+
+        def dense(values: tf.Tensor, fill) -> tf.Tensor:
+            """`[num_examples]` -> `[num_rows, num_targets]`."""
+            ragged = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+            return ragged.to_tensor(fill)
+
+        first = tf.gather(places, splits[:-1])  # the first example of each row
+        known = _ranges(plan["known"][rows])
+        item = tf.gather(self._item, places)
+        position = num_earlier = None
+        if self.sequence_inputs:
+            position = dense(tf.cast(plan["position"][of_targets], tf.int32), 0)
+            before = places - tf.repeat(plan["known"][rows][:, 0], splits[1:] - splits[:-1])
+            num_earlier = dense(tf.cast(before, tf.int32), 0)
+        probability = tf.gather(self._probability, item)
+        if self.estimate is not None:
+            probability = plan["probability"][of_targets]
+        batch = Batch(
+            query=self._query(plan, rows, places, first, dense),
+            item=dense(item, -1),
+            weight=dense(tf.gather(self._weight, places), 0.0),
+            probability=dense(probability, 1.0),
+            known_positives=known.with_flat_values(tf.gather(self._item, known.flat_values)),
+            position=position,
+            num_earlier=num_earlier,
+            item_inputs={
+                name: dense(tf.gather(values, places), 0.0)
+                for name, values in self._item_inputs.items()
+            },
+            hard_negatives=tf.zeros([tf.size(first), 0], tf.int32),
+        )
+        return batch, tf.gather(self._user, first)
+
+    def _query(self, plan: dict, rows: slice, places, first, dense) -> dict[str, tf.Tensor]:
+        """The query tower's inputs."""
+        examples, names = self.examples, self.query_inputs.names
+        history = self._history_places(plan, rows, first)
+
+        def of_history(values: tf.Tensor, fill) -> tf.Tensor:
+            return history.with_flat_values(tf.gather(values, history.flat_values)).to_tensor(fill)
+
+        def of_query(values: tf.Tensor, fill) -> tf.Tensor:
+            """Of each example of a sequence, or of a row's one query."""
+            if self.sequence_inputs:
+                return dense(tf.gather(values, places), fill)
+            return tf.gather(values, first)
+
+        inputs = {}
+        for name in names:
+            if name == "history":
+                inputs[name] = of_history(self._history, self.query_inputs.pad)
+            elif name == "history_time":
+                inputs[name] = of_history(plan["times"], -1)
+            elif name == "history_rating":
+                inputs[name] = of_history(self._ratings, np.nan)
+            elif name == "time" and name in self.sequence_inputs:
+                # The request of the last query; those before it come with the events.
+                inputs[name] = self._request(plan["known"][rows][:, 1] - 1)
+            elif name == "time":
+                inputs[name] = of_query(self._request(tf.range(tf.size(self._times))), -1)
+            elif name in self._users:
+                inputs[name] = of_query(tf.gather(self._users[name], self._user), 0)
+            elif name in self._context and examples.alone:
+                inputs[name] = of_query(self._context[name], "")
+            else:
+                inputs[name] = tf.fill(tf.shape(first), "")
+        return inputs
+
+    def _request(self, places: tf.Tensor) -> tf.Tensor:
+        """Times of requests, -1 where the protocol does not tell them."""
+        if self.examples.time_told and self.examples.alone:
+            return tf.gather(self._times, places)
+        return tf.fill(tf.shape(places), tf.constant(-1, tf.int64))
+
+    def _history_places(self, plan: dict, rows: slice, first: tf.Tensor) -> tf.RaggedTensor:
+        """Places of each row's history, oldest first."""
+        bounds, longest = plan["history"][rows], self.examples.config.max_history
+        if not self.examples.shared:
+            if longest:
+                start = tf.maximum(bounds[:, 0], bounds[:, 1] - longest)
+                bounds = tf.stack([start, bounds[:, 1]], 1)
+            return _ranges(bounds)
+        history = _ranges(bounds)
+        group = tf.gather(plan["group"], first)  # [num_rows]
+        is_other = tf.gather(plan["group"], history.flat_values) != tf.gather(
+            group, history.value_rowids()
+        )
+        history = tf.ragged.boolean_mask(history, history.with_flat_values(is_other))
+        return history[:, -longest:] if longest else history
+
+    def _with_hard_negatives(self, dataset: tf.data.Dataset, epoch: int) -> tf.data.Dataset:
+        rng = np.random.default_rng([self.examples.config.seed, epoch])
+
+        def chosen(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+            return self.hard_negatives(users, items, rng).astype(np.int32)
+
+        def with_them(batch: Batch, users: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+            items = batch.of_targets(batch.item)
+            hard = tf.numpy_function(chosen, [users, items], tf.int32, stateful=True)
+            return batch._replace(hard_negatives=tf.ensure_shape(hard, [None, None])), users
+
+        return dataset.map(with_them)
+
+
+def _ranges(bounds: tf.Tensor) -> tf.RaggedTensor:
+    """`[num_rows, 2]` starts and ends -> the integers of each row."""
+    return tf.ragged.range(bounds[:, 0], bounds[:, 1])
