@@ -33,8 +33,8 @@ class Batch(NamedTuple):
         probability: `[num_rows, num_targets]` float32, p_c: how probable the item is in a batch.
         known_positives: `[num_rows, (n)]` int32 keys of items that the row's user is known to like,
             the targets among them; of a sequence, its user's events up to its end, oldest first.
-        position: `[num_rows, num_targets]` int32, how many events of its sequence a query reads.
-            None where a row is one query.
+        position: `[num_rows, num_targets]` int32, how many events of its sequence a query reads;
+            `[num_rows, 0]` where a row is one query.
         num_earlier: Likewise, how many of `known_positives` came before the target.
         item_inputs: Inputs of the item tower that depend on the time of the example, name ->
             `[num_rows, num_targets]` float32.
@@ -46,10 +46,15 @@ class Batch(NamedTuple):
     weight: tf.Tensor
     probability: tf.Tensor
     known_positives: tf.RaggedTensor
-    position: tf.Tensor | None
-    num_earlier: tf.Tensor | None
+    position: tf.Tensor
+    num_earlier: tf.Tensor
     item_inputs: dict[str, tf.Tensor]
     hard_negatives: tf.Tensor
+
+    @property
+    def is_sequences(self) -> bool:
+        """Whether a row is a sequence with several queries."""
+        return self.position.shape[1] != 0
 
     def targets(self) -> Targets:
         """The examples of all rows, one after another."""
@@ -64,6 +69,11 @@ class Batch(NamedTuple):
     def of_targets(self, values: tf.Tensor) -> tf.Tensor:
         """`[num_rows, num_targets, ...]` -> `[num_examples, ...]`, in the order of `targets`."""
         return tf.gather_nd(values, tf.where(self.item >= 0))
+
+
+def no_columns(rows: tf.Tensor) -> tf.Tensor:
+    """`[num_rows, 0]` int32, for what the rows `[num_rows]` do not have."""
+    return tf.ensure_shape(tf.zeros([tf.shape(rows)[0], 0], tf.int32), [None, 0])
 
 
 # (row of each row's user `[num_rows]`, keys of the batch's items `[num_examples]`, random numbers)
@@ -195,7 +205,7 @@ class TrainingBatches:
         first = tf.gather(places, splits[:-1])  # the first example of each row
         known = _ranges(plan["known"][rows])
         item = tf.gather(self._item, places)
-        position = num_earlier = None
+        position = num_earlier = no_columns(first)
         if self.sequence_inputs:
             position = dense(tf.cast(plan["position"][of_targets], tf.int32), 0)
             before = places - tf.repeat(plan["known"][rows][:, 0], splits[1:] - splits[:-1])
@@ -215,7 +225,7 @@ class TrainingBatches:
                 name: dense(tf.gather(values, places), 0.0)
                 for name, values in self._item_inputs.items()
             },
-            hard_negatives=tf.zeros([tf.size(first), 0], tf.int32),
+            hard_negatives=no_columns(first),
         )
         return batch, tf.gather(self._user, first)
 

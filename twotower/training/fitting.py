@@ -326,8 +326,16 @@ def fit(
         callbacks = [_EveryEpoch(training, mining, result, save, select)]
         if tensorboard:
             callbacks.append(tf.keras.callbacks.TensorBoard(str(workdir / "tensorboard")))
+        batches, steps_per_epoch = training.batches(result.epoch), None
+        strategy = model.distribute_strategy
+        if (num := strategy.num_replicas_in_sync) > 1:
+            batches = strategy.distribute_datasets_from_function(
+                lambda _: training.batches(result.epoch, num).repeat()
+            )
+            steps_per_epoch = steps  # Keras cannot see where a distributed dataset ends
         model.fit(
-            training.batches(result.epoch),
+            batches,
+            steps_per_epoch=steps_per_epoch,
             epochs=epochs,
             initial_epoch=result.epoch,
             # Only where validation selects: a refit's cases are the test cases.

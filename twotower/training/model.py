@@ -55,6 +55,7 @@ class TwoTowerModel(tfrs.Model):
         require_float32()
         super().__init__()
         self._loss_mean = tf.keras.metrics.Mean("loss")
+        self.distribute_reduction_method = "first"  # each replica's log is that of all already
         if query_tower.dim != item_tower.dim:
             raise ValueError(
                 f"both towers must end in vectors of one length; the query tower's is "
@@ -80,7 +81,7 @@ class TwoTowerModel(tfrs.Model):
 
     def query_vectors(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Vectors of a batch's queries, `[num_rows, dim]`; of sequences, `[num_examples, dim]`."""
-        if batch.position is None:
+        if not batch.is_sequences:
             return self.query_tower(self.query_tower.encode(batch.query), training=training)
         of_sequence = self.query_tower.sequence_inputs
         query = {
@@ -103,7 +104,7 @@ class TwoTowerModel(tfrs.Model):
         """The vectors of each example's query and item, `[num_examples, dim]` both; the score of an
         example is their dot product."""
         targets, queries = batch.targets(), self.query_vectors(batch, training)
-        if batch.position is None:
+        if not batch.is_sequences:
             queries = tf.gather(queries, targets.row)
         return queries, self.item_vectors(targets.item, training, targets.inputs)
 
@@ -119,13 +120,12 @@ class TwoTowerModel(tfrs.Model):
         columns, positives = self.negatives(targets, encode, self.config.correction, training)
         if not training:
             self._update_topk(queries, positives, batch, targets)
-        is_query = batch.position is None  # else each example is a query, and a row a sequence
-        if not is_query and columns.log_weight.shape.rank == 2:
+        if batch.is_sequences and columns.log_weight.shape.rank == 2:
             columns.log_weight = tf.gather(columns.log_weight, targets.row)
         total = self.task(
             queries,
             positives,
-            row=targets.row if is_query else None,
+            row=None if batch.is_sequences else targets.row,
             item=targets.item,
             columns=columns,
             sample_weight=targets.weight,
@@ -152,17 +152,16 @@ class TwoTowerModel(tfrs.Model):
         if not self.config.mask_known_positives:
             return None
         known = batch.known_positives
-        if batch.position is not None and self.negatives.config.negatives == ("catalogue",):
+        if batch.is_sequences and self.negatives.config.negatives == ("catalogue",):
             num_earlier = batch.of_targets(batch.num_earlier)
             return earlier_columns(known, targets.row, num_earlier, columns.keys, self.num_items)
         found = known_columns(known, columns.keys, self.num_items)
-        return found if batch.position is None else tf.gather(found, targets.row)
+        return tf.gather(found, targets.row) if batch.is_sequences else found
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step. Without data it does nothing: Keras starts a step to learn that an epoch has
         ended, and what needs no gradient (the count of steps, weight decay) would run or not."""
-        inputs = tf.nest.flatten(batch, expand_composites=True)
-        with tf.control_dependencies([values for values in inputs if values is not None]):
+        with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             logs = super().train_step(batch)
             logs["loss"] = self._mean_loss(logs["loss"], batch)
             # The sum shows a weight that is not finite. The loss may not: that of this step came
@@ -178,15 +177,16 @@ class TwoTowerModel(tfrs.Model):
 
     def _mean_loss(self, loss: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Mean loss over the epoch's examples so far, each of which counts once, also in a short
-        last batch."""
-        self._loss_mean.update_state(loss, self._num_examples(batch))
+        last batch. Each replica brings its share of the loss, and its share of the count."""
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        self._loss_mean.update_state(replicas * loss, self._num_examples(batch) / replicas)
         return self._loss_mean.result()
 
     def _update_topk(
         self, queries: tf.Tensor, positives: tf.Tensor, batch: Batch, targets: Targets
     ) -> None:
         """Counts the hits of a batch's examples in FactorizedTopK."""
-        if batch.position is None:
+        if not batch.is_sequences:
             queries = tf.gather(queries, targets.row)  # [num_examples, dim]
         for metric in self.task.factorized_metrics:
             metric.update_state(

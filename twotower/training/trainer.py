@@ -29,7 +29,7 @@ from twotower.towers.history.bag import History
 from twotower.towers.history.sequence import SequenceHistory
 from twotower.towers.item import TIMED, item_tower
 from twotower.towers.query import query_tower
-from twotower.training.batches import Batch, TrainingBatches
+from twotower.training.batches import Batch, TrainingBatches, no_columns
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import Recipe
 
@@ -328,7 +328,12 @@ class Training:
         made = [self._topk_batch(part) for part in parts]
         signature = tf.nest.map_structure(_any_length, made[0])
         batches = tf.data.Dataset.from_generator(lambda: iter(made), output_signature=signature)
-        return batches.map(lambda fields: Batch(**fields, position=None, num_earlier=None))
+
+        def whole(fields: dict) -> Batch:
+            names = ("position", "num_earlier", "hard_negatives")
+            return Batch(**fields, **dict.fromkeys(names, no_columns(fields["item"])))
+
+        return batches.map(whole)
 
     def _topk_batch(self, cases: EvalCases) -> dict:
         """The fields of a batch of cases, a row a case."""
@@ -347,7 +352,6 @@ class Training:
             "probability": tf.gather(self._probability, tf.maximum(item, 0)),
             "known_positives": tf.RaggedTensor.from_row_splits(*known),
             "item_inputs": {},
-            "hard_negatives": tf.zeros([len(cases), 0], tf.int32),
         }
 
     def refresh_topk(self) -> None:
