@@ -4,7 +4,7 @@
     python experiments/evaluate.py --bundle=W/bundle --data_dir=ml-1m --part=test --name='3 seeds'
 
 With three bundles of one dimension, the vectors of an index are three times as long, and each
-request runs three query towers. experiments/benchmark_latency.py measures what that costs.
+request runs three query towers. experiments/benchmarks/latency.py measures what that costs.
 """
 
 from absl import app, flags

@@ -1,11 +1,14 @@
 """The commit that a result names: dirty where code differs, not where results are written."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 
 import tiny
+
+from twotower.bundle import provenance
 
 
 def test_a_commit_is_dirty_by_code_and_not_by_results(tmp_path):
@@ -31,3 +34,29 @@ def test_a_commit_is_dirty_by_code_and_not_by_results(tmp_path):
     assert commit() == head
     code.write_text("x = 1\n")
     assert commit() == f"{head}-dirty"
+
+
+def test_a_result_has_a_row_a_line(tmp_path):
+    path = tmp_path / "new" / "out.json"
+    result = {"rows": [{"a": 1, "b": [1, 2]}, {"a": 2}], "k": 3, "sizes": [1, 2]}
+    provenance.write_result(path, result)
+    assert path.read_text().splitlines() == [
+        "{",
+        '"rows": [',
+        '{"a": 1, "b": [1, 2]},',
+        '{"a": 2}',
+        "],",
+        '"k": 3,',
+        '"sizes": [1, 2]',
+        "}",
+    ]
+    assert json.loads(path.read_text()) == result
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.json"]
+
+
+def test_a_command_can_be_copied(monkeypatch, tmp_path):
+    script = str(tiny.ROOT / "experiments" / "benchmarks" / "latency.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, "--output=/a/b/out.json", "--name=two towers"])
+    expected = "python experiments/benchmarks/latency.py --output=out.json '--name=two towers'"
+    assert provenance.command() == expected

@@ -179,7 +179,7 @@ def test_a_tower_without_a_history_has_no_sessions(tmp_path):
 
 
 def test_the_benchmark_measures_what_it_says(bundle, tmp_path):
-    data = tiny.ROOT / "experiments" / "benchmark_session.py"
+    data = tiny.ROOT / "experiments/benchmarks/session.py"
     output = tmp_path / "out.json"
     found = tiny.python(data, f"--bundle={bundle.directory}", "--events=100000", check=False)
     assert found.returncode and "no user has" in found.stderr

@@ -22,8 +22,9 @@ def test_the_script_is_short_and_independent():
 def test_gives_the_committed_figures(ml_1m_dir):
     bundle = os.environ.get("TWOTOWER_BUNDLE")
     if not bundle:
-        pytest.skip("TWOTOWER_BUNDLE must name the bundle of flags/movielens_1m_random.flags")
-    row = json.loads((ROOT / "experiments/results/movielens_1m_random.json").read_text())["rows"][0]
+        pytest.skip("TWOTOWER_BUNDLE must name the bundle of flags/movielens/random.flags")
+    path = ROOT / "experiments/results/movielens/movielens_1m_random.json"
+    row = json.loads(path.read_text())["rows"][0]
     manifest = json.loads((pathlib.Path(bundle) / "manifest.json").read_text())
     if manifest["model_version"] != row["model_version"]:
         pytest.skip(f"{bundle} is not the committed figures' model {row['model_version']}")

@@ -85,7 +85,7 @@ def test_every_path_flag_of_every_script_is_checked():
     """One place: a flag that names a file or folder is a DEFINE_path."""
     texts = "Folder|folder|file|File|JSON|directory|Bundle|bundle|Where"
     found = 0
-    for path in (tiny.ROOT / "experiments").glob("*.py"):
+    for path in (tiny.ROOT / "experiments").rglob("*.py"):
         source = path.read_text()
         found += source.count("script.DEFINE_path(")
         strings = re.findall(r'flags\.DEFINE_string\(\s*"(\w+)", [^,]+,\s*"([^"]*)', source)

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -55,10 +56,10 @@ def command() -> str:
         if path.startswith("/"):
             path = pathlib.Path(path).name
         words.append(f"{flag}={path}" if equals else path)
-    script = words[0]
-    if (pathlib.Path("experiments") / pathlib.Path(script).name).exists():
-        script = f"experiments/{pathlib.Path(script).name}"
-    return shlex.join(["python", script, *words[1:]])
+    root, script = pathlib.Path(__file__).parents[2], pathlib.Path(sys.argv[0]).resolve()
+    if script.is_relative_to(root / "experiments"):
+        words[0] = script.relative_to(root).as_posix()
+    return shlex.join(["python", *words])
 
 
 def provenance() -> dict[str, object]:
@@ -77,3 +78,26 @@ def provenance() -> dict[str, object]:
         "versions": versions,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def result_text(result: dict[str, object]) -> str:
+    """A result as JSON: one line for each entry, and one for each row of a list of rows.
+
+    So the difference of two results shows which rows have changed.
+    """
+    lines = []
+    for name, value in result.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+        lines.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write_result(path: str | pathlib.Path, result: dict[str, object]) -> None:
+    """Writes `result_text`, whole or not at all; makes the folder that it goes to."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(result_text(result))
+    partial.replace(path)

@@ -1,7 +1,7 @@
 """What an index of some size would cost, and which one to take: from this project's measurements.
 
 `measured.json` beside this file holds, for each kind of index and size, what
-experiments/benchmark_retrieval.py measured once it was tuned: bytes, build time, latency, recall.
+experiments/benchmarks/retrieval.py measured once it was tuned: bytes, build time, latency, recall.
 Power laws through those points say the rest, and how far they are off at the largest size measured
 when that point is left out. Beyond it they are what they are: extrapolations.
 """

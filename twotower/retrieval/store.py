@@ -12,7 +12,7 @@ from twotower.retrieval.vectors import KeyedVectors
 # buffer and fetches 1 / (1 - tombstones) times as many candidates, so both cost time and, being
 # made up for, no recall. At 100,000 x 128 a search took .1 to .2 ms more from the first tombstone
 # on, and hardly more with two in five; .2 ms more with 1,000 in the buffer, .5 with 10,000, .7 with
-# 20,000 and 1.4 with 50,000 (experiments/results/index_updates.json).
+# 20,000 and 1.4 with 50,000 (experiments/results/indexes/index_updates.json).
 MAX_BUFFER = 10_000  # vectors
 MAX_TOMBSTONES = 0.2  # share of those built
 

@@ -41,7 +41,7 @@ class IvfIndex(FaissIndex):
     """FAISS IVF-Flat.
 
     Vectors can be added and removed. The centres stay those of the first build, so what a backend
-    learns of a catalogue that drifts is what it was: see experiments/update_index.py.
+    learns of a catalogue that drifts is what it was: see experiments/benchmarks/index_updates.py.
     """
 
     backend = "ivf"

@@ -1,0 +1,1 @@
+../recipe_flags.py
