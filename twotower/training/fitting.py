@@ -1,6 +1,7 @@
 """Fit: epochs with validation, early stopping, checkpoints, resume and TensorBoard."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -255,10 +256,11 @@ def fit(
     steps = -(-len(training.examples) // training.recipe.examples.batch_size)
     mining = mining_of(training.recipe, config.epochs * steps)
     _log_what_comes_too_late(training.recipe, select)
-    model.compile(optimizer=make_optimizer(config, steps))
-    if config.optimizer == "adamw":  # a temperature has no zero to decay to
-        model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
-    model.optimizer.build(model.trainable_variables)
+    with model.distribute_strategy.scope():
+        model.compile(optimizer=make_optimizer(config, steps))
+        if config.optimizer == "adamw":  # a temperature has no zero to decay to
+            model.optimizer.exclude_from_weight_decay(var_list=model.task.trainable_weights)
+        model.optimizer.build(model.trainable_variables)
     result = FitResult()
     recipe = json.dumps(training.recipe.to_json(), sort_keys=True)
     data = training.fingerprint()
@@ -326,24 +328,31 @@ def fit(
         callbacks = [_EveryEpoch(training, mining, result, save, select)]
         if tensorboard:
             callbacks.append(tf.keras.callbacks.TensorBoard(str(workdir / "tensorboard")))
-        batches, steps_per_epoch = training.batches(result.epoch), None
-        strategy = model.distribute_strategy
-        if (num := strategy.num_replicas_in_sync) > 1:
-            batches = strategy.distribute_datasets_from_function(
-                lambda _: training.batches(result.epoch, num).repeat()
+        num, first = model.distribute_strategy.num_replicas_in_sync, result.epoch
+
+        def run(batches, first: int, last: int, steps: int | None = None) -> None:
+            model.fit(
+                batches,
+                steps_per_epoch=steps,
+                epochs=last,
+                initial_epoch=first,
+                # Only where validation selects: a refit's cases are the test cases.
+                validation_data=training.topk_batches() if config.topk_every and select else None,
+                validation_freq=config.topk_every or 1,
+                callbacks=callbacks,
+                verbose=verbose,
             )
-            steps_per_epoch = steps  # Keras cannot see where a distributed dataset ends
-        model.fit(
-            batches,
-            steps_per_epoch=steps_per_epoch,
-            epochs=epochs,
-            initial_epoch=result.epoch,
-            # Only where validation selects: a refit's cases are the test cases.
-            validation_data=training.topk_batches() if config.topk_every and select else None,
-            validation_freq=config.topk_every or 1,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+
+        if num == 1:
+            run(training.batches(first), first, epochs)
+        for epoch in range(first, epochs if num > 1 else first):
+            # Keras has to be told where an epoch of a distributed dataset ends.
+            batches = model.distribute_strategy.distribute_datasets_from_function(
+                functools.partial(lambda of, _: training.batches(of, num), epoch)
+            )
+            run(batches, epoch, epoch + 1, training.num_batches(epoch))
+            if result.stopped:
+                break
     if best.latest_checkpoint:
         best.checkpoint.restore(best.latest_checkpoint).expect_partial()
     return result

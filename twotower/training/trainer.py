@@ -317,6 +317,10 @@ class Training:
         )
         return make(first_epoch, num_replicas)
 
+    def num_batches(self, epoch: int) -> int:
+        """How many batches the epoch of this number has."""
+        return len((self.sequences or self.examples).epoch(epoch).batches) - 1
+
     def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
         """Batches of the split's cases, a row a target, for the loss and FactorizedTopK, which also
         ranks seen items. A user's positives are the items of the history and all targets."""

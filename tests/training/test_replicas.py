@@ -1,0 +1,58 @@
+"""Two replicas on two logical CPUs train as one does at the same global batch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+# Logical devices must be there before TensorFlow makes its first tensor.
+SCRIPT = """
+import json, sys, tempfile
+from twotower.tf import tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import tiny
+from twotower.training.fitting import fit
+from twotower.training.trainer import Training
+
+def curve(strategy, parts):
+    recipe = tiny.recipe(
+        query={"history_dropout": 0.0, "unknown_rate": 0.0},
+        item={"unknown_rate": 0.0},
+        examples={"batch_size": 500},
+        fit={"epochs": 2},
+        **parts,
+    )
+    with strategy.scope():
+        training = Training(tiny.dataset(), tiny.split(), recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        result = fit(training, folder)
+    return [entry["loss"] for entry in result.log]
+
+two = tf.distribute.MirroredStrategy(
+    ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+)
+parts = json.loads(sys.argv[1])
+if "negatives" in parts:
+    parts["negatives"]["negatives"] = tuple(parts["negatives"]["negatives"])
+print(json.dumps([curve(strategy, parts) for strategy in (tf.distribute.get_strategy(), two)]))
+"""
+CATALOGUE = {"negatives": {"negatives": ["catalogue"]}, "task": {"correction": "none"}}
+
+
+@pytest.mark.parametrize("parts", [{}, CATALOGUE], ids=["batch", "catalogue"])
+def test_two_replicas_have_the_loss_curve_of_one(parts):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(parts)],
+        cwd=tiny.ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = json.loads(done.stdout.splitlines()[-1])
+    assert one[1] < one[0] - 0.1
+    np.testing.assert_allclose(two, one, rtol=1e-5)
