@@ -229,11 +229,11 @@ def test_more_epochs_train_on(tmp_path, said):
     fitted("cosine", 1, cosine=True)
     _, result = fitted("cosine", 3, cosine=True)
     assert len(result.log) == 3
-    assert any(line.startswith("1 epochs become 3: the learning rate goes on") for line in said)
+    assert any(line.startswith("epochs grow from 1 to 3: the learning rate") for line in said)
     # Once more: there is nothing to do, and nothing to say.
     said.clear()
     fitted("cosine", 3, cosine=True)
-    assert not [line for line in said if "become" in line]
+    assert not [line for line in said if "grow" in line]
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):

@@ -99,15 +99,15 @@ def _differences(saved: dict, recipe: Recipe) -> list[str]:
     return found
 
 
-def _tell_of_more_epochs(saved: dict, config: FitConfig, result: FitResult) -> None:
-    """Logs what a training of more epochs than the checkpoint's recipe asked for goes on with."""
+def _log_more_epochs(saved: dict, config: FitConfig, result: FitResult) -> None:
+    """Logs what more epochs change, if the recipe asks for more than the checkpoint's did."""
     before = saved.get("fit", {}).get("epochs", config.epochs)
     if before < config.epochs and result.stopped:
         logging.info("early stopping ended this training; more epochs do not change that")
     elif before < config.epochs and config.cosine:
         logging.info(
-            "%d epochs become %d: the learning rate goes on at the height that it has by now in %d "
-            "epochs, so this is not the training of %d epochs at once",
+            "epochs grow from %d to %d: the learning rate goes on from where it stands at this "
+            "step of %d epochs, so the result is not that of %d epochs in one go",
             before,
             *[config.epochs] * 3,
         )
@@ -220,7 +220,7 @@ def fit(
         # Not the dropout of the first epoch once more: TensorFlow keeps no state of it.
         tf.keras.utils.set_random_seed(config.seed + result.epoch)
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)
-        _tell_of_more_epochs(json.loads(saved["recipe"]), config, result)
+        _log_more_epochs(json.loads(saved["recipe"]), config, result)
 
     result.metric = telling_metric(config.metric, training.split) if select else config.metric
     if result.metric != config.metric:
