@@ -62,9 +62,9 @@ def main(argv):
             metrics[key] = {"mean": np.mean(values), "low": min(values), "high": max(values)}
         row = {"name": name, "protocol": "random-100k+seen", "part": "test", "seeds": seeds}
         rows[name] = row | {"epochs": FLAGS.epochs, "metrics": metrics, **provenance()}
-        # Written after each row, so that an interrupt loses one.
-        in_order = [rows[name] for name in CHANGES if name in rows]
-        output.write_text(json.dumps({"rows": in_order}, indent=1) + "\n")
+        # Written after each row, so that an interrupt loses one. A row a line.
+        lines = [json.dumps(rows[name]) for name in CHANGES if name in rows]
+        output.write_text('{"rows": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 if __name__ == "__main__":
