@@ -62,7 +62,7 @@ def test_ten_titles_from_each_index(tmp_path):
 def test_it_reads_the_older_format_and_a_result_has_a_row_a_change(tmp_path):
     data = folder_of(tmp_path, ("u.data", "u.item"), "\t", "|")
     output = tmp_path / "tutorial.json"
-    changes = TUTORIAL.parent / "tutorial_changes.py"
+    changes = TUTORIAL.parent / "studies" / "tutorial_changes.py"
     arguments = [f"--data_dir={data}", f"--output={output}", "--epochs=1"]
     tiny.python(changes, *arguments, "--only=as copied")
     (row,) = json.loads(output.read_text())["rows"]

@@ -1,6 +1,6 @@
 """Runs tutorial.py for every change and seed, and writes its accuracies.
 
-    python experiments/tutorial_changes.py --data_dir=ml-1m --output=tutorial.json
+    python experiments/studies/tutorial_changes.py --data_dir=ml-1m --output=tutorial.json
 
 A row a change has the mean, the lowest and the highest accuracy of its seeds. With --only, the
 other rows of the file stay.
@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 import script  # isort: skip  (beside this script)
-from twotower.bundle.provenance import provenance
+from twotower.bundle.provenance import provenance, write_result
 
 CHANGES = {
     "as copied": (),
@@ -37,7 +37,7 @@ flags.DEFINE_multi_enum("only", list(CHANGES), list(CHANGES), "Row to measure; m
 
 def accuracies(changes: tuple[str, ...], seed: int) -> dict[str, float]:
     """The test accuracies of one run, by metric."""
-    tutorial = pathlib.Path(__file__).parent / "tutorial.py"
+    tutorial = pathlib.Path(__file__).parents[1] / "tutorial.py"
     with tempfile.TemporaryDirectory() as workdir:
         arguments = [f"--data_dir={FLAGS.data_dir}", f"--workdir={workdir}", f"--seed={seed}"]
         arguments += [f"--epochs={FLAGS.epochs}", *(f"--change={change}" for change in changes)]
@@ -62,9 +62,8 @@ def main(argv):
             metrics[key] = {"mean": np.mean(values), "low": min(values), "high": max(values)}
         row = {"name": name, "protocol": "random-100k+seen", "part": "test", "seeds": seeds}
         rows[name] = row | {"epochs": FLAGS.epochs, "metrics": metrics, **provenance()}
-        # Written after each row, so that an interrupt loses one. A row a line.
-        lines = [json.dumps(rows[name]) for name in CHANGES if name in rows]
-        output.write_text('{"rows": [\n' + ",\n".join(lines) + "\n]}\n")
+        # Written after each row, so that an interrupt loses one.
+        write_result(output, {"rows": [rows[name] for name in CHANGES if name in rows]})
 
 
 if __name__ == "__main__":
