@@ -14,7 +14,7 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.export import add_index, export
@@ -25,7 +25,6 @@ from twotower.evaluation.evaluate import evaluate, from_scores
 from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig
 from twotower.storage import paths
-from twotower.tf import tf
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training.fitting import fit
@@ -116,10 +115,7 @@ def print_table(rows: dict[str, dict], split) -> None:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    logging.set_verbosity(logging.INFO)
-    # What this project says; TensorFlow tells of every file that it writes.
-    logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
-    tf.get_logger().setLevel("WARNING")
+    script.show_messages()
     started = time.perf_counter()
     workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     split, dataset, recipe, oracle = find_data()
@@ -187,4 +183,4 @@ def recommend(bundle, name: str, inputs: dict, case) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -17,6 +17,7 @@ data, is refused without --allow_seen: its figures would be too good.
 
 import json
 import pathlib
+import shlex
 import time
 
 import numpy as np
@@ -32,7 +33,6 @@ from twotower.evaluation.evaluate import evaluate
 from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig, make
 from twotower.storage import paths
-from twotower.tf import tf
 from twotower.training.fitting import FitResult, fit
 from twotower.training.trainer import Training
 
@@ -91,9 +91,7 @@ def write_metrics(workdir: pathlib.Path, result: FitResult, **entries) -> dict:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    # What this project says; TensorFlow tells of every file that it writes.
-    logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
-    tf.get_logger().setLevel("WARNING")
+    script.show_messages()
     workdir = paths.literal(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     recipe = recipe_flags.recipe()
@@ -145,7 +143,17 @@ def main(argv):
         wall_seconds=round(time.perf_counter() - started, 1),
     )
     logging.info("wrote %s and %s", workdir / "metrics.json", bundle.directory)
+    keys = split.cases.history.take(np.array([0])).values[-3:]
+    history = ",".join(dataset.catalogue.ids_of(keys))
+    data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    commands = {
+        "ten titles": ["recommend.py", f"--history={history}"],
+        "test figures": ["evaluate.py", "--part=test", "--baselines=popularity", *data],
+    }
+    for what, (name, *arguments) in commands.items():
+        line = ["python", f"experiments/{name}", f"--bundle={bundle.directory}", *arguments]
+        print(f"next, for {what}:\n  {shlex.join(line)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

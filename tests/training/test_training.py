@@ -192,8 +192,14 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path):
     np.testing.assert_array_equal(third.item_vectors(keys), second.item_vectors(keys))
 
     # Another recipe in the same workdir: one with the same weights, one with others.
-    for other in (tiny.recipe(QUIET, fit={"seed": 1}), tiny.recipe(QUIET, item={"id_dim": 12})):
-        with pytest.raises(ValueError, match="checkpoint of another recipe"):
+    # The message names what differs. Fewer epochs are another recipe, too.
+    for changes, named in (
+        ({"fit": {"seed": 1}}, r"\(fit.seed: 0 there, 1 here\)"),
+        ({"item": {"id_dim": 12}}, r"\(item.id_dim: 16 there, 12 here\)"),
+        ({"fit": {"epochs": 2}}, r"\(fit.epochs: 3 there, 2 here\)"),
+    ):
+        other = tiny.recipe(QUIET, **changes)
+        with pytest.raises(ValueError, match=f"checkpoint of another recipe {named}"):
             fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
     # Other rows, or the same of other data: equal sizes, but weights of something else.
     data = tiny.dataset()
@@ -204,6 +210,47 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path):
     ):
         with pytest.raises(ValueError, match="checkpoint of other training rows"):
             fit(Training(dataset, make_split(dataset, protocol), QUIET), tmp_path / "parts")
+
+
+def test_more_epochs_train_on(tmp_path, said):
+    """Without a schedule as if there had been as many from the start; with one, it says so."""
+    expected = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path / "whole").log
+
+    def fitted(folder, epochs, **fields):
+        recipe = tiny.recipe(QUIET, fit={"epochs": epochs, **fields})
+        training = Training(tiny.dataset(), tiny.split(), recipe)
+        return training, fit(training, tmp_path / folder)
+
+    fitted("longer", 1)
+    _, result = fitted("longer", 3)
+    losses = [[entry["loss"] for entry in log] for log in (result.log, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    said.clear()
+    fitted("cosine", 1, cosine=True)
+    _, result = fitted("cosine", 3, cosine=True)
+    assert len(result.log) == 3
+    assert any(line.startswith("epochs grow from 1 to 3: the learning rate") for line in said)
+    # Once more: there is nothing to do, and nothing to say.
+    said.clear()
+    fitted("cosine", 3, cosine=True)
+    assert not [line for line in said if "grow" in line]
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
+    training, _ = planted(monkeypatch, [0.1, KeyboardInterrupt()], epochs=3)
+    validate = training.validate
+
+    def interrupted():
+        found = validate()
+        if isinstance(found["recall_micro@100"]["mean"], KeyboardInterrupt):
+            raise found["recall_micro@100"]["mean"]
+        return found
+
+    monkeypatch.setattr(training, "validate", interrupted)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"in epoch 2 of 3\. The same command goes on after"
+    ):
+        fit(training, tmp_path)
 
 
 def test_what_is_no_weight_goes_on_after_a_resume(tmp_path):
@@ -794,8 +841,9 @@ def test_deterministic_runs_are_equal(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_second_epoch_it_resumes_to_the_end(tmp_path):
-    """SIGKILL to train.py while epoch 2 runs; the same command finishes the job."""
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_killed_in_the_second_epoch_it_resumes_to_the_end(name, tmp_path):
+    """train.py is killed or gets Ctrl-C while epoch 2 runs; the same command finishes the job."""
     command = [
         sys.executable,
         str(tiny.ROOT / "experiments" / "train.py"),
@@ -811,16 +859,26 @@ def test_killed_in_the_second_epoch_it_resumes_to_the_end(tmp_path):
     last = tmp_path / "selection" / "checkpoints" / "last"
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not (last / "checkpoint").exists() and time.monotonic() < deadline:
         assert process.poll() is None, "train.py ended before its first checkpoint"
         time.sleep(0.05)
     time.sleep(1.0)  # into epoch 2
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    os.kill(process.pid, signal.Signals[name])
+    _, printed = process.communicate(timeout=60)
+    if name == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert printed.endswith("The same command goes on after epoch 1.\n")
     assert not (tmp_path / "bundle").exists()
     assert [path.name for path in last.glob("*.index")] == ["ckpt-1.index"]
 

@@ -149,13 +149,20 @@ def _sample_queries(training: Training, count: int = 500) -> np.ndarray:
     return training.query_vectors(cases.take(rows))
 
 
+def _log_tuned(name: str, found: dict) -> None:
+    """Logs how close an index comes to exact search."""
+    k, num_items = found["k"], found["num_items"]
+    logging.info(
+        "%s finds %.4f of the exact top %d of %d items", name, found["recall"], k, num_items
+    )
+
+
 def _tuned_scann(keys, vectors, queries: np.ndarray) -> scann_index.ScannConfig:
     """Parameters for the layer, which answers no more than its reordering candidates: those stay
     as many as the size suggests, which costs time and no recall."""
     index = scann_index.ScannIndex().build(keys, vectors)
     candidates = index.config.num_reordering_candidates
-    found = tuning.tune(index, queries, min(100, len(keys)), SCANN_TARGET)
-    logging.info("ScaNN for %d items: %s", len(keys), found)
+    _log_tuned("retrieve_scann", tuning.tune(index, queries, min(100, len(keys)), SCANN_TARGET))
     candidates = max(candidates, index.config.num_reordering_candidates)
     return dataclasses.replace(index.config, num_reordering_candidates=candidates)
 
@@ -188,7 +195,7 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
             efforts = retriever.efforts(k).keys()
             if efforts and not efforts & config.parameters.keys():
                 queries = np.asarray(bundle.sample_queries)
-                logging.info("%s: %s", name, tuning.tune(retriever, queries, k, RECALL_TARGET))
+                _log_tuned(name, tuning.tune(retriever, queries, k, RECALL_TARGET))
             build.write(retriever, folder, bundle.model_version)
             bundle.require_in_place()
     except OSError:

@@ -1,18 +1,18 @@
-"""Fit: epochs with validation, early stopping, checkpoints, resume and TensorBoard."""
+"""Fit: epochs from one checkpoint to the next, so that a training can be interrupted."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-import time
 
-import numpy as np
 from absl import logging
 
 from twotower.evaluation.evaluate import telling_metric
 from twotower.objective.mining import MiningConfig
 from twotower.storage import paths
 from twotower.tf import tf
+from twotower.training.callbacks import EveryEpoch, FitResult, Pace, Progress, line_writer
 from twotower.training.recipe import FitConfig, Recipe
 from twotower.training.trainer import Training
 
@@ -84,141 +84,53 @@ def _log_what_comes_too_late(recipe: Recipe, select: bool) -> None:
             logging.info("%s", text)
 
 
-@dataclasses.dataclass
-class FitResult:
-    """What a fit did; also the state that a resumed one continues from.
-
-    Attributes:
-        epoch: Epochs done.
-        best_epoch: The epoch (from 1) that is kept: with the best validation figure, unless the
-            recipe keeps the last; 0 before the first.
-        best: Its validation figure.
-        seconds: Wall time of training without validation, all sessions together.
-        examples_per_second: Over that time.
-        mining_seconds: Of these, what mining took.
-        stopped: Whether early stopping ended it.
-        log: One entry an epoch: epoch, loss (mean over its examples), seconds and, where validated,
-            the metrics' means.
-        validation: All metrics of the best epoch, with intervals.
-        metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
-            tell models apart in a small catalogue (`evaluation.telling_metric`).
-    """
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best: float = -np.inf
-    seconds: float = 0.0
-    examples_per_second: float = 0.0
-    mining_seconds: float = 0.0
-    stopped: bool = False
-    log: list[dict] = dataclasses.field(default_factory=list)
-    validation: dict = dataclasses.field(default_factory=dict)
-    metric: str = ""
-
-
-class _EveryEpoch(tf.keras.callbacks.Callback):
-    """Validates, keeps the best weights, saves a checkpoint, stops early."""
-
-    def __init__(
-        self, training: Training, mining: MiningConfig, result: FitResult, save, select: bool
-    ) -> None:
-        super().__init__()
-        self.training, self.mining, self.result = training, mining, result
-        self.save, self.select = save, select
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started, self.epoch = time.perf_counter(), epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        training = self.training
-        if training.miner is not None:
-            step = int(self.model.optimizer.iterations.numpy())
-            if self.mining.is_due(step) or (
-                training.miner.lists is None and step > self.mining.warmup
-            ):  # the second after a resume
-                begun = time.perf_counter()
-                training.mine()
-                self.result.mining_seconds += time.perf_counter() - begun
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            raise ValueError(self._diverged(batch + 1, logs["loss"]))
-
-    def _diverged(self, step: int, loss: float) -> str:
-        """The error message for a loss or a weight that is not finite."""
-        recipe, model = self.training.recipe, self.model
-        parts = {"temperature": model.task}
-        for tower in (model.query_tower, model.item_tower):
-            parts |= {f"{tower.name}/{part.name}": part for part in (*tower.features, tower.head)}
-        wrong = [
-            name
-            for name, part in parts.items()
-            if not all(np.isfinite(weight.numpy()).all() for weight in part.trainable_weights)
+def _differences(saved: dict, recipe: Recipe) -> list[str]:
+    """What a checkpoint's recipe has otherwise, a field each: `fit.seed: 0 there, 1 here`."""
+    with contextlib.suppress(TypeError, ValueError):  # a recipe that is refused by now
+        saved = Recipe.from_json(saved).to_json()
+    there, here = (json.loads(json.dumps(parts)) for parts in (saved, recipe.to_json()))
+    found = []
+    for part in here | there:
+        old, new = there.get(part, {}), here.get(part, {})
+        found += [
+            f"{part}.{name}: {old.get(name, 'nothing')} there, {new.get(name, 'nothing')} here"
+            for name in new | old
+            if old.get(name) != new.get(name)
         ]
-        return (
-            f"step {step} of epoch {self.epoch + 1}: the loss is {loss}; parts with weights that "
-            f"are not finite: {', '.join(wrong) or 'none'}. In the first step, check the initial "
-            "weights and the ratings. In later steps, the update was too large: see "
-            f"learning_rate={recipe.fit.learning_rate:g} ({recipe.fit.optimizer}), "
-            f"temperature={recipe.task.temperature:g}. The checkpoint of the epoch before is "
-            "intact."
+    return found
+
+
+def _log_more_epochs(saved: dict, config: FitConfig, result: FitResult) -> None:
+    """Logs what more epochs change, if the recipe asks for more than the checkpoint's did."""
+    before = saved.get("fit", {}).get("epochs", config.epochs)
+    if before < config.epochs and result.stopped:
+        logging.info("early stopping ended this training; more epochs do not change that")
+    elif before < config.epochs and config.cosine:
+        logging.info(
+            "epochs grow from %d to %d: the learning rate goes on from where it stands at this "
+            "step of %d epochs, so the result is not that of %d epochs in one go",
+            before,
+            *[config.epochs] * 3,
         )
 
-    def on_test_begin(self, logs=None):
-        # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
-        # table of item vectors, which is as old as the last refresh.
-        self.paused = time.perf_counter()
-        self.training.refresh_topk()
 
-    def on_test_end(self, logs=None):
-        self.started += time.perf_counter() - self.paused
-
-    def on_epoch_end(self, epoch, logs=None):
-        config, result = self.training.recipe.fit, self.result
-        seconds = time.perf_counter() - self.started
-        result.seconds += seconds
-        result.epoch = epoch + 1
-        result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
-        entry = {"epoch": epoch + 1, "loss": float(logs["loss"]), "seconds": round(seconds, 2)}
-        if "val_loss" in logs:  # with FactorizedTopK
-            entry["val_loss"] = float(logs["val_loss"])
-        entry |= {
-            f"{name}+seen": float(value)
-            for name, value in logs.items()
-            if name.startswith("val_factorized_top_k")
-        }
-        if self.training.miner is not None and self.training.miner.num_places:
-            entry["mined"] = self.training.miner.num_mined / self.training.miner.num_places
-        better = not self.select
-        # The schedule's last epoch always: else what ends there would never be judged.
-        due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
-        if self.select and due:
-            metrics = self.training.validate()
-            entry |= {name: value["mean"] for name, value in metrics.items()}
-            figure = metrics[result.metric]["mean"]
-            logs[f"val_{result.metric}"] = figure
-            if better := figure > result.best or not config.keep_best:
-                result.best, result.best_epoch, result.validation = figure, epoch + 1, metrics
-            late = result.epoch - result.best_epoch >= config.patience > 0
-            result.stopped = self.model.stop_training = late
-        result.log.append(entry)
-        self.save(better)
-        logging.info("%s", _line(entry, config.epochs, result.metric))
-
-
-def _line(entry: dict, epochs: int, metric: str) -> str:
-    shown = [f"epoch {entry['epoch']}/{epochs}", f"loss {entry['loss']:.4f}"]
-    figures = dict.fromkeys((metric, "ndcg@10"))
-    shown += [f"{name} {entry[name]:.4f}" for name in figures if name in entry]
-    return ", ".join([*shown, f"{entry['seconds']:.1f} s"])
-
-
-def _is_of(recipe: Recipe, saved: dict) -> bool:
-    """Whether a checkpoint's recipe is this one. One that is refused by now is another."""
-    try:
-        return Recipe.from_json(saved) == recipe
-    except (TypeError, ValueError):
-        return False
+def _check_same(workdir: pathlib.Path, saved: dict, recipe: Recipe, data: str) -> None:
+    """Raises where a checkpoint is not of this recipe, but for more epochs, and this data."""
+    anew = f"Take another --workdir, or delete {workdir / 'checkpoints'} to start anew."
+    of_recipe = json.loads(saved["recipe"])
+    differences = _differences(of_recipe, recipe)
+    if of_recipe.get("fit", {}).get("epochs", recipe.fit.epochs) < recipe.fit.epochs:
+        differences = [text for text in differences if not text.startswith("fit.epochs:")]
+    if differences:
+        raise ValueError(
+            f"{workdir} holds a checkpoint of another recipe ({'; '.join(differences)}). Only "
+            f"epochs can grow. {anew}"
+        )
+    if saved.get("data", data) != data:
+        raise ValueError(
+            f"{workdir} holds a checkpoint of other training rows (another protocol or part of "
+            f"it, other data, or another warm start). {anew}"
+        )
 
 
 def fit(
@@ -228,7 +140,6 @@ def fit(
     select: bool = True,
     stop_after: int | None = None,
     tensorboard: bool = False,
-    verbose: int = 0,
 ) -> FitResult:
     """Trains to the best epoch and leaves its weights in `training.model`.
 
@@ -237,6 +148,12 @@ def fit(
     one epoch. Batches are those of an uninterrupted run; what the towers drop at random is drawn
     anew, and hard negatives are mined anew, from the weights of that moment.
 
+    The recipe may ask for more epochs than before; the training then goes on. With `cosine` the
+    learning rate, which fell for the end of fewer epochs, rises again to the height that the longer
+    schedule has at this step. So the result is near that of a longer training, but not the same.
+
+    A terminal or a notebook shows a line of progress within an epoch; each epoch logs a line.
+
     Args:
         training: The model with its data.
         workdir: Folder for `checkpoints/` and `tensorboard/`.
@@ -244,12 +161,13 @@ def fit(
             on all rows, whose validation rows are training rows now.
         stop_after: Stop after so many epochs of the schedule, as a refit does at the best epoch.
         tensorboard: Whether to log for TensorBoard.
-        verbose: Of Keras' progress bar: 0 none, 1 a bar, 2 a line an epoch.
 
     Raises:
-        ValueError: The workdir holds a checkpoint of another recipe, or of other data; it has a
-            name that TensorFlow would not find again (`paths.literal`); or the loss or a weight is
-            not finite after a step, which ends the training.
+        ValueError: The workdir holds a checkpoint of another recipe (the message names what
+            differs), or of other data; it has a name that TensorFlow would not find again
+            (`paths.literal`); or the loss or a weight is not finite after a step, which ends the
+            training.
+        KeyboardInterrupt: Ctrl-C; the message says after which epoch the same call goes on.
     """
     workdir = paths.literal(workdir)
     config, model = training.recipe.fit, training.model
@@ -296,17 +214,7 @@ def fit(
         # Before any weight is touched: those of another recipe would not fit.
         reader = tf.train.load_checkpoint(last.latest_checkpoint)
         saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
-        if not _is_of(training.recipe, json.loads(saved["recipe"])):
-            raise ValueError(
-                f"{workdir} holds a checkpoint of another recipe. Take another --workdir, or "
-                f"delete {workdir / 'checkpoints'} to start anew."
-            )
-        if saved.get("data", data) != data:
-            raise ValueError(
-                f"{workdir} holds a checkpoint of other training rows (another protocol or part of "
-                "it, other data, or another warm start). Take another --workdir, or delete "
-                f"{workdir / 'checkpoints'} to start anew."
-            )
+        _check_same(workdir, saved, training.recipe, data)
         last.checkpoint.restore(last.latest_checkpoint).assert_consumed()
         result = FitResult(**saved["result"])
         if training.frequency is not None:
@@ -314,6 +222,7 @@ def fit(
         # Not the dropout of the first epoch once more: TensorFlow keeps no state of it.
         tf.keras.utils.set_random_seed(config.seed + result.epoch)
         logging.info("continuing after epoch %d of %s", result.epoch, workdir)
+        _log_more_epochs(json.loads(saved["recipe"]), config, result)
 
     result.metric = telling_metric(config.metric, training.split) if select else config.metric
     if result.metric != config.metric:
@@ -325,7 +234,12 @@ def fit(
         )
     epochs = min(config.epochs, stop_after or config.epochs)
     if result.epoch < epochs and not result.stopped:
-        callbacks = [_EveryEpoch(training, mining, result, save, select)]
+        pace = Pace(result.epoch, epochs, steps)
+        callbacks: list[tf.keras.callbacks.Callback] = [pace]
+        if write := line_writer():
+            batch_size = training.recipe.examples.batch_size
+            callbacks.append(Progress(len(training.examples), batch_size, pace, write))
+        callbacks.append(EveryEpoch(training, mining, result, save, select, pace))
         if tensorboard:
             callbacks.append(tf.keras.callbacks.TensorBoard(str(workdir / "tensorboard")))
         num, first = model.distribute_strategy.num_replicas_in_sync, result.epoch
@@ -340,19 +254,26 @@ def fit(
                 validation_data=training.topk_batches() if config.topk_every and select else None,
                 validation_freq=config.topk_every or 1,
                 callbacks=callbacks,
-                verbose=verbose,
+                verbose=0,
             )
 
-        if num == 1:
-            run(training.batches(first), first, epochs)
-        for epoch in range(first, epochs if num > 1 else first):
-            # Keras has to be told where an epoch of a distributed dataset ends.
-            batches = model.distribute_strategy.distribute_datasets_from_function(
-                functools.partial(lambda of, _: training.batches(of, num), epoch)
-            )
-            run(batches, epoch, epoch + 1, training.num_batches(epoch))
-            if result.stopped:
-                break
+        try:
+            if num == 1:
+                run(training.batches(first), first, epochs)
+            for epoch in range(first, epochs if num > 1 else first):
+                # Keras has to be told where an epoch of a distributed dataset ends.
+                batches = model.distribute_strategy.distribute_datasets_from_function(
+                    functools.partial(lambda of, _: training.batches(of, num), epoch)
+                )
+                run(batches, epoch, epoch + 1, training.num_batches(epoch))
+                if result.stopped:
+                    break
+        except KeyboardInterrupt:
+            done = result.log[-1]["epoch"] if result.log else 0
+            goes_on = f"after epoch {done}" if done else "from the start"
+            raise KeyboardInterrupt(
+                f"interrupted in epoch {done + 1} of {epochs}. The same command goes on {goes_on}."
+            ) from None
     if best.latest_checkpoint:
         best.checkpoint.restore(best.latest_checkpoint).expect_partial()
     return result

@@ -1,0 +1,274 @@
+"""What happens at the end of an epoch, and a line of progress within it."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from absl import logging
+
+from twotower.objective.mining import MiningConfig
+from twotower.tf import tf
+from twotower.training.trainer import Training
+
+
+@dataclasses.dataclass
+class FitResult:
+    """What a fit did; also the state that a resumed one continues from.
+
+    Attributes:
+        epoch: Epochs done.
+        best_epoch: The epoch (from 1) that is kept: with the best validation figure, unless the
+            recipe keeps the last; 0 before the first.
+        best: Its validation figure.
+        seconds: Wall time of training without validation, all sessions together.
+        examples_per_second: Over that time.
+        mining_seconds: Of these, what mining took.
+        stopped: Whether early stopping ended it.
+        log: One entry an epoch: epoch, loss (mean over its examples), seconds and, where validated,
+            the metrics' means.
+        validation: All metrics of the best epoch, with intervals.
+        metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
+            tell models apart in a small catalogue (`evaluation.telling_metric`).
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best: float = -np.inf
+    seconds: float = 0.0
+    examples_per_second: float = 0.0
+    mining_seconds: float = 0.0
+    stopped: bool = False
+    log: list[dict] = dataclasses.field(default_factory=list)
+    validation: dict = dataclasses.field(default_factory=dict)
+    metric: str = ""
+
+
+class Pace(tf.keras.callbacks.Callback):
+    """How long the rest takes, from how long the steps since the first one took.
+
+    The first step of a process compiles the graph and says nothing about the others.
+
+    Args:
+        done: Epochs that were done before.
+        epochs: Epochs to do in all.
+        steps: Steps of an epoch.
+    """
+
+    def __init__(self, done: int, epochs: int, steps: int) -> None:
+        super().__init__()
+        self.epochs, self.first = epochs, done + 1 / steps
+        self.begun: float | None = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.begun is None:
+            self.begun = time.perf_counter()
+
+    def left(self, done: float) -> float | None:
+        """Seconds to the end of the last epoch, validation included.
+
+        Args:
+            done: Epochs done by now, and the part of the current one.
+
+        Returns:
+            None before the second step.
+        """
+        if self.begun is None or done <= self.first:
+            return None
+        elapsed = time.perf_counter() - self.begun
+        return elapsed * (self.epochs - done) / (done - self.first)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the words of a person.
+
+    >>> [duration(seconds) for seconds in (4.4, 89.0, 90.0, 5400.0)]
+    ['4 s', '89 s', '2 min', '1 h 30 min']
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class EveryEpoch(tf.keras.callbacks.Callback):
+    """Validates, keeps the best weights, saves a checkpoint, stops early, and logs a line.
+
+    Args:
+        training: The model with its data.
+        mining: When to mine hard negatives.
+        result: What is filled in.
+        save: Writes a checkpoint; called with whether this epoch's weights are the ones to keep.
+        select: Whether validation picks the epoch.
+        pace: How long the rest takes.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        mining: MiningConfig,
+        result: FitResult,
+        save: Callable[[bool], None],
+        select: bool,
+        pace: Pace,
+    ) -> None:
+        super().__init__()
+        self.training, self.mining, self.result = training, mining, result
+        self.save, self.select, self.pace = save, select, pace
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started, self.epoch = time.perf_counter(), epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        training = self.training
+        if training.miner is not None:
+            step = int(self.model.optimizer.iterations.numpy())
+            if self.mining.is_due(step) or (
+                training.miner.lists is None and step > self.mining.warmup
+            ):  # the second after a resume
+                begun = time.perf_counter()
+                training.mine()
+                self.result.mining_seconds += time.perf_counter() - begun
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            raise ValueError(self._diverged(batch + 1, logs["loss"]))
+
+    def _diverged(self, step: int, loss: float) -> str:
+        """The error message for a loss or a weight that is not finite."""
+        recipe, model = self.training.recipe, self.model
+        parts = {"temperature": model.task}
+        for tower in (model.query_tower, model.item_tower):
+            parts |= {f"{tower.name}/{part.name}": part for part in (*tower.features, tower.head)}
+        wrong = [
+            name
+            for name, part in parts.items()
+            if not all(np.isfinite(weight.numpy()).all() for weight in part.trainable_weights)
+        ]
+        return (
+            f"step {step} of epoch {self.epoch + 1}: the loss is {loss}; parts with weights that "
+            f"are not finite: {', '.join(wrong) or 'none'}. In the first step, check the initial "
+            "weights and the ratings. In later steps, the update was too large: see "
+            f"learning_rate={recipe.fit.learning_rate:g} ({recipe.fit.optimizer}), "
+            f"temperature={recipe.task.temperature:g}. The checkpoint of the epoch before is "
+            "intact."
+        )
+
+    def on_test_begin(self, logs=None):
+        # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
+        # table of item vectors, which is as old as the last refresh.
+        self.paused = time.perf_counter()
+        self.training.refresh_topk()
+
+    def on_test_end(self, logs=None):
+        self.started += time.perf_counter() - self.paused
+
+    def on_epoch_end(self, epoch, logs=None):
+        config, result = self.training.recipe.fit, self.result
+        seconds = time.perf_counter() - self.started
+        result.seconds += seconds
+        result.epoch = epoch + 1
+        result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
+        entry = {"epoch": epoch + 1, "loss": float(logs["loss"]), "seconds": round(seconds, 2)}
+        if "val_loss" in logs:  # with FactorizedTopK
+            entry["val_loss"] = float(logs["val_loss"])
+        entry |= {
+            f"{name}+seen": float(value)
+            for name, value in logs.items()
+            if name.startswith("val_factorized_top_k")
+        }
+        if self.training.miner is not None and self.training.miner.num_places:
+            entry["mined"] = self.training.miner.num_mined / self.training.miner.num_places
+        better = not self.select
+        # The schedule's last epoch always: else what ends there would never be judged.
+        due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
+        if self.select and due:
+            metrics = self.training.validate()
+            entry |= {name: value["mean"] for name, value in metrics.items()}
+            figure = metrics[result.metric]["mean"]
+            logs[f"val_{result.metric}"] = figure
+            if better := figure > result.best or not config.keep_best:
+                result.best, result.best_epoch, result.validation = figure, epoch + 1, metrics
+            late = result.epoch - result.best_epoch >= config.patience > 0
+            result.stopped = self.model.stop_training = late
+        result.log.append(entry)
+        self.save(better)
+        logging.info("%s", self._line(entry))
+
+    def _line(self, entry: dict) -> str:
+        shown = [f"epoch {entry['epoch']}/{self.pace.epochs}", f"loss {entry['loss']:.4f}"]
+        figures = dict.fromkeys((self.result.metric, "ndcg@10"))
+        shown += [f"{name} {entry[name]:.4f}" for name in figures if name in entry]
+        shown.append(f"{entry['seconds']:.1f} s")
+        left = self.pace.left(entry["epoch"])
+        if left and not self.result.stopped:
+            at_most = "at most " if self.select and self.training.recipe.fit.patience else ""
+            shown.append(f"{at_most}{duration(left)} left")
+        return ", ".join(shown)
+
+
+class Progress(tf.keras.callbacks.Callback):
+    """One line that tells within an epoch how far the training is, and how long the rest takes.
+
+    It is written over itself, and taken away when the epoch ends.
+
+    Args:
+        num_examples: Of an epoch.
+        batch_size: Examples of a step.
+        pace: How long the rest takes.
+        write: Shows a line in place of the one before; "" takes it away.
+        every: Seconds from one line to the next.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        pace: Pace,
+        write: Callable[[str], None],
+        every: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.num_examples, self.batch_size, self.pace = num_examples, batch_size, pace
+        self.write, self.every = write, every
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.begun, self.shown = epoch, time.perf_counter(), 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        if now - self.shown < self.every:
+            return
+        self.shown = now
+        examples = min((batch + 1) * self.batch_size, self.num_examples)
+        share = examples / self.num_examples
+        speed = examples / (now - self.begun)
+        left = self.pace.left(self.epoch + share)
+        self.write(
+            f"epoch {self.epoch + 1}/{self.pace.epochs} {share:4.0%}, loss {logs['loss']:.4f}, "
+            f"{speed:,.0f} examples/s" + (f", {duration(left)} left" if left else "")
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.write("")
+
+    def on_train_end(self, logs=None):
+        self.write("")
+
+
+def line_writer() -> Callable[[str], None] | None:
+    """What shows a line in place of the one before: on a terminal, in a notebook, else None."""
+    if "ipykernel" in sys.modules:
+        from IPython.display import DisplayHandle
+
+        handle = DisplayHandle()
+
+        def show(line: str) -> None:
+            handle.display({"text/plain": line}, raw=True)
+            handle.display = handle.update  # from now on in place of the first
+
+        return show
+    if sys.stderr.isatty():
+        return lambda line: print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
+    return None
