@@ -257,7 +257,7 @@ def test_what_is_no_weight_goes_on_after_a_resume(tmp_path):
     """The stream's counts, the memory and a learned temperature, first validated after a resume."""
     recipe = tiny.recipe(
         QUIET,
-        task={"frequency": "streaming", "temperature_kind": "learned"},
+        task={"frequency": "streaming", "learned_temperature": True},
         negatives={"negatives": ("batch", "memory"), "memory_size": 300},
         fit={"validate_every": 2, "epochs": 2},
     )

@@ -54,6 +54,7 @@ class PlainTwoTowerModel(tfrs.Model):
         return self.task(queries, items, compute_metrics=not training)
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class RetrievalLoss(tf.keras.losses.Loss):
     """Any of `LOSSES` as the loss of `tfrs.tasks.Retrieval`.
 

@@ -11,6 +11,7 @@ from twotower.towers.features import Feature, Input, require_float32
 ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class DenseHead(tf.keras.layers.Layer):
     """Hidden Dense layers with an activation, a linear projection to `dim`, and L2 normalisation.
 
@@ -52,7 +53,9 @@ class DenseHead(tf.keras.layers.Layer):
         super().__init__(name=name)
         if dim < 1 or any(width < 1 for width in hidden):
             raise ValueError(f"layer widths must be positive; got {list(hidden)} and dim {dim}.")
-        self.dim, self.l2_normalise = dim, l2_normalise
+        self.hidden, self.dim, self.l2_normalise = tuple(hidden), dim, l2_normalise
+        self.dropout, self.batch_norm, self.activation = dropout, batch_norm, activation
+        self.starts_at_zero = starts_at_zero
         self.block = tf.keras.Sequential(name="hidden") if hidden else None
         for width in hidden:
             self.block.add(tf.keras.layers.Dense(width, use_bias=not batch_norm))
@@ -72,7 +75,13 @@ class DenseHead(tf.keras.layers.Layer):
             x += added
         return tf.math.l2_normalize(x, -1) if self.l2_normalise else x
 
+    def get_config(self):
+        sizes = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "activation")
+        names = (*sizes, "starts_at_zero", "name")
+        return {name: getattr(self, name) for name in names}
 
+
+@tf.keras.saving.register_keras_serializable("twotower")
 class Tower(tf.keras.layers.Layer):
     """Features -> concatenation -> DenseHead.
 
@@ -180,3 +189,43 @@ class Tower(tf.keras.layers.Layer):
     def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
         """Raw inputs to vectors, as an exported tower does it."""
         return self(self.encode(raw), training=False)
+
+    def build_weights(self) -> None:
+        """Makes all weights, by a batch of no rows."""
+        self.embed(
+            {
+                spec.name: tf.zeros(
+                    [0, *(0 if size is None else size for size in spec.shape)], spec.dtype
+                )
+                for spec in self.inputs
+            }
+        )
+
+    def get_config(self):
+        """For `from_config`, which makes a tower of the same features without its weights.
+
+        Raises:
+            NotImplementedError: A history over the item tower's vectors or features, which no
+                config of one tower can say; `query_tower` makes both together.
+        """
+        for feature in self.features:
+            if (
+                getattr(feature, "is_shared", False)
+                or getattr(feature, "content", None) is not None
+            ):
+                raise NotImplementedError(
+                    f"{self.name}: {feature.name} shares layers with the item tower, so this tower "
+                    "cannot be made from a config of its own. Make both by twotower.towers.query."
+                )
+        return {
+            "features": [tf.keras.saving.serialize_keras_object(one) for one in self.features],
+            "head": tf.keras.saving.serialize_keras_object(self.head),
+            "name": self.name,
+            "shortcut": self.shortcut,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        made = tf.keras.saving.deserialize_keras_object
+        features = [made(feature) for feature in config["features"]]
+        return cls(features, made(config["head"]), config["name"], config["shortcut"])

@@ -137,6 +137,7 @@ class Feature(tf.keras.layers.Layer):
         return self(encoded, training=training)
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class Id(Feature):
     """A categorical id through an embedding table; unknown and missing ids share row 0.
 
@@ -183,6 +184,7 @@ class Id(Feature):
         }
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class Tags(Feature):
     """A set of strings, such as genres: the mean of their embeddings, zeros for an empty set.
 
@@ -253,6 +255,7 @@ class Tags(Feature):
         }
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class Tokens(Tags):
     """A text, such as a title: the mean of its words' embeddings.
 
@@ -271,6 +274,7 @@ class Tokens(Tags):
         return super().index(words(values).to_tensor(""))  # [batch_size, n]
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class Number(Feature):
     """A number as a piecewise linear code (Gorishniy et al., NeurIPS 2022, equation 1).
 
@@ -347,6 +351,7 @@ class Number(Feature):
         return {"name": self.name, "quantiles": self.quantiles, "default": self.default}
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class Clock(Feature):
     """Hour of the day and day of the week of a time in seconds since 1970 (UTC), each embedded.
 
@@ -374,6 +379,7 @@ class Clock(Feature):
         return {"name": self.name, "dim": self.dim}
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class Vector(Feature):
     """A precomputed vector of fixed size, such as an embedding of an item's sound or image.
 

@@ -1,5 +1,6 @@
 """TwoTowerModel: two towers and a retrieval task under one `tfrs.Model`."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,6 +25,7 @@ from twotower.towers.item import TIMED
 from twotower.training.batches import Batch
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class TwoTowerModel(tfrs.Model):
     """Query tower, item tower and their retrieval task. Trains on `Batch`es (`batches.py`).
 
@@ -64,6 +66,7 @@ class TwoTowerModel(tfrs.Model):
         self.query_tower, self.item_tower = query_tower, item_tower
         # A tuple, not a dict attribute: Keras would track these tables as saved state.
         self._items = tuple((name, tf.constant(values)) for name, values in items.items())
+        self._probability = np.asarray(probability, np.float32)
         self.num_items, self.config = len(probability), config
         columns = negatives or NegativesConfig()
         kind = Negatives
@@ -181,6 +184,60 @@ class TwoTowerModel(tfrs.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._loss_mean.update_state(replicas * loss, self._num_examples(batch) / replicas)
         return self._loss_mean.result()
+
+    def predict_step(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `call`; Keras would take the fields of a batch for inputs, targets and weights."""
+        return self(batch, training=False)
+
+    def get_config(self) -> dict:
+        """For `from_config` and Keras saving. FactorizedTopK is not in it: its index holds vectors
+        of the moment.
+
+        Raises:
+            NotImplementedError: As `Tower.get_config`.
+        """
+        towers = {"query_tower": self.query_tower, "item_tower": self.item_tower}
+        return {
+            name: tf.keras.saving.serialize_keras_object(tower) for name, tower in towers.items()
+        } | {
+            "items": {name: values.numpy().tolist() for name, values in self._items},
+            "dtypes": {name: values.dtype.name for name, values in self._items},
+            "probability": self._probability.tolist(),
+            "config": dataclasses.asdict(self.config),
+            "negatives": dataclasses.asdict(self.negatives.config),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "TwoTowerModel":
+        """A model of the same towers, items and task, with new weights."""
+        made = tf.keras.saving.deserialize_keras_object
+        negatives = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config["negatives"].items()
+        }
+        model = cls(
+            made(config["query_tower"]),
+            made(config["item_tower"]),
+            {
+                name: tf.constant(values, config["dtypes"][name])
+                for name, values in config["items"].items()
+            },
+            np.array(config["probability"], np.float32),
+            TaskConfig(**config["config"]),
+            NegativesConfig(**negatives),
+        )
+        model.build_from_config({})
+        return model
+
+    def get_build_config(self) -> dict:
+        """Nothing: towers know their inputs."""
+        return {}
+
+    def build_from_config(self, config: dict) -> None:
+        """Makes the weights, so that saved ones can be loaded."""
+        for tower in (self.query_tower, self.item_tower):
+            tower.build_weights()
+        self.built = True
 
     def _update_topk(
         self, queries: tf.Tensor, positives: tf.Tensor, batch: Batch, targets: Targets

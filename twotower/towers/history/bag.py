@@ -112,6 +112,7 @@ class History(Feature):
         }
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class MeanHistory(History):
     """Bag of past items: sum of their vectors over (number of events) ** `power`.
 

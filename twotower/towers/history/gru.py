@@ -4,6 +4,7 @@ from twotower.tf import tf
 from twotower.towers.history.sequence import SequenceHistory
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class GRUHistory(SequenceHistory):
     """Gated recurrent units, one layer above the other (Hidasi et al., ICLR 2016, section 3.1).
 

@@ -47,6 +47,7 @@ class GatedBlock(tf.keras.layers.Layer):
         return x + self.out(self.drop(self.attended_norm(attended) * gates, training=training))
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class HSTUHistory(TransformerHistory):
     """Blocks of pointwise gated attention, biased by distance and by time (HSTU).
 

@@ -14,6 +14,7 @@ from twotower.towers.history.sequence import (
 )
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class RecencyHistory(SequenceHistory):
     """Mean of past events that forgets the older ones.
 
@@ -75,6 +76,7 @@ class RecencyHistory(SequenceHistory):
         return super().get_config() | {"half_life": self.half_life}
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class AttentionHistory(SequenceHistory):
     """Additive attention over past events (Bahdanau et al., 2015), biased by age, beside the mean.
 

@@ -114,6 +114,7 @@ class AttentionBlock(tf.keras.layers.Layer):
         return x + self.drop(hidden, training=training)
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class TransformerHistory(SequenceHistory):
     """Blocks of causal self-attention: SASRec (Kang and McAuley, ICDM 2018, section 3).
 
@@ -270,6 +271,7 @@ class TransformerHistory(SequenceHistory):
         return super().get_config() | {name: getattr(self, name) for name in names}
 
 
+@tf.keras.saving.register_keras_serializable("twotower")
 class MaskedTransformerHistory(TransformerHistory):
     """Blocks of self-attention in both directions: BERT4Rec (Sun et al., CIKM 2019, section 3).
 
