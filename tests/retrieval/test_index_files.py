@@ -290,7 +290,7 @@ def test_an_index_described_anew_loads(axes, tmp_path):
     assert build.load(tmp_path / "i", model_version="m9").keys.tolist() == [1, 3]
 
 
-STRAYS = ["hnsw_order.npy", "scann_positions.npy", "milvus.json"]
+STRAYS = ["hnsw_nodes.npy", "scann_positions.npy", "milvus.json"]
 
 
 @pytest.mark.parametrize("name", STRAYS)

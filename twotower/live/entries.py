@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import operator
 
 import numpy as np
 
@@ -26,18 +25,6 @@ class Entry:
     model_version: str
     keys: np.ndarray
     vectors: np.ndarray
-
-
-def checked_sequence(sequence: int) -> int:
-    """The number as a Python integer; SQLite compares NumPy's as bytes.
-
-    Raises:
-        ValueError: No whole number.
-    """
-    try:
-        return operator.index(sequence)
-    except TypeError as error:
-        raise ValueError(f"a sequence is a whole number; got {sequence!r}.") from error
 
 
 def entry_digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:

@@ -337,10 +337,7 @@ class LiveIndex:
         for path in (log, *log.parents):
             # Compared as files, too: a bind mount gives a folder a second name, and so does a file
             # system that ignores case.
-            is_same = path == directory or (directory.exists() and directory.samefile(path))
-            # A folder of such a name is deleted as what a killed snapshot left.
-            is_left = path.name.startswith(f".{directory.name}.partial-")
-            if is_same or (is_left and path.parent == directory.parent):
+            if path == directory or (directory.exists() and directory.samefile(path)):
                 raise ValueError(
                     f"{directory} is or holds the log, {log}, which a snapshot there would delete. "
                     "Save it to another folder."

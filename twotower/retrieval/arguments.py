@@ -26,17 +26,6 @@ def checked_keys(keys, name: str) -> np.ndarray:
     return keys
 
 
-def checked_count(k) -> int:
-    """`k` as an int.
-
-    Raises:
-        ValueError: No integer of 1 or more; True and 2.0 are none.
-    """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
-    return int(k)
-
-
 def checked_rows(rows: np.ndarray, metric: str, name: str, labels=None) -> np.ndarray:
     """Vectors as an index takes them.
 

@@ -6,13 +6,15 @@ Checking, updates, exclusion, filters, over-fetch and short rows are settled her
 import abc
 import dataclasses
 import functools
+import math
 import pathlib
 import warnings
 
 import numpy as np
 
+from twotower.limits import whole_number
 from twotower.ragged import Ragged
-from twotower.retrieval.arguments import checked_count, checked_exclude, checked_keys, checked_rows
+from twotower.retrieval.arguments import checked_exclude, checked_keys, checked_rows
 from twotower.retrieval.candidates import NO_SCORE, Candidates, order_ties, widened
 from twotower.retrieval.overfetch import search_open
 from twotower.retrieval.store import Store
@@ -62,7 +64,7 @@ class Retriever(abc.ABC):
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
         self.config = self.Config() if config is None else config
-        # What `tuning.tune` found; saved with the index. `config_at` reads `k` and `deeper`.
+        # What `tuning.tune` found; saved with the index. `config_at` reads its `k`.
         self.tuned: dict = {}
         nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
         self._store = Store.of(KeyedVectors(*nothing, metric))
@@ -95,16 +97,17 @@ class Retriever(abc.ABC):
     def config_at(self, depth: int):
         """The parameters that find `depth` candidates.
 
-        Where many are excluded or filtered away, a search fetches far more than k, and the last of
-        them lie in partitions that nobody looks into for the first k. So an index is tuned for
-        several depths, and the least that is no less counts; `config` holds for the first one.
+        Where many are excluded or filtered away, a search fetches far more than the k that it was
+        tuned for, and the last of them lie in partitions that nobody looks into for the first k. So
+        the search effort grows in proportion.
         """
-        if depth <= self.tuned.get("k", depth) or "deeper" not in self.tuned:
+        times = depth / self.tuned.get("k", depth)
+        if times <= 1:
             return self.config
-        deeper = self.tuned["deeper"]
-        fits = [efforts for limit, efforts in deeper if depth <= limit]
-        efforts = fits[0] if fits else deeper[-1][1] if deeper else {}
-        return dataclasses.replace(self.config, **efforts)
+        name, values = list(self.efforts(depth).items())[-1]
+        given = getattr(self.config, name)
+        more = max(given, min(math.ceil(times * given), values[-1]))
+        return dataclasses.replace(self.config, **{name: more})
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
         """Writes the backend's own files."""
@@ -290,7 +293,7 @@ class Retriever(abc.ABC):
     def _search_store(self, store: Store, queries, k: int, exclude, allow) -> Candidates:
         """`search` among the items of one store."""
         queries = self._checked_queries(queries)
-        k = min(checked_count(k), max(len(store), 1))
+        k = min(whole_number(k, "k", 1), max(len(store), 1))
         built, fresh = store.built, store.fresh
         if exclude is not None:
             exclude = checked_exclude(exclude, len(queries))
@@ -348,7 +351,7 @@ class Retriever(abc.ABC):
             exact: Scan instead: the truth to measure it against.
         """
         queries, built = self._checked_queries(queries), self._store.built
-        k = min(checked_count(k), len(built))
+        k = min(whole_number(k, "k", 1), len(built))
         if exact:
             positions, scores = built.best(queries, k, built.keys >= 0)
         else:

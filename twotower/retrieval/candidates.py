@@ -8,8 +8,6 @@ import numpy as np
 # Key and score behind the end of a row.
 NO_KEY = -1
 NO_SCORE = np.float32(-np.inf)
-# Scores whose maximum is taken together, and blocks an answer from which on that pays.
-BLOCK, LEAST_BLOCKS = 128, 4
 
 
 def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
@@ -26,10 +24,6 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     >>> best_columns(np.array([8, 5, 7]), np.float32([[1, 1, 2]]), k=2).tolist()
     [[2, 1]]
     """
-    if scores.shape[1] >= LEAST_BLOCKS * BLOCK * k:
-        found = _best_by_block(keys, scores, k)
-        if found is not None:
-            return found
     if scores.shape[1] <= 2 * k:
         # lexsort's last key is the first criterion.
         return np.lexsort((np.broadcast_to(keys, scores.shape), -scores), axis=1)[:, :k]
@@ -45,35 +39,6 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
         best = scores[row, top]
     order = np.lexsort((keys[top] if keys.ndim == 1 else keys[row, top], -best), axis=1)
     return top[row, order]
-
-
-def _best_by_block(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray | None:
-    """`best_columns` of long rows: ten times quicker than a partition of each.
-
-    The k-th best of the blocks' maxima is no better than the k-th best score, so whatever is under
-    it is out: one pass for the maxima, and a look into the few blocks that reach it. None where
-    that bound is -inf or NaN.
-    """
-    num, width = scores.shape
-    scores = np.ascontiguousarray(scores)
-    whole = width // BLOCK
-    blocks = np.lib.stride_tricks.as_strided(
-        scores, (num, whole, BLOCK), (scores.strides[0], BLOCK * scores.itemsize, scores.itemsize)
-    )
-    most = blocks.max(2)  # [num_queries, num_blocks]
-    bound = np.partition(most, -k, axis=1)[:, -k, None]  # NaN, too, sorts as the largest
-    if not (bound > NO_SCORE).all() or np.isnan(most).any():
-        return None
-    row, block = np.nonzero(most >= bound)
-    inside, column = np.nonzero(blocks[row, block] >= bound[row])
-    rest_row, rest = np.nonzero(scores[:, whole * BLOCK :] >= bound)
-    row = np.concatenate([row[inside], rest_row])
-    column = np.concatenate([block[inside] * BLOCK + column, rest + whole * BLOCK])
-    key = keys[column] if keys.ndim == 1 else keys[row, column]
-    order = np.lexsort((key, -scores[row, column], row))
-    # Every row has k candidates or more, and its best ones stand where the row begins.
-    first = np.searchsorted(row[order], np.arange(num))
-    return column[order][first[:, None] + np.arange(k)]
 
 
 def widened(values: np.ndarray, width: int, fill) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Store: the items of an index as of one moment: what was built, what was removed, what is new."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -34,13 +35,24 @@ class Store:
     fresh: KeyedVectors
     forgotten: int = 0
 
-    def __post_init__(self) -> None:
-        num_removed = int(np.count_nonzero(self.removed))
-        object.__setattr__(self, "num_removed", num_removed)
-        # Read at every search, so not properties.
-        object.__setattr__(self, "num_tombstones", num_removed - self.forgotten)
-        object.__setattr__(self, "is_changed", self.num_tombstones > 0 or len(self.fresh) > 0)
-        object.__setattr__(self, "_alive", ~self.removed if num_removed else None)
+    @functools.cached_property
+    def num_removed(self) -> int:
+        """How many built vectors are removed or replaced."""
+        return int(np.count_nonzero(self.removed))
+
+    @property
+    def num_tombstones(self) -> int:
+        """How many of those the backend may still find."""
+        return self.num_removed - self.forgotten
+
+    @functools.cached_property
+    def is_changed(self) -> bool:
+        """Whether a search has to look at more than the backend's answer."""
+        return self.num_tombstones > 0 or len(self.fresh) > 0
+
+    @functools.cached_property
+    def _alive(self) -> np.ndarray | None:
+        return ~self.removed if self.num_removed else None
 
     @classmethod
     def of(cls, built: KeyedVectors) -> "Store":

@@ -10,9 +10,9 @@ import pathlib
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, whole_number
 from twotower.ragged import Ragged
-from twotower.retrieval.arguments import checked_count, checked_keys
+from twotower.retrieval.arguments import checked_keys
 from twotower.retrieval.backends.faiss_index import faiss
 from twotower.retrieval.backends.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.backends.ivf_pq import IvfPqConfig, IvfPqIndex
@@ -27,23 +27,16 @@ MAX_FRESH = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class TieredConfig(IvfPqConfig):
-    """Parameters of the main tier (see IvfPqConfig) and of the fresh one (see HnswConfig).
+    """Parameters of the main tier (see IvfPqConfig) and of the fresh one.
 
     Attributes:
-        fresh_neighbours: Links of a vector in the graph of fresh items (M).
-        fresh_ef_construction: Candidates kept while one is linked in.
-        fresh_ef_search: Candidates kept while a query walks.
         fresh_buffer: Fresh items scanned exactly until the graph takes them in.
     """
 
-    fresh_neighbours: int = 32
-    fresh_ef_construction: int = 100
-    fresh_ef_search: int = 200
     fresh_buffer: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, fresh_neighbours=2, fresh_ef_construction=1, fresh_ef_search=1)
         at_least(self, fresh_buffer=1)
 
 
@@ -73,16 +66,8 @@ class TieredIndex(IvfPqIndex):
         return self._tiers[1]
 
     def _empty(self) -> HnswIndex:
-        config = self.config
-        return HnswIndex(
-            self.metric,
-            HnswConfig(
-                neighbours=config.fresh_neighbours,
-                ef_construction=config.fresh_ef_construction,
-                ef_search=config.fresh_ef_search,
-                threads=config.threads,
-            ),
-        )
+        config = HnswConfig(ef_construction=100, threads=self.config.threads)
+        return HnswIndex(self.metric, config)
 
     def build(self, keys: np.ndarray, vectors: np.ndarray) -> "TieredIndex":
         super().build(keys, vectors)
@@ -141,7 +126,7 @@ class TieredIndex(IvfPqIndex):
         main = self._search_store(store, queries, k, exclude, allow)
         if fresh is None:
             return main
-        k = min(checked_count(k), max(len(store) + len(fresh), 1))
+        k = min(whole_number(k, "k", 1), max(len(store) + len(fresh), 1))
         found = fresh.search(queries, k, exclude, allow)
         keys = np.concatenate([main.keys, found.keys], axis=1)
         return Candidates.rank(keys, np.concatenate([main.scores, found.scores], axis=1), k)
