@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import numbers
+from typing import Any
 
 
-def at_least(config, **least: float) -> None:
+def at_least(config: Any, **least: float) -> None:
     """Checks fields of a config.
 
     Args:
@@ -33,7 +34,7 @@ def at_least(config, **least: float) -> None:
             raise ValueError(f"{name} must be finite; got infinity.")
 
 
-def whole_number(value, name: str, least: int = 0) -> int:
+def whole_number(value: Any, name: str, least: int = 0) -> int:
     """The number as an int of Python's own, which SQLite, JSON and shapes take.
 
     Raises:
@@ -49,7 +50,7 @@ def whole_number(value, name: str, least: int = 0) -> int:
     return int(value)
 
 
-def unread(config, is_read: bool, needed: str, *fields: str) -> list[str]:
+def unread(config: Any, is_read: bool, needed: str, *fields: str) -> list[str]:
     """A sentence for each field that is set although nothing reads it.
 
     Args:

@@ -8,15 +8,17 @@ Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from twotower.data.columns import LATEST
 from twotower.data.dataset import Catalogue
 from twotower.data.lineage import Lineage
 from twotower.retrieval import build
+from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import METRICS
 from twotower.storage import description, paths
 
@@ -98,7 +100,7 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
     return manifest
 
 
-def as_type(name: str, values, dtype: str) -> np.ndarray:
+def as_type(name: str, values: ArrayLike, dtype: str) -> np.ndarray:
     """Numbers cast to a dtype without loss; NaN, a missing value, stays NaN.
 
     Raises:
@@ -232,7 +234,7 @@ class Bundle:
         return Catalogue(items)
 
     @functools.cached_property
-    def query_tower(self):
+    def query_tower(self) -> Any:
         """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32.
 
         Raises:
@@ -253,8 +255,9 @@ class Bundle:
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             return signature(**self.query_tensors(inputs))["embedding"].numpy()
 
-        embed.model = model  # keeps the variables alive
-        return embed
+        tower: Any = embed
+        tower.model = model  # keeps the variables alive
+        return tower
 
     @functools.cached_property
     def _query_inputs(self) -> dict[str, tuple[str, list]]:
@@ -313,7 +316,7 @@ class Bundle:
         found = (path.parent.name for path in self.directory.glob("index/*/index.json"))
         return sorted(name for name in found if is_index_name(name))
 
-    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()):
+    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
         """The index `name`, or exact search over the bundle's vectors for `exact`.
 
         Args:

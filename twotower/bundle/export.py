@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from twotower.bundle.saved_models import (
 )
 from twotower.retrieval import build, tuning
 from twotower.retrieval.backends import scann_index
+from twotower.retrieval.base import Retriever
 from twotower.storage import paths
 from twotower.tf import tf
 from twotower.towers.dense import Tower
@@ -167,7 +169,7 @@ def _tuned_scann(keys, vectors, queries: np.ndarray) -> scann_index.ScannConfig:
     return dataclasses.replace(index.config, num_reordering_candidates=candidates)
 
 
-def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
+def add_index(bundle: Bundle, name: str, config: build.IndexConfig) -> Retriever:
     """Builds an index over the bundle's vectors, saves it as `index/<name>/`, and returns it.
 
     Args:
@@ -231,8 +233,8 @@ def _signature(tower: Tower) -> list[dict]:
 def _paths(part: tf.Module) -> dict[str, tf.Variable]:
     """Weights of a layer by where they stand in it, such as `blocks/0/norm/gamma`: names that
     depend neither on what else it has nor on how many layers were made before."""
-    view, found, seen = tf.train.TrackableView(part), {}, set()
-    queue = [("", part)]
+    view, found, seen = tf.train.TrackableView(part), {}, set[int]()
+    queue: list[tuple[str, Any]] = [("", part)]
     for path, node in queue:  # the nearest first, so that each has its shortest path
         if isinstance(node, tf.Variable):
             found[path] = node
@@ -249,7 +251,8 @@ def _parts(training: Training) -> Iterator[tuple[str, dict, list[str]]]:
     """Name, weights by path and vocabulary of each part of the towers; what a history says of its
     items' content are parts of their own, with their own vocabularies."""
     for tower in (training.model.query_tower, training.model.item_tower):
-        for part in [*tower.features, tower.head]:
+        parts: list[Any] = [*tower.features, tower.head]
+        for part in parts:
             content = getattr(part, "content", None)
             inner = content.features if content is not None else []
             of_inner = {id(weight) for one in inner for weight in one.weights}
@@ -262,7 +265,8 @@ def _parts(training: Training) -> Iterator[tuple[str, dict, list[str]]]:
 
 def _save_weights(training: Training, folder: pathlib.Path) -> None:
     folder.mkdir()
-    weights, vocabularies = {}, {}
+    weights: dict[str, Any] = {}
+    vocabularies: dict[str, list[str]] = {}
     for part, of_part, vocabulary in _parts(training):
         weights |= {f"{part}/{path}": weight.numpy() for path, weight in of_part.items()}
         vocabularies |= {part: vocabulary} if len(vocabulary) else {}

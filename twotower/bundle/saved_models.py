@@ -139,14 +139,20 @@ def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: 
     }
 
 
-def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory) -> None:
+def save_retrieve(
+    tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory: pathlib.Path
+) -> None:
     """Raw query inputs, `k` and `exclude` -> ids, scores and counts, by exact search."""
     vectors = tf.Variable(vectors, trainable=False)
     _save_search(tower, ids, _exact(vectors), directory, [vectors])
 
 
 def save_retrieve_scann(
-    tower: Tower, ids: np.ndarray, vectors: np.ndarray, make_layer: Callable, directory
+    tower: Tower,
+    ids: np.ndarray,
+    vectors: np.ndarray,
+    make_layer: Callable,
+    directory: pathlib.Path,
 ) -> None:
     """The same through the TFRS ScaNN layer; exact where ScaNN cuts an answer short.
 

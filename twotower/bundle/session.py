@@ -1,6 +1,7 @@
 """Session: query vectors of users, kept up to date event by event through a bundle's SavedModel."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +135,7 @@ class Session:
         return np.zeros(len(self.vector), np.int32) if found is None else found.numpy()
 
 
-def direct(signature) -> Callable[[dict], dict]:
+def direct(signature: Any) -> Callable[[dict], dict]:
     """A loaded signature as a function of its input tensors by name, by one op.
 
     `signature(**inputs)` has Python look at each input, output and weight: a third of the time of

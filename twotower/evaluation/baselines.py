@@ -13,7 +13,8 @@ iALS with 64 factors, (alpha, regularization) (3, 10) .456, (5, 10) .456, (5, 20
 
 import abc
 import string
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -273,7 +274,7 @@ class ContentIAls(IAls):
         ValueError: `l2` not positive; items without genres, year and title (from `fit`).
     """
 
-    def __init__(self, l2: float = 10.0, min_items: int = 2, **parameters) -> None:
+    def __init__(self, l2: float = 10.0, min_items: int = 2, **parameters: Any) -> None:
         super().__init__(**parameters)
         if not l2 > 0:
             raise ValueError(f"l2 must be positive; got {l2}.")
@@ -313,7 +314,7 @@ def content_indicators(items: pd.DataFrame) -> sparse.csr_array:
     Raises:
         ValueError: A table with none of the columns `genres`, `year` and `title`.
     """
-    readers = {"genres": tuple, "year": _decade, "title": _words}
+    readers: dict[str, Callable] = {"genres": tuple, "year": _decade, "title": _words}
     columns = [column for column in readers if column in items]
     if not columns:
         raise ValueError(
@@ -349,7 +350,7 @@ BASELINES = {
 }
 
 
-def make(name: str, **parameters) -> Baseline:
+def make(name: str, **parameters: Any) -> Baseline:
     """A baseline by its name.
 
     Raises:
@@ -360,7 +361,7 @@ def make(name: str, **parameters) -> Baseline:
     return BASELINES[name](**parameters)
 
 
-def _implicit(module: str):
+def _implicit(module: str) -> Any:
     """A module of `implicit`, an extra; imported where it is needed."""
     import importlib
 

@@ -14,6 +14,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, only_hidden
 from twotower.evaluation import metrics
+from twotower.evaluation.metrics import TargetRanks
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 Recommend = Callable[[EvalCases, int], Candidates]
@@ -47,7 +48,7 @@ class Report:
 
     metrics: dict
     values: dict[str, np.ndarray]
-    ranks: metrics.TargetRanks
+    ranks: TargetRanks
     cases: EvalCases
     clusters: np.ndarray
     ks: tuple[int, ...]
@@ -157,12 +158,13 @@ def evaluate(
         ValueError: No questions; or an answer that breaks the rules of `Candidates`, has an item
             twice, an excluded one, or one that is no candidate.
     """
-    cases = split if isinstance(split, EvalCases) else split.cases
-    candidates = None if cases is split else split.candidates
-    item_counts = None if cases is split else split.item_counts
-    hidden = None if cases is split else split.hidden
-    if item_counts is None and dataset is not None and cases is not split:
-        item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    if isinstance(split, EvalCases):
+        cases, candidates, item_counts, hidden = split, None, None, None
+    else:
+        cases, candidates, hidden = split.cases, split.candidates, split.hidden
+        item_counts = split.item_counts
+        if item_counts is None and dataset is not None:
+            item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     ks = tuple(sorted(set(ks)))
     if len(cases) == 0 or not ks or ks[0] < 1:
         raise ValueError(f"nothing to evaluate: {len(cases)} cases at k {ks}.")
@@ -183,7 +185,7 @@ def evaluate(
         width = min(ks[-1], found.keys.shape[1])
         top[:, :width] = np.where(found.valid, found.keys, -1)[:, :width]
         keys.append(top)
-    ranks = metrics.TargetRanks(np.concatenate(parts), cases.targets.offsets)
+    ranks = TargetRanks(np.concatenate(parts), cases.targets.offsets)
     _, clusters = np.unique(cases.user_id.astype(str), return_inverse=True)
     keys = np.concatenate(keys)
     values = _values(ranks, keys, ks, item_counts)
@@ -294,7 +296,7 @@ def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates
     return Candidates.rank(best, np.take_along_axis(scores, best, 1), k)
 
 
-def _values(ranks: metrics.TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:
+def _values(ranks: TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:
     """Every metric that has a value for each case, name -> `[num_cases]`."""
     values = {}
     for k in ks:

@@ -27,7 +27,15 @@ class Entry:
     vectors: np.ndarray
 
 
-def entry_digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:
+def entry_digest(
+    before: bytes,
+    sequence: int,
+    dim: int,
+    op: bytes,
+    model_version: bytes,
+    keys: bytes,
+    vectors: bytes,
+) -> bytes:
     """sha256 of an entry and, through the digest `before`, of all entries before it."""
     # Lengths, so that no byte can pass from one column to the next.
     shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "

@@ -218,7 +218,9 @@ class LiveIndex:
             sequence, digest = pair.sequence, pair.digest
         # What each key's last entry left: the bytes of its vector (a copy, so that no whole entry
         # stays in memory), or the other training that its vector is of. `gone` is to be removed.
-        fitting, foreign, gone = {}, {}, set()
+        fitting: dict[int, bytes] = {}
+        foreign: dict[int, str] = {}
+        gone: set[int] = set()
         for entry in self._log.since(sequence, digest):
             sequence, keys = entry.sequence, entry.keys.tolist()
             for key in keys:

@@ -5,6 +5,7 @@ again. Numpy only.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from twotower.ragged import Ragged, integers
 
@@ -13,7 +14,7 @@ from twotower.ragged import Ragged, integers
 MAX_LENGTH = 1e18
 
 
-def checked_keys(keys, name: str) -> np.ndarray:
+def checked_keys(keys: ArrayLike, name: str) -> np.ndarray:
     """`keys` as `[num_keys]` int64; an empty list of any type will do.
 
     Raises:
@@ -26,7 +27,9 @@ def checked_keys(keys, name: str) -> np.ndarray:
     return keys
 
 
-def checked_rows(rows: np.ndarray, metric: str, name: str, labels=None) -> np.ndarray:
+def checked_rows(
+    rows: np.ndarray, metric: str, name: str, labels: np.ndarray | None = None
+) -> np.ndarray:
     """Vectors as an index takes them.
 
     Args:

@@ -9,6 +9,7 @@ import functools
 import math
 import pathlib
 import warnings
+from typing import Any, Self
 
 import numpy as np
 
@@ -55,11 +56,11 @@ class Retriever(abc.ABC):
     # fewer items than that times the candidates to fetch, a scan of them is cheaper, and exact.
     distances_per_candidate = 10.0
     # Whether `absorb` can index further vectors; a backend that cannot is built anew.
-    can_append = False
+    can_append: bool = False
     # Whether `_discard` makes it forget; otherwise tombstones hide what is removed.
     can_forget = False
 
-    def __init__(self, metric: str = "dot", config=None) -> None:
+    def __init__(self, metric: str = "dot", config: Any = None) -> None:
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
@@ -94,7 +95,7 @@ class Retriever(abc.ABC):
         values. The last field is halved; all combinations of the others are tried."""
         return {}
 
-    def config_at(self, depth: int):
+    def config_at(self, depth: int) -> Any:
         """The parameters that find `depth` candidates.
 
         Where many are excluded or filtered away, a search fetches far more than the k that it was
@@ -128,7 +129,7 @@ class Retriever(abc.ABC):
 
     # What everybody calls.
 
-    def build(self, keys: np.ndarray, vectors: np.ndarray) -> "Retriever":
+    def build(self, keys: np.ndarray, vectors: np.ndarray) -> Self:
         """Indexes vectors anew, and returns itself. Not while other threads search.
 
         Args:
@@ -213,7 +214,7 @@ class Retriever(abc.ABC):
                 "nothing was removed."
             )
 
-    def absorb(self) -> "Retriever":
+    def absorb(self) -> Self:
         """Moves the buffer into the backend, and returns itself. Not while other threads search.
 
         What is removed leaves a backend that can forget, and stays behind a tombstone in one that
@@ -367,7 +368,7 @@ class Retriever(abc.ABC):
         self._store.save(directory)
         self._save(directory)
 
-    def load(self, directory: pathlib.Path, mmap: bool = False) -> "Retriever":
+    def load(self, directory: pathlib.Path, mmap: bool = False) -> Self:
         """Reads what `save` wrote, and returns itself; `build.load` checks first.
 
         Args:
@@ -381,7 +382,7 @@ class Retriever(abc.ABC):
         self._load(directory)
         return self
 
-    def sibling(self) -> "Retriever":
+    def sibling(self) -> Self:
         """Another index over the same backend. Items added to one or removed from it do not change
         the other. Neither may `absorb` from then on."""
         sibling = object.__new__(type(self))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     return top[row, order]
 
 
-def widened(values: np.ndarray, width: int, fill) -> np.ndarray:
+def widened(values: np.ndarray, width: int, fill: Any) -> np.ndarray:
     """`values` with columns of `fill` appended, up to `width`."""
     missing = width - values.shape[1]
     if missing <= 0:

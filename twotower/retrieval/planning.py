@@ -254,7 +254,7 @@ def suggest(
     exact = [(one, line) for one, line in fits if one.variant in ("exact", "flat")]
     chosen, line = exact[0] if exact and exact[0][0].p50_ms <= EXACT_MS else fits[0]
     backend, _, storage = chosen.variant.partition("-")
-    parameters = {"storage": storage} if backend == "hnsw" and storage else {}
+    parameters: dict = {"storage": storage} if backend == "hnsw" and storage else {}
     if chosen.variant == "scann-soar":
         parameters = {"soar": True}
     reason = "the quickest that fits"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Literal
 
 import numpy as np
 
@@ -197,7 +198,7 @@ class Store:
 
         def read(name: str, dtype, *shape: int | None) -> np.ndarray:
             path = directory / f"{name}.npy"
-            mode = "r" if mmap and name == "vectors" else None
+            mode: Literal["r"] | None = "r" if mmap and name == "vectors" else None
             array = np.load(path, mmap_mode=mode, allow_pickle=False)
             fits = [size in (None, real) for size, real in zip(shape, array.shape)]
             if array.dtype != dtype or array.ndim != len(shape) or not all(fits):

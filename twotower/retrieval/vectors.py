@@ -6,6 +6,7 @@ Positions and keys are different words: a position is a row of a matrix, a key s
 import functools
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from twotower.ragged import Ragged
 from twotower.retrieval.arguments import checked_keys, checked_rows
@@ -30,11 +31,14 @@ class KeyedVectors:
         self.vectors, self.metric = vectors, metric
         # A last -1, so that the position -1 (nothing found) becomes the key -1 by indexing.
         self._keys = np.append(keys, NO_KEY)
-        self._identity = len(keys) == 0 or (keys[0] == 0 and bool((np.diff(keys) == 1).all()))
-        self._order = None if self._identity else np.argsort(keys)
+        is_range = len(keys) == 0 or (keys[0] == 0 and bool((np.diff(keys) == 1).all()))
+        # How keys ascend; None where they are the positions.
+        self._order = None if is_range else np.argsort(keys)
 
     @classmethod
-    def checked(cls, keys, vectors, metric: str, dim: int | None = None) -> "KeyedVectors":
+    def checked(
+        cls, keys: ArrayLike, vectors: ArrayLike, metric: str, dim: int | None = None
+    ) -> "KeyedVectors":
         """From what a caller gave; float32 and contiguous vectors are kept without a copy.
 
         Raises:
@@ -79,12 +83,12 @@ class KeyedVectors:
 
     def keys_of(self, positions: np.ndarray) -> np.ndarray:
         """Keys at positions, of any shape; -1 for -1."""
-        return positions if self._identity else self._keys[positions]
+        return positions if self._order is None else self._keys[positions]
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
         """Positions of keys, of any shape; -1 for an unknown key."""
         num = len(self)
-        if self._identity:
+        if self._order is None:
             return np.where((keys >= 0) & (keys < num), keys, -1)
         place = np.searchsorted(self.keys, keys, sorter=self._order)
         place = self._order[np.minimum(place, num - 1)]
@@ -103,7 +107,9 @@ class KeyedVectors:
     def _squares(self) -> np.ndarray:
         return np.einsum("nd,nd->n", self.vectors, self.vectors)
 
-    def scores(self, queries: np.ndarray, positions=slice(None)) -> np.ndarray:
+    def scores(
+        self, queries: np.ndarray, positions: slice | np.ndarray = slice(None)
+    ) -> np.ndarray:
         """Scores of the vectors at `positions`, `[num_queries, num_positions]`, larger is better.
 
         Euclidean is -(|q|^2 - 2 q.v + |v|^2), exact up to float32 rounding of |q|^2 + |v|^2.
@@ -151,7 +157,8 @@ class KeyedVectors:
                 first, last = np.array((start, start + len(part))) * len(self)
                 inside = banned[slice(*np.searchsorted(banned, (first, last)))] - first
             parts.append(self._best(part, k, keys, chosen, is_open, inside))
-        return tuple(np.concatenate(part) for part in zip(*parts))
+        found, scores = (np.concatenate(part) for part in zip(*parts))
+        return found, scores
 
     def _best(self, queries, k: int, keys, chosen, is_open, banned):
         """One block of `best`, among the positions `chosen`, which have these `keys`."""

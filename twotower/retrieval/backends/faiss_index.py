@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class FaissIndex(Retriever):
     exactly, from the float32 vectors that the base class keeps, `config.refine` times k of it.
     """
 
-    _index = None
+    _index: Any = None
     # Config and size of the last search, and the SearchParameters that they gave.
     _made: tuple = (None, 0, None)
 
@@ -47,7 +48,7 @@ class FaissIndex(Retriever):
         """Whether the index holds codes and not the vectors themselves."""
         return False
 
-    def _parameters(self, config, k: int):
+    def _parameters(self, config: Any, k: int) -> Any:
         """SearchParameters of this config for `k` answers."""
         raise NotImplementedError
 

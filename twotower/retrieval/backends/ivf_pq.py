@@ -44,7 +44,7 @@ class IvfPqIndex(IvfIndex):
     Config = IvfPqConfig
 
     @property
-    def can_append(self) -> bool:
+    def can_append(self) -> bool:  # type: ignore[override]
         """False while there are too few items for codes: `absorb` then builds anew from the live
         items, as codes once they are enough."""
         return self._index is not None

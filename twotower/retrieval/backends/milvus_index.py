@@ -21,6 +21,7 @@ import urllib.parse
 import warnings
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ class MilvusIndex(Retriever):
         super().__init__(metric, config)
         if not self.config.is_remote and importlib.util.find_spec("milvus_lite") is None:
             raise ImportError(f"A milvus index without a server needs milvus-lite: {HINT}")
-        self._client = None
+        self._client: Any = None
         self._name = self.config.collection or "twotower"
         # Whether the collection holds what the base class believes.
         self._is_whole = False
@@ -146,8 +147,8 @@ class MilvusIndex(Retriever):
 
         Happens by itself, a little later, when the index is garbage.
         """
-        if self._client is not None and (found := self._closing.detach()):
-            found[1].__self__.run()
+        if self._client is not None and self._closing.detach():
+            _close(*self._opened)
             self._client, self._is_whole = None, False
 
     def _connect(self) -> None:
@@ -181,7 +182,8 @@ class MilvusIndex(Retriever):
             raise ConnectionError(f"No Milvus at {uri}: {error}. {what_to_do}") from error
         # In a thread, since garbage is collected at any moment, so perhaps inside a lock that
         # closing would take. When Python ends, the folder removes itself.
-        thread = threading.Thread(target=_close, args=(self._client, uri, folder))
+        self._opened = self._client, uri, folder
+        thread = threading.Thread(target=_close, args=self._opened)
         self._closing = weakref.finalize(self, thread.start)
         self._closing.atexit = False
 
@@ -290,7 +292,7 @@ class MilvusIndex(Retriever):
             scores[start : start + batch][filled] = sign * np.fromiter(distances, np.float32)
         return positions, scores
 
-    def _ask(self, queries: np.ndarray, k: int):
+    def _ask(self, queries: np.ndarray, k: int) -> Any:
         """Hits of each query, best first; ids and distances, no vectors."""
         arguments = {
             "limit": k,
@@ -346,8 +348,8 @@ class MilvusIndex(Retriever):
         alive = np.flatnonzero(built.keys >= 0)
         some = alive[np.linspace(0, len(alive) - 1, min(16, len(alive))).astype(int)].tolist()
         found = self._client.get(self._name, some, ["vector"]) if some else []
-        vectors = {row["position"]: np.float32(row["vector"]) for row in found}
-        return all(np.array_equal(vectors.get(row), built.vectors[row]) for row in some)
+        vectors = {row["position"]: np.array(row["vector"], np.float32) for row in found}
+        return all(row in vectors and (vectors[row] == built.vectors[row]).all() for row in some)
 
     @property
     def backend_bytes(self) -> int:
@@ -357,7 +359,7 @@ class MilvusIndex(Retriever):
         return 0 if self.config.is_remote else self._count * (8 * 4 * self.dim + 100)
 
 
-def _close(client, file: str, folder: tempfile.TemporaryDirectory | None) -> None:
+def _close(client: Any, file: str, folder: tempfile.TemporaryDirectory | None) -> None:
     """Ends a connection, and milvus-lite over a temporary file, whose folder is removed."""
     with contextlib.suppress(Exception):  # a server that is gone has nothing to close
         client.close()

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,9 @@ def _require() -> None:
         )
 
 
-def make_tfrs_layer(config: ScannConfig, identifiers, vectors, k: int | None = None):
+def make_tfrs_layer(
+    config: ScannConfig, identifiers: Any, vectors: Any, k: int | None = None
+) -> Any:
     """The TFRS ScaNN layer over `vectors`, for a SavedModel.
 
     Args:
@@ -165,7 +168,7 @@ class ScannIndex(Retriever):
                 .reorder(config.num_reordering_candidates)
             )
         self._searcher = builder.build().searcher
-        self._position = None  # the numbers are the positions
+        self._position: np.ndarray | None = None  # the numbers are the positions
 
     def _append(self, vectors: np.ndarray) -> None:
         first = len(self._vectors) - len(vectors)

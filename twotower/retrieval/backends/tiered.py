@@ -7,6 +7,7 @@ finds new items as well as old ones.
 
 import dataclasses
 import pathlib
+from typing import Self
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class TieredIndex(IvfPqIndex):
     backend = "tiered"
     Config = TieredConfig
     # Items of the main tier, and the fresh one if there is any.
-    _tiers: tuple[Store | None, HnswIndex | None] = None, None
+    _tiers: tuple[Store, HnswIndex | None]
 
     @property
     def _store(self) -> Store:
@@ -59,7 +60,7 @@ class TieredIndex(IvfPqIndex):
 
     @_store.setter
     def _store(self, store: Store) -> None:
-        self._tiers = store, self._tiers[1]
+        self._tiers = store, None
 
     @property
     def _fresh(self) -> HnswIndex | None:
@@ -68,11 +69,6 @@ class TieredIndex(IvfPqIndex):
     def _empty(self) -> HnswIndex:
         config = HnswConfig(ef_construction=100, threads=self.config.threads)
         return HnswIndex(self.metric, config)
-
-    def build(self, keys: np.ndarray, vectors: np.ndarray) -> "TieredIndex":
-        super().build(keys, vectors)
-        self._tiers = self._store, None
-        return self
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         self._require_built()
@@ -108,7 +104,7 @@ class TieredIndex(IvfPqIndex):
             fresh._store = fresh._store.remove(keys)
         self._tiers = store.remove(keys), fresh
 
-    def absorb(self) -> "TieredIndex":
+    def absorb(self) -> Self:
         self._require_built()
         store, fresh = self._tiers
         if fresh is not None:
@@ -145,7 +141,8 @@ class TieredIndex(IvfPqIndex):
     def live(self) -> tuple[np.ndarray, np.ndarray]:
         store, fresh = self._tiers  # read once: a change may come in between
         parts = [store.live()] + ([] if fresh is None else [fresh.live()])
-        return tuple(np.concatenate(part) for part in zip(*parts))
+        keys, vectors = (np.concatenate(part) for part in zip(*parts))
+        return keys, vectors
 
     @property
     def needs_rebuild(self) -> str:
@@ -164,7 +161,7 @@ class TieredIndex(IvfPqIndex):
             (directory / FRESH).mkdir()
             self._fresh.save(directory / FRESH)
 
-    def load(self, directory: pathlib.Path, mmap: bool = False) -> "TieredIndex":
+    def load(self, directory: pathlib.Path, mmap: bool = False) -> Self:
         super().load(directory, mmap)
         found = (directory / FRESH).is_dir()
         self._tiers = self._store, self._empty().load(directory / FRESH) if found else None
