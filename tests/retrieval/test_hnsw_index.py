@@ -31,9 +31,8 @@ def repeated(num_distinct, copies, dim=16):
     return np.repeat(vectors, copies, axis=0)[order], queries
 
 
-@pytest.mark.parametrize("storage", ["float", "sq8"])
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("copies", [20, 65, 130])
+@pytest.mark.parametrize(("copies", "storage"), [(20, "float"), (65, "sq8"), (130, "float")])
 def test_copies_are_found(metric, copies, storage):
     vectors, queries = repeated(2600 // copies, copies)
     config = HnswConfig(ef_construction=40, ef_search=40, storage=storage, refine=4)
@@ -44,8 +43,7 @@ def test_copies_are_found(metric, copies, storage):
     assert index._index.ntotal == 2600 // copies
 
 
-@pytest.mark.parametrize("storage", ["float", "fp16", "sq8"])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("metric", "storage"), zip(METRICS, ("float", "fp16", "sq8")))
 def test_copies_that_differ_by_rounding_are_found(metric, storage):
     """Noise of the last bits; under cosine also other lengths, which the division rounds away."""
     vectors, queries = repeated(40, 65)
@@ -234,7 +232,7 @@ def test_what_plain_faiss_cannot_reach_is_found(spread):
 
 def test_power_of_lengths_that_links_follow():
     config = HnswConfig(**GRAPH)
-    powers = [link_power(lognormal(spread)[0], config) for spread in (0.01, 0.1, 0.25, 0.5, 1.0)]
+    powers = [link_power(lognormal(spread)[0], config) for spread in (0.01, 0.25, 1.0)]
     assert powers == sorted(powers, reverse=True) and powers[0] == 1 and 0 < powers[-1] < 0.1
     # (3, 4) e-9 has the length 5e-9, half of the longest: its root is .707 of that one's.
     vectors = np.float32([[3e-9, 4e-9], [1e-8, 0], [0, 0]])
