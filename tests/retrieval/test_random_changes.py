@@ -85,14 +85,14 @@ class Twins:
         scores = oracle_scores(self.index.metric, queries, vectors)  # [num_queries, num_items]
         self.last = rows_of(found)
         for row, answer in enumerate(self.last):
-            is_open = ~np.isin(keys, list(banned[row]))
+            is_allowed = ~np.isin(keys, list(banned[row]))
             assert not set(answer) & set(banned[row]), "an excluded key"
             if allow is not None:
-                is_open &= np.isin(keys, chosen)
+                is_allowed &= np.isin(keys, chosen)
                 assert np.isin(answer, chosen).all(), "a key that is not allowed"
             assert len(set(answer)) == len(answer), "a key stands twice"
             assert self.known.keys() >= set(answer), "a removed key"
-            best = np.sort(scores[row, is_open])[::-1][:k]
+            best = np.sort(scores[row, is_allowed])[::-1][:k]
             assert len(answer) == len(best), "a short row"
             true = scores[row, np.searchsorted(keys, answer)]
             got = found.scores[row, : len(answer)]
@@ -457,13 +457,13 @@ def test_removed_vectors_are_never_built_over(backend, tmp_path):
 
 
 def forgets_tombstones(index, monkeypatch):
-    is_open = Store.is_open
+    is_allowed = Store.is_allowed
 
     def with_removed(store, allow):
-        return is_open(dataclasses.replace(store, removed=np.zeros_like(store.removed)), allow)
+        return is_allowed(dataclasses.replace(store, removed=np.zeros_like(store.removed)), allow)
 
-    monkeypatch.setattr(Store, "is_open", with_removed)
-    monkeypatch.setattr(Store, "count_open", lambda store, is_open: len(store.built))
+    monkeypatch.setattr(Store, "is_allowed", with_removed)
+    monkeypatch.setattr(Store, "count_allowed", lambda store, is_allowed: len(store.built))
 
 
 def keeps_old_vectors(index, monkeypatch):

@@ -54,7 +54,7 @@ def state_version(model_version: str) -> int:
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
     """Writes the manifest with the sha256 of every file below `directory`, except indexes, which
-    list their own files."""
+    list their files themselves."""
     files = {
         name: digest
         for name, digest in description.hashes(directory).items()
@@ -124,9 +124,9 @@ def as_type(name: str, values: ArrayLike, dtype: str) -> np.ndarray:
             wrong = (numbers < -LATEST) | (numbers > LATEST)
             reason = "times are seconds; are these milliseconds?"
     if wrong.any():
-        place = tuple(np.argwhere(np.atleast_1d(wrong))[0])
-        number = np.atleast_1d(given)[place]
-        raise ValueError(f"{name}: {reason} Row {place[0]} has {number}.")
+        index = tuple(np.argwhere(np.atleast_1d(wrong))[0])
+        number = np.atleast_1d(given)[index]
+        raise ValueError(f"{name}: {reason} Row {index[0]} has {number}.")
     return numbers
 
 
@@ -270,7 +270,7 @@ class Bundle:
 
         Args:
             inputs: Arrays by name, a row a query.
-            is_event: Whether they are one event for each query, `[num_queries]` in the place of
+            is_event: Whether they are one event for each query, `[num_queries]` instead of
                 each history.
 
         Raises:

@@ -42,7 +42,7 @@ RECALL_TARGET, SCANN_TARGET = 0.995, 0.997
 def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
     """Writes the bundle of a training: towers, vectors, retrieval, manifest.
 
-    The bundle is written to a temporary folder, which then takes the place of `directory`: an
+    The bundle is written to a temporary folder, which then replaces `directory`: an
     interrupted export leaves what was there before. `add_index` fills `index/`.
 
     Args:
@@ -249,18 +249,18 @@ def _paths(part: tf.Module) -> dict[str, tf.Variable]:
 
 def _parts(training: Training) -> Iterator[tuple[str, dict, list[str]]]:
     """Name, weights by path and vocabulary of each part of the towers; what a history says of its
-    items' content are parts of their own, with their own vocabularies."""
+    items' content are further parts, with vocabularies."""
     for tower in (training.model.query_tower, training.model.item_tower):
         parts: list[Any] = [*tower.features, tower.head]
         for part in parts:
             content = getattr(part, "content", None)
             inner = content.features if content is not None else []
-            of_inner = {id(weight) for one in inner for weight in one.weights}
-            own = {path: w for path, w in _paths(part).items() if id(w) not in of_inner}
-            yield f"{tower.name}/{part.name}", own, getattr(part, "vocabulary", [])
-            for one in inner:
-                name = f"{tower.name}/{part.name}/{one.name}"
-                yield name, _paths(one), getattr(one, "vocabulary", [])
+            inner_weights = {id(weight) for feature in inner for weight in feature.weights}
+            weights = {path: w for path, w in _paths(part).items() if id(w) not in inner_weights}
+            yield f"{tower.name}/{part.name}", weights, getattr(part, "vocabulary", [])
+            for feature in inner:
+                name = f"{tower.name}/{part.name}/{feature.name}"
+                yield name, _paths(feature), getattr(feature, "vocabulary", [])
 
 
 def _save_weights(training: Training, folder: pathlib.Path) -> None:
@@ -277,7 +277,7 @@ def _save_weights(training: Training, folder: pathlib.Path) -> None:
 def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> dict[str, int]:
     """Takes over the weights of an earlier bundle, as for a daily retraining on newer data.
 
-    Rows of embedding tables go by id, not by place, so that vocabularies may have grown, shrunk
+    Rows of embedding tables go by id, not by row, so that vocabularies may have grown, shrunk
     or moved; an id that is new keeps its fresh row.
 
     Args:
@@ -344,7 +344,7 @@ def _take_over(training: Training, folder: pathlib.Path) -> dict[str, int]:
 def _by_id(new: np.ndarray, new_ids: list[str], old: np.ndarray, old_ids: list[str]) -> np.ndarray:
     """The new table with the rows of ids that the old one knows, and its leading special rows."""
     special = len(new) - len(new_ids)  # padding and unknown
-    place = pd.Index(old_ids).get_indexer(new_ids)
+    row = pd.Index(old_ids).get_indexer(new_ids)
     new[:special] = old[:special]
-    new[special:][place >= 0] = old[special:][place[place >= 0]]
+    new[special:][row >= 0] = old[special:][row[row >= 0]]
     return new

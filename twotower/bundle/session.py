@@ -114,9 +114,9 @@ class Session:
         """One more event for each user; returns `vector`.
 
         Args:
-            event: The same inputs, with one event's `[num_users]` in the place of each history. An
+            event: The same inputs, with one event's `[num_users]` instead of each history. An
                 item that the tower does not know, such as "", changes nothing for that user but
-                the time of the request, where it is told.
+                the time of the request, where that is an input.
 
         Raises:
             ValueError: An input that is missing or unknown, or of other users by their number.

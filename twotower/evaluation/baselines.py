@@ -240,7 +240,7 @@ class IAls(Baseline):
         als = _implicit("cpu.als")
         from threadpoolctl import threadpool_limits  # comes with implicit
 
-        # implicit has threads of its own; BLAS threads inside them make it many times slower.
+        # implicit starts threads itself; BLAS threads inside them make it many times slower.
         with threadpool_limits(1, "blas"):
             self._model = als.AlternatingLeastSquares(
                 factors=self.factors,
@@ -324,10 +324,10 @@ def content_indicators(items: pd.DataFrame) -> sparse.csr_array:
         {(column, value) for column in columns for value in readers[column](row[column])}
         for row in items[columns].to_dict("records")
     ]
-    places = {name: place for place, name in enumerate(sorted(set().union(*found), key=str))}
-    rows = Ragged.from_rows([[places[name] for name in row] for row in found])
+    columns_of = {name: column for column, name in enumerate(sorted(set().union(*found), key=str))}
+    rows = Ragged.from_rows([[columns_of[name] for name in row] for row in found])
     ones = np.ones(len(rows.values))
-    return sparse.csr_array((ones, rows.values, rows.offsets), (len(items), len(places)))
+    return sparse.csr_array((ones, rows.values, rows.offsets), (len(items), len(columns_of)))
 
 
 def _decade(year: float) -> tuple[int, ...]:

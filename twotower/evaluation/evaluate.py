@@ -285,9 +285,9 @@ def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates
             f"{int(np.isnan(scores).sum())} NaN."
         )
     if candidates is not None:
-        barred = np.ones(scores.shape[1], bool)
-        barred[candidates] = False
-        scores[:, barred] = NO_SCORE
+        excluded = np.ones(scores.shape[1], bool)
+        excluded[candidates] = False
+        scores[:, excluded] = NO_SCORE
     scores[cases.exclude.row_index, cases.exclude.values] = NO_SCORE
     if k < scores.shape[1]:
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
@@ -354,11 +354,12 @@ def _check(found: Candidates, cases: EvalCases, k: int, candidates: np.ndarray |
 def _segments(sizes: np.ndarray, bounds: Sequence[int]):
     """(name, indices) of each segment that is not empty; `bounds` are lower bounds from 0 on."""
     segment = np.searchsorted(bounds, sizes, side="right") - 1
-    for at, low in enumerate(bounds):
-        rows = np.flatnonzero(segment == at)
-        if at + 1 == len(bounds):
+    for index, low in enumerate(bounds):
+        rows = np.flatnonzero(segment == index)
+        if index + 1 == len(bounds):
             name = f"{low}+"
         else:
-            name = str(low) if bounds[at + 1] == low + 1 else f"{low}-{bounds[at + 1] - 1}"
+            high = bounds[index + 1] - 1
+            name = str(low) if high == low else f"{low}-{high}"
         if len(rows):
             yield name, rows

@@ -13,7 +13,7 @@ class Entry:
     """One acknowledged change.
 
     Attributes:
-        sequence: Its place in the log, from 1.
+        sequence: Its number in the log, from 1.
         op: `ADD` (or replace) or `REMOVE`.
         model_version: The training that the vectors come from.
         keys: `[num_keys]` int64.

@@ -260,7 +260,7 @@ class LiveIndex:
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
                 added with vectors of another training. It must not change this index, nor wait for
                 a thread that does.
-            checks: In place of the index's own, for this swap.
+            checks: For this swap, instead of the checks of the index.
 
         Returns:
             The pair that was live; it still answers the searches that hold it.
@@ -298,7 +298,7 @@ class LiveIndex:
         return old
 
     def snapshot(self, directory: str | pathlib.Path) -> int:
-        """Saves the live index with its place in the log; writers wait, searches do not.
+        """Saves the live index and the number of its last log entry; searches go on meanwhile.
 
         Restart: `LiveIndex(Pair.from_snapshot(directory, bundle), log)`.
 

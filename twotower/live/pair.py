@@ -133,7 +133,7 @@ class Checks:
 def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
     """What speaks against a pair, each with what was measured and expected; empty if nothing does.
 
-    Recall is the index's own: neither its buffer nor the exact scan of short rows helps it.
+    Recall is that of the index alone: neither its buffer nor the exact scan of short rows helps it.
     """
     failed, retriever, num = [], pair.retriever, len(pair.retriever)
     if pair.tower_version != pair.index_version:

@@ -17,7 +17,7 @@ from twotower.limits import whole_number
 from twotower.ragged import Ragged
 from twotower.retrieval.arguments import checked_exclude, checked_keys, checked_rows
 from twotower.retrieval.candidates import NO_SCORE, Candidates, order_ties, widened
-from twotower.retrieval.overfetch import search_open
+from twotower.retrieval.overfetch import search_allowed
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors
 
@@ -107,11 +107,11 @@ class Retriever(abc.ABC):
             return self.config
         name, values = list(self.efforts(depth).items())[-1]
         given = getattr(self.config, name)
-        more = max(given, min(math.ceil(times * given), values[-1]))
-        return dataclasses.replace(self.config, **{name: more})
+        effort = max(given, min(math.ceil(times * given), values[-1]))
+        return dataclasses.replace(self.config, **{name: effort})
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
-        """Writes the backend's own files."""
+        """Writes the files of the backend."""
 
     def _load(self, directory: pathlib.Path) -> None:
         """Reads them; `_vectors` is there already."""
@@ -304,29 +304,29 @@ class Retriever(abc.ABC):
                 return found
         if allow is not None:
             allow = checked_keys(allow, "allow")
-        is_open = store.is_open(allow)
+        is_allowed = store.is_allowed(allow)
         if self.is_exact:
-            banned = None if exclude is None else built.pairs(exclude)
-            positions, scores = built.best(queries, k, is_open, banned)
+            excluded = None if exclude is None else built.pairs(exclude)
+            positions, scores = built.best(queries, k, is_allowed, excluded)
             positions, scores = widened(positions, k, -1), widened(scores, k, NO_SCORE)
         else:
-            positions, scores = search_open(
+            positions, scores = search_allowed(
                 self._search,
                 built,
                 queries,
                 k,
-                is_open,
-                store.count_open(is_open),
+                is_allowed,
+                store.count_allowed(is_allowed),
                 exclude,
                 self.distances_per_candidate,
             )
         keys = built.keys_of(positions)
         if len(fresh):
-            is_open = None if allow is None else np.isin(fresh.keys, allow)
-            banned = None if exclude is None else fresh.pairs(exclude)
-            positions, more = fresh.best(queries, k, is_open, banned)
+            is_allowed = None if allow is None else np.isin(fresh.keys, allow)
+            excluded = None if exclude is None else fresh.pairs(exclude)
+            positions, fresh_scores = fresh.best(queries, k, is_allowed, excluded)
             keys = np.concatenate([keys, fresh.keys_of(positions)], axis=1)
-            return Candidates.rank(keys, np.concatenate([scores, more], axis=1), k)
+            return Candidates.rank(keys, np.concatenate([scores, fresh_scores], axis=1), k)
         return Candidates(keys, scores, (positions >= 0).sum(1))
 
     def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
@@ -390,7 +390,7 @@ class Retriever(abc.ABC):
         return sibling
 
     def __reduce_ex__(self, protocol):
-        # A pickle or copy would lack the library's own index, which only its files hold whole.
+        # A pickle or copy would lack the library's index, which only its files hold whole.
         raise TypeError(
             f"{type(self).__name__} is neither pickled nor copied. Save it by twotower.retrieval."
             "build.save, and give the other process the folder for build.load (with mmap=True they "

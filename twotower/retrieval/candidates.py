@@ -70,7 +70,7 @@ class Candidates:
         keys: `[num_queries, k]` int64 item keys, best first, -1 past `counts`.
         scores: `[num_queries, k]` float32, larger is better, descending, -inf past `counts`. Equal
             scores stand in ascending order of their keys.
-        counts: `[num_queries]` int64, how many of the `k` places are filled.
+        counts: `[num_queries]` int64, how many of the `k` columns are filled.
         columns: Further values an item carries through a funnel (the source it came from, its rank
             there), name -> `[num_queries, k]`.
     """
@@ -104,8 +104,8 @@ class Candidates:
         """Sorts unordered finds and keeps the best `k` of each row.
 
         Args:
-            keys: `[num_queries, n]` int64; -1 marks a place to drop.
-            scores: `[num_queries, n]` float32; -inf and NaN mark places to drop, too.
+            keys: `[num_queries, n]` int64; -1 marks a find to drop.
+            scores: `[num_queries, n]` float32; -inf and NaN mark finds to drop, too.
             k: Width of the answer, 1 or more; `n` may be smaller.
             columns: Name -> `[num_queries, n]`.
 
@@ -139,7 +139,7 @@ class Candidates:
 
     @property
     def valid(self) -> np.ndarray:
-        """Which places are filled, `[num_queries, k]` bool."""
+        """Which entries are filled, `[num_queries, k]` bool."""
         return np.arange(self.keys.shape[1]) < self.counts[:, None]
 
     def head(self, k: int) -> "Candidates":
@@ -161,7 +161,7 @@ class Candidates:
         )
 
     def mask(self, keep: np.ndarray) -> "Candidates":
-        """Keeps the places where `keep` `[num_queries, k]` holds, closing the gaps."""
+        """Keeps the entries where `keep` `[num_queries, k]` holds, closing the gaps."""
         keep = keep & self.valid
         counts = keep.sum(1)
         # A stable sort of "dropped" moves the kept to the front in their order.

@@ -94,17 +94,17 @@ class Store:
         return ""
 
     def add(self, new: KeyedVectors) -> "Store":
-        """With further items, or others in the place of those with the same keys."""
+        """With further items, or others instead of those with the same keys."""
         kept = self.remove(new.keys)
         keys = np.concatenate([kept.fresh.keys, new.keys])
         vectors = np.concatenate([kept.fresh.vectors, new.vectors])
         return dataclasses.replace(kept, fresh=KeyedVectors(keys, vectors, new.metric))
 
-    def count_open(self, is_open: np.ndarray | None) -> int:
-        """How many built vectors `is_open` opens; counted anew only for a filter."""
-        if is_open is None or is_open is self._alive:
+    def count_allowed(self, is_allowed: np.ndarray | None) -> int:
+        """How many built vectors `is_allowed` opens; counted anew only for a filter."""
+        if is_allowed is None or is_allowed is self._alive:
             return len(self.built) - self.num_removed
-        return int(np.count_nonzero(is_open))
+        return int(np.count_nonzero(is_allowed))
 
     def knows(self, keys: np.ndarray) -> np.ndarray:
         """Which of these int64 keys a search may find, `[num_keys]` bool."""
@@ -123,7 +123,7 @@ class Store:
             fresh = KeyedVectors(fresh.keys[keep], fresh.vectors[keep], fresh.metric)
         return Store(self.built, removed, fresh, self.forgotten)
 
-    def is_open(self, allow: np.ndarray | None) -> np.ndarray | None:
+    def is_allowed(self, allow: np.ndarray | None) -> np.ndarray | None:
         """`[num_built]` bool, which built vectors may be found; None where all may.
 
         Args:
@@ -132,9 +132,9 @@ class Store:
         if allow is None:
             return self._alive
         position = self.built.positions(allow)
-        is_open = np.zeros(len(self.built), bool)
-        is_open[position[position >= 0]] = True
-        return is_open if self._alive is None else is_open & self._alive
+        is_allowed = np.zeros(len(self.built), bool)
+        is_allowed[position[position >= 0]] = True
+        return is_allowed if self._alive is None else is_allowed & self._alive
 
     def absorbed(self, forgets: bool) -> "Store":
         """With the buffer behind the built vectors. Removed ones keep their positions, without a

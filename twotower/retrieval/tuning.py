@@ -59,7 +59,7 @@ def built_recall(retriever: Retriever, queries: np.ndarray, k: int) -> float:
 def rescored(retriever: Retriever, queries: np.ndarray, found: Candidates) -> Candidates:
     """The answer of `search_built`, in its order, with scores from the index's float32 vectors.
 
-    A backend's own scores cannot judge it, since it may hold other vectors.
+    A backend's scores cannot judge it, since it may hold other vectors.
     """
     built, scores = retriever._store.built, np.full(found.keys.shape, NO_SCORE)
     positions = built.positions(found.keys)
@@ -94,8 +94,8 @@ def tune(
     A search that fetches more than k, to step over exclusions, takes more effort in proportion
     (`Retriever.config_at`).
 
-    Recall is the backend's own: neither the exact scan that completes short rows nor the fresh
-    buffer helps it. Where no setting reaches the target the best stays, with a warning.
+    Recall is that of the backend alone: neither the exact scan that completes short rows nor the
+    fresh buffer helps it. Where no setting reaches the target the best stays, with a warning.
 
     Args:
         retriever: An approximate index; its `config` is replaced, and `tuned`, which is saved with
@@ -157,7 +157,7 @@ def _cheapest(
                 break
         cost = -recalls[-1] if missed else _seconds(retriever, queries[:50], depth)
         tried.append((missed, cost, efforts, recalls[-1]))
-    missed, _, efforts, recall = min(tried, key=lambda one: one[:2])
+    missed, _, efforts, recall = min(tried, key=lambda trial: trial[:2])
     return efforts, recall, missed
 
 

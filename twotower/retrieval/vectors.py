@@ -15,7 +15,7 @@ from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns
 METRICS = ("dot", "cosine", "euclidean")
 
 # An exact scan takes at most this many bytes of scores at a time.
-BLOCK_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 
 
 class KeyedVectors:
@@ -90,9 +90,9 @@ class KeyedVectors:
         num = len(self)
         if self._order is None:
             return np.where((keys >= 0) & (keys < num), keys, -1)
-        place = np.searchsorted(self.keys, keys, sorter=self._order)
-        place = self._order[np.minimum(place, num - 1)]
-        return np.where((self._keys[place] == keys) & (keys >= 0), place, -1)
+        rank = np.searchsorted(self.keys, keys, sorter=self._order)
+        position = self._order[np.minimum(rank, num - 1)]
+        return np.where((self._keys[position] == keys) & (keys >= 0), position, -1)
 
     def pairs(self, keys: Ragged) -> np.ndarray:
         """Ragged keys as numbers `row * num_items + position`, row after row; unknown ones drop.
@@ -126,47 +126,47 @@ class KeyedVectors:
         self,
         queries: np.ndarray,
         k: int,
-        is_open: np.ndarray | None = None,
-        banned: np.ndarray | None = None,
+        is_allowed: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search, in blocks of queries.
+        """Exact search, a batch of queries at a time.
 
         Args:
             queries: `[num_queries, dim]` float32.
             k: 1 or more.
-            is_open: `[num_items]` bool, positions that may be found; all where None.
-            banned: Pairs, as `pairs` gives them, that may not.
+            is_allowed: `[num_items]` bool, positions that may be found; all where None.
+            excluded: Pairs, as `pairs` gives them, that may not.
 
         Returns:
             Positions `[num_queries, n]` int64 and scores, best first, equal scores by key; n is at
             most k, and -1 and -inf stand where no more is left.
         """
-        if is_open is None or np.count_nonzero(is_open) >= len(self) // 2:
+        if is_allowed is None or np.count_nonzero(is_allowed) >= len(self) // 2:
             chosen = slice(None)
         else:
             # Few: worth picking them out. Otherwise a scan of all costs less than the copy.
-            chosen, is_open = np.flatnonzero(is_open), None
+            chosen, is_allowed = np.flatnonzero(is_allowed), None
         keys = self.keys[chosen]
-        block = max(1, BLOCK_BYTES // (4 * max(1, len(keys))))
-        if len(queries) <= block:
-            return self._best(queries, k, keys, chosen, is_open, banned)
+        batch_size = max(1, MAX_BYTES // (4 * max(1, len(keys))))
+        if len(queries) <= batch_size:
+            return self._best(queries, k, keys, chosen, is_allowed, excluded)
         parts = []
-        for start in range(0, len(queries), block):
-            part, inside = queries[start : start + block], None
-            if banned is not None:
+        for start in range(0, len(queries), batch_size):
+            part, inside = queries[start : start + batch_size], None
+            if excluded is not None:
                 first, last = np.array((start, start + len(part))) * len(self)
-                inside = banned[slice(*np.searchsorted(banned, (first, last)))] - first
-            parts.append(self._best(part, k, keys, chosen, is_open, inside))
+                inside = excluded[slice(*np.searchsorted(excluded, (first, last)))] - first
+            parts.append(self._best(part, k, keys, chosen, is_allowed, inside))
         found, scores = (np.concatenate(part) for part in zip(*parts))
         return found, scores
 
-    def _best(self, queries, k: int, keys, chosen, is_open, banned):
-        """One block of `best`, among the positions `chosen`, which have these `keys`."""
+    def _best(self, queries, k: int, keys, chosen, is_allowed, excluded):
+        """One batch of `best`, among the positions `chosen`, which have these `keys`."""
         scores = self.scores(queries, chosen)
-        if is_open is not None:
-            scores[:, ~is_open] = NO_SCORE
-        if banned is not None and len(banned):
-            row, column = np.divmod(banned, len(self))
+        if is_allowed is not None:
+            scores[:, ~is_allowed] = NO_SCORE
+        if excluded is not None and len(excluded):
+            row, column = np.divmod(excluded, len(self))
             if not isinstance(chosen, slice):
                 row, column = _inside(row, column, chosen)
             scores[row, column] = NO_SCORE
@@ -177,9 +177,9 @@ class KeyedVectors:
 
 
 def _inside(row: np.ndarray, position: np.ndarray, chosen: np.ndarray):
-    """Those pairs whose position is among `chosen` (ascending), with its place there."""
+    """Those pairs whose position is among `chosen` (ascending), with its index there."""
     if not len(chosen):
         return row[:0], position[:0]
-    place = np.minimum(np.searchsorted(chosen, position), len(chosen) - 1)
-    inside = chosen[place] == position
-    return row[inside], place[inside]
+    index = np.minimum(np.searchsorted(chosen, position), len(chosen) - 1)
+    inside = chosen[index] == position
+    return row[inside], index[inside]

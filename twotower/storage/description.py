@@ -1,4 +1,4 @@
-"""Description of a folder: a JSON file with the sha256 of every other file, and with its own.
+"""Description of a folder: a JSON file with the sha256 of every other file, and of itself.
 
 Bundles, saved indexes and snapshots are such folders. Their readers notice a file that is missing,
 truncated, or of another training. The hashes guard against accidents, such as half a copy or a
@@ -53,7 +53,7 @@ def read(
         what: The folder's kind, for messages: "an index".
         entries: Type of each entry that must be there, besides `format_version`.
         newest: The last `format_version` that the caller reads.
-        hashed_since: The first one whose descriptions carry their own sha256.
+        hashed_since: The first one whose descriptions carry their sha256.
 
     Raises:
         FileNotFoundError: No such file.
@@ -105,7 +105,7 @@ def checked(
 ) -> Iterator[None]:
     """A context in which listed files can be read, and must not change meanwhile.
 
-    With `verify` they are hashed before the block, so what the block reads is what was hashed.
+    With `verify` they are hashed first, so what is read is what was hashed.
 
     Args:
         directory: The folder.

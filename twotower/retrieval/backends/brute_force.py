@@ -8,7 +8,7 @@ from twotower.retrieval.base import Retriever
 class BruteForceIndex(Retriever):
     """Scores every item; no approximation, nothing to tune, no time to build.
 
-    numpy's own BLAS decides on threads (OPENBLAS_NUM_THREADS); the flat index has an argument.
+    numpy's BLAS decides on threads (OPENBLAS_NUM_THREADS); the flat index has an argument.
     """
 
     backend = "exact"

@@ -12,7 +12,7 @@ from twotower.retrieval.backends.nodes import Nodes
 STORAGES = ("float", "fp16", "sq8")
 # The node of each position; not written where nodes are positions, since all vectors are distinct.
 NODES = "hnsw_nodes.npy"
-# What indexes of earlier versions have in its place: the position of each node's first vector.
+# What indexes of earlier versions have instead: the position of each node's first vector.
 ORDER = "hnsw_order.npy"
 # For `link_power`: the powers of lengths that it tries, the share of vectors that may be without a
 # link to them, and the size of the sample.

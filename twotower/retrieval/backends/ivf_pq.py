@@ -76,7 +76,7 @@ class IvfPqIndex(IvfIndex):
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self._index is None:
-            found, scores = self._store.built.best(queries, k, self._store.is_open(None))
+            found, scores = self._store.built.best(queries, k, self._store.is_allowed(None))
             return widened(found, k, -1), widened(scores, k, NO_SCORE)
         return super()._search(queries, k)
 
@@ -97,4 +97,4 @@ class IvfPqIndex(IvfIndex):
     def backend_bytes(self) -> int:
         if self._index is None:
             return 0
-        return super().backend_bytes + 256 * 4 * self.dim  # 256 parts of each of the m places
+        return super().backend_bytes + 256 * 4 * self.dim  # 256 centres of each of the m parts

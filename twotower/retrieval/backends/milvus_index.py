@@ -3,7 +3,7 @@
 The float32 vectors stay in the base class, too, so exact scans, exclusions and the buffer need no
 server; a plain search does. What milvus-lite is good for: the same code in tests as on a server.
 milvus-lite listens on a port of this machine and asks for no token, so every other user of the
-machine can read its collections and drop them. Use it on a machine of your own.
+machine can read its collections and drop them. Use it on a machine that is yours alone.
 """
 
 import contextlib

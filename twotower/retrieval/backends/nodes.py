@@ -10,7 +10,7 @@ from twotower.retrieval.candidates import NO_SCORE
 class Nodes:
     """The nodes of a graph, numbered 0, 1, 2, ..., and the positions of each node's vectors.
 
-    If each copy of a vector had its own node, copies would be each other's nearest and link to each
+    If each copy of a vector had a node, copies would be each other's nearest and link to each
     other alone: with 65 copies of each vector a search finds half of what it should, at any effort.
     So a graph links distinct vectors, and an answer holds all copies of each vector found. Copies
     are equal up to rounding (`rounded`), since the same content, computed in batches of other sizes

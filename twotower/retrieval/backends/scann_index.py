@@ -57,7 +57,7 @@ class ScannConfig:
 
     @classmethod
     def for_size(cls, num_items: int) -> "ScannConfig":
-        """Parameters to start from; `tuning.tune` finds the cheapest for your own vectors.
+        """Parameters to start from; `tuning.tune` finds the cheapest for your vectors.
 
         On 128-d vectors of length 1 around 100 centres they find .996 of the true top 100 at
         3,706 items and 1.0 at 20,000. In a small catalogue the top 100 is spread over most leaves.
@@ -121,8 +121,8 @@ def make_tfrs_layer(
 class ScannIndex(Retriever):
     """ScaNN's pybind searcher, which takes further vectors and gives some up.
 
-    ScaNN numbers vectors without a gap: it puts the last one in the place of one that it deletes.
-    `_position` says which of ours each of its numbers is. (Its own document ids do the same by a
+    ScaNN numbers vectors without a gap: the last one takes the number of one that it deletes.
+    `_position` says which of ours each of its numbers is. (Its document ids do the same by a
     list of Python objects, which one unknown id in a call of `delete` leaves wrong for good.)
 
     Args:
@@ -259,7 +259,7 @@ class ScannIndex(Retriever):
 
     @property
     def backend_bytes(self) -> int:
-        # The vectors, 4 bits a block (twice with SOAR), and the partitions' centres.
+        # The vectors, 4 bits a part (twice with SOAR), and the partitions' centres.
         codes = self.dim / self.config.dimensions_per_block / 2 * (2 if self.config.soar else 1)
         centres = self.config.num_leaves * 4 * self.dim
         return int(len(self._vectors) * (4 * self.dim + codes)) + centres
