@@ -148,6 +148,11 @@ class Bundle:
 
     Raises:
         BundleError: A file is missing, changed, or of another training; the message names it.
+
+        bundle = Bundle("W/bundle")
+        queries = bundle.query_tower(inputs)
+        found = bundle.retriever("hnsw").search(queries, 10)
+        bundle.catalogue.items.loc[found.keys[0], "title"]
     """
 
     def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:

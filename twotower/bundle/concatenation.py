@@ -51,6 +51,9 @@ class SideBySide:
 
     Raises:
         ValueError: Two towers have different inputs of one name.
+
+        tower = SideBySide([Bundle("W0/bundle"), Bundle("W1/bundle")], "query_tower")
+        tower.embed({"user_id": tf.constant(["42"])})
     """
 
     features = ()

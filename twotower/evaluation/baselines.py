@@ -33,6 +33,9 @@ class Baseline(abc.ABC):
     """Scores the whole catalogue for each case.
 
     Its best guess for a case whose history has no item of the training rows is what is popular.
+
+        ease = make("ease").fit(dataset, split.train, split.candidates)
+        report = evaluate(ease.recommend, split)
     """
 
     def fit(
@@ -119,7 +122,10 @@ class Baseline(abc.ABC):
 
 
 class Popularity(Baseline):
-    """The items with the most training rows, for everybody."""
+    """The items with the most training rows, for everybody.
+
+    Popularity().fit(dataset, split.train).recommend(split.cases, k=10)
+    """
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         pass
@@ -138,6 +144,8 @@ class Ease(Baseline):
 
     Raises:
         ValueError: `l2` not positive.
+
+        Ease(l2=500).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(self, l2: float = 1000.0) -> None:
@@ -176,6 +184,8 @@ class ItemKnn(Baseline):
         neighbours: Most similar items kept for each item.
         weighting: How a user counts in a similarity: `cosine`, `tfidf` (a user of many items says
             less) or `bm25` (and a popular item is not similar to all).
+
+        ItemKnn(neighbours=100).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(self, neighbours: int = 200, weighting: str = "bm25") -> None:
@@ -220,6 +230,8 @@ class IAls(Baseline):
         regularization: L2 penalty.
         iterations: Alternations.
         seed: Of the first vectors.
+
+        IAls(factors=128).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(
@@ -272,6 +284,8 @@ class ContentIAls(IAls):
 
     Raises:
         ValueError: `l2` not positive; items without genres, year and title (from `fit`).
+
+        ContentIAls(l2=5).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(self, l2: float = 10.0, min_items: int = 2, **parameters: Any) -> None:

@@ -44,6 +44,10 @@ class Report:
         ks: Lengths of answers that were looked at.
         item_counts: `[num_items]` training rows of each key, None where the split has none.
         hidden: `[num_hidden]` keys that the split hides from training, None where it hides none.
+
+        report = evaluate(recommend, split)
+        report.metrics["recall@100"]["mean"]
+        report.compare(evaluate(other, split), "recall@100")
     """
 
     metrics: dict

@@ -22,6 +22,10 @@ class TargetRanks:
     Attributes:
         ranks: `[num_targets]` int64, 1 for the first item, `NOT_FOUND` for none.
         offsets: `[num_cases + 1]`; the targets of case `i` are `offsets[i]:offsets[i + 1]`.
+
+    >>> found = TargetRanks(np.array([1, 5, 2]), np.array([0, 2, 3]))  # two targets and one
+    >>> recall(found, k=2).tolist()
+    [0.5, 1.0]
     """
 
     ranks: np.ndarray

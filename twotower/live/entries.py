@@ -18,6 +18,9 @@ class Entry:
         model_version: The training that the vectors come from.
         keys: `[num_keys]` int64.
         vectors: `[num_keys, dim]` float32; `[num_keys, 0]` for a removal.
+
+    >>> Entry(1, REMOVE, "m1", np.array([7]), np.empty((1, 0), np.float32)).keys.tolist()
+    [7]
     """
 
     sequence: int

@@ -33,7 +33,11 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a search found, and the training of the pair that found it."""
+    """What a search found, and the training of the pair that found it.
+
+    answer = live.search(inputs, k=100)
+    answer.candidates.keys, answer.model_version
+    """
 
     candidates: Candidates
     model_version: str
@@ -46,6 +50,9 @@ class LiveItems(NamedTuple):
         keys: `[num_items]` int64.
         vectors: `[num_items, dim]` float32.
         sequence: The last log entry that they include, for `Pair.sequence`.
+
+        keys, vectors, sequence = live.items()
+        retriever = build.build(build.IndexConfig("hnsw"), keys, vectors)
     """
 
     keys: np.ndarray
@@ -54,7 +61,11 @@ class LiveItems(NamedTuple):
 
 
 class SwapRefused(ValueError):
-    """A pair that does not go live; `failed` has a line for each reason."""
+    """A pair that does not go live; `failed` has a line for each reason.
+
+    >>> SwapRefused(["items: the index holds 3; expected exactly 5"]).failed
+    ['items: the index holds 3; expected exactly 5']
+    """
 
     def __init__(self, failed: Sequence[str]) -> None:
         super().__init__("the pair is not exchanged, the old one stays: " + "; ".join(failed))
@@ -78,6 +89,11 @@ class LiveIndex:
 
     Raises:
         ValueError: A pair of two trainings, or a log that cannot be replayed into it.
+
+        with WriteAheadLog("changes.log") as log:
+            live = LiveIndex(Pair.from_bundle(Bundle("W/bundle"), "hnsw"), log)
+            live.add(keys, vectors, live.pair.model_version)
+            answer = live.search(inputs, k=100)
     """
 
     def __init__(

@@ -32,6 +32,10 @@ class Pair:
             loses the entries in between; too small a number replays some again, without harm.
         digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
             replayed; "" where it is not known.
+
+        pair = Pair.from_bundle(Bundle("W/bundle"), "hnsw")
+        queries = pair.query_tower(inputs)
+        pair.retriever.search(queries, 100)
     """
 
     query_tower: QueryTower
@@ -112,6 +116,9 @@ class Checks:
         recall_target: Least share of the exact top k that the index finds.
         min_items: Least share of the live index's count that the new one holds.
         expected_items: Its exact count before the replay; None where that is not known.
+
+    >>> Checks({"history": np.array([["12", "7"], ["3", ""]])}, k=10).num_probes
+    2
     """
 
     probe_inputs: Mapping[str, np.ndarray]

@@ -44,6 +44,12 @@ class Retriever(abc.ABC):
 
     Raises:
         ValueError: An unknown metric.
+
+    >>> from twotower.retrieval.backends.brute_force import BruteForceIndex
+    >>> index = BruteForceIndex().build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.remove(np.array([8]))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2, exclude=Ragged.from_rows([[9]])).keys.tolist()
+    [[7, -1]]
     """
 
     # Name of the backend in an IndexConfig and on disk, and the dataclass of its parameters.

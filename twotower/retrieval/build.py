@@ -51,6 +51,10 @@ class IndexConfig:
         backend: One of `BACKENDS`.
         metric: `dot`, `cosine` or `euclidean`.
         parameters: Fields of the backend's config; its defaults where empty.
+
+    >>> config = IndexConfig("hnsw", "cosine", {"ef_search": 400})
+    >>> make(config).config.ef_search
+    400
     """
 
     backend: str

@@ -73,6 +73,12 @@ class Candidates:
         counts: `[num_queries]` int64, how many of the `k` columns are filled.
         columns: Further values an item carries through a funnel (the source it came from, its rank
             there), name -> `[num_queries, k]`.
+
+    >>> found = Candidates.rank(np.array([[5, 3, 8]]), np.float32([[1, 4, 2]]), k=2)
+    >>> found.keys.tolist(), found.scores.tolist(), found.counts.tolist()
+    ([[3, 8]], [[4.0, 2.0]], [2])
+    >>> found.mask(found.keys != 3).keys.tolist()
+    [[8, -1]]
     """
 
     keys: np.ndarray

@@ -44,6 +44,10 @@ class Prediction:
         recall_of_codes: Lowest recall@100 measured of its codes alone, without scoring again by
             the float32 vectors; None where it has no codes.
         times_largest: `num_items` over the largest size measured.
+
+    >>> cost = Prediction("ivf_pq", 10, 4, 100.0, 240.0, 1.0, 0.5, 0.98, 1.0)
+    >>> cost.resident_bytes  # the vectors may stay on disk
+    100.0
     """
 
     variant: str
@@ -71,6 +75,9 @@ class Suggestion:
         backend: For an IndexConfig.
         parameters: For an IndexConfig, too.
         why: One line for each kind of index, the chosen one first.
+
+        found = suggest(5_000_000, 64, memory=4 * 2**30, updates=100_000)
+        build.build(build.IndexConfig(found.backend, "dot", found.parameters), keys, vectors)
     """
 
     backend: str

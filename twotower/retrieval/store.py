@@ -29,6 +29,10 @@ class Store:
         fresh: The buffer: vectors added since, scanned exactly with every search.
         forgotten: How many of the removed ones the backend has given up. The others are
             tombstones: it may still find them, so every search has to look.
+
+    >>> store = Store.of(KeyedVectors(np.array([7, 8]), np.eye(2, dtype=np.float32), "dot"))
+    >>> store.remove(np.array([7])).keys.tolist(), store.keys.tolist()
+    ([8], [7, 8])
     """
 
     built: KeyedVectors

@@ -25,6 +25,12 @@ class KeyedVectors:
         keys: `[num_items]` int64, unique; -1 for vectors that no longer stand for an item.
         vectors: `[num_items, dim]` float32, of length 1 under cosine; may be memory-mapped.
         metric: One of `METRICS`.
+
+    >>> items = KeyedVectors(np.array([30, 20]), np.float32([[1, 0], [0, 1]]), "dot")
+    >>> items.positions(np.array([20, 99])).tolist()
+    [1, -1]
+    >>> items.scores(np.float32([[3, 4]])).tolist()
+    [[3.0, 4.0]]
     """
 
     def __init__(self, keys: np.ndarray, vectors: np.ndarray, metric: str) -> None:

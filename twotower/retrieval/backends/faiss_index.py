@@ -122,6 +122,9 @@ class FlatConfig:
     Attributes:
         threads: Threads of a search, whichever thread calls it; 0 for all, at most the number of
             cores.
+
+    >>> FlatIndex("cosine", FlatConfig(threads=1)).config.threads
+    1
     """
 
     threads: int = 0
@@ -131,7 +134,12 @@ class FlatConfig:
 
 
 class FlatIndex(FaissIndex):
-    """FAISS' exact scan, straight over the vectors that the base class keeps: no second copy."""
+    """FAISS' exact scan, straight over the vectors that the base class keeps: no second copy.
+
+    >>> index = FlatIndex().build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[8, 9]]
+    """
 
     backend = "flat"
     Config = FlatConfig

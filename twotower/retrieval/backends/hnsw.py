@@ -33,6 +33,10 @@ class HnswConfig:
             a uniform 8-bit code between each dimension's extremes).
         refine: With fp16 and sq8, times k that are scored again from the float32 vectors.
         threads: Threads of a search, 0 for all. It holds in every calling thread.
+
+    >>> HnswConfig(storage="int4")
+    Traceback (most recent call last):
+    ValueError: storage must be one of ('float', 'fp16', 'sq8'); got 'int4'.
     """
 
     neighbours: int = 32
@@ -64,6 +68,11 @@ class HnswIndex(FaissIndex):
 
     A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
     searches step over them.
+
+    >>> index = HnswIndex("dot", HnswConfig(neighbours=8))
+    >>> index = index.build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[8, 9]]
     """
 
     backend = "hnsw"

@@ -27,6 +27,9 @@ class IvfPqConfig(IvfConfig):
         code_bytes: Bytes of a code (m); must divide the dimension. 0 for the largest divisor up to
             16.
         refine: Times k that are scored again exactly; 1 ranks what the codes alone would answer.
+
+    >>> IvfPqConfig(code_bytes=16, refine=4).num_probes
+    32
     """
 
     code_bytes: int = 0
@@ -38,7 +41,13 @@ class IvfPqConfig(IvfConfig):
 
 
 class IvfPqIndex(IvfIndex):
-    """FAISS IVF-PQ with exact refinement."""
+    """FAISS IVF-PQ with exact refinement.
+
+    >>> vectors = np.random.default_rng(0).normal(size=(1000, 32)).astype(np.float32)
+    >>> index = IvfPqIndex().build(np.arange(1000), vectors)
+    >>> index.backend_bytes < vectors.nbytes, index.search(vectors[:1], k=5).counts.tolist()
+    (True, [5])
+    """
 
     backend = "ivf_pq"
     Config = IvfPqConfig

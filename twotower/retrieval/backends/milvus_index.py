@@ -126,6 +126,10 @@ class MilvusIndex(Retriever):
         ImportError: No milvus-lite, where `uri` asks for it.
         ConnectionError: (building, loading, searching) The server does not answer. After a failed
             search nothing is lost: once the server is back, the next one works.
+
+        config = MilvusConfig("http://localhost:19530", "films")
+        index = MilvusIndex("dot", config).build(keys, vectors)
+        index.search(queries, 100)
     """
 
     backend = "milvus"

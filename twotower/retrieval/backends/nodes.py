@@ -26,6 +26,10 @@ class Nodes:
 
     Raises:
         ValueError: Other shapes or types, or a node without a vector.
+
+    >>> nodes = Nodes.of(np.float32([[1, 2], [3, 4], [1, 2]]))
+    >>> nodes.of_position.tolist(), nodes.first.tolist()
+    ([0, 1, 0], [0, 1, -1])
     """
 
     def __init__(self, of_position: np.ndarray) -> None:

@@ -36,6 +36,10 @@ class ScannConfig:
             and not in the TFRS layer.
         threads: Threads that share a batch of queries; 0 for all, at most the number of cores. A
             single query takes one thread.
+
+    >>> config = ScannConfig.for_size(10_000)
+    >>> config.num_leaves, config.num_leaves_to_search
+    (100, 40)
     """
 
     num_leaves: int = 60
@@ -131,6 +135,10 @@ class ScannIndex(Retriever):
 
     Raises:
         ValueError: SOAR under euclidean.
+
+        index = ScannIndex("dot", ScannConfig.for_size(len(keys))).build(keys, vectors)
+        tuning.tune(index, queries, k=100)
+        index.search(queries, 100)
     """
 
     backend = "scann"

@@ -32,6 +32,9 @@ class TieredConfig(IvfPqConfig):
 
     Attributes:
         fresh_buffer: Fresh items scanned exactly until the graph takes them in.
+
+    >>> TieredConfig(num_lists=100, fresh_buffer=500).code_bytes
+    0
     """
 
     fresh_buffer: int = 1000
@@ -47,6 +50,11 @@ class TieredIndex(IvfPqIndex):
     An item is in one tier: added anew it leaves the main one. Both tiers stand behind one
     reference, and a change puts new ones there, so that a search sees each item once. `absorb`
     moves the fresh tier into the main one, whose centres and codes stay as they were learned.
+
+    >>> index = TieredIndex().build(np.array([7, 8]), np.eye(3, dtype=np.float32)[:2])
+    >>> index.add(np.array([9]), np.float32([[0, 0, 2]]))  # found by the next search
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[9, 8]]
     """
 
     backend = "tiered"
