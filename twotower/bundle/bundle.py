@@ -24,7 +24,6 @@ from twotower.storage import description, paths
 
 SAME_LENGTH = "every row of the same length (pad with '', NaN or -1)"
 FORMAT_VERSION = 2
-HASHED_SINCE = 2  # the first format whose manifest carries a hash over itself
 MANIFEST = "manifest.json"
 LINEAGE = "training/rows.npy"
 # Entries that a manifest must hold besides its format version; those of each of its query inputs;
@@ -68,11 +67,11 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
     """The manifest of a bundle; no other file is read.
 
     Raises:
-        BundleError: No bundle, a manifest that was changed, or one of a newer format.
+        BundleError: No bundle, a manifest that was changed, or one of another format.
     """
     path = pathlib.Path(directory) / MANIFEST
     try:
-        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION, HASHED_SINCE)
+        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION)
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
@@ -80,9 +79,6 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
         ) from error
     except ValueError as error:
         raise BundleError(str(error)) from error
-    # An index lists its files itself. Bundles of format 1 listed them here, too.
-    files = manifest["files"].items()
-    manifest["files"] = {name: digest for name, digest in files if not name.startswith("index/")}
     inputs = [entry if isinstance(entry, dict) else {} for entry in manifest["query_inputs"]]
     faults = {
         "model_version must not be empty": not manifest["model_version"],
@@ -248,13 +244,12 @@ class Bundle:
         import tensorflow as tf
 
         model = self.read("query_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
-        if hasattr(model, "model_version"):  # not in bundles of format 1
-            version = model.model_version.numpy().decode()
-            if version != self.model_version:
-                raise BundleError(
-                    f"{self.directory / 'query_tower'} is of model {version!r}, not of "
-                    f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
-                )
+        version = model.model_version.numpy().decode()
+        if version != self.model_version:
+            raise BundleError(
+                f"{self.directory / 'query_tower'} is of model {version!r}, not of "
+                f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
+            )
         signature = model.signatures["serving_default"]
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:

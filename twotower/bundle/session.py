@@ -85,9 +85,8 @@ class Session:
             for name, spec in specs.items()
         }
         session._check(session.state)
-        right = {"vector": np.isfinite(session.vector).all(1)}
-        if check := bundle.query_tower.model.signatures.get("check"):  # not in older bundles
-            right |= check(**session.state)
+        check = bundle.query_tower.model.signatures["check"]
+        right = {"vector": np.isfinite(session.vector).all(1)} | check(**session.state)
         for name, rows in right.items():
             if not np.all(rows):
                 raise ValueError(

@@ -12,7 +12,7 @@ from twotower.retrieval.base import Retriever
 from twotower.retrieval.tuning import built_recall
 from twotower.storage import description, paths
 
-FORMAT_VERSION = 2  # of a snapshot; 1 has no digest
+FORMAT_VERSION = 2  # of a snapshot
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
@@ -94,15 +94,14 @@ class Pair:
 
         def read() -> tuple[Retriever, dict]:
             try:
-                described = description.read(
-                    path, "a snapshot", {"sequence": int}, FORMAT_VERSION, hashed_since=2
-                )
+                entries = {"sequence": int, "digest": str}
+                described = description.read(path, "a snapshot", entries, FORMAT_VERSION)
             except FileNotFoundError as error:
                 raise ValueError(f"{path} does not describe a snapshot: it is missing.") from error
             return build.load(directory / "index", version, allowed_uris=allowed_uris), described
 
         retriever, described = description.consistently(directory, read)
-        sequence, digest = described["sequence"], str(described.get("digest", ""))
+        sequence, digest = described["sequence"], described["digest"]
         return cls(bundle.query_tower, retriever, version, version, sequence, digest)
 
 

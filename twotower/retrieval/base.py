@@ -5,7 +5,6 @@ Checking, updates, exclusion, filters, over-fetch and short rows are settled her
 
 import abc
 import dataclasses
-import functools
 import math
 import pathlib
 import warnings
@@ -340,12 +339,11 @@ class Retriever(abc.ABC):
         if not len(queries):
             return None
         positions, scores = self._search(queries, k)
-        # A single query leaves the caches cold, so that each call of numpy costs time.
-        if (positions.item(-1) if len(queries) == 1 else positions[:, -1].min()) < 0:
+        if positions[:, -1].min() < 0:
             return None
         keys = built.keys_of(positions)
         order_ties(keys, scores)
-        return Candidates(keys, scores, _full(len(keys), k))
+        return Candidates(keys, scores, np.full(len(keys), k))
 
     def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
         """What the backend alone finds among the vectors it was built from.
@@ -417,11 +415,3 @@ class Retriever(abc.ABC):
                 f"{queries.dtype}. Was the index built from this query tower?"
             )
         return checked_rows(queries, self.metric, "queries in rows")
-
-
-@functools.lru_cache(maxsize=64)
-def _full(num_queries: int, k: int) -> np.ndarray:
-    """`counts` of full rows; shared, so not to be written to."""
-    counts = np.full(num_queries, k, np.int64)
-    counts.flags.writeable = False
-    return counts
