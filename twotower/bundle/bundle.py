@@ -1,7 +1,7 @@
 """One folder with everything that one training made, and one manifest that holds it together.
 
-A query tower and an index of different trainings answer nonsense without an error. So they are
-written together and replaced together, and each is compared with the manifest when it is read.
+A query tower and an index of different trainings give wrong answers without an error. So they are
+written and replaced together, and each is compared with the manifest when it is read.
 Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
 """
 

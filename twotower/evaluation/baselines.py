@@ -1,7 +1,7 @@
-"""Baselines: what a model has to beat, from the same rows through the same evaluator.
+"""Baselines: what a model has to beat, on the same rows and with the same evaluation.
 
-Each is fitted on the training rows of a split and answers from a case's history, so that it sees
-neither more nor less than the query tower. Ratings count as 1, whatever their stars.
+Each is fitted on the training rows of a split and answers from a case's history, as the query tower
+does. Every rating counts as 1.
 
 The defaults are those with the best recall_micro@100 on the validation cases of `random` on
 MovieLens 1M. Tried there: EASE l2 150 / 300 / 500 / 1000 / 2000 .433 / .451 / .460 / .465 / .459;

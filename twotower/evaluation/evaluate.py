@@ -1,8 +1,8 @@
-"""Evaluation: the questions of a split put to anything that recommends.
+"""Evaluation: metrics of anything that recommends, on the cases of a split.
 
-`recommend(cases, k) -> Candidates` is all that evaluation knows of a model. It may be a query tower
-with an index, a baseline, or a whole funnel. All candidates compete for every question: figures
-over sampled negatives rank models differently (Krichene and Rendle, KDD 2020), so there are none.
+Evaluation knows a model only as `recommend(cases, k) -> Candidates`. That may be a query tower with
+an index, a baseline, or a whole funnel. All candidates compete in every case. There are no metrics
+over sampled negatives, which rank models differently (Krichene and Rendle, KDD 2020).
 """
 
 import dataclasses

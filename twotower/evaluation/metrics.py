@@ -1,7 +1,7 @@
 """Metrics from the ranks of targets, and their 95% intervals. Numpy only, no package imports.
 
-A target's rank in an answer is all that a metric of accuracy needs. So `target_ranks` comes first,
-it alone knows about ties, and everything after it is a line of arithmetic over ranks.
+A metric of accuracy needs only the rank of each target in an answer. `target_ranks` computes the
+ranks and handles ties; each metric after it is a line of arithmetic over ranks.
 """
 
 import dataclasses
@@ -56,10 +56,10 @@ def target_ranks(
 ) -> TargetRanks:
     """Ranks of targets, each one last among the items of equal score.
 
-    A model that gives one score to everything knows nothing. Were ties in its favour, it would get
-    1.0 at every k; by position, what the order of the catalogue happens to give. So inside a tie
-    the targets come after all others. A tie that reaches the end of a full answer may go on behind
-    it, so its targets are not found: ask for one item more than the largest k of interest.
+    A model that gives every item the same score knows nothing, and must not get a good metric from
+    the order of the catalogue. So inside a tie the targets come after all other items. A tie at the
+    end of a full answer may continue behind it, so its targets are not found: ask for one item more
+    than the largest k of interest.
 
     Args:
         keys: `[num_cases, k]` item keys, best first.

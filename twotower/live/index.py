@@ -1,7 +1,7 @@
-"""A query tower and its index behind one reference: searched, changed and exchanged at run time.
+"""A query tower and its index behind one reference, searched, changed and exchanged at run time.
 
-The two are read together, so no query meets an index of another training. A change is in the
-write-ahead log before it is in the index, so what was acknowledged survives the process.
+Both are read together, so no query meets an index of another training. A change is written to the
+log before it is applied to the index, so acknowledged changes survive the process.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Answer:
 
 
 class LiveItems(NamedTuple):
-    """All items of a live index as of one log entry, to build another index from.
+    """All items of a live index up to one log entry, to build another index from.
 
     Attributes:
         keys: `[num_items]` int64.

@@ -1,4 +1,4 @@
-"""Pair: a query tower and an index of one training, and what it must show before it answers."""
+"""Pair: a query tower and an index of one training, and the checks before it goes live."""
 
 import dataclasses
 import pathlib

@@ -32,9 +32,9 @@ class NoConfig:
 class Retriever(abc.ABC):
     """Finds the items whose vectors score highest with a query's.
 
-    Items can be added, replaced and removed at any time, by one thread at a time, while others
-    search: new vectors go to a buffer that every search scans exactly, removed ones get a
-    tombstone. The float32 vectors are kept for exact scans, whatever a backend keeps.
+    One thread at a time may add, replace and remove items while others search. New vectors go to a
+    buffer that every search scans exactly, and removed ones get a tombstone. This class keeps the
+    float32 vectors for exact scans, whatever a backend keeps.
 
     Args:
         metric: `dot`, `cosine`, or `euclidean`, whose score is the negative squared distance.
@@ -56,9 +56,9 @@ class Retriever(abc.ABC):
     Config: type = NoConfig
     # Whether answers are exact by construction.
     is_exact = False
-    # Distances that the backend computes, far apart in memory, for each candidate it is asked for:
-    # 9 to 16 were counted in HNSW (M 32) over 20,000 vectors. Where a filter or exclusions leave
-    # fewer items than that times the candidates to fetch, a scan of them is cheaper, and exact.
+    # Distances that the backend computes for each candidate it is asked for; 9 to 16 were counted
+    # in HNSW (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that
+    # times the candidates to fetch, a scan of them is cheaper, and exact.
     distances_per_candidate = 10.0
     # Whether `absorb` can index further vectors; a backend that cannot is built anew.
     can_append: bool = False

@@ -1,4 +1,4 @@
-"""Over-fetching: how many candidates to ask an index for where some may not be answered."""
+"""Over-fetching: how many candidates to ask an index for if some may not be answered."""
 
 from collections.abc import Callable
 
@@ -75,10 +75,8 @@ def search_allowed(
 
 
 def _bands(fetch: np.ndarray) -> list[np.ndarray]:
-    """Queries that are searched together: up to twice as much for one as for another.
-
-    So those with few exclusions need not fetch as much as those with thousands.
-    """
+    """Groups of queries that are searched together; inside a group, fetch sizes differ by a factor
+    of two at most. So queries with few exclusions do not fetch as much as those with thousands."""
     if len(fetch) == 1:
         return [np.zeros(1, np.int64)]
     band = np.ceil(np.log2(fetch))

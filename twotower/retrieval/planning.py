@@ -1,9 +1,9 @@
-"""What an index of some size would cost, and which one to take: from this project's measurements.
+"""What an index of some size would cost, and which one to take, from this project's measurements.
 
-`measured.json` beside this file holds, for each kind of index and size, what
-experiments/benchmarks/retrieval.py measured once it was tuned: bytes, build time, latency, recall.
-Power laws through those points say the rest, and how far they are off at the largest size measured
-when that point is left out. Beyond it they are what they are: extrapolations.
+`measured.json` holds bytes, build time, latency and recall of each kind of tuned index at several
+sizes, as experiments/benchmarks/retrieval.py measured them. Power laws through those points
+predict other sizes. `error_at_largest` gives their error at the largest size when that point is left out.
+Beyond the largest size they are extrapolations.
 """
 
 import dataclasses

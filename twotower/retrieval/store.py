@@ -1,4 +1,4 @@
-"""Store: the items of an index as of one moment: what was built, what was removed, what is new."""
+"""Store: the items of an index at one time: built, removed and new ones."""
 
 import dataclasses
 import functools

@@ -84,12 +84,14 @@ def tune(
 ) -> dict:
     """Sets a built index's search effort to the cheapest that reaches the target.
 
-    What there is to set, `Retriever.efforts` says: `ef_search` of HNSW (and `refine` over codes),
-    `num_probes` of IVF (and `refine` of IVF-PQ), leaves and reordering candidates of ScaNN. The
-    last of them is halved down to its least value, for each value of the other; of the pairs that
-    reach the target the quickest stays, asked one query at a time. Reached means that the lower
-    end of a one-sided 95% interval is: a mean that just touches it on these queries misses it on
-    others (ScaNN found .985 of what 200 queries wanted and .976 for the next 300).
+    `Retriever.efforts` names the settings: `ef_search` of HNSW (and `refine` over codes),
+    `num_probes` of IVF (and `refine` of IVF-PQ), leaves and reordering candidates of ScaNN. For
+    each value of the first setting, the second one rises until the target is reached. Of the pairs
+    that reach it, the quickest stays, measured one query at a time.
+
+    The target is reached if the lower end of a one-sided 95% interval reaches it. A mean that just
+    reaches it on these queries misses it on others: ScaNN found .985 of what 200 queries wanted,
+    and .976 for the next 300.
 
     A search that fetches more than k, to step over exclusions, takes more effort in proportion
     (`Retriever.config_at`).

@@ -1,8 +1,8 @@
-"""Two tiers searched as one: IVF-PQ of the main catalogue, and in front of it HNSW of fresh items.
+"""Two tiers searched as one: IVF-PQ of the main catalogue, and HNSW of fresh items in front of it.
 
-The usual production layout. Codes are small and their lists are learned once, so the main tier is
-built rarely, say each night; what comes in between goes to a graph, which needs no training and
-finds new items as well as old ones.
+This is the usual production layout. Codes are small and their lists are learned once, so the main
+tier is built rarely, say each night. Items that come in between go to a graph, which needs no
+training and finds new items as well as old ones.
 """
 
 import dataclasses
