@@ -6,7 +6,6 @@ SavedModel. `import scann` loads TensorFlow; it happens in this file alone, at f
 
 import dataclasses
 import importlib.util
-import math
 import pathlib
 from typing import Any
 
@@ -176,18 +175,17 @@ class ScannIndex(Retriever):
                 .reorder(config.num_reordering_candidates)
             )
         self._searcher = builder.build().searcher
-        self._position: np.ndarray | None = None  # the numbers are the positions
+        # A last -1, so that the number -1 (nothing found) becomes the position -1 by indexing.
+        self._position = np.append(np.arange(len(vectors)), -1)
 
     def _append(self, vectors: np.ndarray) -> None:
         first = len(self._vectors) - len(vectors)
         new = np.arange(first, first + len(vectors))
-        known = np.arange(first) if self._position is None else self._position
         self._searcher.upsert([None] * len(vectors), vectors, len(vectors))
-        self._position = np.concatenate([known, new])
+        self._position = np.concatenate([self._position[:-1], new, [-1]])
 
     def _discard(self, positions: np.ndarray) -> None:
-        known = self._position
-        known = np.arange(self._searcher.size()) if known is None else known.copy()
+        known = self._position[:-1].copy()
         number = {int(position): number for number, position in enumerate(known)}
         numbers, last = [], len(known) - 1
         for position in positions:
@@ -197,7 +195,7 @@ class ScannIndex(Retriever):
                 number[int(known[last])] = numbers[-1]
             last -= 1
         self._searcher.delete(numbers)
-        self._position = known[: last + 1]
+        self._position = np.append(known[: last + 1], -1)
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config_at(k)
@@ -212,20 +210,13 @@ class ScannIndex(Retriever):
             self._searcher.set_num_threads(threads)
             share = -(-len(queries) // threads)
             found, scores = self._searcher.search_batched(queries, k, reorder, leaves, True, share)
-        positions = found.astype(np.int64)
         if self.metric == "euclidean":
             scores = -scores
-        # Behind the end of a short row ScaNN has NaN, and a maximum with NaN is NaN.
-        if positions.shape[1] == k:
-            last = scores.item(-1) if len(queries) == 1 else scores[:, -1].max(initial=0)
-            if not math.isnan(last):
-                return positions if self._position is None else self._position[positions], scores
-        scores, positions = widened(scores, k, np.nan), widened(positions, k, 0)
-        lost = np.isnan(scores)
-        positions = np.where(lost, 0, positions)
-        if self._position is not None and len(self._position):
-            positions = self._position[positions]
-        return np.where(lost, -1, positions), np.where(lost, NO_SCORE, scores)
+        # Behind the end of a short row ScaNN has any number, and the score NaN.
+        scores, found = widened(scores, k, np.nan), widened(found.astype(np.int64), k, -1)
+        is_missing = np.isnan(scores)
+        positions = self._position[np.where(is_missing, -1, found)]
+        return positions, np.where(is_missing, NO_SCORE, scores)
 
     def efforts(self, k: int) -> dict[str, list[int]]:
         leaves = self.config.num_leaves
@@ -242,8 +233,7 @@ class ScannIndex(Retriever):
         folder.mkdir()
         # Paths relative to the folder, so that it can be renamed.
         self._searcher.serialize(str(folder), True)
-        if self._position is not None:
-            np.save(directory / POSITIONS, self._position)
+        np.save(directory / POSITIONS, self._position[:-1])
 
     def _load(self, directory: pathlib.Path) -> None:
         from scann import scann_ops_pybind
@@ -255,10 +245,10 @@ class ScannIndex(Retriever):
         # What `load_searcher` does, but for that file.
         assets = (folder / "scann_assets.pbtxt").read_text()
         self._searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets)
-        path = directory / POSITIONS
-        self._position = np.load(path, allow_pickle=False) if path.exists() else None
-        num = int((self._store.built.keys >= 0).sum())
-        known = num if self._position is None else len(self._position)
+        path, num = directory / POSITIONS, int((self._store.built.keys >= 0).sum())
+        # Not in indexes of earlier versions whose numbers are the positions.
+        positions = np.load(path, allow_pickle=False) if path.exists() else np.arange(num)
+        self._position, known = np.append(positions, -1), len(positions)
         if not self._searcher.size() == known == num:
             raise ValueError(
                 f"{folder} holds {self._searcher.size()} vectors, {known} with a position; "
