@@ -110,10 +110,12 @@ class Retriever(abc.ABC):
         times = depth / self.tuned.get("k", depth)
         if times <= 1:
             return self.config
-        name, values = list(self.efforts(depth).items())[-1]
-        given = getattr(self.config, name)
-        effort = max(given, min(math.ceil(times * given), values[-1]))
-        return dataclasses.replace(self.config, **{name: effort})
+        efforts = {}
+        for name, values in self.efforts(depth).items():
+            if name != "refine":  # in units of k already
+                given = getattr(self.config, name)
+                efforts[name] = max(given, min(math.ceil(times * given), values[-1]))
+        return dataclasses.replace(self.config, **efforts)
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
         """Writes the files of the backend."""
