@@ -2,8 +2,8 @@
 
 `measured.json` holds bytes, build time, latency and recall of each kind of tuned index at several
 sizes, as experiments/benchmarks/retrieval.py measured them. Power laws through those points
-predict other sizes. `error_at_largest` gives their error at the largest size when that point is left out.
-Beyond the largest size they are extrapolations.
+predict other sizes. `error_at_largest` gives their error at the largest size when that point is
+left out. Beyond the largest size they are extrapolations.
 """
 
 import dataclasses
