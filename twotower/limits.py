@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import numbers
+from typing import Any
 
 
-def at_least(config, **least: float) -> None:
+def at_least(config: Any, **least: float) -> None:
     """Checks fields of a config.
 
     Args:
@@ -33,7 +34,23 @@ def at_least(config, **least: float) -> None:
             raise ValueError(f"{name} must be finite; got infinity.")
 
 
-def unread(config, is_read: bool, needed: str, *fields: str) -> list[str]:
+def whole_number(value: Any, name: str, least: int = 0) -> int:
+    """The number as an int of Python's own, which SQLite, JSON and shapes take.
+
+    Raises:
+        ValueError: No whole number (True and 2.0 are none), or one below `least`.
+
+    >>> whole_number(2.0, "k")
+    Traceback (most recent call last):
+    ValueError: k must be an integer of 0 or more; got 2.0.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"{name} must be an integer of {least} or more; got {value!r}.")
+    return int(value)
+
+
+def unread(config: Any, is_read: bool, needed: str, *fields: str) -> list[str]:
     """A sentence for each field that is set although nothing reads it.
 
     Args:

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +42,22 @@ class Ragged:
         object.__setattr__(self, "offsets", offsets)
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Iterable], dtype=np.int64) -> "Ragged":
+    def from_rows(cls, rows: Iterable[Iterable], dtype: DTypeLike = np.int64) -> "Ragged":
         """From a list of rows.
 
         Raises:
             ValueError: Values that are no integers or too large, if `dtype` is an integer type.
         """
-        rows = [row if isinstance(row, np.ndarray) else list(row) for row in rows]
-        if np.dtype(dtype).kind in "iu":
-            rows = [integers(row, "values", dtype) for row in rows]
-        else:
-            rows = [np.asarray(row, dtype) for row in rows]
-        return cls.from_lengths(
-            np.concatenate(rows) if rows else np.empty(0, dtype), [len(row) for row in rows]
-        )
+        is_whole = np.dtype(dtype).kind in "iu"
+        arrays = [row if isinstance(row, np.ndarray) else list(row) for row in rows]
+        arrays = [
+            integers(row, "values", dtype) if is_whole else np.asarray(row, dtype) for row in arrays
+        ]
+        values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
+        return cls.from_lengths(values, [len(row) for row in arrays])
 
     @classmethod
-    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
+    def from_lengths(cls, values: np.ndarray, lengths: ArrayLike) -> "Ragged":
         """From the values, row after row, and the length of each row."""
         ends = np.cumsum(integers(lengths, "lengths"))
         return cls(values, np.concatenate([[0], ends]))
@@ -79,7 +80,7 @@ class Ragged:
         return cls.from_lengths(np.asarray(values)[order], np.bincount(row, minlength=num_rows))
 
     @classmethod
-    def empty(cls, num_rows: int, dtype=np.int64) -> "Ragged":
+    def empty(cls, num_rows: int, dtype: DTypeLike = np.int64) -> "Ragged":
         """`num_rows` rows without a value."""
         return cls(np.empty(0, dtype), np.zeros(num_rows + 1, np.int64))
 
@@ -117,7 +118,7 @@ class Ragged:
         places = Ragged.ranges(self.offsets[1:] - lengths, lengths)
         return Ragged(self.values[places.values], places.offsets)
 
-    def to_dense(self, fill, width: int | None = None) -> np.ndarray:
+    def to_dense(self, fill: Any, width: int | None = None) -> np.ndarray:
         """`[num_rows, width]`, each row padded on the right with `fill`.
 
         Args:
@@ -143,7 +144,7 @@ class Ragged:
         return dense
 
 
-def integers(values, name: str, dtype=np.int64) -> np.ndarray:
+def integers(values: ArrayLike, name: str, dtype: DTypeLike = np.int64) -> np.ndarray:
     """`values`, of any shape, as `dtype`; an empty list of any type will do.
 
     Raises:

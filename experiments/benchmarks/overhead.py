@@ -126,7 +126,7 @@ def main(argv):
         index = build.load(place / "index")
         with threadpoolctl.threadpool_limits(1):
             if index.efforts(FLAGS.k):
-                tune(index, queries[::2], FLAGS.k, FLAGS.recall_target, deepest=1)
+                tune(index, queries[::2], FLAGS.k, FLAGS.recall_target)
             for size, rounds in BATCHES.items():
                 if index.is_exact:
                     rounds = max(5, rounds // 20)

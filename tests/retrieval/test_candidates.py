@@ -176,9 +176,9 @@ def test_long_rows_are_ranked_like_short_ones(values, own_keys):
             own = keys[rows] if own_keys else keys
             found = best_columns(own, scores[rows], 5)
             # In which order closed places stand behind the open ones is nobody's business.
-            is_open = np.take_along_axis(scores[rows], wanted[rows], 1) > -np.inf
-            np.testing.assert_array_equal(found[is_open], wanted[rows][is_open])
-            closed = np.take_along_axis(scores[rows], found, 1)[~is_open]
+            is_allowed = np.take_along_axis(scores[rows], wanted[rows], 1) > -np.inf
+            np.testing.assert_array_equal(found[is_allowed], wanted[rows][is_allowed])
+            closed = np.take_along_axis(scores[rows], found, 1)[~is_allowed]
             assert (closed == -np.inf).all()
 
 

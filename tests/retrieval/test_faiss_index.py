@@ -22,15 +22,15 @@ from twotower.retrieval.tuning import recall_against, tune
 
 @pytest.fixture(scope="module")
 def index():
-    vectors, _ = clusters(20_000, 0)
-    return HnswIndex("dot", HnswConfig(ef_construction=80)).build(np.arange(20_000), vectors)
+    vectors, _ = clusters(6000, 0)
+    return HnswIndex("dot", HnswConfig(ef_construction=80)).build(np.arange(6000), vectors)
 
 
-def test_recall_on_20k_clustered_vectors(index):
-    _, queries = clusters(20_000, 200)
+def test_recall_on_clustered_vectors(index):
+    _, queries = clusters(6000, 200)
     exact = index.search_built(queries, 100, exact=True)
     assert recall_against(exact, index.search(queries, 100)) >= 0.99
-    tuned = tune(index, queries[:100], 100, 0.99, deepest=2)
+    tuned = tune(index, queries[:100], 100, 0.99)
     assert tuned["recall"] >= 0.99 and index.tuned == tuned
     # Queries that it was not tuned on.
     found = index.search(queries[100:], 100)
@@ -39,8 +39,8 @@ def test_recall_on_20k_clustered_vectors(index):
 
 def test_a_filter_does_not_cost_recall(index):
     # 2% of the items, far from most queries: a graph walk would miss many (.77 at efSearch 64).
-    _, queries = clusters(20_000, 50)
-    allow = np.arange(400) * 50
+    _, queries = clusters(6000, 50)
+    allow = np.arange(120) * 50
     scores = queries @ index.state()["vectors"][allow].T
     wanted = allow[np.argsort(-scores, axis=1)[:, :100]]
     found = index.search(queries, 100, allow=allow)
@@ -49,19 +49,19 @@ def test_a_filter_does_not_cost_recall(index):
 
 
 @pytest.mark.parametrize(
-    ("storage", "scale"), [("float", 1), ("sq8", 1), ("float", 1e-25), ("float", 1e17)]
+    ("storage", "scale", "num_appended"),
+    [("float", 1, 200), ("sq8", 1, 900), ("float", 1e-25, 0), ("float", 1e17, 900)],
 )
-@pytest.mark.parametrize("num_appended", [0, 200, 1500])
 def test_vectors_of_different_length(storage, scale, num_appended):
     """The longest are answered to most queries, and yet the others must be found, as in a tower
     without normalisation, where lengths tell how popular an item is."""
     rng = np.random.default_rng(7)
-    directions = rng.normal(size=(2000, 16)) + 1.5 * rng.normal(size=16)
+    directions = rng.normal(size=(1200, 16)) + 1.5 * rng.normal(size=16)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    vectors = np.float32(scale * directions * np.exp(0.25 * rng.normal(size=(2000, 1))))
+    vectors = np.float32(scale * directions * np.exp(0.25 * rng.normal(size=(1200, 1))))
     vectors[77] = 0  # has no direction
-    queries = np.float32(directions[::20] + 0.2 * rng.normal(size=(100, 16)))
-    keys, first = np.arange(2000), 2000 - num_appended
+    queries = np.float32(directions[::12] + 0.2 * rng.normal(size=(100, 16)))
+    keys, first = np.arange(1200), 1200 - num_appended
     index = HnswIndex("dot", HnswConfig(storage=storage, ef_search=400, refine=2))
     index.build(keys[:first], vectors[:first])
     if num_appended:
@@ -156,29 +156,6 @@ def test_memory_is_that_of_two_sets_of_vectors_and_the_graph(metric):
     # 1000 x 16 float32 are 64,000 bytes, held here and by FAISS; the lowest layer has 16 links of
     # 4 bytes for each item, 64,000 as well; keys, offsets and levels take 8 + 8 + 4 bytes an item.
     assert 3 * 64_000 + 20_000 <= index.memory_bytes <= 3 * 64_000 + 40_000
-
-
-def test_nodes_stand_by_cluster_and_answers_do_not_show_it(index, tmp_path):
-    vectors, queries = clusters(20_000, 50)
-    order = index._nodes.first
-    assert order[-1] == -1 and np.array_equal(np.sort(order[:-1]), np.arange(20_000))
-    # 100 planted centres: two vectors side by side share one, which is where they are nearest.
-    inside = vectors[order[:-1]]
-    beside = (inside[1:] * inside[:-1]).sum(1).mean()
-    assert beside > 0.4 > (vectors[1:] * vectors[:-1]).sum(1).mean() + 0.3
-    # Keys and scores are those of the vectors as they came.
-    found = index.search(queries, 10)
-    np.testing.assert_allclose(
-        found.scores, np.einsum("qd,qkd->qk", queries, vectors[found.keys]), rtol=1e-5
-    )
-    build.save(index, tmp_path / "i")
-    loaded = build.load(tmp_path / "i")
-    np.testing.assert_array_equal(loaded.search(queries, 10).keys, found.keys)
-    # What is absorbed stands behind, in its own place.
-    loaded.add(np.array([77_777]), 3 * queries[:1])
-    loaded.absorb()
-    assert loaded.search(queries[:1], 1).keys.tolist() == [[77_777]]
-    assert len(loaded._nodes) == 20_001
 
 
 @pytest.mark.parametrize("storage, width", [("fp16", 2), ("sq8", 1)])

@@ -31,9 +31,8 @@ def repeated(num_distinct, copies, dim=16):
     return np.repeat(vectors, copies, axis=0)[order], queries
 
 
-@pytest.mark.parametrize("storage", ["float", "sq8"])
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("copies", [20, 65, 130])
+@pytest.mark.parametrize(("copies", "storage"), [(20, "float"), (65, "sq8"), (130, "float")])
 def test_copies_are_found(metric, copies, storage):
     vectors, queries = repeated(2600 // copies, copies)
     config = HnswConfig(ef_construction=40, ef_search=40, storage=storage, refine=4)
@@ -44,8 +43,7 @@ def test_copies_are_found(metric, copies, storage):
     assert index._index.ntotal == 2600 // copies
 
 
-@pytest.mark.parametrize("storage", ["float", "fp16", "sq8"])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("metric", "storage"), zip(METRICS, ("float", "fp16", "sq8")))
 def test_copies_that_differ_by_rounding_are_found(metric, storage):
     """Noise of the last bits; under cosine also other lengths, which the division rounds away."""
     vectors, queries = repeated(40, 65)
@@ -112,14 +110,15 @@ def test_the_file_is_a_plain_faiss_index(tmp_path):
     index = HnswIndex("dot").build(np.arange(600) + 5, vectors)
     build.save(index, tmp_path / "i")
     nodes = faiss.read_index(str(tmp_path / "i" / "hnsw.faiss")).search(queries, 1)[1][:, 0]
-    keys, order = (np.load(tmp_path / "i" / f"{name}.npy") for name in ("keys", "hnsw_order"))
-    scores = np.einsum("qd,qd->q", queries, vectors[keys[order[nodes]] - 5])
+    keys, node = (np.load(tmp_path / "i" / f"{name}.npy") for name in ("keys", "hnsw_nodes"))
+    first = np.unique(node, return_index=True)[1]
+    scores = np.einsum("qd,qd->q", queries, vectors[keys[first[nodes]] - 5])
     np.testing.assert_allclose(scores, (queries @ vectors.T).max(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("is_ordered", [False, True])
 def test_folders_of_before_load(tmp_path, is_ordered):
-    """A node for each vector, equal or not, with hnsw_order.npy where nodes stand by cluster."""
+    """A node for each vector, equal or not; with hnsw_order.npy nodes stood in another order."""
     vectors, queries = repeated(150, 2)
     new = HnswIndex("dot").build(np.arange(300) + 5, vectors)
     order = np.random.default_rng(0).permutation(300) if is_ordered else np.arange(300)
@@ -140,16 +139,14 @@ def test_folders_of_before_load(tmp_path, is_ordered):
     assert {1, 12} <= set(index.search(vectors[7:8], 300).keys[0].tolist())
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-def test_files_that_do_not_fit_are_named(tmp_path, monkeypatch, copies):
-    monkeypatch.setattr("twotower.retrieval.backends.hnsw.LEAST_ORDERED", 100)
-    vectors, queries = repeated(100, copies)
-    index = HnswIndex("dot").build(np.arange(100 * copies), vectors)
+def test_files_that_do_not_fit_are_named(tmp_path):
+    vectors, queries = repeated(100, 2)
+    index = HnswIndex("dot").build(np.arange(200), vectors)
     index._store.save(tmp_path)
     index._save(tmp_path)
     loaded = HnswIndex("dot").load(tmp_path)
     assert loaded.search(queries, 9).keys.tolist() == index.search(queries, 9).keys.tolist()
-    path = tmp_path / ("hnsw_nodes.npy" if copies > 1 else "hnsw_order.npy")
+    path = tmp_path / "hnsw_nodes.npy"
     numbers = np.load(path)
     for wrong in (numbers[:-2], numbers + 1, numbers.astype(np.float64), numbers[None], numbers[0]):
         np.save(path, wrong)
@@ -235,7 +232,7 @@ def test_what_plain_faiss_cannot_reach_is_found(spread):
 
 def test_power_of_lengths_that_links_follow():
     config = HnswConfig(**GRAPH)
-    powers = [link_power(lognormal(spread)[0], config) for spread in (0.01, 0.1, 0.25, 0.5, 1.0)]
+    powers = [link_power(lognormal(spread)[0], config) for spread in (0.01, 0.25, 1.0)]
     assert powers == sorted(powers, reverse=True) and powers[0] == 1 and 0 < powers[-1] < 0.1
     # (3, 4) e-9 has the length 5e-9, half of the longest: its root is .707 of that one's.
     vectors = np.float32([[3e-9, 4e-9], [1e-8, 0], [0, 0]])

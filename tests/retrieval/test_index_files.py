@@ -290,14 +290,14 @@ def test_an_index_described_anew_loads(axes, tmp_path):
     assert build.load(tmp_path / "i", model_version="m9").keys.tolist() == [1, 3]
 
 
-STRAYS = ["hnsw_order.npy", "scann_positions.npy", "milvus.json"]
+STRAYS = ["hnsw_nodes.npy", "scann_positions.npy", "milvus.json"]
 
 
 @pytest.mark.parametrize("name", STRAYS)
 def test_a_file_that_is_not_listed(saved, name):
     """Left by a copy of another index over this one: a backend would read it."""
-    if (saved / name).exists():
-        pytest.skip(f"{name} is a file of this index")
+    if (saved / name).exists():  # a file of this very index
+        name = f"another_{name}"
     (saved / name).write_bytes((saved / "keys.npy").read_bytes())
     with pytest.raises(ValueError) as caught:
         build.load(saved)

@@ -51,14 +51,6 @@ def test_few_nodes_where_copies_differ_by_rounding(noise):
     )
 
 
-def test_vectors_whose_sums_collide_are_not_equal(monkeypatch):
-    # With multipliers of 0 all rows have the sum 0: none but the equal ones may be taken as equal.
-    monkeypatch.setattr(
-        "twotower.retrieval.backends.nodes.multipliers", lambda dim: np.zeros(dim, np.uint64)
-    )
-    assert first_equal(np.float32([[1, 2], [3, 4], [1, 2]])).tolist() == [0, 1, 0]
-
-
 def test_numbered_as_they_come():
     nodes = Nodes.of(ROWS)
     assert nodes.of_position.tolist() == [0, 1, 0, 2, 1, 0]
@@ -66,13 +58,6 @@ def test_numbered_as_they_come():
     # The first copy of each node; a last -1 for "none".
     assert nodes.first.tolist() == [0, 1, 3, -1]
     assert not Nodes.of(ROWS[:2]).has_copies
-
-
-def test_in_another_order():
-    # Node 0 is now (5, 6), node 1 is (1, 2), node 2 is (3, 4).
-    nodes = Nodes.of(ROWS).ordered(np.array([2, 0, 1]))
-    assert nodes.of_position.tolist() == [1, 2, 1, 0, 2, 1]
-    assert nodes.first.tolist() == [3, 0, 1, -1]
 
 
 def test_appended():

@@ -1,28 +1,29 @@
 """One folder with everything that one training made, and one manifest that holds it together.
 
-A query tower and an index of different trainings answer nonsense without an error. So they are
-written together and replaced together, and each is compared with the manifest when it is read.
+A query tower and an index of different trainings give wrong answers without an error. So they are
+written and replaced together, and each is compared with the manifest when it is read.
 Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
 """
 
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from twotower.data.columns import LATEST
 from twotower.data.dataset import Catalogue
 from twotower.data.lineage import Lineage
 from twotower.retrieval import build
+from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import METRICS
 from twotower.storage import description, paths
 
 SAME_LENGTH = "every row of the same length (pad with '', NaN or -1)"
 FORMAT_VERSION = 2
-HASHED_SINCE = 2  # the first format whose manifest carries a hash over itself
 MANIFEST = "manifest.json"
 LINEAGE = "training/rows.npy"
 # Entries that a manifest must hold besides its format version; those of each of its query inputs;
@@ -52,7 +53,7 @@ def state_version(model_version: str) -> int:
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
     """Writes the manifest with the sha256 of every file below `directory`, except indexes, which
-    list their own files."""
+    list their files themselves."""
     files = {
         name: digest
         for name, digest in description.hashes(directory).items()
@@ -66,11 +67,11 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
     """The manifest of a bundle; no other file is read.
 
     Raises:
-        BundleError: No bundle, a manifest that was changed, or one of a newer format.
+        BundleError: No bundle, a manifest that was changed, or one of another format.
     """
     path = pathlib.Path(directory) / MANIFEST
     try:
-        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION, HASHED_SINCE)
+        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION)
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
@@ -78,9 +79,6 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
         ) from error
     except ValueError as error:
         raise BundleError(str(error)) from error
-    # An index lists its files itself. Bundles of format 1 listed them here, too.
-    files = manifest["files"].items()
-    manifest["files"] = {name: digest for name, digest in files if not name.startswith("index/")}
     inputs = [entry if isinstance(entry, dict) else {} for entry in manifest["query_inputs"]]
     faults = {
         "model_version must not be empty": not manifest["model_version"],
@@ -98,7 +96,7 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
     return manifest
 
 
-def as_type(name: str, values, dtype: str) -> np.ndarray:
+def as_type(name: str, values: ArrayLike, dtype: str) -> np.ndarray:
     """Numbers cast to a dtype without loss; NaN, a missing value, stays NaN.
 
     Raises:
@@ -122,9 +120,9 @@ def as_type(name: str, values, dtype: str) -> np.ndarray:
             wrong = (numbers < -LATEST) | (numbers > LATEST)
             reason = "times are seconds; are these milliseconds?"
     if wrong.any():
-        place = tuple(np.argwhere(np.atleast_1d(wrong))[0])
-        number = np.atleast_1d(given)[place]
-        raise ValueError(f"{name}: {reason} Row {place[0]} has {number}.")
+        index = tuple(np.argwhere(np.atleast_1d(wrong))[0])
+        number = np.atleast_1d(given)[index]
+        raise ValueError(f"{name}: {reason} Row {index[0]} has {number}.")
     return numbers
 
 
@@ -146,6 +144,11 @@ class Bundle:
 
     Raises:
         BundleError: A file is missing, changed, or of another training; the message names it.
+
+        bundle = Bundle("W/bundle")
+        queries = bundle.query_tower(inputs)
+        found = bundle.retriever("hnsw").search(queries, 10)
+        bundle.catalogue.items.loc[found.keys[0], "title"]
     """
 
     def __init__(self, directory: str | pathlib.Path, verify: bool = True) -> None:
@@ -232,7 +235,7 @@ class Bundle:
         return Catalogue(items)
 
     @functools.cached_property
-    def query_tower(self):
+    def query_tower(self) -> Any:
         """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32.
 
         Raises:
@@ -241,20 +244,20 @@ class Bundle:
         import tensorflow as tf
 
         model = self.read("query_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
-        if hasattr(model, "model_version"):  # not in bundles of format 1
-            version = model.model_version.numpy().decode()
-            if version != self.model_version:
-                raise BundleError(
-                    f"{self.directory / 'query_tower'} is of model {version!r}, not of "
-                    f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
-                )
+        version = model.model_version.numpy().decode()
+        if version != self.model_version:
+            raise BundleError(
+                f"{self.directory / 'query_tower'} is of model {version!r}, not of "
+                f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
+            )
         signature = model.signatures["serving_default"]
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             return signature(**self.query_tensors(inputs))["embedding"].numpy()
 
-        embed.model = model  # keeps the variables alive
-        return embed
+        tower: Any = embed
+        tower.model = model  # keeps the variables alive
+        return tower
 
     @functools.cached_property
     def _query_inputs(self) -> dict[str, tuple[str, list]]:
@@ -267,7 +270,7 @@ class Bundle:
 
         Args:
             inputs: Arrays by name, a row a query.
-            is_event: Whether they are one event for each query, `[num_queries]` in the place of
+            is_event: Whether they are one event for each query, `[num_queries]` instead of
                 each history.
 
         Raises:
@@ -313,7 +316,7 @@ class Bundle:
         found = (path.parent.name for path in self.directory.glob("index/*/index.json"))
         return sorted(name for name in found if is_index_name(name))
 
-    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()):
+    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
         """The index `name`, or exact search over the bundle's vectors for `exact`.
 
         Args:

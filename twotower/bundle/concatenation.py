@@ -12,6 +12,7 @@ different errors, their mean makes smaller ones (Hansen and Salamon, TPAMI 1990)
 import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,9 @@ class SideBySide:
 
     Raises:
         ValueError: Two towers have different inputs of one name.
+
+        tower = SideBySide([Bundle("W0/bundle"), Bundle("W1/bundle")], "query_tower")
+        tower.embed({"user_id": tf.constant(["42"])})
     """
 
     features = ()
@@ -108,10 +112,11 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
             protocols or items; or a folder that cannot be written (see `replacing`).
         BundleError: A part of a bundle is damaged.
     """
-    directory, first = paths.literal(directory), bundles[0] if bundles else None
+    directory = paths.literal(directory)
     versions = [bundle.model_version for bundle in bundles]
     if len(set(versions)) < 2 or len(set(versions)) < len(versions):
         raise ValueError(f"expected two or more bundles of different trainings; got {versions}.")
+    first = bundles[0]
     for bundle in bundles[1:]:
         for name in COMMON:
             values = first.manifest.get(name), bundle.manifest.get(name)
@@ -125,15 +130,16 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
                 f"{bundle.directory} and {first.directory} hold different items. Take bundles of "
                 "one dataset and protocol."
             )
-    queries, items = (SideBySide(bundles, part) for part in ("query_tower", "item_tower"))
+    towers: list[Any] = [SideBySide(bundles, part) for part in ("query_tower", "item_tower")]
+    queries, items = towers
     vectors = side_by_side([np.asarray(bundle.vectors) for bundle in bundles])
     sample = side_by_side([np.asarray(bundle.sample_queries) for bundle in bundles])
     version = hashlib.sha256(vectors.tobytes() + " ".join(versions).encode()).hexdigest()[:16]
-    lineages = [bundle.lineage.rows for bundle in bundles]
+    lineages = [rows for bundle in bundles if (rows := bundle.lineage.rows) is not None]
     with build.replacing(directory, "manifest.json") as folder:
         keys = np.asarray(first.keys)
         write_parts(folder, version, queries, items, first.catalogue.items, keys, vectors, sample)
-        if all(rows is not None for rows in lineages):
+        if len(lineages) == len(bundles):
             path = folder / LINEAGE
             path.parent.mkdir()
             np.save(path, np.unique(np.concatenate(lineages)))

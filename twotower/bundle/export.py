@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from twotower.bundle.saved_models import (
 )
 from twotower.retrieval import build, tuning
 from twotower.retrieval.backends import scann_index
+from twotower.retrieval.base import Retriever
 from twotower.storage import paths
 from twotower.tf import tf
 from twotower.towers.dense import Tower
@@ -40,7 +42,7 @@ RECALL_TARGET, SCANN_TARGET = 0.995, 0.997
 def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
     """Writes the bundle of a training: towers, vectors, retrieval, manifest.
 
-    The bundle is written to a temporary folder, which then takes the place of `directory`: an
+    The bundle is written to a temporary folder, which then replaces `directory`: an
     interrupted export leaves what was there before. `add_index` fills `index/`.
 
     Args:
@@ -167,7 +169,7 @@ def _tuned_scann(keys, vectors, queries: np.ndarray) -> scann_index.ScannConfig:
     return dataclasses.replace(index.config, num_reordering_candidates=candidates)
 
 
-def add_index(bundle: Bundle, name: str, config: build.IndexConfig):
+def add_index(bundle: Bundle, name: str, config: build.IndexConfig) -> Retriever:
     """Builds an index over the bundle's vectors, saves it as `index/<name>/`, and returns it.
 
     Args:
@@ -231,8 +233,8 @@ def _signature(tower: Tower) -> list[dict]:
 def _paths(part: tf.Module) -> dict[str, tf.Variable]:
     """Weights of a layer by where they stand in it, such as `blocks/0/norm/gamma`: names that
     depend neither on what else it has nor on how many layers were made before."""
-    view, found, seen = tf.train.TrackableView(part), {}, set()
-    queue = [("", part)]
+    view, found, seen = tf.train.TrackableView(part), {}, set[int]()
+    queue: list[tuple[str, Any]] = [("", part)]
     for path, node in queue:  # the nearest first, so that each has its shortest path
         if isinstance(node, tf.Variable):
             found[path] = node
@@ -247,22 +249,24 @@ def _paths(part: tf.Module) -> dict[str, tf.Variable]:
 
 def _parts(training: Training) -> Iterator[tuple[str, dict, list[str]]]:
     """Name, weights by path and vocabulary of each part of the towers; what a history says of its
-    items' content are parts of their own, with their own vocabularies."""
+    items' content are further parts, with vocabularies."""
     for tower in (training.model.query_tower, training.model.item_tower):
-        for part in [*tower.features, tower.head]:
+        parts: list[Any] = [*tower.features, tower.head]
+        for part in parts:
             content = getattr(part, "content", None)
             inner = content.features if content is not None else []
-            of_inner = {id(weight) for one in inner for weight in one.weights}
-            own = {path: w for path, w in _paths(part).items() if id(w) not in of_inner}
-            yield f"{tower.name}/{part.name}", own, getattr(part, "vocabulary", [])
-            for one in inner:
-                name = f"{tower.name}/{part.name}/{one.name}"
-                yield name, _paths(one), getattr(one, "vocabulary", [])
+            inner_weights = {id(weight) for feature in inner for weight in feature.weights}
+            weights = {path: w for path, w in _paths(part).items() if id(w) not in inner_weights}
+            yield f"{tower.name}/{part.name}", weights, getattr(part, "vocabulary", [])
+            for feature in inner:
+                name = f"{tower.name}/{part.name}/{feature.name}"
+                yield name, _paths(feature), getattr(feature, "vocabulary", [])
 
 
 def _save_weights(training: Training, folder: pathlib.Path) -> None:
     folder.mkdir()
-    weights, vocabularies = {}, {}
+    weights: dict[str, Any] = {}
+    vocabularies: dict[str, list[str]] = {}
     for part, of_part, vocabulary in _parts(training):
         weights |= {f"{part}/{path}": weight.numpy() for path, weight in of_part.items()}
         vocabularies |= {part: vocabulary} if len(vocabulary) else {}
@@ -273,7 +277,7 @@ def _save_weights(training: Training, folder: pathlib.Path) -> None:
 def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> dict[str, int]:
     """Takes over the weights of an earlier bundle, as for a daily retraining on newer data.
 
-    Rows of embedding tables go by id, not by place, so that vocabularies may have grown, shrunk
+    Rows of embedding tables go by id, not by row, so that vocabularies may have grown, shrunk
     or moved; an id that is new keeps its fresh row.
 
     Args:
@@ -340,7 +344,7 @@ def _take_over(training: Training, folder: pathlib.Path) -> dict[str, int]:
 def _by_id(new: np.ndarray, new_ids: list[str], old: np.ndarray, old_ids: list[str]) -> np.ndarray:
     """The new table with the rows of ids that the old one knows, and its leading special rows."""
     special = len(new) - len(new_ids)  # padding and unknown
-    place = pd.Index(old_ids).get_indexer(new_ids)
+    row = pd.Index(old_ids).get_indexer(new_ids)
     new[:special] = old[:special]
-    new[special:][place >= 0] = old[special:][place[place >= 0]]
+    new[special:][row >= 0] = old[special:][row[row >= 0]]
     return new

@@ -66,7 +66,7 @@ def _same_rows(tower: Tower, inputs: dict[str, tf.Tensor]) -> list[tf.Operation]
     if not equal:
         return []
     sizes = tf.concat(shapes, 0)
-    left, right = (tf.gather(sizes, places) for places in zip(*equal))
+    left, right = (tf.gather(sizes, indices) for indices in zip(*equal))
     message = f"inputs have a row a query, histories a column an event; the shapes of {names} are"
     return [_assert(tf.reduce_all(left == right), message, sizes)]
 
@@ -139,14 +139,20 @@ def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: 
     }
 
 
-def save_retrieve(tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory) -> None:
+def save_retrieve(
+    tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory: pathlib.Path
+) -> None:
     """Raw query inputs, `k` and `exclude` -> ids, scores and counts, by exact search."""
     vectors = tf.Variable(vectors, trainable=False)
     _save_search(tower, ids, _exact(vectors), directory, [vectors])
 
 
 def save_retrieve_scann(
-    tower: Tower, ids: np.ndarray, vectors: np.ndarray, make_layer: Callable, directory
+    tower: Tower,
+    ids: np.ndarray,
+    vectors: np.ndarray,
+    make_layer: Callable,
+    directory: pathlib.Path,
 ) -> None:
     """The same through the TFRS ScaNN layer; exact where ScaNN cuts an answer short.
 
@@ -213,7 +219,9 @@ def _served(tower: Tower):
     module.tables = [f.lookup.lookup_table for f in tower.features if hasattr(f, "lookup")]
     with contextlib.ExitStack() as fixed:
         contents = [getattr(feature, "content", None) for feature in tower.features]
-        module.contents = [fixed.enter_context(one.fix()) for one in contents if one is not None]
+        module.contents = [
+            fixed.enter_context(content.fix()) for content in contents if content is not None
+        ]
         yield module
 
 

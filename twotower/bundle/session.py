@@ -1,6 +1,7 @@
 """Session: query vectors of users, kept up to date event by event through a bundle's SavedModel."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -84,9 +85,8 @@ class Session:
             for name, spec in specs.items()
         }
         session._check(session.state)
-        right = {"vector": np.isfinite(session.vector).all(1)}
-        if check := bundle.query_tower.model.signatures.get("check"):  # not in older bundles
-            right |= check(**session.state)
+        check = bundle.query_tower.model.signatures["check"]
+        right = {"vector": np.isfinite(session.vector).all(1)} | check(**session.state)
         for name, rows in right.items():
             if not np.all(rows):
                 raise ValueError(
@@ -113,9 +113,9 @@ class Session:
         """One more event for each user; returns `vector`.
 
         Args:
-            event: The same inputs, with one event's `[num_users]` in the place of each history. An
+            event: The same inputs, with one event's `[num_users]` instead of each history. An
                 item that the tower does not know, such as "", changes nothing for that user but
-                the time of the request, where it is told.
+                the time of the request, where that is an input.
 
         Raises:
             ValueError: An input that is missing or unknown, or of other users by their number.
@@ -134,7 +134,7 @@ class Session:
         return np.zeros(len(self.vector), np.int32) if found is None else found.numpy()
 
 
-def direct(signature) -> Callable[[dict], dict]:
+def direct(signature: Any) -> Callable[[dict], dict]:
     """A loaded signature as a function of its input tensors by name, by one op.
 
     `signature(**inputs)` has Python look at each input, output and weight: a third of the time of

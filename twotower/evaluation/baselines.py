@@ -1,7 +1,7 @@
-"""Baselines: what a model has to beat, from the same rows through the same evaluator.
+"""Baselines: what a model has to beat, on the same rows and with the same evaluation.
 
-Each is fitted on the training rows of a split and answers from a case's history, so that it sees
-neither more nor less than the query tower. Ratings count as 1, whatever their stars.
+Each is fitted on the training rows of a split and answers from a case's history, as the query tower
+does. Every rating counts as 1.
 
 The defaults are those with the best recall_micro@100 on the validation cases of `random` on
 MovieLens 1M. Tried there: EASE l2 150 / 300 / 500 / 1000 / 2000 .433 / .451 / .460 / .465 / .459;
@@ -13,7 +13,8 @@ iALS with 64 factors, (alpha, regularization) (3, 10) .456, (5, 10) .456, (5, 20
 
 import abc
 import string
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,9 @@ class Baseline(abc.ABC):
     """Scores the whole catalogue for each case.
 
     Its best guess for a case whose history has no item of the training rows is what is popular.
+
+        ease = make("ease").fit(dataset, split.train, split.candidates)
+        report = evaluate(ease.recommend, split)
     """
 
     def fit(
@@ -118,7 +122,10 @@ class Baseline(abc.ABC):
 
 
 class Popularity(Baseline):
-    """The items with the most training rows, for everybody."""
+    """The items with the most training rows, for everybody.
+
+    Popularity().fit(dataset, split.train).recommend(split.cases, k=10)
+    """
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         pass
@@ -137,6 +144,8 @@ class Ease(Baseline):
 
     Raises:
         ValueError: `l2` not positive.
+
+        Ease(l2=500).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(self, l2: float = 1000.0) -> None:
@@ -175,6 +184,8 @@ class ItemKnn(Baseline):
         neighbours: Most similar items kept for each item.
         weighting: How a user counts in a similarity: `cosine`, `tfidf` (a user of many items says
             less) or `bm25` (and a popular item is not similar to all).
+
+        ItemKnn(neighbours=100).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(self, neighbours: int = 200, weighting: str = "bm25") -> None:
@@ -219,6 +230,8 @@ class IAls(Baseline):
         regularization: L2 penalty.
         iterations: Alternations.
         seed: Of the first vectors.
+
+        IAls(factors=128).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
     def __init__(
@@ -239,7 +252,7 @@ class IAls(Baseline):
         als = _implicit("cpu.als")
         from threadpoolctl import threadpool_limits  # comes with implicit
 
-        # implicit has threads of its own; BLAS threads inside them make it many times slower.
+        # implicit starts threads itself; BLAS threads inside them make it many times slower.
         with threadpool_limits(1, "blas"):
             self._model = als.AlternatingLeastSquares(
                 factors=self.factors,
@@ -271,9 +284,11 @@ class ContentIAls(IAls):
 
     Raises:
         ValueError: `l2` not positive; items without genres, year and title (from `fit`).
+
+        ContentIAls(l2=5).fit(dataset, split.train).recommend(split.cases, k=10)
     """
 
-    def __init__(self, l2: float = 10.0, min_items: int = 2, **parameters) -> None:
+    def __init__(self, l2: float = 10.0, min_items: int = 2, **parameters: Any) -> None:
         super().__init__(**parameters)
         if not l2 > 0:
             raise ValueError(f"l2 must be positive; got {l2}.")
@@ -313,7 +328,7 @@ def content_indicators(items: pd.DataFrame) -> sparse.csr_array:
     Raises:
         ValueError: A table with none of the columns `genres`, `year` and `title`.
     """
-    readers = {"genres": tuple, "year": _decade, "title": _words}
+    readers: dict[str, Callable] = {"genres": tuple, "year": _decade, "title": _words}
     columns = [column for column in readers if column in items]
     if not columns:
         raise ValueError(
@@ -323,10 +338,10 @@ def content_indicators(items: pd.DataFrame) -> sparse.csr_array:
         {(column, value) for column in columns for value in readers[column](row[column])}
         for row in items[columns].to_dict("records")
     ]
-    places = {name: place for place, name in enumerate(sorted(set().union(*found), key=str))}
-    rows = Ragged.from_rows([[places[name] for name in row] for row in found])
+    columns_of = {name: column for column, name in enumerate(sorted(set().union(*found), key=str))}
+    rows = Ragged.from_rows([[columns_of[name] for name in row] for row in found])
     ones = np.ones(len(rows.values))
-    return sparse.csr_array((ones, rows.values, rows.offsets), (len(items), len(places)))
+    return sparse.csr_array((ones, rows.values, rows.offsets), (len(items), len(columns_of)))
 
 
 def _decade(year: float) -> tuple[int, ...]:
@@ -349,7 +364,7 @@ BASELINES = {
 }
 
 
-def make(name: str, **parameters) -> Baseline:
+def make(name: str, **parameters: Any) -> Baseline:
     """A baseline by its name.
 
     Raises:
@@ -360,7 +375,7 @@ def make(name: str, **parameters) -> Baseline:
     return BASELINES[name](**parameters)
 
 
-def _implicit(module: str):
+def _implicit(module: str) -> Any:
     """A module of `implicit`, an extra; imported where it is needed."""
     import importlib
 

@@ -1,8 +1,8 @@
-"""Evaluation: the questions of a split put to anything that recommends.
+"""Evaluation: metrics of anything that recommends, on the cases of a split.
 
-`recommend(cases, k) -> Candidates` is all that evaluation knows of a model. It may be a query tower
-with an index, a baseline, or a whole funnel. All candidates compete for every question: figures
-over sampled negatives rank models differently (Krichene and Rendle, KDD 2020), so there are none.
+Evaluation knows a model only as `recommend(cases, k) -> Candidates`. That may be a query tower with
+an index, a baseline, or a whole funnel. All candidates compete in every case. There are no metrics
+over sampled negatives, which rank models differently (Krichene and Rendle, KDD 2020).
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, only_hidden
 from twotower.evaluation import metrics
+from twotower.evaluation.metrics import TargetRanks
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 Recommend = Callable[[EvalCases, int], Candidates]
@@ -43,11 +44,15 @@ class Report:
         ks: Lengths of answers that were looked at.
         item_counts: `[num_items]` training rows of each key, None where the split has none.
         hidden: `[num_hidden]` keys that the split hides from training, None where it hides none.
+
+        report = evaluate(recommend, split)
+        report.metrics["recall@100"]["mean"]
+        report.compare(evaluate(other, split), "recall@100")
     """
 
     metrics: dict
     values: dict[str, np.ndarray]
-    ranks: metrics.TargetRanks
+    ranks: TargetRanks
     cases: EvalCases
     clusters: np.ndarray
     ks: tuple[int, ...]
@@ -157,12 +162,13 @@ def evaluate(
         ValueError: No questions; or an answer that breaks the rules of `Candidates`, has an item
             twice, an excluded one, or one that is no candidate.
     """
-    cases = split if isinstance(split, EvalCases) else split.cases
-    candidates = None if cases is split else split.candidates
-    item_counts = None if cases is split else split.item_counts
-    hidden = None if cases is split else split.hidden
-    if item_counts is None and dataset is not None and cases is not split:
-        item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    if isinstance(split, EvalCases):
+        cases, candidates, item_counts, hidden = split, None, None, None
+    else:
+        cases, candidates, hidden = split.cases, split.candidates, split.hidden
+        item_counts = split.item_counts
+        if item_counts is None and dataset is not None:
+            item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     ks = tuple(sorted(set(ks)))
     if len(cases) == 0 or not ks or ks[0] < 1:
         raise ValueError(f"nothing to evaluate: {len(cases)} cases at k {ks}.")
@@ -183,7 +189,7 @@ def evaluate(
         width = min(ks[-1], found.keys.shape[1])
         top[:, :width] = np.where(found.valid, found.keys, -1)[:, :width]
         keys.append(top)
-    ranks = metrics.TargetRanks(np.concatenate(parts), cases.targets.offsets)
+    ranks = TargetRanks(np.concatenate(parts), cases.targets.offsets)
     _, clusters = np.unique(cases.user_id.astype(str), return_inverse=True)
     keys = np.concatenate(keys)
     values = _values(ranks, keys, ks, item_counts)
@@ -283,9 +289,9 @@ def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates
             f"{int(np.isnan(scores).sum())} NaN."
         )
     if candidates is not None:
-        barred = np.ones(scores.shape[1], bool)
-        barred[candidates] = False
-        scores[:, barred] = NO_SCORE
+        excluded = np.ones(scores.shape[1], bool)
+        excluded[candidates] = False
+        scores[:, excluded] = NO_SCORE
     scores[cases.exclude.row_index, cases.exclude.values] = NO_SCORE
     if k < scores.shape[1]:
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
@@ -294,7 +300,7 @@ def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates
     return Candidates.rank(best, np.take_along_axis(scores, best, 1), k)
 
 
-def _values(ranks: metrics.TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:
+def _values(ranks: TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:
     """Every metric that has a value for each case, name -> `[num_cases]`."""
     values = {}
     for k in ks:
@@ -352,11 +358,12 @@ def _check(found: Candidates, cases: EvalCases, k: int, candidates: np.ndarray |
 def _segments(sizes: np.ndarray, bounds: Sequence[int]):
     """(name, indices) of each segment that is not empty; `bounds` are lower bounds from 0 on."""
     segment = np.searchsorted(bounds, sizes, side="right") - 1
-    for at, low in enumerate(bounds):
-        rows = np.flatnonzero(segment == at)
-        if at + 1 == len(bounds):
+    for index, low in enumerate(bounds):
+        rows = np.flatnonzero(segment == index)
+        if index + 1 == len(bounds):
             name = f"{low}+"
         else:
-            name = str(low) if bounds[at + 1] == low + 1 else f"{low}-{bounds[at + 1] - 1}"
+            high = bounds[index + 1] - 1
+            name = str(low) if high == low else f"{low}-{high}"
         if len(rows):
             yield name, rows

@@ -1,7 +1,7 @@
 """Metrics from the ranks of targets, and their 95% intervals. Numpy only, no package imports.
 
-A target's rank in an answer is all that a metric of accuracy needs. So `target_ranks` comes first,
-it alone knows about ties, and everything after it is a line of arithmetic over ranks.
+A metric of accuracy needs only the rank of each target in an answer. `target_ranks` computes the
+ranks and handles ties; each metric after it is a line of arithmetic over ranks.
 """
 
 import dataclasses
@@ -20,8 +20,12 @@ class TargetRanks:
     """Where the targets of each case stand in its answer.
 
     Attributes:
-        ranks: `[num_targets]` int64, 1 for the first place, `NOT_FOUND` for none.
+        ranks: `[num_targets]` int64, 1 for the first item, `NOT_FOUND` for none.
         offsets: `[num_cases + 1]`; the targets of case `i` are `offsets[i]:offsets[i + 1]`.
+
+    >>> found = TargetRanks(np.array([1, 5, 2]), np.array([0, 2, 3]))  # two targets and one
+    >>> recall(found, k=2).tolist()
+    [0.5, 1.0]
     """
 
     ranks: np.ndarray
@@ -52,15 +56,15 @@ def target_ranks(
 ) -> TargetRanks:
     """Ranks of targets, each one last among the items of equal score.
 
-    A model that gives one score to everything knows nothing. Were ties in its favour, it would get
-    1.0 at every k; by position, what the order of the catalogue happens to give. So inside a tie
-    the targets come after all others. A tie that reaches the end of a full answer may go on behind
-    it, so its targets are not found: ask for one item more than the largest k of interest.
+    A model that gives every item the same score knows nothing, and must not get a good metric from
+    the order of the catalogue. So inside a tie the targets come after all other items. A tie at the
+    end of a full answer may continue behind it, so its targets are not found: ask for one item more
+    than the largest k of interest.
 
     Args:
         keys: `[num_cases, k]` item keys, best first.
         scores: `[num_cases, k]`, descending.
-        counts: `[num_cases]`, how many places of each row are filled.
+        counts: `[num_cases]`, how many columns of each row are filled.
         target_keys: `[num_targets]`, case after case, no key twice in a case.
         target_offsets: `[num_cases + 1]`.
         asked: How many items were asked for; a row that has fewer has all there are.
@@ -80,16 +84,16 @@ def target_ranks(
     got = np.where(valid, keys, 0) + np.arange(len(keys))[:, None] * base
     hits = np.isin(got, wanted) & valid
     order = np.argsort(wanted, kind="stable")
-    row, place = np.nonzero(hits)
-    target = order[np.searchsorted(wanted[order], got[row, place])]
-    # end[i, p]: the place behind the last item that has the score of place p.
+    row, column = np.nonzero(hits)
+    target = order[np.searchsorted(wanted[order], got[row, column])]
+    # end[i, c]: the column behind the last item that has the score of column c.
     last = np.ones(keys.shape, bool)
     last[:, :-1] = (scores[:, 1:] != scores[:, :-1]) | ~valid[:, 1:]
-    places = np.where(last, np.arange(1, keys.shape[1] + 1), keys.shape[1])
-    end = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1][row, place]
+    ends = np.where(last, np.arange(1, keys.shape[1] + 1), keys.shape[1])
+    end = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1][row, column]
     # Targets of one tie stand at its end, one behind the other.
     so_far = np.cumsum(hits, axis=1)
-    behind = so_far[row, end - 1] - so_far[row, place]
+    behind = so_far[row, end - 1] - so_far[row, column]
     certain = (end < counts[row]) | (counts[row] < asked)
     ranks[target[certain]] = (end - behind)[certain]
     return found
@@ -106,7 +110,7 @@ def hit_rate(ranks: TargetRanks, k: int) -> np.ndarray:
 
 
 def precision(ranks: TargetRanks, k: int) -> np.ndarray:
-    """Share of the first k places that hold a target, `[num_cases]`; a short row's are k, too."""
+    """Share of the first k items that are targets, `[num_cases]`; a short row counts as k."""
     return ranks.sum(ranks.ranks <= k) / k
 
 
@@ -137,7 +141,7 @@ def mean_popularity(keys: np.ndarray, popularity: np.ndarray, k: int) -> np.ndar
     Args:
         keys: `[num_cases, >= k]`, -1 where there is none.
         popularity: `[num_items]`, such as the number of training rows of each key.
-        k: Places to look at.
+        k: Items of each answer to look at.
     """
     top = keys[:, :k]
     values = np.where(top >= 0, popularity[top], 0)
@@ -160,13 +164,13 @@ def coverage(
     Args:
         keys: `[num_cases, >= k]`, -1 where there is none.
         candidates: `[num_candidates]`, keys that may be answered.
-        k: Places to look at.
-        clusters: `[num_cases]` int, cases that belong together; each is its own by default.
+        k: Items of each answer to look at.
+        clusters: `[num_cases]` int, cases that belong together; by default each case is a cluster.
     """
     clusters = np.arange(len(keys)) if clusters is None else clusters
     num_clusters = len(np.unique(clusters))
     top = keys[:, :k]
-    size = max(top.max(initial=-1), candidates.max(initial=-1)) + 2  # the last place is for -1
+    size = max(top.max(initial=-1), candidates.max(initial=-1)) + 2  # the last entry is for -1
     first, last = np.full(size, NOT_FOUND), np.full(size, -1)
     owner = np.broadcast_to(clusters[:, None], top.shape)
     np.minimum.at(first, top, owner)
@@ -198,7 +202,7 @@ def interval(
     Args:
         values: `[num_cases]`.
         weights: `[num_cases]`; 1 by default.
-        clusters: `[num_cases]` int, cases that belong together; each is its own by default.
+        clusters: `[num_cases]` int, cases that belong together; by default each case is a cluster.
 
     Returns:
         `mean`, `low`, `high`; the last two are None for a single cluster, which has no interval.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import operator
 
 import numpy as np
 
@@ -14,11 +13,14 @@ class Entry:
     """One acknowledged change.
 
     Attributes:
-        sequence: Its place in the log, from 1.
+        sequence: Its number in the log, from 1.
         op: `ADD` (or replace) or `REMOVE`.
         model_version: The training that the vectors come from.
         keys: `[num_keys]` int64.
         vectors: `[num_keys, dim]` float32; `[num_keys, 0]` for a removal.
+
+    >>> Entry(1, REMOVE, "m1", np.array([7]), np.empty((1, 0), np.float32)).keys.tolist()
+    [7]
     """
 
     sequence: int
@@ -28,19 +30,15 @@ class Entry:
     vectors: np.ndarray
 
 
-def checked_sequence(sequence: int) -> int:
-    """The number as a Python integer; SQLite compares NumPy's as bytes.
-
-    Raises:
-        ValueError: No whole number.
-    """
-    try:
-        return operator.index(sequence)
-    except TypeError as error:
-        raise ValueError(f"a sequence is a whole number; got {sequence!r}.") from error
-
-
-def entry_digest(before: bytes, sequence: int, dim: int, op, model_version, keys, vectors) -> bytes:
+def entry_digest(
+    before: bytes,
+    sequence: int,
+    dim: int,
+    op: bytes,
+    model_version: bytes,
+    keys: bytes,
+    vectors: bytes,
+) -> bytes:
     """sha256 of an entry and, through the digest `before`, of all entries before it."""
     # Lengths, so that no byte can pass from one column to the next.
     shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "

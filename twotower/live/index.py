@@ -1,7 +1,7 @@
-"""A query tower and its index behind one reference: searched, changed and exchanged at run time.
+"""A query tower and its index behind one reference, searched, changed and exchanged at run time.
 
-The two are read together, so no query meets an index of another training. A change is in the
-write-ahead log before it is in the index, so what was acknowledged survives the process.
+Both are read together, so no query meets an index of another training. A change is written to the
+log before it is applied to the index, so acknowledged changes survive the process.
 """
 
 import dataclasses
@@ -33,19 +33,26 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a search found, and the training of the pair that found it."""
+    """What a search found, and the training of the pair that found it.
+
+    answer = live.search(inputs, k=100)
+    answer.candidates.keys, answer.model_version
+    """
 
     candidates: Candidates
     model_version: str
 
 
 class LiveItems(NamedTuple):
-    """All items of a live index as of one log entry, to build another index from.
+    """All items of a live index up to one log entry, to build another index from.
 
     Attributes:
         keys: `[num_items]` int64.
         vectors: `[num_items, dim]` float32.
         sequence: The last log entry that they include, for `Pair.sequence`.
+
+        keys, vectors, sequence = live.items()
+        retriever = build.build(build.IndexConfig("hnsw"), keys, vectors)
     """
 
     keys: np.ndarray
@@ -54,7 +61,11 @@ class LiveItems(NamedTuple):
 
 
 class SwapRefused(ValueError):
-    """A pair that does not go live; `failed` has a line for each reason."""
+    """A pair that does not go live; `failed` has a line for each reason.
+
+    >>> SwapRefused(["items: the index holds 3; expected exactly 5"]).failed
+    ['items: the index holds 3; expected exactly 5']
+    """
 
     def __init__(self, failed: Sequence[str]) -> None:
         super().__init__("the pair is not exchanged, the old one stays: " + "; ".join(failed))
@@ -78,6 +89,11 @@ class LiveIndex:
 
     Raises:
         ValueError: A pair of two trainings, or a log that cannot be replayed into it.
+
+        with WriteAheadLog("changes.log") as log:
+            live = LiveIndex(Pair.from_bundle(Bundle("W/bundle"), "hnsw"), log)
+            live.add(keys, vectors, live.pair.model_version)
+            answer = live.search(inputs, k=100)
     """
 
     def __init__(
@@ -218,7 +234,9 @@ class LiveIndex:
             sequence, digest = pair.sequence, pair.digest
         # What each key's last entry left: the bytes of its vector (a copy, so that no whole entry
         # stays in memory), or the other training that its vector is of. `gone` is to be removed.
-        fitting, foreign, gone = {}, {}, set()
+        fitting: dict[int, bytes] = {}
+        foreign: dict[int, str] = {}
+        gone: set[int] = set()
         for entry in self._log.since(sequence, digest):
             sequence, keys = entry.sequence, entry.keys.tolist()
             for key in keys:
@@ -258,7 +276,7 @@ class LiveIndex:
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
                 added with vectors of another training. It must not change this index, nor wait for
                 a thread that does.
-            checks: In place of the index's own, for this swap.
+            checks: For this swap, instead of the checks of the index.
 
         Returns:
             The pair that was live; it still answers the searches that hold it.
@@ -296,7 +314,7 @@ class LiveIndex:
         return old
 
     def snapshot(self, directory: str | pathlib.Path) -> int:
-        """Saves the live index with its place in the log; writers wait, searches do not.
+        """Saves the live index and the number of its last log entry; searches go on meanwhile.
 
         Restart: `LiveIndex(Pair.from_snapshot(directory, bundle), log)`.
 
@@ -337,10 +355,7 @@ class LiveIndex:
         for path in (log, *log.parents):
             # Compared as files, too: a bind mount gives a folder a second name, and so does a file
             # system that ignores case.
-            is_same = path == directory or (directory.exists() and directory.samefile(path))
-            # A folder of such a name is deleted as what a killed snapshot left.
-            is_left = path.name.startswith(f".{directory.name}.partial-")
-            if is_same or (is_left and path.parent == directory.parent):
+            if path == directory or (directory.exists() and directory.samefile(path)):
                 raise ValueError(
                     f"{directory} is or holds the log, {log}, which a snapshot there would delete. "
                     "Save it to another folder."

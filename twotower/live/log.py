@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twotower.live.entries import ADD, REMOVE, Entry, checked_sequence, entry_digest
+from twotower.limits import whole_number
+from twotower.live.entries import ADD, REMOVE, Entry, entry_digest
 from twotower.storage import paths
 
 FORMAT_VERSION = 2
@@ -130,7 +131,7 @@ class WriteAheadLog:
         self._file = self.path.stat()
         damage = self._damage()
         if damage:
-            raise ValueError(f"{self.path} is damaged ({damage}): {self._readable()} {START_ANEW}")
+            raise ValueError(f"{self.path} is damaged: {damage}. {START_ANEW}")
 
     def _damage(self) -> str:
         """What is wrong with the file as a whole, "" where nothing is."""
@@ -155,18 +156,6 @@ class WriteAheadLog:
         except ValueError:
             return "its last entry does not fit"
         return ""
-
-    def _readable(self) -> str:
-        """Which entry of a damaged file is the first that cannot be read."""
-        read = None
-        try:
-            read = self.truncated
-            for entry in self._entries(read, self._last, self.digest(read)):
-                read = entry.sequence
-        except (ValueError, TypeError, sqlite3.Error):
-            if read is None:
-                return "no entry can be read."
-        return f"entry {read + 1} is the first that cannot be read."
 
     def append(
         self, op: str, model_version: str, keys: np.ndarray, vectors: np.ndarray | None = None
@@ -227,7 +216,7 @@ class WriteAheadLog:
             ValueError: Entries after `sequence` were truncated, the log ends before it, or has
                 another entry of that number.
         """
-        sequence, truncated, last = checked_sequence(sequence), self.truncated, self._last
+        sequence, truncated, last = whole_number(sequence, "sequence"), self.truncated, self._last
         if sequence < truncated:
             raise ValueError(
                 f"entries after {sequence} were asked for; {self.path} holds those after "
@@ -262,7 +251,7 @@ class WriteAheadLog:
     def _row(self, columns: str, number: int) -> tuple:
         """Columns of an entry, or of what stays of the last truncated one."""
         self.check_process()
-        number = checked_sequence(number)
+        number = whole_number(number, "sequence")
         try:
             with self._lock:
                 select = f"SELECT {columns} FROM entries WHERE sequence = ?"
@@ -305,7 +294,7 @@ class WriteAheadLog:
         Raises:
             ValueError: The log has not come that far, or another file is at its path.
         """
-        sequence = checked_sequence(sequence)
+        sequence = whole_number(sequence, "sequence")
         self._require_in_place()
         if sequence > self._last:
             raise ValueError(f"{self.path} ends at {self._last}; got {sequence} to truncate to.")

@@ -1,4 +1,4 @@
-"""Pair: a query tower and an index of one training, and what it must show before it answers."""
+"""Pair: a query tower and an index of one training, and the checks before it goes live."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ from twotower.retrieval.base import Retriever
 from twotower.retrieval.tuning import built_recall
 from twotower.storage import description, paths
 
-FORMAT_VERSION = 2  # of a snapshot; 1 has no digest
+FORMAT_VERSION = 2  # of a snapshot
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
@@ -32,6 +32,10 @@ class Pair:
             loses the entries in between; too small a number replays some again, without harm.
         digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
             replayed; "" where it is not known.
+
+        pair = Pair.from_bundle(Bundle("W/bundle"), "hnsw")
+        queries = pair.query_tower(inputs)
+        pair.retriever.search(queries, 100)
     """
 
     query_tower: QueryTower
@@ -90,15 +94,14 @@ class Pair:
 
         def read() -> tuple[Retriever, dict]:
             try:
-                described = description.read(
-                    path, "a snapshot", {"sequence": int}, FORMAT_VERSION, hashed_since=2
-                )
+                entries = {"sequence": int, "digest": str}
+                described = description.read(path, "a snapshot", entries, FORMAT_VERSION)
             except FileNotFoundError as error:
                 raise ValueError(f"{path} does not describe a snapshot: it is missing.") from error
             return build.load(directory / "index", version, allowed_uris=allowed_uris), described
 
         retriever, described = description.consistently(directory, read)
-        sequence, digest = described["sequence"], str(described.get("digest", ""))
+        sequence, digest = described["sequence"], described["digest"]
         return cls(bundle.query_tower, retriever, version, version, sequence, digest)
 
 
@@ -112,6 +115,9 @@ class Checks:
         recall_target: Least share of the exact top k that the index finds.
         min_items: Least share of the live index's count that the new one holds.
         expected_items: Its exact count before the replay; None where that is not known.
+
+    >>> Checks({"history": np.array([["12", "7"], ["3", ""]])}, k=10).num_probes
+    2
     """
 
     probe_inputs: Mapping[str, np.ndarray]
@@ -133,7 +139,7 @@ class Checks:
 def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
     """What speaks against a pair, each with what was measured and expected; empty if nothing does.
 
-    Recall is the index's own: neither its buffer nor the exact scan of short rows helps it.
+    Recall is that of the index alone: neither its buffer nor the exact scan of short rows helps it.
     """
     failed, retriever, num = [], pair.retriever, len(pair.retriever)
     if pair.tower_version != pair.index_version:

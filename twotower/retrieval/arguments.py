@@ -5,6 +5,7 @@ again. Numpy only.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from twotower.ragged import Ragged, integers
 
@@ -13,7 +14,7 @@ from twotower.ragged import Ragged, integers
 MAX_LENGTH = 1e18
 
 
-def checked_keys(keys, name: str) -> np.ndarray:
+def checked_keys(keys: ArrayLike, name: str) -> np.ndarray:
     """`keys` as `[num_keys]` int64; an empty list of any type will do.
 
     Raises:
@@ -26,18 +27,9 @@ def checked_keys(keys, name: str) -> np.ndarray:
     return keys
 
 
-def checked_count(k) -> int:
-    """`k` as an int.
-
-    Raises:
-        ValueError: No integer of 1 or more; True and 2.0 are none.
-    """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k must be an integer of 1 or more; got {k!r}.")
-    return int(k)
-
-
-def checked_rows(rows: np.ndarray, metric: str, name: str, labels=None) -> np.ndarray:
+def checked_rows(
+    rows: np.ndarray, metric: str, name: str, labels: np.ndarray | None = None
+) -> np.ndarray:
     """Vectors as an index takes them.
 
     Args:

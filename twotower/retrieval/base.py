@@ -5,16 +5,18 @@ Checking, updates, exclusion, filters, over-fetch and short rows are settled her
 
 import abc
 import dataclasses
-import functools
+import math
 import pathlib
 import warnings
+from typing import Any, Self
 
 import numpy as np
 
+from twotower.limits import whole_number
 from twotower.ragged import Ragged
-from twotower.retrieval.arguments import checked_count, checked_exclude, checked_keys, checked_rows
+from twotower.retrieval.arguments import checked_exclude, checked_keys, checked_rows
 from twotower.retrieval.candidates import NO_SCORE, Candidates, order_ties, widened
-from twotower.retrieval.overfetch import search_open
+from twotower.retrieval.overfetch import search_allowed
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors
 
@@ -30,9 +32,9 @@ class NoConfig:
 class Retriever(abc.ABC):
     """Finds the items whose vectors score highest with a query's.
 
-    Items can be added, replaced and removed at any time, by one thread at a time, while others
-    search: new vectors go to a buffer that every search scans exactly, removed ones get a
-    tombstone. The float32 vectors are kept for exact scans, whatever a backend keeps.
+    One thread at a time may add, replace and remove items while others search. New vectors go to a
+    buffer that every search scans exactly, and removed ones get a tombstone. This class keeps the
+    float32 vectors for exact scans, whatever a backend keeps.
 
     Args:
         metric: `dot`, `cosine`, or `euclidean`, whose score is the negative squared distance.
@@ -41,6 +43,12 @@ class Retriever(abc.ABC):
 
     Raises:
         ValueError: An unknown metric.
+
+    >>> from twotower.retrieval.backends.brute_force import BruteForceIndex
+    >>> index = BruteForceIndex().build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.remove(np.array([8]))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2, exclude=Ragged.from_rows([[9]])).keys.tolist()
+    [[7, -1]]
     """
 
     # Name of the backend in an IndexConfig and on disk, and the dataclass of its parameters.
@@ -48,21 +56,21 @@ class Retriever(abc.ABC):
     Config: type = NoConfig
     # Whether answers are exact by construction.
     is_exact = False
-    # Distances that the backend computes, far apart in memory, for each candidate it is asked for:
-    # 9 to 16 were counted in HNSW (M 32) over 20,000 vectors. Where a filter or exclusions leave
-    # fewer items than that times the candidates to fetch, a scan of them is cheaper, and exact.
+    # Distances that the backend computes for each candidate it is asked for; 9 to 16 were counted
+    # in HNSW (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that
+    # times the candidates to fetch, a scan of them is cheaper, and exact.
     distances_per_candidate = 10.0
     # Whether `absorb` can index further vectors; a backend that cannot is built anew.
-    can_append = False
+    can_append: bool = False
     # Whether `_discard` makes it forget; otherwise tombstones hide what is removed.
     can_forget = False
 
-    def __init__(self, metric: str = "dot", config=None) -> None:
+    def __init__(self, metric: str = "dot", config: Any = None) -> None:
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
         self.config = self.Config() if config is None else config
-        # What `tuning.tune` found; saved with the index. `config_at` reads `k` and `deeper`.
+        # What `tuning.tune` found; saved with the index. `config_at` reads its `k`.
         self.tuned: dict = {}
         nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
         self._store = Store.of(KeyedVectors(*nothing, metric))
@@ -92,22 +100,25 @@ class Retriever(abc.ABC):
         values. The last field is halved; all combinations of the others are tried."""
         return {}
 
-    def config_at(self, depth: int):
+    def config_at(self, depth: int) -> Any:
         """The parameters that find `depth` candidates.
 
-        Where many are excluded or filtered away, a search fetches far more than k, and the last of
-        them lie in partitions that nobody looks into for the first k. So an index is tuned for
-        several depths, and the least that is no less counts; `config` holds for the first one.
+        Where many are excluded or filtered away, a search fetches far more than the k that it was
+        tuned for, and the last of them lie in partitions that nobody looks into for the first k. So
+        the search effort grows in proportion.
         """
-        if depth <= self.tuned.get("k", depth) or "deeper" not in self.tuned:
+        times = depth / self.tuned.get("k", depth)
+        if times <= 1:
             return self.config
-        deeper = self.tuned["deeper"]
-        fits = [efforts for limit, efforts in deeper if depth <= limit]
-        efforts = fits[0] if fits else deeper[-1][1] if deeper else {}
+        efforts = {}
+        for name, values in self.efforts(depth).items():
+            if name != "refine":  # in units of k already
+                given = getattr(self.config, name)
+                efforts[name] = max(given, min(math.ceil(times * given), values[-1]))
         return dataclasses.replace(self.config, **efforts)
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
-        """Writes the backend's own files."""
+        """Writes the files of the backend."""
 
     def _load(self, directory: pathlib.Path) -> None:
         """Reads them; `_vectors` is there already."""
@@ -125,7 +136,7 @@ class Retriever(abc.ABC):
 
     # What everybody calls.
 
-    def build(self, keys: np.ndarray, vectors: np.ndarray) -> "Retriever":
+    def build(self, keys: np.ndarray, vectors: np.ndarray) -> Self:
         """Indexes vectors anew, and returns itself. Not while other threads search.
 
         Args:
@@ -210,7 +221,7 @@ class Retriever(abc.ABC):
                 "nothing was removed."
             )
 
-    def absorb(self) -> "Retriever":
+    def absorb(self) -> Self:
         """Moves the buffer into the backend, and returns itself. Not while other threads search.
 
         What is removed leaves a backend that can forget, and stays behind a tombstone in one that
@@ -290,7 +301,7 @@ class Retriever(abc.ABC):
     def _search_store(self, store: Store, queries, k: int, exclude, allow) -> Candidates:
         """`search` among the items of one store."""
         queries = self._checked_queries(queries)
-        k = min(checked_count(k), max(len(store), 1))
+        k = min(whole_number(k, "k", 1), max(len(store), 1))
         built, fresh = store.built, store.fresh
         if exclude is not None:
             exclude = checked_exclude(exclude, len(queries))
@@ -300,29 +311,29 @@ class Retriever(abc.ABC):
                 return found
         if allow is not None:
             allow = checked_keys(allow, "allow")
-        is_open = store.is_open(allow)
+        is_allowed = store.is_allowed(allow)
         if self.is_exact:
-            banned = None if exclude is None else built.pairs(exclude)
-            positions, scores = built.best(queries, k, is_open, banned)
+            excluded = None if exclude is None else built.pairs(exclude)
+            positions, scores = built.best(queries, k, is_allowed, excluded)
             positions, scores = widened(positions, k, -1), widened(scores, k, NO_SCORE)
         else:
-            positions, scores = search_open(
+            positions, scores = search_allowed(
                 self._search,
                 built,
                 queries,
                 k,
-                is_open,
-                store.count_open(is_open),
+                is_allowed,
+                store.count_allowed(is_allowed),
                 exclude,
                 self.distances_per_candidate,
             )
         keys = built.keys_of(positions)
         if len(fresh):
-            is_open = None if allow is None else np.isin(fresh.keys, allow)
-            banned = None if exclude is None else fresh.pairs(exclude)
-            positions, more = fresh.best(queries, k, is_open, banned)
+            is_allowed = None if allow is None else np.isin(fresh.keys, allow)
+            excluded = None if exclude is None else fresh.pairs(exclude)
+            positions, fresh_scores = fresh.best(queries, k, is_allowed, excluded)
             keys = np.concatenate([keys, fresh.keys_of(positions)], axis=1)
-            return Candidates.rank(keys, np.concatenate([scores, more], axis=1), k)
+            return Candidates.rank(keys, np.concatenate([scores, fresh_scores], axis=1), k)
         return Candidates(keys, scores, (positions >= 0).sum(1))
 
     def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
@@ -330,12 +341,11 @@ class Retriever(abc.ABC):
         if not len(queries):
             return None
         positions, scores = self._search(queries, k)
-        # A single query leaves the caches cold, so that each call of numpy costs time.
-        if (positions.item(-1) if len(queries) == 1 else positions[:, -1].min()) < 0:
+        if positions[:, -1].min() < 0:
             return None
         keys = built.keys_of(positions)
         order_ties(keys, scores)
-        return Candidates(keys, scores, _full(len(keys), k))
+        return Candidates(keys, scores, np.full(len(keys), k))
 
     def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
         """What the backend alone finds among the vectors it was built from.
@@ -348,7 +358,7 @@ class Retriever(abc.ABC):
             exact: Scan instead: the truth to measure it against.
         """
         queries, built = self._checked_queries(queries), self._store.built
-        k = min(checked_count(k), len(built))
+        k = min(whole_number(k, "k", 1), len(built))
         if exact:
             positions, scores = built.best(queries, k, built.keys >= 0)
         else:
@@ -364,7 +374,7 @@ class Retriever(abc.ABC):
         self._store.save(directory)
         self._save(directory)
 
-    def load(self, directory: pathlib.Path, mmap: bool = False) -> "Retriever":
+    def load(self, directory: pathlib.Path, mmap: bool = False) -> Self:
         """Reads what `save` wrote, and returns itself; `build.load` checks first.
 
         Args:
@@ -378,7 +388,7 @@ class Retriever(abc.ABC):
         self._load(directory)
         return self
 
-    def sibling(self) -> "Retriever":
+    def sibling(self) -> Self:
         """Another index over the same backend. Items added to one or removed from it do not change
         the other. Neither may `absorb` from then on."""
         sibling = object.__new__(type(self))
@@ -386,7 +396,7 @@ class Retriever(abc.ABC):
         return sibling
 
     def __reduce_ex__(self, protocol):
-        # A pickle or copy would lack the library's own index, which only its files hold whole.
+        # A pickle or copy would lack the library's index, which only its files hold whole.
         raise TypeError(
             f"{type(self).__name__} is neither pickled nor copied. Save it by twotower.retrieval."
             "build.save, and give the other process the folder for build.load (with mmap=True they "
@@ -407,11 +417,3 @@ class Retriever(abc.ABC):
                 f"{queries.dtype}. Was the index built from this query tower?"
             )
         return checked_rows(queries, self.metric, "queries in rows")
-
-
-@functools.lru_cache(maxsize=64)
-def _full(num_queries: int, k: int) -> np.ndarray:
-    """`counts` of full rows; shared, so not to be written to."""
-    counts = np.full(num_queries, k, np.int64)
-    counts.flags.writeable = False
-    return counts

@@ -50,7 +50,11 @@ class IndexConfig:
     Attributes:
         backend: One of `BACKENDS`.
         metric: `dot`, `cosine` or `euclidean`.
-        parameters: Fields of the backend's own config; its defaults where empty.
+        parameters: Fields of the backend's config; its defaults where empty.
+
+    >>> config = IndexConfig("hnsw", "cosine", {"ef_search": 400})
+    >>> make(config).config.ef_search
+    400
     """
 
     backend: str
@@ -81,7 +85,7 @@ def build(config: IndexConfig, keys: np.ndarray, vectors: np.ndarray) -> Retriev
 
 
 def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str = "") -> None:
-    """Writes an index to a temporary folder, which then takes the place of `directory`.
+    """Writes an index to a temporary folder, which then replaces `directory`.
 
     Args:
         retriever: With its buffer and tombstones.

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 # Key and score behind the end of a row.
 NO_KEY = -1
 NO_SCORE = np.float32(-np.inf)
-# Scores whose maximum is taken together, and blocks an answer from which on that pays.
-BLOCK, LEAST_BLOCKS = 128, 4
 
 
 def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
@@ -26,10 +25,6 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     >>> best_columns(np.array([8, 5, 7]), np.float32([[1, 1, 2]]), k=2).tolist()
     [[2, 1]]
     """
-    if scores.shape[1] >= LEAST_BLOCKS * BLOCK * k:
-        found = _best_by_block(keys, scores, k)
-        if found is not None:
-            return found
     if scores.shape[1] <= 2 * k:
         # lexsort's last key is the first criterion.
         return np.lexsort((np.broadcast_to(keys, scores.shape), -scores), axis=1)[:, :k]
@@ -47,36 +42,7 @@ def best_columns(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     return top[row, order]
 
 
-def _best_by_block(keys: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray | None:
-    """`best_columns` of long rows: ten times quicker than a partition of each.
-
-    The k-th best of the blocks' maxima is no better than the k-th best score, so whatever is under
-    it is out: one pass for the maxima, and a look into the few blocks that reach it. None where
-    that bound is -inf or NaN.
-    """
-    num, width = scores.shape
-    scores = np.ascontiguousarray(scores)
-    whole = width // BLOCK
-    blocks = np.lib.stride_tricks.as_strided(
-        scores, (num, whole, BLOCK), (scores.strides[0], BLOCK * scores.itemsize, scores.itemsize)
-    )
-    most = blocks.max(2)  # [num_queries, num_blocks]
-    bound = np.partition(most, -k, axis=1)[:, -k, None]  # NaN, too, sorts as the largest
-    if not (bound > NO_SCORE).all() or np.isnan(most).any():
-        return None
-    row, block = np.nonzero(most >= bound)
-    inside, column = np.nonzero(blocks[row, block] >= bound[row])
-    rest_row, rest = np.nonzero(scores[:, whole * BLOCK :] >= bound)
-    row = np.concatenate([row[inside], rest_row])
-    column = np.concatenate([block[inside] * BLOCK + column, rest + whole * BLOCK])
-    key = keys[column] if keys.ndim == 1 else keys[row, column]
-    order = np.lexsort((key, -scores[row, column], row))
-    # Every row has k candidates or more, and its best ones stand where the row begins.
-    first = np.searchsorted(row[order], np.arange(num))
-    return column[order][first[:, None] + np.arange(k)]
-
-
-def widened(values: np.ndarray, width: int, fill) -> np.ndarray:
+def widened(values: np.ndarray, width: int, fill: Any) -> np.ndarray:
     """`values` with columns of `fill` appended, up to `width`."""
     missing = width - values.shape[1]
     if missing <= 0:
@@ -104,9 +70,15 @@ class Candidates:
         keys: `[num_queries, k]` int64 item keys, best first, -1 past `counts`.
         scores: `[num_queries, k]` float32, larger is better, descending, -inf past `counts`. Equal
             scores stand in ascending order of their keys.
-        counts: `[num_queries]` int64, how many of the `k` places are filled.
+        counts: `[num_queries]` int64, how many of the `k` columns are filled.
         columns: Further values an item carries through a funnel (the source it came from, its rank
             there), name -> `[num_queries, k]`.
+
+    >>> found = Candidates.rank(np.array([[5, 3, 8]]), np.float32([[1, 4, 2]]), k=2)
+    >>> found.keys.tolist(), found.scores.tolist(), found.counts.tolist()
+    ([[3, 8]], [[4.0, 2.0]], [2])
+    >>> found.mask(found.keys != 3).keys.tolist()
+    [[8, -1]]
     """
 
     keys: np.ndarray
@@ -138,8 +110,8 @@ class Candidates:
         """Sorts unordered finds and keeps the best `k` of each row.
 
         Args:
-            keys: `[num_queries, n]` int64; -1 marks a place to drop.
-            scores: `[num_queries, n]` float32; -inf and NaN mark places to drop, too.
+            keys: `[num_queries, n]` int64; -1 marks a find to drop.
+            scores: `[num_queries, n]` float32; -inf and NaN mark finds to drop, too.
             k: Width of the answer, 1 or more; `n` may be smaller.
             columns: Name -> `[num_queries, n]`.
 
@@ -173,7 +145,7 @@ class Candidates:
 
     @property
     def valid(self) -> np.ndarray:
-        """Which places are filled, `[num_queries, k]` bool."""
+        """Which entries are filled, `[num_queries, k]` bool."""
         return np.arange(self.keys.shape[1]) < self.counts[:, None]
 
     def head(self, k: int) -> "Candidates":
@@ -195,7 +167,7 @@ class Candidates:
         )
 
     def mask(self, keep: np.ndarray) -> "Candidates":
-        """Keeps the places where `keep` `[num_queries, k]` holds, closing the gaps."""
+        """Keeps the entries where `keep` `[num_queries, k]` holds, closing the gaps."""
         keep = keep & self.valid
         counts = keep.sum(1)
         # A stable sort of "dropped" moves the kept to the front in their order.

@@ -1,4 +1,4 @@
-"""Over-fetching: how many candidates to ask an index for where some may not be answered."""
+"""Over-fetching: how many candidates to ask an index for if some may not be answered."""
 
 from collections.abc import Callable
 
@@ -11,19 +11,19 @@ from twotower.retrieval.vectors import KeyedVectors
 Find = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def search_open(
+def search_allowed(
     find: Find,
     built: KeyedVectors,
     queries: np.ndarray,
     k: int,
-    is_open: np.ndarray | None,
-    num_open: int,
+    is_allowed: np.ndarray | None,
+    num_allowed: int,
     exclude: Ragged | None,
     distances_per_candidate: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best positions that are open and not excluded.
+    """The best positions that are allowed and not excluded.
 
-    Asks for k, what a row excludes, and what a filter is likely to close; rows that come back
+    Asks for k, what a row excludes, and what a filter is likely to leave out; rows that come back
     short are scanned exactly, and so is everything where a scan costs less.
 
     Args:
@@ -31,8 +31,8 @@ def search_open(
         built: What it searches.
         queries: `[num_queries, dim]` float32.
         k: 1 or more.
-        is_open: `[num_built]` bool, positions that may be found; all where None.
-        num_open: How many those are.
+        is_allowed: `[num_built]` bool, positions that may be found; all where None.
+        num_allowed: How many those are.
         exclude: For each query, keys that may not.
         distances_per_candidate: As in `Retriever`.
 
@@ -40,26 +40,26 @@ def search_open(
         Positions `[num_queries, k]`, -1 where no more is left, and scores, best first.
     """
     num = len(built)
-    banned = np.empty(0, np.int64) if exclude is None else np.unique(built.pairs(exclude))
-    if is_open is not None:
-        banned = banned[is_open[banned % num]]
-    num_banned = np.bincount(banned // num, minlength=len(queries))
-    left = np.minimum(k, num_open - num_banned)  # [num_queries], what a full row holds
-    fetch = k + num_banned
-    if num_open < num:
-        # What a filter closes is spread over an answer about as over the catalogue.
-        fetch = fetch + 16 + (1.2 * fetch * (num / max(num_open, 1) - 1)).astype(np.int64)
+    excluded = np.empty(0, np.int64) if exclude is None else np.unique(built.pairs(exclude))
+    if is_allowed is not None:
+        excluded = excluded[is_allowed[excluded % num]]
+    num_excluded = np.bincount(excluded // num, minlength=len(queries))
+    left = np.minimum(k, num_allowed - num_excluded)  # [num_queries], what a full row holds
+    fetch = k + num_excluded
+    if num_allowed < num:
+        # What a filter leaves out is spread over an answer about as over the catalogue.
+        fetch = fetch + 16 + (1.2 * fetch * (num / max(num_allowed, 1) - 1)).astype(np.int64)
     fetch = np.minimum(fetch, num)
     found = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for rows in _bands(fetch):
         size = int(fetch[rows].max())
-        if num_open <= distances_per_candidate * size:
+        if num_allowed <= distances_per_candidate * size:
             continue  # stays empty, and is scanned below
         near, near_scores = find(_rows(queries, rows), size)
-        drop = (near < 0) | _member(rows[:, None] * num + near, banned)
-        if is_open is not None:
-            drop |= ~is_open[near]
+        drop = (near < 0) | _member(rows[:, None] * num + near, excluded)
+        if is_allowed is not None:
+            drop |= ~is_allowed[near]
         near_scores = np.where(drop, -np.inf, near_scores)
         order = best_columns(built.keys_of(near), near_scores, k)
         row = np.arange(len(rows))[:, None]
@@ -67,22 +67,20 @@ def search_open(
     found[scores == -np.inf] = -1
     short = np.flatnonzero((found >= 0).sum(1) < left)
     if len(short):
-        some = _rows_of(banned, short, num)
-        near, near_scores = built.best(_rows(queries, short), k, is_open, some)
+        pairs = _rows_of(excluded, short, num)
+        near, near_scores = built.best(_rows(queries, short), k, is_allowed, pairs)
         found[short, : near.shape[1]] = near
         scores[short, : near.shape[1]] = near_scores
     return found, scores
 
 
 def _bands(fetch: np.ndarray) -> list[np.ndarray]:
-    """Queries that are searched together: up to twice as much for one as for another.
-
-    So those with few exclusions need not fetch as much as those with thousands.
-    """
+    """Groups of queries that are searched together; inside a group, fetch sizes differ by a factor
+    of two at most. So queries with few exclusions do not fetch as much as those with thousands."""
     if len(fetch) == 1:
         return [np.zeros(1, np.int64)]
     band = np.ceil(np.log2(fetch))
-    return [np.flatnonzero(band == one) for one in np.unique(band)]
+    return [np.flatnonzero(band == size) for size in np.unique(band)]
 
 
 def _rows(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -91,16 +89,16 @@ def _rows(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _rows_of(pairs: np.ndarray, rows: np.ndarray, num: int) -> np.ndarray:
-    """The pairs `row * num + position` of some rows (ascending), renumbered by place in `rows`."""
+    """The pairs `row * num + position` of some rows (ascending), renumbered by index in `rows`."""
     row, position = np.divmod(pairs, num)
-    place = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
-    inside = rows[place] == row
-    return place[inside] * num + position[inside]
+    index = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
+    inside = rows[index] == row
+    return index[inside] * num + position[inside]
 
 
-def _member(pairs: np.ndarray, banned: np.ndarray) -> np.ndarray:
-    """Which of `pairs`, of any shape, stand in `banned`, which ascends."""
-    if not len(banned):
+def _member(pairs: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+    """Which of `pairs`, of any shape, stand in `excluded`, which ascends."""
+    if not len(excluded):
         return np.zeros(pairs.shape, bool)
-    place = np.minimum(np.searchsorted(banned, pairs), len(banned) - 1)
-    return banned[place] == pairs
+    index = np.minimum(np.searchsorted(excluded, pairs), len(excluded) - 1)
+    return excluded[index] == pairs

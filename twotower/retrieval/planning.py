@@ -1,9 +1,9 @@
-"""What an index of some size would cost, and which one to take: from this project's measurements.
+"""What an index of some size would cost, and which one to take, from this project's measurements.
 
-`measured.json` beside this file holds, for each kind of index and size, what
-experiments/benchmarks/retrieval.py measured once it was tuned: bytes, build time, latency, recall.
-Power laws through those points say the rest, and how far they are off at the largest size measured
-when that point is left out. Beyond it they are what they are: extrapolations.
+`measured.json` holds bytes, build time, latency and recall of each kind of tuned index at several
+sizes, as experiments/benchmarks/retrieval.py measured them. Power laws through those points
+predict other sizes. `error_at_largest` gives their error at the largest size when that point is
+left out. Beyond the largest size they are extrapolations.
 """
 
 import dataclasses
@@ -44,6 +44,10 @@ class Prediction:
         recall_of_codes: Lowest recall@100 measured of its codes alone, without scoring again by
             the float32 vectors; None where it has no codes.
         times_largest: `num_items` over the largest size measured.
+
+    >>> cost = Prediction("ivf_pq", 10, 4, 100.0, 240.0, 1.0, 0.5, 0.98, 1.0)
+    >>> cost.resident_bytes  # the vectors may stay on disk
+    100.0
     """
 
     variant: str
@@ -71,6 +75,9 @@ class Suggestion:
         backend: For an IndexConfig.
         parameters: For an IndexConfig, too.
         why: One line for each kind of index, the chosen one first.
+
+        found = suggest(5_000_000, 64, memory=4 * 2**30, updates=100_000)
+        build.build(build.IndexConfig(found.backend, "dot", found.parameters), keys, vectors)
     """
 
     backend: str
@@ -196,10 +203,10 @@ def plan(num_items: int, dim: int, rows: Sequence[dict] | None = None) -> list[P
     rows = measurements() if rows is None else rows
     found = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        own = [row for row in rows if row["variant"] == variant]
-        if len({row["num_items"] for row in own}) > 1:
-            found.append(predict(own, num_items, dim))
-    return sorted(found, key=lambda one: one.p50_ms)
+        measured = [row for row in rows if row["variant"] == variant]
+        if len({row["num_items"] for row in measured}) > 1:
+            found.append(predict(measured, num_items, dim))
+    return sorted(found, key=lambda prediction: prediction.p50_ms)
 
 
 def suggest(
@@ -228,33 +235,37 @@ def suggest(
         ValueError: Nothing fits: the message has each index with what it would need.
     """
     fits, why = [], []
-    for one in plan(num_items, dim, rows):
-        graph = one.variant.startswith("hnsw")
+    for cost in plan(num_items, dim, rows):
+        graph = cost.variant.startswith("hnsw")
         until = DAY * (MAX_TOMBSTONES * num_items / updates if graph and updates else 1)
         line = (
-            f"{one.variant}: {one.resident_bytes / 2**30:.1f} GiB, {one.p50_ms:.2f} ms a search, "
-            f"{one.build_s / cores / 60:.0f} min to build"
+            f"{cost.variant}: {cost.resident_bytes / 2**30:.1f} GiB, {cost.p50_ms:.2f} ms a search"
+            f", {cost.build_s / cores / 60:.0f} min to build"
         )
-        if one.variant in CODED:
-            line += f", beside {one.vector_bytes / 1e9:,.0f} GB of vectors, on disk, to refine with"
-            if one.recall_of_codes is not None:
-                line += f" (codes alone find as little as {one.recall_of_codes:.2f} where measured)"
-        if one.resident_bytes > memory:
+        if cost.variant in CODED:
+            line += (
+                f", beside {cost.vector_bytes / 1e9:,.0f} GB of vectors, on disk, to refine with"
+            )
+            if cost.recall_of_codes is not None:
+                line += (
+                    f" (codes alone find as little as {cost.recall_of_codes:.2f} where measured)"
+                )
+        if cost.resident_bytes > memory:
             why.append(f"{line}; does not fit into {memory / 2**30:.1f} GiB")
-        elif updates and 2 * one.build_s / cores > until:
+        elif updates and 2 * cost.build_s / cores > until:
             why.append(f"{line}; {updates:,.0f} changes a day wear it out in {until / 60:.0f} min")
         else:
-            fits.append((one, line))
+            fits.append((cost, line))
             why.append(line)
     if not fits:
         raise ValueError(
             f"no index of {num_items:,} x {dim} fits: " + "; ".join(why) + ". More memory, shorter "
             "vectors, or a cluster (milvus with a server address) would."
         )
-    exact = [(one, line) for one, line in fits if one.variant in ("exact", "flat")]
+    exact = [(cost, line) for cost, line in fits if cost.variant in ("exact", "flat")]
     chosen, line = exact[0] if exact and exact[0][0].p50_ms <= EXACT_MS else fits[0]
     backend, _, storage = chosen.variant.partition("-")
-    parameters = {"storage": storage} if backend == "hnsw" and storage else {}
+    parameters: dict = {"storage": storage} if backend == "hnsw" and storage else {}
     if chosen.variant == "scann-soar":
         parameters = {"soar": True}
     reason = "the quickest that fits"

@@ -1,7 +1,9 @@
-"""Store: the items of an index as of one moment: what was built, what was removed, what is new."""
+"""Store: the items of an index at one time: built, removed and new ones."""
 
 import dataclasses
+import functools
 import pathlib
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +29,10 @@ class Store:
         fresh: The buffer: vectors added since, scanned exactly with every search.
         forgotten: How many of the removed ones the backend has given up. The others are
             tombstones: it may still find them, so every search has to look.
+
+    >>> store = Store.of(KeyedVectors(np.array([7, 8]), np.eye(2, dtype=np.float32), "dot"))
+    >>> store.remove(np.array([7])).keys.tolist(), store.keys.tolist()
+    ([8], [7, 8])
     """
 
     built: KeyedVectors
@@ -34,13 +40,24 @@ class Store:
     fresh: KeyedVectors
     forgotten: int = 0
 
-    def __post_init__(self) -> None:
-        num_removed = int(np.count_nonzero(self.removed))
-        object.__setattr__(self, "num_removed", num_removed)
-        # Read at every search, so not properties.
-        object.__setattr__(self, "num_tombstones", num_removed - self.forgotten)
-        object.__setattr__(self, "is_changed", self.num_tombstones > 0 or len(self.fresh) > 0)
-        object.__setattr__(self, "_alive", ~self.removed if num_removed else None)
+    @functools.cached_property
+    def num_removed(self) -> int:
+        """How many built vectors are removed or replaced."""
+        return int(np.count_nonzero(self.removed))
+
+    @property
+    def num_tombstones(self) -> int:
+        """How many of those the backend may still find."""
+        return self.num_removed - self.forgotten
+
+    @functools.cached_property
+    def is_changed(self) -> bool:
+        """Whether a search has to look at more than the backend's answer."""
+        return self.num_tombstones > 0 or len(self.fresh) > 0
+
+    @functools.cached_property
+    def _alive(self) -> np.ndarray | None:
+        return ~self.removed if self.num_removed else None
 
     @classmethod
     def of(cls, built: KeyedVectors) -> "Store":
@@ -81,17 +98,17 @@ class Store:
         return ""
 
     def add(self, new: KeyedVectors) -> "Store":
-        """With further items, or others in the place of those with the same keys."""
+        """With further items, or others instead of those with the same keys."""
         kept = self.remove(new.keys)
         keys = np.concatenate([kept.fresh.keys, new.keys])
         vectors = np.concatenate([kept.fresh.vectors, new.vectors])
         return dataclasses.replace(kept, fresh=KeyedVectors(keys, vectors, new.metric))
 
-    def count_open(self, is_open: np.ndarray | None) -> int:
-        """How many built vectors `is_open` opens; counted anew only for a filter."""
-        if is_open is None or is_open is self._alive:
+    def count_allowed(self, is_allowed: np.ndarray | None) -> int:
+        """How many built vectors `is_allowed` opens; counted anew only for a filter."""
+        if is_allowed is None or is_allowed is self._alive:
             return len(self.built) - self.num_removed
-        return int(np.count_nonzero(is_open))
+        return int(np.count_nonzero(is_allowed))
 
     def knows(self, keys: np.ndarray) -> np.ndarray:
         """Which of these int64 keys a search may find, `[num_keys]` bool."""
@@ -110,7 +127,7 @@ class Store:
             fresh = KeyedVectors(fresh.keys[keep], fresh.vectors[keep], fresh.metric)
         return Store(self.built, removed, fresh, self.forgotten)
 
-    def is_open(self, allow: np.ndarray | None) -> np.ndarray | None:
+    def is_allowed(self, allow: np.ndarray | None) -> np.ndarray | None:
         """`[num_built]` bool, which built vectors may be found; None where all may.
 
         Args:
@@ -119,9 +136,9 @@ class Store:
         if allow is None:
             return self._alive
         position = self.built.positions(allow)
-        is_open = np.zeros(len(self.built), bool)
-        is_open[position[position >= 0]] = True
-        return is_open if self._alive is None else is_open & self._alive
+        is_allowed = np.zeros(len(self.built), bool)
+        is_allowed[position[position >= 0]] = True
+        return is_allowed if self._alive is None else is_allowed & self._alive
 
     def absorbed(self, forgets: bool) -> "Store":
         """With the buffer behind the built vectors. Removed ones keep their positions, without a
@@ -185,7 +202,7 @@ class Store:
 
         def read(name: str, dtype, *shape: int | None) -> np.ndarray:
             path = directory / f"{name}.npy"
-            mode = "r" if mmap and name == "vectors" else None
+            mode: Literal["r"] | None = "r" if mmap and name == "vectors" else None
             array = np.load(path, mmap_mode=mode, allow_pickle=False)
             fits = [size in (None, real) for size, real in zip(shape, array.shape)]
             if array.dtype != dtype or array.ndim != len(shape) or not all(fits):

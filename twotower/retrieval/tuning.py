@@ -10,7 +10,6 @@ import numpy as np
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
-DEEP_QUERIES = 100  # queries that the deeper searches are tuned on
 NORMAL_95 = 1.645  # quantile of the normal distribution
 
 
@@ -19,7 +18,7 @@ def recall_against(exact: Candidates, found: Candidates) -> float:
     return float(shares_found(exact, found).mean())
 
 
-def shares_found(exact: Candidates, found: Candidates, skip: int = 0) -> np.ndarray:
+def shares_found(exact: Candidates, found: Candidates) -> np.ndarray:
     """Share of each query's exact answer that `found` holds, too, `[num_queries]`.
 
     An item that scores no less than the last of the exact answer counts as found: among equal
@@ -29,17 +28,7 @@ def shares_found(exact: Candidates, found: Candidates, skip: int = 0) -> np.ndar
     Args:
         exact: The best items of each query.
         found: An answer to the same queries from the same vectors, so that its scores compare.
-        skip: First places of the exact answer that do not count.
     """
-    hits, num = _hits(exact, found), exact.counts
-    if skip:
-        hits = hits - _hits(exact.head(skip), found)
-        num = num - np.minimum(num, skip)
-    return hits / np.maximum(num, 1)
-
-
-def _hits(exact: Candidates, found: Candidates) -> np.ndarray:
-    """How many items of each exact answer are found, equally good ones in their place included."""
     last = np.where(exact.valid, exact.scores, np.inf).min(1, keepdims=True)
     slack = 1e-5 * np.where(exact.valid, np.abs(exact.scores), 0).max(1, keepdims=True)
     better = exact.valid & (exact.scores > last + slack)
@@ -48,7 +37,8 @@ def _hits(exact: Candidates, found: Candidates) -> np.ndarray:
     is_last = _stands_in(found, exact, exact.valid) | (found.scores >= last - slack)
     num_better, num = better.sum(1), exact.counts
     hits = np.minimum((found.valid & is_better).sum(1), num_better)
-    return hits + np.minimum((found.valid & is_last & ~is_better).sum(1), num - num_better)
+    hits += np.minimum((found.valid & is_last & ~is_better).sum(1), num - num_better)
+    return hits / np.maximum(num, 1)
 
 
 def _stands_in(found: Candidates, exact: Candidates, some: np.ndarray) -> np.ndarray:
@@ -69,7 +59,7 @@ def built_recall(retriever: Retriever, queries: np.ndarray, k: int) -> float:
 def rescored(retriever: Retriever, queries: np.ndarray, found: Candidates) -> Candidates:
     """The answer of `search_built`, in its order, with scores from the index's float32 vectors.
 
-    A backend's own scores cannot judge it, since it may hold other vectors.
+    A backend's scores cannot judge it, since it may hold other vectors.
     """
     built, scores = retriever._store.built, np.full(found.keys.shape, NO_SCORE)
     positions = built.positions(found.keys)
@@ -91,24 +81,23 @@ def tune(
     queries: np.ndarray,
     k: int,
     recall_target: float = 0.99,
-    deepest: int = 16,
 ) -> dict:
     """Sets a built index's search effort to the cheapest that reaches the target.
 
-    What there is to set, `Retriever.efforts` says: `ef_search` of HNSW (and `refine` over codes),
-    `num_probes` of IVF (and `refine` of IVF-PQ), leaves and reordering candidates of ScaNN. The
-    last of them is halved down to its least value, for each value of the other; of the pairs that
-    reach the target the quickest stays, asked one query at a time. Reached means that the lower
-    end of a one-sided 95% interval is: a mean that just touches it on these queries misses it on
-    others (ScaNN found .985 of what 200 queries wanted and .976 for the next 300).
+    `Retriever.efforts` names the settings: `ef_search` of HNSW (and `refine` over codes),
+    `num_probes` of IVF (and `refine` of IVF-PQ), leaves and reordering candidates of ScaNN. For
+    each value of the first setting, the second one rises until the target is reached. Of the pairs
+    that reach it, the quickest stays, measured one query at a time.
 
-    Where exclusions and filters make a search fetch more than k, the last of them are harder to
-    find than the first, so the same is done for 2k, 4k, ... `deepest` candidates, measured on the
-    last k of those: with the best 500 of every query excluded, ScaNN tuned for 100 alone found .56.
-    `Retriever.config_at` picks the depth.
+    The target is reached if the lower end of a one-sided 95% interval reaches it. A mean that just
+    reaches it on these queries misses it on others: ScaNN found .985 of what 200 queries wanted,
+    and .976 for the next 300.
 
-    Recall is the backend's own: neither the exact scan that completes short rows nor the fresh
-    buffer helps it. Where no setting reaches the target the best stays, with a warning.
+    A search that fetches more than k, to step over exclusions, takes more effort in proportion
+    (`Retriever.config_at`).
+
+    Recall is that of the backend alone: neither the exact scan that completes short rows nor the
+    fresh buffer helps it. Where no setting reaches the target the best stays, with a warning.
 
     Args:
         retriever: An approximate index; its `config` is replaced, and `tuned`, which is saved with
@@ -116,11 +105,9 @@ def tune(
         queries: `[num_queries, dim]` like those to come, not the items themselves.
         k: Answers that recall is measured at.
         recall_target: Share of the exact top k to find.
-        deepest: In units of k, a power of 2; 1 for the first depth alone.
 
     Returns:
-        The parameters chosen, `recall`, `target`, `k`, `num_items`, and as `deeper` the depths
-        beyond k, each with its parameters.
+        The parameters chosen, `recall`, `target`, `k` and `num_items`.
 
     Raises:
         ValueError: An index without such a parameter or `build`, or no queries.
@@ -131,8 +118,8 @@ def tune(
     if not retriever.efforts(k):
         raise ValueError(f"{type(retriever).__name__} has no parameter of search effort to tune.")
     retriever.tuned = {}  # so that `config` holds for every depth
-    efforts, recall, missed = _cheapest(retriever, queries, wanted, 0, recall_target)
-    retriever.config = config = dataclasses.replace(retriever.config, **efforts)
+    efforts, recall, missed = _cheapest(retriever, queries, wanted, recall_target)
+    retriever.config = dataclasses.replace(retriever.config, **efforts)
     if missed:
         warnings.warn(
             f"{type(retriever).__name__} finds {recall:.4f} of the exact top {k} at most on "
@@ -140,24 +127,16 @@ def tune(
             "larger configuration, or tune it on more queries.",
             stacklevel=2,
         )
-    # A scan takes the place of a deeper search.
-    most = min(k * deepest, len(retriever) / retriever.distances_per_candidate)
-    deeper, depth, some = [], 2 * k, queries[:DEEP_QUERIES]
-    while depth <= most:
-        wanted = rescored(retriever, some, retriever.search_built(some, depth, exact=True))
-        deeper.append([depth, _cheapest(retriever, some, wanted, depth - k, recall_target)[0]])
-        depth *= 2
-    retriever.config = config
     measured = {"recall": recall, "target": recall_target, "k": k, "num_items": len(retriever)}
-    retriever.tuned = efforts | measured | {"deeper": deeper}
+    retriever.tuned = efforts | measured
     return retriever.tuned
 
 
 def _cheapest(
-    retriever: Retriever, queries: np.ndarray, wanted: Candidates, skip: int, target: float
+    retriever: Retriever, queries: np.ndarray, wanted: Candidates, target: float
 ) -> tuple[dict, float, bool]:
-    """The cheapest efforts that reach the target on the places of `wanted` after the first `skip`,
-    the recall that they reach there, and whether that misses the target."""
+    """The cheapest efforts that find the target's share of `wanted`, the recall that they reach,
+    and whether that misses the target."""
     depth = wanted.keys.shape[1]
     ladders = retriever.efforts(depth)
     *others, last = ladders
@@ -169,7 +148,7 @@ def _cheapest(
             efforts[last] = value
             retriever.config = dataclasses.replace(retriever.config, **efforts)
             found = rescored(retriever, queries, retriever.search_built(queries, depth))
-            shares = shares_found(wanted, found, skip)
+            shares = shares_found(wanted, found)
             recalls.append(float(shares.mean()))
             missed = recalls[-1] - NORMAL_95 * shares.std() / np.sqrt(len(shares)) < target
             # A plateau, but not that of the first steps: efSearch is no less than what refinement
@@ -180,7 +159,7 @@ def _cheapest(
                 break
         cost = -recalls[-1] if missed else _seconds(retriever, queries[:50], depth)
         tried.append((missed, cost, efforts, recalls[-1]))
-    missed, _, efforts, recall = min(tried, key=lambda one: one[:2])
+    missed, _, efforts, recall = min(tried, key=lambda trial: trial[:2])
     return efforts, recall, missed
 
 

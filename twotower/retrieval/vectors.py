@@ -6,6 +6,7 @@ Positions and keys are different words: a position is a row of a matrix, a key s
 import functools
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from twotower.ragged import Ragged
 from twotower.retrieval.arguments import checked_keys, checked_rows
@@ -14,7 +15,7 @@ from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns
 METRICS = ("dot", "cosine", "euclidean")
 
 # An exact scan takes at most this many bytes of scores at a time.
-BLOCK_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 
 
 class KeyedVectors:
@@ -24,17 +25,26 @@ class KeyedVectors:
         keys: `[num_items]` int64, unique; -1 for vectors that no longer stand for an item.
         vectors: `[num_items, dim]` float32, of length 1 under cosine; may be memory-mapped.
         metric: One of `METRICS`.
+
+    >>> items = KeyedVectors(np.array([30, 20]), np.float32([[1, 0], [0, 1]]), "dot")
+    >>> items.positions(np.array([20, 99])).tolist()
+    [1, -1]
+    >>> items.scores(np.float32([[3, 4]])).tolist()
+    [[3.0, 4.0]]
     """
 
     def __init__(self, keys: np.ndarray, vectors: np.ndarray, metric: str) -> None:
         self.vectors, self.metric = vectors, metric
         # A last -1, so that the position -1 (nothing found) becomes the key -1 by indexing.
         self._keys = np.append(keys, NO_KEY)
-        self._identity = len(keys) == 0 or (keys[0] == 0 and bool((np.diff(keys) == 1).all()))
-        self._order = None if self._identity else np.argsort(keys)
+        is_range = len(keys) == 0 or (keys[0] == 0 and bool((np.diff(keys) == 1).all()))
+        # How keys ascend; None where they are the positions.
+        self._order = None if is_range else np.argsort(keys)
 
     @classmethod
-    def checked(cls, keys, vectors, metric: str, dim: int | None = None) -> "KeyedVectors":
+    def checked(
+        cls, keys: ArrayLike, vectors: ArrayLike, metric: str, dim: int | None = None
+    ) -> "KeyedVectors":
         """From what a caller gave; float32 and contiguous vectors are kept without a copy.
 
         Raises:
@@ -79,16 +89,16 @@ class KeyedVectors:
 
     def keys_of(self, positions: np.ndarray) -> np.ndarray:
         """Keys at positions, of any shape; -1 for -1."""
-        return positions if self._identity else self._keys[positions]
+        return positions if self._order is None else self._keys[positions]
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
         """Positions of keys, of any shape; -1 for an unknown key."""
         num = len(self)
-        if self._identity:
+        if self._order is None:
             return np.where((keys >= 0) & (keys < num), keys, -1)
-        place = np.searchsorted(self.keys, keys, sorter=self._order)
-        place = self._order[np.minimum(place, num - 1)]
-        return np.where((self._keys[place] == keys) & (keys >= 0), place, -1)
+        rank = np.searchsorted(self.keys, keys, sorter=self._order)
+        position = self._order[np.minimum(rank, num - 1)]
+        return np.where((self._keys[position] == keys) & (keys >= 0), position, -1)
 
     def pairs(self, keys: Ragged) -> np.ndarray:
         """Ragged keys as numbers `row * num_items + position`, row after row; unknown ones drop.
@@ -103,7 +113,9 @@ class KeyedVectors:
     def _squares(self) -> np.ndarray:
         return np.einsum("nd,nd->n", self.vectors, self.vectors)
 
-    def scores(self, queries: np.ndarray, positions=slice(None)) -> np.ndarray:
+    def scores(
+        self, queries: np.ndarray, positions: slice | np.ndarray = slice(None)
+    ) -> np.ndarray:
         """Scores of the vectors at `positions`, `[num_queries, num_positions]`, larger is better.
 
         Euclidean is -(|q|^2 - 2 q.v + |v|^2), exact up to float32 rounding of |q|^2 + |v|^2.
@@ -120,46 +132,47 @@ class KeyedVectors:
         self,
         queries: np.ndarray,
         k: int,
-        is_open: np.ndarray | None = None,
-        banned: np.ndarray | None = None,
+        is_allowed: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search, in blocks of queries.
+        """Exact search, a batch of queries at a time.
 
         Args:
             queries: `[num_queries, dim]` float32.
             k: 1 or more.
-            is_open: `[num_items]` bool, positions that may be found; all where None.
-            banned: Pairs, as `pairs` gives them, that may not.
+            is_allowed: `[num_items]` bool, positions that may be found; all where None.
+            excluded: Pairs, as `pairs` gives them, that may not.
 
         Returns:
             Positions `[num_queries, n]` int64 and scores, best first, equal scores by key; n is at
             most k, and -1 and -inf stand where no more is left.
         """
-        if is_open is None or np.count_nonzero(is_open) >= len(self) // 2:
+        if is_allowed is None or np.count_nonzero(is_allowed) >= len(self) // 2:
             chosen = slice(None)
         else:
             # Few: worth picking them out. Otherwise a scan of all costs less than the copy.
-            chosen, is_open = np.flatnonzero(is_open), None
+            chosen, is_allowed = np.flatnonzero(is_allowed), None
         keys = self.keys[chosen]
-        block = max(1, BLOCK_BYTES // (4 * max(1, len(keys))))
-        if len(queries) <= block:
-            return self._best(queries, k, keys, chosen, is_open, banned)
+        batch_size = max(1, MAX_BYTES // (4 * max(1, len(keys))))
+        if len(queries) <= batch_size:
+            return self._best(queries, k, keys, chosen, is_allowed, excluded)
         parts = []
-        for start in range(0, len(queries), block):
-            part, inside = queries[start : start + block], None
-            if banned is not None:
+        for start in range(0, len(queries), batch_size):
+            part, inside = queries[start : start + batch_size], None
+            if excluded is not None:
                 first, last = np.array((start, start + len(part))) * len(self)
-                inside = banned[slice(*np.searchsorted(banned, (first, last)))] - first
-            parts.append(self._best(part, k, keys, chosen, is_open, inside))
-        return tuple(np.concatenate(part) for part in zip(*parts))
+                inside = excluded[slice(*np.searchsorted(excluded, (first, last)))] - first
+            parts.append(self._best(part, k, keys, chosen, is_allowed, inside))
+        found, scores = (np.concatenate(part) for part in zip(*parts))
+        return found, scores
 
-    def _best(self, queries, k: int, keys, chosen, is_open, banned):
-        """One block of `best`, among the positions `chosen`, which have these `keys`."""
+    def _best(self, queries, k: int, keys, chosen, is_allowed, excluded):
+        """One batch of `best`, among the positions `chosen`, which have these `keys`."""
         scores = self.scores(queries, chosen)
-        if is_open is not None:
-            scores[:, ~is_open] = NO_SCORE
-        if banned is not None and len(banned):
-            row, column = np.divmod(banned, len(self))
+        if is_allowed is not None:
+            scores[:, ~is_allowed] = NO_SCORE
+        if excluded is not None and len(excluded):
+            row, column = np.divmod(excluded, len(self))
             if not isinstance(chosen, slice):
                 row, column = _inside(row, column, chosen)
             scores[row, column] = NO_SCORE
@@ -170,9 +183,9 @@ class KeyedVectors:
 
 
 def _inside(row: np.ndarray, position: np.ndarray, chosen: np.ndarray):
-    """Those pairs whose position is among `chosen` (ascending), with its place there."""
+    """Those pairs whose position is among `chosen` (ascending), with its index there."""
     if not len(chosen):
         return row[:0], position[:0]
-    place = np.minimum(np.searchsorted(chosen, position), len(chosen) - 1)
-    inside = chosen[place] == position
-    return row[inside], place[inside]
+    index = np.minimum(np.searchsorted(chosen, position), len(chosen) - 1)
+    inside = chosen[index] == position
+    return row[inside], index[inside]

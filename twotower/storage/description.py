@@ -1,4 +1,4 @@
-"""Description of a folder: a JSON file with the sha256 of every other file, and with its own.
+"""Description of a folder: a JSON file with the sha256 of every other file, and of itself.
 
 Bundles, saved indexes and snapshots are such folders. Their readers notice a file that is missing,
 truncated, or of another training. The hashes guard against accidents, such as half a copy or a
@@ -43,43 +43,38 @@ def _text(entries: Mapping) -> str:
     return json.dumps({**entries, "sha256": digest}, indent=1) + "\n"
 
 
-def read(
-    path: pathlib.Path, what: str, entries: Mapping[str, type], newest: int, hashed_since: int = 1
-) -> dict:
+def read(path: pathlib.Path, what: str, entries: Mapping[str, type], version: int) -> dict:
     """The entries of a description, `sha256` among them; no other file is read.
 
     Args:
         path: What `write` wrote.
         what: The folder's kind, for messages: "an index".
         entries: Type of each entry that must be there, besides `format_version`.
-        newest: The last `format_version` that the caller reads.
-        hashed_since: The first one whose descriptions carry their own sha256.
+        version: The `format_version` that the caller reads.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A description of something else, changed, or of a newer format.
+        ValueError: A description of something else, changed, or of another format.
     """
     try:
         text = path.read_bytes().decode()
         described = json.loads(text)
         if type(described) is not dict or type(described.get("format_version")) is not int:
             raise ValueError("it has no format_version")
-        version = described["format_version"]
-        digest = described.pop("sha256", None)
-        if version <= newest:
-            if digest is None and 1 <= version < hashed_since:
-                digest = hashlib.sha256(text.encode()).hexdigest()
-            elif text != _text(described):
+        digest, found = described.pop("sha256", None), described["format_version"]
+        if found == version:
+            if text != _text(described):
                 raise ValueError("it is truncated or changed (its sha256 differs)")
-            _require(described, {"format_version": int, **entries})
+            _require(described, entries)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not describe {what}: {error}.") from error
-    if version > newest:
+    if found != version:
+        age, remedy = ("newer", "Update twotower, or") if found > version else ("older", "Please")
         raise ValueError(
-            f"{path}: format {version} is newer than this code reads ({newest}). Update twotower, "
-            "or write the folder again with this version."
+            f"{path}: format {found} is {age} than this code reads ({version}). {remedy} write the "
+            "folder again with this version."
         )
     return described | {"sha256": digest}
 
@@ -90,8 +85,6 @@ def _require(described: dict, entries: Mapping[str, type]) -> None:
     for name, kind in entries.items():
         if type(described.get(name)) is not kind:
             raise ValueError(f"{name} must be {kind.__name__}; got {described.get(name)!r}")
-    if described["format_version"] < 1:
-        raise ValueError(f"formats start at 1; got {described['format_version']}")
     for name, digest in described.get("files", {}).items():
         path = pathlib.PurePosixPath(name)
         is_inside = path.parts and not path.is_absolute() and ".." not in path.parts
@@ -105,7 +98,7 @@ def checked(
 ) -> Iterator[None]:
     """A context in which listed files can be read, and must not change meanwhile.
 
-    With `verify` they are hashed before the block, so what the block reads is what was hashed.
+    With `verify` they are hashed first, so what is read is what was hashed.
 
     Args:
         directory: The folder.

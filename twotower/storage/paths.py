@@ -22,7 +22,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ValueError(
             f"{text!r} is an address, and only paths of this machine are read and written. Mount "
-            "the place and give its path, or copy what is there."
+            "it and give its path, or copy what is there."
         )
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):

@@ -26,11 +26,11 @@ OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
 
 @contextlib.contextmanager
 def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathlib.Path]:
-    """A new folder that takes the place of `directory` if the block ends without an error.
+    """A new folder that replaces `directory` if the `with` statement ends without an error.
 
     `directory` may be missing, empty, or a folder of the same kind that holds no other file: an
-    index takes the place of an index, and never that of the bundle around it. This is checked
-    before the block and again after it. A link is followed.
+    index replaces an index, and never the bundle around it. This is checked before the statement
+    and again after it. A link is followed.
 
     On Linux the two folders are exchanged in one step, so even `kill -9` leaves either the old or
     the new one in place. Elsewhere the next call undoes half an exchange. Several writers of one
@@ -43,7 +43,7 @@ def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathl
 
     Raises:
         ValueError: A folder that may not or cannot be replaced, or an address. If that shows only
-            after the block, the message names the finished folder, which stays.
+            afterwards, the message names the finished folder, which stays.
     """
     directory = pathlib.Path(os.path.realpath(paths.local(directory)))
     _require_replaceable(directory, description)
@@ -151,7 +151,7 @@ def _prefix(directory: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `directory`, locked against `_clean` and removed after the block."""
+    """A folder beside `directory`, locked against `_clean` and removed in the end."""
     with contextlib.ExitStack() as stack:
         while True:
             made = tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent)
@@ -200,10 +200,10 @@ def _put(new: pathlib.Path, directory: pathlib.Path) -> None:
             os.rename(directory, old)
 
 
-def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
     """Swaps two folders in one step; False where the system cannot. Python has no call for it."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
-    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    return renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0

@@ -8,7 +8,11 @@ from twotower.retrieval.base import Retriever
 class BruteForceIndex(Retriever):
     """Scores every item; no approximation, nothing to tune, no time to build.
 
-    numpy's own BLAS decides on threads (OPENBLAS_NUM_THREADS); the flat index has an argument.
+    numpy's BLAS decides on threads (OPENBLAS_NUM_THREADS); the flat index has an argument.
+
+    >>> index = BruteForceIndex().build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[8, 9]]
     """
 
     backend = "exact"

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class FaissIndex(Retriever):
     exactly, from the float32 vectors that the base class keeps, `config.refine` times k of it.
     """
 
-    _index = None
+    _index: Any = None
     # Config and size of the last search, and the SearchParameters that they gave.
     _made: tuple = (None, 0, None)
 
@@ -47,7 +48,7 @@ class FaissIndex(Retriever):
         """Whether the index holds codes and not the vectors themselves."""
         return False
 
-    def _parameters(self, config, k: int):
+    def _parameters(self, config: Any, k: int) -> Any:
         """SearchParameters of this config for `k` answers."""
         raise NotImplementedError
 
@@ -121,6 +122,9 @@ class FlatConfig:
     Attributes:
         threads: Threads of a search, whichever thread calls it; 0 for all, at most the number of
             cores.
+
+    >>> FlatIndex("cosine", FlatConfig(threads=1)).config.threads
+    1
     """
 
     threads: int = 0
@@ -130,7 +134,12 @@ class FlatConfig:
 
 
 class FlatIndex(FaissIndex):
-    """FAISS' exact scan, straight over the vectors that the base class keeps: no second copy."""
+    """FAISS' exact scan, straight over the vectors that the base class keeps: no second copy.
+
+    >>> index = FlatIndex().build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[8, 9]]
+    """
 
     backend = "flat"
     Config = FlatConfig

@@ -10,11 +10,10 @@ from twotower.retrieval.backends.faiss_index import FaissIndex, faiss, use_threa
 from twotower.retrieval.backends.nodes import Nodes
 
 STORAGES = ("float", "fp16", "sq8")
-# Files with the position of each node's first vector, and the node of each position. Neither is
-# written where nodes are positions: all vectors are distinct and keep their order.
-ORDER, NODES = "hnsw_order.npy", "hnsw_nodes.npy"
-# Under this many vectors a graph fits into the processor's caches in any order.
-LEAST_ORDERED = 20_000
+# The node of each position; not written where nodes are positions, since all vectors are distinct.
+NODES = "hnsw_nodes.npy"
+# What indexes of earlier versions have instead: the position of each node's first vector.
+ORDER = "hnsw_order.npy"
 # For `link_power`: the powers of lengths that it tries, the share of vectors that may be without a
 # link to them, and the size of the sample.
 POWERS, MAX_UNLINKED, SAMPLE = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 0), 0.04, 2000
@@ -34,6 +33,10 @@ class HnswConfig:
             a uniform 8-bit code between each dimension's extremes).
         refine: With fp16 and sq8, times k that are scored again from the float32 vectors.
         threads: Threads of a search, 0 for all. It holds in every calling thread.
+
+    >>> HnswConfig(storage="int4")
+    Traceback (most recent call last):
+    ValueError: storage must be one of ('float', 'fp16', 'sq8'); got 'int4'.
     """
 
     neighbours: int = 32
@@ -52,13 +55,9 @@ class HnswConfig:
 class HnswIndex(FaissIndex):
     """FAISS HNSW, by inner product or L2 as they are.
 
-    Nodes stand in memory by cluster: a walk goes from neighbour to neighbour, and those then share
-    pages and caches. At a million vectors that nearly halves a search and takes a third off the
-    build; the answers are the same kind. (FAISS links them in an order of its own, at random.)
-
     Equal vectors share a node, and an answer holds them all; see `Nodes`. The saved `hnsw.faiss` is
-    a plain FAISS index whose answers are numbers of nodes. `hnsw_order.npy`, where there is one,
-    maps them to positions in `keys.npy`.
+    a plain FAISS index whose answers are numbers of nodes. `hnsw_nodes.npy`, where there is one,
+    holds the node of each position in `keys.npy`.
 
     For inner product the graph is linked with partly evened lengths, and searched by inner product.
     If it were linked by inner product itself, links would lead to the longest vectors, and no
@@ -69,6 +68,11 @@ class HnswIndex(FaissIndex):
 
     A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
     searches step over them.
+
+    >>> index = HnswIndex("dot", HnswConfig(neighbours=8))
+    >>> index = index.build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[8, 9]]
     """
 
     backend = "hnsw"
@@ -91,9 +95,6 @@ class HnswIndex(FaissIndex):
             self._index.train(vectors)
         self._index.hnsw.efConstruction = self.config.ef_construction
         self._nodes = Nodes.of(vectors)
-        if len(self._nodes) >= LEAST_ORDERED:
-            distinct = vectors[self._nodes.first[:-1]]
-            self._nodes = self._nodes.ordered(by_cluster(distinct, self._kind))
         self._link(0)
 
     def _append(self, vectors: np.ndarray) -> None:
@@ -143,8 +144,6 @@ class HnswIndex(FaissIndex):
     def _save(self, directory: pathlib.Path) -> None:
         super()._save(directory)
         if not self._nodes.is_identity:
-            np.save(directory / ORDER, self._nodes.first)
-        if self._nodes.has_copies:
             np.save(directory / NODES, self._nodes.of_position)
 
     def _load(self, directory: pathlib.Path) -> None:
@@ -218,18 +217,3 @@ def link_power(vectors: np.ndarray, config: HnswConfig) -> float:
         if np.count_nonzero(~is_linked[:-1]) <= MAX_UNLINKED * num:
             return power
     return POWERS[-1]
-
-
-def by_cluster(vectors: np.ndarray, kind: int) -> np.ndarray:
-    """Positions of `[num_items, dim]` vectors, those of one k-means cluster after another."""
-    num, dim = vectors.shape
-    means = faiss.Kmeans(
-        dim,
-        int(np.sqrt(num)),
-        niter=4,
-        max_points_per_centroid=40,
-        min_points_per_centroid=1,
-        spherical=kind == faiss.METRIC_INNER_PRODUCT,
-    )
-    means.train(vectors)
-    return np.argsort(means.index.search(vectors, 1)[1][:, 0], kind="stable")

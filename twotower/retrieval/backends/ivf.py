@@ -24,6 +24,10 @@ class IvfConfig:
         training_iterations: Rounds of k-means.
         threads: Threads of a search, whichever thread calls it; 0 for all, at most the number of
             cores.
+
+    >>> IvfConfig(num_probes=0)
+    Traceback (most recent call last):
+    ValueError: num_probes must be 1 or more; got 0.
     """
 
     num_lists: int = 0
@@ -42,6 +46,11 @@ class IvfIndex(FaissIndex):
 
     Vectors can be added and removed. The centres stay those of the first build, so what a backend
     learns of a catalogue that drifts is what it was: see experiments/benchmarks/index_updates.py.
+
+    >>> index = IvfIndex("dot", IvfConfig(num_lists=2, num_probes=2))
+    >>> index = index.build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[8, 9]]
     """
 
     backend = "ivf"
@@ -69,7 +78,7 @@ class IvfIndex(FaissIndex):
 
     def _append(self, vectors: np.ndarray) -> None:
         use_threads(0)
-        # `absorb` has put them behind the others. FAISS would number them by its own count, which
+        # `absorb` has put them behind the others. FAISS would number them by its count, which
         # is less once something was forgotten.
         first = len(self._vectors) - len(vectors)
         self._index.add_with_ids(vectors, np.arange(first, first + len(vectors)))

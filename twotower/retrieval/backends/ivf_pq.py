@@ -27,6 +27,9 @@ class IvfPqConfig(IvfConfig):
         code_bytes: Bytes of a code (m); must divide the dimension. 0 for the largest divisor up to
             16.
         refine: Times k that are scored again exactly; 1 ranks what the codes alone would answer.
+
+    >>> IvfPqConfig(code_bytes=16, refine=4).num_probes
+    32
     """
 
     code_bytes: int = 0
@@ -38,13 +41,19 @@ class IvfPqConfig(IvfConfig):
 
 
 class IvfPqIndex(IvfIndex):
-    """FAISS IVF-PQ with exact refinement."""
+    """FAISS IVF-PQ with exact refinement.
+
+    >>> vectors = np.random.default_rng(0).normal(size=(1000, 32)).astype(np.float32)
+    >>> index = IvfPqIndex().build(np.arange(1000), vectors)
+    >>> index.backend_bytes < vectors.nbytes, index.search(vectors[:1], k=5).counts.tolist()
+    (True, [5])
+    """
 
     backend = "ivf_pq"
     Config = IvfPqConfig
 
     @property
-    def can_append(self) -> bool:
+    def can_append(self) -> bool:  # type: ignore[override]
         """False while there are too few items for codes: `absorb` then builds anew from the live
         items, as codes once they are enough."""
         return self._index is not None
@@ -76,7 +85,7 @@ class IvfPqIndex(IvfIndex):
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self._index is None:
-            found, scores = self._store.built.best(queries, k, self._store.is_open(None))
+            found, scores = self._store.built.best(queries, k, self._store.is_allowed(None))
             return widened(found, k, -1), widened(scores, k, NO_SCORE)
         return super()._search(queries, k)
 
@@ -97,4 +106,4 @@ class IvfPqIndex(IvfIndex):
     def backend_bytes(self) -> int:
         if self._index is None:
             return 0
-        return super().backend_bytes + 256 * 4 * self.dim  # 256 parts of each of the m places
+        return super().backend_bytes + 256 * 4 * self.dim  # 256 centres of each of the m parts

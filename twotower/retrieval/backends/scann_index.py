@@ -6,8 +6,8 @@ SavedModel. `import scann` loads TensorFlow; it happens in this file alone, at f
 
 import dataclasses
 import importlib.util
-import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class ScannConfig:
             and not in the TFRS layer.
         threads: Threads that share a batch of queries; 0 for all, at most the number of cores. A
             single query takes one thread.
+
+    >>> config = ScannConfig.for_size(10_000)
+    >>> config.num_leaves, config.num_leaves_to_search
+    (100, 40)
     """
 
     num_leaves: int = 60
@@ -56,7 +60,7 @@ class ScannConfig:
 
     @classmethod
     def for_size(cls, num_items: int) -> "ScannConfig":
-        """Parameters to start from; `tuning.tune` finds the cheapest for your own vectors.
+        """Parameters to start from; `tuning.tune` finds the cheapest for your vectors.
 
         On 128-d vectors of length 1 around 100 centres they find .996 of the true top 100 at
         3,706 items and 1.0 at 20,000. In a small catalogue the top 100 is spread over most leaves.
@@ -79,7 +83,9 @@ def _require() -> None:
         )
 
 
-def make_tfrs_layer(config: ScannConfig, identifiers, vectors, k: int | None = None):
+def make_tfrs_layer(
+    config: ScannConfig, identifiers: Any, vectors: Any, k: int | None = None
+) -> Any:
     """The TFRS ScaNN layer over `vectors`, for a SavedModel.
 
     Args:
@@ -118,8 +124,8 @@ def make_tfrs_layer(config: ScannConfig, identifiers, vectors, k: int | None = N
 class ScannIndex(Retriever):
     """ScaNN's pybind searcher, which takes further vectors and gives some up.
 
-    ScaNN numbers vectors without a gap: it puts the last one in the place of one that it deletes.
-    `_position` says which of ours each of its numbers is. (Its own document ids do the same by a
+    ScaNN numbers vectors without a gap: the last one takes the number of one that it deletes.
+    `_position` says which of ours each of its numbers is. (Its document ids do the same by a
     list of Python objects, which one unknown id in a call of `delete` leaves wrong for good.)
 
     Args:
@@ -128,6 +134,10 @@ class ScannIndex(Retriever):
 
     Raises:
         ValueError: SOAR under euclidean.
+
+        index = ScannIndex("dot", ScannConfig.for_size(len(keys))).build(keys, vectors)
+        tuning.tune(index, queries, k=100)
+        index.search(queries, 100)
     """
 
     backend = "scann"
@@ -165,18 +175,17 @@ class ScannIndex(Retriever):
                 .reorder(config.num_reordering_candidates)
             )
         self._searcher = builder.build().searcher
-        self._position = None  # the numbers are the positions
+        # A last -1, so that the number -1 (nothing found) becomes the position -1 by indexing.
+        self._position = np.append(np.arange(len(vectors)), -1)
 
     def _append(self, vectors: np.ndarray) -> None:
         first = len(self._vectors) - len(vectors)
         new = np.arange(first, first + len(vectors))
-        known = np.arange(first) if self._position is None else self._position
         self._searcher.upsert([None] * len(vectors), vectors, len(vectors))
-        self._position = np.concatenate([known, new])
+        self._position = np.concatenate([self._position[:-1], new, [-1]])
 
     def _discard(self, positions: np.ndarray) -> None:
-        known = self._position
-        known = np.arange(self._searcher.size()) if known is None else known.copy()
+        known = self._position[:-1].copy()
         number = {int(position): number for number, position in enumerate(known)}
         numbers, last = [], len(known) - 1
         for position in positions:
@@ -186,7 +195,7 @@ class ScannIndex(Retriever):
                 number[int(known[last])] = numbers[-1]
             last -= 1
         self._searcher.delete(numbers)
-        self._position = known[: last + 1]
+        self._position = np.append(known[: last + 1], -1)
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config_at(k)
@@ -201,20 +210,13 @@ class ScannIndex(Retriever):
             self._searcher.set_num_threads(threads)
             share = -(-len(queries) // threads)
             found, scores = self._searcher.search_batched(queries, k, reorder, leaves, True, share)
-        positions = found.astype(np.int64)
         if self.metric == "euclidean":
             scores = -scores
-        # Behind the end of a short row ScaNN has NaN, and a maximum with NaN is NaN.
-        if positions.shape[1] == k:
-            last = scores.item(-1) if len(queries) == 1 else scores[:, -1].max(initial=0)
-            if not math.isnan(last):
-                return positions if self._position is None else self._position[positions], scores
-        scores, positions = widened(scores, k, np.nan), widened(positions, k, 0)
-        lost = np.isnan(scores)
-        positions = np.where(lost, 0, positions)
-        if self._position is not None and len(self._position):
-            positions = self._position[positions]
-        return np.where(lost, -1, positions), np.where(lost, NO_SCORE, scores)
+        # Behind the end of a short row ScaNN has any number, and the score NaN.
+        scores, found = widened(scores, k, np.nan), widened(found.astype(np.int64), k, -1)
+        is_missing = np.isnan(scores)
+        positions = self._position[np.where(is_missing, -1, found)]
+        return positions, np.where(is_missing, NO_SCORE, scores)
 
     def efforts(self, k: int) -> dict[str, list[int]]:
         leaves = self.config.num_leaves
@@ -231,8 +233,7 @@ class ScannIndex(Retriever):
         folder.mkdir()
         # Paths relative to the folder, so that it can be renamed.
         self._searcher.serialize(str(folder), True)
-        if self._position is not None:
-            np.save(directory / POSITIONS, self._position)
+        np.save(directory / POSITIONS, self._position[:-1])
 
     def _load(self, directory: pathlib.Path) -> None:
         from scann import scann_ops_pybind
@@ -244,10 +245,10 @@ class ScannIndex(Retriever):
         # What `load_searcher` does, but for that file.
         assets = (folder / "scann_assets.pbtxt").read_text()
         self._searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets)
-        path = directory / POSITIONS
-        self._position = np.load(path, allow_pickle=False) if path.exists() else None
-        num = int((self._store.built.keys >= 0).sum())
-        known = num if self._position is None else len(self._position)
+        path, num = directory / POSITIONS, int((self._store.built.keys >= 0).sum())
+        # Not in indexes of earlier versions whose numbers are the positions.
+        positions = np.load(path, allow_pickle=False) if path.exists() else np.arange(num)
+        self._position, known = np.append(positions, -1), len(positions)
         if not self._searcher.size() == known == num:
             raise ValueError(
                 f"{folder} holds {self._searcher.size()} vectors, {known} with a position; "
@@ -256,7 +257,7 @@ class ScannIndex(Retriever):
 
     @property
     def backend_bytes(self) -> int:
-        # The vectors, 4 bits a block (twice with SOAR), and the partitions' centres.
+        # The vectors, 4 bits a part (twice with SOAR), and the partitions' centres.
         codes = self.dim / self.config.dimensions_per_block / 2 * (2 if self.config.soar else 1)
         centres = self.config.num_leaves * 4 * self.dim
         return int(len(self._vectors) * (4 * self.dim + codes)) + centres

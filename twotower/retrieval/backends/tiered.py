@@ -1,18 +1,19 @@
-"""Two tiers searched as one: IVF-PQ of the main catalogue, and in front of it HNSW of fresh items.
+"""Two tiers searched as one: IVF-PQ of the main catalogue, and HNSW of fresh items in front of it.
 
-The usual production layout. Codes are small and their lists are learned once, so the main tier is
-built rarely, say each night; what comes in between goes to a graph, which needs no training and
-finds new items as well as old ones.
+This is the usual production layout. Codes are small and their lists are learned once, so the main
+tier is built rarely, say each night. Items that come in between go to a graph, which needs no
+training and finds new items as well as old ones.
 """
 
 import dataclasses
 import pathlib
+from typing import Self
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, whole_number
 from twotower.ragged import Ragged
-from twotower.retrieval.arguments import checked_count, checked_keys
+from twotower.retrieval.arguments import checked_keys
 from twotower.retrieval.backends.faiss_index import faiss
 from twotower.retrieval.backends.hnsw import HnswConfig, HnswIndex
 from twotower.retrieval.backends.ivf_pq import IvfPqConfig, IvfPqIndex
@@ -27,23 +28,19 @@ MAX_FRESH = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class TieredConfig(IvfPqConfig):
-    """Parameters of the main tier (see IvfPqConfig) and of the fresh one (see HnswConfig).
+    """Parameters of the main tier (see IvfPqConfig) and of the fresh one.
 
     Attributes:
-        fresh_neighbours: Links of a vector in the graph of fresh items (M).
-        fresh_ef_construction: Candidates kept while one is linked in.
-        fresh_ef_search: Candidates kept while a query walks.
         fresh_buffer: Fresh items scanned exactly until the graph takes them in.
+
+    >>> TieredConfig(num_lists=100, fresh_buffer=500).code_bytes
+    0
     """
 
-    fresh_neighbours: int = 32
-    fresh_ef_construction: int = 100
-    fresh_ef_search: int = 200
     fresh_buffer: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, fresh_neighbours=2, fresh_ef_construction=1, fresh_ef_search=1)
         at_least(self, fresh_buffer=1)
 
 
@@ -53,12 +50,17 @@ class TieredIndex(IvfPqIndex):
     An item is in one tier: added anew it leaves the main one. Both tiers stand behind one
     reference, and a change puts new ones there, so that a search sees each item once. `absorb`
     moves the fresh tier into the main one, whose centres and codes stay as they were learned.
+
+    >>> index = TieredIndex().build(np.array([7, 8]), np.eye(3, dtype=np.float32)[:2])
+    >>> index.add(np.array([9]), np.float32([[0, 0, 2]]))  # found by the next search
+    >>> index.search(np.float32([[1, 3, 2]]), k=2).keys.tolist()
+    [[9, 8]]
     """
 
     backend = "tiered"
     Config = TieredConfig
     # Items of the main tier, and the fresh one if there is any.
-    _tiers: tuple[Store | None, HnswIndex | None] = None, None
+    _tiers: tuple[Store, HnswIndex | None]
 
     @property
     def _store(self) -> Store:
@@ -66,28 +68,15 @@ class TieredIndex(IvfPqIndex):
 
     @_store.setter
     def _store(self, store: Store) -> None:
-        self._tiers = store, self._tiers[1]
+        self._tiers = store, None
 
     @property
     def _fresh(self) -> HnswIndex | None:
         return self._tiers[1]
 
     def _empty(self) -> HnswIndex:
-        config = self.config
-        return HnswIndex(
-            self.metric,
-            HnswConfig(
-                neighbours=config.fresh_neighbours,
-                ef_construction=config.fresh_ef_construction,
-                ef_search=config.fresh_ef_search,
-                threads=config.threads,
-            ),
-        )
-
-    def build(self, keys: np.ndarray, vectors: np.ndarray) -> "TieredIndex":
-        super().build(keys, vectors)
-        self._tiers = self._store, None
-        return self
+        config = HnswConfig(ef_construction=100, threads=self.config.threads)
+        return HnswIndex(self.metric, config)
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         self._require_built()
@@ -123,7 +112,7 @@ class TieredIndex(IvfPqIndex):
             fresh._store = fresh._store.remove(keys)
         self._tiers = store.remove(keys), fresh
 
-    def absorb(self) -> "TieredIndex":
+    def absorb(self) -> Self:
         self._require_built()
         store, fresh = self._tiers
         if fresh is not None:
@@ -141,7 +130,7 @@ class TieredIndex(IvfPqIndex):
         main = self._search_store(store, queries, k, exclude, allow)
         if fresh is None:
             return main
-        k = min(checked_count(k), max(len(store) + len(fresh), 1))
+        k = min(whole_number(k, "k", 1), max(len(store) + len(fresh), 1))
         found = fresh.search(queries, k, exclude, allow)
         keys = np.concatenate([main.keys, found.keys], axis=1)
         return Candidates.rank(keys, np.concatenate([main.scores, found.scores], axis=1), k)
@@ -160,7 +149,8 @@ class TieredIndex(IvfPqIndex):
     def live(self) -> tuple[np.ndarray, np.ndarray]:
         store, fresh = self._tiers  # read once: a change may come in between
         parts = [store.live()] + ([] if fresh is None else [fresh.live()])
-        return tuple(np.concatenate(part) for part in zip(*parts))
+        keys, vectors = (np.concatenate(part) for part in zip(*parts))
+        return keys, vectors
 
     @property
     def needs_rebuild(self) -> str:
@@ -179,7 +169,7 @@ class TieredIndex(IvfPqIndex):
             (directory / FRESH).mkdir()
             self._fresh.save(directory / FRESH)
 
-    def load(self, directory: pathlib.Path, mmap: bool = False) -> "TieredIndex":
+    def load(self, directory: pathlib.Path, mmap: bool = False) -> Self:
         super().load(directory, mmap)
         found = (directory / FRESH).is_dir()
         self._tiers = self._store, self._empty().load(directory / FRESH) if found else None
