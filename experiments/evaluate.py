@@ -20,7 +20,7 @@ from absl import app, flags
 import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import provenance
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.data.examples import QueryInputs
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import SEGMENT_METRICS, evaluate, evaluate_hidden, from_scores
@@ -118,7 +118,7 @@ def main(argv):
             raise app.UsageError(f"--output={output} is a folder; give a file.")
     bundle = Bundle(FLAGS.bundle)
     manifest = bundle.manifest
-    dataset = load(manifest["dataset"], FLAGS.data_dir)
+    dataset = load_dataset(manifest["dataset"], FLAGS.data_dir)
     check(manifest, dataset)
     protocol = FLAGS.split or manifest["protocol"]
     split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])

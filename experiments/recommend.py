@@ -16,7 +16,7 @@ from absl import app, flags
 
 import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
-from twotower.data import load
+from twotower.data import load_dataset
 from twotower.retrieval.candidates import Candidates
 
 FLAGS = flags.FLAGS
@@ -101,7 +101,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     bundle = Bundle(FLAGS.bundle)
-    dataset = load(bundle.manifest["dataset"], FLAGS.data_dir) if FLAGS.data_dir else None
+    dataset = load_dataset(bundle.manifest["dataset"], FLAGS.data_dir) if FLAGS.data_dir else None
     inputs, history = request(bundle, dataset)
     found, seconds = answer(bundle, inputs, history)
     count = found.counts[0]

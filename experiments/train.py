@@ -28,7 +28,7 @@ import recipe_flags  # isort: skip  (beside this script)
 from twotower.bundle import bundle as bundles
 from twotower.bundle.export import add_index, export, warm_start
 from twotower.bundle.provenance import provenance
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.evaluation.evaluate import evaluate
 from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig, make
@@ -98,7 +98,7 @@ def main(argv):
     for name in FLAGS.indexes:
         make(IndexConfig(name))  # what cannot be made is refused now, not behind the training
     started = time.perf_counter()
-    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = make_split(dataset, "validation")
     training, result = train_part(dataset, split, recipe, workdir / "selection")
     segments = evaluate(training.recommender(), training.split, dataset).segments

@@ -11,7 +11,7 @@ import tiny
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
-from twotower.data import load
+from twotower.data import load_dataset
 from twotower.storage import paths
 from twotower.training.fitting import fit
 from twotower.training.trainer import Training
@@ -65,7 +65,7 @@ def test_nothing_is_done_in_such_a_folder(name, training, tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=re.escape(repr(name))):
             call()
     if ":" in name or "~" in name:
-        for call in (lambda: Bundle(name), lambda: load("movielens/1m", name)):
+        for call in (lambda: Bundle(name), lambda: load_dataset("movielens/1m", name)):
             with pytest.raises(ValueError, match=re.escape(repr(name))):
                 call()
     assert not steps and not list(tmp_path.iterdir())
