@@ -118,6 +118,9 @@ def test_a_recipe_takes_choices_by_name():
     assert (recipe.fit.seed, recipe.fit.patience, recipe.examples.seed) == (3, 2, 3)
     assert recipe.query.hidden == recipe.item.hidden == (64,)
     assert recipe.query.features == ("history",)
+    pools = tt.NegativesConfig(negatives=("catalogue",))
+    assert tt.Recipe(negatives=pools, correction="none").negatives == pools
+    assert tt.Recipe(negatives="catalogue", correction="none").negatives == pools
     assert recipe == tt.Recipe.from_json(recipe.to_json()) != tt.Recipe()
     for wrong, near in (
         ("epoch", "'epochs'"), ("features", "'query_features', 'item_features'"),

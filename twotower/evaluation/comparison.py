@@ -20,8 +20,8 @@ class Comparison:
     >>> share = {"mean": 0.25, "low": 0.2, "high": 0.3}
     >>> print(Comparison("loo, test", {"popularity": {"ndcg@10": share}}))
     loo, test
-                              popularity
-    ndcg@10             0.2500 ±  0.0500
+                                 popularity
+    ndcg@10                0.2500 ±  0.0500
     """
 
     title: str
@@ -30,26 +30,26 @@ class Comparison:
     def __str__(self) -> str:
         return self.table(SHOWN)
 
-    def table(self, metrics: Sequence[str] | None = None) -> str:
+    def table(self, metrics: Sequence[str] | None = None, sign: str = "") -> str:
         """One line a metric, one column a recommender: the mean and half its 95% interval.
 
         Args:
             metrics: Names, of which those that were not computed are left out; all by default.
+            sign: `+` for differences, which show their sign.
         """
         first = next(iter(self.rows.values()))
         widths = {name: max(17, len(name)) + 2 for name in self.rows}
-        lines = [" " * 17 + "".join(f"{name:>{width}}" for name, width in widths.items())]
+        lines = [" " * 20 + "".join(f"{name:>{width}}" for name, width in widths.items())]
         for metric in first if metrics is None else metrics:
             if metric in first:
-                cells = (
-                    f"{shown(self.rows[name][metric]):>{width}}" for name, width in widths.items()
-                )
-                lines.append(f"{metric:17s}" + "".join(cells))
+                cells = [shown(row[metric], sign) for row in self.rows.values()]
+                cells = [f"{cell:>{width}}" for cell, width in zip(cells, widths.values())]
+                lines.append(f"{metric:20s}" + "".join(cells))
         return "\n".join([self.title, *lines])
 
 
 def shown(value: Mapping, sign: str = "") -> str:
-    """A mean and half the width of its interval; of a few thousand rows, without fractions."""
+    """A mean and half the width of its 95% interval, if it has one."""
     digits = 4 if abs(value["mean"]) < 10 else 1
     mean = f"{value['mean']:{sign}.{digits}f}"
     if value["low"] is None:

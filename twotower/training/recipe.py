@@ -96,6 +96,7 @@ class Recipe:
             (`epochs=4`), which are also the names of the flags (`CHOICES`): a field's own name,
             with `query_`, `item_` or `mining_` in front for these three parts. What both towers
             have in common (`HEAD`) and `seed` have one name and go to both of their parts.
+            `negatives` is a part if it is a `NegativesConfig`, else that part's choice of pools.
 
     Raises:
         TypeError: No such part or choice; the message lists names that are near.
@@ -119,8 +120,11 @@ class Recipe:
 
     def __init__(self, **choices: Any) -> None:
         changes: dict[str, dict[str, Any]] = {}
-        parts = {field.name: choices.pop(field.name, field.default) for field in PARTS}
+        parts = {field.name: field.default for field in PARTS}
         for name, value in choices.items():
+            if name in parts and isinstance(value, type(parts[name])):
+                parts[name] = value
+                continue
             if name not in CHOICES:
                 raise TypeError(_unknown(name))
             for part, field in CHOICES[name]:

@@ -1,0 +1,112 @@
+"""What all commands and scripts share: path flags, a help text in groups, errors in one line.
+
+Scripts import this module before TensorFlow.
+"""
+
+import os
+import signal
+import sys
+import textwrap
+import types
+from collections.abc import Sequence
+
+# TensorFlow's notes about absent GPUs would drown the output of a script. TensorFlow reads this
+# when it is first imported, for the whole process, so scripts set it and the package does not.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import flags, logging
+
+from twotower.storage import paths
+
+# Flags that are defined through this module count as the calling script's, so its --help shows
+# them.
+flags.disclaim_key_flags()
+
+HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort")
+EVERYWHERE = {
+    "flagfile": "A file with further flags, one a line.",
+    "verbosity": "0 shows what happens, -1 warnings alone.",
+    "debug": "Show where in the code an error comes from.",
+}
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return str(paths.local(argument))
+
+
+def DEFINE_path(name: str, default: str | None, text: str, **kwargs) -> None:
+    """Defines a flag for a file or folder. `~` is expanded; an address such as gs:// is refused."""
+    flags.DEFINE(_PathParser(), name, default, text, **kwargs)
+
+
+def DEFINE_paths(name: str, text: str, **kwargs) -> None:
+    """Defines a flag for one or more files or folders; it is given once for each."""
+    parser, serializer = _PathParser(), flags.ArgumentSerializer()
+    flags.DEFINE_multi(parser, serializer, name, None, text, **kwargs)
+
+
+def run(command: types.ModuleType, argv: Sequence[str]) -> None:
+    """Parses flags, then calls `command.main()`.
+
+    `--help` prints the module's docstring and its flags: those that `command.FIRST` names, then the
+    rest, and `command.GROUPS` (title -> names) if there are any. What a person can mend ends in one
+    line on standard error and status 1.
+
+    Args:
+        command: A module with `main`, `FIRST`, and flags that were defined at its import.
+        argv: How the command is called, such as `twotower train`, and its arguments.
+    """
+    name, *arguments = argv
+    flags.DEFINE_bool("debug", False, EVERYWHERE["debug"])
+    if set(arguments) & {*HELP}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+        print(help_text(command, name))
+        return
+    debug = True  # for errors before the flags are known, which name themselves
+    try:
+        _, *rest = flags.FLAGS([name, *arguments])
+        debug = flags.FLAGS.debug
+        if rest:
+            raise flags.Error(f"unknown arguments {rest}; every flag starts with --.")
+        logging.use_absl_handler()
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.INFO)
+        # What this project says; TensorFlow tells of every file that it writes.
+        logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
+        command.main()
+    except flags.Error as error:
+        sys.exit(f"{name}: {' '.join(str(error).split())} Try {name} --help.")
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        sys.exit(f"{name}: {error} (--debug shows where.)")
+
+
+def help_text(command: types.ModuleType, name: str) -> str:
+    """What `--help` prints: the docstring, then all flags with their defaults, in groups."""
+    defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]]
+    groups = {"First of all": list(command.FIRST)}
+    others: dict[str, list[str]] = getattr(command, "GROUPS", {})
+    grouped = {*command.FIRST, *(flag for names in others.values() for flag in names)}
+    groups["Further"] = [flag for flag in defined if flag not in grouped]
+    for title, names in others.items():
+        groups[title] = [flag for flag in names if flag not in command.FIRST]
+    lines = [f"{name}: {command.__doc__.strip()}"]
+    for title, names in groups.items():
+        if names:
+            lines += ["", f"{title}:", *(_described(flags.FLAGS[flag]) for flag in names)]
+    lines += ["", "With every command:"]
+    lines += [f"  --{flag}: {text}" for flag, text in EVERYWHERE.items()]
+    return "\n".join(lines)
+
+
+def _described(flag: flags.Flag) -> str:
+    """One flag: name, text and default."""
+    negative = "[no]" if flag.boolean else ""
+    default = "" if flag.default in (None, "", []) else f" ({flag.default_as_str})".replace("'", "")
+    about = flag.help.partition(";    ")[0]  # behind it, absl explains flags that can be repeated
+    text = f"--{negative}{flag.name}: {about}{default}"
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ")
