@@ -76,7 +76,7 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
         manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION, HASHED_SINCE)
     except FileNotFoundError as error:
         raise BundleError(
-            f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
+            f"{path} does not exist, so {directory} is no bundle. `twotower train` writes one "
             "to <workdir>/bundle; was an export interrupted?"
         ) from error
     except ValueError as error:
@@ -303,7 +303,7 @@ class Bundle:
         if name not in self.indexes:
             raise BundleError(
                 f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "
-                f"experiments/build_index.py --bundle={self.directory} makes more."
+                f"`twotower build_index --bundle={self.directory}` makes more."
             )
         path = self.directory / "index" / name
         try:

@@ -18,11 +18,15 @@ from twotower.commands import script
 
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "backend", "name", "parameters", "k")
-script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_string("backend", "hnsw", "flat, hnsw, ivf, ivf_pq, tiered, scann or milvus.")
-flags.DEFINE_list("parameters", [], "Fields of the backend's config, name=value.")
-flags.DEFINE_string("name", None, "Name in the bundle; the backend's by default.")
-flags.DEFINE_integer("k", 100, "Answers that recall is measured at.", lower_bound=1)
+
+
+def define_flags() -> None:
+    """Defines the flags."""
+    script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+    flags.DEFINE_string("backend", "hnsw", "flat, hnsw, ivf, ivf_pq, tiered, scann or milvus.")
+    flags.DEFINE_list("parameters", [], "Fields of the backend's config, name=value.")
+    flags.DEFINE_string("name", None, "Name in the bundle; the backend's by default.")
+    flags.DEFINE_integer("k", 100, "Answers that recall is measured at.", lower_bound=1)
 
 
 def parameters() -> dict:
@@ -45,6 +49,7 @@ def parameters() -> dict:
 
 def main() -> None:
     """Builds the index and prints how good and how large it is."""
+    # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     import numpy as np
 
     from twotower.bundle.bundle import Bundle

@@ -25,21 +25,6 @@ from twotower.commands import script
 
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "data_dir", "part", "baselines", "index")
-script.DEFINE_paths("bundle", "Folder of a bundle; again for each further one.", required=True)
-script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
-flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
-flags.DEFINE_list("allowed_uris", [], "Addresses that the index may connect to: a Milvus server's.")
-flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
-flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same training rows.")
-flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
-flags.DEFINE_list("baselines", [], "Also evaluate: popularity, ease, item_knn, ials, content_ials.")
-flags.DEFINE_float("max_gib", 4.0, "Memory in GiB that fitting a baseline may take.")
-flags.DEFINE_bool(
-    "trained_alone", False, "One more row, in which only items with a training row may be answered."
-)
-flags.DEFINE_multi_string("name", [], "What the bundle is called; again for each further one.")
-flags.DEFINE_bool("all", False, "Print all metrics; --output has them in any case.")
-script.DEFINE_path("output", None, "JSON file to write.")
 
 # Which metrics are printed without --all.
 SHOWN = (
@@ -47,6 +32,33 @@ SHOWN = (
     *("recall_micro@100", "hit_rate@10", "hit_rate@50", "ndcg@10", "mrr@500"),
     *("coverage@10", "coverage@100", "mean_popularity@10"),
 )
+
+
+def define_flags() -> None:
+    """Defines the flags."""
+    script.DEFINE_paths("bundle", "Folder of a bundle; again for each further one.", required=True)
+    script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
+    flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
+    flags.DEFINE_list(
+        "allowed_uris", [], "Addresses that the index may connect to: a Milvus server's."
+    )
+    flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
+    flags.DEFINE_string(
+        "split", None, "The manifest's protocol, or one with the same training rows."
+    )
+    flags.DEFINE_integer("split_seed", None, "Must be the manifest's seed; only a check.")
+    flags.DEFINE_list(
+        "baselines", [], "Also evaluate: popularity, ease, item_knn, ials, content_ials."
+    )
+    flags.DEFINE_float("max_gib", 4.0, "Memory in GiB that fitting a baseline may take.")
+    flags.DEFINE_bool(
+        "trained_alone",
+        False,
+        "One more row, in which only items with a training row may be answered.",
+    )
+    flags.DEFINE_multi_string("name", [], "What the bundle is called; again for each further one.")
+    flags.DEFINE_bool("all", False, "Print all metrics; --output has them in any case.")
+    script.DEFINE_path("output", None, "JSON file to write.")
 
 
 def main() -> None:
@@ -57,6 +69,7 @@ def main() -> None:
         if output.is_dir():
             raise ValueError(f"--output={output} is a folder; give a file.")
 
+    # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     from twotower.bundle.provenance import provenance
     from twotower.commands import judging
     from twotower.data import load_dataset, splits

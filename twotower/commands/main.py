@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-# A command's module defines its flags, so it is imported only when it is called.
+# Each is a module of this chapter, which is imported only when it is called.
 COMMANDS = {
     "train": "train a model and export its bundle",
     "evaluate": "compare bundles and baselines on known answers",

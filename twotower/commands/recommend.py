@@ -20,19 +20,29 @@ from twotower.commands import script
 
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "user_id", "data_dir", "history", "k")
-script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
-script.DEFINE_path("data_dir", None, "Where to look up users' histories and columns.")
-flags.DEFINE_list("user_id", [], "One user or several; none for an unknown one.")
-flags.DEFINE_list("history", [], "Ids of items liked, oldest first; instead of --data_dir.")
-flags.DEFINE_list("exclude", [], "Ids of further items not to recommend.")
-flags.DEFINE_list("genres", [], "Only items with one of these genres.")
-flags.DEFINE_string("years", None, "Only items of these years: 1980-1999, 1990, 1990- or -1979.")
-flags.DEFINE_integer("time", None, "Seconds of the request, for protocols +time; now by default.")
-flags.DEFINE_integer("k", 10, "How many items.", lower_bound=1)
-flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
-flags.DEFINE_list("allowed_uris", [], "Addresses that the index may connect to: a Milvus server's.")
-flags.DEFINE_bool("json", False, "Print a JSON object for each user, one a line.")
-flags.DEFINE_integer("shown", 5, "Last items of the history to print.", lower_bound=0)
+
+
+def define_flags() -> None:
+    """Defines the flags."""
+    script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+    script.DEFINE_path("data_dir", None, "Where to look up users' histories and columns.")
+    flags.DEFINE_list("user_id", [], "One user or several; none for an unknown one.")
+    flags.DEFINE_list("history", [], "Ids of items liked, oldest first; instead of --data_dir.")
+    flags.DEFINE_list("exclude", [], "Ids of further items not to recommend.")
+    flags.DEFINE_list("genres", [], "Only items with one of these genres.")
+    flags.DEFINE_string(
+        "years", None, "Only items of these years: 1980-1999, 1990, 1990- or -1979."
+    )
+    flags.DEFINE_integer(
+        "time", None, "Seconds of the request, for protocols +time; now by default."
+    )
+    flags.DEFINE_integer("k", 10, "How many items.", lower_bound=1)
+    flags.DEFINE_string("index", "exact", "exact, or an index of the bundle such as hnsw or scann.")
+    flags.DEFINE_list(
+        "allowed_uris", [], "Addresses that the index may connect to: a Milvus server's."
+    )
+    flags.DEFINE_bool("json", False, "Print a JSON object for each user, one a line.")
+    flags.DEFINE_integer("shown", 5, "Last items of the history to print.", lower_bound=0)
 
 
 def conditions() -> dict:
@@ -79,6 +89,7 @@ def of_user(dataset, user_id: str, names) -> dict:
 
 def main() -> None:
     """Prints a table, or a line of JSON, for each user."""
+    # Here, so that --help and wrong flags need no pandas.
     from twotower.bundle.bundle import Bundle
     from twotower.bundle.recommendations import described
     from twotower.data import load_dataset

@@ -52,18 +52,20 @@ def run(command: types.ModuleType, argv: Sequence[str]) -> None:
     """Parses flags, then calls `command.main()`.
 
     `--help` prints the module's docstring and its flags: those that `command.FIRST` names, then the
-    rest, and `command.GROUPS` (title -> names) if there are any. What a person can mend ends in one
-    line on standard error and status 1.
+    rest, and groups of further ones if there are any. What a person can mend ends in one line on
+    standard error and status 1.
 
     Args:
-        command: A module with `main`, `FIRST`, and flags that were defined at its import.
+        command: A module with `main`, `FIRST`, and `define_flags`, which may return the groups,
+            title -> names.
         argv: How the command is called, such as `twotower train`, and its arguments.
     """
     name, *arguments = argv
+    groups = command.define_flags() or {}
     flags.DEFINE_bool("debug", False, EVERYWHERE["debug"])
     if set(arguments) & {*HELP}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-        print(help_text(command, name))
+        print(help_text(command, name, groups))
         return
     debug = True  # for errors before the flags are known, which name themselves
     try:
@@ -78,18 +80,18 @@ def run(command: types.ModuleType, argv: Sequence[str]) -> None:
         logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
         command.main()
     except flags.Error as error:
-        sys.exit(f"{name}: {' '.join(str(error).split())} Try {name} --help.")
+        text = " ".join(str(error).split()).rstrip(" .?")
+        sys.exit(f"{name}: {text}{'?' if 'Did you mean' in text else '.'} Try {name} --help.")
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
         sys.exit(f"{name}: {error} (--debug shows where.)")
 
 
-def help_text(command: types.ModuleType, name: str) -> str:
+def help_text(command: types.ModuleType, name: str, others: dict[str, list[str]]) -> str:
     """What `--help` prints: the docstring, then all flags with their defaults, in groups."""
     defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]]
     groups = {"First of all": list(command.FIRST)}
-    others: dict[str, list[str]] = getattr(command, "GROUPS", {})
     grouped = {*command.FIRST, *(flag for names in others.values() for flag in names)}
     groups["Further"] = [flag for flag in defined if flag not in grouped]
     for title, names in others.items():

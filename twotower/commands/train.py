@@ -27,29 +27,37 @@ from twotower.training import flags as recipe_flags
 
 FLAGS = flags.FLAGS
 FIRST = ("dataset", "data_dir", "workdir", "split", "epochs")
-flags.DEFINE_string(
-    "dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, or tables for your own."
-)
-script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
-flags.DEFINE_string(
-    "split", "random", "Protocol: random, loo, loo-5core, temporal-last, ...; or with +time."
-)
-flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")
-flags.DEFINE_float("hidden_items", 0.0, "Share of the items that no training row is left of.")
-script.DEFINE_path("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
-flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
-script.DEFINE_path("warm_start", None, "Bundle whose weights to start from.")
-flags.DEFINE_list(
-    "indexes",
-    ["hnsw"] + ["scann"] * (importlib.util.find_spec("scann") is not None),
-    "Indexes to build into the bundle; scann brings the SavedModel retrieve_scann, too.",
-)
-flags.DEFINE_bool(
-    "allow_seen", False, "Warm start even from a bundle that knows what is asked, or does not say."
-)
-flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
-GROUPS = recipe_flags.define()
-flags.mark_flag_as_required("workdir")
+
+
+def define_flags() -> dict[str, list[str]]:
+    """Defines the flags; returns groups of further ones, title -> names."""
+    flags.DEFINE_string(
+        "dataset",
+        "movielens/1m",
+        "movielens/1m, movielens/100k, synthetic, or tables for your own.",
+    )
+    script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
+    flags.DEFINE_string(
+        "split", "random", "Protocol: random, loo, loo-5core, temporal-last, ...; or with +time."
+    )
+    flags.DEFINE_integer("split_seed", 42, "Seed of the random protocols.")
+    flags.DEFINE_float("hidden_items", 0.0, "Share of the items that no training row is left of.")
+    script.DEFINE_path("workdir", None, "Folder for checkpoints, metrics.json and the bundle.")
+    flags.DEFINE_bool("refit", True, "Train again on training and validation rows for the bundle.")
+    script.DEFINE_path("warm_start", None, "Bundle whose weights to start from.")
+    flags.DEFINE_list(
+        "indexes",
+        ["hnsw"] + ["scann"] * (importlib.util.find_spec("scann") is not None),
+        "Indexes to build into the bundle; scann brings the SavedModel retrieve_scann, too.",
+    )
+    flags.DEFINE_bool(
+        "allow_seen",
+        False,
+        "Warm start even from a bundle that knows what is asked, or does not say.",
+    )
+    flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
+    flags.mark_flag_as_required("workdir")
+    return recipe_flags.define()
 
 
 def main() -> None:
@@ -57,6 +65,7 @@ def main() -> None:
     recipe = recipe_flags.recipe()
     workdir = paths.literal(FLAGS.workdir)
 
+    # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     from twotower.bundle.provenance import provenance
     from twotower.data import load_dataset
     from twotower.data.splits import hide_items, make_split

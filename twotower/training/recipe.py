@@ -5,14 +5,11 @@ import difflib
 import math
 from typing import Any
 
-from twotower.data.examples import ExamplesConfig
-from twotower.evaluation.evaluate import KS, MRR_AT
+from twotower.data.config import ExamplesConfig
+from twotower.evaluation.metrics import KS, MRR_AT
 from twotower.limits import at_least, refuse, unread
-from twotower.objective.mining import MiningConfig
-from twotower.objective.negatives import NegativesConfig
-from twotower.objective.task import TaskConfig, check_columns
-from twotower.towers.item import TIMED, ItemConfig
-from twotower.towers.query import QueryConfig
+from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
+from twotower.towers.config import TIMED, ItemConfig, QueryConfig
 
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.
