@@ -123,7 +123,7 @@ def test_one_temporal_bundle_answers_both_protocols(tmp_path):
     run("train.py", "--dataset=synthetic/small", f"--workdir={tmp_path}", *TINY, *split)
     judge = ["evaluate.py", f"--bundle={tmp_path / 'bundle'}", "--part=test"]
     printed = run(*judge, "--split=temporal-successive+time").stdout
-    assert printed.startswith("temporal-successive+time, test, ")
+    assert printed.startswith("temporal-successive+time, test: ")
     for other in ("loo", "temporal-successive"):  # of which the second tells no time
         assert f"not '{other}'" in run(*judge, f"--split={other}", check=False).stderr
 

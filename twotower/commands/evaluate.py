@@ -106,7 +106,7 @@ def main() -> None:
         reports.append(report)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
     for row, report in zip(rows, reports):
-        if report not in (None, reports[0]):
+        if report is not None and report is not reports[0]:
             row["ahead"] = {name: reports[0].compare(report, name) for name in report.values}
         row |= common
     if output:

@@ -1,10 +1,11 @@
 """A bundle and baselines, put to the questions of a split; what may not be judged is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from twotower.bundle.bundle import Bundle
+from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.examples import QueryInputs
 from twotower.data.splits import Split
@@ -98,7 +99,9 @@ def check_unseen(bundle: Bundle, dataset: Dataset, split: Split) -> None:
     lineage.require_unseen(dataset, split, advice)
 
 
-def embedder(bundle: Bundle, dataset: Dataset, batch_size: int = 256):
+def embedder(
+    bundle: Bundle, dataset: Dataset, batch_size: int = 256
+) -> Callable[[EvalCases], np.ndarray]:
     """`embed(cases)` through the SavedModel of the query tower, from raw inputs."""
     inputs = QueryInputs(dataset, [spec["name"] for spec in bundle.manifest["query_inputs"]])
 

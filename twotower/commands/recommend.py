@@ -13,10 +13,15 @@ neither user nor history the answer is what unknown users like.
 import json
 import re
 import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from twotower.commands import script
+
+if TYPE_CHECKING:
+    from twotower.data.dataset import Dataset
 
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "user_id", "data_dir", "history", "k")
@@ -45,13 +50,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("shown", 5, "Last items of the history to print.", lower_bound=0)
 
 
-def conditions() -> dict:
+def conditions() -> dict[str, Any]:
     """What the flags ask of the catalogue's columns.
 
     Raises:
         ValueError: Years that are no range.
     """
-    found: dict = {"genres": FLAGS.genres} if FLAGS.genres else {}
+    found: dict[str, Any] = {"genres": FLAGS.genres} if FLAGS.genres else {}
     if FLAGS.years is not None:
         years = re.fullmatch(r"(?=.*\d)(\d*)(-?)(\d*)", FLAGS.years.strip())
         if years is None:
@@ -62,7 +67,7 @@ def conditions() -> dict:
     return found
 
 
-def of_user(dataset, user_id: str, names) -> dict:
+def of_user(dataset: "Dataset", user_id: str, names: Collection[str]) -> dict[str, Any]:
     """What the data knows of a user, as arguments of `Bundle.recommend`.
 
     Args:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Sequence
+from typing import Any
 
 # TensorFlow's notes about absent GPUs would drown the output of a script. TensorFlow reads this
 # when it is first imported, for the whole process, so scripts set it and the package does not.
@@ -37,12 +38,12 @@ class _PathParser(flags.ArgumentParser):
         return str(paths.local(argument))
 
 
-def DEFINE_path(name: str, default: str | None, text: str, **kwargs) -> None:
+def DEFINE_path(name: str, default: str | None, text: str, **kwargs: Any) -> None:
     """Defines a flag for a file or folder. `~` is expanded; an address such as gs:// is refused."""
     flags.DEFINE(_PathParser(), name, default, text, **kwargs)
 
 
-def DEFINE_paths(name: str, text: str, **kwargs) -> None:
+def DEFINE_paths(name: str, text: str, **kwargs: Any) -> None:
     """Defines a flag for one or more files or folders; it is given once for each."""
     parser, serializer = _PathParser(), flags.ArgumentSerializer()
     flags.DEFINE_multi(parser, serializer, name, None, text, **kwargs)
