@@ -58,7 +58,7 @@ def run(command: types.ModuleType, argv: Sequence[str]) -> None:
 
     Args:
         command: A module with `main`, `FIRST`, and `define_flags`, which may return the groups,
-            title -> names.
+            title -> names; and `RESUME`, if an interrupted command can go on, with how.
         argv: How the command is called, such as `twotower train`, and its arguments.
     """
     name, *arguments = argv
@@ -83,6 +83,9 @@ def run(command: types.ModuleType, argv: Sequence[str]) -> None:
     except flags.Error as error:
         text = " ".join(str(error).split()).rstrip(" .?")
         sys.exit(f"{name}: {text}{'?' if 'Did you mean' in text else '.'} Try {name} --help.")
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted. {getattr(command, 'RESUME', '')}", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise

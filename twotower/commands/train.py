@@ -27,6 +27,7 @@ from twotower.training import flags as recipe_flags
 
 FLAGS = flags.FLAGS
 FIRST = ("dataset", "data_dir", "workdir", "split", "epochs")
+RESUME = "The same command goes on after the last finished epoch."
 
 
 def define_flags() -> dict[str, list[str]]:
