@@ -32,4 +32,4 @@ def main(command: str | None = None) -> None:
         sys.exit(f"twotower: there is no command {command!r}.\n{usage}")
     from twotower.commands import script
 
-    script.run(importlib.import_module(f"twotower.commands.{command}"), [name, *arguments])
+    script.run_command(importlib.import_module(f"twotower.commands.{command}"), [name, *arguments])

@@ -3,19 +3,22 @@
 Scripts import this module before TensorFlow.
 """
 
+import logging as python_logging
 import os
 import signal
 import sys
 import textwrap
 import types
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # TensorFlow's notes about absent GPUs would drown the output of a script. TensorFlow reads this
 # when it is first imported, for the whole process, so scripts set it and the package does not.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# With TF_CPP_MIN_LOG_LEVEL=0 in the environment the notes are shown.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from twotower.storage import paths
 
@@ -49,7 +52,54 @@ def DEFINE_paths(name: str, text: str, **kwargs: Any) -> None:
     flags.DEFINE_multi(parser, serializer, name, None, text, **kwargs)
 
 
-def run(command: types.ModuleType, argv: Sequence[str]) -> None:
+class _Plain(python_logging.Formatter):
+    """The message alone; in front of it `warning: ` or `error: `, if it is one."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        level = record.levelname.lower()
+        return f"{level}: {record.getMessage()}" if level != "info" else record.getMessage()
+
+
+def show_messages() -> None:
+    """Shows the project's messages as plain lines, and of TensorFlow's its warnings alone."""
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(_Plain())
+    # TensorFlow logs every file of a SavedModel here, too.
+    handler.addFilter(lambda record: "tensorflow" not in record.pathname)
+    python_logging.getLogger("tensorflow").setLevel("WARNING")
+    # Without the line of code that warns.
+    warnings.showwarning = lambda message, *_, **__: logging.warning("%s", message)
+
+
+def hide_notes() -> None:
+    """Hides what C++ libraries write to standard error, as ScaNN does when it builds an index.
+
+    It cannot be configured. What Python writes still shows; with TF_CPP_MIN_LOG_LEVEL under 3 in
+    the environment everything does, such as the reason of a crash.
+    """
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "3":
+        return
+    sys.stderr.flush()
+    shown = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    tensorflow = python_logging.getLogger("tensorflow")
+    for handler in (logging.get_absl_handler().python_handler, *tensorflow.handlers):
+        handler.setStream(shown)
+    sys.stderr = shown
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's `main`. Ctrl-C ends it with one line and the status 130, as in a shell."""
+    hide_notes()
+    try:
+        app.run(main)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
     """Parses flags, then calls `command.main()`.
 
     `--help` prints the module's docstring and its flags: those that `command.FIRST` names, then the
@@ -58,7 +108,7 @@ def run(command: types.ModuleType, argv: Sequence[str]) -> None:
 
     Args:
         command: A module with `main`, `FIRST`, and `define_flags`, which may return the groups,
-            title -> names; and `RESUME`, if an interrupted command can go on, with how.
+            title -> names.
         argv: How the command is called, such as `twotower train`, and its arguments.
     """
     name, *arguments = argv
@@ -74,17 +124,18 @@ def run(command: types.ModuleType, argv: Sequence[str]) -> None:
         debug = flags.FLAGS.debug
         if rest:
             raise flags.Error(f"unknown arguments {rest}; every flag starts with --.")
+        verbosity = flags.FLAGS["verbosity"]
         logging.use_absl_handler()
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.INFO)
-        # What this project says; TensorFlow tells of every file that it writes.
-        logging.get_absl_handler().addFilter(lambda record: "tensorflow" not in record.pathname)
+        show_messages()
+        if not verbosity.using_default_value:
+            logging.set_verbosity(verbosity.value)
+        hide_notes()
         command.main()
     except flags.Error as error:
         text = " ".join(str(error).split()).rstrip(" .?")
         sys.exit(f"{name}: {text}{'?' if 'Did you mean' in text else '.'} Try {name} --help.")
-    except KeyboardInterrupt:
-        print(f"\n{name}: interrupted. {getattr(command, 'RESUME', '')}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         if debug:

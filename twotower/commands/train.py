@@ -17,6 +17,7 @@ data, is refused without --allow_seen: its figures would be too good.
 
 import importlib.util
 import json
+import shlex
 import time
 
 from absl import flags, logging
@@ -27,7 +28,6 @@ from twotower.training import flags as recipe_flags
 
 FLAGS = flags.FLAGS
 FIRST = ("dataset", "data_dir", "workdir", "split", "epochs")
-RESUME = "The same command goes on after the last finished epoch."
 
 
 def define_flags() -> dict[str, list[str]]:
@@ -67,14 +67,14 @@ def main() -> None:
     workdir = paths.literal(FLAGS.workdir)
 
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
+    import numpy as np
+
     from twotower.bundle.provenance import provenance
     from twotower.data import load_dataset
     from twotower.data.splits import hide_items, make_split
     from twotower.retrieval.build import IndexConfig, make
-    from twotower.tf import tf
     from twotower.trainer import Trainer
 
-    tf.get_logger().setLevel("WARNING")
     workdir.mkdir(parents=True, exist_ok=True)
     for name in FLAGS.indexes:
         make(IndexConfig(name))  # what cannot be made is refused now, not behind the training
@@ -113,3 +113,12 @@ def main() -> None:
     }
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     logging.info("wrote %s and %s", workdir / "metrics.json", bundle.directory)
+    last = dataset.catalogue.ids_of(split.cases.history.take(np.array([0])).values[-3:])
+    data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    commands = {
+        "ten titles": ["recommend", f"--history={','.join(last)}"],
+        "test figures": ["evaluate", "--part=test", "--baselines=popularity", *data],
+    }
+    for what, (command, *arguments) in commands.items():
+        line = ["twotower", command, f"--bundle={bundle.directory}", *arguments]
+        print(f"next, for {what}:\n  {shlex.join(line)}")
