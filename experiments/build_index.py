@@ -1,70 +1,9 @@
-"""Builds an index over the vectors of a bundle and stores it in the bundle.
+"""Build one more index into a bundle: the same as `twotower build_index`.
 
-    python experiments/build_index.py --bundle=W/bundle --backend=hnsw
-    python experiments/build_index.py --bundle=W/bundle --backend=ivf_pq --name=small \
-        --parameters=num_lists=64,code_bytes=32
-
-Tunes the search effort on the bundle's sample queries, where --parameters do not say it; prints
-recall@k against exact search and the sizes. The fields of each backend stand in its file in
-twotower/retrieval/.
+python experiments/build_index.py --help
 """
 
-import json
-import time
-
-import numpy as np
-from absl import app, flags
-
-import script  # isort: skip  (first: quiets TensorFlow)
-from twotower.bundle.bundle import Bundle
-from twotower.bundle.export import add_index
-from twotower.retrieval.build import BACKENDS, IndexConfig
-from twotower.retrieval.tuning import recall_against
-
-FLAGS = flags.FLAGS
-script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
-flags.DEFINE_enum("backend", "hnsw", sorted(BACKENDS), "Kind of index.")
-flags.DEFINE_list("parameters", [], "Fields of the backend's config, name=value.")
-flags.DEFINE_string("name", None, "Name in the bundle; the backend's by default.")
-flags.DEFINE_integer("k", 100, "Answers that recall is measured at.", lower_bound=1)
-
-
-def parameters() -> dict:
-    """The flag's values, as what they look like.
-
-    Raises:
-        ValueError: An entry without `=`.
-    """
-    found = {}
-    for entry in FLAGS.parameters:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            raise ValueError(f"--parameters takes name=value; got {entry!r}.")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value  # a word
-    return found
-
-
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    bundle = Bundle(FLAGS.bundle)
-    name = FLAGS.name or FLAGS.backend
-    started = time.perf_counter()
-    index = add_index(
-        bundle, name, IndexConfig(FLAGS.backend, bundle.manifest["metric"], parameters())
-    )
-    seconds = time.perf_counter() - started
-    queries = np.asarray(bundle.sample_queries)
-    exact = bundle.retriever("exact").search(queries, FLAGS.k)
-    found = index.search(queries, FLAGS.k)
-    recall = recall_against(exact, found)
-    print(f"{bundle.directory}/index/{name}: {len(index):,} items x {index.dim}, {FLAGS.backend}")
-    print(f"built and saved in {seconds:.1f} s, {index.memory_bytes / 1e6:.1f} MB in memory")
-    print(f"recall@{FLAGS.k} against exact search, sample queries: {recall:.4f}")
-
+from twotower.commands.main import main
 
 if __name__ == "__main__":
-    app.run(main)
+    main("build_index")

@@ -9,7 +9,7 @@ request runs three query towers. experiments/benchmarks/latency.py measures what
 
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.concatenation import concatenate
 from twotower.bundle.export import add_index

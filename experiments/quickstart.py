@@ -16,7 +16,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.export import add_index, export
 from twotower.data import movielens, splits, synthetic
 from twotower.data.examples import ExamplesConfig

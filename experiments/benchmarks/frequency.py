@@ -14,9 +14,9 @@ import dataclasses
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.data.examples import Examples, ExamplesConfig
 from twotower.objective.frequency import StreamingFrequency
 
@@ -57,7 +57,7 @@ def estimates(examples: Examples, num_items: int):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = splits.make_split(dataset, "random", "validation")
     config = dataclasses.replace(ExamplesConfig(), batch_size=FLAGS.batch_size)
     examples, rows = Examples(dataset, split, config), []

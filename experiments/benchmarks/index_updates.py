@@ -39,7 +39,7 @@ import numpy as np
 import threadpoolctl
 from absl import app, flags, logging
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 import vector_sets  # isort: skip  (these two beside this script)
 from update_ways import WAYS, Reader, mib, num_wrong, rebuilt, stream  # isort: skip
 from twotower.bundle.bundle import Bundle

@@ -14,7 +14,7 @@ exclusions, where an index cannot fall back to a scan.
 One thread and one core, for the reasons in `single_requests.py`.
 """
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 import single_requests  # isort: skip  (first: numpy's threads)
 
 import time

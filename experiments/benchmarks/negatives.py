@@ -14,9 +14,9 @@ import time
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.tf import tf
 from twotower.training.recipe import Recipe
 from twotower.training.trainer import Training
@@ -80,7 +80,7 @@ def main(argv):
         raise app.UsageError(f"--variants: {sorted(unknown)} are none of {[*VARIANTS]}.")
     if "batch" not in FLAGS.variants:
         raise app.UsageError("--variants needs `batch`, which the others are measured by.")
-    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split, rows = splits.make_split(dataset, "random", "validation"), []
     for batch_size in map(int, FLAGS.batch_sizes):
         made = {name: prepared(dataset, split, name, batch_size) for name in FLAGS.variants}

@@ -22,7 +22,7 @@ import numpy as np
 import threadpoolctl
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
 from twotower.retrieval import build
 from twotower.retrieval.tuning import tune

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.retrieval import planning
 
 FLAGS = flags.FLAGS

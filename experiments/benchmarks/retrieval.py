@@ -32,7 +32,7 @@ import numpy as np
 import threadpoolctl
 from absl import app, flags, logging
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 import vector_sets  # isort: skip  (beside this script)
 from twotower.bundle.provenance import provenance, write_result
 from twotower.ragged import Ragged

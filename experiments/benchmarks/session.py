@@ -12,7 +12,7 @@ one between both vectors' components. One user at a time, on one thread and core
 stands among no other times.
 """
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 import single_requests  # isort: skip  (first: numpy's threads)
 
 import time

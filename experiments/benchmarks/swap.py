@@ -33,10 +33,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import provenance, write_result
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.data.examples import QueryInputs
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import evaluate
@@ -191,7 +191,7 @@ def inputs_of(bundles: Sequence[Bundle]) -> tuple[list[dict], dict]:
             "request": np.arange(num)[:PROBES]
         }
     manifest = bundles[0].manifest
-    dataset = load(manifest["dataset"], FLAGS.data_dir)
+    dataset = load_dataset(manifest["dataset"], FLAGS.data_dir)
     split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
     raw = QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])
     rows = np.random.default_rng(0).permutation(len(split.cases))[: FLAGS.requests]
@@ -253,7 +253,7 @@ def mismatch(bundles: Sequence[Bundle]) -> Iterator[dict]:
         ValueError: A bundle that was refit on validation, or bundles or data that do not fit.
     """
     manifests = [bundle.manifest for bundle in bundles]
-    dataset = load(manifests[0]["dataset"], FLAGS.data_dir)
+    dataset = load_dataset(manifests[0]["dataset"], FLAGS.data_dir)
     for bundle, manifest in zip(bundles, manifests):
         if manifest["refit"]:
             raise ValueError(

@@ -20,9 +20,9 @@ import time
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.objective.task import TaskConfig
 from twotower.tf import tf, tfrs
 from twotower.training.batches import Batch
@@ -175,7 +175,7 @@ def parts(training: Training, batch: Batch) -> dict[str, float]:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = splits.make_split(dataset, "random", "validation")
     rate = matrix_rate()
     seconds, rows = {}, []

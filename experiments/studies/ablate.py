@@ -37,13 +37,13 @@ import time
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from ablation_plan import LOSSES, Plan, Run  # isort: skip
 from new_items_plan import NEW_ITEMS  # isort: skip
 from sequence_plan import SEQUENCES  # isort: skip
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import write_result
-from twotower.data import load
+from twotower.data import load_dataset
 from twotower.data.splits import PROTOCOLS, make_split
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -239,7 +239,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
 def norms(folder: pathlib.Path, protocol: str, data_dir: str | None) -> dict:
     """How far the lengths of items' vectors differ, and follow the items' popularity."""
     bundle = Bundle(folder / "bundle")
-    data = load(bundle.manifest["dataset"], data_dir)
+    data = load_dataset(bundle.manifest["dataset"], data_dir)
     train = make_split(data, protocol, "validation").train
     counts = np.bincount(data.item_keys[train], minlength=len(data.items))
     lengths = np.linalg.norm(np.load(folder / "bundle" / "items" / "vectors.npy"), axis=1)

@@ -18,13 +18,13 @@ import time
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
-import recipe_flags  # isort: skip  (beside this script)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
-from twotower.data import load, splits
+from twotower.data import load_dataset, splits
 from twotower.evaluation.evaluate import evaluate, from_scores
 from twotower.objective.task import RetrievalTask
 from twotower.tf import tf
+from twotower.training import flags as recipe_flags
 from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
 from twotower.training.trainer import Training
@@ -113,7 +113,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
     towers, cross = recipes()
-    dataset = load(FLAGS.dataset, FLAGS.data_dir)
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split, rows = splits.make_split(dataset, FLAGS.split, "validation"), []
     for name, make in (
         ("two towers", lambda: Training(dataset, split, towers)),

@@ -12,7 +12,7 @@ import dataclasses
 
 from absl import app, flags
 
-import script  # isort: skip  (first: quiets TensorFlow)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.data import tables
 from twotower.data.planted import SyntheticConfig
 from twotower.data.synthetic import generate

@@ -15,7 +15,7 @@ import tempfile
 import numpy as np
 from absl import app, flags
 
-import script  # isort: skip  (beside this script)
+from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
 
 CHANGES = {

@@ -21,6 +21,7 @@ from twotower.bundle.export import add_index, export, warm_start
 from twotower.data.splits import make_split
 from twotower.live.pair import Pair
 from twotower.retrieval import build
+from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig
 from twotower.training.fitting import fit
 from twotower.training.trainer import Training
@@ -36,7 +37,7 @@ def training(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(training, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    bundle = export(training, folder, {"refit": False})
+    bundle = export(training, folder, {"refit": False}, scann=available())
     add_index(bundle, "hnsw", IndexConfig("hnsw"))
     return folder
 

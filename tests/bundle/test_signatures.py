@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from twotower.bundle.bundle import as_type
 from twotower.bundle.export import export
+from twotower.bundle.inputs import as_type
 from twotower.bundle.saved_models import save_retrieve, save_retrieve_scann, save_tower
 from twotower.bundle.session import Session
 from twotower.data.splits import make_split

@@ -133,8 +133,8 @@ def test_bad_streams():
 
 def test_on_movielens(ml_1m_dir):
     """The bar: a median relative error of 10% at most on items seen 50 times or more."""
-    from twotower.data import load
+    from twotower.data import load_dataset
 
-    keys = load("movielens/1m", ml_1m_dir).item_keys
+    keys = load_dataset("movielens/1m", ml_1m_dir).item_keys
     keys = keys[np.random.default_rng(42).permutation(len(keys))[:800_167]]
     assert median_error(fed(StreamingFrequency(4 * 3706), keys), keys) < 0.03

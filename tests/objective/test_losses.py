@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from twotower.objective import config as choices
 from twotower.objective import full_softmax, losses
 from twotower.objective.corrections import CORRECTIONS, MASKED, column_log_weight, hardest
 from twotower.objective.full_softmax import FullSoftmax, log_normaliser
 from twotower.objective.hard_negatives import HardNegatives
 from twotower.objective.losses import LOSSES
 from twotower.objective.negatives import Columns, NegativesConfig, Targets
-from twotower.objective.task import RetrievalTask, TaskConfig
+from twotower.objective.task import RetrievalTask, TaskConfig, loss_parameters
 from twotower.objective.tfrs_task import RetrievalLoss
 from twotower.tf import tf, tfrs
 
@@ -152,6 +153,10 @@ def test_which_negative_a_triplet_takes():
     assert of("all", np.float32([[MASKED, LOG(3), 0, 0, 0]])) == pytest.approx((1.2 + 0.1) / 6)
 
 
+def test_a_task_can_name_every_loss():
+    assert {*choices.LOSSES} == {*LOSSES}
+
+
 def test_gbce_beta():
     # 256 negatives of 3,416 items: alpha = 256 / 3415.
     assert losses.gbce_beta(256 / 3415, 0.0) == pytest.approx(1)
@@ -252,7 +257,7 @@ def test_keras_loss_in_tfrs_equals_the_matrix(name):
     with tf.GradientTape(persistent=True) as tape:
         one = in_batch(config, queries, items, everyone, everyone, np.ones(9) / 9, own)
         task = tfrs.tasks.Retrieval(
-            RetrievalLoss(name, **config.parameters(9)), temperature=temperature
+            RetrievalLoss(name, **loss_parameters(config, 9)), temperature=temperature
         )
         other = task(queries, items, score_mask=~own | np.eye(9, dtype=bool))
     np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -279,7 +284,7 @@ def test_a_batch_of_one_and_of_one_item(name, own):
     alone = {"softmax": 0, "triplet": 0, "cosine_contrastive": 1 - 0.5}
     expected = alone.get(name, np.log1p(np.exp(-0.5)))
     if name == "gbce":
-        expected *= config.parameters(1)["beta"]
+        expected *= loss_parameters(config, 1)["beta"]
     for num in (1, 3):
         queries, row, column = tf.constant([[0.5]] * num), np.arange(num), np.zeros(num, int)
         mask = np.ones((num, 1), bool) if own else None

@@ -24,7 +24,7 @@ from twotower.objective.negatives import (
     merged,
     sampling_probability,
 )
-from twotower.objective.task import TaskConfig
+from twotower.objective.task import TaskConfig, loss_parameters
 from twotower.tf import tf
 from twotower.training.fitting import fit
 from twotower.training.model import TwoTowerModel
@@ -280,7 +280,7 @@ def test_the_whole_catalogue_by_hand(loss, mask_known_positives):
     scores = queries @ vectors.T / temperature
     without_row = untrained(training)
     assert len(without_row) >= 50
-    parameters = model.config.parameters(num - len(without_row))
+    parameters = loss_parameters(model.config, num - len(without_row))
     expected = []
     for row, item in zip(targets.row.numpy(), targets.item.numpy()):
         weight = np.ones(num)

@@ -6,23 +6,24 @@ Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
 """
 
 import functools
+import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from twotower.data.columns import LATEST
+from twotower.bundle.inputs import SAME_LENGTH, as_type, query_inputs
+from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.dataset import Catalogue
 from twotower.data.lineage import Lineage
+from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import METRICS
 from twotower.storage import description, paths
 
-SAME_LENGTH = "every row of the same length (pad with '', NaN or -1)"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LINEAGE = "training/rows.npy"
@@ -74,7 +75,7 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
         manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION)
     except FileNotFoundError as error:
         raise BundleError(
-            f"{path} does not exist, so {directory} is no bundle. experiments/train.py writes one "
+            f"{path} does not exist, so {directory} is no bundle. `twotower train` writes one "
             "to <workdir>/bundle; was an export interrupted?"
         ) from error
     except ValueError as error:
@@ -94,36 +95,6 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
         if is_there:
             raise BundleError(f"{path} does not describe a bundle: {fault}.")
     return manifest
-
-
-def as_type(name: str, values: ArrayLike, dtype: str) -> np.ndarray:
-    """Numbers cast to a dtype without loss; NaN, a missing value, stays NaN.
-
-    Raises:
-        ValueError: Values that the dtype cannot hold and TensorFlow would silently change
-            (fractions, NaN and large numbers as integers), infinity, or times that are not in
-            seconds; the message names the row.
-    """
-    try:
-        given = np.asarray(values)
-        if given.dtype.kind not in "biufO":
-            raise TypeError(f"got {given.dtype}.")
-        with np.errstate(all="ignore"):
-            numbers = given.astype(dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
-    if numbers.dtype.kind == "f":
-        wrong, reason = np.isinf(numbers), "numbers are finite, or NaN where there is none."
-    else:
-        wrong, reason = numbers != given, f"expected {dtype}, -1 where there is none."
-        if name.endswith("time") and not wrong.any():
-            wrong = (numbers < -LATEST) | (numbers > LATEST)
-            reason = "times are seconds; are these milliseconds?"
-    if wrong.any():
-        index = tuple(np.argwhere(np.atleast_1d(wrong))[0])
-        number = np.atleast_1d(given)[index]
-        raise ValueError(f"{name}: {reason} Row {index[0]} has {number}.")
-    return numbers
 
 
 class Bundle:
@@ -333,13 +304,87 @@ class Bundle:
         if name not in self.indexes:
             raise BundleError(
                 f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "
-                f"experiments/build_index.py --bundle={self.directory} makes more."
+                f"`twotower build_index --bundle={self.directory}` makes more."
             )
         path = self.directory / "index" / name
         try:
             return build.load(path, self.model_version, allowed_uris=allowed_uris)
         except ValueError as error:
             raise BundleError(f"{path}: {error}") from error
+
+    def recommend(
+        self,
+        history: Sequence[str] = (),
+        k: int = 10,
+        *,
+        user_id: str = "",
+        inputs: Mapping[str, Any] | None = None,
+        times: Sequence[int] | None = None,
+        ratings: Sequence[float] | None = None,
+        time: int | None = None,
+        exclude: Sequence[str] = (),
+        where: Mapping[str, Any] | None = None,
+        index: str | Retriever = "exact",
+    ) -> Recommendations:
+        """The best items for one person, without those of the history.
+
+            bundle.recommend(["260", "1196"], where={"genres": ["Comedy"], "year": (1980, 1999)})
+
+        Args:
+            history: Ids of the items that the person liked, oldest first.
+            k: How many items; fewer come back if no more are left.
+            user_id: The person, for query towers that take it; "" for an unknown one.
+            inputs: What else is known, by the names of the query tower's inputs.
+            times: Time of each event of the history, in seconds.
+            ratings: Rating of each event of the history.
+            time: Time of the request in seconds, for protocols `+time`; now by default.
+            exclude: Ids of further items that must not be answered.
+            where: Conditions on columns of the catalogue, as `Catalogue.where` takes them.
+            index: Name of an index, which is loaded at each call; or a `retriever` that is loaded.
+
+        Raises:
+            ValueError: Unknown ids, inputs or columns, or a person of whom nothing is given that
+                this bundle answers from.
+        """
+        inputs, names = dict(inputs or {}), [*self._query_inputs]
+        liked, excluded = self._known_keys(history), self._known_keys(exclude)
+        if inputs.keys() - names:
+            raise ValueError(
+                f"the query tower takes {sorted(names)}; unknown {sorted(inputs.keys() - names)}."
+            )
+        if user_id and not (inputs or len(history) or self._answers_by_id(user_id)):
+            raise ValueError(
+                f"of user {user_id!r} nothing is given that this bundle answers from (it takes "
+                f"{sorted(names)}). Give a history, or no user, for what unknown users like."
+            )
+        inputs |= {"user_id": user_id}
+        vector = self.query_tower(query_inputs(names, history, times, ratings, inputs, time))
+        retriever = self.retriever(index) if isinstance(index, str) else index
+        found = retriever.search(
+            vector,
+            k,
+            exclude=Ragged.from_rows([np.concatenate([liked, excluded])]),
+            allow=None if not where else self.catalogue.where(**where),
+        )
+        keys = found.keys[0, : found.counts[0]]
+        items = self.catalogue.items
+        table = items.iloc[keys].reset_index(drop=True)
+        because = nearest(self.catalogue, self.keys, self.vectors, keys, liked)
+        scores = found.scores[0, : len(keys)].astype(float)
+        return Recommendations(table.assign(score=scores, because=because), items.iloc[liked])
+
+    def _known_keys(self, ids: Sequence[str]) -> np.ndarray:
+        keys = self.catalogue.keys_of(list(ids))
+        if (keys < 0).any():
+            unknown = [item for item, key in zip(ids, keys) if key < 0]
+            raise ValueError(f"items {unknown} are not in the bundle's catalogue; give item ids.")
+        return keys
+
+    def _answers_by_id(self, user_id: str) -> bool:
+        """Whether the query tower knows this user, and takes nothing but the id."""
+        ids = self.read("training", lambda path: (path / "vocabularies.json").read_text())
+        is_known = user_id in json.loads(ids).get("query_tower/user_id", [])
+        return is_known and self._query_inputs.keys() <= {"user_id", "time"}
 
 
 def is_index_name(name: str) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from twotower.bundle.bundle import LINEAGE, Bundle, write_manifest
 from twotower.bundle.export import write_parts
 from twotower.bundle.provenance import provenance
+from twotower.bundle.saved_models import SCANN
 from twotower.retrieval import build
 from twotower.storage import paths
 from twotower.tf import tf
@@ -138,7 +139,10 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
     lineages = [rows for bundle in bundles if (rows := bundle.lineage.rows) is not None]
     with build.replacing(directory, "manifest.json") as folder:
         keys = np.asarray(first.keys)
-        write_parts(folder, version, queries, items, first.catalogue.items, keys, vectors, sample)
+        scann = (first.directory / SCANN).is_dir()
+        write_parts(
+            folder, version, queries, items, first.catalogue.items, keys, vectors, sample, scann
+        )
         if len(lineages) == len(bundles):
             path = folder / LINEAGE
             path.parent.mkdir()

@@ -39,7 +39,12 @@ from twotower.training.trainer import Training
 RECALL_TARGET, SCANN_TARGET = 0.995, 0.997
 
 
-def export(training: Training, directory: str | pathlib.Path, extra: dict | None = None) -> Bundle:
+def export(
+    training: Training,
+    directory: str | pathlib.Path,
+    extra: dict | None = None,
+    scann: bool = False,
+) -> Bundle:
     """Writes the bundle of a training: towers, vectors, retrieval, manifest.
 
     The bundle is written to a temporary folder, which then replaces `directory`: an
@@ -49,8 +54,10 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
         training: With the weights to export.
         directory: The bundle's folder. A bundle that is there is replaced, with its indexes.
         extra: Further entries of the manifest, such as flags and validation metrics.
+        scann: Whether to write `retrieve_scann/`, too, which takes longer than all the rest.
 
     Raises:
+        ImportError: ScaNN is asked for and not installed.
         ValueError: Vectors that are not finite; or a folder that holds anything else, that cannot
             be moved (see `replacing`), or that TensorFlow would not find again (`paths.literal`).
     """
@@ -70,7 +77,7 @@ def export(training: Training, directory: str | pathlib.Path, extra: dict | None
     with build.replacing(directory, "manifest.json") as folder:
         # Like the queries to come: what indexes are tuned on, here and by build_index.py.
         sample = _sample_queries(training)
-        write_parts(folder, version, queries, items, catalogue, keys, vectors, sample)
+        write_parts(folder, version, queries, items, catalogue, keys, vectors, sample, scann)
         _save_weights(training, folder / "training")
         lineage = training.lineage()
         if lineage.rows is not None:
@@ -106,6 +113,7 @@ def write_parts(
     keys: np.ndarray,
     vectors: np.ndarray,
     sample: np.ndarray,
+    scann: bool,
 ) -> None:
     """Writes the towers, the items and the retrieval of a bundle into its folder.
 
@@ -118,6 +126,7 @@ def write_parts(
         keys: `[num_items]`, items that may be answered.
         vectors: `[num_items, dim]` float32, of the items `keys`.
         sample: `[num_queries, dim]` float32, queries to tune indexes on.
+        scann: Whether to write `retrieve_scann/`, too.
     """
     ids = catalogue["item_id"].to_numpy(object)[keys]
     (folder / "items").mkdir()
@@ -127,8 +136,7 @@ def write_parts(
     save_tower(queries, folder / "query_tower", version)
     save_tower(items, folder / "item_tower", version)
     save_retrieve(queries, ids, vectors, folder / EXACT)
-    if not scann_index.available():
-        logging.warning("no ScaNN on this platform: the bundle has no %s/", SCANN)
+    if not scann:
         return
     config = _tuned_scann(keys, vectors, sample)
     save_retrieve_scann(

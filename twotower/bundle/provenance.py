@@ -59,6 +59,8 @@ def command() -> str:
     root, script = pathlib.Path(__file__).parents[2], pathlib.Path(sys.argv[0]).resolve()
     if script.is_relative_to(root / "experiments"):
         words[0] = script.relative_to(root).as_posix()
+    if words[0] == "twotower":  # the console command
+        return shlex.join(words)
     return shlex.join(["python", *words])
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from twotower.bundle.bundle import Bundle, BundleError, as_type, state_version
+from twotower.bundle.bundle import Bundle, BundleError, state_version
+from twotower.bundle.inputs import as_type
 
 
 class Session:

@@ -3,7 +3,7 @@
 from twotower.storage import paths
 
 
-def load(name: str, data_dir: str | None = None):
+def load_dataset(name: str, data_dir: str | None = None):
     """The dataset `name`.
 
     Args:

@@ -169,14 +169,28 @@ def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> S
     if share == 0:
         return split
     draw, count = np.random.default_rng(seed), round(share * len(split.candidates))
-    hidden = np.sort(draw.choice(split.candidates, count, replace=False))
+    return _hide(dataset, split, np.sort(draw.choice(split.candidates, count, replace=False)))
+
+
+def _hide(dataset: Dataset, split: Split, hidden: np.ndarray) -> Split:
+    """The split without the training rows of the items `hidden`."""
     train = split.train[~np.isin(dataset.item_keys[split.train], hidden)]
     if len(train) == 0:
         raise ValueError(
-            f"hiding {count} of {len(split.candidates)} items leaves no training row. Hide fewer."
+            f"hiding {len(hidden)} of {len(split.candidates)} items leaves no training row. Hide "
+            "fewer."
         )
     counts = np.bincount(dataset.item_keys[train], minlength=len(dataset.items))
     return dataclasses.replace(split, train=train, item_counts=counts, hidden=hidden)
+
+
+def with_validation_rows(dataset: Dataset, split: Split) -> Split:
+    """The test part of a validation split: the same protocol and seed, and the same hidden items.
+
+    Its training rows are those of validation and, with most protocols, the validation rows, too.
+    """
+    whole = make_split(dataset, split.protocol, "test", split.seed)
+    return whole if split.hidden is None else _hide(dataset, whole, split.hidden)
 
 
 def only_hidden(split: Split) -> Split:

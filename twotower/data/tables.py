@@ -362,3 +362,6 @@ def _unquoted(text: str) -> str:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):  # a line end or a lone backslash
         return text.lstrip("bu")[1:-1]
+
+
+read_tables = load

@@ -14,13 +14,11 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, only_hidden
 from twotower.evaluation import metrics
-from twotower.evaluation.metrics import TargetRanks
+from twotower.evaluation.metrics import KS, MRR_AT, TargetRanks
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 Recommend = Callable[[EvalCases, int], Candidates]
 
-KS = (10, 20, 50, 100, 200, 500)
-MRR_AT = 500
 
 # Lower bounds of the segments: items in a case's history, training rows of a target's item.
 HISTORY_LENGTHS = (0, 1, 10, 20, 50, 100, 200, 500, 1000)

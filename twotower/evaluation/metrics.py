@@ -8,6 +8,10 @@ import dataclasses
 
 import numpy as np
 
+# Lengths of answers that are reported, and the depth of the reciprocal rank.
+KS = (10, 20, 50, 100, 200, 500)
+MRR_AT = 500
+
 # Rank of a target that is not in the answer, or not certainly.
 NOT_FOUND = np.iinfo(np.int64).max
 

@@ -21,9 +21,8 @@ which is what masking needs (arXiv 2507.09331): with masked hits and a corrected
 gradient does not tend to that of the full softmax, however large the batch is.
 """
 
+from twotower.objective.config import CORRECTIONS
 from twotower.tf import tf
-
-CORRECTIONS = ("none", "log_q", "log_q_masked")
 
 # Stands for minus infinity in a logit; a real one would make NaN of an all-masked row's gradient.
 MASKED = -1e9

@@ -21,11 +21,9 @@ full softmax, the ideal that the others stand in for.
 
 from collections.abc import Callable
 
+from twotower.objective.config import MININGS
 from twotower.objective.corrections import MASKED
 from twotower.tf import tf
-
-MININGS = ("all", "semi_hard", "hardest")  # of a triplet's negative
-
 
 # The losses. Each takes
 #     positive    [num_examples], s+

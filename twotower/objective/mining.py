@@ -11,47 +11,12 @@ the model of the first steps has nothing to say, so there is a warm-up. Too many
 training collapse where they weigh as much as draws of the batch (`losses.block_weight`).
 """
 
-import dataclasses
-
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.objective.config import MiningConfig
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.candidates import NO_KEY, widened
-
-
-@dataclasses.dataclass(frozen=True)
-class MiningConfig:
-    """When and where hard negatives are mined; `--hard_negative_share` says how many are used.
-
-    Attributes:
-        every: Steps between two minings.
-        warmup: Steps before the first mining, at most `WARMUP_SHARE` of all (fitting.py); rows have
-            no block until then.
-        depth: Items that a user's list holds; more where a row uses more.
-        skip: Best finds left out of it: some of them the user would like.
-        distinct: Items that the blocks of a batch bring at most beside the batch's own, a quarter
-            of them random ones where rows need topping up. Many rows with many negatives each would
-            have the item tower encode nearly the whole catalogue at every step.
-        index: Backend to find them with, such as `exact` or `hnsw`.
-    """
-
-    every: int = 200
-    warmup: int = 400
-    depth: int = 200
-    skip: int = 0
-    distinct: int = 512
-    index: str = "exact"
-
-    def __post_init__(self) -> None:
-        at_least(self, every=1, warmup=0, depth=1, skip=0, distinct=4)
-        if self.index not in build.BACKENDS:
-            raise ValueError(f"index must be one of {build.BACKENDS}; got {self.index!r}.")
-
-    def is_due(self, step: int) -> bool:
-        """Whether lists are mined before this step, counted from 0."""
-        return step >= self.warmup and (step - self.warmup) % self.every == 0
 
 
 class Miner:

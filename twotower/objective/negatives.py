@@ -25,80 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.limits import at_least, refuse, unread
+from twotower.objective.config import NegativesConfig
 from twotower.objective.corrections import MASKED, column_log_weight
 from twotower.tf import tf
-
-POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
-
-
-@dataclasses.dataclass(frozen=True)
-class NegativesConfig:
-    """Which candidates are columns.
-
-    Attributes:
-        negatives: The pools, one or more of `POOLS`. `catalogue` goes with no other.
-        num_sampled: Draws per batch of `uniform`, and of `popularity`.
-        sampled_power: The power of `popularity`. p_c is how often examples of item c are drawn, so
-            if stratified sampling draws all items equally often, `popularity` is uniform.
-        memory_size: Examples whose item vectors `memory` keeps.
-        num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
-        hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
-        num_impressions: Further negatives of a row: items that its user was shown and did not take.
-        untrained_items: Whether `uniform`, `popularity`, `catalogue` and mined negatives also draw
-            items without a training example. The model then learns never to answer them.
-    """
-
-    negatives: tuple[str, ...] = ("batch",)
-    num_sampled: int = 1024
-    sampled_power: float = 0.75
-    memory_size: int = 8192
-    num_hardest: int = 0
-    hard_negative_share: float = 0.0
-    num_impressions: int = 0
-    untrained_items: bool = False
-
-    def __post_init__(self) -> None:
-        pools = self.negatives
-        if not pools or set(pools) - set(POOLS) or len(set(pools)) < len(pools):
-            raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
-        if "catalogue" in pools and len(pools) > 1:
-            raise ValueError(f"the catalogue holds every item already; got {pools}.")
-        if "memory" in pools and ("batch" not in pools or self.has_hard_negatives):
-            raise ValueError(
-                "a memory's vectors push queries and learn nothing, which the batch's columns make "
-                "up for: it goes with 'batch', and without mined negatives or impressions; got "
-                f"{pools}, hard_negative_share {self.hard_negative_share} and num_impressions "
-                f"{self.num_impressions}."
-            )
-        least = {"num_sampled": 1, "memory_size": 1}
-        at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
-        if not 0 <= self.hard_negative_share < 1:
-            raise ValueError(
-                f"hard_negative_share must lie in [0, 1); got {self.hard_negative_share}."
-            )
-        is_drawn = bool({"uniform", "popularity"} & set(pools))
-        refuse(
-            [
-                *unread(self, is_drawn, "negatives=uniform or popularity", "num_sampled"),
-                *unread(self, "popularity" in pools, "negatives=popularity", "sampled_power"),
-                *unread(self, "memory" in pools, "negatives=memory", "memory_size"),
-            ]
-        )
-
-    def num_shared(self, num_examples: int, num_items: int) -> int:
-        """Draws of all pools together, besides a row's positive, of `num_items` drawable items."""
-        size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
-        return sum(size.get(name, self.num_sampled) for name in self.negatives)
-
-    def num_mined(self, num_shared: int) -> int:
-        """Mined negatives of a row beside `num_shared` draws, so that their share is as asked."""
-        return round(num_shared * self.hard_negative_share / (1 - self.hard_negative_share))
-
-    @property
-    def has_hard_negatives(self) -> bool:
-        """Whether a query has negatives that others do not have."""
-        return self.hard_negative_share > 0 or self.num_impressions > 0
 
 
 def in_batch_probability(

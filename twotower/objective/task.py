@@ -5,151 +5,25 @@ wherever that can express it (`tfrs_task.py` has the plain model, and its test t
 scores each distinct query and item of a batch once.
 """
 
-import dataclasses
 import math
 
-from twotower.limits import at_least, refuse, unread
 from twotower.objective import corrections, losses
-from twotower.objective.negatives import Columns, NegativesConfig, of_all_replicas
+from twotower.objective.config import LEARNED, NegativesConfig, TaskConfig, check_columns
+from twotower.objective.negatives import Columns, of_all_replicas
 from twotower.tf import tf, tfrs
 
-LEARNED = (0.01, 1.0)  # bounds of a learned temperature
-# Losses with a margin between scores, and those that weigh the negatives' mean by a ratio.
-MARGINS, WEIGHING = ("triplet", "cosine_contrastive"), ("bce", "gbce", "cosine_contrastive")
 
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """How the score matrix becomes a loss; `losses.py` and `corrections.py` have the equations.
-
-    Attributes:
-        loss: `softmax`, `bce`, `gbce`, `triplet` or `cosine_contrastive`.
-        temperature: Scores are divided by it, in training only.
-        learned_temperature: Whether it is a weight, which starts at `temperature`.
-        correction: `none`, `log_q` or `log_q_masked`.
-        frequency: p_c of log-Q: `counts` of the training examples, or the `streaming` estimate.
-        mask_known_positives: Whether the user's other positives are no negatives of the user's
-            examples. Where prefixes of a sequence ask for what comes next, these are the events
-            that came before, and among the items of a batch those that come later, too.
-        margin: Of `triplet`, by how much s+ should exceed s_c; of `cosine_contrastive`, the cosine
-            under which a negative costs nothing. Both are in units of unscaled scores, so these
-            losses need temperature 1.
-        triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`. The last two
-            take one negative a row, which no correction weighs.
-        negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
-            their mean over the columns.
-        calibration: t of `gbce`.
-    """
-
-    loss: str = "softmax"
-    temperature: float = 0.1
-    learned_temperature: bool = False
-    correction: str = "log_q_masked"
-    frequency: str = "counts"
-    mask_known_positives: bool = True
-    margin: float = 0.2
-    triplet_mining: str = "all"
-    negative_ratio: float = 1.0
-    calibration: float = 0.75
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "negative_ratio"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}.")
-        at_least(self, margin=0)
-        if not 0 <= self.calibration <= 1:
-            raise ValueError(f"calibration must lie in [0, 1]; got {self.calibration}.")
-        for name, known in (
-            ("loss", tuple(losses.LOSSES)),
-            ("correction", corrections.CORRECTIONS),
-            ("frequency", ("counts", "streaming")),
-            ("triplet_mining", losses.MININGS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
-        has_margin = self.loss in MARGINS
-        takes_one = self.loss == "triplet" and self.triplet_mining != "all"
-        for is_wrong, sentence in (
-            (
-                self.correction == "log_q" and self.mask_known_positives,
-                "log_q corrects every column, hits among them, so it goes with "
-                "mask_known_positives=False; to mask the user's known positives take "
-                "correction='log_q_masked' or 'none'.",
-            ),
-            (
-                self.correction == "log_q" and self.loss != "softmax",
-                "log_q corrects the positive, too, as only softmax can have it; take log_q_masked "
-                f"or none for {self.loss}.",
-            ),
-            (
-                self.learned_temperature and not LEARNED[0] <= self.temperature <= LEARNED[1],
-                f"a learned temperature starts within {LEARNED}; got {self.temperature}.",
-            ),
-            (
-                self.learned_temperature and has_margin,
-                f"{self.loss} is not bounded below over temperatures, and a lower one would always "
-                "be better: take learned_temperature=False.",
-            ),
-            (
-                has_margin and self.temperature != 1,
-                f"the margin of {self.loss} is measured in the scores themselves; a temperature of "
-                f"{self.temperature} would divide the scores: take temperature=1.",
-            ),
-            (
-                self.loss == "cosine_contrastive" and self.margin >= 1,
-                f"margin {self.margin}: no cosine exceeds 1, so no negative would cost anything.",
-            ),
-            (
-                takes_one and self.mask_known_positives and self.correction != "none",
-                f"triplet_mining={self.triplet_mining!r} takes one negative of a row, by its score "
-                f"alone, so that {self.correction} weighs nothing: take correction='none'.",
-            ),
-        ):
-            if is_wrong:
-                raise ValueError(sentence)
-        refuse(
-            [
-                *unread(self, self.correction != "none", "a correction", "frequency"),
-                *self._of_losses(MARGINS, "margin"),
-                *self._of_losses(("triplet",), "triplet_mining"),
-                *self._of_losses(WEIGHING, "negative_ratio"),
-                *self._of_losses(("gbce",), "calibration"),
-            ]
-        )
-
-    def _of_losses(self, read_by: tuple[str, ...], field: str) -> list[str]:
-        return unread(self, self.loss in read_by, f"loss={' or '.join(read_by)}", field)
-
-    def parameters(self, num_items: int) -> dict:
-        """Of the loss function, for a catalogue of this size."""
-        ratio = self.negative_ratio
-        if self.loss == "triplet":
-            return {"margin": self.margin, "mining": self.triplet_mining}
-        if self.loss == "cosine_contrastive":
-            return {"margin": self.margin, "ratio": ratio}
-        if self.loss == "gbce":
-            rate = min(1.0, ratio / max(1, num_items - 1))
-            return {"ratio": ratio, "beta": losses.gbce_beta(rate, self.calibration)}
-        return {"ratio": ratio} if self.loss == "bce" else {}
-
-
-def check_columns(config: TaskConfig, negatives: NegativesConfig) -> None:
-    """Checks that the correction can weigh the columns.
-
-    Raises:
-        ValueError: `log_q` over other columns than the batch's, or a correction over the catalogue,
-            whose items are not drawn.
-    """
-    if "catalogue" in negatives.negatives and config.correction != "none":
-        raise ValueError(
-            f"correction={config.correction!r} has no effect over the catalogue, where every item "
-            "is a column and none is drawn: take correction='none'."
-        )
-    if config.correction == "log_q" and negatives.negatives != ("batch",):
-        raise ValueError(
-            f"log_q corrects the positive, too, as only softmax over the batch can have it; "
-            f"take log_q_masked or none over {negatives.negatives}."
-        )
+def loss_parameters(config: TaskConfig, num_items: int) -> dict:
+    """Arguments of the loss function, for a catalogue of this size."""
+    ratio = config.negative_ratio
+    if config.loss == "triplet":
+        return {"margin": config.margin, "mining": config.triplet_mining}
+    if config.loss == "cosine_contrastive":
+        return {"margin": config.margin, "ratio": ratio}
+    if config.loss == "gbce":
+        rate = min(1.0, ratio / max(1, num_items - 1))
+        return {"ratio": ratio, "beta": losses.gbce_beta(rate, config.calibration)}
+    return {"ratio": ratio} if config.loss == "bce" else {}
 
 
 class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
@@ -176,7 +50,7 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         check_columns(config, negatives)
         self.config, self.negatives = config, negatives
         self.factorized_metrics = [] if metrics is None else [metrics]
-        self._parameters = config.parameters(num_items)
+        self._parameters = loss_parameters(config, num_items)
         if config.learned_temperature:
             self.log_temperature = self.add_weight(
                 name="log_temperature",

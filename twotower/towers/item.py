@@ -1,49 +1,11 @@
 """ItemTower: id, title, genres, maker, statistics, age, ... -> [batch_size, dim]."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 
+from twotower.towers.config import ItemConfig
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Feature, Id, Number, Tags, Tokens, Vector
-
-# Features that are known of an item only together with a time, not from its row alone.
-TIMED = ("age", "popularity")
-
-
-@dataclasses.dataclass(frozen=True)
-class ItemConfig:
-    """What the item tower reads, and its sizes.
-
-    Attributes:
-        features: Columns of `Dataset.items`, or `age` (days from `released`, or from the item's
-            first training row, to the time of the example) or `popularity` (log of the item's
-            share of the training rows up to that time); with these, negatives are the batch's.
-        id_dim: Length of the item id's vector.
-        token_dim: Length of a title's, description's, genre set's or maker's vector.
-        unknown_rate: Share of training items whose id is hidden (see `Id`).
-        min_token_count: A word counts from this many items on.
-        hidden: Widths of the hidden layers.
-        dim: Length of the item's vector; must equal the query tower's.
-        l2_normalise: Whether vectors have length 1.
-        dropout: Share of hidden activations dropped in training.
-        batch_norm: Whether hidden layers are batch-normalised.
-        shortcut: Whether the id's vector, of length `dim` then, is added behind the dense layers:
-            ids that are free to point anywhere learn more than those that share a projection.
-    """
-
-    features: tuple[str, ...] = ("item_id", "title", "genres", "year")
-    id_dim: int = 128
-    token_dim: int = 64
-    unknown_rate: float = 0.1
-    min_token_count: int = 2
-    hidden: tuple[int, ...] = (512, 256)
-    dim: int = 128
-    l2_normalise: bool = True
-    dropout: float = 0.0
-    batch_norm: bool = False
-    shortcut: bool = False
 
 
 def item_feature(name: str, values: pd.Series, config: ItemConfig) -> Feature:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from twotower.towers.config import TIMED, QueryConfig
 from twotower.towers.dense import Tower
 from twotower.towers.features import Clock, Feature, Id, Tokens
 from twotower.towers.history.bag import History, MeanHistory
@@ -13,7 +14,7 @@ from twotower.towers.history.gru import GRUHistory
 from twotower.towers.history.hstu import HSTUHistory
 from twotower.towers.history.pooling import AttentionHistory, RecencyHistory
 from twotower.towers.history.transformer import MaskedTransformerHistory, TransformerHistory
-from twotower.towers.item import TIMED, head
+from twotower.towers.item import head
 
 SHARED = ("nothing", "item_embedding", "tower")
 HISTORIES = {
@@ -25,80 +26,6 @@ HISTORIES = {
     "masked_transformer": MaskedTransformerHistory,
     "hstu": HSTUHistory,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class QueryConfig:
-    """What the query tower reads, and its sizes.
-
-    Attributes:
-        features: `history`, `time` (hour and weekday of the request), `search_text`, columns of
-            `Dataset.users` (`user_id`, demographics), `device`, `country`. By default the history
-            alone: beside it, on MovieLens 1M, a user id learns the training rows by heart and
-            costs recall, and a tower without it serves users it has never met.
-        user_dim: Length of the user id's vector.
-        category_dim: Length of a demographic's, device's or search text's vector.
-        unknown_rate: Share of training queries whose user id is hidden, so that the row of unknown
-            users is trained.
-        history: The encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
-            `masked_transformer` or `hstu`.
-        history_dim: Length of a past item's vector.
-        history_dropout: Share of past events left out in training (`mean`), or of the encoder's
-            activations (all others).
-        history_power: Exponent of the number of events that the sum is divided by (`mean`).
-        history_ratings: Whether events bring their ratings.
-        history_length: Most recent events that an encoder which heeds their order reads.
-        history_stride: Past that many, so many of the oldest are dropped at once.
-        history_content: Whether events bring what their items are beside their ids, by the item
-            tower's features; by its weights, too, where `shared` is not `nothing`.
-        history_gaps: Whether events bring the time since the one before.
-        history_time_told: Whether such an encoder is told the time of the request (`+time`).
-        history_half_life: Of `recency`, in events, where learning begins.
-        history_layers: Layers of `gru`, blocks of the transformers and `hstu`.
-        history_heads: Their heads.
-        history_positions: How they tell places: `absolute`, `relative` or `none`; "" for what is
-            usual: `relative` in `hstu`, `absolute` in the others.
-        history_time_bias: Whether the time between two events is a bias of the transformers'
-            attention, as it always is in `hstu`.
-        shared: What the towers share: `nothing`; `item_embedding`, where a past item's vector is
-            the item tower's for its id (`history_dim` is then that one's length); or `tower`, where
-            the dense layers are the item tower's, too, so that a history is encoded as an item
-            would be (a siamese network; for towers of `item_id` and a `mean` history alone).
-        hidden: Widths of the hidden layers.
-        dim: Length of the query's vector; must equal the item tower's.
-        l2_normalise: Whether vectors have length 1.
-        dropout: Share of hidden activations dropped in training.
-        batch_norm: Whether hidden layers are batch-normalised.
-        shortcut: Whether the history's vector, of length `dim` then, is added behind the dense
-            layers: they then learn what a bag of items does not say.
-    """
-
-    features: tuple[str, ...] = ("history",)
-    user_dim: int = 64
-    category_dim: int = 16
-    unknown_rate: float = 0.5
-    history: str = "mean"
-    history_dim: int = 256
-    history_dropout: float = 0.5
-    history_power: float = 0.5
-    history_ratings: bool = False
-    history_length: int = 200
-    history_stride: int = 20
-    history_content: bool = False
-    history_gaps: bool = False
-    history_time_told: bool = False
-    history_half_life: float = 20.0
-    history_layers: int = 2
-    history_heads: int = 2
-    history_positions: str = ""
-    history_time_bias: bool = False
-    shared: str = "nothing"
-    hidden: tuple[int, ...] = (512, 256)
-    dim: int = 128
-    l2_normalise: bool = True
-    dropout: float = 0.0
-    batch_norm: bool = False
-    shortcut: bool = False
 
 
 def query_feature(

@@ -19,9 +19,9 @@ from twotower.objective.negatives import (
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.objective.time_dependent import TimeDependentNegatives
 from twotower.tf import tf, tfrs
+from twotower.towers.config import TIMED
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
-from twotower.towers.item import TIMED
 from twotower.training.batches import Batch
 
 

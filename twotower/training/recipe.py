@@ -1,16 +1,15 @@
 """Recipe: all choices of a training run, as plain data."""
 
 import dataclasses
+import difflib
 import math
+from typing import Any
 
-from twotower.data.examples import ExamplesConfig
-from twotower.evaluation.evaluate import KS, MRR_AT
+from twotower.data.config import ExamplesConfig
+from twotower.evaluation.metrics import KS, MRR_AT
 from twotower.limits import at_least, refuse, unread
-from twotower.objective.mining import MiningConfig
-from twotower.objective.negatives import NegativesConfig
-from twotower.objective.task import TaskConfig, check_columns
-from twotower.towers.item import TIMED, ItemConfig
-from twotower.towers.query import QueryConfig
+from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
+from twotower.towers.config import TIMED, ItemConfig, QueryConfig
 
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.
@@ -85,9 +84,28 @@ class FitConfig:
             raise ValueError(f"metric must be one of {sorted(SELECTING)}; got {self.metric!r}.")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
-    """All choices of a training run; a bundle's manifest holds it."""
+    """All choices of a training run; a bundle's manifest holds it.
+
+    Args:
+        **choices: Whole parts (`fit=FitConfig(...)`), or single choices by their names
+            (`epochs=4`), which are also the names of the flags (`CHOICES`): a field's own name,
+            with `query_`, `item_` or `mining_` in front for these three parts. What both towers
+            have in common (`HEAD`) and `seed` have one name and go to both of their parts.
+            `negatives` is a part if it is a `NegativesConfig`, else that part's choice of pools.
+
+    Raises:
+        TypeError: No such part or choice; the message lists names that are near.
+        ValueError: A value out of its bounds, or choices that do not go together.
+
+    >>> recipe = Recipe(epochs=4, dim=64, item_id_dim=32)
+    >>> recipe.fit.epochs, recipe.query.dim, recipe.item.dim, recipe.item.id_dim
+    (4, 64, 64, 32)
+    >>> Recipe(epoch=4)
+    Traceback (most recent call last):
+    TypeError: a recipe has no choice 'epoch'; near are 'epochs'.
+    """
 
     query: QueryConfig = QueryConfig()
     item: ItemConfig = ItemConfig()
@@ -97,7 +115,25 @@ class Recipe:
     examples: ExamplesConfig = ExamplesConfig()
     fit: FitConfig = FitConfig()
 
-    def __post_init__(self) -> None:
+    def __init__(self, **choices: Any) -> None:
+        changes: dict[str, dict[str, Any]] = {}
+        parts = {field.name: field.default for field in PARTS}
+        for name, value in choices.items():
+            if name in parts and isinstance(value, type(parts[name])):
+                parts[name] = value
+                continue
+            if name not in CHOICES:
+                raise TypeError(_unknown(name))
+            for part, field in CHOICES[name]:
+                if isinstance(field.default, tuple):  # a list or one value will do
+                    value = tuple(value) if isinstance(value, list | tuple) else (value,)
+                changes.setdefault(part, {})[field.name] = value
+        for name, part in parts.items():
+            changed = dataclasses.replace(part, **changes.get(name, {}))
+            object.__setattr__(self, name, changed)
+        self._check()
+
+    def _check(self) -> None:
         negatives, examples = self.negatives, self.examples
         check_columns(self.task, negatives)
         is_mined = negatives.hard_negative_share > 0
@@ -157,13 +193,40 @@ class Recipe:
     def from_json(cls, values: dict) -> "Recipe":
         """The inverse of `to_json`; what is missing has its default, as in bundles of versions that
         did not know it, and an unknown part or field is a TypeError that names it."""
-        parts = {}
-        if unknown := values.keys() - {field.name for field in dataclasses.fields(cls)}:
+        if unknown := values.keys() - {field.name for field in PARTS}:
             raise TypeError(f"a recipe has no parts {sorted(unknown)}.")
-        for field in dataclasses.fields(cls):
+        parts = {}
+        for field in PARTS:
             part = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in values.get(field.name, {}).items()
             }
             parts[field.name] = type(field.default)(**part)
         return cls(**parts)
+
+
+PARTS = dataclasses.fields(Recipe)
+
+
+def _choices() -> dict[str, list[tuple[str, dataclasses.Field]]]:
+    """Name of each choice -> the parts and fields that it is."""
+    found: dict[str, list[tuple[str, dataclasses.Field]]] = {}
+    for part in PARTS:
+        prefix = f"{part.name}_" if part.name in ("query", "item", "mining") else ""
+        for field in dataclasses.fields(part.default):
+            name = field.name if field.name in HEAD else prefix + field.name
+            found.setdefault(name, []).append((part.name, field))
+    return found
+
+
+CHOICES = _choices()
+
+
+def _unknown(name: str) -> str:
+    """The error message for a choice that does not exist."""
+    near = [known for known in CHOICES if known.endswith(f"_{name}")]
+    near += difflib.get_close_matches(name, CHOICES)
+    near = [repr(known) for known in dict.fromkeys(near)]
+    return f"a recipe has no choice {name!r}; " + (
+        f"near are {', '.join(near)}." if near else f"there are {', '.join(CHOICES)}."
+    )

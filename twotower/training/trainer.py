@@ -23,11 +23,12 @@ from twotower.ragged import Ragged
 from twotower.retrieval.backends.brute_force import BruteForceIndex
 from twotower.retrieval.candidates import Candidates
 from twotower.tf import tf, tfrs
+from twotower.towers.config import TIMED
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
 from twotower.towers.history.bag import History
 from twotower.towers.history.sequence import SequenceHistory
-from twotower.towers.item import TIMED, item_tower
+from twotower.towers.item import item_tower
 from twotower.towers.query import query_tower
 from twotower.training.batches import Batch, TrainingBatches, no_columns
 from twotower.training.model import TwoTowerModel

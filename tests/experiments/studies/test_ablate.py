@@ -8,11 +8,12 @@ import tiny
 from absl import flags
 
 sys.path.insert(0, str(tiny.ROOT / "experiments" / "studies"))
-import recipe_flags
 from ablation_plan import LOSSES
 from sequence_plan import SEQUENCES
 
 from twotower.data.splits import PROTOCOLS
+from twotower.training import flags as recipe_flags
+from twotower.training.recipe import CHOICES
 
 SMALL = "--dataset=synthetic/small,--epochs=2"
 
@@ -21,10 +22,9 @@ SMALL = "--dataset=synthetic/small,--epochs=2"
 def parsed():
     """Flags -> Recipe, without train.py's process."""
     values = flags.FlagValues()
-    known = {name for name, *_ in recipe_flags._fields()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags, "FLAGS", values)
-        for name, _, field in recipe_flags._fields():
+        for name, ((_, field), *_) in CHOICES.items():
             kind = type(field.default)
             define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
             default = [str(v) for v in field.default] if kind is tuple else field.default
@@ -39,7 +39,7 @@ def parsed():
 
         def recipe(given):
             values.unparse_flags()
-            for name in known:
+            for name in CHOICES:
                 values[name].unparse()
             values(["", *given])
             return recipe_flags.recipe()

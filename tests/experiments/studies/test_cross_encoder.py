@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from twotower.data import load
+from twotower.data import load_dataset
 from twotower.tf import tf
 
 sys.path.insert(0, str(tiny.ROOT / "experiments" / "studies"))
@@ -75,7 +75,7 @@ def test_a_dataset_of_any_size_trains_from_its_folder(tmp_path):
         tiny.ROOT / "experiments/studies/make_synthetic.py", *sizes, f"--output={folder}"
     ).stdout
     assert "wrote synthetic/150x400-seed3" in printed
-    made = load("tables", str(folder))
+    made = load_dataset("tables", str(folder))
     assert (len(made.items), len(made.users), len(made.interactions)) == (400, 150, 6000)
     tiny.python(
         tiny.ROOT / "experiments" / "train.py",
@@ -89,4 +89,4 @@ def test_a_dataset_of_any_size_trains_from_its_folder(tmp_path):
 
 def test_tables_need_a_folder():
     with pytest.raises(ValueError, match="tables needs data_dir"):
-        load("tables")
+        load_dataset("tables")

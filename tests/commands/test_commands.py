@@ -1,4 +1,4 @@
-"""The scripts as a person runs them: each in a process of its own, on the small made-up service.
+"""The commands as a person runs them: each in a process of its own, on the small made-up service.
 
 A process costs some eight seconds, most of it TensorFlow's import; so one work folder serves all,
 and runs that end early are forked from one process.
@@ -15,7 +15,7 @@ import tiny
 
 from twotower.bundle.bundle import LINEAGE, Bundle, read_manifest, write_manifest
 from twotower.bundle.export import warm_start
-from twotower.training.recipe import Recipe
+from twotower.training.recipe import CHOICES, Recipe
 from twotower.training.trainer import Training
 
 SCRIPTS = tiny.ROOT / "experiments"
@@ -95,16 +95,22 @@ def test_evaluate_judges_the_bundle_beside_popularity(judged):
         assert ahead["low"] <= ahead["mean"] <= ahead["high"]
     assert set(model["segments"]) == {"history_length", "item_popularity"}
     assert model["ann_recall@100"] > 0.95
-    line = f"recall_micro@100 .* {model['metrics']['recall_micro@100']['mean']:.4f}"
-    assert re.search(line, printed)
+    # Side by side, and the first minus the second.
+    means = [row["metrics"]["recall_micro@100"]["mean"] for row in (model, popularity)]
+    pair = r"recall_micro@100 +{:.4f} ± +0\.\d+ +{:.4f} ± ".format(*means)
+    ahead = rf"recall_micro@100 +{re.escape(f'{means[0] - means[1]:+.4f}')} ± "
+    assert re.search(rf"^{pair}", printed, re.M) and re.search(rf"^{ahead}", printed, re.M)
 
 
 def test_validation_figures_come_again_from_the_other_bundle(workdir, tmp_path):
-    """evaluate.py, through SavedModel and files, repeats what training measured in process."""
+    """evaluate.py, through SavedModel and files, repeats what training measured in process. The
+    bundle of train.py has learned from the validation rows, so the one beside it answers."""
     output = tmp_path / "out.json"
-    bundle = f"--bundle={workdir / 'bundle_validation'}"
-    run("evaluate.py", bundle, "--part=validation", f"--output={output}")
-    (row,) = json.loads(output.read_text())["rows"]
+    bundles = [f"--bundle={workdir / name}" for name in ("bundle", "bundle_validation")]
+    printed = run("evaluate.py", *bundles, f"--output={output}").stdout
+    assert "bundle_validation answers in its place. --part=test asks" in printed
+    row, again = json.loads(output.read_text())["rows"]
+    assert row["metrics"] == again["metrics"] and again["ahead"]["ndcg@10"]["mean"] == 0
     expected = json.loads((workdir / "metrics.json").read_text())["metrics"]
     assert row["metrics"].keys() == expected.keys()
     for name, value in row["metrics"].items():
@@ -117,7 +123,7 @@ def test_one_temporal_bundle_answers_both_protocols(tmp_path):
     run("train.py", "--dataset=synthetic/small", f"--workdir={tmp_path}", *TINY, *split)
     judge = ["evaluate.py", f"--bundle={tmp_path / 'bundle'}", "--part=test"]
     printed = run(*judge, "--split=temporal-successive+time").stdout
-    assert printed.startswith("temporal-successive+time, test, ")
+    assert printed.startswith("temporal-successive+time, test: ")
     for other in ("loo", "temporal-successive"):  # of which the second tells no time
         assert f"not '{other}'" in run(*judge, f"--split={other}", check=False).stderr
 
@@ -197,38 +203,45 @@ def test_build_index_then_recommend_from_it(workdir, tmp_path):
         re.search(r"recall@10 against exact search, sample queries: ([\d.]+)", printed)[1]
     )
     assert recall > 0.95
-    done = run(
-        "recommend.py", flag, "--index=second", "--history=i00003,i00007", "--k=4", "--format=json"
-    )
+    done = run("recommend.py", flag, "--index=second", "--history=i00003,i00007", "--k=4", "--json")
     answer = json.loads(done.stdout)
-    assert (answer["user_id"], answer["index"]) == ("", "second")
+    assert (answer["user_id"], answer["index"], answer["history"]) == ("", "second", 2)
     ids = [row["item_id"] for row in answer["items"]]
     assert len(set(ids)) == 4 and not {"i00003", "i00007"} & set(ids)
     scores = [row["score"] for row in answer["items"]]
     assert scores == sorted(scores, reverse=True)
-    assert all(row["title"] for row in answer["items"])
+    assert all(row["title"] and row["because"] in ("i00003", "i00007") for row in answer["items"])
 
 
-def test_recommend_prints_a_table_without_what_the_user_watched(workdir):
-    """The user's history is looked up; k is beyond the catalogue of 300."""
+def test_recommend_shows_what_users_like_and_keeps_to_genres_and_years(workdir):
+    """Two users' histories are looked up; k is beyond the catalogue of 300."""
     made = tiny.dataset()
     frame = made.interactions[made.positive]
-    watched = set(frame.loc[frame["user_id"] == "u00003", "item_id"])
-    printed = run(
-        "recommend.py",
-        f"--bundle={workdir / 'bundle'}",
-        "--user_id=u00003",
-        "--data_dir=any",
-        "--k=1000",
-    ).stdout
-    lines = printed.splitlines()
-    assert re.fullmatch(r"user u00003, exact, [\d.]+ ms", lines[0])
-    ids = [line.split()[2] for line in lines[1:-1]]
-    assert [int(line.split()[0]) for line in lines[1:-1]] == list(range(1, len(ids) + 1))
-    assert watched and not watched & set(ids)
-    candidates = set(frame["item_id"])
-    assert set(ids) == candidates - watched
-    assert lines[-1].startswith(f"({len(ids)} items: all others")
+    items = made.items.set_index("item_id")
+    genre, low = items["genres"].iloc[0][0], int(items["year"].median())
+    run_it = ["recommend.py", f"--bundle={workdir / 'bundle'}", "--data_dir=any", "--k=1000"]
+    run_it += ["--user_id=u00003,u00004", f"--genres={genre}", f"--years={low}-"]
+    answers = run(*run_it, "--json").stdout.splitlines()
+    table = run(*run_it, "--shown=2").stdout
+    parts = re.split(r"^user ", table, flags=re.M)[1:]
+    for user, answer, part in zip(("u00003", "u00004"), map(json.loads, answers), parts):
+        liked = frame[frame["user_id"] == user].sort_values("timestamp", kind="stable")["item_id"]
+        expected = {
+            item for item in {*frame["item_id"]} - {*liked}
+            if genre in items["genres"][item] and items["year"][item] >= low
+        }  # fmt: skip
+        assert expected and {row["item_id"] for row in answer["items"]} == expected
+        assert answer["user_id"] == user and answer["history"] == len(liked)
+        lines = part.splitlines()
+        assert re.fullmatch(rf"{user}, exact, [\d.]+ ms", lines[0])
+        assert lines[1] == f"liked {len(liked):,} items, the last of them:"
+        assert [line.split()[0] for line in lines[2:4]] == [*liked][-2:]
+        rows = lines[5:-1]
+        assert [int(row.split()[0]) for row in rows] == list(range(1, len(expected) + 1))
+        first = answer["items"][0]
+        for text in (first["item_id"], first["title"], f"({first['year']})", genre, "near "):
+            assert text in rows[0]
+        assert lines[-1] == f"({len(expected)} items: no others are left)"
 
 
 def test_mistakes_are_named(workdir, tmp_path):
@@ -248,7 +261,7 @@ def test_mistakes_are_named(workdir, tmp_path):
         # A model may have been trained on what another split, or other data, asks.
         "trained for protocol 'random', not 'loo'": [*judge, "--split=loo"],
         "trained for split_seed 42, not 7": [*judge, "--split_seed=7"],
-        "refit on the validation rows": [*judge, "--part=validation"],
+        "refit on the validation rows": ["evaluate.py", f"--bundle={other}"],
         "learned from 100% of the rows that random keeps": ["evaluate.py", f"--bundle={seen}"],
         # Hidden from nobody; or perhaps from nobody.
         "learned from 56% of the rows": ["evaluate.py", f"--bundle={cold}"],
@@ -272,8 +285,9 @@ def test_mistakes_are_named(workdir, tmp_path):
         "backend must be one of": [*train, "--indexes=hnsw,scam"],
         "it goes with mask_known_positives=False": [*train, "--correction=log_q"],
         "items ['nothing'] are not in": [*recommend, "--history=i00003,nothing"],
-        "of user 'u00003' nothing is given": [*recommend, "--user_id=u00003"],
-        "or no --user_id": [*recommend, "--user_id=42", "--format=json"],
+        "of user '42' nothing is given": [*recommend, "--user_id=42", "--json"],
+        "got 'nineties'": [*recommend, "--years=nineties"],
+        "Compare bundles of one split": [*judge, f"--bundle={cold}"],
         "has no user 'nobody'": [*recommend, "--user_id=nobody", "--data_dir=any"],
         "has no index 'nope'": [*recommend, "--index=nope"],
         "is no bundle": ["recommend.py", f"--bundle={tmp_path}"],
@@ -281,30 +295,34 @@ def test_mistakes_are_named(workdir, tmp_path):
     found = tiny.forked(list(messages.values()), tmp_path)
     for message, (status, printed) in zip(messages, found, strict=True):
         assert status != 0 and message in printed, printed
+        assert "Traceback" not in printed and printed.count("\n") <= 2, printed
     assert not (tmp_path / "W" / "bundle").exists() and not (tmp_path / "runs[1]").exists()
 
 
-def test_help_mentions_every_flag_and_the_command(tmp_path):
-    """absl's `--help` ends with status 1."""
-    scripts = ["train.py", "evaluate.py", "build_index.py", "recommend.py", "quickstart.py"]
-    found = tiny.forked([[script, "--help"] for script in scripts], tmp_path)
-    for script, (status, printed) in zip(scripts, found, strict=True):
-        source = (tiny.ROOT / "experiments" / script).read_text()
-        flags = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
-        assert len(flags) >= 4
-        if script == "train.py":
-            flags += recipe_flag_names()
-        for flag in flags:
-            assert re.search(rf"^ +--(\[no\])?{flag}: \S", printed, re.M), (script, flag)
-        assert status in (0, 1) and f"python experiments/{script}" in printed
+def test_help_is_quick_and_lists_every_flag_in_groups():
+    """Without TensorFlow and pandas, whose imports take seconds; absl's flags stand behind."""
+    code = (
+        "import sys; from twotower.commands.main import main\n"
+        "sys.argv = ['twotower', sys.argv[1], '--help']; main()\n"
+        "assert not {'tensorflow', 'pandas', 'scann'} & {*sys.modules}, 'too much is imported'"
+    )
+    for command in ("train", "evaluate", "build_index", "recommend"):
+        source = (tiny.ROOT / "twotower" / "commands" / f"{command}.py").read_text()
+        names = re.findall(r'(?:flags|script)\.DEFINE_\w+\(\s*"(\w+)"', source)
+        assert len(names) >= 5
+        names += [*CHOICES] if command == "train" else []
+        printed = tiny.python("-c", code, command).stdout
+        for name in names:
+            assert len(re.findall(rf"^  --(?:\[no\])?{name}: \S", printed, re.M)) == 1, name
+        first = printed.partition("First of all:\n")[2].partition("\n\n")[0]
+        assert len(re.findall(r"^  --", first, re.M)) == 5
+        assert printed.startswith(f"twotower {command}: ") and "\nWith every command:" in printed
 
 
-def recipe_flag_names() -> list[str]:
-    """The fields of a Recipe as flags; what both towers share has no prefix."""
-    shared = {"hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut"}
-    names = []
-    for part, values in Recipe().to_json().items():
-        prefix = f"{part}_" if part in ("query", "item", "mining") else ""
-        names += [name if name in shared else prefix + name for name in values]
-    assert {"query_features", "item_id_dim", "hidden", "temperature", "patience"} < set(names)
-    return names
+def test_an_error_is_one_line_and_debug_shows_where(tmp_path):
+    wrong = ["train.py", f"--workdir={tmp_path}", "--epochs=0"]
+    plain, shown = (run(*wrong, *more, check=False) for more in ([], ["--debug"]))
+    assert plain.returncode == shown.returncode == 1 and not plain.stdout
+    (line,) = plain.stderr.splitlines()
+    assert line.endswith("epochs must be 1 or more; got 0. (--debug shows where.)")
+    assert "Traceback" in shown.stderr and "recipe.py" in shown.stderr

@@ -8,7 +8,7 @@ import tiny
 
 PROGRAM = """
 import os
-import script
+from twotower.commands import script
 from absl import logging
 
 def main(argv):

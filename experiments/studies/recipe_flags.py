@@ -1,1 +1,0 @@
-../recipe_flags.py

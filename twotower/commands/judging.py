@@ -1,0 +1,167 @@
+"""A bundle and baselines, put to the questions of a split; what may not be judged is refused."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from twotower.bundle.bundle import Bundle
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.examples import QueryInputs
+from twotower.data.splits import Split
+from twotower.evaluation import baselines
+from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from_scores
+from twotower.retrieval.base import Retriever
+from twotower.retrieval.tuning import recall_against
+
+# Protocols that ask different questions of a model trained on the same rows.
+SAME_ROWS = [{f"temporal-last{told}", f"temporal-successive{told}"} for told in ("", "+time")]
+# What bundles must have in common to answer the same questions.
+COMMON = ("dataset", "protocol", "split_seed", "hidden_items")
+
+
+def to_judge(path: str, part: str) -> Bundle:
+    """The bundle at `path`; on validation, if that was refit, the one from before its refit.
+
+    Raises:
+        ValueError: A bundle that was refit on the validation rows, and the other is not there.
+    """
+    bundle = Bundle(path)
+    if part == "test" or not bundle.manifest["refit"]:
+        return bundle
+    before = bundle.directory.parent / "bundle_validation"
+    if before.is_dir() and bundle.directory != before:
+        print(
+            f"{path} has learned from the validation rows, so {before} answers in its place. "
+            f"--part=test asks {path} itself."
+        )
+        return Bundle(before)
+    raise ValueError(
+        f"{path} was refit on the validation rows, so they cannot judge it. Its validation figures "
+        "are in metrics.json; --part=test asks it for what it has not seen."
+    )
+
+
+def check_alike(bundles: Sequence[Bundle]) -> None:
+    """Refuses bundles that were not trained for the same questions."""
+    first = bundles[0]
+    for bundle in bundles[1:]:
+        for entry in COMMON:
+            values = first.manifest.get(entry), bundle.manifest.get(entry)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"{bundle.directory}: its {entry} is {values[1]!r}, that of "
+                    f"{first.directory} {values[0]!r}. Compare bundles of one split."
+                )
+
+
+def check(bundle: Bundle, dataset: Dataset, protocol: str | None, seed: int | None) -> None:
+    """Refuses a split or data other than the manifest's.
+
+    Args:
+        bundle: The one to judge.
+        dataset: What it is to be judged on.
+        protocol: The split that is asked for; None for the manifest's.
+        seed: Its seed, likewise.
+
+    Raises:
+        ValueError: A protocol or seed with other training rows than the manifest's, or another
+            fingerprint.
+    """
+    manifest = bundle.manifest
+    for asked, entry in ((protocol, "protocol"), (seed, "split_seed")):
+        given = manifest[entry]
+        if asked not in (None, given) and {asked, given} not in SAME_ROWS:
+            raise ValueError(
+                f"the bundle was trained for {entry} {given!r}, not {asked!r}: its "
+                "training rows may be that split's test rows. Train on the other split."
+            )
+    fingerprint = dataset.fingerprint()
+    if fingerprint != manifest["dataset_fingerprint"]:
+        raise ValueError(
+            f"this {dataset.name} is not the data that the bundle was trained on: fingerprint "
+            f"{fingerprint[:12]}, the manifest says {manifest['dataset_fingerprint'][:12]}. "
+            "Rows, their order and all columns must be the same."
+        )
+
+
+def check_unseen(bundle: Bundle, dataset: Dataset, split: Split) -> None:
+    """Refuses to judge a model by what it, or one that it started from, has learned.
+
+    Raises:
+        ValueError: It has seen rows of the questions or of hidden items; or it does not say, and is
+            warm-started or made to find hidden items, which earlier versions drew for each part.
+    """
+    lineage, manifest = bundle.lineage, bundle.manifest
+    if lineage.rows is None and not (manifest.get("ancestors") or manifest.get("hidden_items")):
+        return  # of an earlier version; `check` has compared data and split
+    advice = "Train anew, from scratch or from a bundle of older rows (--warm_start)."
+    lineage.require_unseen(dataset, split, advice)
+
+
+def embedder(
+    bundle: Bundle, dataset: Dataset, batch_size: int = 256
+) -> Callable[[EvalCases], np.ndarray]:
+    """`embed(cases)` through the SavedModel of the query tower, from raw inputs."""
+    inputs = QueryInputs(dataset, [spec["name"] for spec in bundle.manifest["query_inputs"]])
+
+    def embed(cases) -> np.ndarray:
+        return np.concatenate(
+            [bundle.query_tower(inputs(part)) for part in cases.batches(batch_size)]
+        )
+
+    return embed
+
+
+def judge(
+    bundle: Bundle, retriever: Retriever, dataset: Dataset, split: Split
+) -> tuple[dict, Report]:
+    """A bundle's row for a result file, through one of its indexes, and its report."""
+    embed = embedder(bundle, dataset)
+
+    def recommend_among(keys=None):
+        return lambda cases, k: retriever.search(embed(cases), k, exclude=cases.exclude, allow=keys)
+
+    report = evaluate(recommend_among(), split, dataset)
+    row = {
+        "model_version": bundle.model_version,
+        "seed": bundle.manifest["recipe"]["fit"]["seed"],
+        "recipe": bundle.manifest["recipe"],
+        "metrics": report.metrics,
+        "segments": report.segments,
+    }
+    if not retriever.is_exact:
+        # Without exclusions: with many of them a Retriever scans exactly.
+        vectors = embed(split.cases)
+        exact = bundle.retriever("exact").search(vectors, 100)
+        row["ann_recall@100"] = recall_against(exact, retriever.search(vectors, 100))
+    if split.hidden is not None:
+        row["hidden"] = evaluate_hidden(recommend_among, split, report)
+    return row, report
+
+
+def judge_trained_alone(
+    bundle: Bundle, retriever: Retriever, dataset: Dataset, split: Split
+) -> dict:
+    """Metrics of a bundle that may answer only items with a training row."""
+    embed = embedder(bundle, dataset)
+    trained = np.intersect1d(split.candidates, np.flatnonzero(split.item_counts))
+
+    def recommend(cases, k):
+        return retriever.search(embed(cases), k, exclude=cases.exclude, allow=trained)
+
+    return evaluate(recommend, split, dataset).metrics
+
+
+def judge_baseline(
+    name: str, dataset: Dataset, split: Split, max_gib: float
+) -> tuple[dict, Report]:
+    """Row and report of a baseline that is fitted on the split's training rows."""
+    fitted = baselines.make(name).fit(dataset, split.train, split.candidates, max_gib)
+    report = evaluate(fitted.recommend, split, dataset)
+    row = {"metrics": report.metrics}
+    if split.hidden is not None:
+        row["hidden"] = evaluate_hidden(
+            lambda keys: from_scores(fitted.scores, keys), split, report
+        )
+    return row, report

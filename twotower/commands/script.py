@@ -1,0 +1,169 @@
+"""What all commands and scripts share: path flags, a help text in groups, errors in one line.
+
+Scripts import this module before TensorFlow.
+"""
+
+import logging as python_logging
+import os
+import signal
+import sys
+import textwrap
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# TensorFlow's notes about absent GPUs would drown the output of a script. TensorFlow reads this
+# when it is first imported, for the whole process, so scripts set it and the package does not.
+# With TF_CPP_MIN_LOG_LEVEL=0 in the environment the notes are shown.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags, logging
+
+from twotower.storage import paths
+
+# Flags that are defined through this module count as the calling script's, so its --help shows
+# them.
+flags.disclaim_key_flags()
+
+HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort")
+EVERYWHERE = {
+    "flagfile": "A file with further flags, one a line.",
+    "verbosity": "0 shows what happens, -1 warnings alone.",
+    "debug": "Show where in the code an error comes from.",
+}
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return str(paths.local(argument))
+
+
+def DEFINE_path(name: str, default: str | None, text: str, **kwargs: Any) -> None:
+    """Defines a flag for a file or folder. `~` is expanded; an address such as gs:// is refused."""
+    flags.DEFINE(_PathParser(), name, default, text, **kwargs)
+
+
+def DEFINE_paths(name: str, text: str, **kwargs: Any) -> None:
+    """Defines a flag for one or more files or folders; it is given once for each."""
+    parser, serializer = _PathParser(), flags.ArgumentSerializer()
+    flags.DEFINE_multi(parser, serializer, name, None, text, **kwargs)
+
+
+class _Plain(python_logging.Formatter):
+    """The message alone; in front of it `warning: ` or `error: `, if it is one."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        level = record.levelname.lower()
+        return f"{level}: {record.getMessage()}" if level != "info" else record.getMessage()
+
+
+def show_messages() -> None:
+    """Shows the project's messages as plain lines, and of TensorFlow's its warnings alone."""
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(_Plain())
+    # TensorFlow logs every file of a SavedModel here, too.
+    handler.addFilter(lambda record: "tensorflow" not in record.pathname)
+    python_logging.getLogger("tensorflow").setLevel("WARNING")
+    # Without the line of code that warns.
+    warnings.showwarning = lambda message, *_, **__: logging.warning("%s", message)
+
+
+def hide_notes() -> None:
+    """Hides what C++ libraries write to standard error, as ScaNN does when it builds an index.
+
+    It cannot be configured. What Python writes still shows; with TF_CPP_MIN_LOG_LEVEL under 3 in
+    the environment everything does, such as the reason of a crash.
+    """
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "3":
+        return
+    sys.stderr.flush()
+    shown = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    tensorflow = python_logging.getLogger("tensorflow")
+    for handler in (logging.get_absl_handler().python_handler, *tensorflow.handlers):
+        handler.setStream(shown)
+    sys.stderr = shown
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's `main`. Ctrl-C ends it with one line and the status 130, as in a shell."""
+    hide_notes()
+    try:
+        app.run(main)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
+    """Parses flags, then calls `command.main()`.
+
+    `--help` prints the module's docstring and its flags: those that `command.FIRST` names, then the
+    rest, and groups of further ones if there are any. What a person can mend ends in one line on
+    standard error and status 1.
+
+    Args:
+        command: A module with `main`, `FIRST`, and `define_flags`, which may return the groups,
+            title -> names.
+        argv: How the command is called, such as `twotower train`, and its arguments.
+    """
+    name, *arguments = argv
+    groups = command.define_flags() or {}
+    flags.DEFINE_bool("debug", False, EVERYWHERE["debug"])
+    if set(arguments) & {*HELP}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+        print(help_text(command, name, groups))
+        return
+    debug = True  # for errors before the flags are known, which name themselves
+    try:
+        _, *rest = flags.FLAGS([name, *arguments])
+        debug = flags.FLAGS.debug
+        if rest:
+            raise flags.Error(f"unknown arguments {rest}; every flag starts with --.")
+        verbosity = flags.FLAGS["verbosity"]
+        logging.use_absl_handler()
+        show_messages()
+        if not verbosity.using_default_value:
+            logging.set_verbosity(verbosity.value)
+        hide_notes()
+        command.main()
+    except flags.Error as error:
+        text = " ".join(str(error).split()).rstrip(" .?")
+        sys.exit(f"{name}: {text}{'?' if 'Did you mean' in text else '.'} Try {name} --help.")
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        sys.exit(f"{name}: {error} (--debug shows where.)")
+
+
+def help_text(command: types.ModuleType, name: str, others: dict[str, list[str]]) -> str:
+    """What `--help` prints: the docstring, then all flags with their defaults, in groups."""
+    defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]]
+    groups = {"First of all": list(command.FIRST)}
+    grouped = {*command.FIRST, *(flag for names in others.values() for flag in names)}
+    groups["Further"] = [flag for flag in defined if flag not in grouped]
+    for title, names in others.items():
+        groups[title] = [flag for flag in names if flag not in command.FIRST]
+    lines = [f"{name}: {command.__doc__.strip()}"]
+    for title, names in groups.items():
+        if names:
+            lines += ["", f"{title}:", *(_described(flags.FLAGS[flag]) for flag in names)]
+    lines += ["", "With every command:"]
+    lines += [f"  --{flag}: {text}" for flag, text in EVERYWHERE.items()]
+    return "\n".join(lines)
+
+
+def _described(flag: flags.Flag) -> str:
+    """One flag: name, text and default."""
+    negative = "[no]" if flag.boolean else ""
+    default = "" if flag.default in (None, "", []) else f" ({flag.default_as_str})".replace("'", "")
+    about = flag.help.partition(";    ")[0]  # behind it, absl explains flags that can be repeated
+    text = f"--{negative}{flag.name}: {about}{default}"
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ")

@@ -1,0 +1,64 @@
+"""One absl flag for every choice of a Recipe, with the help text of the field's docstring."""
+
+import re
+
+from absl import flags
+
+from twotower.training.recipe import CHOICES, PARTS, Recipe
+
+# The flags are the calling command's own, so that its --help shows them.
+flags.disclaim_key_flags()
+
+TITLES = {
+    "query": "Query tower, and what both towers have in common",
+    "item": "Item tower",
+    "task": "Loss",
+    "negatives": "Negatives",
+    "mining": "Mining of hard negatives",
+    "examples": "Batches",
+    "fit": "Training",
+}
+
+
+def define() -> dict[str, list[str]]:
+    """Defines the flags; call it once, at the top of a command.
+
+    Returns:
+        Title of each group -> names of its flags, for `--help`.
+    """
+    groups: dict[str, list[str]] = {title: [] for title in TITLES.values()}
+    config = {part.name: part.default for part in PARTS}
+    for name, ((part, field), *_) in CHOICES.items():
+        text, default = _help(config[part], field.name), field.default
+        groups[TITLES[part]].append(name)
+        if isinstance(default, bool):
+            flags.DEFINE_bool(name, default, text)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(name, default, text)
+        elif isinstance(default, float):
+            flags.DEFINE_float(name, default, text)
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(name, [str(value) for value in default], text)
+        else:
+            flags.DEFINE_string(name, default, text)
+    return groups
+
+
+def recipe() -> Recipe:
+    """The Recipe that the flags ask for."""
+    choices = {}
+    for name, ((_, field), *_) in CHOICES.items():
+        value = flags.FLAGS[name].value
+        if isinstance(field.default, tuple):
+            kind = type(field.default[0])
+            value = tuple(kind(entry) for entry in value)
+        choices[name] = value
+    return Recipe(**choices)
+
+
+def _help(config, field: str) -> str:
+    """The text behind `field:` in the Attributes section of the config's docstring."""
+    text = re.search(rf"^ +{field}: ((?:.+\n?)(?: {{12}}.+\n?)*)", type(config).__doc__, re.M)
+    if text is None:
+        raise LookupError(f"the docstring of {type(config).__name__} has no entry {field!r}.")
+    return re.sub(r"\s+", " ", text.group(1)).strip().replace("`", "")
