@@ -165,4 +165,4 @@ def test_long_whole_numbers_in_files(tmp_path, ending):
     paths = [tmp_path / f"{name}.{ending}" for name in frames]
     for frame, path in zip(frames.values(), paths, strict=True):
         frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
-    assert tables.load(*paths).items["code"].tolist() == [str(2**53 + 1), "5", "6"]
+    assert tables.read_tables(*paths).items["code"].tolist() == [str(2**53 + 1), "5", "6"]

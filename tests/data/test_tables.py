@@ -34,8 +34,8 @@ def csv_files(tmp_path):
 
 
 def test_csv(csv_files):
-    dataset = tables.load(*csv_files)
-    assert dataset.name == "plays"
+    dataset = tables.read_tables(*csv_files)
+    assert dataset.name == "tables/plays"
     frame = dataset.interactions
     # Midnight of the new year, the same moment in Paris, and ten seconds later.
     assert frame["timestamp"].tolist() == [NEW_YEAR, NEW_YEAR, NEW_YEAR + 10]
@@ -62,9 +62,9 @@ def test_csv(csv_files):
 
 
 def test_without_items_and_users_they_are_known_by_id(csv_files):
-    dataset = tables.load(csv_files[0], name="mine")
+    dataset = tables.read_tables(csv_files[0], name="mine")
     assert dataset.name == "mine"
-    assert dataset.items.to_dict("list") == {"item_id": ["5", "05"]}
+    assert dataset.items.to_dict("list") == {"item_id": ["5", "05"], "title": ["5", "05"]}
     assert dataset.users.to_dict("list") == {"user_id": ["007", "7"]}
 
 
@@ -95,7 +95,7 @@ def test_columns_of_text_are_as_written(tmp_path, texts):
         paths = [tmp_path / f"{name}.{ending}" for name in frames]
         for frame, path in zip(frames.values(), paths, strict=True):
             getattr(frame, f"to_{ending}")(path, index=False)
-        found.append(tables.load(*paths))
+        found.append(tables.read_tables(*paths))
         assert found[-1].interactions[["device", "country"]].to_numpy().T.tolist() == [texts] * 2
         assert found[-1].items["maker"].tolist() == texts
         assert found[-1].users[["app", "born"]].to_numpy().T.tolist() == [texts] * 2
@@ -117,7 +117,9 @@ def test_typed_columns_of_users_in_csv_and_parquet(tmp_path):
     people.to_csv(tmp_path / "people.csv", index=False)
     people.to_parquet(tmp_path / "people.parquet")
     for name in ("people.csv", "people.parquet"):
-        assert tables.load(tmp_path / "plays.csv", users=tmp_path / name).users.to_dict("list") == {
+        assert tables.read_tables(tmp_path / "plays.csv", users=tmp_path / name).users.to_dict(
+            "list"
+        ) == {
             "user_id": ["u", "v", "w"],
             "age": ["25", "", "7"],
             "height": ["1.5", "", "2.0"],
@@ -146,7 +148,7 @@ def test_parquet_of_other_types(tmp_path):
             "tags": [["a", "b"], []],
         }
     ).to_parquet(tmp_path / "films.parquet")
-    dataset = tables.load(tmp_path / "plays.parquet", tmp_path / "films.parquet")
+    dataset = tables.read_tables(tmp_path / "plays.parquet", tmp_path / "films.parquet")
     frame, items = dataset.interactions, dataset.items
     assert frame["user_id"].tolist() == ["1", "2"]
     assert frame["item_id"].tolist() == ["20", "10"]
@@ -197,7 +199,7 @@ def test_refused_values(tmp_path, column, value, message):
     # The header, then a record of two lines, then the wrong one.
     for name, where in (("plays.csv", "line 4"), ("plays.parquet", "row 1")):
         with pytest.raises(ValueError, match=f"{name}, {where}: {message}"):
-            tables.load(tmp_path / name)
+            tables.read_tables(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -222,30 +224,37 @@ def test_refused_values(tmp_path, column, value, message):
             "row 0: released is 20110820.*date",
         ),
         ({"item_id": ["a", "b"], "maker": [{"name": "x"}, None]}, "maker is of the type struct"),
-        ({"id": ["a", "b"]}, r"lacks \['item_id'\].*this file has \['id'\]"),
+        ({"id": ["a", "b"]}, r"lacks \['item_id'\]; it has \['id'\]. Say which"),
     ],
 )
 def test_refused_items(tmp_path, columns, message):
     pd.DataFrame(columns).to_parquet(tmp_path / "films.parquet")
     (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\n")
     with pytest.raises(ValueError, match=message):
-        tables.load(tmp_path / "plays.csv", tmp_path / "films.parquet")
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.parquet")
 
 
-def test_an_item_that_the_table_lacks(csv_files):
-    csv_files[1].write_text("item_id\n5\n")
-    with pytest.raises(ValueError, match=r"plays.csv, line 3: item_id is '05', which 'items' does"):
-        tables.load(*csv_files)
+def test_items_and_users_that_the_tables_lack(csv_files):
+    csv_files[1].write_text("item_id,title,year\n5,Five,1999\n")
+    csv_files[2].write_text("user_id,age\n7,25\n8,30\n")
+    dataset = tables.read_tables(*csv_files)
+    assert dataset.items["title"].tolist() == ["Five", "05"]
+    np.testing.assert_array_equal(dataset.items["year"], [1999, np.nan])
+    assert dataset.users.to_dict("list") == {"user_id": ["7", "8", "007"], "age": ["25", "30", ""]}
+    assert dataset.notes == (
+        "1 items of the interactions have no row in their table",
+        "1 users of the interactions have no row in their table",
+    )
 
 
 @pytest.mark.parametrize("name", ["plays.parquet", "plays.csv"])
 def test_files_that_are_missing_empty_or_cut(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(FileNotFoundError, match=f"no file .*{name}'"):
-        tables.load(path)
+        tables.read_tables(path)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
-        tables.load(path)
+        tables.read_tables(path)
     frame = pd.DataFrame({"user_id": ["ü"], "item_id": ["i"], "timestamp": [5]})
     if name.endswith("csv"):
         path.write_bytes(frame.to_csv(index=False).encode("latin-1"))
@@ -255,7 +264,7 @@ def test_files_that_are_missing_empty_or_cut(tmp_path, name):
         path.write_bytes(path.read_bytes()[:-10])
         message = f"{name} cannot be read as Parquet"
     with pytest.raises(ValueError, match=message):
-        tables.load(path)
+        tables.read_tables(path)
 
 
 def test_round_trip_keeps_the_fingerprint(tmp_path):
@@ -284,20 +293,20 @@ def test_round_trip_keeps_the_fingerprint(tmp_path):
         pd.DataFrame({"user_id": ["u", "v"], "zip": ["01", ""]}),
     )
     tables.save(dataset, tmp_path / "new" / "folder")
-    loaded = tables.load(tmp_path / "new" / "folder")
+    loaded = tables.read_tables(tmp_path / "new" / "folder")
     assert loaded.fingerprint() == dataset.fingerprint()
     assert loaded.items["genres"].tolist() == [("x", "y"), (), ("x",)]
     np.testing.assert_array_equal(np.stack(loaded.items["audio"]), vectors)
     assert loaded.interactions["item_id"].tolist() == ["b", "a", "a"]
     with pytest.raises(ValueError, match="brings its own"):
-        tables.load(tmp_path / "new" / "folder", items=tmp_path / "items.csv")
+        tables.read_tables(tmp_path / "new" / "folder", items=tmp_path / "items.csv")
 
 
 def test_round_trip_of_movielens(small_100k_dir, tmp_path):
     with pytest.warns(UserWarning):
         dataset = movielens.load("movielens/100k", small_100k_dir)
     tables.save(dataset, tmp_path / "saved")
-    assert tables.load(tmp_path / "saved").fingerprint() == dataset.fingerprint()
+    assert tables.read_tables(tmp_path / "saved").fingerprint() == dataset.fingerprint()
 
 
 @pytest.mark.parametrize("genres", [[1, None], [1.5, 2.0], ["2011-08-20", None], ["War", None]])
@@ -315,11 +324,11 @@ def test_a_home_is_expanded_and_an_address_is_refused(csv_files, tmp_path, monke
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
-    dataset = tables.load(*csv_files)
+    dataset = tables.read_tables(*csv_files)
     tables.save(dataset, "~/d")
     assert [path.name for path in home.iterdir()] == ["d"]
-    assert tables.load("~/d").fingerprint() == dataset.fingerprint()
-    for call in (lambda path: tables.save(dataset, path), tables.load):
+    assert tables.read_tables("~/d").fingerprint() == dataset.fingerprint()
+    for call in (lambda path: tables.save(dataset, path), tables.read_tables):
         with pytest.raises(ValueError, match="is an address"):
             call("s3://bucket/d")
     assert [path.name for path in home.iterdir()] == ["d"]

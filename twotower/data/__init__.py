@@ -3,38 +3,49 @@
 from twotower.storage import paths
 
 
-def load_dataset(name: str, data_dir: str | None = None):
+def load_dataset(
+    name: str, data_dir: str | None = None, min_rating: float | None = None, **reading
+) -> "Dataset":  # noqa: F821
     """The dataset `name`.
 
     Args:
         name: `movielens/1m`, `movielens/100k`, `synthetic`, `synthetic/small`, or `tables` for your
-            own; or the name that a synthetic dataset gave itself, as a bundle's manifest holds it.
-        data_dir: For MovieLens, a GroupLens folder or TFDS' data directory; for `tables`, a folder
-            with `interactions.parquet`, `items.parquet` and `users.parquet`.
+            own; or the name that a dataset gave itself, as a bundle's manifest holds it.
+        data_dir: For MovieLens, a GroupLens folder or TFDS' data directory; for `tables`, the
+            folder that files are in.
+        min_rating: Rows with a lower rating are left out; None for none.
+        **reading: For `tables`, arguments of `tables.read_tables`. Without, `data_dir` has the
+            tables `interactions`, `items` and `users` (Parquet or text).
 
     Raises:
-        ValueError: An unknown name, or a folder that is no path of this machine.
+        ValueError: An unknown name, files that cannot be read as asked, or a folder that is no path
+            of this machine.
         FileNotFoundError: The data is nowhere to be found; the message says what to do.
     """
     data_dir = None if data_dir is None else str(paths.local(data_dir))
-    if name.startswith("movielens/"):
+    family = name.partition("/")[0]
+    if family == "tables":
+        from twotower.data import tables
+
+        if data_dir is None and "interactions" not in reading:
+            raise ValueError("tables need data_dir (--data_dir), or interactions=FILE.")
+        reading = {"interactions": data_dir, "data_dir": data_dir, "name": name, **reading}
+        return tables.read_tables(min_rating=min_rating, **reading)
+    if reading:
+        raise ValueError(f"{sorted(reading)} are for the dataset tables, not for {name!r}.")
+    if family == "movielens":
         from twotower.data import movielens
 
-        return movielens.load(name, data_dir)
-    if name.startswith("synthetic"):
+        dataset = movielens.load(name, data_dir)
+        return dataset if min_rating is None else dataset.rated_at_least(min_rating)
+    if family == "synthetic":
         from twotower.data import synthetic
 
         configs = {"synthetic": synthetic.SyntheticConfig(), "synthetic/small": synthetic.SMALL}
         configs |= {config.name: config for config in configs.values()}
-        if name in configs:
+        if name in configs and min_rating is None:
             return synthetic.generate(configs[name]).dataset
-    if name == "tables":
-        from twotower.data import tables
-
-        if data_dir is None:
-            raise ValueError("tables needs data_dir, the folder that they are in.")
-        return tables.load(data_dir, name=name)
     raise ValueError(
-        f"unknown dataset {name!r}; there are movielens/1m, movielens/100k, synthetic, "
-        "synthetic/small and tables, a folder of Parquet files as twotower/data/tables.py has it."
+        f"unknown dataset {name!r}; there are movielens/1m, movielens/100k, synthetic (which has "
+        "no ratings), synthetic/small, and tables for your own files (twotower/data/tables.py)."
     )

@@ -25,7 +25,7 @@ TEXTS = {
     "interactions": ("event", "search_text", "device", "country"),
     "items": ("title", "description", "maker"),
 }
-NUMBERS = {"interactions": ("rating", "value"), "items": ("year",)}
+NUMBERS = {"interactions": ("rating", "value", "weight"), "items": ("year",)}
 TIMES = {"interactions": ("timestamp",), "items": ("released",)}
 # In the year 5138. A larger timestamp must be in milliseconds or a finer unit.
 LATEST = 100_000_000_000

@@ -7,7 +7,7 @@ Everything outside this file that sees an item as a number sees a *key*; everyth
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ INTERACTION_COLUMNS = {
     "rating": "explicit rating, float32, NaN where there is none",
     "event": "impression, click, watch, skip, like or share; missing means a plain positive",
     "value": "what the event is worth, such as seconds watched, float32",
+    "weight": "what the row weighs as an example of training, float32",
     "search_text": "what the user typed before it, '' where nothing",
     "device": "such as phone, tv, web; '' where unknown",
     "country": "two letters; '' where unknown",
@@ -59,6 +60,10 @@ class Dataset:
         items: `item_id`, and as far as known `title`, `description`, `genres` (a tuple of strings
             a row), `maker`, `year`, `released` (seconds), further columns of the source.
         users: `user_id`, and what is known of the user (strings).
+        notes: What a reader of the data left out or took for granted, a sentence each.
+        has_times: Whether timestamps are times. If not, they only say the order of the rows.
+        reading: What `twotower.data.load` needs beside name and folder to read the same data again,
+            JSON-ready. A bundle's manifest keeps it.
 
     Its tables have the forms of `columns.py`, whatever came in: a missing value is "" in text, NaN
     in numbers and vectors, () in tags.
@@ -74,6 +79,9 @@ class Dataset:
     interactions: pd.DataFrame
     items: pd.DataFrame
     users: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    has_times: bool = True
+    reading: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for table, columns in REQUIRED.items():
@@ -133,6 +141,29 @@ class Dataset:
         own: counted, it would be a second target of the same user and item.
         """
         return self._events.isin(POSITIVE_EVENTS).to_numpy(bool)
+
+    def rated_at_least(self, min_rating: float) -> "Dataset":
+        """The dataset without the rows whose rating is lower or missing: they are no positives.
+
+        Raises:
+            ValueError: There are no ratings, or none as high as that.
+        """
+        if "rating" not in self.interactions:
+            raise ValueError(
+                f"min_rating={min_rating:g}: {self.name} has no ratings, but the columns "
+                f"{list(self.interactions.columns)}. Say which one it is: columns='rating=COLUMN'."
+            )
+        keep = self.interactions["rating"] >= min_rating
+        if not keep.any():
+            highest = self.interactions["rating"].max()
+            raise ValueError(f"min_rating={min_rating:g}: the highest rating is {highest:g}.")
+        dropped = f"dropped {(~keep).sum():,} of {len(keep):,} rows, rated below {min_rating:g}"
+        return dataclasses.replace(
+            self,
+            interactions=self.interactions[keep],
+            notes=(*self.notes, dropped),
+            reading={**self.reading, "min_rating": min_rating},
+        )
 
     def fingerprint(self) -> str:
         """sha256 over all values and their order; equal for equal data, whatever its source.

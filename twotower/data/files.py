@@ -1,37 +1,31 @@
-"""Reads Parquet, CSV or TSV, one file or a folder of part files, as one Arrow table.
+"""Reads Parquet, CSV, TSV and other text files, one or several, as one Arrow table.
 
 Whichever program wrote the files, the table has few types. Text is `large_string`, whole numbers
 are integers, other numbers floats, dates stay dates or timestamps, and lists are `large_list`. Of
-CSV and TSV every column is text. An error names the file, and the line (CSV, TSV) or the row
+text files every column is text. An error names the file, and the line (text files) or the row
 (Parquet, counted from 0).
 """
 
-import bz2
 import csv
 import dataclasses
 import io
 import itertools
-import lzma
 import pathlib
+import re
 import urllib.parse
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-# First bytes of compressed files, and what unpacks one stream of them.
-COMPRESSED = {
-    b"\x1f\x8b": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),  # gzip with its checksum
-    b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
-}
-# Bytes that are unpacked at once.
-CHUNK_SIZE = 2**20
+# First bytes of packed files, and what Arrow calls their codec.
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+PACKED_ENDINGS = (".gz", ".bz2", ".zst")
 # Endings of the files that count in a folder.
-ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
+ENDINGS = (".parquet", ".pq", ".csv", ".tsv", ".txt")
 # Entries of a folder which show that its files are not the table, and why.
 _REPLACED = "some of its files were replaced by others; write the table as plain Parquet"
 REFUSED = {
@@ -45,6 +39,26 @@ NULL, NULL_FOLDER = "\\N", "__HIVE_DEFAULT_PARTITION__"
 BOM = b"\xef\xbb\xbf"
 # Bytes that Arrow parses at once. No record may be longer.
 BLOCK_SIZE = 2**26
+# Separators that are recognised, and what stands for one of several characters while it is read.
+SEPARATORS, UNIT_SEPARATOR = (",", "\t", ";", "|"), "\x1f"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFormat:
+    """How text files are written.
+
+    Attributes:
+        sep: Between fields, one or more characters; "" for what the first line has most of: a
+            comma, tab, semicolon or bar.
+        header: Whether the first line names the columns. Without, they are called "1", "2", ...
+        quoted: Whether a field may stand in double quotes.
+        decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
+    """
+
+    sep: str = ""
+    header: bool = True
+    quoted: bool = True
+    decode: Callable[[bytes], bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +67,12 @@ class Source:
 
     Attributes:
         table: All rows.
-        is_text: Whether the files are CSV or TSV, so that numbers and dates are still text.
+        text: How the files are written; None of Parquet. Numbers and dates of text files are text.
         parts: Path and number of rows of each file, in the order of the table.
     """
 
     table: pa.Table
-    is_text: bool
+    text: TextFormat | None
     parts: list[tuple[pathlib.Path, int]]
 
     def where(self, row: int | None) -> str:
@@ -69,15 +83,15 @@ class Source:
         part = int(np.searchsorted(ends, row, side="right"))
         path, num_rows = self.parts[part]
         row -= int(ends[part]) - num_rows
-        if not self.is_text:
+        if self.text is None:
             return f"{path}, row {row}"
-        records = _records(_bytes_of(path), _delimiter(path))
-        line, _ = next(itertools.islice(records, row + 1, None))  # behind the header
+        records = _records(*_bytes_of(path, self.text), self.text)
+        line, _ = next(itertools.islice(records, row + self.text.header, None))
         return f"{path}, line {line}"
 
 
-def read(path: pathlib.Path) -> Source:
-    """A file, or a folder of part files as Spark writes one, in the order of their names.
+def read(paths: pathlib.Path | Sequence[pathlib.Path], text: TextFormat = TextFormat()) -> Source:
+    """A file, several, or a folder of part files as Spark writes one, in the order of their names.
 
     In a folder, files and folders whose names begin with `_` or `.` do not count (`_SUCCESS`), nor
     do checksums (`.crc`); any other file must be a part. A folder called `event=watch` gives its
@@ -88,40 +102,48 @@ def read(path: pathlib.Path) -> Source:
         ValueError: A file that cannot be read, a file in a folder that is no part, or parts with
             different columns.
     """
-    paths = list(_files_in(path)) if path.is_dir() else [path]
-    others = [part for part in paths if path.is_dir() and not _is_part(part)]
-    if len(paths) == len(others) or not path.exists():
-        raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
-    if others:
+    given = [paths] if isinstance(paths, pathlib.Path) else list(paths)
+    parts = [(root, part) for root in given for part in _files_of(root)]
+    is_parquet = [_is_parquet(part) for _, part in parts]
+    if len(set(is_parquet)) > 1:
         raise ValueError(
-            f"{others[0]} is no {', '.join(ENDINGS)} file (packed or not: .gz, .bz2, .xz), which "
-            "all parts of a table are. Convert it; or, if it is no part, move it away or give it a "
-            "name that begins with _."
+            f"{parts[is_parquet.index(True)][1]} is Parquet, and "
+            f"{parts[is_parquet.index(False)][1]} is text: parts of one table are of one kind."
         )
-    kinds = [_is_parquet(part) for part in paths]
-    if len(set(kinds)) > 1:
-        raise ValueError(
-            f"{path} holds Parquet ({paths[kinds.index(True)]}) and text "
-            f"({paths[kinds.index(False)]}): parts of one table are of one kind."
-        )
+    form = None if is_parquet[0] else text
     tables = [
-        _of_folders(_parquet(part) if kinds[0] else _text(part), part.relative_to(path))
-        for part in paths
+        _of_folders(_parquet(part) if form is None else _text(part, form), part.relative_to(root))
+        for root, part in parts
     ]
-    for part, table in zip(paths, tables, strict=True):
+    for (_, part), table in zip(parts, tables, strict=True):
         if set(table.column_names) != set(tables[0].column_names):
             raise ValueError(
-                f"{part} has the columns {table.column_names}, and {paths[0]} has "
-                f"{tables[0].column_names}: parts of one table have the same ones. (A folder of "
-                "three tables has interactions.parquet, items.parquet and users.parquet.)"
+                f"{part} has the columns {table.column_names}, and {parts[0][1]} has "
+                f"{tables[0].column_names}: parts of one table have the same ones."
             )
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{path}: its parts differ: {error}.") from error
+        raise ValueError(f"{given[0]}: its parts differ: {error}.") from error
     return Source(
-        table, not kinds[0], [(p, t.num_rows) for p, t in zip(paths, tables, strict=True)]
+        table, form, [(part, t.num_rows) for (_, part), t in zip(parts, tables, strict=True)]
     )
+
+
+def _files_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """The file itself, or the part files of a folder."""
+    if path.is_file():
+        return [path]
+    parts = list(_files_in(path)) if path.is_dir() else []
+    if other := next((part for part in parts if not is_part(part)), None):
+        raise ValueError(
+            f"{other} is no {', '.join(ENDINGS)} file (packed or not: "
+            f"{', '.join(PACKED_ENDINGS)}), which all parts of a table are. Convert it; or, if it "
+            "is no part, move it away or give it a name that begins with _."
+        )
+    if not parts:
+        raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
+    return parts
 
 
 def _files_in(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -134,20 +156,16 @@ def _files_in(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         hidden = path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name)
         if hidden or path.suffix == ".crc":
             continue
-        if path.is_symlink() and not path.is_file():
-            raise ValueError(
-                f"{path} is a link to {path.readlink()}, which is no file. In a folder of parts "
-                "only links to files are followed: put the folder or file itself there."
-            )
         if path.is_dir():
             yield from _files_in(path)
         else:
             yield path
 
 
-def _is_part(path: pathlib.Path) -> bool:
+def is_part(path: pathlib.Path) -> bool:
+    """Whether a path is a file that the name says to be Parquet or text, packed or not."""
     name = path.name.lower()
-    for ending in (".gz", ".bz2", ".xz"):
+    for ending in PACKED_ENDINGS:
         name = name.removesuffix(ending)
     return path.is_file() and name.endswith(ENDINGS)
 
@@ -191,151 +209,124 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
     """A column cast to one of the table's few types."""
     try:
         wanted = _plain_type(array.type)
-    except TypeError as error:
+        if "list_view" in str(array.type) or "uuid" in str(array.type):
+            # pyarrow loses entries when it casts list views, and cannot cast a UUID to text.
+            values = array.to_pylist()
+            if wanted == pa.large_string():
+                values = [None if value is None else str(value) for value in values]
+            return pa.chunked_array([pa.array(values, wanted)])
+        if pa.types.is_decimal(array.type):
+            # Through text, because Arrow's own cast is sometimes off by the last bit.
+            array = array.cast(pa.large_string())
+            if wanted == pa.int64() and pc.max(pc.utf8_length(array)).as_py() > 18:
+                return array  # ids of many digits
+        return array.cast(wanted)
+    except (TypeError, pa.ArrowInvalid) as error:
         raise ValueError(
-            f"{path}: {name} is of the type {array.type}, which no column can have. Leave it out, "
-            "or write its parts as columns."
+            f"{path}: {name} is of the type {array.type}, which no column can have, or holds text "
+            f"that is not UTF-8 ({error}). Leave it out, or write it as text, numbers, times or "
+            "lists of these."
         ) from error
-    if "list_view" in str(array.type) or "uuid" in str(array.type):
-        # pyarrow 26 loses entries when it casts list views, and cannot cast a UUID to text.
-        values = array.to_pylist()
-        if wanted == pa.large_string():
-            values = [None if value is None else str(value) for value in values]
-        array = pa.chunked_array([pa.array(values, wanted)])
-    try:
-        array = array.cast(wanted)
-    except pa.ArrowInvalid as error:
-        values = array.to_pylist()
-        singly = (pa.array([value], array.type) for value in values)  # slices keep all values
-        row = next(row for row, one in enumerate(singly) if not _can_cast(one, wanted))
-        raise ValueError(
-            f"{path}, row {row}: {name} is {values[row]!r}, which is not text in UTF-8."
-        ) from error
-    return _decimal(array) if pa.types.is_decimal(wanted) else array
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type to cast to; decimals stay. Raises TypeError for no text, number, time or list."""
+    """The type to cast to. Raises TypeError for what is no text, number, time or list."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return pa.large_string() if "uuid" in str(kind) else _plain_type(kind.storage_type)
     if types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if hasattr(kind, "value_field") and not types.is_map(kind):
-        inner = _plain_type(kind.value_type)
-        return pa.large_list(pa.float64() if types.is_decimal(inner) else inner)
+        return pa.large_list(_plain_type(kind.value_type))
     if types.is_float16(kind):
         return pa.float32()
+    if types.is_decimal(kind):
+        return pa.float64() if kind.scale > 0 else pa.int64()
     if types.is_timestamp(kind) and kind.tz is not None:
         return pa.timestamp(kind.unit, "UTC")
     if str(kind).startswith(("string", "large_string", "binary", "large_binary", "fixed_size_bin")):
         return pa.large_string()
     plain = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
-    plain += (types.is_date, types.is_timestamp, types.is_decimal)
+    plain += (types.is_date, types.is_timestamp)
     if any(is_plain(kind) for is_plain in plain):
         return kind
-    raise TypeError(kind)
+    raise TypeError(f"{kind} is nested" if types.is_nested(kind) else str(kind))
 
 
-def _can_cast(array: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> bool:
-    try:
-        array.cast(wanted)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _decimal(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64 if all values are whole (text if they are too long for int64), else float64."""
-    try:
-        whole = array.cast(pa.decimal256(76, 0))
-    except pa.ArrowInvalid:
-        # Through text, because Arrow's own cast is sometimes off by the last bit.
-        return array.cast(pa.large_string()).cast(pa.float64())
-    return whole.cast(pa.int64() if _can_cast(whole, pa.int64()) else pa.large_string())
-
-
-def _bytes_of(path: pathlib.Path) -> bytes:
-    """The bytes of a file, unpacked if it is compressed."""
+def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str]:
+    """A text file in UTF-8, unpacked, without a byte order mark; and its separator, a character."""
     data = path.read_bytes()
-    for magic, new_stream in COMPRESSED.items():
-        if data.startswith(magic):
-            return _unpacked(path, data, new_stream)
-    return data
+    codec = next((name for magic, name in PACKED.items() if data.startswith(magic)), None)
+    if codec is not None:
+        try:
+            data = pa.CompressedInputStream(pa.BufferReader(data), codec).read()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path} cannot be unpacked: {error}. Is the file whole? Copy it again."
+            ) from error
+    data = (data if form.decode is None else form.decode(data)).removeprefix(BOM)
+    sep = form.sep or ("\t" if ".tsv" in path.suffixes else _most_frequent(data))
+    if len(sep) > 1:
+        data, sep = data.replace(sep.encode(), UNIT_SEPARATOR.encode()), UNIT_SEPARATOR
+    return data, sep
 
 
-def _unpacked(path: pathlib.Path, data: bytes, new_stream: Callable) -> bytes:
-    """All streams of a compressed file, one after another; zeros may lie between them.
-
-    `decompress` of bz2 and lzma drops what follows the first stream, where it is damaged.
-    """
-    stream, start, parts = new_stream(), 0, []
-    try:
-        for place in range(0, len(data), CHUNK_SIZE):
-            chunk = data[place : place + CHUNK_SIZE]
-            while chunk:
-                if stream.eof:
-                    length, chunk = len(chunk), chunk.lstrip(b"\0")
-                    place += length - len(chunk)
-                    if not chunk:
-                        break
-                    stream, start = new_stream(), place
-                parts.append(stream.decompress(chunk))
-                place += len(chunk) - len(stream.unused_data)
-                chunk = stream.unused_data
-        if not stream.eof:
-            raise EOFError("the file ends inside it")
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(
-            f"{path} cannot be unpacked from byte {start} on, where a whole compressed stream "
-            f"should begin: {error}. Is the file whole? Copy or download it again."
-        ) from error
-    return b"".join(parts)
+def _most_frequent(data: bytes) -> str:
+    """The separator of which the first line has most, outside of quotes."""
+    first = re.sub(rb'"[^"]*"', b"", data[:65_536].lstrip(b"\r\n")).split(b"\n")[0]
+    return max(SEPARATORS, key=lambda sep: first.count(sep.encode()))
 
 
-def _delimiter(path: pathlib.Path) -> str:
-    return "\t" if ".tsv" in path.suffixes else ","
-
-
-def _text(path: pathlib.Path) -> pa.Table:
+def _text(path: pathlib.Path, form: TextFormat) -> pa.Table:
     """All columns as text; only `NULL` is read as missing."""
-    data = _bytes_of(path)
-    delimiter = _delimiter(path)
+    data, sep = _bytes_of(path, form)
     # Arrow would read an empty line before the header as the header, and needs a newline at the end
     # of a file that has only a header.
-    body = data.removeprefix(BOM).lstrip(b"\r\n") + b"\n"
+    body = data.lstrip(b"\r\n") + b"\n"
     if not body.strip():
         raise ValueError(f"{path} cannot be read: it is empty.")
-    if b'"' in body:  # Arrow reads on past a quote that is not closed
-        _check(path, data, delimiter)
+    if form.quoted and b'"' in body:  # Arrow reads on past a quote that is not closed
+        _check(path, data, sep, form)
     try:
-        _, names = next(_records(data, delimiter))
-        columns = [str(number) for number in range(len(names))]
-        types = dict.fromkeys(columns, pa.large_string())
+        _, first = next(_records(data, sep, form))
+        columns = [str(number) for number in range(1, len(first) + 1)]
         table = pyarrow.csv.read_csv(
             pa.BufferReader(body),
             pyarrow.csv.ReadOptions(
-                column_names=columns, skip_rows_after_names=1, block_size=BLOCK_SIZE
+                column_names=columns,
+                skip_rows_after_names=int(form.header),
+                block_size=BLOCK_SIZE,
             ),
-            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            pyarrow.csv.ParseOptions(
+                delimiter=sep,
+                quote_char='"' if form.quoted else False,
+                newlines_in_values=form.quoted,
+            ),
             pyarrow.csv.ConvertOptions(
-                column_types=types, null_values=[NULL], strings_can_be_null=True
+                column_types=dict.fromkeys(columns, pa.large_string()),
+                null_values=[NULL],
+                strings_can_be_null=True,
             ),
         )
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
-        _check(path, data, delimiter)
-        raise ValueError(f"{path} cannot be read as CSV: {error}.") from error
-    names = [name.strip() for name in names]
+        _check(path, data, sep, form)
+        raise ValueError(f"{path} cannot be read as text: {error}.") from error
+    if not form.header:
+        return table
+    names = [name.strip() for name in first]
     named = [number for number, name in enumerate(names) if name]  # without pandas' row numbers
     names = [names[number] for number in named]
     _check_names(path, names)
     return table.select(named).rename_columns(names)
 
 
-def _records(data: bytes, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    data: bytes, sep: str, form: TextFormat, strict: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """The first line (counted from 1) and the fields of each record; empty lines are skipped."""
-    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=strict)
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
+    quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+    reader = csv.reader(text, delimiter=sep, strict=strict, quoting=quoting)
     line = 1
     for fields in reader:
         if fields:
@@ -343,7 +334,7 @@ def _records(data: bytes, delimiter: str, strict: bool = False) -> Iterator[tupl
         line = reader.line_num + 1
 
 
-def _check(path: pathlib.Path, data: bytes, delimiter: str) -> None:
+def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
     """Raises for the first line that is not UTF-8, has too many or few fields, or an open quote."""
     try:
         data.decode()
@@ -353,13 +344,15 @@ def _check(path: pathlib.Path, data: bytes, delimiter: str) -> None:
             f"{path}, line {line} is not text in UTF-8: {error}. Save the file as UTF-8, unpacked."
         ) from error
     line, width = 0, None
+    shown = form.sep or sep
     try:
-        for line, fields in _records(data, delimiter, strict=True):
+        for line, fields in _records(data, sep, form, strict=True):
             width = width or len(fields)
             if len(fields) != width:
                 raise ValueError(
-                    f"{path}, line {line}: {len(fields)} fields, where the header has {width}: "
-                    f"{fields}. Is the line cut off, or a text with {delimiter!r} not in quotes?"
+                    f"{path}, line {line}: {len(fields)} fields, where the first line has {width}: "
+                    f"{shown.join(fields)!r}. Is the line cut off, or a text with {shown!r} not in "
+                    "quotes?"
                 )
     except csv.Error as error:
         raise ValueError(

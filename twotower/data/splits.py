@@ -10,7 +10,8 @@
 | `random-100k+seen`    | all rated    | a fifth of 100,000 random rows; seen items are allowed |
 
 `+time` behind a name tells the model the time of the request. Time orders a user's rows and the
-order of the file breaks ties, which is why nothing may lose it. What these splits cannot do: only
+order of the file breaks ties, which is why nothing may lose it. Data without times is ordered by
+its file alone: all protocols but `+time` take it. What these splits cannot do: only
 `temporal` keeps training rows older than every question; in `loo` one user's training rows can be
 younger than another user's question.
 """
@@ -111,6 +112,11 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         raise ValueError(
             f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}, and +time behind "
             "all but the random ones (whose questions have many targets, each with its time)."
+        )
+    if told and not dataset.has_times:
+        raise ValueError(
+            f"{protocol}: {dataset.name} has no timestamps, so a model cannot learn from the time "
+            f"of a request. Take {name}, which needs the order of the rows alone."
         )
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}; got {part!r}.")

@@ -1,0 +1,262 @@
+"""Own data under other names: schemas, files without header, events, ratings, times, summaries."""
+
+import pandas as pd
+import pytest
+
+from twotower.data import load_dataset, schema, splits, tables
+from twotower.data.summary import summarise
+
+# 2024-01-01T00:00:00Z; by hand: 19,723 days of 86,400 s after 1970-01-01.
+NEW_YEAR = 19_723 * 86_400
+
+
+def write(folder, **texts):
+    """Files by name, with `__` for the dot."""
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_text(text, "utf-8")
+
+
+def test_other_names_and_milliseconds(tmp_path):
+    write(
+        tmp_path,
+        log__csv="visitorid;itemid;time;page\nu;7;1704067200999;x\nv;8;1704067201000;y\n",
+        shop__csv="id,name,brand,price,sale\n7,Tin Moon,Acme,9.5,true\n8,Ferry,,7,false\n",
+    )
+    dataset = tables.read_tables(
+        "log.csv",
+        "shop.csv",
+        data_dir=tmp_path,
+        columns="user_id=visitorid,item_id=itemid,timestamp=time:ms,items.item_id=id,title=name",
+    )
+    assert dataset.interactions.to_dict("list") == {
+        "user_id": ["u", "v"],
+        "item_id": ["7", "8"],
+        "timestamp": [NEW_YEAR, NEW_YEAR + 1],
+        "page": ["x", "y"],
+    }
+    assert dataset.items.to_dict("list") == {
+        "item_id": ["7", "8"],
+        "title": ["Tin Moon", "Ferry"],
+        "brand": ["Acme", ""],
+        "price": [9.5, 7.0],
+        "sale": ["true", "false"],
+    }
+    assert dataset.notes == ("no table of users: they are known by their ids alone",)
+
+
+def test_columns_by_number_and_several_files(tmp_path):
+    write(tmp_path, a__tsv="u\t7\t3\t5\nu\t8\t4\t6\n", b__tsv="v\t7\t5\t7\n")
+    dataset = tables.read_tables(
+        ["a.tsv", "b.tsv"], data_dir=tmp_path, columns="user_id=1,item_id=2,timestamp=4"
+    )
+    assert dataset.interactions.to_dict("list") == {
+        "user_id": ["u", "u", "v"],
+        "item_id": ["7", "8", "7"],
+        "timestamp": [5, 6, 7],
+    }
+    assert dataset.items["title"].tolist() == ["7", "8"]
+    assert dataset.notes[0] == "interactions: left out the columns 3 of the file"
+    write(tmp_path, b__tsv="v\t7\t5\t7\nw\t7\t5\tx\n")
+    with pytest.raises(ValueError, match=r"b.tsv, line 2: timestamp is 'x', not whole .*dayfirst"):
+        tables.read_tables(
+            ["a.tsv", "b.tsv"], data_dir=tmp_path, columns="user_id=1,item_id=2,timestamp=4"
+        )
+
+
+def test_separators_of_several_characters(tmp_path):
+    write(tmp_path, r__dat='u::"7::4::5\nu::8::3::6\n', i__dat="7::A;B::War|Drama\n")
+    with pytest.raises(ValueError, match="quote that is not closed"):
+        tables.read_tables(tmp_path / "r.dat", sep="::", columns="user_id=1,item_id=2")
+    write(tmp_path, r__dat="u::7::4::5\nu::8::3::6\n")
+    dataset = tables.read_tables(
+        "r.dat",
+        "i.dat",
+        data_dir=tmp_path,
+        sep="::",
+        columns="user_id=1,item_id=2,rating=3,timestamp=4,items.item_id=1,items.title=2,"
+        "items.genres=3",
+    )
+    assert dataset.interactions["rating"].tolist() == [4, 3]
+    assert dataset.items["title"].tolist() == ["A;B", "8"]
+    assert dataset.items["genres"].tolist() == [("War", "Drama"), ()]
+
+
+@pytest.mark.parametrize(
+    ("unit", "texts"),
+    [
+        ("s", ["1704067200.9", "1704067201"]),
+        ("ms", ["1704067200999", "1704067201000"]),
+        ("us", ["1704067200999999", "1.704067201e15"]),
+        ("ns", ["1704067200999000000", "1704067201000000000"]),
+        ("dayfirst", ["1/1/2024", "01.01.2024 00:00:01"]),
+        ("monthfirst", ["01-01-2024", "1/1/2024T00:00:01"]),
+        ("%d %b %Y at %H.%M.%S", ["01 Jan 2024 at 00.00.00", "1 Jan 2024 at 00.00.01"]),
+    ],
+)
+def test_units_of_times(tmp_path, unit, texts):
+    frame = pd.DataFrame({"user_id": "u", "item_id": ["a", "b"], "day": texts})
+    frame.to_csv(tmp_path / "r.csv", index=False)
+    frame.to_parquet(tmp_path / "r.parquet")
+    for name in ("r.csv", "r.parquet"):
+        found = tables.read_tables(tmp_path / name, columns={"timestamp": f"day:{unit}"})
+        expected = [NEW_YEAR, NEW_YEAR + (texts[1] != "01-01-2024")]
+        assert found.interactions["timestamp"].tolist() == expected
+
+
+def test_day_and_month_are_not_mixed_up(tmp_path):
+    text = "user_id,item_id,timestamp\nu,a,2/3/2024\nu,b,13/3/2024\n"
+    write(tmp_path, r__csv=text)
+    found = tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:dayfirst")
+    # Days of the year: 31 + 29 + 2 for 2 March, 11 more for the 13th; the first is day 0.
+    days = (found.interactions["timestamp"] - NEW_YEAR) / 86_400
+    assert days.tolist() == [61, 72]
+    for unit, problem in (("monthfirst", "'2024-13-03'"), ("%Y-%m-%d", "'2/3/2024'")):
+        with pytest.raises(ValueError, match=f"r.csv, line [23]: timestamp is {problem}, not"):
+            tables.read_tables(tmp_path / "r.csv", columns=f"timestamp=timestamp:{unit}")
+    with pytest.raises(ValueError, match=r"line 2: .*not a number of ms"):
+        tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:ms")
+
+
+LOG = """user_id,item_id,timestamp,event
+u,a,1,view
+u,a,2,purchase
+u,b,3,view
+v,b,4,refund
+v,b,5,
+"""
+
+
+def test_event_weights(tmp_path):
+    write(tmp_path, log__csv=LOG)
+    dataset = tables.read_tables(tmp_path / "log.csv", events="view=1,purchase=5")
+    frame = dataset.interactions
+    assert list(frame) == ["user_id", "item_id", "timestamp", "weight"]
+    assert frame["timestamp"].tolist() == [1, 2, 3]
+    assert frame["weight"].tolist() == [1, 5, 1]
+    assert dataset.positive.all()
+    assert dataset.notes[:2] == (
+        "dropped 2 of 5 rows by their event: 'refund' (1), '' (1)",
+        "weights: view 1, purchase 5",
+    )
+    # v had nothing else, so v is not there.
+    assert dataset.users["user_id"].tolist() == ["u"]
+
+
+def test_events_of_this_project(tmp_path):
+    write(tmp_path, log__csv=LOG)
+    dataset = tables.read_tables(
+        tmp_path / "log.csv", events={"view": "impression", "purchase": 1, "refund": 0}
+    )
+    assert dataset.interactions["event"].tolist() == ["impression", "", "impression"]
+    assert dataset.positive.tolist() == [False, True, False]
+    assert "weight" not in dataset.interactions
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        (None, r"log.csv, line 2: event is 'view', not one of .*events='...'.*view=1,purchase=5"),
+        ("view", "'view' is no name=value.*weight"),
+        ("view=-1", "event view=-1: no weight and no event"),
+        ("view=bought", "event view=bought: no weight and no event"),
+        ("buy=1", r"no row has an event of \['buy'\], but 'view' \(2\), "),
+    ],
+)
+def test_refused_events(tmp_path, events, message):
+    write(tmp_path, log__csv=LOG)
+    with pytest.raises(ValueError, match=message):
+        tables.read_tables(tmp_path / "log.csv", events=events)
+
+
+def test_min_rating(tmp_path):
+    write(
+        tmp_path,
+        r__csv="user_id,item_id,timestamp,stars\nu,a,1,1\nu,b,2,4\nv,b,3,\nv,a,4,4.5\n",
+    )
+    columns = "rating=stars"
+    dataset = tables.read_tables(tmp_path / "r.csv", columns=columns, min_rating=4)
+    assert dataset.interactions["timestamp"].tolist() == [2, 4]
+    assert "dropped 2 of 4 rows, rated below 4" in dataset.notes
+    whole = tables.read_tables(tmp_path / "r.csv", columns=columns)
+    assert "down to 1 (min_rating)" in str(summarise(whole))
+    assert "min_rating" not in str(summarise(dataset))
+    with pytest.raises(ValueError, match=r"the highest rating is 4\.5"):
+        whole.rated_at_least(5)
+    with pytest.raises(ValueError, match=r"has no ratings.*columns='rating=COLUMN'"):
+        tables.read_tables(tmp_path / "r.csv", min_rating=4)
+
+
+def test_without_timestamps_the_order_counts(tmp_path):
+    write(tmp_path, r__csv="user_id,item_id\n" + "u,a\nu,b\nv,b\nu,c\nv,a\nv,c\n")
+    dataset = tables.read_tables(tmp_path / "r.csv")
+    assert dataset.interactions["timestamp"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert not dataset.has_times
+    summary = summarise(dataset)
+    assert summary.first is None
+    assert "no timestamps: the order of the rows stands for time" in str(summary)
+    # The last row of u asks for c, that of v too.
+    split = splits.make_split(dataset, "loo", "test")
+    assert dataset.catalogue.ids_of(split.cases.targets.values).tolist() == ["c", "c"]
+    with pytest.raises(ValueError, match=r"has no timestamps.* Take loo"):
+        splits.make_split(dataset, "loo+time")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("user_id", "'user_id' is no name=value. Entries are name=column"),
+        ("user_id=user,user_id=u", "'user_id' stands twice"),
+        ("films.title=name", "there is no table 'films'"),
+        ("timestamp=time:hours", "'hours' is no unit of times"),
+        ("user_id=customer", r"no column 'customer', which 'user_id' should be: .*r.csv has"),
+        ("rating=stars", r"no column 'stars', which 'rating' should be: .*r.csv has \['user'"),
+        ("title=name", "no column 'name'.*no file of that table is given"),
+        ("items.title=name", "no column 'name'.*no file of that table is given"),
+        ("user_id=1,item_id=9", "no column '9'"),
+        ("", r"r.csv lacks \['user_id', 'item_id'\]; it has \['user', 'item'\]. Say which"),
+    ],
+)
+def test_refused_schemas(tmp_path, columns, message):
+    write(tmp_path, r__csv="user,item\nu,a\n")
+    with pytest.raises(ValueError, match=message):
+        tables.read_tables(tmp_path / "r.csv", columns=columns)
+
+
+def test_a_column_of_our_name_that_is_another(tmp_path):
+    """`timestamp` of the file is not the one asked for: it is left out, with a note."""
+    write(tmp_path, r__csv="user_id,item_id,timestamp,seen\nu,a,yesterday,5\n")
+    dataset = tables.read_tables(tmp_path / "r.csv", columns="timestamp=seen")
+    assert dataset.interactions["timestamp"].tolist() == [5]
+    assert "interactions: left out the columns timestamp of the file" in dataset.notes
+
+
+def test_the_entries_of_a_schema():
+    assert schema.parse("a=b, items.c=d:ms") == [
+        schema.Entry("", "a", "b"),
+        schema.Entry("items", "c", "d", "ms"),
+    ]
+    assert schema.parse({"timestamp": "day:%d, %m:%Y"})[0].unit == "%d, %m:%Y"
+
+
+def test_load_by_name_reads_the_same_again(tmp_path):
+    write(
+        tmp_path,
+        interactions__csv="visitor,item_id,timestamp,rating\nu,a,1,5\nu,b,2,3\nv,b,3,4\n",
+        items__tsv="item_id\ttitle\na\tOne\nb\tTwo\n",
+    )
+    reading = {"columns": "user_id=visitor", "min_rating": 4}
+    dataset = load_dataset("tables", str(tmp_path), **reading)
+    assert dataset.name == "tables"
+    assert dataset.items["title"].tolist() == ["One", "Two"]
+    again = load_dataset("tables", str(tmp_path), **dataset.reading)
+    assert again.fingerprint() == dataset.fingerprint()
+    assert again.interactions["timestamp"].tolist() == [1, 3]
+    by_hand = tables.read_tables("interactions.csv", "items.tsv", data_dir=tmp_path, **reading)
+    assert by_hand.fingerprint() == dataset.fingerprint()
+    again = load_dataset(by_hand.name, str(tmp_path), **by_hand.reading)
+    assert again.fingerprint() == dataset.fingerprint()
+    with pytest.raises(ValueError, match=r"\['sep'\] are for the dataset tables"):
+        load_dataset("synthetic", sep=";")
+    (tmp_path / "items.csv").write_text("item_id\n")
+    with pytest.raises(ValueError, match=r"has \['items.csv', 'items.tsv'\]; keep one"):
+        load_dataset("tables", str(tmp_path), **reading)
