@@ -9,15 +9,14 @@ by it), ids as strings, the columns below.
                   occupation (in words), zip_code; 100k has exact_age too. Versions later than 1m
                   tell nothing of their users.
 
-`items` has the movies that nobody rated, too, as far as the source knows them: TFDS keeps them in
-a second table (`1m-movies`), and a TFDS directory without it gives the rated ones only.
+`items` has the movies that nobody rated, too. TFDS keeps them in a second table (`1m-movies`), so a
+prepared copy needs both.
 """
 
 import os
 import pathlib
 import threading
 import urllib.request
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -88,7 +87,9 @@ def find(
         for candidate in (folder, folder / f"ml-{version}"):
             if grouplens.layout_of(candidate, version) is not None:
                 return candidate
-    return _prepared(_tfds_dir(data_dir), f"{version}-ratings")
+    tfds_dir = _tfds_dir(data_dir)
+    movies = _prepared(tfds_dir, f"{version}-movies")
+    return movies and _prepared(tfds_dir, f"{version}-ratings")
 
 
 def _version(dataset: str) -> str:
@@ -156,18 +157,22 @@ def _read_tfds(
     directory: pathlib.Path, version: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Interactions in GroupLens' order, items and users, each ascending by id as in the files."""
-    rows, rated, users = _scan(directory, ratings=True)
-    interactions = rows.iloc[np.argsort(_file_rows(len(rows)))].reset_index(drop=True)
-    if version == "1m" and not interactions["user_id"].astype(np.int64).is_monotonic_increasing:
+    rows = _stored(directory)
+    rows = rows.iloc[np.argsort(_file_rows(len(rows)))].reset_index(drop=True)
+    if version == "1m" and not rows["user_id"].astype(np.int64).is_monotonic_increasing:
         raise ValueError(
             f"{directory} does not come out in GroupLens' order, so ties of time would be broken "
             "at random. Was it written by another version of TFDS? Use a GroupLens folder."
         )
-    movies = _prepared(directory.parents[2], f"{version}-movies")
-    items = rated if movies is None else _scan(movies, ratings=False)[1]
+    movies = _stored(_prepared(directory.parents[2], f"{version}-movies"))
+    items = movies.rename(
+        columns={"movie_id": "item_id", "movie_title": "title", "movie_genres": "genres"}
+    )
     by_number = {"key": lambda ids: ids.astype(np.int64), "ignore_index": True}
-    items = grouplens.item_columns(items.sort_values("item_id", **by_number))
-    return interactions, items, users.sort_values("user_id", **by_number)
+    users = _users(rows.drop_duplicates("user_id")).sort_values("user_id", **by_number)
+    names = {"movie_id": "item_id", "user_rating": "rating"}
+    interactions = rows.rename(columns=names)[["user_id", "item_id", "timestamp", "rating"]]
+    return interactions, grouplens.item_columns(items.sort_values("item_id", **by_number)), users
 
 
 def _file_rows(num_rows: int) -> np.ndarray:
@@ -181,65 +186,16 @@ def _file_rows(num_rows: int) -> np.ndarray:
     return np.array(sorted(range(num_rows), key=hash_key), np.int64)
 
 
-def _scan(directory: pathlib.Path, ratings: bool) -> tuple[pd.DataFrame, ...]:
-    """One pass over a TFDS directory in stored order: ratings, distinct items, distinct users."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(directory))
-    genre_names = np.array(builder.info.features["movie_genres"].feature.names, object)
-    rows, items, users = [], [pd.DataFrame()], [pd.DataFrame()]
-    seen: dict[str, pd.Index] = {}
-
-    def new(key: str, batch: dict) -> np.ndarray:
-        """Places in the batch where a value of `key` stands for the first time."""
-        ids = pd.Index(batch[key].numpy())
-        first = np.flatnonzero(~ids.duplicated() & ~ids.isin(seen.get(key, ())))
-        seen[key] = ids[first].append(seen.get(key, ids[:0]))
-        return first
-
-    for batch in _batches(builder):
-        at = new("movie_id", batch)
-        labels = batch["movie_genres"].values.numpy()
-        ends = batch["movie_genres"].row_splits.numpy()
-        genres = [genre_names[labels[ends[place] : ends[place + 1]]] for place in at]
-        items.append(
-            pd.DataFrame(
-                {
-                    "item_id": _text(batch["movie_id"], at),
-                    "title": _text(batch["movie_title"], at),
-                    "genres": genres,
-                }
-            )
-        )
-        if not ratings:
-            continue
-        rows.append(
-            pd.DataFrame(
-                {
-                    "user_id": _text(batch["user_id"]),
-                    "item_id": _text(batch["movie_id"]),
-                    "timestamp": batch["timestamp"].numpy(),
-                    "rating": batch["user_rating"].numpy(),
-                }
-            )
-        )
-        users.append(_users(batch, new("user_id", batch)))
-    concat = {"ignore_index": True}
-    return (
-        pd.concat(rows, **concat) if rows else pd.DataFrame(),
-        pd.concat(items, **concat),
-        pd.concat(users, **concat),
-    )
-
-
-def _batches(builder) -> Iterator[dict]:
-    """Batches of all columns in stored order, `movie_genres` ragged.
+def _stored(directory: pathlib.Path) -> pd.DataFrame:
+    """A TFDS table in stored order; of ratings without the columns of their movies.
 
     Parses the records a batch at a time, which takes seconds where `as_dataset`, a record at a
     time, takes a minute; and one file after another, where that reads 16 in turns.
     """
     import tensorflow as tf
+    import tensorflow_datasets as tfds
 
+    builder = tfds.builder_from_directory(str(directory))
     if builder.info.file_format.value != "tfrecord":
         raise ValueError(
             f"{builder.data_path} is stored as {builder.info.file_format.value}; only tfrecord is "
@@ -247,29 +203,42 @@ def _batches(builder) -> Iterator[dict]:
         )
     spec = {}
     for name, feature in builder.info.features.items():
+        is_rating = "user_rating" in builder.info.features
+        if is_rating and name in ("movie_genres", "movie_title"):
+            continue
         dtype = feature.tf_dtype
         if dtype.is_bool or dtype.is_integer:
             dtype = tf.int64  # the only integer that a tf.train.Example knows
         is_list = name == "movie_genres"
         spec[name] = tf.io.RaggedFeature(dtype) if is_list else tf.io.FixedLenFeature([], dtype)
     records = tf.data.TFRecordDataset(builder.info.splits["train"].filepaths)
-    return iter(records.batch(16_384).map(lambda batch: tf.io.parse_example(batch, spec)))
+    batches = records.batch(16_384).map(lambda batch: tf.io.parse_example(batch, spec))
+    frames = [
+        pd.DataFrame({name: _values(tensor) for name, tensor in batch.items()}) for batch in batches
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    if "movie_genres" in frame:
+        names = np.array(builder.info.features["movie_genres"].feature.names, object)
+        frame["movie_genres"] = [names[labels] for labels in frame["movie_genres"]]
+    return frame
 
 
-def _users(batch: dict, at: np.ndarray) -> pd.DataFrame:
-    """The users in the places `at` of a batch, in the words of the GroupLens reader."""
-    users = {"user_id": _text(batch["user_id"], at)}
-    if "user_gender" in batch:
-        users["gender"] = np.where(batch["user_gender"].numpy()[at] == 1, "M", "F").astype(object)
-        age = batch["bucketized_user_age"].numpy()[at].astype(np.int64)
-        users["age"] = age.astype(str).astype(object)
-        users["occupation"] = _text(batch["user_occupation_text"], at)
-        users["zip_code"] = _text(batch["user_zip_code"], at)
-    if "raw_user_age" in batch:
-        age = batch["raw_user_age"].numpy()[at].astype(np.int64)
-        users["exact_age"] = age.astype(str).astype(object)
+def _values(tensor) -> list | np.ndarray:
+    """A batch's values of one column, text decoded, lists as a list."""
+    if hasattr(tensor, "row_splits"):
+        return tensor.to_list()
+    values = tensor.numpy()
+    return [value.decode() for value in values] if values.dtype == object else values
+
+
+def _users(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a user, in the words of the GroupLens reader."""
+    users = {"user_id": rows["user_id"]}
+    if "user_gender" in rows:
+        users["gender"] = np.where(rows["user_gender"] == 1, "M", "F").astype(object)
+        users["age"] = rows["bucketized_user_age"].astype(np.int64).astype(str)
+        users["occupation"] = rows["user_occupation_text"]
+        users["zip_code"] = rows["user_zip_code"]
+    if "raw_user_age" in rows:
+        users["exact_age"] = rows["raw_user_age"].astype(np.int64).astype(str)
     return pd.DataFrame(users)
-
-
-def _text(values, at: np.ndarray | slice = slice(None)) -> list[str]:
-    return [value.decode() for value in values.numpy()[at]]

@@ -24,6 +24,11 @@ EVENTS_HOW = (
     f"view=impression,purchase=click. There are {[*POSITIVE_EVENTS[1:], *OTHER_EVENTS]}. Rows of "
     "all others are dropped."
 )
+HINTS = {
+    "timestamp": f" Or say how it is written: columns='timestamp=COLUMN:UNIT'. {schema.HOW}",
+    "released": f" Or say how it is written: columns='released=COLUMN:UNIT'. {schema.HOW}",
+    "event": f" Or say what it means: events='view=1,purchase=5'. {EVENTS_HOW}",
+}
 
 
 def read_tables(
@@ -108,10 +113,10 @@ def read_tables(
         for table in REQUIRED
         if table in paths
     }
-    _refuse_unused(entries, sources)
+    refuse_unused(entries, sources)
     frames: dict[str, pd.DataFrame] = {}
     notes = []
-    with located(sources, frames):
+    with located(sources, frames, HINTS):
         for table, source in sources.items():
             frames[table], left_out = frame_of(source, table, entries)
             notes += left_out
@@ -173,13 +178,16 @@ def _strings(paths: Paths) -> list[str]:
 
 @contextlib.contextmanager
 def located(
-    sources: Mapping[str, files.Source], frames: Mapping[str, pd.DataFrame] | None = None
+    sources: Mapping[str, files.Source],
+    frames: Mapping[str, pd.DataFrame] | None = None,
+    hints: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Gives errors of columns the file and line that they come from.
 
     Args:
         sources: The files of each table.
         frames: The tables made of them, whose index says which row of the file each row was.
+        hints: Ends of the errors of some columns.
     """
     try:
         yield
@@ -188,18 +196,12 @@ def located(
         row, frame = error.row, (frames or {}).get(error.table)
         if row is not None and frame is not None:
             row = int(frame.index[row])
-        how = ""
-        if error.column in ("timestamp", "released") and "missing" not in error.problem:
-            how = (
-                f" Or say how they are written: columns='{error.column}=COLUMN:UNIT'. {schema.HOW}"
-            )
-        elif error.column == "event":
-            how = f" Or say what they mean: events='...'. {EVENTS_HOW}"
-        message = f"{source.where(row)}: {error.column} {error.problem}.{how}"
+        hint = (hints or {}).get(error.column, "")
+        message = f"{source.where(row)}: {error.column} {error.problem}.{hint}"
         raise ValueError(message) from error
 
 
-def _refuse_unused(entries: list[schema.Entry], sources: Mapping[str, files.Source]) -> None:
+def refuse_unused(entries: list[schema.Entry], sources: Mapping[str, files.Source]) -> None:
     """Raises for an entry of the schema that no file has a column for."""
     for entry in entries:
         wanted = [source for table, source in sources.items() if entry.is_for(table)]
@@ -207,7 +209,7 @@ def _refuse_unused(entries: list[schema.Entry], sources: Mapping[str, files.Sour
             there = "; ".join(f"{s.where(None)} has {s.table.column_names}" for s in wanted)
             raise ValueError(
                 f"no column {entry.column!r}, which {entry.name!r} should be: "
-                f"{there or 'no file of that table is given'}. {schema.HOW}"
+                f"{there or 'no file of that table is given'}."
             )
 
 
