@@ -70,8 +70,16 @@ def test_columns_of_csv_files_go_by_name(tmp_path):
     assert found["rating"].tolist() == [1, 4.5]
     for number, (name, data, message) in enumerate(
         [
-            ("ratings.csv", RATINGS.split(b"\n", 1)[1], r"no column .userId., which .user_id. should"),
-            ("movies.csv", MOVIES.upper(), r"no column .title., which .title. should.*movies.csv has"),
+            (
+                "ratings.csv",
+                RATINGS.split(b"\n", 1)[1],
+                r"no column .userId., which",
+            ),
+            (
+                "movies.csv",
+                MOVIES.upper(),
+                r"no column .title., which .*movies.csv",
+            ),
             ("movies.csv", b"", r"movies.csv cannot be read: it is empty"),
             (
                 "ratings.csv",

@@ -8,6 +8,7 @@ import pytest
 
 from twotower.data.dataset import Dataset
 from twotower.data.synthetic import SyntheticConfig, generate
+from twotower.data.title_words import WORDS, genre_names, title_words
 
 CONFIG = SyntheticConfig(num_users=400, num_items=500, num_interactions=20_000, seed=3)
 
@@ -180,3 +181,32 @@ def test_each_column_shows_a_part_of_its_own(made):
 def test_a_service_too_small_is_refused():
     with pytest.raises(ValueError, match="quarter"):
         SyntheticConfig(num_users=10, num_items=100, num_interactions=10_000)
+
+
+def test_titles_are_words_of_their_genres(made):
+    """A person sees from a title what an item is; the words say as much as invented ones would."""
+    first, last = (text.split() for text in WORDS["space"])
+    assert len(set(first + last)) == 40
+    space = {word.title() for word in first + last}
+    cluster = genre_names(CONFIG.num_clusters).index("space")
+    shares = {}
+    for is_in in (True, False):
+        titles = made.dataset.items["title"][(made.clusters == cluster) == is_in]
+        titles = [word for title in titles for word in title.split()]
+        shares[is_in] = np.mean([word in space for word in titles])
+    # 3/4 of an item's words are its cluster's, and of the others one in 13 is of any.
+    assert abs(shares[True] - (0.75 + 0.25 / 13)) < 0.1
+    assert abs(shares[False] - 0.25 / 13) < 0.02
+
+
+def test_words_that_come_first_in_english_do_in_titles():
+    invented = np.array([[f"w{row}{n}" for n in range(6)] for row in range(3)], object)
+    words = title_words(invented)
+    # Two of the three rows have genres; the last one is of no genre.
+    assert words[0].tolist() == ["silent", "orbital", "stellar", "dust", "station", "signal"]
+    assert words[2].tolist() == ["last", "first", "little", "day", "house", "road"]
+    many = title_words(np.array([[f"w{row}_{n}" for n in range(50)] for row in range(15)], object))
+    assert many[0, 24] == "w0_24"  # 20 words there are, and then invented ones
+    assert many[13, 0] == "w13_0"  # of a 14th genre
+    assert len(set(many.ravel())) == many.size
+    assert genre_names(14)[11:] == ["animals", "genre 12", "genre 13"]

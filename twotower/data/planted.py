@@ -19,6 +19,7 @@ import functools
 import numpy as np
 import pandas as pd
 
+from twotower.data import title_words
 from twotower.data.dataset import Dataset
 
 DAY = 86_400
@@ -237,9 +238,13 @@ def make_items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.Data
         chosen += rng.integers(config.words_per_cluster, size=(num, high))
         vectors = normal(rng, (num_clusters + 1) * config.words_per_cluster, PROFILE_DIM)
         parts[column] = _mean_vectors(vectors, chosen, used)
+        if column == "title":  # in the order of the vocabulary, which is that of English
+            slot = np.where(used, chosen % config.words_per_cluster, config.words_per_cluster)
+            chosen = np.take_along_axis(chosen, np.argsort(slot, axis=1, kind="stable"), axis=1)
         shown = words[row].ravel()[chosen]
         texts[column] = [" ".join(w[:n]) for w, n in zip(shown, used.sum(1), strict=True)]
-    genre_names = np.array([f"genre {n:02d}" for n in range(num_clusters)], object)
+    texts["title"] = [title.title() for title in texts["title"]]
+    genre_names = np.array([name.title() for name in title_words.genre_names(num_clusters)], object)
     first = _near(rng, clusters, (num,), 0.8, num_clusters)
     second = (first + rng.integers(1, num_clusters, size=num)) % num_clusters
     chosen = np.stack([first, second], axis=1)

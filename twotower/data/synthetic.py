@@ -19,6 +19,7 @@ from twotower.data.planted import (
     make_items,
     normal,
 )
+from twotower.data.title_words import title_words
 
 __all__ = ["SMALL", "Synthetic", "SyntheticConfig", "generate"]
 # Trains in seconds: for tests and first tries.
@@ -52,6 +53,7 @@ def _plant(config: SyntheticConfig, rng) -> tuple[Synthetic, np.ndarray]:
     """The service before anything has happened: no interactions. Returns it and its words."""
     words = invent_words(rng, (2 * config.num_clusters + 2) * config.words_per_cluster)
     words = words.reshape(2, config.num_clusters + 1, config.words_per_cluster)
+    words[0] = title_words(words[0])
     items, truth = make_items(config, rng, words)
     users, tastes = _users(config, rng)
     empty = pd.DataFrame({"user_id": [], "item_id": [], "timestamp": np.empty(0, np.int64)})
