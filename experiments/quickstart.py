@@ -2,9 +2,11 @@
 
     python experiments/quickstart.py
     python experiments/quickstart.py --data_dir=ml-1m
+    python experiments/quickstart.py --interactions=log.csv --columns=user_id=customer
 
-Takes MovieLens 1M where it finds it (--data_dir, TFDS' prepared copy, or a download that TFDS can
-make) and otherwise a made-up catalogue whose best possible score is known. The figures are
+Takes your own files (--interactions), or the MovieLens that --data_dir has, or MovieLens 1M where
+it finds it (TFDS' prepared copy, or a download that TFDS can make), and otherwise a made-up
+catalogue whose best possible score is known. The figures are
 validation figures; experiments/train.py and experiments/evaluate.py are the whole way to a test
 figure.
 """
@@ -18,8 +20,10 @@ from absl import app, flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.export import add_index, export
+from twotower.data import flags as data_flags
 from twotower.data import movielens, splits, synthetic
 from twotower.data.examples import ExamplesConfig
+from twotower.data.summary import summarise
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import evaluate, from_scores
 from twotower.retrieval.backends.scann_index import available
@@ -27,18 +31,24 @@ from twotower.retrieval.build import IndexConfig
 from twotower.storage import paths
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
+from twotower.training.defaults import describe, recipe_for
 from twotower.training.fitting import fit
 from twotower.training.recipe import FitConfig, Recipe
 from twotower.training.trainer import Training
 
 FLAGS = flags.FLAGS
-script.DEFINE_path("data_dir", None, "GroupLens folder of MovieLens 1M, or TFDS' data directory.")
+flags.DEFINE_string("dataset", "movielens/1m", "Or movielens/100k, ..., or tables.")
+script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your files'.")
+data_flags.define()
+flags.DEFINE_string("split", "", "Protocol; random for MovieLens and loo for your own by default.")
 flags.DEFINE_bool("synthetic", False, "Take the made-up catalogue even where MovieLens is there.")
 script.DEFINE_path("workdir", None, "Where the bundle goes; a temporary folder by default.")
 flags.DEFINE_integer("epochs", 4, "Passes over the training rows.", lower_bound=1)
 flags.DEFINE_integer("k", 10, "Titles to print.", lower_bound=1)
 flags.DEFINE_string("user_id", "", "Whose; a user with a middling history by default.")
 
+# Training rows of which a few epochs are enough for a first look.
+LARGE = 65_536
 SHOWN = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
 
 
@@ -50,8 +60,16 @@ def find_data():
     fit_config = FitConfig(epochs=FLAGS.epochs, warmup_steps=50, patience=0)
     if not FLAGS.synthetic:
         try:
-            dataset = movielens.load("movielens/1m", FLAGS.data_dir)
-            return splits.make_split(dataset, "random"), dataset, Recipe(fit=fit_config), None
+            if FLAGS.data_dir and not FLAGS.interactions and not FLAGS["dataset"].present:
+                FLAGS.dataset = movielens.dataset_in(FLAGS.data_dir)
+            dataset = data_flags.dataset()
+            is_movielens = dataset.name.startswith("movielens")
+            protocol = FLAGS.split or ("random" if is_movielens else "loo")
+            split = splits.make_split(dataset, protocol)
+            recipe = recipe_for(dataset, split)
+            if len(split.train) >= LARGE or FLAGS["epochs"].present:
+                recipe = dataclasses.replace(recipe, fit=fit_config)
+            return split, dataset, recipe, None
         except movielens.MovieLensUnavailable as error:
             if FLAGS.data_dir:
                 raise
@@ -119,10 +137,9 @@ def main(argv):
     started = time.perf_counter()
     workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     split, dataset, recipe, oracle = find_data()
-    print(
-        f"{dataset.name}: {len(split.train):,} training rows, {len(dataset.users):,} users, "
-        f"{len(split.candidates):,} items"
-    )
+    case = pick_case(split)
+    print(summarise(dataset))
+    print(describe(dataset, split, recipe))
 
     training = Training(dataset, split, recipe)
     result = fit(training, workdir)
@@ -149,12 +166,11 @@ def main(argv):
         add_index(bundle, name, IndexConfig(name))
         print(f"built index {name} in {time.perf_counter() - before:.1f} s")
 
-    case = pick_case(split)
     inputs = training.raw_query_inputs(case)
     bundle.query_tower(inputs)  # the first call sets up the graph
     for name in names:
         recommend(bundle, name, inputs, case)
-    print(f"all in {time.perf_counter() - started:.0f} s")
+    print(f"all in {time.perf_counter() - started:.0f} s; everything is in {workdir}")
 
 
 def pick_case(split):
@@ -171,7 +187,8 @@ def pick_case(split):
 
 def recommend(bundle, name: str, inputs: dict, case) -> None:
     """Prints k titles from one index, and how long raw features to titles took."""
-    retriever, titles = bundle.retriever(name), bundle.catalogue.items["title"].to_numpy()
+    retriever, items = bundle.retriever(name), bundle.catalogue.items
+    titles = items["title" if "title" in items else "item_id"].to_numpy()
     retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=case.exclude)
     before = time.perf_counter()
     found = retriever.search(bundle.query_tower(inputs), FLAGS.k, exclude=case.exclude)

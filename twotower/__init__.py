@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from twotower.data.examples import ExamplesConfig as ExamplesConfig
     from twotower.data.splits import Split as Split
     from twotower.data.splits import make_split as make_split
+    from twotower.data.summary import summarise as summarise
     from twotower.data.tables import read_tables as read_tables
     from twotower.evaluation.baselines import Ease as Ease
     from twotower.evaluation.baselines import IAls as IAls
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from twotower.towers.query import QueryConfig as QueryConfig
     from twotower.towers.query import query_tower as query_tower
     from twotower.trainer import Trainer as Trainer
+    from twotower.training.defaults import recipe_for as recipe_for
     from twotower.training.model import TwoTowerModel as TwoTowerModel
     from twotower.training.recipe import FitConfig as FitConfig
     from twotower.training.recipe import Recipe as Recipe
@@ -87,6 +89,8 @@ _PUBLIC = {
     "make_split": "twotower.data.splits",
     "query_tower": "twotower.towers.query",
     "read_tables": "twotower.data.tables",
+    "recipe_for": "twotower.training.defaults",
+    "summarise": "twotower.data.summary",
 }
 __all__ = [*_PUBLIC]
 

@@ -15,6 +15,7 @@ from twotower.evaluation.comparison import Comparison, heading
 from twotower.evaluation.evaluate import Report, evaluate
 from twotower.retrieval.build import IndexConfig, make
 from twotower.storage import paths
+from twotower.training.defaults import recipe_for
 from twotower.training.fitting import FitResult, fit
 from twotower.training.recipe import Recipe
 from twotower.training.trainer import Training
@@ -31,7 +32,7 @@ class Trainer:
     Args:
         dataset: The data.
         split: Its training rows and validation questions (`make_split`).
-        recipe: All choices; the defaults if left out.
+        recipe: All choices; those that fit the data (`recipe_for`) if left out.
         refit: Whether `fit` trains a second time, on the validation rows, too, for as many epochs
             as were selected. That model is exported; the figures are the first one's.
         warm_start: Folder of a bundle whose weights to start from.
@@ -66,7 +67,7 @@ class Trainer:
                 f"a training selects its epoch on validation, never on {split.part}: give "
                 f"make_split(dataset, {split.protocol!r})."
             )
-        self.dataset, self.split, self.recipe = dataset, split, recipe or Recipe()
+        self.dataset, self.split, self.recipe = dataset, split, recipe or recipe_for(dataset, split)
         self.refit, self.warm_start, self.allow_seen = refit, warm_start, allow_seen
         self.refit_seconds: float | None = None
         self.seen: float | None = None

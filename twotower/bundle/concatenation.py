@@ -149,6 +149,7 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
             np.save(path, np.unique(np.concatenate(lineages)))
         manifest = {
             **{name: first.manifest[name] for name in COMMON if name in first.manifest},
+            "dataset_reading": first.manifest.get("dataset_reading", {}),
             "model_version": version,
             "dim": int(vectors.shape[1]),
             "num_items": len(keys),

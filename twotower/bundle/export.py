@@ -90,6 +90,7 @@ def export(
             "query_inputs": _signature(queries),
             "item_inputs": _signature(items),
             "dataset": dataset.name,
+            "dataset_reading": dict(dataset.reading),
             "dataset_fingerprint": dataset.fingerprint(),
             "protocol": split.protocol,
             "part": split.part,

@@ -82,7 +82,9 @@ def main() -> None:
         raise ValueError(f"expected a name of its own for each of {FLAGS.bundle}; got {names}.")
     judging.check_alike(bundles)
     manifest = bundles[0].manifest
-    dataset = load_dataset(manifest["dataset"], FLAGS.data_dir)
+    dataset = load_dataset(
+        manifest["dataset"], FLAGS.data_dir, **manifest.get("dataset_reading", {})
+    )
     for bundle in bundles:
         judging.check(bundle, dataset, FLAGS.split, FLAGS.split_seed)
     protocol = FLAGS.split or manifest["protocol"]

@@ -102,7 +102,9 @@ def main() -> None:
     where = conditions()
     bundle = Bundle(FLAGS.bundle)
     names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
-    dataset = load_dataset(bundle.manifest["dataset"], FLAGS.data_dir) if FLAGS.data_dir else None
+    dataset, reading = None, bundle.manifest.get("dataset_reading", {})
+    if FLAGS.data_dir:
+        dataset = load_dataset(bundle.manifest["dataset"], FLAGS.data_dir, **reading)
     if FLAGS.history and len(FLAGS.user_id) > 1:
         raise ValueError("--history is that of one user; give --data_dir for several.")
     retriever = bundle.retriever(FLAGS.index, FLAGS.allowed_uris)

@@ -23,6 +23,7 @@ import time
 from absl import flags, logging
 
 from twotower.commands import script
+from twotower.data import flags as data_flags
 from twotower.storage import paths
 from twotower.training import flags as recipe_flags
 
@@ -37,7 +38,8 @@ def define_flags() -> dict[str, list[str]]:
         "movielens/1m",
         "movielens/1m, movielens/100k, synthetic, or tables for your own.",
     )
-    script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
+    script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your files'.")
+    own_data = data_flags.define()
     flags.DEFINE_string(
         "split", "random", "Protocol: random, loo, loo-5core, temporal-last, ...; or with +time."
     )
@@ -58,30 +60,34 @@ def define_flags() -> dict[str, list[str]]:
     )
     flags.DEFINE_bool("tensorboard", False, "Log to <workdir>/tensorboard.")
     flags.mark_flag_as_required("workdir")
-    return recipe_flags.define()
+    return {"Your own data": own_data, **recipe_flags.define()}
 
 
 def main() -> None:
     """Trains, judges on validation, exports, and writes metrics.json."""
-    recipe = recipe_flags.recipe()
+    recipe_flags.recipe()  # what is wrong by itself is refused before the data is read
     workdir = paths.literal(FLAGS.workdir)
 
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     import numpy as np
 
     from twotower.bundle.provenance import provenance
-    from twotower.data import load_dataset
     from twotower.data.splits import hide_items, make_split
+    from twotower.data.summary import summarise
     from twotower.retrieval.build import IndexConfig, make
     from twotower.trainer import Trainer
+    from twotower.training.defaults import describe, recipe_for
 
     workdir.mkdir(parents=True, exist_ok=True)
     for name in FLAGS.indexes:
         make(IndexConfig(name))  # what cannot be made is refused now, not behind the training
     started = time.perf_counter()
-    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
+    dataset = data_flags.dataset()
+    print(summarise(dataset), flush=True)
     split = make_split(dataset, FLAGS.split, "validation", FLAGS.split_seed)
     split = hide_items(dataset, split, FLAGS.hidden_items)
+    recipe = recipe_flags.recipe(recipe_for(dataset, split))
+    print(describe(dataset, split, recipe), flush=True)
     trainer = Trainer(
         dataset,
         split,

@@ -1,11 +1,16 @@
 """Datasets by name."""
 
+from typing import TYPE_CHECKING, Any
+
 from twotower.storage import paths
+
+if TYPE_CHECKING:
+    from twotower.data.dataset import Dataset
 
 
 def load_dataset(
-    name: str, data_dir: str | None = None, min_rating: float | None = None, **reading
-) -> "Dataset":  # noqa: F821
+    name: str, data_dir: str | None = None, min_rating: float | None = None, **reading: Any
+) -> "Dataset":
     """The dataset `name`.
 
     Args:
@@ -29,7 +34,7 @@ def load_dataset(
 
         if data_dir is None and "interactions" not in reading:
             raise ValueError("tables need data_dir (--data_dir), or interactions=FILE.")
-        reading = {"interactions": data_dir, "data_dir": data_dir, "name": name, **reading}
+        reading = {"interactions": ".", "data_dir": data_dir, "name": name, **reading}
         return tables.read_tables(min_rating=min_rating, **reading)
     if reading:
         raise ValueError(f"{sorted(reading)} are for the dataset tables, not for {name!r}.")

@@ -92,6 +92,21 @@ def find(
     return movies and _prepared(tfds_dir, f"{version}-ratings")
 
 
+def dataset_in(data_dir: str | os.PathLike) -> str:
+    """Name of the MovieLens whose GroupLens folder `data_dir` is, or has in it; `movielens/1m`
+    where it is none. Of 20m, 25m and latest-small the folder's name tells which."""
+    folder = paths.local(data_dir)
+    for layout in grouplens.LAYOUTS:
+        first = layout.files["interactions"][0]
+        for version in layout.versions:
+            if (folder / f"ml-{version}" / first).is_file():
+                return f"movielens/{version}"
+        if (folder / first).is_file():
+            named = [v for v in layout.versions if folder.name == f"ml-{v}"]
+            return f"movielens/{(named or layout.versions)[0]}"
+    return "movielens/1m"
+
+
 def _version(dataset: str) -> str:
     family, _, version = dataset.partition("/")
     if family != "movielens" or version not in grouplens.NUM_RATINGS:

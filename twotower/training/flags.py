@@ -9,6 +9,8 @@ from twotower.training.recipe import CHOICES, PARTS, Recipe
 # The flags are the calling command's own, so that its --help shows them.
 flags.disclaim_key_flags()
 
+# Parts whose choices go together: if one of them is asked for, the others are not the data's.
+COUPLED = ("task", "negatives", "mining")
 TITLES = {
     "query": "Query tower, and what both towers have in common",
     "item": "Item tower",
@@ -44,11 +46,17 @@ def define() -> dict[str, list[str]]:
     return groups
 
 
-def recipe() -> Recipe:
-    """The Recipe that the flags ask for."""
-    choices = {}
-    for name, ((_, field), *_) in CHOICES.items():
-        value = flags.FLAGS[name].value
+def recipe(default: Recipe | None = None) -> Recipe:
+    """The Recipe that the flags ask for; `default` says what they leave open."""
+    default, usual = default or Recipe(), Recipe()
+    given = [name for name in CHOICES if not flags.FLAGS[name].using_default_value]
+    is_coupled = any(part in COUPLED for name in given for part, _ in CHOICES[name])
+    choices = {
+        part.name: getattr(usual if is_coupled and part.name in COUPLED else default, part.name)
+        for part in PARTS
+    }
+    for name in given:
+        value, ((_, field), *_) = flags.FLAGS[name].value, CHOICES[name]
         if isinstance(field.default, tuple):
             kind = type(field.default[0])
             value = tuple(kind(entry) for entry in value)

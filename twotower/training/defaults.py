@@ -1,0 +1,119 @@
+"""A recipe that fits the data: features from the columns that are there, sizes from the rows."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.columns import form_of, known
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
+from twotower.objective.config import NegativesConfig
+from twotower.towers.config import TIMED
+from twotower.training.recipe import Recipe
+
+# Features of MovieLens first, in the order in which results have them.
+FIRST = ("item_id", "title", "description", "genres", "maker", "year")
+# Steps that an epoch of few rows should have: smaller batches and more of them.
+FEWEST_STEPS = 16
+SMALLEST_BATCH = 16
+# Epochs over few rows, where a step costs little and early stopping ends them.
+EPOCHS_OF_FEW_ROWS = 30
+# Items whose vectors a step on few rows may all compute.
+SMALL_CATALOGUE = 10_000
+
+
+def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
+    """The recipe to begin with on a dataset.
+
+    With 65,536 training rows or more it is `Recipe()` but for the item features. With fewer, a
+    batch is a sixteenth of the rows, so that an epoch still has several steps, and there are more
+    epochs. A batch then has few items to be negatives, so that the whole catalogue is, or, if it is
+    large, further items are drawn from it. `weight`, where the interactions have it, weighs them.
+
+    Args:
+        dataset: The data.
+        split: Its training rows and items are looked at, and no others.
+        **choices: Of `Recipe`, in place of what the data would have (`epochs=4`).
+
+    Returns:
+        A recipe whose every feature has a layer that the training rows can fit.
+    """
+    recipe = Recipe()
+    features, _ = item_features(dataset, split)
+    examples, fit, negatives, task = recipe.examples, recipe.fit, recipe.negatives, recipe.task
+    if "weight" in dataset.interactions:
+        examples = dataclasses.replace(examples, weight="weight")
+    num_rows, num_items = len(split.train), len(np.unique(dataset.item_keys[split.train]))
+    if num_rows < FEWEST_STEPS * examples.batch_size:
+        size = 2 ** int(np.log2(max(num_rows // FEWEST_STEPS, SMALLEST_BATCH)))
+        examples = dataclasses.replace(examples, batch_size=min(size, num_rows))
+        fit = dataclasses.replace(fit, epochs=EPOCHS_OF_FEW_ROWS)
+        if num_items > SMALL_CATALOGUE:
+            negatives = NegativesConfig(("batch", "uniform"))
+        else:  # nothing is drawn, so nothing is corrected
+            negatives = NegativesConfig(("catalogue",))
+            task = dataclasses.replace(task, correction="none")
+    item = dataclasses.replace(recipe.item, features=features)
+    parts = {"item": item, "examples": examples, "task": task, "negatives": negatives, "fit": fit}
+    return Recipe(**{**parts, **choices})
+
+
+def item_features(dataset: Dataset, split: Split) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Columns of items that tell one item from another.
+
+    Returns:
+        Names of the features; and each column that is left out, with the reason.
+    """
+    items = dataset.items.iloc[np.unique(dataset.item_keys[split.train])]
+    ordered = [name for name in FIRST if name in items]
+    ordered += [name for name in items if name not in FIRST]
+    left_out = {name: _fault(items[name], items["item_id"]) for name in ordered}
+    features = tuple(name for name in ordered if not left_out[name])
+    return features, {name: why for name, why in left_out.items() if why}
+
+
+def _fault(values: pd.Series, ids: pd.Series) -> str:
+    """Why a column of the training items is no feature to begin with; "" if it is one."""
+    name = str(values.name)
+    if name == "item_id":
+        return ""
+    if name in TIMED:
+        return "the name of what is computed from the interactions; rename it"
+    if name == "released":
+        return "a time; ask for the feature age"
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        return "a name that no SavedModel's input can have; rename it"
+    if not known(values).any():
+        return "nothing is known"
+    form = form_of(values)
+    if form in ("tags", "vector"):
+        return ""
+    distinct = values[known(values)].astype(np.float32 if form == "number" else object).nunique()
+    if distinct < 2:
+        return "the same for all"
+    if form == "text" and name == "title":
+        return "ids, no titles" if (values == ids).all() else ""
+    if form == "text" and name != "description" and 2 * distinct > len(values):
+        return "almost a value for each item"
+    return ""
+
+
+def describe(dataset: Dataset, split: Split, recipe: Recipe) -> str:
+    """The features that a recipe reads, the columns that it leaves out, and its sizes, in lines."""
+    _, why = item_features(dataset, split)
+    query, item = recipe.query.features, recipe.item.features
+    unread = [f"{name} ({why.get(name, 'not asked for')})" for name in dataset.items]
+    unread = [text for name, text in zip(dataset.items, unread, strict=True) if name not in item]
+    of_users = [name for name in dataset.users if name not in query]
+    lines = [
+        f"query tower reads {', '.join(query)}"
+        + (f"; not {', '.join(of_users)} (--query_features)" if of_users else ""),
+        f"item tower reads {', '.join(item)}"
+        + (f"; not {', '.join(unread)} (--item_features)" if unread else ""),
+        f"at most {recipe.fit.epochs} epochs of {len(split.train):,} rows in batches of "
+        f"{recipe.examples.batch_size:,}, negatives: {', '.join(recipe.negatives.negatives)}",
+    ]
+    return "\n".join(lines)
