@@ -83,10 +83,10 @@ def main() -> None:
         make(IndexConfig(name))  # what cannot be made is refused now, not behind the training
     started = time.perf_counter()
     dataset = data_flags.dataset()
-    print(summarise(dataset), flush=True)
     split = make_split(dataset, FLAGS.split, "validation", FLAGS.split_seed)
     split = hide_items(dataset, split, FLAGS.hidden_items)
     recipe = recipe_flags.recipe(recipe_for(dataset, split))
+    print(summarise(dataset))
     print(describe(dataset, split, recipe), flush=True)
     trainer = Trainer(
         dataset,
