@@ -6,9 +6,10 @@ from typing import ClassVar
 from twotower.tf import tf
 from twotower.towers.features import UNKNOWN, Feature, Id, Input, embedding_table
 
-# Up to this many items, the mean is a product of a count matrix [batch_size, num_items] with the
-# table: for histories of hundreds of events several times faster than gathering and scattering
-# their vectors (a third of a training step on MovieLens 1M). Past it, the matrix is too wide.
+# In training a bag is a product of counts [batch_size, num_items] with the table: for histories of
+# hundreds of events several times faster than gathering and scattering their vectors (a third of a
+# training step on MovieLens 1M), and its memory does not grow with the length of histories. Up to
+# this many items the counts are a dense matrix, past it a sparse one.
 COUNT_MATRIX_LIMIT = 20_000
 
 
@@ -244,4 +245,10 @@ def weighted_bag(
     if many and rows <= COUNT_MATRIX_LIMIT:
         counts = tf.math.bincount(index, weight, minlength=rows, maxlength=rows, axis=-1)
         return tf.linalg.matmul(counts, table.embeddings)  # [batch_size, rows] x [rows, dim]
+    if many:
+        at = tf.where(weight != 0)  # [num_events, 2]
+        column = tf.cast(tf.gather_nd(index, at), tf.int64)
+        shape = tf.cast([tf.shape(index)[0], rows], tf.int64)
+        counts = tf.SparseTensor(tf.stack([at[:, 0], column], 1), tf.gather_nd(weight, at), shape)
+        return tf.sparse.sparse_dense_matmul(counts, table.embeddings)
     return tf.einsum("bn,bnd->bd", weight, table(index))
