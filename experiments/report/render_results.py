@@ -91,6 +91,19 @@ def speed_table(name: str) -> str:
     return table(header, body) + "\n\n" + rate + origin(result)
 
 
+def pipeline_table(name: str) -> str:
+    """The input pipeline alone."""
+    result = read(name)
+    body = [
+        [row["name"], f"{row['examples_per_second']:,.0f}", f"{row['per_cpu_second']:,.0f}"]
+        for row in result["rows"]
+    ]
+    about = f"Histories of {result['max_history']} events at most. "
+    return (
+        table(["batches of", "examples/s", "a CPU second"], body) + "\n\n" + about + origin(result)
+    )
+
+
 def latency_table(name: str) -> str:
     """One request, raw features to titles."""
     result = read(name)
@@ -117,6 +130,7 @@ TABLES = {
         )
     ),
     "speed": lambda: speed_table("speed/training_speed"),
+    "pipeline": lambda: pipeline_table("speed/input_pipeline"),
     "latency": lambda: latency_table("speed/latency"),
     "million": retrieval_tables.million,
     "constrained": retrieval_tables.constrained,
