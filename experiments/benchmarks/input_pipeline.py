@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/input_pipeline.py --data_dir=ml-1m --output=out.json
 
-Each row of `loo` with its history of --max_history events at most and all known positives of its user,
-as a training step reads them; and the windows of a sequential model. CPU seconds count all threads of
-the process, so they hold on a machine that others use.
+Each row of `loo` comes with its history of --max_history events at most and all known positives of
+its user, as a training step reads them. The windows of a sequential model follow. CPU seconds count
+all threads of the process, so they hold on a machine that others use.
 """
 
 import time
