@@ -151,7 +151,9 @@ class Trainer:
         for name in indexes:
             make(IndexConfig(name))  # what cannot be made is refused before anything is written
         split, report = self.split, self.report
-        extra = {"validation": {"protocol": split.protocol, "metrics": report.metrics}}
+        extra: dict[str, object] = {
+            "validation": {"protocol": split.protocol, "metrics": report.metrics}
+        }
         if split.hidden is not None:
             extra["hidden_items"] = len(split.hidden) / len(split.candidates)
         bundle = exporting.export(self.training, path, extra, scann="scann" in indexes)

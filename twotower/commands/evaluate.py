@@ -74,6 +74,7 @@ def main() -> None:
     from twotower.commands import judging
     from twotower.data import load_dataset, splits
     from twotower.evaluation.comparison import heading
+    from twotower.evaluation.evaluate import Report
 
     bundles = [judging.to_judge(path, FLAGS.part) for path in FLAGS.bundle]
     default = ["two towers"] if len(bundles) == 1 else FLAGS.bundle
@@ -92,7 +93,8 @@ def main() -> None:
     split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
     for bundle in bundles:
         judging.check_unseen(bundle, dataset, split)
-    rows, reports = [], []
+    rows: list[dict] = []
+    reports: list[Report | None] = []
     for name, bundle in zip(names, bundles):
         retriever = bundle.retriever(FLAGS.index, FLAGS.allowed_uris)
         row, report = judging.judge(bundle, retriever, dataset, split)

@@ -144,8 +144,9 @@ def judge_trained_alone(
     bundle: Bundle, retriever: Retriever, dataset: Dataset, split: Split
 ) -> dict:
     """Metrics of a bundle that may answer only items with a training row."""
-    embed = embedder(bundle, dataset)
-    trained = np.intersect1d(split.candidates, np.flatnonzero(split.item_counts))
+    embed, counts = embedder(bundle, dataset), split.item_counts
+    trained = split.candidates if counts is None else np.flatnonzero(counts)
+    trained = np.intersect1d(split.candidates, trained)
 
     def recommend(cases, k):
         return retriever.search(embed(cases), k, exclude=cases.exclude, allow=trained)

@@ -151,7 +151,7 @@ def help_text(command: types.ModuleType, name: str, others: dict[str, list[str]]
     groups["Further"] = [flag for flag in defined if flag not in grouped]
     for title, names in others.items():
         groups[title] = [flag for flag in names if flag not in command.FIRST]
-    lines = [f"{name}: {command.__doc__.strip()}"]
+    lines = [f"{name}: {(command.__doc__ or '').strip()}"]
     for title, names in groups.items():
         if names:
             lines += ["", f"{title}:", *(_described(flags.FLAGS[flag]) for flag in names)]
