@@ -109,9 +109,10 @@ def main() -> None:
         rows.append({"name": name, **row})
         reports.append(report)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
+    first = reports[0]
     for row, report in zip(rows, reports):
-        if report is not None and report is not reports[0]:
-            row["ahead"] = {name: reports[0].compare(report, name) for name in report.values}
+        if first is not None and report is not None and report is not first:
+            row["ahead"] = {name: first.compare(report, name) for name in report.values}
         row |= common
     if output:
         output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
