@@ -5,6 +5,7 @@ Python runs between two batches. What an epoch asks, and in which order, is plan
 (`Examples.epoch`, `Sequences.epoch`).
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -237,11 +238,10 @@ class TrainingBatches:
         def of_history(values: tf.Tensor, fill) -> tf.Tensor:
             return history.with_flat_values(tf.gather(values, history.flat_values)).to_tensor(fill)
 
-        def of_query(values: tf.Tensor, fill) -> tf.Tensor:
-            """Of each example of a sequence, or of a row's one query."""
-            if self.sequence_inputs:
-                return dense(tf.gather(values, places), fill)
-            return tf.gather(values, first)
+        def of_query(column: Callable[[tf.Tensor], tf.Tensor], fill) -> tf.Tensor:
+            """Of each example of a sequence, or of a row's one query; `column` is asked by
+            place."""
+            return dense(column(places), fill) if self.sequence_inputs else column(first)
 
         inputs = {}
         for name in names:
@@ -255,14 +255,18 @@ class TrainingBatches:
                 # The request of the last query; those before it come with the events.
                 inputs[name] = self._request(plan["known"][rows][:, 1] - 1)
             elif name == "time":
-                inputs[name] = of_query(self._request(tf.range(tf.size(self._times))), -1)
+                inputs[name] = of_query(self._request, -1)
             elif name in self._users:
-                inputs[name] = of_query(tf.gather(self._users[name], self._user), 0)
+                inputs[name] = of_query(functools.partial(self._of_users, name), 0)
             elif name in self._context and examples.alone:
-                inputs[name] = of_query(self._context[name], "")
+                inputs[name] = of_query(functools.partial(tf.gather, self._context[name]), "")
             else:
                 inputs[name] = tf.fill(tf.shape(first), "")
         return inputs
+
+    def _of_users(self, name: str, places: tf.Tensor) -> tf.Tensor:
+        """A column of the users, for the user of each place."""
+        return tf.gather(self._users[name], tf.gather(self._user, places))
 
     def _request(self, places: tf.Tensor) -> tf.Tensor:
         """Times of requests, -1 where the protocol does not tell them."""
