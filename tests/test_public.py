@@ -28,7 +28,8 @@ MADE_UP = {
 
 
 def test_the_names_are_those_that_were_decided_on():
-    assert tt.__all__ == NAMES.split() and set(tt.__all__) <= set(dir(tt))
+    assert tt.__all__ == NAMES.split()
+    assert [name for name in dir(tt) if not name.startswith("_")] == tt.__all__
     for name in tt.__all__:
         assert callable(getattr(tt, name)), name
     with pytest.raises(AttributeError, match="no attribute 'Traner'"):
@@ -106,6 +107,11 @@ def test_recommendations_keep_to_what_is_asked(three_verbs):
         assert found.ids == expected[:5] and len(str(found).splitlines()) == 5
     with pytest.raises(ValueError, match=r"items \['nothing'\] are not in the bundle's catalogue"):
         bundle.recommend(["i00003", "nothing"])
+    # The letters of a text could be ids themselves.
+    with pytest.raises(ValueError, match=r"such as \['i00003'\]; got the text 'i00003'"):
+        bundle.recommend("i00003")
+    with pytest.raises(ValueError, match="times: expected one for each of 2 items; got 3"):
+        bundle.recommend(history, times=[1, 2, 3])
     with pytest.raises(ValueError, match=r"takes \['history'\]; unknown \['gender'\]"):
         bundle.recommend(history, inputs={"gender": "F"})
     with pytest.raises(ValueError, match="of user '42' nothing is given"):
@@ -123,9 +129,12 @@ def test_a_recipe_takes_choices_by_name():
     assert recipe == tt.Recipe.from_json(recipe.to_json()) != tt.Recipe()
     for wrong, near in (
         ("epoch", "'epochs'"), ("features", "'query_features', 'item_features'"),
+        ("temp", "'temperature'"), ("lr", "'learning_rate'"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=f"no choice '{wrong}'; near are {near}"):
             tt.Recipe(**{wrong: 1})
+    with pytest.raises(TypeError, match=r"fit must be a FitConfig; got \{'epochs': 3\}"):
+        tt.Recipe(fit={"epochs": 3})
     with pytest.raises(ValueError, match="epochs must be 1 or more"):
         tt.Recipe(epochs=0)
 

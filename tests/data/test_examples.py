@@ -1,6 +1,7 @@
 """Examples: what a training query may see, by hand; and that held-out rows leave no trace."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -305,8 +306,11 @@ def test_weights_by_hand():
         examples_of("before", weight="stars")
     with pytest.raises(ValueError, match="weights from 'item_id' must be numbers; got"):
         examples_of("before", weight="item_id")
-    for values in ([-1.0, 1, 1, 1, 1, 1], [0.0] * 6):
-        with pytest.raises(ValueError, match="must not be negative, nor all zero"):
+    for values in ([-1.0, 1, 1, 1, 1, 1], [0.0] * 6, [np.nan] * 6):
+        with (
+            warnings.catch_warnings(action="error"),  # NumPy warns of a mean of nothing
+            pytest.raises(ValueError, match="must not be negative, nor all zero or missing"),
+        ):
             examples_of("before", by_hand(value=np.float32(values)), weight="value")
     with pytest.raises(ValueError, match="row 2: value is inf; numbers must be finite"):
         values = np.float32([1, 1, np.inf, 1, 1, 1])

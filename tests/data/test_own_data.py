@@ -110,9 +110,11 @@ def test_day_and_month_are_not_mixed_up(tmp_path):
     # Days of the year: 31 + 29 + 2 for 2 March, 11 more for the 13th; the first is day 0.
     days = (found.interactions["timestamp"] - NEW_YEAR) / 86_400
     assert days.tolist() == [61, 72]
-    for unit, problem in (("monthfirst", "'2024-13-03'"), ("%Y-%m-%d", "'2/3/2024'")):
+    for unit, problem in (("monthfirst", "'13/3/2024'"), ("%Y-%m-%d", "'2/3/2024'")):
         with pytest.raises(ValueError, match=f"r.csv, line [23]: timestamp is {problem}, not"):
             tables.read_tables(tmp_path / "r.csv", columns=f"timestamp=timestamp:{unit}")
+    with pytest.raises(ValueError, match=r"r.csv: timestamp has the format '%Q': 'Q' is a bad"):
+        tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:%Q")
     with pytest.raises(ValueError, match=r"line 2: .*not a number of ms"):
         tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:ms")
 
@@ -213,6 +215,7 @@ def test_without_timestamps_the_order_counts(tmp_path):
         ("title=name", "no column 'name'.*no file of that table is given"),
         ("items.title=name", "no column 'name'.*no file of that table is given"),
         ("user_id=1,item_id=9", "no column '9'"),
+        (["user_id=user"], r"\['user_id=user'\] is neither a text nor a dictionary. Entries are"),
         ("", r"r.csv lacks \['user_id', 'item_id'\]; it has \['user', 'item'\]. Say which"),
     ],
 )
@@ -220,6 +223,11 @@ def test_refused_schemas(tmp_path, columns, message):
     write(tmp_path, r__csv="user,item\nu,a\n")
     with pytest.raises(ValueError, match=message):
         tables.read_tables(tmp_path / "r.csv", columns=columns)
+
+
+def test_no_file_of_interactions():
+    with pytest.raises(ValueError, match="no file of interactions is given"):
+        load_dataset("tables", interactions=[])
 
 
 def test_a_column_of_our_name_that_is_another(tmp_path):

@@ -112,6 +112,9 @@ def test_weights_of_the_interactions_are_used():
     weighed = dataset.interactions.assign(weight=[1.0, 5.0] * 6)
     dataset = Dataset("weighed", weighed, dataset.items, dataset.users)
     assert recipe_for(dataset, splits.make_split(dataset, "loo")).examples.weight == "weight"
+    unknown = dataset.interactions.assign(weight=np.nan)
+    dataset = Dataset("unknown", unknown, dataset.items, dataset.users)
+    assert recipe_for(dataset, splits.make_split(dataset, "loo")).examples.weight == ""
 
 
 def test_three_users_train(tmp_path):

@@ -374,6 +374,8 @@ class Bundle:
         return Recommendations(table.assign(score=scores, because=because), items.iloc[liked])
 
     def _known_keys(self, ids: Sequence[str]) -> np.ndarray:
+        if isinstance(ids, str):  # its letters could be ids, as those of "260" are
+            raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
         keys = self.catalogue.keys_of(list(ids))
         if (keys < 0).any():
             unknown = [item for item, key in zip(ids, keys) if key < 0]

@@ -29,8 +29,14 @@ def query_inputs(
         ratings: How much; unknown by default.
         others: Further inputs, such as `{"user_id": "42", "gender": "F"}`; unknown by default.
         now: Time of the request in seconds; that of the call by default.
+
+    Raises:
+        ValueError: Times or ratings of another number than the history.
     """
     length = len(history)
+    for name, values in (("times", times), ("ratings", ratings)):
+        if values is not None and len(values) != length:
+            raise ValueError(f"{name}: expected one for each of {length} items; got {len(values)}.")
     times = [-1] * length if times is None else times
     ratings = [np.nan] * length if ratings is None else ratings
     inputs = {

@@ -33,3 +33,7 @@ def main(command: str | None = None) -> None:
     from twotower.commands import script
 
     script.run_command(importlib.import_module(f"twotower.commands.{command}"), [name, *arguments])
+
+
+if __name__ == "__main__":  # python -m twotower.commands.main
+    main()

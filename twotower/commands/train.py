@@ -122,7 +122,7 @@ def main() -> None:
     last = dataset.catalogue.ids_of(split.cases.history.take(np.array([0])).values[-3:])
     data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
     commands = {
-        "ten titles": ["recommend", f"--history={','.join(last)}"],
+        "ten titles": ["recommend", f"--history={flags.CsvListSerializer(',').serialize([*last])}"],
         "test figures": ["evaluate", "--part=test", "--baselines=popularity", *data],
     }
     for what, (command, *arguments) in commands.items():

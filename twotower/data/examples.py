@@ -308,9 +308,13 @@ class Examples:
         if column.dtype.kind not in "biuf":
             raise ValueError(f"weights from {name!r} must be numbers; got {column.dtype}.")
         weights = column.to_numpy(np.float32)[self.rows]
+        known = weights[~np.isnan(weights)]
+        if not known.any() or (known < 0).any():
+            raise ValueError(
+                f"weights from {name!r} must not be negative, nor all zero or missing in the "
+                'training rows. Mend the column, or set weight="" to weigh all rows alike.'
+            )
         mean = np.nanmean(weights)
-        if not mean > 0 or (weights < 0).any():
-            raise ValueError(f"weights from {name!r} must not be negative, nor all zero or NaN.")
         return np.where(np.isnan(weights), mean, weights) / mean
 
     def __len__(self) -> int:

@@ -133,8 +133,10 @@ def _numbers(text: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
     return present.cast(pa.float64())
 
 
-def _times(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
-    """Times written as text, in seconds, NaN where missing."""
+def _times(
+    text: pa.ChunkedArray, name: str, table: str, written: pa.ChunkedArray | None = None
+) -> pd.Series:
+    """Times written as text, in seconds, NaN where missing; `written` is what errors show."""
     present = _present(text)
     is_number = pc.match_substring_regex(present, NUMBER)
     seconds = pc.if_else(is_number, present, None).cast(pa.float64()).to_numpy()
@@ -147,7 +149,8 @@ def _times(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
         dates = _pandas(pc.if_else(has_year, present, None), name).where(is_date)
         dates = pd.to_datetime(dates, errors="coerce", utc=True, format="ISO8601")
         problem = "is {}, not whole seconds since 1970 or an ISO 8601 date"
-        refuse(table, _pandas(text, name), is_date & dates.isna(), problem)
+        shown = _pandas(text if written is None else written, name)
+        refuse(table, shown, is_date & dates.isna(), problem)
         seconds = np.where(is_date, seconds_of(dates), seconds)
     return pd.Series(seconds, name=name)
 
@@ -204,8 +207,11 @@ def _in_seconds(text: pa.ChunkedArray, unit: str, name: str, table: str) -> pd.S
         dates = pc.replace_substring_regex(present, r"^(\d)([./-])", r"0\1\2")
         dates = pc.replace_substring_regex(dates, r"^(\d\d[./-])(\d)([./-])", r"\10\2\3")
         dates = pc.replace_substring_regex(dates, r"^(\d\d)[./-](\d\d)[./-](\d{4})", order)
-        return _times(dates, name, table)
-    dates = pd.to_datetime(_pandas(present, name), errors="coerce", utc=True, format=unit)
+        return _times(dates, name, table, written=text)
+    try:
+        dates = pd.to_datetime(_pandas(present, name), errors="coerce", utc=True, format=unit)
+    except ValueError as error:
+        raise ColumnError(table, name, None, f"has the format {unit!r}: {error}") from error
     wrong = dates.isna() & present.is_valid().to_numpy()
     refuse(table, shown, wrong, f"is {{}}, not a time as {unit}")
     return pd.Series(seconds_of(dates), name=name)

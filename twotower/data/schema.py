@@ -80,6 +80,8 @@ def pairs(text: str | Mapping[str, object] | None, how: str) -> dict[str, str]:
     Raises:
         ValueError: A part without a name, an `=` or a value; or a name that stands twice.
     """
+    if not isinstance(text, str | Mapping | None):
+        raise ValueError(f"{text!r} is neither a text nor a dictionary. {how}")
     if not isinstance(text, str):
         return {name: str(value) for name, value in (text or {}).items()}
     found: dict[str, str] = {}

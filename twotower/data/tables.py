@@ -98,6 +98,8 @@ def read_tables(
     folder = None if data_dir is None else local(data_dir)
     given = {"interactions": interactions, "items": items, "users": users}
     given = {table: _strings(paths) for table, paths in given.items() if paths}
+    if "interactions" not in given:
+        raise ValueError("no file of interactions is given; it is who did what (--interactions).")
     paths = {
         table: [local(name if folder is None else folder / name) for name in names]
         for table, names in given.items()

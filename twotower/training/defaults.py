@@ -44,7 +44,7 @@ def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
     recipe = Recipe()
     features, _ = item_features(dataset, split)
     examples, fit, negatives, task = recipe.examples, recipe.fit, recipe.negatives, recipe.task
-    if "weight" in dataset.interactions:
+    if "weight" in dataset.interactions and known(dataset.interactions["weight"]).any():
         examples = dataclasses.replace(examples, weight="weight")
     num_rows, num_items = len(split.train), len(np.unique(dataset.item_keys[split.train]))
     if num_rows < FEWEST_STEPS * examples.batch_size:

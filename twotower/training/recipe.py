@@ -122,6 +122,8 @@ class Recipe:
             if name in parts and isinstance(value, type(parts[name])):
                 parts[name] = value
                 continue
+            if name in parts and name not in CHOICES:
+                raise TypeError(f"{name} must be a {type(parts[name]).__name__}; got {value!r}.")
             if name not in CHOICES:
                 raise TypeError(_unknown(name))
             for part, field in CHOICES[name]:
@@ -222,10 +224,17 @@ def _choices() -> dict[str, list[tuple[str, dataclasses.Field]]]:
 CHOICES = _choices()
 
 
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))
+
+
 def _unknown(name: str) -> str:
     """The error message for a choice that does not exist."""
     near = [known for known in CHOICES if known.endswith(f"_{name}")]
     near += difflib.get_close_matches(name, CHOICES)
+    # Short forms: `temp`, and `lr`.
+    short = [known for known in CHOICES if name in (known[: len(name)], _initials(known))]
+    near += sorted(short, key=len)[:3]
     near = [repr(known) for known in dict.fromkeys(near)]
     return f"a recipe has no choice {name!r}; " + (
         f"near are {', '.join(near)}." if near else f"there are {', '.join(CHOICES)}."
