@@ -7,14 +7,17 @@ and runs that end early are forked from one process.
 import json
 import pathlib
 import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 import tiny
+from absl import flags
 
 from twotower.bundle.bundle import LINEAGE, Bundle, read_manifest, write_manifest
 from twotower.bundle.export import warm_start
+from twotower.commands.train import next_steps
 from twotower.training.recipe import CHOICES, Recipe
 from twotower.training.trainer import Training
 
@@ -287,6 +290,7 @@ def test_mistakes_are_named(workdir, tmp_path):
         "items ['nothing'] are not in": [*recommend, "--history=i00003,nothing"],
         "of user '42' nothing is given": [*recommend, "--user_id=42", "--json"],
         "got 'nineties'": [*recommend, "--years=nineties"],
+        "ends before it begins: give 1980-1999": [*recommend, "--years=1999-1980"],
         "Compare bundles of one split": [*judge, f"--bundle={cold}"],
         "has no user 'nobody'": [*recommend, "--user_id=nobody", "--data_dir=any"],
         "has no index 'nope'": [*recommend, "--index=nope"],
@@ -317,6 +321,21 @@ def test_help_is_quick_and_lists_every_flag_in_groups():
         first = printed.partition("First of all:\n")[2].partition("\n\n")[0]
         assert len(re.findall(r"^  --", first, re.M)) == 5
         assert printed.startswith(f"twotower {command}: ") and "\nWith every command:" in printed
+
+
+def test_commands_to_copy_have_ids_with_commas_in_quotes():
+    lines = next_steps(pathlib.Path("W/bundle"), ["a,1", 'b"c', "d"], "my data").splitlines()
+    arguments = [shlex.split(line) for line in lines[1::2]]
+    assert [words[:3] for words in arguments] == [
+        ["twotower", command, "--bundle=W/bundle"] for command in ("recommend", "evaluate")
+    ]
+    history = arguments[0][3].removeprefix("--history=")
+    assert flags.ListParser().parse(history) == ["a,1", 'b"c', "d"]
+    assert arguments[1][-1] == "--data_dir=my data"
+
+
+def test_the_command_line_as_a_module():
+    assert tiny.python("-m", "twotower.commands.main", "help").stdout.startswith("twotower COMMAND")
 
 
 def test_an_error_is_one_line_and_debug_shows_where(tmp_path):

@@ -366,8 +366,12 @@ def test_a_config_makes_the_same_encoder(name):
     [
         (RecencyHistory, {"half_life": 0}, "half_life must be positive; got 0"),
         (GRUHistory, {"num_layers": 0}, "num_layers must be 1 or more; got 0"),
-        (GRUHistory, {"max_length": 0}, "max_length must be 1 or more"),
-        (GRUHistory, {"max_length": 5, "stride": 6}, "stride from 1 to it; got 5 and 6"),
+        (GRUHistory, {"max_length": 0}, r"max_length \(history_length\) must be 1 or more"),
+        (
+            GRUHistory,
+            {"max_length": 5, "stride": 6},
+            r"stride \(history_stride\) from 1 to it; got 5 and 6",
+        ),
         (TransformerHistory, {"dim": 8, "heads": 3}, "heads a divisor of dim 8; got 2 and 3"),
         (TransformerHistory, {"positions": "sine"}, "positions must be one of"),
         (GRUHistory, {"dropout": 1.0}, r"dropout must be in \[0, 1\)"),

@@ -102,6 +102,8 @@ def test_the_loss_of_validation_by_hand(tmp_path):
         others = scores[number, ~np.isin(targets.values, liked)]
         losses.append(np.log1p(np.exp(others - scores[number, number]).sum()))
     assert entry["val_loss"] == pytest.approx(np.mean(losses), rel=1e-4) and len(losses) > 200
+    training.split = dataclasses.replace(training.split, cases=cases.take(np.arange(0)))
+    assert list(training.topk_batches()) == []
 
 
 def test_a_last_batch_of_one_example_counts_as_one_example(tmp_path):

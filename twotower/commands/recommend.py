@@ -63,6 +63,8 @@ def conditions() -> dict[str, Any]:
             raise ValueError(f"--years takes 1980-1999, 1990, 1990- or -1979; got {FLAGS.years!r}.")
         low, dash, high = years.groups()
         high = high if dash else low
+        if low and high and int(low) > int(high):
+            raise ValueError(f"--years={FLAGS.years} ends before it begins: give {high}-{low}.")
         found["year"] = (int(low) if low else None, int(high) if high else None)
     return found
 

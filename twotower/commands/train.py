@@ -17,6 +17,7 @@ data, is refused without --allow_seen: its figures would be too good.
 
 import importlib.util
 import json
+import pathlib
 import shlex
 import time
 
@@ -120,11 +121,20 @@ def main() -> None:
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     logging.info("wrote %s and %s", workdir / "metrics.json", bundle.directory)
     last = dataset.catalogue.ids_of(split.cases.history.take(np.array([0])).values[-3:])
-    data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    print(next_steps(bundle.directory, [*last], FLAGS.data_dir))
+
+
+def next_steps(bundle: pathlib.Path, history: list[str], data_dir: str | None) -> str:
+    """Commands to copy into a shell: what the bundle recommends, and how good it is."""
+    # An id that has a comma in it stands in quotes.
+    listed = flags.CsvListSerializer(",").serialize(history)
+    data = [f"--data_dir={data_dir}"] if data_dir else []
     commands = {
-        "ten titles": ["recommend", f"--history={flags.CsvListSerializer(',').serialize([*last])}"],
+        "ten titles": ["recommend", f"--history={listed}"],
         "test figures": ["evaluate", "--part=test", "--baselines=popularity", *data],
     }
+    lines = []
     for what, (command, *arguments) in commands.items():
-        line = ["twotower", command, f"--bundle={bundle.directory}", *arguments]
-        print(f"next, for {what}:\n  {shlex.join(line)}")
+        line = ["twotower", command, f"--bundle={bundle}", *arguments]
+        lines += [f"next, for {what}:", f"  {shlex.join(line)}"]
+    return "\n".join(lines)

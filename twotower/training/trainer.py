@@ -331,7 +331,8 @@ class Training:
             for start in range(0, len(cases), batch_size)
         ]
         made = [self._topk_batch(part) for part in parts]
-        signature = tf.nest.map_structure(_any_length, made[0])
+        signature = self._topk_batch(cases.take(np.arange(0)))  # there may be no cases
+        signature = tf.nest.map_structure(_any_length, signature)
         batches = tf.data.Dataset.from_generator(lambda: iter(made), output_signature=signature)
 
         def whole(fields: dict) -> Batch:

@@ -137,8 +137,8 @@ class SequenceHistory(History):
         self.content = content
         if max_length < 1 or not 1 <= stride <= max_length:
             raise ValueError(
-                f"{name}: max_length must be 1 or more and stride from 1 to it; got {max_length} "
-                f"and {stride}."
+                f"{name}: max_length (history_length) must be 1 or more, and stride "
+                f"(history_stride) from 1 to it; got {max_length} and {stride}."
             )
         self.max_length, self.stride = max_length, stride
         self.gaps, self.ratings, self.time_told = gaps, ratings, time_told
