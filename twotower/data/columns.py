@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 IDS = ("user_id", "item_id")
 TEXTS = {
@@ -62,7 +63,7 @@ class ColumnError(ValueError):
         self.table, self.column, self.row, self.problem = table, column, row, problem
 
 
-def refuse(table: str, values: pd.Series, wrong: np.ndarray, problem: str) -> None:
+def refuse(table: str, values: pd.Series, wrong: ArrayLike, problem: str) -> None:
     """Raises a ColumnError for the first row that is `wrong`, if there is one.
 
     Args:
