@@ -14,10 +14,10 @@ HISTORY = ("history", "history_time", "history_rating")
 def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
     """The batches of an epoch as dictionaries.
 
-    Of `Examples`: `cases` `[num_queries]`; `row`, `item`, `weight`, `time` `[num_examples]`; `own`,
-    known positives, and `user` `[num_queries]`. Of `Sequences`: `cases` `[num_windows]`, and for
-    each target also `place` (window, events before it), `num_own`, `user` and `told`, the time of
-    its request.
+    Of `Examples`: `cases`, `known_positives` and `user` have a row for each query; `row`, `item`,
+    `weight` and `time` one for each example. Of `Sequences`: `cases` has a row for each window, and
+    for each target there are also `position` (window, events before it), `num_earlier`, `user` and
+    `request_time`.
     """
     examples = source.examples if isinstance(source, Sequences) else source
     dataset = examples._dataset
@@ -36,7 +36,7 @@ def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
     for batch in make(epoch):
         targets = batch.targets()
         num = len(targets.item)
-        places = plan.targets.values[done : done + num]
+        events = plan.targets.values[done : done + num]
         done += num
         query = {name: values.numpy() for name, values in batch.query.items()}
         if is_sequence:
@@ -77,16 +77,18 @@ def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
             "row": row,
             "item": targets.item.numpy(),
             "weight": targets.weight.numpy(),
-            "time": examples.times[places],
-            "own": Ragged(known.flat_values.numpy().astype(int), known.row_splits.numpy()),
+            "time": examples.times[events],
+            "known_positives": Ragged(
+                known.flat_values.numpy().astype(int), known.row_splits.numpy()
+            ),
             "user": np.array([rows[name] for name in user_id]),
         }
         if is_sequence:
             position = batch.of_targets(batch.position).numpy()
             one |= {
-                "place": np.stack([row, position], 1),
-                "num_own": batch.of_targets(batch.num_earlier).numpy(),
-                "told": query["time"],
+                "position": np.stack([row, position], 1),
+                "num_earlier": batch.of_targets(batch.num_earlier).numpy(),
+                "request_time": query["time"],
                 "context": context,
             }
         found.append(one)

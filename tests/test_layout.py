@@ -90,10 +90,6 @@ def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
-# Chapters whose public functions are not all typed and documented yet.
-UNTYPED = {"data", "towers", "objective", "training"}
-
-
 def public_functions(module: str):
     """Name, class (None outside of one) and node of each public function and method."""
     for node in ast.parse(FILES[module].read_text()).body:
@@ -134,7 +130,6 @@ def test_public_functions_are_typed_and_documented():
     offenders = {
         name: missing
         for module in MODULES
-        if chapter(module) not in UNTYPED
         for name, owner, function in public_functions(module)
         if (missing := lacks(module, owner, function))
     }

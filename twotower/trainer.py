@@ -1,4 +1,4 @@
-"""Trainer: from data, split and recipe to a bundle, in three calls."""
+"""Trainer: from data, a split and a recipe to a bundle, in three calls."""
 
 import pathlib
 from collections.abc import Sequence
@@ -31,22 +31,24 @@ class Trainer:
 
     Args:
         dataset: The data.
-        split: Its training rows and validation questions (`make_split`).
+        split: Its training rows and validation queries (`make_split`).
         recipe: All choices; those that fit the data (`recipe_for`) if left out.
-        refit: Whether `fit` trains a second time, on the validation rows, too, for as many epochs
-            as were selected. That model is exported; the figures are the first one's.
-        warm_start: Folder of a bundle whose weights to start from.
-        allow_seen: Accept a bundle that has learned from what validation asks; the figures are then
-            too good.
+        refit: Whether `fit` trains a second time, on training and validation rows, for the number
+            of epochs that validation selected. That second model is exported. The figures are
+            those of the first one.
+        warm_start: Folder of a bundle whose weights the training starts from.
+        allow_seen: Accept a bundle that was trained on validation rows; the figures are then too
+            good.
 
     Attributes:
         training: The model that `export` writes, with its data.
         selection: What the first training did (`FitResult`), with its log.
         refit_seconds: Training time of the second training; None if there was none.
-        seen: Share of the validation rows that an ancestor has learned from; None if unknown.
+        seen: Share of the validation rows that the bundle of a warm start, or one before it, was
+            trained on; None if unknown.
 
     Raises:
-        ValueError: A split whose questions are the test part.
+        ValueError: A split whose queries are the test part.
     """
 
     training: Training
@@ -94,8 +96,8 @@ class Trainer:
         self.seen = self.training.lineage().share_seen(self.dataset, self.split)
         if self.training.ancestor and (self.seen is None or self.seen > 0):
             logging.warning(
-                "warm start: the figures are of questions of which the earlier bundle knows %s",
-                "nobody knows how many" if self.seen is None else f"{self.seen:.2%}",
+                "warm start: the earlier bundle was trained on %s of the validation rows",
+                "an unknown share" if self.seen is None else f"{self.seen:.2%}",
             )
         whole = with_validation_rows(self.dataset, self.split)
         if self.refit and np.array_equal(whole.train, self.split.train):
@@ -118,13 +120,13 @@ class Trainer:
 
     @property
     def report(self) -> Report:
-        """The selected model's answers to the validation questions, with figures by segment."""
+        """The selected model's validation figures, also by segment of users and items."""
         if self._report is None:
             raise ValueError("nothing is trained yet: call fit(workdir) first.")
         return self._report
 
     def evaluate(self) -> Comparison:
-        """Validation metrics of the selected model beside those of popularity; prints as a table.
+        """Validation metrics of the selected model and of popularity; `print` shows a table.
 
         Test figures come from `twotower evaluate` and nowhere else.
         """

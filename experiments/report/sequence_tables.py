@@ -18,7 +18,8 @@ TOLD = {
     "history_gaps": "gaps",
     "history_time_bias": "time between events",
     "history_content": "titles, genres, years",
-    "history_time_told": "time of the request",
+    "history_request_time": "time of the request",
+    "history_time_told": "time of the request",  # the field's name in older results
 }
 # Encoders that read the time between events whatever their recipe says.
 TIMED = ("attention", "hstu")

@@ -31,7 +31,7 @@ def history(name="mean", **kwargs):
     """An encoder of histories that reads ratings and, where it can, times."""
     kwargs = {"ratings": True, "dropout": 0.0, **kwargs}
     if name != "mean":
-        kwargs |= {"gaps": True, "time_told": True, "max_length": 6, "stride": 2}
+        kwargs |= {"gaps": True, "request_time": True, "max_length": 6, "stride": 2}
     return HISTORIES[name]("history", IDS, dim=DIM, **kwargs)
 
 

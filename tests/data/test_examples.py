@@ -73,8 +73,8 @@ def flat(batches) -> list[dict]:
                     "history": cases.history[query].tolist(),
                     "history_time": cases.history_time[query].tolist(),
                     "history_rating": cases.history_rating[query].tolist(),
-                    "own": batch["own"][query].tolist(),
-                    "told": int(cases.time[query]),
+                    "known_positives": batch["known_positives"][query].tolist(),
+                    "request_time": int(cases.time[query]),
                     "context": {name: values[query] for name, values in cases.context.items()},
                 }
             )
@@ -230,11 +230,14 @@ def arrays(batch: dict) -> dict[str, np.ndarray]:
     """Every array of a batch by name."""
     cases = batch["cases"]
     found = {name: batch[name] for name in ("row", "item", "time", "weight")}
-    found |= {"user_id": cases.user_id, "told": cases.time, **cases.context}
+    found |= {"user_id": cases.user_id, "request_time": cases.time, **cases.context}
     for name in ("history", "history_time", "history_rating", "exclude", "targets"):
         ragged = getattr(cases, name)
         found |= {name: ragged.values, f"{name}.offsets": ragged.offsets}
-    return found | {"own": batch["own"].values, "own.offsets": batch["own"].offsets}
+    return found | {
+        "known_positives": batch["known_positives"].values,
+        "known_positives.offsets": batch["known_positives"].offsets,
+    }
 
 
 def same_batch(a: dict, b: dict) -> bool:
@@ -266,9 +269,9 @@ def test_groups_change_from_epoch_to_epoch():
 
 @pytest.mark.parametrize("history", ["before", "others"])
 def test_own_is_all_that_the_user_trains_with(history):
-    owns = by_item(asked(examples_of(history, batch_size=2), 0), "own")
-    assert {user: own for (user, _), own in owns.items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
-    assert len(owns) == 6
+    known = by_item(asked(examples_of(history, batch_size=2), 0), "known_positives")
+    assert {user: keys for (user, _), keys in known.items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
+    assert len(known) == 6
 
 
 def test_rows_that_do_not_train_are_in_no_history():
@@ -281,7 +284,7 @@ def test_rows_that_do_not_train_are_in_no_history():
         ("a", 3): [0, 2],
         ("b", 1): [],
     }
-    assert by_item(asked(examples, 0), "own")["a", 0] == [0, 2, 3]
+    assert by_item(asked(examples, 0), "known_positives")["a", 0] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("history, expected", [("before", [1, 2]), ("others", [1, 2])])
@@ -290,7 +293,7 @@ def test_max_history_keeps_the_last_events(history, expected):
     # Of the items 0, 1, 2 before (or beside) item 3; a's own positives stay all four.
     assert by_item(asked(examples, 0), "history")["a", 3] == expected
     assert by_item(asked(examples, 0), "history_time")["a", 3] == [20, 20]
-    assert by_item(asked(examples, 0), "own")["a", 3] == [0, 1, 2, 3]
+    assert by_item(asked(examples, 0), "known_positives")["a", 3] == [0, 1, 2, 3]
     # Shorter ones stay as they are.
     assert by_item(asked(examples, 0), "history")["b", 1] == [0]
 
@@ -328,9 +331,9 @@ def test_weights_of_other_rows_do_not_count():
 def test_context_and_time_belong_to_one_example():
     device = ["tv", "web", "phone", "tv", "web", ""]
     dataset = by_hand(device=device)
-    told = by_item(asked(examples_of("before", dataset, "loo+time"), 0), "told")
+    told = by_item(asked(examples_of("before", dataset, "loo+time"), 0), "request_time")
     assert told == {(user, item): time for user, item, time, _ in ROWS}
-    assert set(by_item(asked(examples_of("before", dataset), 0), "told").values()) == {-1}
+    assert set(by_item(asked(examples_of("before", dataset), 0), "request_time").values()) == {-1}
     for history, targets in (("before", 8), ("others", 1)):
         examples = examples_of(history, dataset, targets_per_query=targets)
         found = by_item(asked(examples, 0), "context")

@@ -49,7 +49,7 @@ def test_each_row_is_a_target_once_after_the_events_before_it(protocol):
     made = examples(protocol)
     found = []
     for batch in asked(Sequences(made), 0):
-        cases, place = batch["cases"], batch["place"]
+        cases, place = batch["cases"], batch["position"]
         assert len(batch["item"]) <= 100 + LENGTH
         assert cases.history.lengths.max() <= LENGTH
         for number, (window, before) in enumerate(place):
@@ -63,11 +63,11 @@ def test_each_row_is_a_target_once_after_the_events_before_it(protocol):
             times = cases.history_time[window][:before]
             assert times.tolist() == made.times[at - before : at].tolist()
             assert made.user_ids[user] == cases.user_id[window]
-            before_all = batch["own"][window][: batch["num_own"][number]]
+            before_all = batch["known_positives"][window][: batch["num_earlier"][number]]
             assert before_all.tolist() == made.items[own[own < at]].tolist()
             assert batch["time"][number] == made.times[at]
             told = made.times[at] if "+time" in protocol else -1
-            assert batch["told"][number] == told
+            assert batch["request_time"][number] == told
     assert sorted(found) == list(range(len(made)))
 
 
@@ -75,7 +75,7 @@ def test_batches_hold_windows_of_like_length_and_change_with_the_epoch():
     sequences = Sequences(examples())
     first, again, second = (asked(sequences, epoch) for epoch in (0, 0, 1))
     for one, other in zip(first, again):
-        assert (one["item"] == other["item"]).all() and (one["place"] == other["place"]).all()
+        assert (one["item"] == other["item"]).all() and (one["position"] == other["position"]).all()
     assert [*first[0]["item"]] != [*second[0]["item"]]
     # Less than a quarter of the padded places holds nothing.
     padded = sum(b["cases"].history.to_dense(-1).size for b in first)
@@ -89,7 +89,7 @@ def test_cloze_asks_for_some_events_and_always_for_the_last():
     made = examples(hidden_share=0.3)
     hidden = windows = 0
     for batch in asked(Sequences(made, is_causal=False), 0):
-        history, place = batch["cases"].history, batch["place"]
+        history, place = batch["cases"].history, batch["position"]
         # Token p is event p - 1 of the window, which holds what is asked for.
         found = history.values[history.offsets[place[:, 0]] + place[:, 1] - 1]
         assert (found == batch["item"]).all()
@@ -109,7 +109,7 @@ def test_a_cloze_does_not_show_what_it_asks_for():
     for row in made.by_user:
         made.items[row] = made.items[row[np.arange(len(row)) // 2 * 2]]  # each item twice
     for batch in asked(Sequences(made, is_causal=False), 0):
-        history, place = batch["cases"].history, batch["place"]
+        history, place = batch["cases"].history, batch["position"]
         hidden = history.offsets[place[:, 0]] + place[:, 1] - 1
         shown = np.setdiff1d(np.arange(len(history.values)), hidden)
         shown = set(zip(history.row_index[shown].tolist(), history.values[shown].tolist()))
@@ -211,7 +211,7 @@ def test_a_sequence_of_one_query_is_what_an_example_is():
 def test_the_time_of_a_target_reaches_a_tensor_only_where_it_is_told(history, protocol, told):
     """A protocol may tell it, and the encoder not read it. (How old an item is, `timed`, is told of
     every column as of its own example.)"""
-    query = {"history": history, "history_gaps": True, "history_time_told": told}
+    query = {"history": history, "history_gaps": True, "history_request_time": told}
     split = tiny.split(protocol)
 
     def tensors(shift):
@@ -259,7 +259,7 @@ def test_what_came_before_is_no_negative(negatives):
         rows = made.by_user[events["user"][number]]
         seen = [made.items[at] for at in rows[: list(made.items[rows]).index(item)]]
         if negatives != ("catalogue",):
-            seen = events["own"][events["place"][number, 0]]
+            seen = events["known_positives"][events["position"][number, 0]]
         assert set(keys.numpy()[owned[number]]) == set(seen) & set(keys.numpy())
     model = training.model
     model.compile(optimizer="adam")
@@ -273,9 +273,9 @@ def test_what_came_before_is_no_negative(negatives):
         ({"query": {"features": ("user_id",)}}, "needs the query feature 'history'"),
         ({"examples": {"sequence_length": LENGTH + 1}}, "Set both alike"),
         ({"examples": {"sequence_length": LENGTH - 1}}, "Set both alike"),
-        ({"query": {"history": "mean", "history_gaps": True}}, "does not heed.*history_gaps=True"),
-        ({"query": {"history": "hstu", "history_time_bias": True}}, "does not heed"),
-        ({"query": {"history_time_told": True}}, "history_time_told needs a protocol"),
+        ({"query": {"history": "mean", "history_gaps": True}}, "does not read.*history_gaps=True"),
+        ({"query": {"history": "hstu", "history_time_bias": True}}, "does not read"),
+        ({"query": {"history_request_time": True}}, "history_request_time needs a protocol"),
         (
             {"query": {"shared": "item_embedding", "history_dim": 32}},
             "history_dim 32: shared='item_embedding' takes the item tower's vectors.*length is 16",

@@ -120,7 +120,7 @@ def test_rows_that_are_not_positive_do_not_count():
     assert rows_of(split.cases)[0] == ("a", [1, 2], [0])
     assert 7 not in split.train
     events = ["skip"] * 9
-    with pytest.raises(ValueError, match="0 training rows and 0 questions"):
+    with pytest.raises(ValueError, match="0 training rows and 0 queries"):
         make_split(dataset_of(SMALL, event=events), "loo")
 
 
@@ -171,7 +171,7 @@ def unseen(split):
 
 def test_temporal_by_hand():
     # b saw all four items before the cut, so none of its test rows is a question, ...
-    with pytest.raises(ValueError, match="18 training rows and 0 questions"):
+    with pytest.raises(ValueError, match="18 training rows and 0 queries"):
         make_split(temporal_data(), "temporal-successive", "test")
     # ... but when b is two people they are: c has no training row.
     dataset = temporal_data()
@@ -249,7 +249,7 @@ def test_random_asks_a_repeated_item_once():
     # Two users rated each of 30 items five times: a target can only be an item that all five
     # rows of were held out, and stands once. Where seen items are allowed all are targets.
     rows = [(user, item, time) for user in "ab" for item in range(30) for time in range(5)]
-    with pytest.raises(ValueError, match="0 questions"):
+    with pytest.raises(ValueError, match="0 queries"):
         make_split(dataset_of(rows), "random", "test")
     seen = make_split(dataset_of(rows), "random-100k+seen", "test")
     assert not seen.seen_excluded and not seen.cases.exclude.values.size

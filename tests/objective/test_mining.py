@@ -1,4 +1,4 @@
-"""Mining: no positive in a block, nobody else's list, harder than the batch, the share as asked."""
+"""Mining: no known positive, nobody else's list, harder than the batch, the share as asked."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ def rng():
     return np.random.default_rng(0)
 
 
-def miner(own, num_items, **config):
-    return Miner(MiningConfig(**config), Ragged.from_rows(own), np.arange(num_items))
+def miner(known_positives, num_items, **config):
+    return Miner(MiningConfig(**config), Ragged.from_rows(known_positives), np.arange(num_items))
 
 
 @pytest.mark.parametrize("index", ["exact", "hnsw"])
@@ -38,15 +38,15 @@ def test_lists_by_hand(index):
     assert deep.lists.tolist() == [[4, 2, 1, 0] + [-1] * 5, [0, 1, 2, 3, 4, 5] + [-1] * 3]
 
 
-def test_block_is_drawn_from_the_own_list(rng):
+def test_hard_negatives_are_drawn_from_the_list_of_the_user(rng):
     one = miner([[5, 3], []], 6, depth=3)
     one.mine(np.float32([[1], [-1]]), np.arange(6, dtype=np.float32)[:, None])
     users = np.array([1, 0, 1])
     met = [set(), set()]
     for _ in range(30):
-        block = one.block(users, 2, rng)
-        assert block.shape == (3, 2) and block.dtype == np.int32
-        for user, row in zip(users, block.tolist()):
+        chosen = one.hard_negatives(users, 2, rng)
+        assert chosen.shape == (3, 2) and chosen.dtype == np.int32
+        for user, row in zip(users, chosen.tolist()):
             assert len(set(row)) == 2
             met[user] |= set(row)
     assert met == [{4, 2, 1}, {0, 1, 2}]
@@ -57,38 +57,38 @@ def test_a_short_list_is_topped_up_without_positives(rng):
     one.mine(np.float32([[1], [-1], [1]]), np.arange(6, dtype=np.float32)[:, None])
     users = np.array([0, 1, 2])
     for _ in range(20):
-        block = one.block(users, 40, rng)
+        chosen = one.hard_negatives(users, 40, rng)
         # The mined ones are there in any case.
-        assert {4, 2} <= set(block[0]) <= {0, 1, 2, 4} and {0, 1} <= set(block[1])
-        assert (block[2] == -1).all()  # likes everything
-    assert one.block(users, 0, rng).shape == (3, 0)
+        assert {4, 2} <= set(chosen[0]) <= {0, 1, 2, 4} and {0, 1} <= set(chosen[1])
+        assert (chosen[2] == -1).all()  # likes everything
+    assert one.hard_negatives(users, 0, rng).shape == (3, 0)
 
 
 def test_rows_of_a_batch_share_a_bounded_pool(rng):
-    own = [[user] for user in range(40)]
-    one = miner(own, 500, depth=50, distinct=60)
+    liked = [[user] for user in range(40)]
+    one = miner(liked, 500, depth=50, distinct=60)
     one.mine(np.float32(rng.normal(size=(40, 8))), np.float32(rng.normal(size=(500, 8))))
     users, batch = np.arange(40), np.arange(100, 130)
     met, asked = set(), 0
     for _ in range(30):
-        block = one.block(users, 30, rng, batch)
-        assert block.shape == (40, 30) and (block >= 0).all()
-        assert not (block == users[:, None]).any()  # no positive
-        new = set(block.ravel().tolist()) - set(batch.tolist())
+        chosen = one.hard_negatives(users, 30, rng, batch)
+        assert chosen.shape == (40, 30) and (chosen >= 0).all()
+        assert not (chosen == users[:, None]).any()  # no positive
+        new = set(chosen.ravel().tolist()) - set(batch.tolist())
         assert len(new) <= 60
         met |= new
-        for user, row in zip(users, block.tolist()):
-            # Of the row's own list all that the pool has, before anything else.
+        for user, row in zip(users, chosen.tolist()):
+            # All that the pool has of the row's list, before anything else.
             mine = set(one.lists[user].tolist()) & (new | set(batch.tolist()))
-            assert len(mine & set(row)) >= min(30, len(mine & set(block.ravel().tolist())))
+            assert len(mine & set(row)) >= min(30, len(mine & set(chosen.ravel().tolist())))
             asked += len(mine & set(row)) / 30
     # Over many batches most items of the lists come up, and much of a row is from its list.
     assert len(met) > 0.8 * len(np.unique(one.lists)) and asked / (30 * 40) > 0.2
     # Without a bound that matters, a row is its list.
-    wide = miner(own, 500, depth=50, distinct=500)
+    wide = miner(liked, 500, depth=50, distinct=500)
     wide.lists = one.lists
-    block = wide.block(users, 30, rng, batch)
-    assert (block[:, :, None] == one.lists[:, None]).any(2).all()
+    chosen = wide.hard_negatives(users, 30, rng, batch)
+    assert (chosen[:, :, None] == one.lists[:, None]).any(2).all()
 
 
 @pytest.mark.parametrize("distinct", [60, 500])
@@ -100,16 +100,16 @@ def test_rows_are_topped_up_at_random_and_not_from_other_lists(rng, distinct):
     one.mine(np.tile(kinds, (10, 1)), vectors)
     topped, num_mined = [], 0
     for _ in range(50):
-        block = one.block(np.arange(40), 60, rng)
-        of_own_kind = (block < 200) & (block // 50 == np.arange(40)[:, None] % 4)
+        chosen = one.hard_negatives(np.arange(40), 60, rng)
+        of_own_kind = (chosen < 200) & (chosen // 50 == np.arange(40)[:, None] % 4)
         num_mined += of_own_kind.sum()
-        topped.append(block[~of_own_kind])
+        topped.append(chosen[~of_own_kind])
     topped = np.concatenate(topped)
     # As often from another kind's list as a random item is.
     assert (topped < 200).mean() == pytest.approx(150 / 450, abs=0.05)
     assert len(np.unique(topped)) > 300
-    # The count is that of places drawn from lists; a random item can be of the own list besides.
-    assert one.num_places == 50 * 40 * 60 and one.num_mined <= num_mined
+    # The count is that of negatives drawn from lists; a random item can be in the list, too.
+    assert one.num_drawn == 50 * 40 * 60 and one.num_mined <= num_mined
     if distinct == 500:
         assert one.num_mined == 50 * 40 * 50  # the whole list
 
@@ -122,7 +122,7 @@ def test_lists_are_as_long_as_a_row_needs():
 
 
 def test_nothing_before_the_first_mining(rng):
-    assert miner([[0], [1]], 4).block(np.array([0, 1, 1]), 5, rng).shape == (3, 0)
+    assert miner([[0], [1]], 4).hard_negatives(np.array([0, 1, 1]), 5, rng).shape == (3, 0)
 
 
 def test_when_it_is_due():
@@ -179,7 +179,7 @@ def trained(tmp_path_factory) -> Training:
 
 
 def test_in_training(trained):
-    """No positive in a block, no other row's list, and mean scores above those of the batch."""
+    """No known positive is drawn, no other row's list, and mean scores above those of the batch."""
     num_items, examples = trained.model.num_items, trained.examples
     likes = np.zeros((len(examples.by_user), num_items), bool)
     likes[examples.users, examples.items] = True
@@ -187,14 +187,14 @@ def test_in_training(trained):
     hard, shared, seen = [], [], 0
     for batch in asked(trained.examples, 5):
         users, num = batch["user"], len(batch["item"])
-        block = trained.hard_negatives(users, batch["item"], np.random.default_rng(0))
-        assert block.shape == (len(users), round((num - 1) / 9)) and (block >= 0).all()
-        assert not likes[users[:, None], block].any()
-        own = trained.miner.lists[users]
-        assert (block[:, :, None] == own[:, None]).any(2).mean() > 0.99
+        chosen = trained.hard_negatives(users, batch["item"], np.random.default_rng(0))
+        assert chosen.shape == (len(users), round((num - 1) / 9)) and (chosen >= 0).all()
+        assert not likes[users[:, None], chosen].any()
+        lists = trained.miner.lists[users]
+        assert (chosen[:, :, None] == lists[:, None]).any(2).mean() > 0.99
         queries = trained.query_vectors(batch["cases"])
         scores = queries @ vectors.T
-        hard.append(np.take_along_axis(scores, block, 1).mean())
+        hard.append(np.take_along_axis(scores, chosen, 1).mean())
         columns = np.unique(batch["item"])
         shared.append(scores[:, columns][~likes[users][:, columns]].mean())
         seen += len(users)
@@ -202,8 +202,8 @@ def test_in_training(trained):
 
 
 def test_shared_lists_would_be_noticed(trained):
-    """The check above, on blocks that go to the wrong rows."""
+    """The check above, on hard negatives that go to the wrong rows."""
     batch = asked(trained.examples, 5)[0]
-    block = trained.hard_negatives(batch["user"], batch["item"], np.random.default_rng(0))
-    own = trained.miner.lists[np.roll(batch["user"], 1)]
-    assert (block[:, :, None] == own[:, None]).any(2).mean() < 0.9
+    chosen = trained.hard_negatives(batch["user"], batch["item"], np.random.default_rng(0))
+    lists = trained.miner.lists[np.roll(batch["user"], 1)]
+    assert (chosen[:, :, None] == lists[:, None]).any(2).mean() < 0.9

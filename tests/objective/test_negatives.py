@@ -62,7 +62,7 @@ def weights_of(columns):
         ({"negatives": ("batch", "hard")}, "one or more of"),
         ({"negatives": ("batch", "batch")}, "one or more of"),
         ({"negatives": ("batch", "catalogue")}, "holds every item already"),
-        ({"negatives": ("memory",)}, "it goes with 'batch'"),
+        ({"negatives": ("memory",)}, "goes with 'batch'"),
         ({"negatives": ("batch", "memory"), "hard_negative_share": 0.1}, "without mined"),
         ({"negatives": ("batch", "memory"), "num_impressions": 2}, "or impressions"),
         ({"num_sampled": 0}, "num_sampled must be 1"),

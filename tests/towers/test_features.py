@@ -322,7 +322,7 @@ HISTORIES = [
     MeanHistory("past", ["a", "b"], 4, ratings=True),
     *(RecencyHistory("past", ["a", "b"], 4), AttentionHistory("past", ["a", "b"], 4)),
     *(kind("past", ["a", "b"], 4, **ORDERED) for kind in (GRUHistory, TransformerHistory)),
-    HSTUHistory("past", ["a", "b"], 4, **ORDERED | {"gaps": False}, time_told=True),
+    HSTUHistory("past", ["a", "b"], 4, **ORDERED | {"gaps": False}, request_time=True),
 ]
 
 

@@ -24,13 +24,13 @@ from twotower.towers.history.transformer import (
 
 ITEMS = [f"i{number}" for number in range(12)]
 NAN = float("nan")
-ALL_INPUTS = {"gaps": True, "ratings": True, "time_told": True}
+ALL_INPUTS = {"gaps": True, "ratings": True, "request_time": True}
 SHORT = {"dim": 8, "dropout": 0.0, "max_length": 6, "stride": 2}
 ENCODERS = {
     "mean": (MeanHistory, {"dim": 8}),
     "mean, ratings": (MeanHistory, {"dim": 8, "ratings": True}),
     "recency": (RecencyHistory, {**SHORT, "half_life": 3}),
-    "attention": (AttentionHistory, {**SHORT, "time_told": True}),
+    "attention": (AttentionHistory, {**SHORT, "request_time": True}),
     "gru": (GRUHistory, {**SHORT, "num_layers": 2}),
     "gru, all inputs": (GRUHistory, {**SHORT, **ALL_INPUTS}),
     "transformer": (TransformerHistory, SHORT),
@@ -78,19 +78,19 @@ def answers(feature, *args, **kwargs):
     return feature(feature.encode(raw(*args, **kwargs))).numpy()
 
 
-def at_all_places(feature, row, **kwargs):
-    places = [(0, place) for place in range(len(row) + 1)]
-    return feature.at(feature.encode(raw([row], **kwargs)), tf.constant(places)).numpy()
+def at_all_positions(feature, row, **kwargs):
+    positions = [(0, position) for position in range(len(row) + 1)]
+    return feature.at(feature.encode(raw([row], **kwargs)), tf.constant(positions)).numpy()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_later_event_changes_nothing_before_it(name):
     feature, row = encoder(name), [3, 1, 4, 1, 5]
-    before = at_all_places(feature, row)
+    before = at_all_positions(feature, row)
     for changed in range(len(row)):
         other = list(row)
         other[changed] = 7
-        after = at_all_places(feature, other)
+        after = at_all_positions(feature, other)
         np.testing.assert_allclose(after[: changed + 1], before[: changed + 1], atol=1e-6)
         # And the test can fail: the event's own vector and those behind it do change.
         assert (np.abs(after[changed + 1 :] - before[changed + 1 :]).max(1) > 1e-4).all()
@@ -100,7 +100,7 @@ def test_a_later_event_changes_nothing_before_it(name):
 def test_all_prefixes_at_once_are_each_prefix_by_itself(name):
     feature, row = encoder(name), [3, 1, 4, 1, 5]
     # Told the time, a prefix is asked at the time of the event that follows it.
-    together = at_all_places(feature, row, request=(len(row) + 1) ** 3)
+    together = at_all_positions(feature, row, request=(len(row) + 1) ** 3)
     for length, vector in enumerate(together):
         alone = answers(feature, [row[:length]], request=(length + 1) ** 3, width=7)
         np.testing.assert_allclose(alone[0], vector, atol=1e-5)
@@ -200,7 +200,7 @@ ATTENTION = [TransformerHistory, MaskedTransformerHistory, HSTUHistory]
     ("kind", "option"),
     [
         *itertools.product(
-            [RecencyHistory, GRUHistory, *ATTENTION], ["gaps", "ratings", "time_told", "nothing"]
+            [RecencyHistory, GRUHistory, *ATTENTION], ["gaps", "ratings", "request_time", "nothing"]
         ),
         *itertools.product(ATTENTION, ["time_bias", "positions"]),
     ],
@@ -234,7 +234,7 @@ def test_what_an_encoder_is_told_moves_its_vector(kind, option):
         name: np.abs(vector(**change) - before).max() > 1e-4 for name, change in changes.items()
     }
     told = {"gaps": "times", "time_bias": "times", "ratings": "ratings"}
-    expected = {told.get(option)} if option != "time_told" else {"times", "request"}
+    expected = {told.get(option)} if option != "request_time" else {"times", "request"}
     assert {name for name in changes if moved[name]} == expected - {None}
     if option == "positions":
         table = feature.position_table.embeddings
@@ -343,7 +343,7 @@ def test_the_request_is_told_or_nothing_of_it_goes_in():
         feature = encoder(name)
         told = "time" in {spec.name for spec in feature.inputs}
         one, other = (answers(feature, [[1, 2, 3]], request=r) for r in (100, 10**7))
-        assert told == getattr(feature, "time_told", False)
+        assert told == getattr(feature, "request_time", False)
         assert (np.abs(one - other).max() > 1e-4) == told, name
 
 
@@ -448,7 +448,7 @@ def test_an_attention_block_by_hand():
     expected = [[2, -2], [-1 - more, 1 + more]]
     found = block.mix(x, queries, keys, values, bias)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    # A bias of -8 / sqrt 2 on the own place turns it around.
+    # A bias of -8 / sqrt 2 on the own position turns it around.
     bias = tf.constant([[0.0, UNSEEN], [0.0, -8 / 2**0.5]])
     found = block.mix(x, queries, keys, values, bias)
     np.testing.assert_allclose(found[1], [-1 + more, 1 - more], rtol=1e-4)
@@ -484,13 +484,13 @@ def test_a_gated_block_by_hand():
 
 def test_hidden_events_are_asked_for_and_not_shown():
     feature = encoder("masked, all inputs")
-    place = tf.constant([(0, 2)])
-    one = feature.at(feature.encode(raw([[1, 2, 3]])), place).numpy()
-    other = feature.at(feature.encode(raw([[1, 7, 3]])), place).numpy()
+    position = tf.constant([(0, 2)])
+    one = feature.at(feature.encode(raw([[1, 2, 3]])), position).numpy()
+    other = feature.at(feature.encode(raw([[1, 7, 3]])), position).numpy()
     np.testing.assert_allclose(one, other, atol=1e-6)
     # Both neighbours are seen.
     for row in ([5, 2, 3], [1, 2, 5]):
-        changed = feature.at(feature.encode(raw([row])), place).numpy()
+        changed = feature.at(feature.encode(raw([row])), position).numpy()
         assert np.abs(changed - one).max() > 1e-3
     # Serving asks for what comes behind the last event, as training does for a hidden last one.
     asked = feature.at(feature.encode(raw([[1, 2, 3]], request=27)), tf.constant([(0, 3)]))

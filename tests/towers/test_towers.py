@@ -216,7 +216,7 @@ def test_a_shortcut_stands_beside_the_dense_layers():
     ):
         with pytest.raises(ValueError, match="the shortcut needs a history whose vector"):
             query_tower(QUERIES, dataclasses.replace(history, **wrong))
-    both = QueryConfig(("history", "time"), history="gru", history_time_told=True)
+    both = QueryConfig(("history", "time"), history="gru", history_request_time=True)
     with pytest.raises(ValueError, match="both read the input 'time', so take one"):
         query_tower({**QUERIES, "time": np.array([1, 2])}, both)
     with pytest.raises(ValueError, match="the shortcut mood is none of its features"):

@@ -1,4 +1,4 @@
-"""EvalCases: what is asked of a recommender, a row a question."""
+"""EvalCases: the queries of an evaluation, with their histories and right answers."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -10,22 +10,35 @@ from twotower.ragged import Ragged
 
 @dataclasses.dataclass(frozen=True)
 class EvalCases:
-    """Questions to a recommender, as columns; training queries have the same form.
+    """Queries to a recommender with their right answers, as columns. A row is a case.
 
     Attributes:
-        user_id: `[num_cases]` strings, as objects. A user can ask more than once.
-        history: Keys of the items that the query tower sees, oldest first.
+        user_id: `[num_cases]` strings, as objects. A user can have several cases.
+        history: Keys of the items that the query tower reads, oldest first, a row for each case.
         history_time: Their times in seconds, with the offsets of `history`.
-        history_rating: Their ratings, float32, NaN where there is none, with the same offsets.
-        exclude: Keys of the items that may not be answered.
-        targets: Keys of the items that would be right answers, none twice in a case.
-        time: `[num_cases]` int64, time of the request in seconds; -1 where the model is not told.
+        history_rating: Their ratings, float32, NaN for none, with the offsets of `history`.
+        exclude: Keys of the items that may not be recommended, a row for each case.
+        targets: Keys of the items that are right answers, none twice in a case.
+        time: `[num_cases]` int64, time of the request in seconds; -1 if the model does not get it.
         context: What else is known of the request (`search_text`, `device`, `country`), name ->
-            `[num_cases]`, '' where nothing is known.
+            `[num_cases]` strings, "" where nothing is known.
 
     Raises:
-        ValueError: Columns of different lengths, or a history whose times or ratings do not
-            belong to it.
+        ValueError: Columns of different lengths, or a history whose times or ratings have other
+            offsets.
+
+    >>> history = Ragged.from_rows([[4, 2], []])
+    >>> cases = EvalCases(
+    ...     user_id=np.array(["u1", "u2"], object),
+    ...     history=history,
+    ...     history_time=Ragged(np.array([10, 20]), history.offsets),
+    ...     history_rating=Ragged(np.float32([5, np.nan]), history.offsets),
+    ...     exclude=history,
+    ...     targets=Ragged.from_rows([[7], [1, 3]]),
+    ...     time=np.array([-1, -1]),
+    ... )
+    >>> len(cases), cases.take([1]).targets.values.tolist()
+    (2, [1, 3])
     """
 
     user_id: np.ndarray
@@ -50,9 +63,9 @@ class EvalCases:
         return len(self.user_id)
 
     def take(self, rows: np.ndarray) -> "EvalCases":
-        """The given cases, in the given order; `rows` are indices or a boolean mask."""
+        """The cases `rows`, in that order: indices, or a boolean mask `[num_cases]`."""
         rows = np.arange(len(self))[rows]
-        taken = {}  # a column that stands twice, such as history and exclude, is taken once
+        taken = {}  # an array that is two columns, such as history and exclude, is taken once
 
         def take(values):
             if id(values) not in taken:
@@ -65,7 +78,7 @@ class EvalCases:
         return EvalCases(**columns, context={name: take(v) for name, v in self.context.items()})
 
     def batches(self, batch_size: int) -> Iterator["EvalCases"]:
-        """Consecutive cases, at most `batch_size` at a time."""
+        """All cases in order, at most `batch_size` at a time."""
         for start in range(0, len(self), batch_size):
             yield self.take(np.arange(start, min(start + batch_size, len(self))))
 

@@ -15,10 +15,13 @@ import decimal
 import itertools
 import numbers
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 IDS = ("user_id", "item_id")
 TEXTS = {
@@ -60,7 +63,7 @@ class ColumnError(ValueError):
         self.table, self.column, self.row, self.problem = table, column, row, problem
 
 
-def refuse(table: str, values: pd.Series, wrong, problem: str) -> None:
+def refuse(table: str, values: pd.Series, wrong: ArrayLike, problem: str) -> None:
     """Raises a ColumnError for the first row that is `wrong`, if there is one.
 
     Args:
@@ -112,7 +115,9 @@ def clean(frame: pd.DataFrame, table: str, forms: dict[str, str] | None = None) 
     return cleaned
 
 
-def refuse_twins(table: str, columns, names, computed) -> None:
+def refuse_twins(
+    table: str, columns: Iterable[str], names: Iterable[str], computed: Iterable[str]
+) -> None:
     """Raises ValueError if one of `names` is both a column of the table and a `computed` input."""
     if twins := sorted(set(names).intersection(columns, computed)):
         raise ValueError(
@@ -148,7 +153,7 @@ def known(values: pd.Series) -> np.ndarray:
     return values.notna().to_numpy(bool)
 
 
-def asked(values: pd.Series, wanted):
+def asked(values: pd.Series, wanted: Any) -> Any:
     """A value to look for, as a cleaned column would hold it: True is "true" among texts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""ExamplesConfig: how training rows become batches; without pandas."""
+"""ExamplesConfig: how training rows become batches. Needs no pandas."""
 
 import dataclasses
 
@@ -10,32 +10,34 @@ class ExamplesConfig:
     """How training rows become batches.
 
     Attributes:
-        batch_size: Examples in a batch, but for queries with several of them, which are never cut
-            in two (and the last batch of an epoch is smaller).
-        targets_per_query: Items of one user that share a query, where the protocol's histories
-            are `others`: the query then sees the user's rows but those of these items. 1 leaves
-            out the example's own item alone. Larger shares the query tower's work; with histories
-            `before` each example has a query of its own.
-        targets_share: The same as a share of the user's rows, where that is more: a query then asks
-            for a like part of a long history and of a short one (Mult-DAE, Liang et al., WWW 2018,
-            asks for all of it at once), and an epoch has a few queries a user, whoever it is.
-        targets_share_spread: By how much a user's share of an epoch may lie below or above: the
-            tower then sees thick and thin histories of the same user.
-        max_history: Most recent events a query sees in training; 0 for all. An encoder that has no
-            window of its own (`mean`) is asked with all of them.
-        sequence_length: Queries of a window of a user's events that are encoded at once
-            (`sequences.py`); 0 for a history of its own for each query.
-        hidden_share: Share of a window's events that are asked for, for encoders that are not
-            causal.
-        stratify: Power a of stratified sampling, the alternative to log-Q: an epoch draws as many
-            examples as there are, those of an item with share p_c in proportion to p_c ** -a, so
-            that popular items are columns less often (a = 1: all items equally often). Each draw
-            is a query of its own, so that those of an example come into different batches, and
-            what is drawn more often weighs less, so that the loss has the same positives. 0 for
-            each example once.
+        batch_size: Examples in a batch. A query with several examples is not cut in two, so a batch
+            can have a few more or fewer. The last batch of an epoch is smaller.
+        targets_per_query: How many items of a user share a query, if the protocol's histories are
+            `others`. The query then reads the user's other rows. With more items there are fewer
+            queries to encode. With histories `before` each example has a separate query.
+        targets_share: The number of items that share a query, as a share of the user's rows, if
+            that is more than `targets_per_query`. Every user then has about the same number of
+            queries in an epoch (Mult-DAE, Liang et al., WWW 2018, has one query for each user).
+        targets_share_spread: By how much `targets_share` may differ from user to user and from
+            epoch to epoch, up or down, so that the tower reads histories of different lengths.
+        max_history: Number of the most recent events that a query reads in training; 0 for all. In
+            serving `mean` reads the whole history, and other encoders their window.
+        sequence_length: Number of queries in a window of a user's events, which are encoded
+            together (`sequences.py`); 0 to encode the history of each query separately.
+        hidden_share: Share of a window's events that are hidden and asked for, for encoders that
+            are not causal (`masked_transformer`).
+        stratify: Power a of stratified sampling, the alternative to log-Q; 0 to take each example
+            once. An epoch draws as many examples as there are, an example of item c in proportion
+            to p_c ** -a, where p_c is the item's share of the examples. Popular items are then
+            columns less often; with a = 1 all items equally often. Each draw is a separate query,
+            so that the draws of an example come into different batches. An example that is drawn
+            more often weighs less, so that positives count as before.
         weight: Column of `interactions` that weighs an example (`value`, `rating`); "" for 1. It
-            is divided by its mean; a missing value counts as that mean.
-        seed: Order of the examples.
+            is divided by its mean, and a missing value counts as the mean.
+        seed: Seed of the order of the examples.
+
+    >>> ExamplesConfig(batch_size=64).targets_per_query
+    8
     """
 
     batch_size: int = 4096

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -246,7 +247,7 @@ class Catalogue:
             raise ValueError(f"key {wrong} is not of this catalogue of {len(self)} items.")
         return self._ids[keys]
 
-    def where(self, **conditions) -> np.ndarray:
+    def where(self, **conditions: Any) -> np.ndarray:
         """Keys of the items that meet every condition, ascending int64.
 
         Args:

@@ -1,14 +1,15 @@
-"""From rows to queries: each history, age and popularity as of its example's time.
+"""From rows of the data to the inputs of the towers and the examples of training.
 
-`QueryInputs` turns cases into the inputs of the query tower, and `ItemInputs` keys into those of
-the item tower, for evaluation and serving. `Examples` says what an epoch of training asks, in which
-order; `training/batches.py` makes tensors of it.
+`QueryInputs` turns cases into inputs of the query tower, and `ItemInputs` turns keys of items into
+inputs of the item tower, with age and popularity as of a given time. `Examples` plans which queries
+and items an epoch of training has, and in which order; `training/batches.py` makes tensors of it.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from twotower.data.cases import EvalCases
 from twotower.data.columns import refuse_twins
@@ -18,25 +19,30 @@ from twotower.data.splits import Split
 from twotower.ragged import Ragged
 
 DAY = 86_400.0
-# Events of an item that was shown and not taken.
+# Kinds of events in which an item was shown and not taken.
 PASSED_OVER = ("impression", "skip")
 
 
 class QueryInputs:
-    """Cases -> the query tower's inputs, as raw values or, after `encoded`, as integers.
+    """Makes the query tower's inputs from cases: raw values or, after `encoded`, integers.
 
     Args:
-        dataset: Gives users' columns and items' ids.
+        dataset: Source of the users' columns and the items' ids.
         names: Inputs of the query tower.
 
     Attributes:
-        users: Input -> its value for each user of the dataset, and for one who is not in it,
-            `[num_users + 1]`.
-        items: The id of each item by key, `[num_items + 1]`; strings, or integers once encoded.
-        pad: What stands behind the end of a history.
+        users: Name of an input -> its value for each user, `[num_users + 1]`; the last one is for
+            users who are not in the dataset.
+        items: `[num_items + 1]`, id of each item by key: strings, or integers after `encoded`; the
+            last one is for padding.
+        pad: Value of `items` for padding.
 
     Raises:
-        ValueError: An input that neither users, nor the history, nor the context can give.
+        ValueError: An input that is no column of users, and no part of a history or a request.
+
+    Example:
+        inputs = QueryInputs(dataset, ["history", "history_time"])
+        inputs(split.cases)["history"]  # [num_cases, longest] ids, padded with ""
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
@@ -48,7 +54,7 @@ class QueryInputs:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
         refuse_twins("users", dataset.users, names, computed)
         self._lookup = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
-        # A last row for users the dataset does not have: all their columns are missing.
+        # The last row is for users that the dataset does not have, whose columns are all missing.
         self.users = {
             name: np.append(dataset.users[name].to_numpy(object), "")
             for name in names
@@ -58,10 +64,10 @@ class QueryInputs:
         self.pad: str | int = ""
 
     def encoded(self, index: Callable[[str, np.ndarray], np.ndarray]) -> "QueryInputs":
-        """The same with users' columns and items' ids looked up once, so that batches are cheap.
+        """The same inputs with integers in place of strings, so that batches look up no strings.
 
         Args:
-            index: `(input, strings) -> integers`; the query tower's `index`.
+            index: (name of an input, strings) -> integers; the query tower's `index`.
         """
         new = object.__new__(QueryInputs)
         new.__dict__.update(self.__dict__)
@@ -74,7 +80,7 @@ class QueryInputs:
         return new
 
     def __call__(self, cases: EvalCases) -> dict[str, np.ndarray]:
-        """Inputs by name, `[num_cases]` or, for sequences, `[num_cases, longest]`."""
+        """Name of an input -> `[num_cases]`, or `[num_cases, longest]` for those of a history."""
         rows = np.fromiter((self._lookup.get(u, -1) for u in cases.user_id), np.int64, len(cases))
         inputs: dict[str, np.ndarray] = {}
         for name in self.names:
@@ -97,15 +103,20 @@ class QueryInputs:
 
 
 class ItemInputs:
-    """Keys -> the item tower's raw inputs, with age and popularity as of a time.
+    """Makes the item tower's raw inputs from keys, with age and popularity as of a given time.
 
     Args:
-        dataset: Gives items' columns.
+        dataset: Source of the items' columns.
         train: Rows of `interactions` that may be looked at.
         names: Inputs of the item tower.
 
     Raises:
-        ValueError: An input that is neither computed (`age`, `popularity`) nor a column, or both.
+        ValueError: An input that is neither `age`, `popularity` nor a column; or a column of one of
+            these two names.
+
+    Example:
+        inputs = ItemInputs(dataset, split.train, ["title", "age"])
+        inputs(np.array([3, 5]))  # {"title": [2] strings, "age": [2] float32 days}
     """
 
     def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:
@@ -113,16 +124,17 @@ class ItemInputs:
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"unknown item features {unknown}; this dataset has {sorted(known)}.")
         refuse_twins("items", dataset.items, names, computed=("age", "popularity"))
-        self.timed = [name for name in names if name in ("age", "popularity")]
+        self.time_dependent = [name for name in names if name in ("age", "popularity")]
         self.static = {
-            name: _column(dataset.items[name]) for name in names if name not in self.timed
+            name: _column(dataset.items[name]) for name in names if name not in self.time_dependent
         }
         times, keys = dataset.timestamps[train], dataset.item_keys[train]
         self.end = int(times.max(initial=0)) + 1
         order = np.lexsort((times, keys))
         self._start = int(times.min(initial=0))
         self._span = self.end - self._start + 1
-        # One ascending number for (item, time): a count before a time is one binary search.
+        # One ascending number for each pair (item, time), so that counting the rows of an item
+        # before a time is one binary search.
         self._combined = keys[order] * self._span + times[order] - self._start
         self._all_times = np.sort(times)
         self._num_items = len(dataset.items)
@@ -134,31 +146,36 @@ class ItemInputs:
         self._first = first
 
     def __call__(self, keys: np.ndarray) -> dict[str, np.ndarray]:
-        """Raw inputs of items as of the end of training, `[num_keys, ...]`."""
+        """Name of an input -> values as of the end of training, `[num_keys, ...]`."""
         static = {name: values[keys] for name, values in self.static.items()}
         return static | self.as_of(keys, np.full(len(keys), self.end))
 
     def as_of(self, keys: np.ndarray, times: np.ndarray) -> dict[str, np.ndarray]:
-        """The timed inputs, each from rows strictly before its time, `[num_keys]` float32.
+        """The time-dependent inputs: name -> `[num_keys]` float32, from rows before a time.
 
-        `age` is in days, at least 0. `popularity` is log((n + 1) / (N + num_items)) with n of the
-        N earlier training rows being of the item.
+        `age` is in days, at least 0. `popularity` is log((n + 1) / (N + num_items)), where N is the
+        number of earlier training rows, and n the number of those that have the item.
+
+        Args:
+            keys: `[num_keys]` keys of items.
+            times: `[num_keys]`, the time for each of them, in seconds.
         """
-        keys, timed = np.asarray(keys, np.int64), {}  # a product of int32 keys would wrap around
-        if "age" in self.timed:
-            timed["age"] = np.maximum(times - self._first[keys], 0).astype(np.float32) / DAY
-        if "popularity" in self.timed:
+        keys = np.asarray(keys, np.int64)  # a product of int32 keys would wrap around
+        found: dict[str, np.ndarray] = {}
+        if "age" in self.time_dependent:
+            found["age"] = np.maximum(times - self._first[keys], 0).astype(np.float32) / DAY
+        if "popularity" in self.time_dependent:
             at = np.clip(times - self._start, 0, self._span - 1)
             before = np.searchsorted(self._combined, keys * self._span + at)
             before -= np.searchsorted(self._combined, keys * self._span)
             total = np.searchsorted(self._all_times, times)
             share = (before + 1.0) / (total + self._num_items)
-            timed["popularity"] = np.log(share).astype(np.float32)
-        return {name: values.astype(np.float32) for name, values in timed.items()}
+            found["popularity"] = np.log(share).astype(np.float32)
+        return {name: values.astype(np.float32) for name, values in found.items()}
 
 
-def _column(values) -> np.ndarray:
-    """A column in its form as a dense array: tags padded with "", vectors stacked."""
+def _column(values: pd.Series) -> np.ndarray:
+    """A column as a dense array: tags are padded with "", and vectors are stacked."""
     first = values.iloc[0] if len(values) else 0.0
     if isinstance(first, tuple):
         return Ragged.from_rows(values, object).to_dense("")
@@ -171,20 +188,22 @@ def _column(values) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """What one epoch asks, in its order. A place is an index into `Examples.rows`.
+    """The queries and items of an epoch, in their order.
 
-    A row is a query with the items that it should find, or a sequence with several queries.
+    A row is a query with the items that it should find, or a sequence of events with several
+    queries. Events are given by their index in `Examples.rows`.
 
     Attributes:
-        targets: Places of each row's examples, `[num_rows]` rows.
-        batches: The first row of each batch, and the number of rows, `[num_batches + 1]`.
-        history: First place of each row's history, and the place behind its last, `[num_rows, 2]`.
-        known: The same of the known positives.
-        group: `[num_places]`. Events of the same group as the row's examples are left out of its
-            history. Empty where nothing is left out.
-        position: Of each target, how many events of its row are read before it, `[num_targets]`.
-            Empty where a row is one query.
-        times: `[num_places]`, the times of events as a history shows them.
+        targets: The events to predict, `num_rows` rows.
+        batches: `[num_batches + 1]`, first row of each batch, and the number of rows.
+        history: `[num_rows, 2]`, the first event of each row's history, and the end: the index
+            after its last event.
+        known: `[num_rows, 2]`, likewise the events whose items are known positives.
+        group: `[num_events]`. Events of the same group as a row's targets are left out of its
+            history. Empty if nothing is left out.
+        position: `[num_targets]`, how many events of its row each target's query reads. Empty if a
+            row is one query.
+        times: `[num_events]`, times of events in seconds, as histories show them.
     """
 
     targets: Ragged
@@ -197,25 +216,32 @@ class Epoch:
 
 
 class Examples:
-    """The training examples of a split, in a new order each epoch, the same for the same seed.
+    """The training examples of a split. Their order changes each epoch, and depends on the seed.
 
     Args:
         dataset: The data.
         split: Which rows train, and whether histories are `before` or `others`.
-        config: Batching.
+        config: Batches and weights.
 
     Attributes:
-        rows: Training rows by user, then time, `[num_rows]`.
-        users: Row of each one's user, likewise.
-        items: Key of its item.
-        draws: How often an epoch draws it, on average.
-        weights: What each draw weighs in the loss.
-        time_told: Whether queries are told the time of the request (`+time`).
+        rows: `[num_rows]`, training rows of `interactions`, by user, then time.
+        users: `[num_rows]`, row of each one's user in `dataset.users`.
+        items: `[num_rows]`, key of each one's item.
+        times: `[num_rows]` int64 seconds.
+        ratings: `[num_rows]` float32, NaN for none.
+        by_user: Indices into `rows`, a row for each user.
+        draws: `[num_rows]`, how often an epoch draws each example, on average.
+        weights: `[num_rows]`, weight of each draw in the loss.
+        knows_request_time: Whether queries have the time of the request (protocols `+time`).
+
+    Example:
+        examples = Examples(dataset, make_split(dataset, "random"), ExamplesConfig())
+        examples.epoch(0).targets  # indices into examples.rows, a row for each query
     """
 
     def __init__(self, dataset: Dataset, split: Split, config: ExamplesConfig) -> None:
         self.config, self.split = config, split
-        self.time_told = "+time" in split.protocol
+        self.knows_request_time = "+time" in split.protocol
         users, times = dataset.user_rows[split.train], dataset.timestamps[split.train]
         # Training rows by user, then time, ties in file order; `train` ascends, so it is stable.
         self.rows = split.train[np.lexsort((times, users))]
@@ -231,8 +257,8 @@ class Examples:
         self.by_user = Ragged.from_lengths(
             np.arange(len(self.rows)), np.bincount(self.users, minlength=num_users)
         )
-        # Rows of one user and item are one thing to leave out: a history that held the target's
-        # other row would give it away. Numbered by first row, so users still ascend.
+        # Rows of the same user and item are left out together, since a history with another row of
+        # the target would reveal it. Pairs are numbered by their first row, so users still ascend.
         _, first, pair = np.unique(
             self.users * len(dataset.items) + self.items, return_index=True, return_inverse=True
         )
@@ -248,18 +274,23 @@ class Examples:
         self.draws = self._draws(len(dataset.items))
         self.weights = self._weights(dataset) / self.draws
 
-    def histories(self, places: Ragged) -> dict[str, Ragged]:
-        """History columns of EvalCases from places in `rows`, the last `max_history` of each."""
+    def histories(self, events: Ragged) -> dict[str, Ragged]:
+        """The history columns of EvalCases, name -> values.
+
+        Args:
+            events: Indices into `rows`, a row for each case. The last `max_history` are taken.
+        """
         if self.config.max_history:
-            places = places.last(self.config.max_history)
+            events = events.last(self.config.max_history)
         columns = {"history": self.items, "history_time": self.times}
         columns["history_rating"] = self.ratings
         return {
-            name: Ragged(column[places.values], places.offsets) for name, column in columns.items()
+            name: Ragged(column[events.values], events.offsets) for name, column in columns.items()
         }
 
     def whole_histories(self) -> EvalCases:
-        """A query for each user of the dataset, from all training rows, without time or context."""
+        """A case for each user of the dataset with all training rows as its history, without
+        request time, context or targets."""
         none = Ragged.empty(len(self.by_user))
         return EvalCases(
             user_id=self.user_ids,
@@ -270,8 +301,11 @@ class Examples:
         )
 
     def passed_over(self) -> Ragged:
-        """Keys of the items that each user was shown up to the user's last training row and neither
-        clicked nor watched in any, one row a user (impressions without a click, and skips)."""
+        """Keys of the items that each user was shown and never took, a row for each user.
+
+        These are the items of impressions and skips up to the user's last training row, without the
+        items of the user's training rows.
+        """
         dataset, num_items = self._dataset, len(self._dataset.items)
         if "event" not in dataset.interactions:
             return Ragged.empty(len(dataset.users))
@@ -286,6 +320,7 @@ class Examples:
         return Ragged.from_lengths(pairs % num_items, lengths)
 
     def _draws(self, num_items: int) -> np.ndarray:
+        """How often an epoch draws each example, on average, `[num_rows]`."""
         if not self.config.stratify:
             return np.ones(len(self.rows), np.float32)
         count = np.bincount(self.items, minlength=num_items)[self.items]
@@ -293,12 +328,16 @@ class Examples:
         return (draws * len(draws) / draws.sum()).astype(np.float32)
 
     def _drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """Places in `rows` that an epoch draws, ascending, by systematic sampling, which draws each
-        `floor(draws)` or one more times and in all as many as there are."""
+        """The examples that an epoch draws, ascending indices into `rows`.
+
+        Systematic sampling draws each example `floor(draws)` times or once more, and as many in all
+        as there are examples.
+        """
         reached = np.floor(np.cumsum(self.draws, dtype=np.float64) + rng.random()).astype(np.int64)
         return np.repeat(np.arange(len(self)), np.diff(reached, prepend=0))
 
     def _weights(self, dataset: Dataset) -> np.ndarray:
+        """The weight of each example, `[num_rows]`, with mean 1."""
         name = self.config.weight
         if not name:
             return np.ones(len(self.rows), np.float32)
@@ -322,29 +361,30 @@ class Examples:
 
     @property
     def shared(self) -> bool:
-        """Whether examples of a user share queries."""
+        """Whether several examples of a user can share a query."""
         return self.split.history == "others"
 
     @property
     def alone(self) -> bool:
-        """Whether each query has one example, so that it may know that example's context."""
+        """Whether each query has one example, so that it may have that example's time and
+        context."""
         alone = self.config.targets_per_query == 1 and not self.config.targets_share
         return not self.shared or alone
 
     def epoch(self, epoch: int) -> Epoch:
-        """What the epoch of this number asks."""
+        """The plan of the epoch with this number, counted from 0."""
         rng = np.random.default_rng([self.config.seed, epoch])
         if self.shared:
-            # A random order inside each user, cut into groups.
+            # The items of each user in random order, cut into groups.
             users = self.pair_users
             order = np.lexsort((rng.random(len(users)), users))
-            place = np.arange(len(users)) - np.searchsorted(users, users)
+            number = np.arange(len(users)) - np.searchsorted(users, users)
             count = np.bincount(users)[users]
             share, spread = self.config.targets_share, self.config.targets_share_spread
             if spread:
                 share = (share + rng.uniform(-spread, spread, len(self.by_user)))[users]
             size = np.ceil(share * count).astype(np.int64)
-            first = place % np.maximum(size, self.config.targets_per_query) == 0
+            first = number % np.maximum(size, self.config.targets_per_query) == 0
             group = np.empty(len(users), np.int64)
             group[order] = np.cumsum(first) - 1
             group = group[self.pair]
@@ -354,16 +394,16 @@ class Examples:
         if self.config.stratify:
             drawn = self._drawn(rng)
             copy = np.arange(len(drawn)) - np.searchsorted(drawn, drawn)
-            one = group[drawn] * (copy.max(initial=0) + 1) + copy
-            query = np.unique(one, return_inverse=True)[1]
+            group_and_copy = group[drawn] * (copy.max(initial=0) + 1) + copy
+            query = np.unique(group_and_copy, return_inverse=True)[1]
         members = Ragged.group(drawn, query, int(query.max(initial=-1)) + 1)
         targets = members.take(rng.permutation(len(members)))
         batches = np.searchsorted(targets.offsets, np.arange(0, len(drawn), self.config.batch_size))
         first = targets.values[targets.offsets[:-1]]  # the first example of each query
-        start, stop = (self.by_user.offsets[self.users[first] + more] for more in (0, 1))
+        start, stop = (self.by_user.offsets[self.users[first] + step] for step in (0, 1))
         return Epoch(
             targets,
-            np.unique([*batches, len(targets)]),  # a query of several batches' size begins none
+            np.unique([*batches, len(targets)]),  # a query can be larger than a batch
             history=np.stack([start, stop if self.shared else first], 1),
             known=np.stack([start, stop], 1),
             group=group if self.shared else np.empty(0, np.int64),

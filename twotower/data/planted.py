@@ -125,7 +125,13 @@ class Synthetic:
     context: dict[str, np.ndarray]
     word_clusters: dict[str, int]
 
-    def scores_of(self, user_rows, times, devices=None, search_texts=None) -> np.ndarray:
+    def scores_of(
+        self,
+        user_rows: np.ndarray,
+        times: np.ndarray,
+        devices: np.ndarray | None = None,
+        search_texts: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The best possible scores: log-probabilities of a watch up to a constant per row.
 
         What the user has watched already is not taken out: exclude it as for any other model.
@@ -176,7 +182,9 @@ class Synthetic:
         columns = [self.profiles, one_hot, fresh[:, None], self.popularity[:, None]]
         return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
 
-    def draw_scores(self, user_rows, times, device, search) -> np.ndarray:
+    def draw_scores(
+        self, user_rows: np.ndarray, times: np.ndarray, device: np.ndarray, search: np.ndarray
+    ) -> np.ndarray:
         """`scores_of` with rows of `DEVICES` and clusters searched for, -1 for none."""
         passed = (times - START).astype(np.int32)[:, None]
         cluster_logits = (
@@ -198,11 +206,12 @@ class Synthetic:
         return np.where(self._released > passed, np.float32(-np.inf), scores)
 
 
-def normal(rng, *shape) -> np.ndarray:
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Standard normal numbers of this shape, float32."""
     return rng.standard_normal(shape, np.float32)
 
 
-def invent_words(rng, count: int) -> np.ndarray:
+def invent_words(rng: np.random.Generator, count: int) -> np.ndarray:
     """`count` different words of two to three syllables."""
     syllables = np.array([c + v for c in "bdfgklmnprstvz" for v in "aeiou"], object)
     drawn = syllables[rng.integers(len(syllables), size=(4 * count + 100, 3))]
@@ -225,7 +234,10 @@ def _mean_vectors(vectors: np.ndarray, chosen: np.ndarray, used: np.ndarray) -> 
     return (vectors[chosen] * used[..., None]).sum(1) / np.sqrt(used.sum(1, keepdims=True))
 
 
-def make_items(config: SyntheticConfig, rng, words: np.ndarray) -> tuple[pd.DataFrame, dict]:
+def make_items(
+    config: SyntheticConfig, rng: np.random.Generator, words: np.ndarray
+) -> tuple[pd.DataFrame, dict]:
+    """The table of items; and what is behind it, name -> array with a row for each item."""
     num, num_clusters = config.num_items, config.num_clusters
     clusters = rng.integers(num_clusters, size=num)
     parts = {"cluster": normal(rng, num_clusters, PROFILE_DIM)[clusters]}

@@ -1,8 +1,9 @@
-"""Training by sequences: each user's events in windows, of which all prefixes are queries at once.
+"""Next-item training: each user's events in windows, of which all prefixes are queries at once.
 
-A window of m events asks m times: after none of them for the first, after the first for the second,
-and so on. `Examples` (examples.py) asks as often, but has each history encoded by itself, which for
-an encoder that reads events one after another is as many times the work as histories are long.
+A window of m events has m queries: the first reads no event and should find the first item, the
+second reads one event and should find the second item, and so on. `Examples` (examples.py) has as
+many queries, but encodes the history of each one separately. For an encoder that reads events in
+their order that is far more work: each event is read once for every later one.
 """
 
 import numpy as np
@@ -10,32 +11,39 @@ import numpy as np
 from twotower.data.examples import Epoch, Examples, ExamplesConfig
 from twotower.ragged import Ragged
 
-# Windows whose lengths differ by less than this may share a batch in any order.
+# Windows whose lengths differ by less than this come into batches in random order.
 LENGTH_STEP = 8
 
 
 class Sequences:
-    """Windows of like length in a batch, in a new order each epoch, the same for the same seed.
+    """Cuts each user's events into windows. A batch has windows of similar length.
 
-    A user's events are cut into windows of `sequence_length` queries, at another place each epoch;
-    a window begins with the event before its first target, and the user's first one with none; of a
-    cloze with the first target. Each training row is in one window, and a target there (of a cloze,
-    if it is drawn or the last, or of the same item as such a one, which would give it away).
+    A window has up to `sequence_length` queries. Where a user's events are cut changes each epoch,
+    and so does the order of the windows; both depend on the seed. Each training row is in one
+    window.
+
+    With a causal encoder each row of a window is a target, and the window also has the event before
+    its first target, unless that is the user's first event. With a cloze encoder a random share of
+    the rows and the last row are targets, which the encoder must hide. Other rows with the item of
+    a target are targets, too, since they would reveal it.
 
     Args:
-        examples: The training rows; their config has `sequence_length`, `hidden_share` and
-            `batch_size`, here the targets of a batch.
-        is_causal: Whether prefixes ask for the next event. Otherwise (cloze) a share of events is
-            asked for by all others of the window, which the encoder must not show itself.
-        is_cut: Whether sequences are cut into windows at all; one who is asked with whole histories
-            learns from whole ones.
-        reads_request_time: Whether the encoder reads the time of the request; to others a cloze
-            does not show when the events that it asks for came.
+        examples: The training rows. Their config has `sequence_length`, `hidden_share` and
+            `batch_size`, which here counts targets.
+        is_causal: Whether the encoder's vector after p events depends on these alone, so that each
+            prefix can ask for the next event. Otherwise the task is a cloze.
+        is_cut: Whether events are cut into windows. Not for an encoder that reads whole histories
+            in serving.
+        reads_request_time: Whether the encoder reads the time of the request. For others, a cloze
+            replaces the times of hidden events.
 
     Raises:
-        ValueError: A protocol whose queries see later events, examples that are drawn or weighed by
-            more than one row, a batch that has no room for a window, or a share to hide of events
-            that are not hidden.
+        ValueError: A protocol whose histories have later events; `stratify` or `max_history`; a
+            batch that is smaller than a window; or a `hidden_share` for a causal encoder.
+
+    Example:
+        examples = Examples(dataset, make_split(dataset, "loo"), ExamplesConfig(sequence_length=50))
+        Sequences(examples).epoch(0).targets  # indices into examples.rows, a row for each window
     """
 
     def __init__(
@@ -71,11 +79,11 @@ class Sequences:
             )
 
     def windows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First event, first target and end of each window, as places in `examples.rows`, each
-        `[num_windows]`."""
+        """(first event, first target, end) of each window, indices into `examples.rows`,
+        `[num_windows]` each; the end is the index after the last event."""
         begin, end = self.examples.by_user.offsets[:-1], self.examples.by_user.offsets[1:]
         begin, end = begin[end > begin], end[end > begin]
-        # Short sequences stay whole; of the others the first window ends anywhere.
+        # Short sequences are one window. In the others the first window has a random length.
         first = np.minimum(rng.integers(1, self.length + 1, len(begin)), end - begin)
         first = np.where(end - begin <= self.length, end - begin, first)
         more = -(-(end - begin - first) // self.length)  # windows after the first
@@ -87,7 +95,7 @@ class Sequences:
         return np.maximum(target - 1, begin) if self.is_causal else target, target, stop
 
     def epoch(self, epoch: int) -> Epoch:
-        """What the epoch of this number asks: a row for each window."""
+        """The plan of the epoch with this number: a row for each window."""
         examples, config = self.examples, self.examples.config
         rng = np.random.default_rng([config.seed, epoch])
         start, target, stop = self.windows(rng)
@@ -110,7 +118,7 @@ class Sequences:
         return Epoch(
             targets,
             np.cumsum([0, *map(len, groups)]),
-            # The last event of a window is a target alone.
+            # A causal window's last event is only a target.
             history=np.stack([start, stop - self.is_causal], 1),
             known=np.stack([first_of_user, stop], 1),
             group=np.empty(0, np.int64),
@@ -119,7 +127,7 @@ class Sequences:
         )
 
     def _hidden(self, events: Ragged, rng: np.random.Generator) -> np.ndarray:
-        """Which events of the windows a cloze asks for, `[num_events]` bool."""
+        """Which events of the windows a cloze hides, `[num_events]` bool."""
         hidden = rng.random(len(events.values)) < self.examples.config.hidden_share
         hidden[events.offsets[1:] - 1] = True  # the last one, as in serving
         items = self.examples.items
@@ -128,8 +136,11 @@ class Sequences:
 
 
 def _without_hidden(times: Ragged, hidden: np.ndarray) -> np.ndarray:
-    """Times in which a hidden event has that of the last one seen before it, or of the first one
-    seen after it, or 0: when it came is not known in serving either."""
+    """Times `[num_events]` without those of hidden events, which serving would not know either.
+
+    A hidden event gets the time of the last visible event before it in its window, else of the
+    first one after it, else 0.
+    """
     number = np.arange(len(hidden))
     start, stop = times.offsets[times.row_index], times.offsets[times.row_index + 1]
     before = np.maximum.accumulate(np.where(hidden, -1, number))

@@ -1,4 +1,4 @@
-"""The protocols: which rows train, and which questions are asked.
+"""The protocols: which rows train, and which queries are evaluated.
 
 | protocol              | items        | test targets                                           |
 |-----------------------|--------------|--------------------------------------------------------|
@@ -9,11 +9,11 @@
 | `random`              | all rated    | a fifth of the rows at random: leaks the future        |
 | `random-100k+seen`    | all rated    | a fifth of 100,000 random rows; seen items are allowed |
 
-`+time` behind a name tells the model the time of the request. Time orders a user's rows and the
-order of the file breaks ties, which is why nothing may lose it. Data without times is ordered by
-its file alone: all protocols but `+time` take it. What these splits cannot do: only
-`temporal` keeps training rows older than every question; in `loo` one user's training rows can be
-younger than another user's question.
+With `+time` after its name, a protocol gives the model the time of each request. A user's rows are
+sorted by time, and rows of the same time by their order in the file, so nothing may change that
+order. Data without times is sorted by the file alone; all protocols without `+time` accept it. What
+these splits do not prevent: only in `temporal` are all training rows older than every query. In
+`loo` one user's training rows can be younger than another user's query.
 """
 
 import dataclasses
@@ -46,21 +46,26 @@ class Split:
     """A protocol applied to a dataset, for validation or test.
 
     Attributes:
-        protocol: Its name, with `+time` where the model is told the time.
+        protocol: Its name, with `+time` if the model gets the time of the request.
         part: `validation` or `test`.
-        seed: Of the random protocols.
-        train: `[num_train]` rows of `interactions` that may be learned from, ascending. For
-            `part="test"` of `random` and `temporal` they include the validation rows: select on
-            validation, then refit. In `loo` they are the same for both parts.
-        candidates: `[num_candidates]` keys that may be answered, ascending.
-        history: `before` (a training query sees the user's earlier rows) or `others` (all the
-            user's other rows; only where the test query sees the whole training history, too).
-        seen_excluded: Whether items of the history may not be answered.
-        cases: The questions, by user and time.
-        item_counts: `[num_items]` training rows of each key; None where nobody counted.
-        hidden: `[num_hidden]` keys that `hide_items` left no training row of, ascending; None
-            where nothing is hidden.
-        target_sha256: Of the lines "user_id item_id" of the targets, by user.
+        seed: Seed of the random protocols.
+        train: `[num_train]` rows of `interactions` that training may use, ascending. For the test
+            part of `random` and `temporal` they include the validation rows: select on validation,
+            then refit. In `loo` they are the same for both parts.
+        candidates: `[num_candidates]` keys of the items that may be recommended, ascending.
+        history: `before`: a training query reads the user's earlier rows; or `others`: it reads all
+            other rows of the user, as in a protocol whose test queries read the whole training
+            history.
+        seen_excluded: Whether items of the history are excluded from the answers.
+        cases: The queries, by user and time.
+        item_counts: `[num_items]`, number of training rows of each item; None if not counted.
+        hidden: `[num_hidden]` keys of the items whose training rows `hide_items` removed,
+            ascending; None if none are hidden.
+        target_sha256: sha256 of the lines "user_id item_id" of the targets, by user.
+
+    Example:
+        split = make_split(dataset, "loo")
+        split.describe()["cases"]  # number of queries
     """
 
     protocol: str
@@ -76,7 +81,7 @@ class Split:
     target_sha256: str = ""
 
     def describe(self) -> dict:
-        """What identifies the split and how large it is, JSON-ready, for manifests and results."""
+        """What identifies the split, and its sizes, as JSON for manifests and results."""
         return {
             "protocol": self.protocol,
             "part": self.part,
@@ -93,27 +98,27 @@ class Split:
 
 
 def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: int = 42) -> Split:
-    """Applies a protocol.
+    """Applies a protocol to a dataset.
 
     Args:
         dataset: The data; only its `positive` rows count.
-        protocol: One of `PROTOCOLS`; `+time` may follow, except behind the random ones, whose
-            questions have many targets with a time each.
+        protocol: One of `PROTOCOLS`. `+time` may follow, but not after the random ones: their
+            queries have many targets, each with a different time.
         part: `validation` or `test`.
-        seed: Of the random protocols.
+        seed: Seed of the random protocols.
 
     Raises:
-        ValueError: An unknown protocol or part; MovieLens 1M that lost the order of its file; or
-            data on which the protocol leaves nothing to learn or to ask.
+        ValueError: An unknown protocol or part; a MovieLens 1M that is not in the order of its
+            file; or data of which the protocol leaves no training rows or no queries.
     """
     name = protocol.removesuffix("+time")
-    told = name != protocol
-    if name not in PROTOCOLS or (told and name.startswith("random")):
+    with_time = name != protocol
+    if name not in PROTOCOLS or (with_time and name.startswith("random")):
         raise ValueError(
-            f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}, and +time behind "
-            "all but the random ones (whose questions have many targets, each with its time)."
+            f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}, and +time after "
+            "all but the random ones (whose queries have many targets, each with its time)."
         )
-    if told and not dataset.has_times:
+    if with_time and not dataset.has_times:
         raise ValueError(
             f"{protocol}: {dataset.name} has no timestamps, so a model cannot learn from the time "
             f"of a request. Take {name}, which needs the order of the rows alone."
@@ -134,7 +139,7 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         train, history, targets = _temporal(dataset, rows, part, name == "temporal-last")
     if len(targets) == 0 or len(train) == 0:
         raise ValueError(
-            f"{protocol}, {part}: {len(train)} training rows and {len(targets)} questions. The "
+            f"{protocol}, {part}: {len(train)} training rows and {len(targets)} queries. The "
             f"{len(dataset.interactions)} interactions of {dataset.name} are too few or too short "
             "for this protocol."
         )
@@ -146,29 +151,29 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         candidates=candidates,
         history="others" if name.startswith("random") else "before",
         seen_excluded=not name.endswith("+seen"),
-        cases=_cases(dataset, history, targets, name, told),
+        cases=_cases(dataset, history, targets, name, with_time),
         item_counts=np.bincount(dataset.item_keys[train], minlength=len(dataset.items)),
         target_sha256=target_hash(dataset, targets.values),
     )
 
 
 def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> Split:
-    """The split without the training rows of a random share of its candidates: these become new.
+    """The split without the training rows of a random share of its items, which are then new items.
 
     They stay candidates, targets and events of histories, so a model can find them by their content
     alone. `only_hidden` and `Report.segments` show how well it does.
 
-    The draw is over the candidates and not over the items of the training rows, of which validation
-    has fewer. All parts of a split have the same candidates, so they hide the same items.
+    The items are drawn from the candidates, which are the same for all parts of a split. So
+    validation and test hide the same items.
 
     Args:
-        dataset: Of the split.
-        split: Any.
-        share: Of the candidates, in [0, 1).
-        seed: Of the draw.
+        dataset: The dataset of the split.
+        split: A split.
+        share: Share of the candidates, in [0, 1).
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: A share outside of its bounds, or one that hides all items with a training row.
+        ValueError: A share outside of its bounds, or one that leaves no training row.
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share of items to hide must lie in [0, 1); got {share}.")
@@ -191,22 +196,23 @@ def _hide(dataset: Dataset, split: Split, hidden: np.ndarray) -> Split:
 
 
 def with_validation_rows(dataset: Dataset, split: Split) -> Split:
-    """The test part of a validation split: the same protocol and seed, and the same hidden items.
+    """The test part of a validation split, with the same protocol, seed and hidden items.
 
-    Its training rows are those of validation and, with most protocols, the validation rows, too.
+    Its training rows are those of validation and, with all protocols but `loo`, the validation
+    rows.
     """
     whole = make_split(dataset, split.protocol, "test", split.seed)
     return whole if split.hidden is None else _hide(dataset, whole, split.hidden)
 
 
 def only_hidden(split: Split) -> Split:
-    """The questions that ask for hidden items, with these as the only candidates and targets.
+    """The queries whose targets are hidden items, with hidden items as the only candidates.
 
-    A new item may rank far behind known ones. These questions show whether a model at least tells
-    new items from each other; a random order has a recall@k of k / len(split.hidden).
+    A new item may rank far below known ones. These queries show whether a model ranks the new items
+    well among each other. A random order has a recall@k of k / len(split.hidden).
 
     Raises:
-        ValueError: A split that hides nothing, or whose questions ask for none of what it hides.
+        ValueError: A split that hides no items, or none that is a target.
     """
     if split.hidden is None:
         raise ValueError("this split hides no items; see hide_items.")
@@ -215,16 +221,16 @@ def only_hidden(split: Split) -> Split:
     targets = Ragged.group(targets.values[keep], targets.row_index[keep], len(targets))
     rows = np.flatnonzero(targets.lengths)
     if len(rows) == 0:
-        raise ValueError(f"no question asks for any of the {len(split.hidden)} hidden items.")
+        raise ValueError(f"no query has any of the {len(split.hidden)} hidden items as a target.")
     cases = dataclasses.replace(split.cases, targets=targets).take(rows)
     return dataclasses.replace(split, cases=cases, candidates=split.hidden)
 
 
 def verify_loo_5core_ml1m(dataset: Dataset) -> None:
-    """Refuses a MovieLens 1M whose rows are not in the order of `ratings.dat`.
+    """Checks that the rows of a MovieLens 1M are in the order of `ratings.dat`.
 
-    Its users rate in bursts, many rows in one second, so a quarter of the leave-one-out targets
-    hang on the order of the file, and with them every comparison with published figures.
+    Its users often rate many items in one second. A quarter of the leave-one-out targets therefore
+    depend on the order of the file, and so does every comparison with published figures.
 
     Raises:
         ValueError: The `loo-5core` test targets are not those of the published SASRec file.
@@ -243,7 +249,7 @@ def verify_loo_5core_ml1m(dataset: Dataset) -> None:
 
 
 def target_hash(dataset: Dataset, rows: np.ndarray) -> str:
-    """sha256 of the lines "user_id item_id" of rows, by user, numbers in numeric order."""
+    """sha256 of the lines "user_id item_id" of rows, sorted by user; numbers in numeric order."""
     users = dataset.interactions["user_id"].to_numpy(object)[rows]
     items = dataset.interactions["item_id"].to_numpy(object)[rows]
     try:
@@ -255,13 +261,13 @@ def target_hash(dataset: Dataset, rows: np.ndarray) -> str:
 
 
 def _five_core(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Rows of the items that have at least 5 of them; one pass, as in the published files."""
+    """The rows whose item has at least 5 rows. One pass over items, as in the published files."""
     keys = dataset.item_keys[rows]
     return rows[np.bincount(keys, minlength=1)[keys] >= 5]
 
 
 def _by_user(dataset: Dataset, rows: np.ndarray) -> Ragged:
-    """Ascending rows as one ragged row a user, oldest first, ties in file order."""
+    """Ascending rows, grouped by user, oldest first; rows of the same time in file order."""
     rows = rows[np.lexsort((dataset.timestamps[rows], dataset.user_rows[rows]))]
     lengths = np.bincount(dataset.user_rows[rows], minlength=len(dataset.users))
     return Ragged.from_lengths(rows, lengths)
@@ -273,33 +279,34 @@ def _pairs(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _ask(dataset: Dataset, by_user: Ragged, at: np.ndarray) -> tuple[Ragged, Ragged]:
-    """One question for each place `at` in the values: (rows before it of the user, its row).
+    """(histories, targets): a query for each row `by_user.values[at]`, with the user's rows before
+    it.
 
-    A row whose item stands in its own history is no question: a seen item may not be answered.
+    A row whose item is in its history is no query, since seen items are not recommended.
     """
     _, first = np.unique(_pairs(dataset, by_user.values), return_index=True)
     at = at[np.isin(at, first)]
     start = by_user.offsets[by_user.row_index[at]]
-    places = Ragged.ranges(start, at - start)
+    before = Ragged.ranges(start, at - start)
     targets = Ragged.from_lengths(by_user.values[at], np.ones(len(at), np.int64))
-    return Ragged(by_user.values[places.values], places.offsets), targets
+    return Ragged(by_user.values[before.values], before.offsets), targets
 
 
 def _leave_one_out(dataset: Dataset, rows: np.ndarray, part: str):
     """(training rows, histories, targets), all as rows of `interactions`.
 
-    A test query sees the validation row, which nothing trains on, as a served user would have it.
-    A user with fewer than 3 rows is never asked and trains with all of them.
+    The history of a test query has the validation row, which is no training row, as it would in
+    serving. A user with fewer than 3 rows has no query, and all of the rows are training rows.
     """
     by_user = _by_user(dataset, rows)
     asked = by_user.lengths >= 3
-    held_out = by_user.offsets[1:][asked, None] - [2, 1]  # places of validation and test rows
+    held_out = by_user.offsets[1:][asked, None] - [2, 1]  # validation and test rows
     train = np.delete(by_user.values, held_out.ravel())
     return train, *_ask(dataset, by_user, held_out[:, PARTS.index(part)])
 
 
 def _temporal(dataset: Dataset, rows: np.ndarray, part: str, last: bool):
-    """(training rows, histories, targets): the youngest tenth of the rows is asked."""
+    """(training rows, histories, targets): the targets are the youngest tenth of the rows."""
     by_user = _by_user(dataset, rows)
     if part == "validation":
         rows = by_user.values
@@ -314,11 +321,12 @@ def _temporal(dataset: Dataset, rows: np.ndarray, part: str, last: bool):
 
 
 def _youngest_tenth(times: np.ndarray) -> np.ndarray:
+    """Which times are after the 0.9 quantile, bool."""
     return times > np.quantile(times, 0.9) if len(times) else np.zeros(0, bool)
 
 
 def _random(dataset: Dataset, rows: np.ndarray, part: str, seed: int, name: str):
-    """(training rows, histories, targets): one question a user, of all its held-out items."""
+    """(training rows, histories, targets): one query for each user, with all held-out items."""
     seen = name == "random-100k+seen"
     rows = rows[np.random.default_rng(seed).permutation(len(rows))][: 100_000 if seen else None]
     train, asked = np.split(rows, [round(0.8 * len(rows))])
@@ -326,7 +334,7 @@ def _random(dataset: Dataset, rows: np.ndarray, part: str, seed: int, name: str)
         train, asked = np.split(train, [round(0.95 * len(train))])
     asked = np.sort(asked)
     _, first = np.unique(_pairs(dataset, asked), return_index=True)
-    asked = asked[np.sort(first)]  # an item is one target, however often it was rated
+    asked = asked[np.sort(first)]  # an item that was rated twice is one target
     if not seen:
         asked = asked[~np.isin(_pairs(dataset, asked), _pairs(dataset, train))]
     history, targets = _by_user(dataset, np.sort(train)), _by_user(dataset, asked)
@@ -334,10 +342,12 @@ def _random(dataset: Dataset, rows: np.ndarray, part: str, seed: int, name: str)
     return train, history.take(users), targets.take(users)
 
 
-def _cases(dataset: Dataset, history: Ragged, targets: Ragged, name: str, told: bool) -> EvalCases:
-    """Histories and targets as rows of `interactions` -> the questions."""
+def _cases(
+    dataset: Dataset, history: Ragged, targets: Ragged, name: str, with_time: bool
+) -> EvalCases:
+    """The cases, from histories and targets as rows of `interactions`."""
     frame, first = dataset.interactions, targets.values[targets.offsets[:-1]]
-    single = not name.startswith("random")  # only then the one target's context is the question's
+    single = not name.startswith("random")  # the one target's context is that of the query
     rating = np.full(len(frame), np.nan, np.float32)
     if "rating" in frame:
         rating = frame["rating"].to_numpy(np.float32)
@@ -350,7 +360,7 @@ def _cases(dataset: Dataset, history: Ragged, targets: Ragged, name: str, told: 
         history_rating=Ragged(rating[history.values], history.offsets),
         exclude=Ragged.empty(len(targets)) if name.endswith("+seen") else keys,
         targets=Ragged(dataset.item_keys[targets.values], targets.offsets),
-        time=dataset.timestamps[first] if told else np.full(len(targets), -1, np.int64),
+        time=dataset.timestamps[first] if with_time else np.full(len(targets), -1, np.int64),
         context={
             column: frame[column].to_numpy(object)[first] if single else empty
             for column in CONTEXT

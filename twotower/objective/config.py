@@ -1,4 +1,4 @@
-"""TaskConfig, NegativesConfig and MiningConfig: the choices behind a loss; without TensorFlow."""
+"""TaskConfig, NegativesConfig and MiningConfig: the choices behind a loss. Needs no TensorFlow."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from twotower.retrieval import build
 
 LOSSES = ("softmax", "bce", "gbce", "triplet", "cosine_contrastive")
 CORRECTIONS = ("none", "log_q", "log_q_masked")
-MININGS = ("all", "semi_hard", "hardest")  # of a triplet's negative
-# Losses with a margin between scores, and those that weigh the negatives' mean by a ratio.
+MININGS = ("all", "semi_hard", "hardest")  # which negatives of a triplet count
+# Losses that have a margin, and losses that multiply the mean over negatives by `negative_ratio`.
 MARGINS, WEIGHING = ("triplet", "cosine_contrastive"), ("bce", "gbce", "cosine_contrastive")
 LEARNED = (0.01, 1.0)  # bounds of a learned temperature
 POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
@@ -17,19 +17,24 @@ POOLS = ("batch", "uniform", "popularity", "memory", "catalogue")
 
 @dataclasses.dataclass(frozen=True)
 class NegativesConfig:
-    """Which candidates are columns.
+    """Which candidates are the columns of the score matrix (`negatives.py` describes the pools).
 
     Attributes:
-        negatives: The pools, one or more of `POOLS`. `catalogue` goes with no other.
-        num_sampled: Draws per batch of `uniform`, and of `popularity`.
-        sampled_power: The power of `popularity`. p_c is how often examples of item c are drawn, so
-            if stratified sampling draws all items equally often, `popularity` is uniform.
-        memory_size: Examples whose item vectors `memory` keeps.
-        num_hardest: Columns that a row keeps, those with the highest scores; 0 for all.
-        hard_negative_share: Share of a row's negatives that are mined for it (`mining.py`).
-        num_impressions: Further negatives of a row: items that its user was shown and did not take.
-        untrained_items: Whether `uniform`, `popularity`, `catalogue` and mined negatives also draw
-            items without a training example. The model then learns never to answer them.
+        negatives: One or more of `POOLS`, from which the columns come. `catalogue` is used alone.
+        num_sampled: Items that `uniform` draws for a batch, and as many that `popularity` draws.
+        sampled_power: `popularity` draws an item in proportion to p_c to this power. p_c is the
+            item's share of the training examples as they are drawn: with stratified sampling that
+            draws all items equally often, `popularity` is uniform.
+        memory_size: Number of past examples whose item vectors `memory` keeps.
+        num_hardest: How many columns a row keeps, those with the highest scores; 0 for all.
+        hard_negative_share: Share of a row's negatives that are mined for its user (`mining.py`).
+        num_impressions: How many items that the user was shown and did not take are further
+            negatives of a row.
+        untrained_items: Draw items without a training example as negatives, too. The model then
+            learns to rank them last, so it never recommends a new item.
+
+    >>> NegativesConfig(("batch", "uniform"), num_sampled=100).num_shared(256, num_items=3000)
+    355
     """
 
     negatives: tuple[str, ...] = ("batch",)
@@ -49,10 +54,10 @@ class NegativesConfig:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
         if "memory" in pools and ("batch" not in pools or self.has_hard_negatives):
             raise ValueError(
-                "a memory's vectors push queries and learn nothing, which the batch's columns make "
-                "up for: it goes with 'batch', and without mined negatives or impressions; got "
-                f"{pools}, hard_negative_share {self.hard_negative_share} and num_impressions "
-                f"{self.num_impressions}."
+                "negatives=memory goes with 'batch', and without mined negatives or impressions, "
+                "because only the columns of the batch can make up for the gradient that the "
+                f"memory's vectors do not get; got {pools}, hard_negative_share "
+                f"{self.hard_negative_share} and num_impressions {self.num_impressions}."
             )
         least = {"num_sampled": 1, "memory_size": 1}
         at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
@@ -70,34 +75,45 @@ class NegativesConfig:
         )
 
     def num_shared(self, num_examples: int, num_items: int) -> int:
-        """Draws of all pools together, besides a row's positive, of `num_items` drawable items."""
+        """How many negatives all pools together give a row.
+
+        Args:
+            num_examples: Examples of the batch.
+            num_items: Items that may be drawn.
+        """
         size = {"batch": num_examples - 1, "catalogue": num_items - 1, "memory": self.memory_size}
         return sum(size.get(name, self.num_sampled) for name in self.negatives)
 
     def num_mined(self, num_shared: int) -> int:
-        """Mined negatives of a row beside `num_shared` draws, so that their share is as asked."""
+        """How many mined negatives a row needs beside `num_shared` others, for their share of all
+        to be `hard_negative_share`."""
         return round(num_shared * self.hard_negative_share / (1 - self.hard_negative_share))
 
     @property
     def has_hard_negatives(self) -> bool:
-        """Whether a query has negatives that others do not have."""
+        """Whether a row has negatives that other rows do not have."""
         return self.hard_negative_share > 0 or self.num_impressions > 0
 
 
 @dataclasses.dataclass(frozen=True)
 class MiningConfig:
-    """When and where hard negatives are mined; `--hard_negative_share` says how many are used.
+    """When and how hard negatives are mined; `--hard_negative_share` says how many are used.
 
     Attributes:
-        every: Steps between two minings.
-        warmup: Steps before the first mining, at most `WARMUP_SHARE` of all (fitting.py); rows have
-            no block until then.
-        depth: Items that a user's list holds; more where a row uses more.
-        skip: Best finds left out of it: some of them the user would like.
-        distinct: Items that the blocks of a batch bring at most beside the batch's own, a quarter
-            of them random ones where rows need topping up. Many rows with many negatives each would
-            have the item tower encode nearly the whole catalogue at every step.
-        index: Backend to find them with, such as `exact` or `hnsw`.
+        every: Steps from one mining to the next.
+        warmup: Steps before the first mining, at most `WARMUP_SHARE` of all steps (fitting.py).
+            Until then there are no hard negatives.
+        depth: Number of items in a user's list; more if a row uses more.
+        skip: How many of the best found items are left out of the list, since the user may like
+            some of them.
+        distinct: Limit of the distinct items that the hard negatives of a batch add to the items of
+            the batch. At least a quarter of these are random items, which fill rows whose list is
+            too short. Without a limit the item tower would encode nearly the whole catalogue at
+            every step.
+        index: Backend that searches, such as `exact` or `hnsw`.
+
+    >>> [step for step in range(1000) if MiningConfig(every=200, warmup=400).is_due(step)]
+    [400, 600, 800]
     """
 
     every: int = 200
@@ -123,21 +139,27 @@ class TaskConfig:
 
     Attributes:
         loss: `softmax`, `bce`, `gbce`, `triplet` or `cosine_contrastive`.
-        temperature: Scores are divided by it, in training only.
-        learned_temperature: Whether it is a weight, which starts at `temperature`.
-        correction: `none`, `log_q` or `log_q_masked`.
-        frequency: p_c of log-Q: `counts` of the training examples, or the `streaming` estimate.
-        mask_known_positives: Whether the user's other positives are no negatives of the user's
-            examples. Where prefixes of a sequence ask for what comes next, these are the events
-            that came before, and among the items of a batch those that come later, too.
+        temperature: Scores are divided by it in training. Serving does not need it.
+        learned_temperature: Learn the temperature as a weight, which starts at `temperature`.
+        correction: `none`, `log_q` or `log_q_masked`: how columns that are drawn more often are
+            made to count less.
+        frequency: Where log-Q takes p_c from: `counts` of the training examples, or the `streaming`
+            estimate (`frequency.py`).
+        mask_known_positives: Do not use a user's other known positives as negatives. In next-item
+            training over the whole catalogue this masks the items before the target; over the items
+            of a batch it also masks the later ones.
         margin: Of `triplet`, by how much s+ should exceed s_c; of `cosine_contrastive`, the cosine
-            under which a negative costs nothing. Both are in units of unscaled scores, so these
-            losses need temperature 1.
-        triplet_mining: Which negatives of a triplet: `all`, `semi_hard` or `hardest`. The last two
-            take one negative a row, which no correction weighs.
-        negative_ratio: Negatives a positive, by which `bce`, `gbce` and `cosine_contrastive` weigh
-            their mean over the columns.
-        calibration: t of `gbce`.
+            below which a negative costs nothing. Both are in units of the cosine, so these losses
+            need temperature 1.
+        triplet_mining: Which negatives of a row enter `triplet`: `all`, `semi_hard` or `hardest`.
+            The last two take one negative of each row, so a correction would have no effect.
+        negative_ratio: Factor of the mean over negatives in `bce`, `gbce` and
+            `cosine_contrastive`: the number of negatives for each positive.
+        calibration: t of `gbce`, in [0, 1]: 0 is plain cross-entropy, 1 gives calibrated
+            probabilities.
+
+    >>> TaskConfig(loss="triplet", temperature=1.0).margin
+    0.2
     """
 
     loss: str = "softmax"
@@ -167,7 +189,7 @@ class TaskConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
         has_margin = self.loss in MARGINS
-        takes_one = self.loss == "triplet" and self.triplet_mining != "all"
+        takes_one_negative = self.loss == "triplet" and self.triplet_mining != "all"
         for is_wrong, sentence in (
             (
                 self.correction == "log_q" and self.mask_known_positives,
@@ -199,9 +221,9 @@ class TaskConfig:
                 f"margin {self.margin}: no cosine exceeds 1, so no negative would cost anything.",
             ),
             (
-                takes_one and self.mask_known_positives and self.correction != "none",
+                takes_one_negative and self.mask_known_positives and self.correction != "none",
                 f"triplet_mining={self.triplet_mining!r} takes one negative of a row, by its score "
-                f"alone, so that {self.correction} weighs nothing: take correction='none'.",
+                f"alone, so {self.correction} has no effect: take correction='none'.",
             ),
         ):
             if is_wrong:
@@ -221,11 +243,11 @@ class TaskConfig:
 
 
 def check_columns(config: TaskConfig, negatives: NegativesConfig) -> None:
-    """Checks that the correction can weigh the columns.
+    """Checks that the correction fits the pools.
 
     Raises:
-        ValueError: `log_q` over other columns than the batch's, or a correction over the catalogue,
-            whose items are not drawn.
+        ValueError: `log_q` with another pool than `batch`; or a correction with `catalogue`, whose
+            items are not drawn.
     """
     if "catalogue" in negatives.negatives and config.correction != "none":
         raise ValueError(

@@ -1,30 +1,30 @@
-"""How scores are corrected: what a column of the score matrix weighs. This is where log-Q stands.
+"""How scores are corrected: what each column of the score matrix weighs. Log-Q is defined here.
 
-A batch of 4,096 MovieLens examples holds some 1,650 distinct items and several examples of the same
-user. Equal columns hold equal scores, so each distinct query and item is scored once, and the
-column of item c weighs w_c in place of 1. The weight carries two things: how often the item was
-drawn, n_c, and, under log-Q, how often it was expected. A column that a sampler brings n_c times,
-expected E[n_c] times, stands for n_c / E[n_c] items of the catalogue. In the batch, E[n_c] = (B -
-1) p_c, with B the examples of the batch and p_c the share of item c among the training examples.
-(Where g examples share a query and mask one another, B - g others are draws. w_c is then too small
-by a factor of (B - g) / (B - 1): two thousandths at B = 4,096 and g = 8.)
+A batch of 4,096 MovieLens examples has about 1,650 distinct items, and several examples of the same
+user. Two columns of the same item have the same scores. So each distinct query and item is scored
+once, and the column of item c has a weight w_c in place of 1. The weight says two things: how often
+the item was drawn, n_c, and, under log-Q, how often it was expected to be drawn, E[n_c]. A column
+then stands for n_c / E[n_c] items of the catalogue. For items of the batch E[n_c] = (B - 1) p_c,
+where B is the number of examples in the batch and p_c the item's share of the training examples.
+(If g examples share a query and mask each other's items, only B - g of the others are draws. Then
+w_c is too small by a factor of (B - g) / (B - 1), which is 0.2% less for B = 4,096 and g = 8.)
 
 | correction     | w_c                 | hits                        | `tfrs.tasks.Retrieval`      |
 |----------------|---------------------|-----------------------------|-----------------------------|
-| none           | n_c                 | negatives, or masked        | as it is; `score_mask`      |
+| none           | n_c                 | negatives, or masked        | default; `score_mask`       |
 | log_q          | n_c / p_c           | negatives; s+ corrected too | `candidate_sampling_...`    |
 | log_q_masked   | n_c / ((B - 1) p_c) | masked                      | cannot: it corrects s+, too |
 
-A hit is a column that is the positive again (an accidental hit), or another known positive of the
-user. `log_q` is Yi et al., RecSys 2019, section 3. `log_q_masked` leaves the positive uncorrected,
-which is what masking needs (arXiv 2507.09331): with masked hits and a corrected positive the
-gradient does not tend to that of the full softmax, however large the batch is.
+A hit is a column of the positive item itself (an accidental hit) or of another known positive of
+the user. `log_q` is from Yi et al., RecSys 2019, section 3. `log_q_masked` does not correct the
+positive's score s+, as masking requires (arXiv 2507.09331): with masked hits and a corrected
+positive, the gradient would not approach that of the full softmax, however large the batch is.
 """
 
 from twotower.objective.config import CORRECTIONS
 from twotower.tf import tf
 
-# Stands for minus infinity in a logit; a real one would make NaN of an all-masked row's gradient.
+# Minus infinity in a logit. A true infinity would give a NaN gradient where all columns are masked.
 MASKED = -1e9
 
 
@@ -34,14 +34,19 @@ def column_log_weight(
     """log w_c of each column of a pool.
 
     Args:
-        count: `[num_columns]`, n_c, how often the pool holds this item.
-        probability: `[num_columns]`, p_c, the probability that a draw of the pool is this item;
-            positive, as a pool has no column that it cannot draw.
-        num_draws: Scalar, the pool's draws; for the batch, its examples but the one itself, B - 1.
+        count: `[num_columns]`, n_c: how often the pool drew the item.
+        probability: `[num_columns]`, the probability that one draw of the pool is this item;
+            greater than 0.
+        num_draws: Scalar, number of draws of the pool. For the batch it is B - 1, the number of the
+            other examples.
         correction: One of `CORRECTIONS`.
 
     Returns:
         `[num_columns]` float32.
+
+    >>> weight = tf.exp(column_log_weight([2, 1], tf.constant([0.5, 0.1]), 4, "log_q_masked"))
+    >>> weight.numpy().round(4).tolist()  # 2 / (4 * .5) and 1 / (4 * .1)
+    [1.0, 2.5]
     """
     log_count = tf.math.log(tf.cast(count, tf.float32))
     if correction == "none":
@@ -55,19 +60,19 @@ def column_log_weight(
 
 
 def hard_negative_weight(num_draws: tf.Tensor, correction: str) -> tf.Tensor:
-    """w of one hard negative of a query, beside `num_draws` columns that all rows share.
+    """The weight w of a hard negative, beside `num_draws` draws whose columns all rows share.
 
-    It counts as one more item of the catalogue that the row has seen, however it was found. Under
-    `log_q_masked` the shared columns together weigh as much as the catalogue has items, so an item
-    weighs 1. Under `log_q` they weigh `num_draws` times as much. Without correction every column
-    weighs 1, and so does this.
+    A hard negative counts as one item of the catalogue. Under `log_q_masked` the shared columns
+    together weigh as much as the catalogue has items, so one item weighs 1. Under `log_q` all
+    weights are `num_draws` times as large. Without a correction every draw weighs 1, and so does a
+    hard negative.
 
-    To count it as one more draw, as where mined negatives are appended to a batch (Huang et al.,
-    KDD 2020, section 6.1), makes the row believe that the catalogue is full of what it found
-    hardest. Measured here, many such negatives made a training collapse.
+    It could also count as one more draw, as where mined negatives are appended to a batch (Huang et
+    al., KDD 2020, section 6.1). But then it would weigh as if the catalogue were full of such
+    items: in our experiments many hard negatives made the training collapse.
 
     Args:
-        num_draws: Scalar, draws of all pools together.
+        num_draws: Scalar, number of draws of all pools together.
         correction: One of `CORRECTIONS`.
 
     Returns:
@@ -83,12 +88,15 @@ def known_columns(known: tf.RaggedTensor, keys: tf.Tensor, num_items: int) -> tf
 
     Args:
         known: `[num_queries, (n)]` int32 keys.
-        keys: `[num_columns]` int32 keys of the columns, -1 for an empty one; a key may stand there
-            more than once.
+        keys: `[num_columns]` int32 keys of the columns, -1 for an empty one. A key may occur more
+            than once.
         num_items: Size of the catalogue.
+
+    >>> known_columns(tf.ragged.constant([[2], [0, 2]]), tf.constant([2, 1]), 3).numpy().tolist()
+    [[True, False], [True, False]]
     """
     items, item_of_column = tf.unique(keys)
-    # Where each key, or -1, stands among `items`, counted from 1; 0 for what is no column.
+    # The index of each key (or -1) in `items`, counted from 1; 0 for an item without a column.
     number = tf.scatter_nd(items[:, None] + 1, tf.range(1, tf.size(items) + 1), [num_items + 1])
     at = tf.gather(number, known.flat_values + 1)  # [num_known]
     row = tf.cast(known.value_rowids(), tf.int32)
@@ -106,17 +114,17 @@ def earlier_columns(
     keys: tf.Tensor,
     num_items: int,
 ) -> tf.Tensor:
-    """Which columns are among the first known positives of an example, `[num_examples,
-    num_columns]`.
+    """Which columns are items of the user's events before the target, `[num_examples, num_columns]`
+    bool.
 
-    For prefixes of a sequence: what came before the target is no answer, and what comes later is a
-    negative as any other item is. This holds an int32 for each target and item: .8 GB for 3,200
-    targets of 50,000 items. Larger catalogues take the batch's columns.
+    In next-item training an item from before the target is masked, and an item from after it is a
+    negative like any other. It needs an int32 and a bool for each target and item, which is 0.8 GB
+    for 3,200 targets and 50,000 items. For larger catalogues take the columns of the batch.
 
     Args:
         known: `[num_sequences, (n)]` int32 keys of each user's events, oldest first.
         row: `[num_examples]`, the sequence of each example.
-        num_earlier: `[num_examples]`, how many of these events come before the example.
+        num_earlier: `[num_examples]`, how many events of its sequence come before the example.
         keys: `[num_columns]` distinct int32 keys of the columns.
         num_items: Size of the catalogue.
     """
@@ -134,10 +142,11 @@ def hardest(scores: tf.Tensor, log_weight: tf.Tensor, number: int) -> tuple[tf.T
     Args:
         scores: `[num_rows, num_columns]`.
         log_weight: `[num_rows, num_columns]`.
-        number: 1 or more; all are taken where there are fewer columns.
+        number: 1 or more. If there are fewer columns, all are taken.
 
     Returns:
-        Both `[num_rows, number]`. A row with fewer negatives has masked entries.
+        Scores and log weights of these negatives, both `[num_rows, number]`, highest score first. A
+        row with fewer negatives has masked entries.
     """
     unmasked = tf.where(log_weight > MASKED / 2, scores, MASKED)
     _, best = tf.math.top_k(unmasked, tf.minimum(number, tf.shape(scores)[1]))

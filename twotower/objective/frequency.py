@@ -1,18 +1,18 @@
 """Streaming estimate of how often each item is drawn (Yi et al., RecSys 2019, Algorithm 2).
 
-Log-Q needs p, the probability that an example is of an item. True counts need a fixed table of
-items and a pass over the data; this estimate needs neither, so ids may come without end and their
-popularity may drift. For each bucket that ids are hashed to, two numbers:
+Log-Q needs p, the probability that an example is of a given item. True counts need a fixed table of
+items and a pass over the data. This estimate needs neither, so new ids may come at any time, and
+their popularity may drift. Ids are hashed to buckets, and each bucket holds two numbers:
 
     A[h(y)]   the time at which y was last seen
     B[h(y)]   a moving average of the gaps between two times: B <- (1 - a) B + a (t - A)
 
-and p = 1 / B. Two ids in one bucket make its gaps too short, so several hash functions are kept and
-the longest gap of them counts (section 4.3 of the paper).
+The estimate is p = 1 / B. If two ids share a bucket, its gaps are too short. So there are several
+hash functions, and the longest of an id's gaps counts (section 4.3 of the paper).
 
-Time is counted in examples, not in batches: a popular item is in every batch of 4,096, where its
-gap in batches would stay 1 and p would saturate. The first 1 / a gaps of a bucket count alike, so
-that B is their mean and does not hang on its first value.
+Time is counted in examples, not in batches. A popular item is in every batch of 4,096 examples: its
+gap in batches would always be 1, and p could grow no further. The first 1 / a gaps of a bucket have
+equal weights, so that B is their mean and does not depend on the first one alone.
 """
 
 import pathlib
@@ -30,12 +30,17 @@ class StreamingFrequency:
     """Estimates the probability of each item from a stream of examples.
 
     Args:
-        num_buckets: Of each hash function; some times the number of items.
-        num_hashes: Hash functions, 1 to 4.
-        rate: a, the learning rate; about 1 / a of an item's last gaps count.
+        num_buckets: Buckets of each hash function; a few times the number of items.
+        num_hashes: Number of hash functions, 1 to 4.
+        rate: The learning rate a, in (0, 1]; about the last 1 / a gaps of an item count.
 
     Raises:
         ValueError: Sizes or a rate out of range.
+
+    >>> frequency = StreamingFrequency(num_buckets=100)
+    >>> frequency.update(np.array([7, 8] * 50))
+    >>> round(float(frequency.probability(np.array([7]))[0]), 1)
+    0.5
     """
 
     def __init__(self, num_buckets: int, num_hashes: int = 2, rate: float = 0.01) -> None:
@@ -64,8 +69,8 @@ class StreamingFrequency:
 
         Args:
             keys: `[num_examples]` int64 keys, or hashes of ids, of any size.
-            times: `[num_examples]`, their times, ascending and after those before; counted in
-                examples where None.
+            times: `[num_examples]` integers, ascending and not before those of earlier calls. By
+                default the number of the example.
 
         Raises:
             ValueError: Keys or times that are no integers, or times that go back.
@@ -106,8 +111,8 @@ class StreamingFrequency:
         self._seen[which, touched] += size
 
     def probability(self, keys: np.ndarray) -> np.ndarray:
-        """p of each key, `[num_keys]` float32; one never seen is taken for half as frequent as one
-        that was seen once.
+        """p of each key, `[num_keys]` float32. A key that was never seen counts as half as frequent
+        as one that was seen once.
 
         Raises:
             ValueError: Keys that are no integers.
@@ -118,7 +123,7 @@ class StreamingFrequency:
         return (1 / np.maximum(gaps.max(0), 1.0)).astype(np.float32)
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes all that was learned to one .npz file; the rate is the estimator's own."""
+        """Writes the state to one .npz file; the rate is not part of it."""
         with open(path, "wb") as file:  # np.savez would put .npz behind another name
             np.savez(file, last=self._last, gap=self._gap, seen=self._seen, time=self.time)
 

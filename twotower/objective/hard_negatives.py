@@ -1,7 +1,7 @@
-"""Hard negatives: columns that a query has beside those that all rows share.
+"""Hard negatives: columns that count for one query only, beside those that all rows share.
 
-They are mined (`mining.py`), or impressions without a click. Each stands in the matrix as one more
-column, which counts in the rows that have it.
+They are mined (`mining.py`) or impressions without a click. Each is one more column of the score
+matrix, whose weight is 0 in the rows that do not have it.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from twotower.tf import tf
 
 
 class HardNegatives(Negatives):
-    """`Negatives` with those of `Targets.hard_negatives` beside the shared ones.
+    """`Negatives` with the columns of `Targets.hard_negatives` beside the shared ones.
 
-    The columns that it returns weigh `[num_rows, num_columns]`.
+    `log_weight` of the columns is `[num_rows, num_columns]`, since rows differ.
     """
 
     def __call__(
@@ -32,8 +32,12 @@ class HardNegatives(Negatives):
         return dataclasses.replace(columns, log_weight=tf.maximum(weight, MASKED)), positives
 
     def counted(self, hard_negatives: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        """How often each of the columns `keys` `[num_columns]` is among each row's hard negatives,
-        `[num_rows, num_columns]` float32."""
+        """How often each column is a hard negative of each row, `[num_rows, num_columns]` float32.
+
+        Args:
+            hard_negatives: `[num_rows, h]` int32 keys, -1 for none.
+            keys: `[num_columns]` distinct int32 keys of the columns.
+        """
         num = tf.size(keys)
         number = tf.scatter_nd(keys[:, None], tf.range(num), [self.num_items])
         at = tf.gather(number, tf.maximum(hard_negatives, 0))

@@ -1,13 +1,14 @@
 """From a score matrix to a loss: pure functions, each with its equation.
 
-Training builds scores `[num_queries, num_columns]`. Three choices are independent:
+Training computes scores `[num_queries, num_columns]`. Three choices are independent:
 
     which candidates are columns     twotower/objective/negatives.py
     how scores are corrected         twotower/objective/corrections.py
     how the matrix becomes a number  this file
 
-Example i pairs a query with its positive, whose score is s+. Every loss sees the other columns c of
-that row as negatives with scores s_c and weights w_c = exp(log_weight), 0 where a column is none:
+An example is a query and its positive item, whose score is s+. The other columns c of the query's
+row are its negatives, with scores s_c and weights w_c = exp(log_weight). A column that is no
+negative has weight 0.
 
     softmax               -log [exp s+ / (exp s+ + sum_c w_c exp s_c)]
     binary_cross_entropy  -log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c))
@@ -15,8 +16,12 @@ that row as negatives with scores s_c and weights w_c = exp(log_weight), 0 where
     triplet               mean, hardest or semi-hard over c of max(0, margin - s+ + s_c)
     cosine_contrastive    1 - s+ + ratio * mean_c max(0, s_c - margin)
 
-where mean_c is weighted by w_c. With w_c = 1 for every other item of the catalogue `softmax` is the
-full softmax, the ideal that the others stand in for.
+Here mean_c is the mean weighted by w_c. If every other item of the catalogue is a column with w_c =
+1, `softmax` is the full softmax, which sampled softmax losses approximate.
+
+    >>> loss = softmax(tf.constant([0.9]), tf.constant([[0.1, 0.5]]), tf.zeros([1, 2]))
+    >>> round(float(loss[0]), 4)  # log(e^.9 + e^.1 + e^.5) - .9
+    0.7513
 """
 
 from collections.abc import Callable
@@ -25,11 +30,11 @@ from twotower.objective.config import MININGS
 from twotower.objective.corrections import MASKED
 from twotower.tf import tf
 
-# The losses. Each takes
+# Each loss takes
 #     positive    [num_examples], s+
 #     negatives   [num_rows, num_columns], s_c
 #     log_weight  [num_rows, num_columns], log w_c; MASKED where a column is no negative
-#     row         [num_examples], the row of each example; None where rows are examples
+#     row         [num_examples], the row of each example; None if row i is example i
 # and returns [num_examples] float32.
 
 
@@ -38,23 +43,35 @@ def _of(values: tf.Tensor, row: tf.Tensor | None) -> tf.Tensor:
 
 
 def _weighted_mean(values: tf.Tensor, log_weight: tf.Tensor) -> tf.Tensor:
-    """Mean over columns, `[num_rows]`; 0 where a row has no negative."""
+    """Mean over columns, weighted by w_c, `[num_rows]`; 0 for a row without negatives."""
     top = tf.reduce_max(log_weight, 1, keepdims=True)
     weight = tf.where(log_weight > MASKED / 2, tf.exp(log_weight - top), 0.0)
     return tf.math.divide_no_nan(tf.reduce_sum(weight * values, 1), tf.reduce_sum(weight, 1))
 
 
-def softmax(positive, negatives, log_weight, row=None) -> tf.Tensor:
-    """l = -log [exp s+ / (exp s+ + sum_c w_c exp s_c)], over whatever the columns are.
+def softmax(
+    positive: tf.Tensor,
+    negatives: tf.Tensor,
+    log_weight: tf.Tensor,
+    row: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """l = -log [exp s+ / (exp s+ + sum_c w_c exp s_c)].
 
-    All of the catalogue: full softmax. Those drawn from it: sampled softmax (Jean et al., ACL 2015,
-    section 3). The other items of the batch: in-batch softmax (Yi et al., RecSys 2019).
+    It is the full softmax if the columns are the whole catalogue, sampled softmax if they are drawn
+    from it (Jean et al., ACL 2015, section 3), and in-batch softmax if they are the other items of
+    the batch (Yi et al., RecSys 2019, section 3).
     """
     rest = tf.reduce_logsumexp(negatives + log_weight, 1)
     return tf.math.softplus(_of(rest, row) - positive)
 
 
-def binary_cross_entropy(positive, negatives, log_weight, row=None, ratio=1.0) -> tf.Tensor:
+def binary_cross_entropy(
+    positive: tf.Tensor,
+    negatives: tf.Tensor,
+    log_weight: tf.Tensor,
+    row: tf.Tensor | None = None,
+    ratio: float = 1.0,
+) -> tf.Tensor:
     """l = -log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)).
 
     Args:
@@ -62,8 +79,8 @@ def binary_cross_entropy(positive, negatives, log_weight, row=None, ratio=1.0) -
         negatives: s_c.
         log_weight: log w_c.
         row: Row of each example.
-        ratio: Negatives a positive; with one drawn at random it is SASRec's loss (Kang and
-            McAuley, ICDM 2018, section III-E).
+        ratio: Number of negatives for each positive. With one uniform negative it is SASRec's loss
+            (Kang and McAuley, ICDM 2018, section III-E).
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
     return tf.math.softplus(-positive) + ratio * _of(wrong, row)
@@ -73,11 +90,15 @@ def gbce_beta(sampling_rate: float, calibration: float) -> float:
     """beta = alpha (t (1 - 1/alpha) + 1/alpha): Petrov and Macdonald, RecSys 2023, equation 14.
 
     Args:
-        sampling_rate: alpha, negatives a positive over the other items of the catalogue, (0, 1].
+        sampling_rate: alpha in (0, 1]: negatives for each positive, divided by the number of the
+            other items of the catalogue.
         calibration: t in [0, 1]: 0 for plain cross-entropy, 1 for calibrated probabilities.
 
     Raises:
-        ValueError: Outside these ranges.
+        ValueError: Arguments outside these ranges.
+
+    >>> gbce_beta(0.1, calibration=0.0), round(gbce_beta(0.1, calibration=1.0), 4)
+    (1.0, 0.1)
     """
     if not 0 < sampling_rate <= 1 or not 0 <= calibration <= 1:
         raise ValueError(
@@ -87,27 +108,43 @@ def gbce_beta(sampling_rate: float, calibration: float) -> float:
     return sampling_rate * (calibration * (1 - 1 / sampling_rate) + 1 / sampling_rate)
 
 
-def gbce(positive, negatives, log_weight, row=None, ratio=1.0, beta=1.0) -> tf.Tensor:
-    """l = -beta log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)) (gSASRec, section 5).
+def gbce(
+    positive: tf.Tensor,
+    negatives: tf.Tensor,
+    log_weight: tf.Tensor,
+    row: tf.Tensor | None = None,
+    ratio: float = 1.0,
+    beta: float = 1.0,
+) -> tf.Tensor:
+    """l = -beta log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)).
 
-    Few negatives a positive make cross-entropy overconfident: it never learns how many items there
-    are. beta < 1 (`gbce_beta`) takes that back.
+    Cross-entropy with few negatives for each positive gives too high probabilities, since the model
+    never sees how many items there are. beta < 1 (`gbce_beta`) corrects this (gSASRec; Petrov and
+    Macdonald, RecSys 2023, section 5).
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
     return beta * tf.math.softplus(-positive) + ratio * _of(wrong, row)
 
 
-def triplet(positive, negatives, log_weight, row=None, margin=0.2, mining="all") -> tf.Tensor:
-    """l = max(0, margin - s+ + s_c): the mean over negatives, or for one of them.
+def triplet(
+    positive: tf.Tensor,
+    negatives: tf.Tensor,
+    log_weight: tf.Tensor,
+    row: tf.Tensor | None = None,
+    margin: float = 0.2,
+    mining: str = "all",
+) -> tf.Tensor:
+    """l = max(0, margin - s+ + s_c): the mean over all negatives, or the value for one of them.
 
     Args:
-        positive: s+; larger is more alike, unlike the distances of the papers.
+        positive: s+. It is a similarity, so larger is better; the papers use distances.
         negatives: s_c.
-        log_weight: log w_c; picks, and weighs the mean of `all`.
+        log_weight: log w_c. It says which columns are negatives, and weighs the mean of `all`.
         row: Row of each example.
-        margin: By how much s+ should exceed s_c, in scores as they are: no temperature.
-        mining: `all`; `hardest`, the largest s_c; or `semi_hard`, the largest s_c below s+, and
-            where there is none the smallest (FaceNet, CVPR 2015, section 3.2).
+        margin: By how much s+ should exceed s_c, in units of the score; no temperature.
+        mining: Which negatives count: `all`; `hardest`, the one with the largest s_c; or
+            `semi_hard`, the one with the largest s_c below s+, or with the smallest s_c if there is
+            none below (FaceNet; Schroff et al., CVPR 2015, section 3.2).
 
     Raises:
         ValueError: Another mining.
@@ -130,16 +167,21 @@ def triplet(positive, negatives, log_weight, row=None, margin=0.2, mining="all")
 
 
 def cosine_contrastive(
-    positive, negatives, log_weight, row=None, margin=0.4, ratio=1.0
+    positive: tf.Tensor,
+    negatives: tf.Tensor,
+    log_weight: tf.Tensor,
+    row: tf.Tensor | None = None,
+    margin: float = 0.4,
+    ratio: float = 1.0,
 ) -> tf.Tensor:
     """l = 1 - s+ + ratio * mean_c max(0, s_c - margin) (SimpleX, CIKM 2021, equation 1).
 
     Args:
-        positive: s+, a cosine: towers of length 1, no temperature.
+        positive: s+, a cosine: the towers' vectors have length 1, and there is no temperature.
         negatives: s_c.
         log_weight: log w_c.
         row: Row of each example.
-        margin: Negatives below it cost nothing.
+        margin: A negative whose cosine is below it costs nothing.
         ratio: Weight of the negatives (w in the paper).
     """
     wrong = _weighted_mean(tf.nn.relu(negatives - margin), log_weight)

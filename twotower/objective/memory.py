@@ -1,10 +1,11 @@
 """Cross-batch negatives: the item vectors of past examples as further columns.
 
-Cross-batch negative sampling (Wang et al., SIGIR 2021) keeps the vectors of the last `memory_size`
-examples, as they were then. They push queries and get no gradient. An item is pulled wherever it is
-a positive, but pushed only where it is a column of this step, so its push would be too weak by the
-memory's share of all draws. The gradient of this step's columns is therefore divided by their share
-of the draws, and the mean push is that of a softmax over all draws.
+Cross-batch negative sampling (Wang et al., SIGIR 2021) keeps the item vectors of the last
+`memory_size` examples, as they were when they were computed. They push queries away, but get no
+gradient themselves. An item is pulled towards a query wherever it is a positive, but pushed away
+only where it is a column of this step. So the push would be too weak, by the memory's share of all
+draws. The gradient of this step's columns is therefore divided by their own share of all draws. Its
+mean is then that of a softmax over all draws.
 """
 
 import numpy as np
@@ -22,17 +23,22 @@ from twotower.tf import tf
 
 
 def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """The same values, with their gradient times `factor`, which broadcasts."""
+    """`values`, whose gradient is multiplied by `factor`; `factor` broadcasts to their shape."""
     still = tf.stop_gradient(values)
     return still + (values - still) * factor
 
 
 class Memory(tf.Module):
-    """The item vectors of past examples (cross-batch memory). The oldest are overwritten first.
+    """The item vectors of past examples. New ones overwrite the oldest.
 
     Args:
         size: Number of vectors.
         dim: Length of a vector.
+
+    >>> memory = Memory(size=3, dim=1)
+    >>> memory.put(tf.constant([5, 7]), tf.constant([[0.5], [0.7]]), tf.constant([0.1, 0.2]))
+    >>> memory.held()[0].numpy().tolist()  # the keys
+    [5, 7, -1]
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -44,12 +50,18 @@ class Memory(tf.Module):
         self.next = tf.Variable(0, trainable=False, dtype=tf.int32)
 
     def held(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Keys (-1 where the memory is still empty), vectors, and the probability of each key."""
+        """(keys `[size]`, vectors `[size, dim]`, probability of each key `[size]`); the key is -1
+        where nothing was put yet."""
         return tuple(v.read_value() for v in (self.keys, self.vectors, self.probability))
 
     def put(self, keys: tf.Tensor, vectors: tf.Tensor, probability: tf.Tensor) -> None:
-        """Adds a batch: `[num_examples]`, `[num_examples, dim]` and `[num_examples]`. If these are
-        more than `size`, the last ones are kept."""
+        """Adds the examples of a batch. If there are more than `size`, the last ones are kept.
+
+        Args:
+            keys: `[num_examples]` int32 keys of their items.
+            vectors: `[num_examples, dim]`.
+            probability: `[num_examples]`, p_c of each item.
+        """
         keys = keys[-self.size :]
         at = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
         self.keys.scatter_nd_update(at, keys)
@@ -59,15 +71,15 @@ class Memory(tf.Module):
 
 
 class MemoryNegatives(Negatives):
-    """`Negatives` with the pool `memory` beside the batch's and others'.
+    """`Negatives` with the pool `memory` beside the other pools.
 
     Args:
-        config: As of `Negatives`.
-        probability: As of `Negatives`.
+        config: As in `Negatives`.
+        probability: As in `Negatives`.
         dim: Length of the vectors.
 
     Raises:
-        ValueError: A strategy of several replicas, which would each remember other examples.
+        ValueError: A distribution strategy with several replicas, whose memories would differ.
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
@@ -99,8 +111,13 @@ class MemoryNegatives(Negatives):
         return both, positives
 
     def weighed(self, vectors: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
-        """This step's column vectors `[num_columns, dim]`, with their gradient made up for the
-        memory's, in a batch of `num_examples`."""
+        """The vectors of this step's columns, `[num_columns, dim]`, whose gradient is divided by
+        their share of all draws.
+
+        Args:
+            vectors: `[num_columns, dim]`.
+            num_examples: Scalar, examples of the batch.
+        """
         held = tf.math.count_nonzero(self.memory.keys >= 0, dtype=tf.int32)
         others = self.config.num_shared(num_examples, len(self.keys)) - self.config.memory_size
         share = tf.cast(others, tf.float32) / tf.cast(tf.maximum(others + held, 1), tf.float32)

@@ -1,14 +1,19 @@
-"""Hard negatives of each query's own, mined from the current model through the project's indexes.
+"""Mining of hard negatives: items that the model ranks high and that the user did not like.
 
-The negatives of a batch are mostly easy. Every so many steps the model's own item vectors are
-indexed, and each user's query finds the items that the model takes for the best and that the user
-has not liked in the training rows. Of these a row draws its block `[num_queries, width]` beside the
-columns that all rows share (Huang et al., KDD 2020, section 6; ANCE, ICLR 2021).
+Most negatives of a batch are easy. So every few hundred steps an index is built over the current
+item vectors, and each user's query searches it. The user's known positives are left out, and the
+best of the rest are the user's list. At each step a row draws some items of its list as negatives,
+which stand beside the columns that all rows share (Huang et al., KDD 2020, section 6; ANCE, Xiong
+et al., ICLR 2021).
 
-Three things that go wrong are settled here: a mined positive pulls apart what belongs together, so
-positives are left out; another user's list is random noise at best, so each row has its own; and
-the model of the first steps has nothing to say, so there is a warm-up. Too many still make a
-training collapse where they weigh as much as draws of the batch (`losses.block_weight`).
+Three things can go wrong, and are prevented here:
+
+- A mined positive would be pushed away from a user who likes it: known positives are left out.
+- An item from another user's list is no harder than a random one: each row has its own list.
+- The model ranks at random in the first steps: mining starts after a warm-up.
+
+Many hard negatives make a training collapse if each weighs as much as a draw of the batch;
+`corrections.hard_negative_weight` says what they weigh instead.
 """
 
 import numpy as np
@@ -20,25 +25,35 @@ from twotower.retrieval.candidates import NO_KEY, widened
 
 
 class Miner:
-    """Keeps a list of hard negatives for each user.
+    """Finds hard negatives for each user, keeps them in lists, and draws from these.
 
     Args:
-        config: When and where.
-        own: Keys of each user's positives, one row a user.
+        config: How deep a list is, and which index finds it.
+        known_positives: Keys of the items that each user likes, one row a user.
         keys: `[num_items]`, items that may be negatives.
+
+    Attributes:
+        lists: `[num_users, depth]` int32 keys, best first, padded with -1; None before `mine`.
+        num_drawn: How many negatives `hard_negatives` was asked for so far.
+        num_mined: How many of these came from the lists; the others are random.
+
+    >>> miner = Miner(MiningConfig(depth=2), Ragged.from_rows([[2], [0]]), np.arange(3))
+    >>> vectors = np.float32([[1, 0], [0.9, 0.1], [0.8, 0.2]])
+    >>> miner.mine(np.float32([[1, 0], [1, 0]]), vectors)
+    >>> miner.lists.tolist()  # user 0 likes item 2, user 1 likes item 0
+    [[0, 1], [1, 2]]
     """
 
-    def __init__(self, config: MiningConfig, own: Ragged, keys: np.ndarray) -> None:
-        self.config, self.own, self.keys = config, own, np.asarray(keys)
-        self._span = int(max(self.keys.max(), own.values.max(initial=0))) + 1
+    def __init__(self, config: MiningConfig, known_positives: Ragged, keys: np.ndarray) -> None:
+        self.config, self.known_positives, self.keys = config, known_positives, np.asarray(keys)
+        self._span = int(max(self.keys.max(), known_positives.values.max(initial=0))) + 1
         # One number a pair of user and positive, ascending, to look pairs up by.
-        self._pairs = np.unique(own.row_index * self._span + own.values)
-        self.lists: np.ndarray | None = None  # [num_users, depth], padded with -1
-        # Places of all blocks so far, and those that the row's own list filled.
-        self.num_places, self.num_mined = 0, 0
+        self._pairs = np.unique(known_positives.row_index * self._span + known_positives.values)
+        self.lists: np.ndarray | None = None
+        self.num_drawn, self.num_mined = 0, 0
 
     def mine(self, queries: np.ndarray, vectors: np.ndarray, batch_size: int = 1024) -> None:
-        """Makes new lists; those that ask meanwhile get the old ones.
+        """Makes new lists. Calls of `hard_negatives` during this get the old ones.
 
         Args:
             queries: `[num_users, dim]`, each user's current vector.
@@ -51,32 +66,35 @@ class Miner:
             index.search(
                 queries[start : start + batch_size],
                 wanted,
-                exclude=self.own.take(np.arange(start, min(start + batch_size, len(queries)))),
+                exclude=self.known_positives.take(
+                    np.arange(start, min(start + batch_size, len(queries)))
+                ),
             ).keys[:, self.config.skip :]
             for start in range(0, len(queries), batch_size)
         ]
         lists = widened(np.concatenate(lists), self.config.depth, NO_KEY)
         self.lists = lists.astype(np.int32)
 
-    def block(
+    def hard_negatives(
         self, users: np.ndarray, width: int, rng: np.random.Generator, batch: np.ndarray = ()
     ) -> np.ndarray:
-        """Hard negatives of each user, drawn from the list without repetition.
+        """Hard negatives of each user, drawn from the user's list without repetition.
 
-        All rows draw from one pool, which bounds what the item tower has to encode: the batch's own
-        items, and so many others of the lists, the more likely the more lists they are in. A list
-        that has too few of these is topped up with random items of the catalogue, no positives, and
-        never from the lists of other rows. `num_mined` of `num_places` tells how often.
+        The item tower encodes each drawn item once, so a batch may draw only a limited number of
+        distinct items: those of `batch`, and up to `MiningConfig.distinct` others. Most of the
+        others come from the lists, and an item that is in more lists is more likely. The rest are
+        random. If a list holds too few of the allowed items, random ones fill the row. A known
+        positive is never drawn.
 
         Args:
             users: `[num_queries]` rows of users.
-            width: Negatives a query.
-            rng: Draws.
-            batch: Keys of the batch's own items, which cost nothing more.
+            width: Negatives of each query.
+            rng: Source of the random numbers.
+            batch: Keys of the batch's items, which the item tower encodes in any case.
 
         Returns:
-            `[num_queries, width]` int32; -1 where a user likes nearly everything. Of width 0 before
-            the first mining.
+            `[num_queries, width]` int32 keys; -1 where a user likes nearly everything. Of width 0
+            before the first mining.
         """
         if self.lists is None or not width:
             return np.empty((len(users), 0), np.int32)
@@ -84,13 +102,15 @@ class Miner:
         pool, others = self._pool(lists, np.asarray(batch, np.int64), rng)
         is_open = np.zeros(self._span + 1, bool)  # the last for -1
         is_open[pool] = True
-        block = drawn(np.where(is_open[lists], lists, -1), width, rng)
-        self.num_places += block.size
-        self.num_mined += int((block >= 0).sum())
-        return self._topped_up(block, users, others, rng)
+        chosen = drawn(np.where(is_open[lists], lists, -1), width, rng)
+        self.num_drawn += chosen.size
+        self.num_mined += int((chosen >= 0).sum())
+        return self._topped_up(chosen, users, others, rng)
 
-    def _pool(self, lists: np.ndarray, batch: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
-        """(keys that the blocks of these lists are drawn from, random keys to top them up)."""
+    def _pool(
+        self, lists: np.ndarray, batch: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(keys that may be drawn, the random ones among them), for the lists of one batch."""
         count = np.bincount(lists[lists >= 0], minlength=self._span)
         count[batch] = 0
         mined = np.flatnonzero(count)
@@ -102,35 +122,42 @@ class Miner:
         others = rng.choice(self.keys, num_others, replace=False)
         return np.concatenate([batch, mined, others]), others
 
-    def _topped_up(self, block: np.ndarray, users: np.ndarray, keys: np.ndarray, rng) -> np.ndarray:
+    def _topped_up(
+        self, chosen: np.ndarray, users: np.ndarray, keys: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """`chosen` with random keys, no known positives, in place of -1."""
         for _ in range(10):
-            row, column = np.nonzero(block < 0)
+            row, column = np.nonzero(chosen < 0)
             if not len(row):
                 break
             random = rng.choice(keys, len(row))
-            liked = self.is_own(users[row], random)
-            block[row[~liked], column[~liked]] = random[~liked]
-        return block
+            liked = self.is_known_positive(users[row], random)
+            chosen[row[~liked], column[~liked]] = random[~liked]
+        return chosen
 
-    def is_own(self, users: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Which pairs are a user and a positive, elementwise."""
+    def is_known_positive(self, users: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Whether `keys[i]` is a known positive of `users[i]`, bool of the arguments' shape."""
         if not len(self._pairs):
             return np.zeros(np.shape(keys), bool)
         pair = users * self._span + keys
-        place = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
-        return self._pairs[place] == pair
+        found = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
+        return self._pairs[found] == pair
 
 
 def drawn(lists: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
     """`width` random keys of each row without repetition, `[num_rows, width]` int32.
 
     Args:
-        lists: `[num_rows, n]` keys, -1 for none. Shorter rows come back with -1 behind.
-        width: Keys a row.
-        rng: Draws.
+        lists: `[num_rows, n]` keys, padded with -1. A row of fewer than `width` keys is returned
+            with -1 behind them.
+        width: Keys of each row.
+        rng: Source of the random numbers.
+
+    >>> drawn(np.array([[7, -1, -1]]), 2, np.random.default_rng(0)).tolist()
+    [[7, -1]]
     """
-    # A random order that puts empty places last.
+    # A random order that puts the padding last.
     order = np.argsort(rng.random(lists.shape) + (lists < 0), axis=1)[:, :width]
-    block = np.full((len(lists), width), -1, np.int32)
-    block[:, : order.shape[1]] = np.take_along_axis(lists, order, 1)
-    return block
+    chosen = np.full((len(lists), width), -1, np.int32)
+    chosen[:, : order.shape[1]] = np.take_along_axis(lists, order, 1)
+    return chosen

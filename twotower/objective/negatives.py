@@ -1,22 +1,23 @@
 """Which candidates are the columns of the score matrix, and how probable each one is there.
 
-A pool is a source of columns. It draws items with a known probability Q, which log-Q needs
-(`corrections.column_log_weight`). Several pools can be mixed, each with its own Q:
+A pool is a source of columns. It draws each item with a known probability Q, which log-Q needs
+(`corrections.column_log_weight`). Several pools can be mixed, each with its Q:
 
     batch       the items of the batch's examples (in-batch negatives). Q is p_c, the share of item
                 c among the training examples
-    uniform     `num_sampled` draws from the catalogue, each with Q = 1 / N. With `batch` it is the
-                mixed negative sampling of Yang et al. (WWW 2020)
-    popularity  `num_sampled` draws in proportion to p_c ** power (Mikolov et al. 2013: .75)
-    catalogue   every item once, so nothing is drawn and nothing needs a correction
+    uniform     `num_sampled` draws from the catalogue, each with Q = 1 / N. Together with `batch`
+                this is the mixed negative sampling of Yang et al. (WWW 2020)
+    popularity  `num_sampled` draws in proportion to p_c ** power; Mikolov et al. (NeurIPS 2013) use
+                a power of .75
+    catalogue   every item once; nothing is drawn, so there is nothing to correct
     memory      vectors of past examples (`memory.py`)
 
-Here the catalogue is the N items that have a training example. An item without an example can never
-be a positive, so as a column it is only ever pushed away: a model that draws such items as
-negatives learns to answer no new item at all. `untrained_items` draws them anyway.
+The catalogue here is the N items that have a training example. An item without an example is never
+a positive. As a negative it would only ever be pushed away, and a model that draws such items
+learns to recommend no new item at all. `untrained_items` draws them nevertheless.
 
-All rows share these columns. A query can have hard negatives beside them (`hard_negatives.py`).
-With `num_hardest` a row keeps only the columns that score highest.
+All rows share these columns. A row can have hard negatives beside them (`hard_negatives.py`). With
+`num_hardest` a row keeps only the columns with the highest scores.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from twotower.tf import tf
 def in_batch_probability(
     item_keys: np.ndarray, num_items: int, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """p_c of every item of the catalogue, from the true counts of the training examples.
+    """p_c, the share of each item among the training examples.
 
     Args:
         item_keys: `[num_examples]` key of each training example's item.
@@ -41,10 +42,11 @@ def in_batch_probability(
         weights: `[num_examples]`, how often each example is drawn; once by default.
 
     Returns:
-        `[num_items]` float32 whose sum is 1; 0 for an item without an example, which no batch has.
+        `[num_items]` float32 whose sum is 1; 0 for an item without an example.
 
     Raises:
-        ValueError: No examples, a key that is none, or a weight that is negative or not finite.
+        ValueError: No examples, a key outside the catalogue, or a weight that is negative or not
+            finite.
 
     >>> in_batch_probability(np.array([0, 0, 0, 2]), 3).tolist()
     [0.75, 0.0, 0.25]
@@ -63,15 +65,18 @@ def in_batch_probability(
 
 
 def drawable_probability(probability: np.ndarray, untrained_items: bool = False) -> np.ndarray:
-    """p_c of the items that samplers may draw, `[num_items]` float64, 0 for all others.
+    """p_c of the items that samplers may draw, `[num_items]` float64; 0 for all others.
 
     Args:
         probability: `[num_items]`, p_c; 0 for an item without a training example.
-        untrained_items: Whether such items may be drawn as well. They then count as half as likely
-            as the rarest item that has an example.
+        untrained_items: Whether such items may be drawn, too. Their p_c is then half that of the
+            rarest item that has an example.
 
     Raises:
-        ValueError: Probabilities that are negative or not finite, or none that is positive.
+        ValueError: A probability that is negative or not finite, or none that is positive.
+
+    >>> drawable_probability([0.75, 0.25, 0.0], untrained_items=True).tolist()
+    [0.75, 0.25, 0.125]
     """
     probability = np.asarray(probability, np.float64)
     is_trained = probability > 0
@@ -86,12 +91,16 @@ def drawable_probability(probability: np.ndarray, untrained_items: bool = False)
 
 
 def sampling_probability(pool: str, probability: np.ndarray, power: float) -> np.ndarray:
-    """Q of each item in `uniform` or `popularity`, `[num_items]` float32 whose sum is 1.
+    """Q of each item in the pool `uniform` or `popularity`, `[num_items]` float32 whose sum is 1.
 
     Args:
         pool: `uniform` or `popularity`.
-        probability: `[num_items]`, as `drawable_probability` returns it; 0 stays 0.
-        power: Only `popularity` reads it.
+        probability: `[num_items]`, as `drawable_probability` returns it. An item of probability 0
+            is never drawn.
+        power: Power of the probability in `popularity`; `uniform` does not use it.
+
+    >>> sampling_probability("uniform", np.array([0.8, 0.2, 0.0]), 0.75).tolist()
+    [0.5, 0.5, 0.0]
     """
     q = np.zeros(len(probability))
     is_drawn = np.asarray(probability) > 0
@@ -105,8 +114,11 @@ class Sampler:
     """Draws items with replacement, inside the graph.
 
     Args:
-        q: `[num_items]`, probability of each item; an item of probability 0 is never drawn.
-        num_draws: Draws a batch.
+        q: `[num_items]`, probability of each item. An item of probability 0 is never drawn.
+        num_draws: Number of draws.
+
+    >>> Sampler(np.float32([0.0, 1.0]), num_draws=3)().numpy().tolist()
+    [1, 1, 1]
     """
 
     def __init__(self, q: np.ndarray, num_draws: int) -> None:
@@ -127,12 +139,12 @@ class Targets(NamedTuple):
     """The examples of a batch, one after another.
 
     Attributes:
-        row: `[num_examples]` int32, the row of the batch that each example is of.
+        row: `[num_examples]` int32, the row of the batch that each example belongs to.
         item: `[num_examples]` int32, the key of its item.
         weight: `[num_examples]` float32.
         probability: `[num_examples]` float32, p_c of the item.
         inputs: Time-dependent inputs of the item tower, name -> `[num_examples]`.
-        hard_negatives: `[num_rows, h]` int32 keys of each row's hard negatives, -1 behind the last.
+        hard_negatives: `[num_rows, h]` int32 keys of each row's hard negatives, padded with -1.
     """
 
     row: tf.Tensor
@@ -145,12 +157,12 @@ class Targets(NamedTuple):
 
 @dataclasses.dataclass
 class Columns:
-    """Candidates that all rows of the score matrix share.
+    """The columns of the score matrix.
 
     Attributes:
-        keys: `[num_columns]` int32, -1 for an empty column.
-        log_weight: `[num_columns]`, log w_c; or `[num_rows, num_columns]` where rows differ.
-        vectors: `[num_columns, dim]`; None until they are computed.
+        keys: `[num_columns]` int32 keys of items, -1 for an empty column.
+        log_weight: `[num_columns]` float32, log w_c; `[num_rows, num_columns]` if rows differ.
+        vectors: `[num_columns, dim]` float32; None until they are computed.
     """
 
     keys: tf.Tensor
@@ -159,8 +171,18 @@ class Columns:
 
 
 class Pool(NamedTuple):
-    """What a pool has drawn: distinct `keys`, how often each (`count`), the `probability` of a draw
-    to be it, all `[num_keys]`, and the scalar number of draws."""
+    """What a pool has drawn.
+
+    Attributes:
+        keys: `[num_keys]` int32, distinct; -1 for an empty column.
+        count: `[num_keys]` int32, how often each was drawn.
+        probability: `[num_keys]` float32, the probability that one draw is this item.
+        num_draws: Scalar int32, number of all draws.
+
+    >>> pool = Pool.of(tf.constant([4, 2, 4]), tf.constant([0.5, 0.1, 0.5]), tf.constant(3))
+    >>> pool.keys.numpy().tolist(), pool.count.numpy().tolist()
+    ([4, 2], [2, 1])
+    """
 
     keys: tf.Tensor
     count: tf.Tensor
@@ -169,14 +191,20 @@ class Pool(NamedTuple):
 
     @staticmethod
     def of(keys: tf.Tensor, probability: tf.Tensor, num_draws: tf.Tensor) -> "Pool":
-        """From the keys of all draws and the probability of each, `[num_draws]` both."""
+        """A pool from its draws.
+
+        Args:
+            keys: `[num_drawn]` int32, the item of each draw.
+            probability: `[num_drawn]`, the probability of that item.
+            num_draws: Scalar int32, what counts as the number of draws; for the batch one less.
+        """
         distinct, which, count = tf.unique_with_counts(keys)
         probability = tf.math.unsorted_segment_max(probability, which, tf.size(distinct))
         return Pool(distinct, count, probability, num_draws)
 
 
 def merged(parts: list[Columns]) -> Columns:
-    """One column for each distinct item of several pools. The weights of equal items are added."""
+    """One column for each distinct item of several pools, with the sum of the item's weights."""
     if len(parts) == 1:
         return parts[0]
     keys, which = tf.unique(tf.concat([part.keys for part in parts], 0))
@@ -186,8 +214,11 @@ def merged(parts: list[Columns]) -> Columns:
 
 
 def of_all_replicas(values: tf.Tensor) -> tf.Tensor:
-    """The rows of all replicas of a `tf.distribute` strategy, one replica after another; without a
-    strategy, `values` as they are."""
+    """`values` of all replicas of a `tf.distribute` strategy, one replica after another.
+
+    Args:
+        values: `[n, ...]` of this replica. With one replica they are returned as they are.
+    """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return values
@@ -201,20 +232,23 @@ Encode = Callable[..., tf.Tensor]
 class Negatives(tf.Module):
     """Draws the columns of a batch from the pools that a config names.
 
-    Under a `tf.distribute` strategy the batch is that of all replicas: their keys are gathered, and
-    each replica computes the vectors of all columns. Only integers travel, and the sum of the
-    replicas' gradients is the gradient of the whole batch.
+    Under a `tf.distribute` strategy the columns are drawn for the examples of all replicas. Their
+    keys are gathered, and each replica computes the vectors of all columns. So only integers are
+    sent, and the sum of the replicas' gradients is the gradient of the whole batch.
 
     Args:
-        config: Names the pools, with their sizes.
-        probability: `[num_items]`, p_c of each item; 0 for one without a training example.
+        config: The pools and their sizes.
+        probability: `[num_items]`, p_c of each item; 0 for an item without a training example.
         dim: Length of the vectors.
 
     Attributes:
-        keys: `[num_drawable]` int32, the items that may be drawn, ascending.
+        keys: `[num_drawable]` int32 keys of the items that may be drawn, ascending.
 
     Raises:
         ValueError: As in `drawable_probability`.
+
+    >>> Negatives(NegativesConfig(("catalogue",)), np.array([0.5, 0.0, 0.5]), dim=4).keys.tolist()
+    [0, 2]
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
@@ -235,18 +269,18 @@ class Negatives(tf.Module):
 
         Args:
             targets: The examples of the batch.
-            encode: The item tower over keys.
-            correction: One of `corrections.CORRECTIONS`.
+            encode: Keys `[n]` -> vectors of the item tower `[n, dim]`.
+            correction: One of `config.CORRECTIONS`.
             training: Whether this is a training step.
 
         Returns:
-            (columns, `[num_examples, dim]`).
+            (the columns, the positives' vectors `[num_examples, dim]`).
         """
         columns = merged([*self.draw(targets, correction).values()])
         return self.encoded(columns, targets.item, encode)
 
     def pools(self, targets: Targets) -> dict[str, Pool]:
-        """What each pool but the catalogue has drawn, by its name."""
+        """Draws from each pool but the catalogue, name -> what was drawn."""
         pools = {}
         for name in self.config.negatives:
             if name == "batch":
@@ -258,10 +292,10 @@ class Negatives(tf.Module):
         return pools
 
     def draw(self, targets: Targets, correction: str) -> dict[str, Columns]:
-        """The columns of each pool, by its name, without vectors.
+        """The columns of each pool without their vectors, name -> columns.
 
-        Under `log_q_masked` the weights of each pool alone stand for the whole catalogue. So the
-        weights of several pools are averaged, in proportion to their draws.
+        Under `log_q_masked` the weights of one pool add up to the size of the catalogue. The
+        weights of several pools are therefore averaged, in proportion to their draws.
         """
         if "catalogue" in self.config.negatives:
             return {"catalogue": Columns(tf.constant(self.keys), tf.zeros([len(self.keys)]))}
@@ -283,9 +317,15 @@ class Negatives(tf.Module):
     def encoded(
         self, columns: Columns, item: tf.Tensor, encode: Encode
     ) -> tuple[Columns, tf.Tensor]:
-        """Distinct columns with their vectors, and the vector of each example's item.
+        """Computes the vectors of the columns and of the positives, each distinct item once.
 
-        The item tower is called once, over each distinct item once.
+        Args:
+            columns: Columns with distinct keys.
+            item: `[num_examples]` int32, key of each example's item.
+            encode: Keys `[n]` -> vectors of the item tower `[n, dim]`.
+
+        Returns:
+            (the columns with vectors, the positives' vectors `[num_examples, dim]`).
         """
         keys = tf.unique(tf.concat([columns.keys, item], 0)).y  # the columns' keys come first
         vectors = encode(keys)  # [num_keys, dim]

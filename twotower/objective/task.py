@@ -1,8 +1,8 @@
-"""The retrieval task: a score matrix with its three choices, as one layer.
+"""The retrieval task: from the vectors of queries and items to the loss, as one layer.
 
-`RetrievalTask` stands where `tfrs.tasks.Retrieval` does in a `tfrs.Model` and gives the same loss
-wherever that can express it (`tfrs_task.py` has the plain model, and its test the equality). It
-scores each distinct query and item of a batch once.
+`RetrievalTask` takes the role of `tfrs.tasks.Retrieval` in a `tfrs.Model`. Wherever that task can
+express a loss, this one gives the same value; `tfrs_task.py` has the plain model, and its test
+compares the two. `RetrievalTask` scores each distinct query and each distinct item of a batch once.
 """
 
 import math
@@ -14,7 +14,15 @@ from twotower.tf import tf, tfrs
 
 
 def loss_parameters(config: TaskConfig, num_items: int) -> dict:
-    """Arguments of the loss function, for a catalogue of this size."""
+    """Keyword arguments of the loss function that `config` names.
+
+    Args:
+        config: The task.
+        num_items: Items that may be drawn as negatives.
+
+    >>> loss_parameters(TaskConfig(loss="bce", negative_ratio=4.0), num_items=100)
+    {'ratio': 4.0}
+    """
     ratio = config.negative_ratio
     if config.loss == "triplet":
         return {"margin": config.margin, "mining": config.triplet_mining}
@@ -36,7 +44,16 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         metrics: `tfrs.metrics.FactorizedTopK` for validation, or None.
 
     Raises:
-        ValueError: As `check_columns`.
+        ValueError: As in `check_columns`.
+
+    Example, with two examples whose queries score 1 for their item and 0 for the other one:
+
+    >>> config = TaskConfig(temperature=1.0, correction="none")
+    >>> task = RetrievalTask(config, 2, NegativesConfig(("batch",)))
+    >>> columns = Columns(tf.constant([0, 1]), tf.zeros([2]), tf.eye(2))
+    >>> loss = task(tf.eye(2), tf.eye(2), None, tf.constant([0, 1]), columns, tf.ones([2]))
+    >>> round(float(loss), 4)  # two examples of log(1 + 1 / e)
+    0.6265
     """
 
     def __init__(
@@ -62,18 +79,20 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
 
     @property
     def temperature(self) -> tf.Tensor:
-        """What scores are divided by, a scalar; a learned one lies in [.01, 1]."""
+        """Scalar float32 by which scores are divided. A learned one stays in [.01, 1]."""
         if self.config.learned_temperature:
             return tf.exp(self.log_temperature)
         return tf.constant(self.config.temperature)
 
     def pairs(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
-        """Score of each row with the other's row, `[n, dim]` both -> `[n]`: a dot product, by which
-        an index can find the best items."""
+        """The score of query i with item i: their dot product, `[n, dim]` and `[n, dim]` -> `[n]`.
+
+        It must stay a dot product, since indexes search by that.
+        """
         return tf.reduce_sum(queries * items, 1)
 
     def matrix(self, queries: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
-        """Score of every query with every item, `[num_queries, num_items]`, as in `pairs`."""
+        """The score of every query with every item, as in `pairs`, `[num_queries, num_items]`."""
         return tf.linalg.matmul(queries, items, transpose_b=True)
 
     def call(
@@ -92,13 +111,14 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         Args:
             query_embeddings: `[num_queries, dim]`, distinct queries.
             positive_embeddings: `[num_examples, dim]`, the vector of each example's item.
-            row: `[num_examples]`, the query of each example; None where each is a query.
-            item: `[num_examples]`, its item's key.
-            columns: The negatives' candidates.
-            sample_weight: `[num_examples]`.
-            log_probability: `[num_examples]`, log p of each item, for `log_q`.
-            known: `[num_queries, num_columns]` bool, known positives of each query's user, the
-                example's item among them (or not, without `row`); None to mask no more than that.
+            row: `[num_examples]` int32, the query of each example; None if query i is example i.
+            item: `[num_examples]` int32, key of the example's item.
+            columns: The candidates for negatives, with their vectors.
+            sample_weight: `[num_examples]` float32.
+            log_probability: `[num_examples]`, log p_c of the item; only `log_q` needs it.
+            known: `[num_queries, num_columns]` bool: which columns are known positives of the
+                query's user. With `row` they include the items of the query's examples; without
+                `row` they need not. None: only accidental hits are masked, if the correction asks.
 
         Returns:
             Scalar float32.
@@ -110,7 +130,7 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
             positive -= log_probability
         scores = self.matrix(queries, columns.vectors) / self.temperature  # [num_queries, columns]
         log_weight = columns.log_weight
-        if known is None:  # An example differs from others of its query by its hits.
+        if known is None:  # Examples of one query differ in their hits, so each needs a row.
             hit = columns.keys == item[:, None]  # [num_examples, num_columns]
             if row is not None:
                 scores = tf.gather(scores, row)
@@ -134,11 +154,11 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _log_weight_of_hits(
         self, keys: tf.Tensor, log_weight: tf.Tensor, item: tf.Tensor
     ) -> tf.Tensor:
-        """That of the columns `keys` where they are the example's item again.
+        """The log weight of a column whose item is the example's item (a hit), `[num_columns]`.
 
-        As in `tfrs.tasks.Retrieval`, further copies in the batch are negatives unless hits are
-        masked. (Of time-dependent items, a column for each example, all n copies weigh (n - 1) / n
-        in the place of the others alone: the same but for the difference of their ages.)
+        As in `tfrs.tasks.Retrieval`, the other n - 1 copies of the item in the batch are negatives,
+        unless hits are masked. (Time-dependent items have a column for each of the n copies. Then
+        each of them has (n - 1) / n of its weight, which differs only as far as their ages do.)
         """
         hits_are_negatives = self.negatives.negatives == ("batch",)
         if self.config.correction == "log_q_masked" or not hits_are_negatives:

@@ -1,8 +1,8 @@
-"""The plain way: a `tfrs.Model` with `tfrs.tasks.Retrieval`, as TensorFlow Recommenders has it.
+"""The plain way: a `tfrs.Model` with `tfrs.tasks.Retrieval`, as in TensorFlow Recommenders.
 
-This is where to begin. Every example is a row and a column of the score matrix: its query should
-score its own item above the items of the other examples. `RetrievalTask` (`task.py`) gives the same
-loss and the same gradients from each distinct query and item once, and goes on from there:
+Begin reading here. Every example is a row and a column of the score matrix: its query should score
+its item above the items of the other examples. `RetrievalTask` (`task.py`) computes each distinct
+query and item once, gives the same loss and the same gradients, and can do more:
 
 | what                                                          | `tfrs.tasks.Retrieval`         |
 |---------------------------------------------------------------|--------------------------------|
@@ -12,7 +12,7 @@ loss and the same gradients from each distinct query and item once, and goes on 
 | known positives of the user masked                            | `score_mask`                   |
 | accidental hits masked                                        | `candidate_ids`                |
 | `log_q_masked`                                                | no: it corrects s+, too        |
-| `num_hardest`                                                 | `num_hard_negatives`, by copies |
+| `num_hardest`                                                 | `num_hard_negatives` of copies |
 | uniform, popularity, memory, catalogue, mined, impressions    | no                             |
 """
 
@@ -31,7 +31,7 @@ class PlainTwoTowerModel(tfrs.Model):
         item_tower: Inputs of a batch -> `[batch_size, dim]`.
         task: `tfrs.tasks.Retrieval(...)`.
 
-    Batches are pairs `(query inputs, item inputs)`, each name -> `[batch_size, ...]`.
+    A batch is a pair `(query inputs, item inputs)`, each a dictionary name -> `[batch_size, ...]`.
 
     Example:
         model = PlainTwoTowerModel(query_tower, item_tower, tfrs.tasks.Retrieval(temperature=0.1))
@@ -39,7 +39,12 @@ class PlainTwoTowerModel(tfrs.Model):
         model.fit(batches, epochs=3)
     """
 
-    def __init__(self, query_tower, item_tower, task: tfrs.tasks.Retrieval) -> None:
+    def __init__(
+        self,
+        query_tower: tf.keras.layers.Layer,
+        item_tower: tf.keras.layers.Layer,
+        task: tfrs.tasks.Retrieval,
+    ) -> None:
         super().__init__()
         self.query_tower, self.item_tower, self.task = query_tower, item_tower, task
 
@@ -48,7 +53,7 @@ class PlainTwoTowerModel(tfrs.Model):
         inputs: tuple[Mapping[str, tf.Tensor], Mapping[str, tf.Tensor]],
         training: bool = False,
     ) -> tf.Tensor:
-        """Sum of the examples' losses; in validation also updates FactorizedTopK."""
+        """The task's loss, a scalar; in validation also updates FactorizedTopK."""
         queries = self.query_tower(inputs[0], training=training)  # [batch_size, dim]
         items = self.item_tower(inputs[1], training=training)  # [batch_size, dim]
         return self.task(queries, items, compute_metrics=not training)
@@ -58,15 +63,15 @@ class PlainTwoTowerModel(tfrs.Model):
 class RetrievalLoss(tf.keras.losses.Loss):
     """Any of `LOSSES` as the loss of `tfrs.tasks.Retrieval`.
 
-    The task makes a matrix `[num_examples, num_candidates]` with a one-hot label a row. It has
-    divided the scores by the temperature, corrected them by log-Q, and pushed masked columns and
-    accidental hits far down; whatever lies there is no negative.
+    The task passes scores `[num_examples, num_candidates]` and a one-hot label for each row. It has
+    divided the scores by the temperature, corrected them by log-Q, and added a large negative
+    number to masked columns and accidental hits. Columns with such a score are no negatives.
 
     Args:
         name: One of `LOSSES`.
-        reduction: Keras' reduction. The default is the mean, so that the learning rate does not
-            depend on the batch.
-        **parameters: Of the function, such as `margin`.
+        reduction: Keras' reduction. The default is the mean, so that the learning rate need not
+            change with the batch size.
+        **parameters: Keyword arguments of the loss function, such as `margin`.
 
     >>> loss = RetrievalLoss("triplet", margin=0.5, mining="hardest")
     >>> scores = tf.constant([[0.9, 0.6], [0.1, 0.9]])
@@ -78,7 +83,7 @@ class RetrievalLoss(tf.keras.losses.Loss):
         self,
         name: str = "softmax",
         reduction: str = tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE,
-        **parameters,
+        **parameters: float | str,
     ) -> None:
         if name not in LOSSES:
             raise ValueError(f"the loss must be one of {[*LOSSES]}; got {name!r}.")
@@ -86,6 +91,8 @@ class RetrievalLoss(tf.keras.losses.Loss):
         self.parameters = parameters
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Loss of each row, `[num_examples]`, from labels and scores
+        `[num_examples, num_candidates]`."""
         is_label = y_true > 0.5
         positive = tf.reduce_sum(tf.where(is_label, y_pred, 0.0), 1)
         is_masked = is_label | (y_pred < MASKED / 2)
@@ -94,4 +101,5 @@ class RetrievalLoss(tf.keras.losses.Loss):
         return LOSSES[self.name](positive, negatives, log_weight, **self.parameters)
 
     def get_config(self) -> dict:
+        """Arguments of the constructor."""
         return {"reduction": self.reduction, "name": self.name, **self.parameters}

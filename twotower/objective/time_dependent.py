@@ -1,7 +1,8 @@
-"""Items whose features depend on the example's time, such as their age, as in-batch columns.
+"""In-batch columns for items with features that depend on the example's time, such as the age.
 
-Two examples of one item differ then, so each example is a column. The columns must be the batch's:
-as of the end of training, an item's age would tell a drawn negative from a positive by that alone.
+Two examples of one item then have different vectors, so each example is a column. The columns must
+come from the batch. A drawn negative would have its age as of the end of training, and the model
+could tell it from a positive by its age alone.
 """
 
 import numpy as np
@@ -19,25 +20,26 @@ from twotower.tf import tf
 
 
 class TimeDependentNegatives(Negatives):
-    """`Negatives` of the batch, a column for each example.
+    """`Negatives` of the batch, with a column for each example.
 
     Args:
-        config: As of `Negatives`.
-        probability: As of `Negatives`.
+        config: As in `Negatives`.
+        probability: As in `Negatives`.
         dim: Length of the vectors.
 
     Raises:
-        ValueError: Other negatives than the batch's.
+        ValueError: Other negatives than those of the batch.
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
         super().__init__(config, probability, dim)
         if config.negatives != ("batch",) or config.has_hard_negatives:
             raise ValueError(
-                "time-dependent item features (age, popularity) are known of the batch's columns "
-                "at the time of their examples. Other columns would have them as of the end of "
-                "training, and be known for negatives by that alone. Leave the features out, or "
-                f"take negatives=('batch',); got {config}."
+                "time-dependent item features (age, popularity) need the time of an example, which "
+                "only the columns of the batch have. Other columns would have the features as of "
+                "the end of training, and the model could tell by that alone that they are "
+                "negatives. Leave the features out, or take negatives=('batch',); got "
+                f"{config}."
             )
 
     def __call__(

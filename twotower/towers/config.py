@@ -1,9 +1,9 @@
-"""ItemConfig and QueryConfig: what the towers read, and their sizes; without TensorFlow."""
+"""ItemConfig and QueryConfig: what the towers read, and their sizes. Needs no TensorFlow."""
 
 import dataclasses
 
-# Features that are known of an item only together with a time, not from its row alone.
-TIMED = ("age", "popularity")
+# Features of an item that depend on the time, so that its row alone does not have them.
+TIME_DEPENDENT = ("age", "popularity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,20 +11,20 @@ class ItemConfig:
     """What the item tower reads, and its sizes.
 
     Attributes:
-        features: Columns of `Dataset.items`, or `age` (days from `released`, or from the item's
-            first training row, to the time of the example) or `popularity` (log of the item's
-            share of the training rows up to that time); with these, negatives are the batch's.
+        features: Columns of `Dataset.items`. Also `age` (days from `released`, or from the item's
+            first training row, to the time of the example) and `popularity` (log of the item's
+            share of the training rows before that time); these two need in-batch negatives.
         id_dim: Length of the item id's vector.
-        token_dim: Length of a title's, description's, genre set's or maker's vector.
+        token_dim: Length of the vector of a title, description, set of genres or maker.
         unknown_rate: Share of training items whose id is hidden (see `Id`).
-        min_token_count: A word counts from this many items on.
+        min_token_count: A word has a vector if at least this many items have it.
         hidden: Widths of the hidden layers.
         dim: Length of the item's vector; must equal the query tower's.
         l2_normalise: Whether vectors have length 1.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether hidden layers are batch-normalised.
-        shortcut: Whether the id's vector, of length `dim` then, is added behind the dense layers:
-            ids that are free to point anywhere learn more than those that share a projection.
+        shortcut: Add the id's vector to the output of the dense layers. `id_dim` must equal `dim`.
+            An id can then move the item anywhere, without a projection that all ids share.
     """
 
     features: tuple[str, ...] = ("item_id", "title", "genres", "year")
@@ -45,45 +45,49 @@ class QueryConfig:
     """What the query tower reads, and its sizes.
 
     Attributes:
-        features: `history`, `time` (hour and weekday of the request), `search_text`, columns of
-            `Dataset.users` (`user_id`, demographics), `device`, `country`. By default the history
-            alone: beside it, on MovieLens 1M, a user id learns the training rows by heart and
-            costs recall, and a tower without it serves users it has never met.
+        features: `history`, `time` (hour and weekday of the request), `search_text`, `device`,
+            `country`, and columns of `Dataset.users` (`user_id`, demographics). The default is the
+            history alone. On MovieLens 1M a user id beside it memorises the training rows and costs
+            recall; and a tower without user ids also serves users who are new.
         user_dim: Length of the user id's vector.
-        category_dim: Length of a demographic's, device's or search text's vector.
-        unknown_rate: Share of training queries whose user id is hidden, so that the row of unknown
-            users is trained.
+        category_dim: Length of the vector of a demographic, a device, an hour or a weekday; a
+            search text has four times this length.
+        unknown_rate: Share of training queries whose user id is hidden, so that the vector of
+            unknown users is trained.
         history: The encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
             `masked_transformer` or `hstu`.
         history_dim: Length of a past item's vector.
         history_dropout: Share of past events left out in training (`mean`), or of the encoder's
-            activations (all others).
-        history_power: Exponent of the number of events that the sum is divided by (`mean`).
-        history_ratings: Whether events bring their ratings.
-        history_length: Most recent events that an encoder which heeds their order reads.
-        history_stride: Past that many, so many of the oldest are dropped at once.
-        history_content: Whether events bring what their items are beside their ids, by the item
-            tower's features; by its weights, too, where `shared` is not `nothing`.
-        history_gaps: Whether events bring the time since the one before.
-        history_time_told: Whether such an encoder is told the time of the request (`+time`).
-        history_half_life: Of `recency`, in events, where learning begins.
-        history_layers: Layers of `gru`, blocks of the transformers and `hstu`.
-        history_heads: Their heads.
-        history_positions: How they tell places: `absolute`, `relative` or `none`; "" for what is
-            usual: `relative` in `hstu`, `absolute` in the others.
-        history_time_bias: Whether the time between two events is a bias of the transformers'
-            attention, as it always is in `hstu`.
-        shared: What the towers share: `nothing`; `item_embedding`, where a past item's vector is
-            the item tower's for its id (`history_dim` is then that one's length); or `tower`, where
-            the dense layers are the item tower's, too, so that a history is encoded as an item
-            would be (a siamese network; for towers of `item_id` and a `mean` history alone).
+            activations dropped in training (all other encoders).
+        history_power: `mean` divides the sum of past items by the number of events to this power.
+        history_ratings: Read the rating of each event.
+        history_length: Number of the most recent events that are read by an encoder which reads the
+            order of events (all but `mean`).
+        history_stride: If a history gets longer than that, this many of its oldest events are
+            dropped at once.
+        history_content: Read the features of past items beside their ids. They are encoded as in
+            the item tower; with its weights, if `shared` is not `nothing`.
+        history_gaps: Read the time of each event since the event before it.
+        history_request_time: Read the time of the request, for protocols `+time`: each event then
+            also has the time until the next event or the request.
+        history_half_life: Half-life of `recency` when training starts, in events.
+        history_layers: Number of layers of `gru`, and of blocks of the transformers and `hstu`.
+        history_heads: Number of attention heads of the transformers and `hstu`.
+        history_positions: How the transformers and `hstu` encode positions: `absolute`, `relative`
+            or `none`. The default "" is `relative` for `hstu` and `absolute` for the others.
+        history_time_bias: Add a bias for the time between two events to the attention of the
+            transformers. `hstu` always does.
+        shared: What the towers share. `nothing`; `item_embedding`: a past item's vector is the item
+            tower's vector of its id, and `history_dim` is its length; or `tower`: the dense layers
+            are shared, too, so that a history is encoded as an item is (a siamese network; only for
+            towers with the features `item_id` and a `mean` history).
         hidden: Widths of the hidden layers.
         dim: Length of the query's vector; must equal the item tower's.
         l2_normalise: Whether vectors have length 1.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether hidden layers are batch-normalised.
-        shortcut: Whether the history's vector, of length `dim` then, is added behind the dense
-            layers: they then learn what a bag of items does not say.
+        shortcut: Add the history's vector to the output of the dense layers, which then learn only
+            what the history's vector lacks. `history_dim` must equal `dim`.
     """
 
     features: tuple[str, ...] = ("history",)
@@ -99,7 +103,7 @@ class QueryConfig:
     history_stride: int = 20
     history_content: bool = False
     history_gaps: bool = False
-    history_time_told: bool = False
+    history_request_time: bool = False
     history_half_life: float = 20.0
     history_layers: int = 2
     history_heads: int = 2

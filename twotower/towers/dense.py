@@ -1,13 +1,14 @@
-"""What both towers are: features, concatenated, then Dense 512 -> 256 -> 128, then L2."""
+"""The form of both towers: features are concatenated, then Dense 512 -> 256 -> 128, then L2."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from twotower.tf import tf
 from twotower.towers.features import Feature, Input, require_float32
 
-# Names of inputs; TensorFlow would change others, and the signatures have arguments of their own
-# (`saved_models.py`).
+# What the name of an input may be. TensorFlow would change other names, and `saved_models.py` has
+# arguments with the reserved names.
 ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
@@ -15,10 +16,10 @@ ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude",
 class DenseHead(tf.keras.layers.Layer):
     """Hidden Dense layers with an activation, a linear projection to `dim`, and L2 normalisation.
 
-    The last layer has no activation: a ReLU there would confine all vectors to one orthant, in
-    which no two can point away from each other. With L2, scores are cosines in [-1, 1]: training
-    must divide them by a temperature (Yi et al., RecSys 2019, section 3), or the softmax over a
-    large batch can never get near 1 for any positive.
+    The last layer has no activation. A ReLU would make all components positive, so no two vectors
+    could point away from each other. With L2 normalisation scores are cosines in [-1, 1]. Training
+    must divide them by a temperature (Yi et al., RecSys 2019, section 3); otherwise the softmax of
+    a large batch could not come near 1 for any positive.
 
     Args:
         hidden: Widths of the hidden layers.
@@ -26,9 +27,9 @@ class DenseHead(tf.keras.layers.Layer):
         l2_normalise: Whether vectors have length 1.
         dropout: Share of hidden activations that are dropped in training.
         batch_norm: Whether hidden layers are batch-normalised, before the activation.
-        activation: Of the hidden layers.
-        starts_at_zero: Whether the projection gives zeros before it learns, for what is added to
-            it to begin alone.
+        activation: Activation of the hidden layers.
+        starts_at_zero: Whether the projection starts as zeros, so that at first the output is
+            `added` alone.
 
     Call args:
         x: `[batch_size, size]` float32.
@@ -36,6 +37,11 @@ class DenseHead(tf.keras.layers.Layer):
 
     Returns:
         `[batch_size, dim]` float32.
+
+    >>> head = DenseHead(hidden=(8,), dim=4)
+    >>> vectors = head(tf.ones([2, 5]))
+    >>> vectors.shape.as_list(), tf.norm(vectors, axis=1).numpy().round(4).tolist()
+    ([2, 4], [1.0, 1.0])
     """
 
     def __init__(
@@ -67,7 +73,9 @@ class DenseHead(tf.keras.layers.Layer):
         start = "zeros" if starts_at_zero else "glorot_uniform"
         self.projection = tf.keras.layers.Dense(dim, kernel_initializer=start, name="projection")
 
-    def call(self, x, added=None, training=False):
+    def call(
+        self, x: tf.Tensor, added: tf.Tensor | None = None, training: bool = False
+    ) -> tf.Tensor:
         if self.block is not None:
             x = self.block(x, training=training)
         x = self.projection(x)
@@ -75,7 +83,7 @@ class DenseHead(tf.keras.layers.Layer):
             x += added
         return tf.math.l2_normalize(x, -1) if self.l2_normalise else x
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         sizes = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "activation")
         names = (*sizes, "starts_at_zero", "name")
         return {name: getattr(self, name) for name in names}
@@ -83,23 +91,36 @@ class DenseHead(tf.keras.layers.Layer):
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class Tower(tf.keras.layers.Layer):
-    """Features -> concatenation -> DenseHead.
+    """A tower: the vectors of its features are concatenated and go through a DenseHead.
 
-    Call it with encoded features (training) or through `embed` with raw ones (serving).
+    Training calls it with encoded inputs; serving calls `embed` with raw ones.
 
     Args:
         features: At least one; their inputs must have distinct names.
         head: The dense layers.
-        shortcut: Name of a feature whose vector, of length `head.dim`, is added to what the dense
-            layers make of all features (a residual connection; He et al., CVPR 2016, section 3.2);
-            "" for none.
+        name: Name of the layer.
+        shortcut: Name of a feature whose vector, of length `head.dim`, is added to the output of
+            the dense layers (a residual connection; He et al., CVPR 2016, section 3.2); "" for
+            none.
 
     Call args:
         encoded: Name -> tensor, as `encode` returns it.
-        place: `[num_queries, 2]`, where queries share sequences (`Feature.at`).
+        training: Whether this is a training step.
+        position: None if each row is a query. If several queries share a sequence of events:
+            `[num_queries, 2]` int32, the sequence of each query, and how many of its events the
+            query reads (`Feature.at`).
 
     Returns:
-        `[batch_size, dim]` float32.
+        `[batch_size, dim]` or `[num_queries, dim]` float32.
+
+    Raises:
+        ValueError: No features, inputs of the same name or with a name that a SavedModel cannot
+            have, or an unknown shortcut.
+
+    >>> from twotower.towers.features import Id
+    >>> tower = Tower([Id("genre", ["comedy", "drama"], dim=2)], DenseHead((8,), dim=4), "genres")
+    >>> tower.embed({"genre": tf.constant(["drama", "comedy", "western"])}).shape.as_list()
+    [3, 4]
     """
 
     def __init__(
@@ -131,52 +152,63 @@ class Tower(tf.keras.layers.Layer):
 
     @property
     def sequence_inputs(self) -> frozenset[str]:
-        """Names of the inputs that belong to a sequence of events as a whole."""
+        """Names of the inputs that have one row for a sequence, not one for each query."""
         sequences = [feature for feature in self.features if feature.is_sequence]
         return frozenset(spec.name for feature in sequences for spec in feature.inputs)
 
     def index(self, name: str, values: tf.Tensor) -> tf.Tensor:
-        """Strings of the one input `name` to integers, for tables looked up once."""
+        """Strings of the input `name` to integers, so that a table is looked up only once."""
         return {feature.name: feature for feature in self.features}[name].index(values)
 
     def encode(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Strings and numbers to dense integers and floats; no weights."""
+        """Raw inputs, name -> `[batch_size, ...]` strings or numbers, to dense integers and floats
+        under the same names. Uses no weights."""
         encoded = {}
         for feature in self.features:
             encoded |= feature.encode(raw)
         return encoded
 
-    def call(self, encoded, training=False, place=None):
-        if place is None:
+    def call(
+        self, encoded: dict[str, tf.Tensor], training: bool = False, position: tf.Tensor = None
+    ) -> tf.Tensor:
+        if position is None:
             parts = [feature(encoded, training=training) for feature in self.features]
         else:
-            parts = [feature.at(encoded, place, training) for feature in self.features]
+            parts = [feature.at(encoded, position, training) for feature in self.features]
         return self._together(parts, training)
 
     def _together(self, parts: list[tf.Tensor], training: bool) -> tf.Tensor:
-        """The vector that the features' parts `[batch_size, ...]` make."""
+        """The tower's vector `[batch_size, dim]` from the vectors of its features
+        `[batch_size, size]`, in their order."""
         named = {feature.name: part for feature, part in zip(self.features, parts)}
         return self.head(tf.concat(parts, 1), named.get(self.shortcut), training=training)
 
     def begin(self, raw: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """A session's state, name -> `[batch_size, ...]`, and its vector `[batch_size, dim]`, from
-        raw inputs; the state is that of the history (`history/bag.py`)."""
+        """Begins a session: from raw inputs to its state and its vector.
+
+        Returns:
+            (the state of the history's encoder, name -> `[batch_size, ...]`; `[batch_size, dim]`).
+        """
         return self._session(None, self.encode(raw))
 
     def step(
         self, state: dict[str, tf.Tensor], raw: dict[str, tf.Tensor]
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """The same after one more event, whose raw inputs stand in those of the history, each
-        `[batch_size]`."""
+        """A session's state and vector after one more event.
+
+        Args:
+            state: As returned by `begin` or `step`.
+            raw: Raw inputs. Those of the history hold the new event alone, `[batch_size]`.
+        """
         return self._session(state, self.encode(raw))
 
     def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Which rows of each part of a session's state are valid, name -> `[batch_size]` bool; for
-        states that the caller has stored."""
+        """Which rows of each part of a session's state are valid, name -> `[batch_size]` bool. Use
+        it for states that come back from a caller's store."""
         (history,) = (feature for feature in self.features if hasattr(feature, "step"))
         return history.check(state)
 
-    def _session(self, state, encoded):
+    def _session(self, state: dict[str, tf.Tensor], encoded: dict[str, tf.Tensor]):
         parts = []
         for feature in self.features:
             if not hasattr(feature, "step"):
@@ -187,11 +219,12 @@ class Tower(tf.keras.layers.Layer):
         return state, self._together(parts, training=False)
 
     def embed(self, raw: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Raw inputs to vectors, as an exported tower does it."""
+        """Raw inputs, name -> `[batch_size, ...]`, to vectors `[batch_size, dim]`, as in
+        serving."""
         return self(self.encode(raw), training=False)
 
     def build_weights(self) -> None:
-        """Makes all weights, by a batch of no rows."""
+        """Creates all weights, by a call with an empty batch."""
         self.embed(
             {
                 spec.name: tf.zeros(
@@ -201,12 +234,12 @@ class Tower(tf.keras.layers.Layer):
             }
         )
 
-    def get_config(self):
-        """For `from_config`, which makes a tower of the same features without its weights.
+    def get_config(self) -> dict[str, Any]:
+        """Arguments for `from_config`, which makes the same tower with new weights.
 
         Raises:
-            NotImplementedError: A history over the item tower's vectors or features, which no
-                config of one tower can say; `query_tower` makes both together.
+            NotImplementedError: The history uses layers of the item tower, so the two towers must
+                be made together (`query_tower`).
         """
         for feature in self.features:
             if (
@@ -215,17 +248,20 @@ class Tower(tf.keras.layers.Layer):
             ):
                 raise NotImplementedError(
                     f"{self.name}: {feature.name} shares layers with the item tower, so this tower "
-                    "cannot be made from a config of its own. Make both by twotower.towers.query."
+                    "cannot be made from its config alone. Make both by twotower.towers.query."
                 )
         return {
-            "features": [tf.keras.saving.serialize_keras_object(one) for one in self.features],
+            "features": [
+                tf.keras.saving.serialize_keras_object(feature) for feature in self.features
+            ],
             "head": tf.keras.saving.serialize_keras_object(self.head),
             "name": self.name,
             "shortcut": self.shortcut,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Tower":
+        """A tower as `get_config` describes it, with new weights."""
         made = tf.keras.saving.deserialize_keras_object
         features = [made(feature) for feature in config["features"]]
         return cls(features, made(config["head"]), config["name"], config["shortcut"])

@@ -1,18 +1,27 @@
-"""ItemTower: id, title, genres, maker, statistics, age, ... -> [batch_size, dim]."""
+"""The item tower: id, title, genres, maker, year, age, ... -> [batch_size, dim]."""
 
 import numpy as np
 import pandas as pd
 
-from twotower.towers.config import ItemConfig
+from twotower.towers.config import ItemConfig, QueryConfig
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Feature, Id, Number, Tags, Tokens, Vector
 
 
 def item_feature(name: str, values: pd.Series, config: ItemConfig) -> Feature:
-    """The layer for one column of the items of the training rows; its kind follows from the values.
+    """The layer for one column of items. The values of the column decide its kind.
+
+    Args:
+        name: Name of the column.
+        values: The column of the items that have training rows, a row for each item.
+        config: Lengths of vectors.
 
     Raises:
-        ValueError: The column holds something that no feature reads.
+        ValueError: The column holds values that no feature reads.
+
+    >>> year = pd.Series([1990.0, 2000.0, 2010.0])
+    >>> type(item_feature("year", year, ItemConfig())).__name__
+    'Number'
     """
     first = values.iloc[0]
     if name == "item_id":
@@ -34,11 +43,18 @@ def item_tower(columns: pd.DataFrame, config: ItemConfig) -> Tower:
     """Builds the tower from the items of the training rows.
 
     Args:
-        columns: One row an item that has training rows, with the columns of `config.features`.
+        columns: A row for each item that has training rows, with the columns of `config.features`.
         config: Features and sizes.
 
     Raises:
-        ValueError: A feature that the data does not have.
+        ValueError: A feature that the data does not have, or a shortcut without an id of length
+            `dim`.
+
+    >>> from twotower.tf import tf
+    >>> items = pd.DataFrame({"item_id": ["a", "b"], "title": ["Toy Story", "Toy Soldiers"]})
+    >>> tower = item_tower(items, ItemConfig(("item_id", "title"), id_dim=4, token_dim=4, dim=8))
+    >>> tower.embed({"item_id": tf.constant(["a"]), "title": tf.constant(["Toys"])}).shape.as_list()
+    [1, 8]
     """
     unknown = [name for name in config.features if name not in columns]
     if unknown:
@@ -55,7 +71,7 @@ def item_tower(columns: pd.DataFrame, config: ItemConfig) -> Tower:
     return Tower(features, head(config), name="item_tower", shortcut=shortcut)
 
 
-def head(config) -> DenseHead:
+def head(config: ItemConfig | QueryConfig) -> DenseHead:
     """The dense layers that an ItemConfig or QueryConfig asks for."""
     return DenseHead(
         config.hidden,

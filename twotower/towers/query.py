@@ -1,11 +1,11 @@
-"""QueryTower: user, history, search text, context -> [batch_size, dim]."""
+"""The query tower: history, user, search text, context -> [batch_size, dim]."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from twotower.towers.config import TIMED, QueryConfig
+from twotower.towers.config import TIME_DEPENDENT, QueryConfig
 from twotower.towers.dense import Tower
 from twotower.towers.features import Clock, Feature, Id, Tokens
 from twotower.towers.history.bag import History, MeanHistory
@@ -35,8 +35,16 @@ def query_feature(
     item_id: Id | None = None,
     content: Callable[[Sequence[str], int], ItemContent] | None = None,
 ) -> Feature:
-    """The layer for one query feature, with what the training rows hold of it; past items have the
-    vectors of `item_id`, and the content of their ids, if given."""
+    """The layer for one query feature.
+
+    Args:
+        name: `history`, `time`, `search_text`, or a column of users or of the context.
+        values: Its values in the training rows; for `history` the ids of items.
+        config: Which history encoder, and lengths of vectors.
+        item_id: Feature of the item tower whose vectors the history shares; None to share none.
+        content: (ids, length of vectors) -> the features of these items, for a history that reads
+            them.
+    """
     if name == "history":
         return history_feature(name, values, config, item_id, content)
     if name == "time":
@@ -55,7 +63,11 @@ def history_feature(
     item_id: Id | None = None,
     content: Callable[[Sequence[str], int], ItemContent] | None = None,
 ) -> History:
-    """The encoder of past events that a config asks for; else as `query_feature`."""
+    """The history encoder that a config asks for; arguments as in `query_feature`.
+
+    Raises:
+        ValueError: An unknown encoder, or one that does not read what the config sets.
+    """
     if config.history not in HISTORIES:
         raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
     kind = HISTORIES[config.history]
@@ -65,7 +77,7 @@ def history_feature(
         if kind is MeanHistory or content is None:
             raise ValueError(
                 f"history_content needs an item tower with more than ids and an encoder that "
-                f"heeds the order of events; got {config.history}."
+                f"reads the order of events; got {config.history}."
             )
         kwargs["content"] = content(vocabulary, item_id.dim if item_id else config.history_dim)
     if item_id is not None:
@@ -79,11 +91,11 @@ def history_feature(
 
 
 def _settings(config: QueryConfig, kind: type[History]) -> dict:
-    """What a config says to an encoder, by the names of its arguments.
+    """Arguments of an encoder, by name, from a config.
 
     Raises:
-        ValueError: It says something that the encoder does not heed; silently left out, a result
-            would claim what its model was not told.
+        ValueError: The config sets a field that the encoder does not read. If it were ignored, a
+            result would list an input that its model never had.
     """
     read = {"history_content", *(f"history_{name}" for name in kind.settings.values())}
     ignored = [
@@ -95,11 +107,11 @@ def _settings(config: QueryConfig, kind: type[History]) -> dict:
     ]
     if ignored:
         raise ValueError(
-            f"history {config.history!r} does not heed {', '.join(ignored)}; it reads "
+            f"history {config.history!r} does not read {', '.join(ignored)}; it reads "
             f"{', '.join(sorted(read))}."
         )
-    values = {name: getattr(config, f"history_{said}") for name, said in kind.settings.items()}
-    return {name: value for name, value in values.items() if value != ""}  # its own default
+    values = {name: getattr(config, f"history_{field}") for name, field in kind.settings.items()}
+    return {name: value for name, value in values.items() if value != ""}  # "": the default
 
 
 def query_tower(
@@ -108,23 +120,28 @@ def query_tower(
     items: Tower | None = None,
     item_inputs: Callable[[Sequence[str]], Mapping] | None = None,
 ) -> Tower:
-    """Builds the tower from what the training rows hold.
+    """Builds the tower from the values of the training rows.
 
     Args:
-        columns: Feature name -> its values in the training rows (item ids for `history`).
+        columns: Name of a feature -> its values in the training rows (item ids for `history`).
         config: Features and sizes.
-        items: The item tower, for what the towers share and for what items are.
-        item_inputs: Ids -> the item tower's encoded inputs, for the latter.
+        items: The item tower, if the towers share weights or the history reads item features.
+        item_inputs: Ids -> the item tower's encoded inputs, if the history reads item features.
 
     Raises:
-        ValueError: A feature that the data does not have, or towers that cannot share.
+        ValueError: A feature that the data does not have, or towers that cannot share as asked.
+
+    >>> from twotower.tf import tf
+    >>> tower = query_tower({"history": np.array(["a", "b"], object)}, QueryConfig(dim=8))
+    >>> tower.embed({"history": tf.constant([["a", "b"], ["", ""]])}).shape.as_list()
+    [2, 8]
     """
     unknown = [name for name in config.features if name not in columns]
     if unknown:
         raise ValueError(f"unknown query features {unknown}; this dataset has {sorted(columns)}.")
-    if "time" in config.features and config.history_time_told:
+    if "time" in config.features and config.history_request_time:
         raise ValueError(
-            "the feature 'time' tells the hour and weekday of a request, history_time_told how "
+            "the feature 'time' reads the hour and weekday of a request, history_request_time how "
             "long ago each event was; both read the input 'time', so take one of them."
         )
     item_id = None if config.shared == "nothing" else _shareable(config, items)
@@ -148,9 +165,12 @@ def query_tower(
 def _content(
     config: QueryConfig, items: Tower, item_inputs: Callable[[Sequence[str]], Mapping]
 ) -> Callable[[Sequence[str], int], ItemContent] | None:
-    """Ids and a length -> what their items are, by the item tower's features or like ones."""
-    # Of the item's row alone: what an item is at a time, an event of another time is not told.
-    features = [one for one in items.features if one.name not in ("item_id", *TIMED)]
+    """(ids, length of vectors) -> the features of these items; with the item tower's weights, if
+    the towers share any. None if the item tower has only ids."""
+    # Without time-dependent features, whose values at the time of a past event are not known here.
+    features = [
+        feature for feature in items.features if feature.name not in ("item_id", *TIME_DEPENDENT)
+    ]
     if not features:
         return None
     if config.shared == "nothing":
@@ -164,7 +184,7 @@ def _content(
 
 
 def _shareable(config: QueryConfig, items: Tower | None) -> Id:
-    """The item tower's `item_id`, if these towers can share what the config says."""
+    """The item tower's feature `item_id`, if the towers can share what the config asks for."""
     if config.shared not in SHARED:
         raise ValueError(f"shared must be one of {SHARED}; got {config.shared!r}.")
     features = {} if items is None else {feature.name: feature for feature in items.features}

@@ -59,18 +59,18 @@ def composed(text: tf.Tensor) -> tf.Tensor:
     points = tf.strings.unicode_decode(text, "UTF-8")
     row, point = points.value_rowids(), points.values  # [num_points]
     # Characters whose normal form is another character, or two or three.
-    place = tf.minimum(tf.searchsorted(others, point), tf.size(others) - 1)
+    found = tf.minimum(tf.searchsorted(others, point), tf.size(others) - 1)
     alone = tf.pad(point[:, None], [[0, 0], [0, forms.shape[1] - 1]])
-    form = tf.where((tf.gather(others, place) == point)[:, None], tf.gather(forms, place), alone)
+    form = tf.where((tf.gather(others, found) == point)[:, None], tf.gather(forms, found), alone)
     is_there = form > 0
     is_there |= tf.one_hot(0, forms.shape[1], True, False)  # also a character whose code is 0
     row = tf.boolean_mask(tf.repeat(row[:, None], forms.shape[1], 1), is_there)
     point = tf.boolean_mask(form, is_there)
     for _ in range(3):  # a letter has three marks at most
         pair = tf.cast(point[:-1], tf.int64) * CODES + tf.cast(point[1:], tf.int64)
-        place = tf.minimum(tf.searchsorted(pairs, pair), tf.size(pairs) - 1)
-        is_pair = (tf.gather(pairs, place) == pair) & (row[:-1] == row[1:])
-        whole = tf.where(is_pair, tf.gather(wholes, place), point[:-1])
+        found = tf.minimum(tf.searchsorted(pairs, pair), tf.size(pairs) - 1)
+        is_pair = (tf.gather(pairs, found) == pair) & (row[:-1] == row[1:])
+        whole = tf.where(is_pair, tf.gather(wholes, found), point[:-1])
         point = tf.concat([whole, point[tf.size(whole) :]], 0)
         stays = tf.concat([tf.ones_like(row[:1], tf.bool), ~is_pair], 0)
         row, point = tf.boolean_mask(row, stays), tf.boolean_mask(point, stays)
@@ -80,8 +80,8 @@ def composed(text: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of characters, ascending, each as one number; the character that each pair makes;
-    characters that normal forms never hold, ascending; what stands for each of them there."""
+    """(pairs of characters, ascending, each as one number; the character that each pair makes;
+    characters that no normal form has, ascending; their normal forms, padded with 0)."""
     pairs, forms = {}, {}
     for code in range(0x30000):  # no later character can be decomposed
         character = chr(code)

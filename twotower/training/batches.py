@@ -1,8 +1,9 @@
-"""Batches in the graph: from flat arrays to what a training step reads, by tf.data.
+"""Training batches, made in the graph by tf.data from a few long arrays.
 
-Histories are ranges of one long array of events, so a batch is a few slices and gathers, and no
-Python runs between two batches. What an epoch asks, and in which order, is planned once before it
-(`Examples.epoch`, `Sequences.epoch`).
+All events are in one array, sorted by user and time, and a history is a range of it. So a batch is
+a few slices and gathers, and no Python runs between two batches. (Hard negatives are the exception:
+they are drawn in Python.) Which queries and items an epoch has, and in which order, is planned
+before it starts (`Examples.epoch`, `Sequences.epoch`).
 """
 
 import functools
@@ -16,30 +17,51 @@ from twotower.data.examples import Epoch, Examples, ItemInputs, QueryInputs
 from twotower.objective.negatives import Targets
 from twotower.tf import tf
 
-# Batches that are made at a time, and kept ready.
+# Number of batches that are made in parallel, and of batches that are kept ready.
 PARALLEL = 2
 
 
 class Batch(NamedTuple):
-    """What a training step reads. Each row can be understood alone, so a batch can be cut anywhere.
+    """What a training step reads.
 
-    A row is a query with the items that it should find, or a sequence with several queries: one
-    after each of some of its events.
+    A row is a query with the items that it should find; or a sequence of events with several
+    queries, one after each of some of its events. No row depends on another one, so a batch can be
+    cut between any two rows.
 
     Attributes:
-        query: Inputs of the query tower, name -> `[num_rows, ...]`. In a sequence, inputs of its
-            queries that do not belong to the history: `[num_rows, num_targets]`.
-        item: `[num_rows, num_targets]` int32 keys of the items to find; -1 behind a row's last.
-        weight: `[num_rows, num_targets]` float32, what each counts in the loss.
-        probability: `[num_rows, num_targets]` float32, p_c: how probable the item is in a batch.
-        known_positives: `[num_rows, (n)]` int32 keys of items that the row's user is known to like,
-            the targets among them; of a sequence, its user's events up to its end, oldest first.
-        position: `[num_rows, num_targets]` int32, how many events of its sequence a query reads;
-            `[num_rows, 0]` where a row is one query.
-        num_earlier: Likewise, how many of `known_positives` came before the target.
+        query: Inputs of the query tower, name -> `[num_rows, ...]`. If rows are sequences, inputs
+            other than the history have a value for each query: `[num_rows, num_targets]`.
+        item: `[num_rows, num_targets]` int32 keys of the items to find, padded with -1.
+        weight: `[num_rows, num_targets]` float32, weight of each item in the loss.
+        probability: `[num_rows, num_targets]` float32, p_c: the probability that an example of the
+            batch has this item.
+        known_positives: `[num_rows, (n)]` int32 keys of the items that the row's user is known to
+            like, the targets included. For a sequence these are the user's events up to its end,
+            oldest first.
+        position: `[num_rows, num_targets]` int32, how many events of the sequence each query reads;
+            `[num_rows, 0]` if each row is one query.
+        num_earlier: `[num_rows, num_targets]` int32, how many of `known_positives` come before the
+            target; `[num_rows, 0]` if each row is one query.
         item_inputs: Inputs of the item tower that depend on the time of the example, name ->
             `[num_rows, num_targets]` float32.
         hard_negatives: `[num_rows, h]` int32 keys of negatives of this row alone; -1 for none.
+
+    Two queries, the first with two items to find:
+
+    >>> batch = Batch(
+    ...     query={"history": tf.constant([[3, 5], [4, 0]])},
+    ...     item=tf.constant([[0, 2], [1, -1]]),
+    ...     weight=tf.ones([2, 2]),
+    ...     probability=tf.fill([2, 2], 0.25),
+    ...     known_positives=tf.ragged.constant([[0, 2, 4], [1, 3]]),
+    ...     position=tf.zeros([2, 0], tf.int32),
+    ...     num_earlier=tf.zeros([2, 0], tf.int32),
+    ...     item_inputs={},
+    ...     hard_negatives=tf.zeros([2, 0], tf.int32),
+    ... )
+    >>> targets = batch.targets()
+    >>> targets.row.numpy().tolist(), targets.item.numpy().tolist()
+    ([0, 0, 1], [0, 2, 1])
     """
 
     query: dict[str, tf.Tensor]
@@ -54,7 +76,7 @@ class Batch(NamedTuple):
 
     @property
     def is_sequences(self) -> bool:
-        """Whether a row is a sequence with several queries."""
+        """Whether rows are sequences with several queries."""
         return self.position.shape[1] != 0
 
     def targets(self) -> Targets:
@@ -73,12 +95,12 @@ class Batch(NamedTuple):
 
 
 def no_columns(rows: tf.Tensor) -> tf.Tensor:
-    """`[num_rows, 0]` int32, for what the rows `[num_rows]` do not have."""
+    """An empty field of a batch, `[num_rows, 0]` int32, for `rows` `[num_rows, ...]`."""
     return tf.ensure_shape(tf.zeros([tf.shape(rows)[0], 0], tf.int32), [None, 0])
 
 
-# (row of each row's user `[num_rows]`, keys of the batch's items `[num_examples]`, random numbers)
-# -> `[num_rows, h]` keys.
+# (user of each row `[num_rows]`, keys of the batch's items `[num_examples]`, random numbers)
+# -> keys `[num_rows, h]`. A user is a row of the table of users.
 HardNegativesOf = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -87,15 +109,16 @@ class TrainingBatches:
 
     Args:
         examples: The training rows.
-        plan: Number of an epoch -> what it asks.
-        query_inputs: The tables of users and items; encoded ones, so that no string is looked up.
-        sequence_inputs: Names of the query's inputs that belong to a sequence as a whole. Empty
-            where a row is one query.
-        item_inputs: For time-dependent inputs of the item tower.
+        plan: Number of an epoch -> its queries and items.
+        query_inputs: The tables of users and items. Encoded ones, so that a batch looks up no
+            strings.
+        sequence_inputs: Names of the query's inputs that have one row for a sequence. Empty if each
+            row is one query.
+        item_inputs: Computes time-dependent inputs of the item tower.
         probability: `[num_items]`, p_c.
-        estimate: Keys of a batch's items -> p_c of each, in place of `probability`; called in the
-            order of batches.
-        hard_negatives: Chooses each row's hard negatives; None for no such.
+        estimate: Keys of a batch's items -> p_c of each, in place of `probability`. It is called in
+            the order of the batches.
+        hard_negatives: Chooses the hard negatives of each row; None if there are none.
     """
 
     def __init__(
@@ -125,16 +148,18 @@ class TrainingBatches:
             for name in query_inputs.names
             if name in examples.context
         }
-        timed = item_inputs.as_of(examples.items, examples.times)
-        self._item_inputs = {name: tf.constant(values) for name, values in timed.items()}
+        self._item_inputs = {
+            name: tf.constant(values)
+            for name, values in item_inputs.as_of(examples.items, examples.times).items()
+        }
 
     def __call__(self, first_epoch: int = 0, num_replicas: int = 1) -> tf.data.Dataset:
-        """Batches; each iteration over them is the next epoch.
+        """Batches of one epoch after another: each iteration over them gives the next epoch.
 
         Args:
-            first_epoch: The epoch that the first iteration is.
-            num_replicas: Each batch is cut by rows into so many, for a `tf.distribute` strategy,
-                whose replicas take one each.
+            first_epoch: Number of the epoch of the first iteration.
+            num_replicas: Number of parts that each batch is cut into by rows: one for each replica
+                of a `tf.distribute` strategy.
         """
         epochs = itertools.count(first_epoch)
 
@@ -157,15 +182,15 @@ class TrainingBatches:
         dataset = dataset.flat_map(batches)
         if self.hard_negatives is not None:
             dataset = self._with_hard_negatives(dataset, first_epoch)
-        # There is nothing to tune, and on one core the tuner's thread sleeps on for up to a minute
-        # when an iterator ends, and the next epoch waits for it.
+        # There is nothing to tune. On one core the thread of the tuner sleeps for up to a minute
+        # when an iterator ends, and the next epoch would wait for it.
         options = tf.data.Options()
         options.autotune.enabled = False
         dataset = dataset.map(lambda batch, _: batch).with_options(options)
         return dataset.prefetch(PARALLEL)
 
     def _planned(self, number: int, num_replicas: int, estimate=...) -> dict[str, np.ndarray]:
-        """The arrays of an epoch's plan by name; what is not there is empty."""
+        """The arrays of an epoch's plan, name -> array; empty if there is none."""
         epoch = self.plan(number)
         batches, offsets = epoch.batches, epoch.targets.offsets
         estimate = self.estimate if estimate is ... else estimate
@@ -179,7 +204,7 @@ class TrainingBatches:
             starts, sizes = batches[:-1, None], np.diff(batches)[:, None]
             batches = np.append((starts + (sizes * share).astype(np.int64)).ravel(), batches[-1])
         return {
-            "places": epoch.targets.values,
+            "events": epoch.targets.values,
             "offsets": offsets,
             "batches": batches,
             "history": epoch.history,
@@ -191,11 +216,11 @@ class TrainingBatches:
         }
 
     def _batch(self, plan: dict, number: tf.Tensor) -> tuple[Batch, tf.Tensor]:
-        """A batch, and the row of each of its rows' users."""
+        """(a batch without hard negatives; the user of each of its rows, `[num_rows]`)."""
         rows = slice(plan["batches"][number], plan["batches"][number + 1])
         offsets = plan["offsets"][rows.start : rows.stop + 1]
         of_targets = slice(offsets[0], offsets[-1])
-        places = plan["places"][of_targets]  # [num_examples]
+        events = plan["events"][of_targets]  # [num_examples]
         splits = offsets - offsets[0]
 
         def dense(values: tf.Tensor, fill) -> tf.Tensor:
@@ -203,45 +228,44 @@ class TrainingBatches:
             ragged = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
             return ragged.to_tensor(fill)
 
-        first = tf.gather(places, splits[:-1])  # the first example of each row
+        first = tf.gather(events, splits[:-1])  # the first example of each row
         known = _ranges(plan["known"][rows])
-        item = tf.gather(self._item, places)
+        item = tf.gather(self._item, events)
         position = num_earlier = no_columns(first)
         if self.sequence_inputs:
             position = dense(tf.cast(plan["position"][of_targets], tf.int32), 0)
-            before = places - tf.repeat(plan["known"][rows][:, 0], splits[1:] - splits[:-1])
+            before = events - tf.repeat(plan["known"][rows][:, 0], splits[1:] - splits[:-1])
             num_earlier = dense(tf.cast(before, tf.int32), 0)
         probability = tf.gather(self._probability, item)
         if self.estimate is not None:
             probability = plan["probability"][of_targets]
         batch = Batch(
-            query=self._query(plan, rows, places, first, dense),
+            query=self._query(plan, rows, events, first, dense),
             item=dense(item, -1),
-            weight=dense(tf.gather(self._weight, places), 0.0),
+            weight=dense(tf.gather(self._weight, events), 0.0),
             probability=dense(probability, 1.0),
             known_positives=known.with_flat_values(tf.gather(self._item, known.flat_values)),
             position=position,
             num_earlier=num_earlier,
             item_inputs={
-                name: dense(tf.gather(values, places), 0.0)
+                name: dense(tf.gather(values, events), 0.0)
                 for name, values in self._item_inputs.items()
             },
             hard_negatives=no_columns(first),
         )
         return batch, tf.gather(self._user, first)
 
-    def _query(self, plan: dict, rows: slice, places, first, dense) -> dict[str, tf.Tensor]:
+    def _query(self, plan: dict, rows: slice, events, first, dense) -> dict[str, tf.Tensor]:
         """The query tower's inputs."""
         examples, names = self.examples, self.query_inputs.names
-        history = self._history_places(plan, rows, first)
+        history = self._history_events(plan, rows, first)
 
         def of_history(values: tf.Tensor, fill) -> tf.Tensor:
             return history.with_flat_values(tf.gather(values, history.flat_values)).to_tensor(fill)
 
         def of_query(column: Callable[[tf.Tensor], tf.Tensor], fill) -> tf.Tensor:
-            """Of each example of a sequence, or of a row's one query; `column` is asked by
-            place."""
-            return dense(column(places), fill) if self.sequence_inputs else column(first)
+            """`column(events)` of each query: of a sequence's examples, or of a row's one query."""
+            return dense(column(events), fill) if self.sequence_inputs else column(first)
 
         inputs = {}
         for name in names:
@@ -252,30 +276,31 @@ class TrainingBatches:
             elif name == "history_rating":
                 inputs[name] = of_history(self._ratings, np.nan)
             elif name == "time" and name in self.sequence_inputs:
-                # The request of the last query; those before it come with the events.
+                # That of the last query. The request times of the others are those of the events.
                 inputs[name] = self._request(plan["known"][rows][:, 1] - 1)
             elif name == "time":
                 inputs[name] = of_query(self._request, -1)
             elif name in self._users:
-                inputs[name] = of_query(functools.partial(self._of_users, name), 0)
+                fill = "" if self._users[name].dtype == tf.string else 0
+                inputs[name] = of_query(functools.partial(self._of_users, name), fill)
             elif name in self._context and examples.alone:
                 inputs[name] = of_query(functools.partial(tf.gather, self._context[name]), "")
             else:
                 inputs[name] = tf.fill(tf.shape(first), "")
         return inputs
 
-    def _of_users(self, name: str, places: tf.Tensor) -> tf.Tensor:
-        """A column of the users, for the user of each place."""
-        return tf.gather(self._users[name], tf.gather(self._user, places))
+    def _of_users(self, name: str, events: tf.Tensor) -> tf.Tensor:
+        """A column of the users, for the user of each event."""
+        return tf.gather(self._users[name], tf.gather(self._user, events))
 
-    def _request(self, places: tf.Tensor) -> tf.Tensor:
-        """Times of requests, -1 where the protocol does not tell them."""
-        if self.examples.time_told and self.examples.alone:
-            return tf.gather(self._times, places)
-        return tf.fill(tf.shape(places), tf.constant(-1, tf.int64))
+    def _request(self, events: tf.Tensor) -> tf.Tensor:
+        """Request times of events, int64; -1 if the protocol does not give the request time."""
+        if self.examples.knows_request_time and self.examples.alone:
+            return tf.gather(self._times, events)
+        return tf.fill(tf.shape(events), tf.constant(-1, tf.int64))
 
-    def _history_places(self, plan: dict, rows: slice, first: tf.Tensor) -> tf.RaggedTensor:
-        """Places of each row's history, oldest first."""
+    def _history_events(self, plan: dict, rows: slice, first: tf.Tensor) -> tf.RaggedTensor:
+        """Indices of the events of each row's history, oldest first, `[num_rows, (n)]`."""
         bounds, longest = plan["history"][rows], self.examples.config.max_history
         if not self.examples.shared:
             if longest:
@@ -291,6 +316,7 @@ class TrainingBatches:
         return history[:, -longest:] if longest else history
 
     def _with_hard_negatives(self, dataset: tf.data.Dataset, epoch: int) -> tf.data.Dataset:
+        """Batches with the hard negatives of each row."""
         rng = np.random.default_rng([self.examples.config.seed, epoch])
 
         def chosen(users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -305,5 +331,5 @@ class TrainingBatches:
 
 
 def _ranges(bounds: tf.Tensor) -> tf.RaggedTensor:
-    """`[num_rows, 2]` starts and ends -> the integers of each row."""
+    """`[num_rows, 2]` starts and ends -> the integers from start to end, `[num_rows, (n)]`."""
     return tf.ragged.range(bounds[:, 0], bounds[:, 1])

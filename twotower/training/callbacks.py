@@ -15,22 +15,22 @@ from twotower.training.trainer import Training
 
 @dataclasses.dataclass
 class FitResult:
-    """What a fit did; also the state that a resumed one continues from.
+    """What a training did. It is also the state from which an interrupted one continues.
 
     Attributes:
-        epoch: Epochs done.
-        best_epoch: The epoch (from 1) that is kept: with the best validation figure, unless the
-            recipe keeps the last; 0 before the first.
-        best: Its validation figure.
+        epoch: Number of epochs done.
+        best_epoch: Number of the kept epoch, counted from 1: the one with the best validation
+            figure, unless the recipe keeps the last; 0 before the first.
+        best: The validation figure of that epoch.
         seconds: Wall time of training without validation, all sessions together.
-        examples_per_second: Over that time.
-        mining_seconds: Of these, what mining took.
-        stopped: Whether early stopping ended it.
-        log: One entry an epoch: epoch, loss (mean over its examples), seconds and, where validated,
-            the metrics' means.
+        examples_per_second: Examples divided by `seconds`.
+        mining_seconds: The part of `seconds` that mining took.
+        stopped: Whether early stopping ended the training.
+        log: An entry for each epoch: epoch, loss (mean over its examples), seconds and, if it was
+            validated, the means of the metrics.
         validation: All metrics of the best epoch, with intervals.
         metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
-            tell models apart in a small catalogue (`evaluation.telling_metric`).
+            tell models apart in a small catalogue (`evaluate.telling_metric`).
     """
 
     epoch: int = 0
@@ -61,7 +61,7 @@ class Pace(tf.keras.callbacks.Callback):
         self.epochs, self.first = epochs, done + 1 / steps
         self.begun: float | None = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if self.begun is None:
             self.begun = time.perf_counter()
 
@@ -117,10 +117,10 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         self.training, self.mining, self.result = training, mining, result
         self.save, self.select, self.pace = save, select, pace
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.started, self.epoch = time.perf_counter(), epoch
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         training = self.training
         if training.miner is not None:
             step = int(self.model.optimizer.iterations.numpy())
@@ -131,7 +131,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
                 training.mine()
                 self.result.mining_seconds += time.perf_counter() - begun
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if not np.isfinite(logs["loss"]):
             raise ValueError(self._diverged(batch + 1, logs["loss"]))
 
@@ -155,16 +155,16 @@ class EveryEpoch(tf.keras.callbacks.Callback):
             "intact."
         )
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
         # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
         # table of item vectors, which is as old as the last refresh.
         self.paused = time.perf_counter()
         self.training.refresh_topk()
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: dict[str, float] | None = None) -> None:
         self.started += time.perf_counter() - self.paused
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         config, result = self.training.recipe.fit, self.result
         seconds = time.perf_counter() - self.started
         result.seconds += seconds
@@ -178,8 +178,8 @@ class EveryEpoch(tf.keras.callbacks.Callback):
             for name, value in logs.items()
             if name.startswith("val_factorized_top_k")
         }
-        if self.training.miner is not None and self.training.miner.num_places:
-            entry["mined"] = self.training.miner.num_mined / self.training.miner.num_places
+        if self.training.miner is not None and self.training.miner.num_drawn:
+            entry["mined"] = self.training.miner.num_mined / self.training.miner.num_drawn
         better = not self.select
         # The schedule's last epoch always: else what ends there would never be judged.
         due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
@@ -233,10 +233,10 @@ class Progress(tf.keras.callbacks.Callback):
         self.num_examples, self.batch_size, self.pace = num_examples, batch_size, pace
         self.write, self.every = write, every
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epoch, self.begun, self.shown = epoch, time.perf_counter(), 0.0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = time.perf_counter()
         if now - self.shown < self.every:
             return
@@ -250,10 +250,10 @@ class Progress(tf.keras.callbacks.Callback):
             f"{speed:,.0f} examples/s" + (f", {duration(left)} left" if left else "")
         )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.write("")
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self.write("")
 
 

@@ -1,4 +1,4 @@
-"""A recipe that fits the data: features from the columns that are there, sizes from the rows."""
+"""A recipe that fits the data: features from its columns, sizes from its number of rows."""
 
 import dataclasses
 import re
@@ -11,35 +11,36 @@ from twotower.data.columns import form_of, known
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.objective.config import NegativesConfig
-from twotower.towers.config import TIMED
+from twotower.towers.config import TIME_DEPENDENT
 from twotower.training.recipe import Recipe
 
-# Features of MovieLens first, in the order in which results have them.
+# These features come first, in this order: a change of order would change MovieLens' results.
 FIRST = ("item_id", "title", "description", "genres", "maker", "year")
-# Steps that an epoch of few rows should have: smaller batches and more of them.
+# Steps of an epoch over few rows, reached by smaller batches.
 FEWEST_STEPS = 16
 SMALLEST_BATCH = 16
-# Epochs over few rows, where a step costs little and early stopping ends them.
+# Epochs over few rows, at most: a step is cheap, and early stopping ends the training.
 EPOCHS_OF_FEW_ROWS = 30
-# Items whose vectors a step on few rows may all compute.
+# Largest catalogue of which a step on few rows computes all vectors.
 SMALL_CATALOGUE = 10_000
 
 
 def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
     """The recipe to begin with on a dataset.
 
-    With 65,536 training rows or more it is `Recipe()` but for the item features. With fewer, a
-    batch is a sixteenth of the rows, so that an epoch still has several steps, and there are more
-    epochs. A batch then has few items to be negatives, so that the whole catalogue is, or, if it is
-    large, further items are drawn from it. `weight`, where the interactions have it, weighs them.
+    With 65,536 training rows or more it is `Recipe()` with the item features of the data. With
+    fewer rows, a batch is about a sixteenth of them, so that an epoch still has several steps, and
+    there are more epochs. Such a batch has few items, so the negatives are the whole catalogue, or
+    for a large catalogue items drawn from it beside the batch. If the interactions have a column
+    `weight`, it weighs the examples.
 
     Args:
         dataset: The data.
-        split: Its training rows and items are looked at, and no others.
-        **choices: Of `Recipe`, in place of what the data would have (`epochs=4`).
+        split: Only its training rows and their items are looked at.
+        **choices: Choices of `Recipe` that replace those of the data (`epochs=4`).
 
     Returns:
-        A recipe whose every feature has a layer that the training rows can fit.
+        A recipe with features that the training rows have values for.
     """
     recipe = Recipe()
     features, _ = item_features(dataset, split)
@@ -62,10 +63,10 @@ def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
 
 
 def item_features(dataset: Dataset, split: Split) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Columns of items that tell one item from another.
+    """The columns of items that can be features, since their values differ from item to item.
 
     Returns:
-        Names of the features; and each column that is left out, with the reason.
+        (names of these columns; name -> reason for each column that is left out).
     """
     items = dataset.items.iloc[np.unique(dataset.item_keys[split.train])]
     ordered = [name for name in FIRST if name in items]
@@ -76,11 +77,11 @@ def item_features(dataset: Dataset, split: Split) -> tuple[tuple[str, ...], dict
 
 
 def _fault(values: pd.Series, ids: pd.Series) -> str:
-    """Why a column of the training items is no feature to begin with; "" if it is one."""
+    """The reason why a column of the training items is not made a feature; "" if it is one."""
     name = str(values.name)
     if name == "item_id":
         return ""
-    if name in TIMED:
+    if name in TIME_DEPENDENT:
         return "the name of what is computed from the interactions; rename it"
     if name == "released":
         return "a time; ask for the feature age"
@@ -102,7 +103,7 @@ def _fault(values: pd.Series, ids: pd.Series) -> str:
 
 
 def describe(dataset: Dataset, split: Split, recipe: Recipe) -> str:
-    """The features that a recipe reads, the columns that it leaves out, and its sizes, in lines."""
+    """Lines of text: the features that a recipe reads, the columns that it does not, its sizes."""
     _, why = item_features(dataset, split)
     query, item = recipe.query.features, recipe.item.features
     unread = [f"{name} ({why.get(name, 'not asked for')})" for name in dataset.items]

@@ -85,7 +85,7 @@ def _log_what_comes_too_late(recipe: Recipe, select: bool) -> None:
 
 
 def _differences(saved: dict, recipe: Recipe) -> list[str]:
-    """What a checkpoint's recipe has otherwise, a field each: `fit.seed: 0 there, 1 here`."""
+    """The fields in which a checkpoint's recipe differs, such as `fit.seed: 0 there, 1 here`."""
     with contextlib.suppress(TypeError, ValueError):  # a recipe that is refused by now
         saved = Recipe.from_json(saved).to_json()
     there, here = (json.loads(json.dumps(parts)) for parts in (saved, recipe.to_json()))
@@ -115,7 +115,8 @@ def _log_more_epochs(saved: dict, config: FitConfig, result: FitResult) -> None:
 
 
 def _check_same(workdir: pathlib.Path, saved: dict, recipe: Recipe, data: str) -> None:
-    """Raises where a checkpoint is not of this recipe, but for more epochs, and this data."""
+    """Raises ValueError if a checkpoint has other data or another recipe. A recipe may differ in
+    having more epochs."""
     anew = f"Take another --workdir, or delete {workdir / 'checkpoints'} to start anew."
     of_recipe = json.loads(saved["recipe"])
     differences = _differences(of_recipe, recipe)
@@ -145,12 +146,12 @@ def fit(
 
     A checkpoint is written after each epoch. Called again with the same workdir, it continues
     after the last finished epoch, with the optimiser's state, so that an interrupt costs at most
-    one epoch. Batches are those of an uninterrupted run; what the towers drop at random is drawn
-    anew, and hard negatives are mined anew, from the weights of that moment.
+    one epoch. The batches are those of an uninterrupted run. Dropout is drawn anew, and hard
+    negatives are mined anew from the current weights.
 
-    The recipe may ask for more epochs than before; the training then goes on. With `cosine` the
-    learning rate, which fell for the end of fewer epochs, rises again to the height that the longer
-    schedule has at this step. So the result is near that of a longer training, but not the same.
+    The recipe may ask for more epochs than before; the training then continues. With `cosine` the
+    learning rate had fallen for fewer epochs, and jumps to the value of the longer schedule at this
+    step. So the result is close to that of a longer training, but not the same.
 
     A terminal or a notebook shows a line of progress within an epoch; each epoch logs a line.
 
@@ -261,7 +262,7 @@ def fit(
             if num == 1:
                 run(training.batches(first), first, epochs)
             for epoch in range(first, epochs if num > 1 else first):
-                # Keras has to be told where an epoch of a distributed dataset ends.
+                # Keras does not see where an epoch of a distributed dataset ends: one `fit` each.
                 batches = model.distribute_strategy.distribute_datasets_from_function(
                     functools.partial(lambda of, _: training.batches(of, num), epoch)
                 )

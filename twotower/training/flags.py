@@ -6,10 +6,11 @@ from absl import flags
 
 from twotower.training.recipe import CHOICES, PARTS, Recipe
 
-# The flags are the calling command's own, so that its --help shows them.
+# The flags belong to the calling command, so that its --help shows them.
 flags.disclaim_key_flags()
 
-# Parts whose choices go together: if one of them is asked for, the others are not the data's.
+# Parts whose choices go together: if a flag sets one of them, `recipe` takes none of them from its
+# `default`.
 COUPLED = ("task", "negatives", "mining")
 TITLES = {
     "query": "Query tower, and what both towers have in common",
@@ -26,7 +27,7 @@ def define() -> dict[str, list[str]]:
     """Defines the flags; call it once, at the top of a command.
 
     Returns:
-        Title of each group -> names of its flags, for `--help`.
+        Title of each group -> names of its flags, in the order of `--help`.
     """
     groups: dict[str, list[str]] = {title: [] for title in TITLES.values()}
     config = {part.name: part.default for part in PARTS}
@@ -47,7 +48,12 @@ def define() -> dict[str, list[str]]:
 
 
 def recipe(default: Recipe | None = None) -> Recipe:
-    """The Recipe that the flags ask for; `default` says what they leave open."""
+    """The recipe that the flags ask for.
+
+    Args:
+        default: Values of the flags that are not set, such as `recipe_for` of the data; `Recipe()`
+            if left out.
+    """
     default, usual = default or Recipe(), Recipe()
     given = [name for name in CHOICES if not flags.FLAGS[name].using_default_value]
     is_coupled = any(part in COUPLED for name in given for part, _ in CHOICES[name])
@@ -65,7 +71,7 @@ def recipe(default: Recipe | None = None) -> Recipe:
 
 
 def _help(config, field: str) -> str:
-    """The text behind `field:` in the Attributes section of the config's docstring."""
+    """The text of `field` in the Attributes section of the config's docstring."""
     text = re.search(rf"^ +{field}: ((?:.+\n?)(?: {{12}}.+\n?)*)", type(config).__doc__, re.M)
     if text is None:
         raise LookupError(f"the docstring of {type(config).__name__} has no entry {field!r}.")

@@ -1,4 +1,4 @@
-"""TwoTowerModel: two towers and a retrieval task under one `tfrs.Model`."""
+"""TwoTowerModel: two towers and a retrieval task as one `tfrs.Model`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from twotower.objective.negatives import (
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.objective.time_dependent import TimeDependentNegatives
 from twotower.tf import tf, tfrs
-from twotower.towers.config import TIMED
+from twotower.towers.config import TIME_DEPENDENT
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
 from twotower.training.batches import Batch
@@ -27,21 +27,33 @@ from twotower.training.batches import Batch
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class TwoTowerModel(tfrs.Model):
-    """Query tower, item tower and their retrieval task. Trains on `Batch`es (`batches.py`).
+    """Query tower, item tower and their retrieval task. `fit` takes `Batch`es (`batches.py`).
 
     Args:
         query_tower: Encoded inputs -> `[num_queries, dim]`.
         item_tower: Encoded inputs -> `[num_items, dim]`.
-        items: Encoded inputs of all items of the catalogue, row = key.
-        probability: `[num_items]`, p_c of each item (`negatives.py`); 0 for one without a training
-            example.
+        items: Encoded inputs of all items of the catalogue, name -> `[num_items, ...]`; row i is
+            the item with key i.
+        probability: `[num_items]`, p_c of each item (`negatives.py`); 0 for an item without a
+            training example.
         config: The task.
         negatives: Which candidates are columns.
         metrics: `tfrs.metrics.FactorizedTopK` for validation, or None.
 
     Raises:
-        ValueError: Towers of different lengths, or negatives that the task's correction or
-            time-dependent features of items cannot go with.
+        ValueError: Towers whose vectors have different lengths; or negatives that do not fit the
+            correction or time-dependent features of items.
+
+    `Training` makes the towers from a dataset, and this model of them. By hand:
+
+    >>> from twotower.towers.dense import DenseHead
+    >>> from twotower.towers.features import Id
+    >>> queries = Tower([Id("user_id", ["u"], dim=4)], DenseHead((), dim=2), "query_tower")
+    >>> items = Tower([Id("item_id", ["a", "b"], dim=4)], DenseHead((), dim=2), "item_tower")
+    >>> encoded = items.encode({"item_id": tf.constant(["a", "b"])})
+    >>> model = TwoTowerModel(queries, items, encoded, np.array([0.5, 0.5]), TaskConfig())
+    >>> model.item_vectors(tf.constant([0, 1])).shape.as_list()
+    [2, 2]
     """
 
     def __init__(
@@ -57,7 +69,8 @@ class TwoTowerModel(tfrs.Model):
         require_float32()
         super().__init__()
         self._loss_mean = tf.keras.metrics.Mean("loss")
-        self.distribute_reduction_method = "first"  # each replica's log is that of all already
+        # The logs of each replica are already those of all replicas.
+        self.distribute_reduction_method = "first"
         if query_tower.dim != item_tower.dim:
             raise ValueError(
                 f"both towers must end in vectors of one length; the query tower's is "
@@ -70,7 +83,7 @@ class TwoTowerModel(tfrs.Model):
         self.num_items, self.config = len(probability), config
         columns = negatives or NegativesConfig()
         kind = Negatives
-        if any(feature.name in TIMED for feature in item_tower.features):
+        if any(feature.name in TIME_DEPENDENT for feature in item_tower.features):
             kind = TimeDependentNegatives
         elif columns.has_hard_negatives:
             kind = HardNegatives
@@ -83,7 +96,8 @@ class TwoTowerModel(tfrs.Model):
         self.task = task(config, len(self.negatives.keys), columns, metrics)
 
     def query_vectors(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        """Vectors of a batch's queries, `[num_rows, dim]`; of sequences, `[num_examples, dim]`."""
+        """Vectors of a batch's queries: `[num_rows, dim]` if each row is a query, and
+        `[num_examples, dim]` if rows are sequences."""
         if not batch.is_sequences:
             return self.query_tower(self.query_tower.encode(batch.query), training=training)
         of_sequence = self.query_tower.sequence_inputs
@@ -92,28 +106,39 @@ class TwoTowerModel(tfrs.Model):
             for name, values in batch.query.items()
         }
         at = tf.where(batch.item >= 0)  # [num_examples, 2]
-        place = tf.stack([tf.cast(at[:, 0], tf.int32), tf.gather_nd(batch.position, at)], 1)
-        return self.query_tower(self.query_tower.encode(query), training=training, place=place)
+        position = tf.stack([tf.cast(at[:, 0], tf.int32), tf.gather_nd(batch.position, at)], 1)
+        return self.query_tower(
+            self.query_tower.encode(query), training=training, position=position
+        )
 
     def item_vectors(
         self, keys: tf.Tensor, training: bool = False, inputs: Mapping[str, tf.Tensor] | None = None
     ) -> tf.Tensor:
-        """Vectors of items by key, `[num_keys, dim]`; `inputs` stand for those of the end of
-        training."""
+        """Vectors of items by key, `[num_keys, dim]`.
+
+        Args:
+            keys: `[num_keys]` int32.
+            training: Whether this is a training step.
+            inputs: Time-dependent inputs, name -> `[num_keys]`; by default those as of the end of
+                training.
+        """
         encoded = {name: tf.gather(values, keys) for name, values in self._items}
         return self.item_tower(encoded | (inputs or {}), training=training)
 
     def call(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """The vectors of each example's query and item, `[num_examples, dim]` both; the score of an
-        example is their dot product."""
+        """(vectors of the examples' queries, vectors of their items), both `[num_examples, dim]`.
+        The score of an example is the dot product of its two vectors."""
         targets, queries = batch.targets(), self.query_vectors(batch, training)
         if not batch.is_sequences:
             queries = tf.gather(queries, targets.row)
         return queries, self.item_vectors(targets.item, training, targets.inputs)
 
     def compute_loss(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        """Mean loss of a batch's examples, each times its weight; in validation also updates
-        FactorizedTopK. Under a strategy, a replica's share of that of all replicas."""
+        """The mean over a batch's examples of their loss times their weight, a scalar.
+
+        In validation it also updates FactorizedTopK. With several replicas it is the replica's part
+        of the mean over the examples of all replicas.
+        """
         targets = batch.targets()
         queries = self.query_vectors(batch, training)  # [num_queries, dim]
 
@@ -139,18 +164,18 @@ class TwoTowerModel(tfrs.Model):
 
     @staticmethod
     def _num_examples(batch: Batch) -> tf.Tensor:
-        """Examples of the batch on all replicas, float32."""
+        """Number of the batch's examples on all replicas, scalar float32."""
         num = tf.math.count_nonzero(batch.item >= 0, dtype=tf.float32)
         return tf.reduce_sum(of_all_replicas(num[None]))
 
     def _known(self, batch: Batch, targets: Targets, columns: Columns) -> tf.Tensor | None:
         """Which columns are known positives of each query, `[num_queries, num_columns]` bool; None
-        where they are not masked.
+        if they are not masked.
 
-        Of a prefix of a sequence, whose later items are negatives as others are, these are the
-        user's events before the target, where each item is a column. Among the items of a batch
-        they are all events of the sequence's user: later ones stand there for certain, and log-Q
-        would take them for draws and weigh them as many.
+        For sequences over the whole catalogue these are the items of the user's events before the
+        target; later items are negatives like any other. For sequences over the items of a batch
+        they are the items of all events of the user. The later ones are in the batch for certain,
+        since they are targets of the same sequence, but log-Q would weigh them as chance draws.
         """
         if not self.config.mask_known_positives:
             return None
@@ -162,36 +187,40 @@ class TwoTowerModel(tfrs.Model):
         return tf.gather(found, targets.row) if batch.is_sequences else found
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One step. Without data it does nothing: Keras starts a step to learn that an epoch has
-        ended, and what needs no gradient (the count of steps, weight decay) would run or not."""
+        """One training step; returns the logs.
+
+        Keras starts one more step after the last batch, and learns there that the epoch has ended.
+        The control dependencies make that step do nothing. Without them, operations that need no
+        gradient (the count of steps, weight decay) could run in it.
+        """
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             logs = super().train_step(batch)
             logs["loss"] = self._mean_loss(logs["loss"], batch)
-            # The sum shows a weight that is not finite. The loss may not: that of this step came
-            # before the update, and that of a later step need not read the weight.
+            # The sum shows whether a weight is not finite. The loss may not show it: it was
+            # computed before the update, and a later step may not read that weight.
             total = tf.add_n([tf.reduce_sum(weight) for weight in self.trainable_variables])
             logs["loss"] = tf.where(tf.math.is_finite(total), logs["loss"], np.nan)
             return logs
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One batch of validation."""
+        """One batch of validation; returns the logs."""
         logs = super().test_step(batch)
         return logs | {"loss": self._mean_loss(logs["loss"], batch)}
 
     def _mean_loss(self, loss: tf.Tensor, batch: Batch) -> tf.Tensor:
-        """Mean loss over the epoch's examples so far, each of which counts once, also in a short
-        last batch. Each replica brings its share of the loss, and its share of the count."""
+        """Mean loss over the examples of the epoch so far. Each example counts once, also in a
+        short last batch. Each replica adds its part of the loss, and its part of the count."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._loss_mean.update_state(replicas * loss, self._num_examples(batch) / replicas)
         return self._loss_mean.result()
 
     def predict_step(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `call`; Keras would take the fields of a batch for inputs, targets and weights."""
+        """As `call`. Keras' version would read a tuple as inputs, targets and weights."""
         return self(batch, training=False)
 
     def get_config(self) -> dict:
-        """For `from_config` and Keras saving. FactorizedTopK is not in it: its index holds vectors
-        of the moment.
+        """Arguments for `from_config` and Keras saving, without FactorizedTopK, whose index holds
+        the current item vectors.
 
         Raises:
             NotImplementedError: As `Tower.get_config`.
@@ -230,11 +259,11 @@ class TwoTowerModel(tfrs.Model):
         return model
 
     def get_build_config(self) -> dict:
-        """Nothing: towers know their inputs."""
+        """An empty dictionary, since towers know their inputs."""
         return {}
 
     def build_from_config(self, config: dict) -> None:
-        """Makes the weights, so that saved ones can be loaded."""
+        """Creates the weights, so that saved ones can be loaded."""
         for tower in (self.query_tower, self.item_tower):
             tower.build_weights()
         self.built = True

@@ -9,7 +9,7 @@ from twotower.data.config import ExamplesConfig
 from twotower.evaluation.metrics import KS, MRR_AT
 from twotower.limits import at_least, refuse, unread
 from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
-from twotower.towers.config import TIMED, ItemConfig, QueryConfig
+from twotower.towers.config import TIME_DEPENDENT, ItemConfig, QueryConfig
 
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.
@@ -26,23 +26,26 @@ class FitConfig:
     Attributes:
         epochs: Passes over the training rows, at most.
         optimizer: `adam`, `adamw` or `adagrad`.
-        learning_rate: Its peak.
-        weight_decay: Of `adamw`, per step, times the learning rate.
-        warmup_steps: Steps over which the learning rate rises from 0, with `cosine`; at most
+        learning_rate: The highest learning rate of the training.
+        weight_decay: Factor of `adamw`: a step subtracts it times the learning rate of each weight.
+        warmup_steps: Steps in which the learning rate rises from 0, with `cosine`; at most
             `WARMUP_SHARE` of all steps (fitting.py).
-        cosine: Whether it then falls along a half cosine, to a twentieth at the last epoch; else it
-            is the same from the first step on.
-        patience: Epochs without a better validation figure after which training stops; 0 never.
+        cosine: Let the learning rate fall after that along a half cosine, to a twentieth at the
+            last epoch. Without it the learning rate is constant.
+        patience: Stop after this many epochs without a better validation figure; 0 for never.
         metric: The validation figure that selects the epoch. If its k is most of a small catalogue,
             it is taken at the largest k that can tell models apart.
-        keep_best: Whether the best validated epoch is kept; otherwise the last one, as tutorials
-            without a validation do.
-        validate_every: Epochs between validations.
-        topk_every: Epochs between FactorizedTopK validations in `fit`'s log; 0 for none. They
-            count seen items as candidates, so their figures stand in the log as `+seen`.
-        seed: Weights, dropout and (through the examples) order.
-        deterministic: Equal runs to the last bits, at a cost in speed
+        keep_best: Keep the weights of the best validated epoch; without it those of the last epoch,
+            as in tutorials without validation.
+        validate_every: Epochs from one validation to the next.
+        topk_every: Epochs from one FactorizedTopK validation in `fit`'s log to the next; 0 for
+            none. They rank seen items, too, so the log names their figures `+seen`.
+        seed: Seed of the weights, of dropout and of the order of the examples.
+        deterministic: Make runs equal to the last bit, at a cost in speed
             (`tf.config.experimental.enable_op_determinism`).
+
+    >>> FitConfig(epochs=3, cosine=False, warmup_steps=0).learning_rate
+    0.002
     """
 
     epochs: int = 12
@@ -86,17 +89,17 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
-    """All choices of a training run; a bundle's manifest holds it.
+    """All choices of a training run. It is stored in a bundle's manifest.
 
     Args:
         **choices: Whole parts (`fit=FitConfig(...)`), or single choices by their names
-            (`epochs=4`), which are also the names of the flags (`CHOICES`): a field's own name,
-            with `query_`, `item_` or `mining_` in front for these three parts. What both towers
-            have in common (`HEAD`) and `seed` have one name and go to both of their parts.
-            `negatives` is a part if it is a `NegativesConfig`, else that part's choice of pools.
+            (`epochs=4`), which are also the names of the flags (`CHOICES`). A choice has the name
+            of its field, with `query_`, `item_` or `mining_` before it for these three parts. The
+            fields of both towers' dense layers (`HEAD`) and `seed` have one name, and set the field
+            of both parts. `negatives` is a part if it is a `NegativesConfig`, else the pools.
 
     Raises:
-        TypeError: No such part or choice; the message lists names that are near.
+        TypeError: No such part or choice; the message lists similar names.
         ValueError: A value out of its bounds, or choices that do not go together.
 
     >>> recipe = Recipe(epochs=4, dim=64, item_id_dim=32)
@@ -161,9 +164,9 @@ class Recipe:
                 )
 
     def unread(self) -> list[str]:
-        """A sentence for each size or rate that is set for a feature which a tower does not have.
+        """A sentence for each size or rate that is set for a feature which the towers do not have.
 
-        They are logged and not refused, so that a recipe can be varied by its features alone.
+        They are logged and not refused, so that one can change the features of a recipe alone.
         """
         query, item = self.query, self.item
         of_history = [
@@ -172,7 +175,7 @@ class Recipe:
             if field.name.startswith("history") or field.name == "shared"
         ]
         categories = set(query.features) - {"user_id", "history"}
-        columns = set(item.features) - {"item_id", *TIMED}
+        columns = set(item.features) - {"item_id", *TIME_DEPENDENT}
         texts = {"title", "description"} & set(item.features)
         has_user, has_item = "user_id" in query.features, "item_id" in item.features
         of_query = [
@@ -188,13 +191,16 @@ class Recipe:
         return [f"query.{text}" for text in of_query] + [f"item.{text}" for text in of_item]
 
     def to_json(self) -> dict:
-        """Plain dictionaries."""
+        """The recipe as plain dictionaries, part -> field -> value."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: dict) -> "Recipe":
-        """The inverse of `to_json`; what is missing has its default, as in bundles of versions that
-        did not know it, and an unknown part or field is a TypeError that names it."""
+        """The inverse of `to_json`. A missing part or field gets its default value.
+
+        Raises:
+            TypeError: An unknown part or field, which the message names.
+        """
         if unknown := values.keys() - {field.name for field in PARTS}:
             raise TypeError(f"a recipe has no parts {sorted(unknown)}.")
         parts = {}
@@ -211,7 +217,7 @@ PARTS = dataclasses.fields(Recipe)
 
 
 def _choices() -> dict[str, list[tuple[str, dataclasses.Field]]]:
-    """Name of each choice -> the parts and fields that it is."""
+    """Name of each choice -> the parts and fields that it sets."""
     found: dict[str, list[tuple[str, dataclasses.Field]]] = {}
     for part in PARTS:
         prefix = f"{part.name}_" if part.name in ("query", "item", "mining") else ""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from absl import logging
 
 from twotower.data.cases import EvalCases
@@ -23,7 +24,7 @@ from twotower.ragged import Ragged
 from twotower.retrieval.backends.brute_force import BruteForceIndex
 from twotower.retrieval.candidates import Candidates
 from twotower.tf import tf, tfrs
-from twotower.towers.config import TIMED
+from twotower.towers.config import TIME_DEPENDENT
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
 from twotower.towers.history.bag import History
@@ -47,12 +48,19 @@ class Training:
         model: The `TwoTowerModel`.
         query_inputs: Cases -> encoded inputs of the query tower.
         item_inputs: Keys -> raw inputs of the item tower.
-        examples: Training rows -> batches.
-        sequences: The same rows as windows, all of whose prefixes are queries, if the recipe asks.
-        frequency: The streaming estimate of p_c, if the recipe asks for it.
-        miner: The users' hard negatives, if the recipe asks for them.
-        passed_over: Keys of what each user was shown and passed over, a row a user, likewise.
+        examples: The training rows, and the queries and items of each epoch.
+        sequences: The training rows as windows for next-item training; None if the recipe does not
+            ask for it.
+        frequency: The streaming estimate of p_c; None likewise.
+        miner: The mined hard negatives of the users; None likewise.
+        passed_over: Keys of the items that each user was shown and did not take, a row for each
+            user; None likewise.
         ancestor: Lineage of the weights that a warm start took over; None without one.
+
+    Example:
+        training = Training(dataset, make_split(dataset, "random"), Recipe())
+        training.model.compile(optimizer="adam")
+        training.model.fit(training.batches(), epochs=1)
     """
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
@@ -111,7 +119,7 @@ class Training:
             self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
 
     def _check(self) -> None:
-        """Raises where parts of the recipe do not go together, or ask for what is not told."""
+        """Raises ValueError if parts of the recipe do not go together, or do not fit the data."""
         query, examples, protocol = self.recipe.query, self.examples, self.split.protocol
         of_groups = ("targets_per_query", "targets_share", "targets_share_spread")
         groups = f"queries of several items, which {protocol} has not"
@@ -126,10 +134,14 @@ class Training:
                 f"query features {sorted(context)} belong to one example, so queries cannot be "
                 "shared: set targets_per_query=1."
             )
-        if "time" in query.features and not examples.time_told:
-            raise ValueError(f"the feature 'time' needs a protocol that tells it: {protocol}+time.")
-        if query.history_time_told and not examples.time_told:
-            raise ValueError(f"history_time_told needs a protocol that tells it: {protocol}+time.")
+        if "time" in query.features and not examples.knows_request_time:
+            raise ValueError(
+                f"the feature 'time' needs a protocol with request times: {protocol}+time."
+            )
+        if query.history_request_time and not examples.knows_request_time:
+            raise ValueError(
+                f"history_request_time needs a protocol with request times: {protocol}+time."
+            )
         normalised = query.l2_normalise and self.recipe.item.l2_normalise
         if self.recipe.task.loss == "cosine_contrastive" and not normalised:
             raise ValueError("cosine_contrastive needs cosines: set l2_normalise of both towers.")
@@ -142,7 +154,7 @@ class Training:
             raise ValueError("history_ratings: no training row has a rating.")
 
     def _miner(self) -> Miner:
-        """Lists deep enough for the block that a whole batch asks for."""
+        """A miner whose lists are deep enough for the rows of a whole batch."""
         negatives = self.recipe.negatives
         candidates = np.intersect1d(self.split.candidates, self.model.negatives.keys)
         batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
@@ -162,18 +174,18 @@ class Training:
                 width,
                 len(candidates),
             )
-        own = Ragged(self.examples.items, self.examples.by_user.offsets)
+        known_positives = Ragged(self.examples.items, self.examples.by_user.offsets)
         deep = dataclasses.replace(mining, depth=max(mining.depth, width))
-        return Miner(deep, own, candidates)
+        return Miner(deep, known_positives, candidates)
 
     def _sequences(self, queries: Tower) -> Sequences | None:
         recipe = self.recipe
         encoders = [feature for feature in queries.features if isinstance(feature, History)]
         if not recipe.examples.sequence_length:
-            in_order = [one for one in encoders if isinstance(one, SequenceHistory)]
+            in_order = [encoder for encoder in encoders if isinstance(encoder, SequenceHistory)]
             if in_order and not self.examples.shared:
                 logging.warning(
-                    "every query encodes a history of its own: sequence_length=%d would encode "
+                    "every query encodes its history separately: sequence_length=%d would encode "
                     "all prefixes of a user's events at once.",
                     in_order[0].max_length,
                 )
@@ -182,8 +194,8 @@ class Training:
             raise ValueError("sequence_length needs the query feature 'history'.")
         length, most = recipe.examples.sequence_length, getattr(encoders[0], "max_length", None)
         tables = ("position_table", "distance_bias")
-        has_places = any(getattr(encoders[0], name, None) is not None for name in tables)
-        if most is not None and (length > most or (length < most and has_places)):
+        has_positions = any(getattr(encoders[0], name, None) is not None for name in tables)
+        if most is not None and (length > most or (length < most and has_positions)):
             raise ValueError(
                 f"sequence_length {length} and history_length {most} differ: an encoder cannot "
                 "read more events than its window has, and positions and distances past "
@@ -193,23 +205,23 @@ class Training:
             self.examples,
             encoders[0].is_causal,
             is_cut=most is not None,
-            reads_request_time=getattr(encoders[0], "time_told", False),
+            reads_request_time=getattr(encoders[0], "request_time", False),
         )
 
     def _query_columns(self) -> dict[str, np.ndarray]:
-        """What the training rows hold of each query feature."""
+        """Name of a query feature -> its values in the training rows."""
         rows, frame = self.examples.rows, self.dataset.interactions
         users = self.dataset.users.iloc[np.unique(self.examples.users)]
         ids = self.dataset.items["item_id"].to_numpy(object)[np.unique(self.examples.items)]
         context = {name: frame[name].to_numpy(object)[rows] for name in self.examples.context}
-        own = {name: users[name].to_numpy(object) for name in users}
-        return {"history": ids, "time": self.examples.times} | context | own
+        of_users = {name: users[name].to_numpy(object) for name in users}
+        return {"history": ids, "time": self.examples.times} | context | of_users
 
-    def _item_columns(self):
-        """The items of the training rows, with the timed features as of each one's examples."""
+    def _item_columns(self) -> pd.DataFrame:
+        """The items of the training rows, with time-dependent features as of one example each."""
         keys = np.unique(self.examples.items)
         columns = self.dataset.items.iloc[keys].copy()
-        names = [name for name in TIMED if name in self.recipe.item.features]
+        names = [name for name in TIME_DEPENDENT if name in self.recipe.item.features]
         if names:
             # One example of each item, at random, so that quantiles are those met in training.
             rng = np.random.default_rng(self.recipe.fit.seed)
@@ -241,16 +253,16 @@ class Training:
         )
 
     def lineage(self) -> Lineage:
-        """Which rows the weights learn from: those of this training and of its ancestors."""
+        """The rows that the weights learn from: those of this training and of its ancestors."""
         return Lineage.of(self.dataset, self.split, self.ancestor)
 
     def fingerprint(self) -> str:
         """sha256 over the data, the protocol and its part, the training rows, and the ancestors."""
         split = self.split
-        told = [self.dataset.fingerprint(), split.protocol, split.part]
-        told = json.dumps([*told, *(self.ancestor.ancestors if self.ancestor else ())])
+        parts = [self.dataset.fingerprint(), split.protocol, split.part]
+        text = json.dumps([*parts, *(self.ancestor.ancestors if self.ancestor else ())])
         return hashlib.sha256(
-            told.encode() + np.asarray(split.train, np.int64).tobytes()
+            text.encode() + np.asarray(split.train, np.int64).tobytes()
         ).hexdigest()
 
     def recommender(self) -> Callable[[EvalCases, int], Candidates]:
@@ -273,12 +285,12 @@ class Training:
         self.miner.mine(queries, self.item_vectors(self.miner.keys))
 
     def _estimated(self, items: np.ndarray) -> np.ndarray:
-        """p_c of a batch's items by what the stream has seen so far, `[num_examples]`."""
+        """p_c of a batch's items as estimated from the batches so far, `[num_examples]`."""
         self.frequency.update(items)
         return self.frequency.probability(items)
 
     def _num_mined(self, num_examples: int) -> int:
-        """Mined negatives of each row of a batch."""
+        """Number of mined negatives of each row, in a batch of `num_examples`."""
         config = self.recipe.negatives
         return config.num_mined(config.num_shared(num_examples, len(self.model.negatives.keys)))
 
@@ -288,16 +300,16 @@ class Training:
         """Keys of each row's hard negatives: mined ones, then impressions.
 
         Args:
-            users: `[num_rows]`, row of each one's user.
+            users: `[num_rows]`, user of each row, as a row of `dataset.users`.
             items: `[num_examples]`, keys of the batch's items.
-            rng: Draws.
+            rng: Source of the random numbers.
 
         Returns:
             `[num_rows, h]`, -1 for none.
         """
         config, chosen = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
         if self.miner is not None:
-            chosen.append(self.miner.block(users, self._num_mined(len(items)), rng, items))
+            chosen.append(self.miner.hard_negatives(users, self._num_mined(len(items)), rng, items))
         if self.passed_over is not None:
             shown = self.passed_over.take(users).to_dense(-1)
             chosen.append(drawn(shown, config.num_impressions, rng))
@@ -319,12 +331,13 @@ class Training:
         return make(first_epoch, num_replicas)
 
     def num_batches(self, epoch: int) -> int:
-        """How many batches the epoch of this number has."""
+        """Number of batches in the epoch with this number."""
         return len((self.sequences or self.examples).epoch(epoch).batches) - 1
 
     def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
-        """Batches of the split's cases, a row a target, for the loss and FactorizedTopK, which also
-        ranks seen items. A user's positives are the items of the history and all targets."""
+        """Batches of the split's cases, for the validation loss and FactorizedTopK, which also
+        ranks seen items. A row is a case; its known positives are the items of the history and all
+        targets."""
         cases = self.split.cases
         parts = [
             cases.take(np.arange(start, min(start + batch_size, len(cases))))
@@ -342,7 +355,7 @@ class Training:
         return batches.map(whole)
 
     def _topk_batch(self, cases: EvalCases) -> dict:
-        """The fields of a batch of cases, a row a case."""
+        """The fields of a `Batch` of cases, a row for each case."""
         targets = cases.targets
         item = tf.constant(targets.to_dense(-1), tf.int32)
         known = Ragged.group(
@@ -361,13 +374,13 @@ class Training:
         }
 
     def refresh_topk(self) -> None:
-        """Gives FactorizedTopK the items' current vectors; without, it would judge old ones."""
+        """Gives FactorizedTopK the current vectors of the items. It keeps a copy of them."""
         keys = self.split.candidates
         self.topk.set_weights([keys.astype(np.int32), self.item_vectors(keys)])
 
 
 def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
-    """Numpy inputs as tensors; arrays of objects hold strings."""
+    """Inputs as tensors, name -> tensor. Arrays of objects hold strings."""
     return {
         name: tf.constant(values, tf.string if values.dtype == object else None)
         for name, values in inputs.items()

@@ -37,7 +37,7 @@ def row(value, protocol="loo-5core", part="test", **more):
 def test_seeds_are_averaged_and_other_protocols_left_out(results):
     results("sequence_loo_5core_0", row(0.30, seed=0))
     results("sequence_loo_5core_1", row(0.34, seed=1), row(0.9, part="validation"))
-    query = {"history_gaps": True, "history_ratings": False, "history_time_told": True}
+    query = {"history_gaps": True, "history_ratings": False, "history_request_time": True}
     results("sequence_loo_time_0", row(0.8, protocol="loo+time", recipe={"query": query}))
     lines = sequence_tables.results("loo-5core").splitlines()
     assert lines[2].startswith("| ours | 0.320 ± 0.010 | 0.320 ± 0.010 |")

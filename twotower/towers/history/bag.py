@@ -1,7 +1,7 @@
 """What a user did before, as one vector: the base of all history encoders, and the bag."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from twotower.tf import tf
 from twotower.towers.features import UNKNOWN, Feature, Id, Input, embedding_table
@@ -16,25 +16,25 @@ COUNT_MATRIX_LIMIT = 20_000
 class History(Feature):
     """Base of the history encoders: inputs and lookup of aligned sequences, oldest first.
 
-    Inputs are `<name>` `[batch_size, n]` strings padded on the right with "", and as far as an
-    encoder uses them `<name>_time` (int64 seconds, -1 for padding) and `<name>_rating` (float32,
-    NaN where there is none), aligned with it. Items unknown to the vocabulary count as absent
-    until the next training.
+    Inputs are `<name>`, `[batch_size, n]` strings padded on the right with "", and if an encoder
+    reads them `<name>_time` (int64 seconds, -1 for padding) and `<name>_rating` (float32, NaN for
+    none), both of the same shape. An item that is not in the vocabulary is left out.
 
     Args:
         name: Name of the input.
         vocabulary: Ids of the items of the training rows.
-        dim: Length of an item's vector here.
-        dropout: Share of events that are left out in training, at random: the tower must not
-            lean on any single one (input dropout of Mult-DAE, Liang et al., WWW 2018). A sum of
-            the others is scaled up by as much.
-        table: The vectors of an item tower's `Id` to share; a table of its own by default.
+        dim: Length of a past item's vector.
+        dropout: Share of events that are left out in training at random, so that the tower does not
+            rely on a single one (input dropout of Mult-DAE, Liang et al., WWW 2018, section 2). The
+            sum of the others is scaled up accordingly.
+        table: Vectors of an item tower's `Id`, to share them; a new table by default.
     """
 
-    # What a recipe says to this encoder: argument -> field of QueryConfig behind `history_`.
+    # Arguments that a config sets: argument -> name of the field in QueryConfig after `history_`.
     settings: ClassVar[dict[str, str]] = {"dim": "dim", "dropout": "dropout", "ratings": "ratings"}
     is_sequence = True
-    # Whether the vector after p events depends on those alone; else hidden events are asked for.
+    # Whether the vector after p events depends on these alone. If not, training hides events and
+    # asks for them.
     is_causal = True
 
     def __init__(
@@ -61,50 +61,58 @@ class History(Feature):
         return self.dim
 
     @classmethod
-    def over(cls, name: str, item_id: Id, **kwargs) -> "History":
-        """An encoder over the vectors of an item tower's ids."""
+    def over(cls, name: str, item_id: Id, **kwargs: Any) -> "History":
+        """An encoder that shares the id vectors of an item tower; other arguments as in `cls`."""
         kwargs["dim"] = item_id.dim
         return cls(name, item_id.vocabulary, table=item_id.table, **kwargs)
 
-    def index(self, values):
+    def index(self, values: tf.Tensor) -> tf.Tensor:
         return tf.cast(self.lookup(values), tf.int32)
 
     def rows(self, index: tf.Tensor) -> tf.Tensor:
-        """Rows of the table; an item tower's has none for padding."""
+        """Encoded items to rows of the table, of the same shape. The table of an item tower has no
+        row for padding."""
         return tf.maximum(index - 1, 0) if self.is_shared else index
 
     def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """A session's state after a history, name -> `[batch_size, ...]`, and its vector
-        `[batch_size, size]`."""
+        """Begins a session.
+
+        Args:
+            encoded: The encoder's encoded inputs.
+
+        Returns:
+            (the state, name -> `[batch_size, ...]`; the history's vector `[batch_size, size]`).
+        """
         raise NotImplementedError
 
     def step(
         self, state: dict[str, tf.Tensor], event: dict[str, tf.Tensor]
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """One more event: the state and the vector that `begin` gives for the longer history.
+        """Adds an event to a session. Returns what `begin` returns for the longer history.
 
         Args:
-            state: Of `begin` or `step`.
+            state: As returned by `begin` or `step`.
             event: The encoder's encoded inputs for one event, each `[batch_size]`.
         """
         raise NotImplementedError
 
     def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Which rows of each part of a state are valid, name -> `[batch_size]` bool; by default
-        those whose numbers are finite."""
+        """Which rows of each part of a state are valid, name -> `[batch_size]` bool. Here these are
+        the rows whose numbers are all finite."""
         finite = {name: tf.math.is_finite(values) for name, values in state.items()}
         return {
             name: tf.reduce_all(rows, range(1, rows.shape.rank)) for name, rows in finite.items()
         }
 
     def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
-        """Which events of `index` `[batch_size, n]` to use: known ones, thinned in training."""
+        """Which events of `index` `[batch_size, n]` are used, bool of its shape: the known ones, of
+        which training drops a random share."""
         kept = index > UNKNOWN
         if training and self.dropout > 0:
             kept &= tf.random.uniform(tf.shape(index)) >= self.dropout
         return kept
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "vocabulary": self.vocabulary,
@@ -115,13 +123,19 @@ class History(Feature):
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class MeanHistory(History):
-    """Bag of past items: sum of their vectors over (number of events) ** `power`.
+    """Bag of past items: the sum of their vectors, divided by (number of events) ** `power`.
 
-    `power` 1 is the mean; 1/2 keeps the length of a sum of independent vectors, so that the tower
-    still sees how much is known of the user. An empty history gives zeros.
+    With `power` 1 this is the mean, which gets shorter with each event if the items differ. With
+    1/2 a sum of independent vectors keeps its length. An empty history gives zeros.
 
-    With `ratings`, a second bag from a table of its own weighs each event by how far its rating
-    lies above the user's mean rating, which tells what was liked from what was merely seen.
+    With `ratings` there is a second bag, of vectors from a second table. It weighs each event by
+    its rating minus the user's mean rating, which tells items that were liked from items that were
+    only seen.
+
+    >>> history = MeanHistory("history", ["a", "b"], dim=2)
+    >>> encoded = history.encode({"history": tf.constant([["a", "b"], ["", ""]])})
+    >>> encoded["history"].numpy().tolist(), history(encoded).numpy()[1].tolist()
+    ([[2, 3], [0, 0]], [0.0, 0.0])
     """
 
     settings = History.settings | {"power": "power"}
@@ -142,20 +156,22 @@ class MeanHistory(History):
             self.rating_table = embedding_table(len(self.vocabulary) + 2, dim)
 
     @property
-    def size(self):
+    def size(self) -> int:
         return 2 * self.dim if self.ratings else self.dim
 
     @property
-    def inputs(self):
+    def inputs(self) -> list[Input]:
         rating = [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
         return [Input(self.name, "string", (None,)), *rating]
 
-    def call(self, encoded, training=False):
+    def call(self, encoded: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         bag = self._of(self._sums(encoded, training))
-        # The expected bag is the one that serving sees.
+        # So that the expected bag is that of serving, which drops nothing.
         return bag / (1.0 - self.dropout) if training else bag
 
-    def at(self, encoded, place, training=False):
+    def at(
+        self, encoded: dict[str, tf.Tensor], position: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
         index = encoded[self.name]  # [num_sequences, n]
         kept = tf.cast(self.kept(index, training), tf.float32)[:, :, None]
         count = tf.cumsum(tf.cast(index > UNKNOWN, tf.float32), 1)[:, :, None]
@@ -171,24 +187,26 @@ class MeanHistory(History):
             mean = tf.math.divide_no_nan(tf.cumsum(rating, 1), tf.cumsum(rated, 1))
             liked = tf.cumsum(rating * vectors, 1) - mean * tf.cumsum(rated * vectors, 1)
             bags = tf.concat([bags, liked * scale], 2)
-        return tf.gather_nd(tf.pad(bags, [[0, 0], [1, 0], [0, 0]]), place)
+        return tf.gather_nd(tf.pad(bags, [[0, 0], [1, 0], [0, 0]]), position)
 
-    def begin(self, encoded):
+    def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         state = self._sums(encoded)
         return state, self._of(state)
 
-    def step(self, state, event):
+    def step(
+        self, state: dict[str, tf.Tensor], event: dict[str, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         more = self._sums({name: values[:, None] for name, values in event.items()})
         state = {name: values + more[name] for name, values in state.items()}
         return state, self._of(state)
 
-    def check(self, state):
+    def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         right = super().check(state)
         return right | {n: right[n] & (state[n] >= 0) for n in ("num", "num_rated") if n in state}
 
     def _sums(self, encoded: dict, training: bool = False) -> dict[str, tf.Tensor]:
-        """What the bag of a history is made of, name -> `[batch_size]` or `[batch_size, dim]`; of
-        two histories together it is the sum."""
+        """The sums that make a bag, name -> `[batch_size]` or `[batch_size, dim]`. Those of two
+        histories together are the sums of both."""
         index = encoded[self.name]  # [batch_size, n]
         kept = tf.cast(self.kept(index, training), tf.float32)
         state = {
@@ -208,7 +226,7 @@ class MeanHistory(History):
         return state
 
     def _of(self, state: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The bag of such sums."""
+        """The bag `[batch_size, size]`, from what `_sums` returns."""
         scale = 1.0 / tf.maximum(state["num"], 1.0)[:, None] ** self.power
         bags = [state["sum"] * scale]
         if self.ratings:
@@ -216,7 +234,7 @@ class MeanHistory(History):
             bags.append((state["rating_sum"] - mean * state["rated"]) * scale)
         return tf.concat(bags, 1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"power": self.power, "ratings": self.ratings}
 
 
@@ -228,7 +246,7 @@ def weighted_bag(
     Args:
         table: Embedding of `rows` rows.
         index: `[batch_size, n]` int32.
-        weight: `[batch_size, n]` float32, 0 for what is not to count.
+        weight: `[batch_size, n]` float32, 0 for an entry that does not count.
         training: Whether this is a training step, whose batches are large.
 
     Returns:
@@ -237,9 +255,9 @@ def weighted_bag(
     rows = table.input_dim
     if not table.built:
         table.build(None)
-    # A request in serving holds so few events that reading the whole table would take longer than
-    # all the rest. An exported tower, which cannot know its batches, gathers: to choose in the
-    # graph by `tf.cond` costs a third of a request.
+    # A request has so few events that reading the whole table would take longer than all else. An
+    # exported tower cannot know the size of its batches, so it gathers: a choice in the graph by
+    # `tf.cond` would cost a third of a request.
     events = index.shape.num_elements()
     many = training or (events is not None and events >= rows // 2)
     if many and rows <= COUNT_MATRIX_LIMIT:

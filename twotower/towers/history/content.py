@@ -1,7 +1,7 @@
-"""ItemContent: what past items are, beside their ids, as one vector each."""
+"""ItemContent: the features of past items beside their ids, as one vector each."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from twotower.tf import tf
 from twotower.towers.features import Feature
@@ -12,19 +12,21 @@ class ItemContent(tf.keras.layers.Layer):
 
     vector_i = W [feature_1(i), feature_2(i), ...]
 
-    so that a past item with few events of its own still says what it is.
+    An item whose id has few events to learn from still has its features.
 
     Args:
-        features: Of items, without the id; an item tower's, to share its weights, or others.
+        features: Features of items without the id: those of the item tower, to share its weights,
+            or others.
         encoded: Their encoded inputs for the items of a history's vocabulary, `[num_items, ...]`.
         dim: Length of the vectors.
 
     Call args:
-        index: Integers of any shape, rows of a history's vocabulary: item i is row i + 2.
+        index: int32 of any shape, encoded items of a history: item i is i + 2.
         training: Whether this is a training step.
 
     Returns:
-        The shape of `index` and `dim`; what stands for padding or an unknown item means nothing.
+        float32 of the shape of `index` and `dim`. Vectors of padding and of unknown items have no
+        meaning.
     """
 
     def __init__(
@@ -39,9 +41,12 @@ class ItemContent(tf.keras.layers.Layer):
         self.fixed = None
 
     @contextlib.contextmanager
-    def fix(self):
-        """While it lasts, all items' vectors as they are now are looked up and not computed: what
-        is exported learns no more, and those of three items are a tenth of a session's event."""
+    def fix(self) -> Iterator[tf.Variable]:
+        """A context in which the vectors of all items are computed once and then looked up.
+
+        An export needs it: an exported tower learns no more, and to compute the vectors of three
+        items would be a tenth of the time of a session's event.
+        """
         self.fixed = tf.Variable(self.vectors(None, False), trainable=False)
         try:
             yield self.fixed
@@ -49,7 +54,7 @@ class ItemContent(tf.keras.layers.Layer):
             self.fixed = None
 
     def vectors(self, rows: tf.Tensor | None, training: bool) -> tf.Tensor:
-        """Of the items at `rows` `[n]`, or of all."""
+        """Vectors of the items `rows` `[n]`, `[n, dim]`; of all items if `rows` is None."""
         encoded = {
             name: values if rows is None else tf.gather(values, rows)
             for name, values in self._encoded
@@ -57,11 +62,11 @@ class ItemContent(tf.keras.layers.Layer):
         parts = [feature(encoded, training=training) for feature in self.features]
         return self.projection(tf.concat(parts, 1))
 
-    def call(self, index, training=False):
+    def call(self, index: tf.Tensor, training: bool = False) -> tf.Tensor:
         rows = tf.maximum(index - 2, 0)
         if self.fixed is not None and not training:
             return tf.gather(self.fixed, rows)
-        # Each item once, however often it was chosen and however many others there are.
-        distinct, place = tf.unique(tf.reshape(rows, [-1]))
+        # Each item of the batch once.
+        distinct, index_of_row = tf.unique(tf.reshape(rows, [-1]))
         vectors = self.vectors(distinct, training)
-        return tf.gather(vectors, tf.reshape(place, tf.shape(index)))
+        return tf.gather(vectors, tf.reshape(index_of_row, tf.shape(index)))

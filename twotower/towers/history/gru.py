@@ -1,7 +1,10 @@
 """GRUHistory: a recurrent network over past events (GRU4Rec)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from twotower.tf import tf
-from twotower.towers.history.sequence import SequenceHistory
+from twotower.towers.history.sequence import SequenceHistory, Window
 
 
 @tf.keras.saving.register_keras_serializable("twotower")
@@ -10,39 +13,51 @@ class GRUHistory(SequenceHistory):
 
     h_p = (1 - z_p) * c_p + z_p * h_{p-1}
 
-    with the update gate z and the candidate c of Cho et al., 2014, in Keras' form. A session state
-    has one h a layer, that before the last event, beside its window: until that is full an event
-    costs the same however long the history.
+    with the update gate z and the candidate c of Cho et al. (EMNLP 2014, section 2.3) as in Keras.
+    A session's state has its window and, for each layer, h before the last event. So an event costs
+    the same for any length of the history, until the window is full.
     """
 
     settings = SequenceHistory.settings | {"num_layers": "layers"}
 
-    def __init__(self, name, vocabulary, dim=64, num_layers: int = 1, **kwargs) -> None:
+    def __init__(
+        self,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 64,
+        num_layers: int = 1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         if num_layers < 1:
             raise ValueError(f"{name}: num_layers must be 1 or more; got {num_layers}.")
         self.num_layers = num_layers
         self.layers = [tf.keras.layers.GRU(dim, return_sequences=True) for _ in range(num_layers)]
 
-    def _layers(self, window, training) -> list[tf.Tensor]:
-        """What each layer says after each token, `[batch_size, n + 1, dim]` each."""
+    def _layers(self, window: Window, training: bool) -> list[tf.Tensor]:
+        """The outputs of each layer after each token, `[batch_size, n + 1, dim]` each."""
         outputs = [self.tokens(window, training)]
         for layer in self.layers:
             outputs.append(self.drop(layer(outputs[-1]), training=training))
         return outputs[1:]
 
-    def states(self, window, training=False):
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
         return self._layers(window, training)[-1]
 
-    def _read(self, state, request):
+    def _read(
+        self, state: dict[str, tf.Tensor], request: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         outputs = self._layers(self._held(state, request), False)
-        # Before the last token, which a request may have to be told: zeros before the first.
+        # The state before the last token, since that token may change with the request time. Before
+        # the first token it is zero.
         padded = [tf.pad(output, [[0, 0], [1, 0], [0, 0]]) for output in outputs]
         before = [tf.gather(output, state["length"], batch_dims=1) for output in padded]
         vector = tf.gather(outputs[-1], state["length"], batch_dims=1)
         return state | {"hidden": tf.stack(before, 1)}, vector
 
-    def _go_on(self, state, request, known):
+    def _go_on(
+        self, state: dict[str, tf.Tensor], request: tf.Tensor, known: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         tokens, hidden = self.last_two(state, request), state["hidden"]
         hidden = tf.where(known[:, None, None], self._step(tokens[:, 0], hidden), hidden)
         last = self._step(tokens[:, 1], hidden)
@@ -56,5 +71,5 @@ class GRUHistory(SequenceHistory):
             after.append(x)
         return tf.stack(after, 1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"num_layers": self.num_layers}

@@ -1,4 +1,7 @@
-"""HSTUHistory: pointwise gated attention over past events, with biases for place and time."""
+"""HSTUHistory: pointwise gated attention over past events, biased by distance and time."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from twotower.tf import tf
 from twotower.towers.history.sequence import SequenceHistory
@@ -9,15 +12,15 @@ class GatedBlock(tf.keras.layers.Layer):
     """The block of HSTU (Zhai et al., ICML 2024, section 3.1, equations 1 to 3).
 
     u, v, q, k = split(silu(W_1 norm(x)))
-    a          = silu(q k^T + bias) / N         for tokens up to the own one
+    a          = silu(q k^T + bias) / N         for each token and those before it
     y          = x + W_2 (norm(a v) * u)
 
-    Without a softmax an attended token adds as much as it does, however many others there are: the
-    number of like events is not lost. N is the number of tokens of a full window.
+    There is no softmax, so the contribution of a token does not shrink if there are more of them:
+    the block can count like events. N is the number of tokens of a full window.
 
     Args:
         dim: Length of the vectors.
-        heads: Of attention; a divisor of `dim`.
+        heads: Number of attention heads; a divisor of `dim`.
         dropout: Share of activations dropped in training.
         num_tokens: N.
     """
@@ -32,13 +35,21 @@ class GatedBlock(tf.keras.layers.Layer):
         self.drop = tf.keras.layers.Dropout(dropout)
 
     def project(self, x: tf.Tensor, m: int | tf.Tensor) -> tuple[tuple, tf.Tensor, tf.Tensor]:
-        """As in `AttentionBlock.project`; the tokens' own are queries, and gates as rows
+        """As in `AttentionBlock.project`; the first value is a pair of the queries and the gates
         `[batch_size * m, dim]`."""
         gates, *parts = tf.split(self.projection(self.norm(x)), 4, axis=1)
         values, queries, keys = (split_heads(part, self.heads, m) for part in parts)
         return (queries, gates), keys, values
 
-    def mix(self, x, queries, keys, values, bias, training: bool = False) -> tf.Tensor:
+    def mix(
+        self,
+        x: tf.Tensor,
+        queries: tf.Tensor,
+        keys: tf.Tensor,
+        values: tf.Tensor,
+        bias: tf.Tensor,
+        training: bool = False,
+    ) -> tf.Tensor:
         """As in `AttentionBlock.mix`."""
         queries, gates = queries
         logits = tf.matmul(queries, keys, transpose_b=True) + bias
@@ -51,8 +62,9 @@ class GatedBlock(tf.keras.layers.Layer):
 class HSTUHistory(TransformerHistory):
     """Blocks of pointwise gated attention, biased by distance and by time (HSTU).
 
-    All else is as in `TransformerHistory`, the session's keys and values too. Blocks share their
-    biases, which differ by head; in the authors' code each block has its own, and its heads share.
+    All else is as in `TransformerHistory`, and so are its arguments. Here all blocks share their
+    biases, and each head has different ones; in the authors' code each block has different biases,
+    which its heads share.
     """
 
     settings = SequenceHistory.settings | {  # time is always a bias
@@ -62,9 +74,15 @@ class HSTUHistory(TransformerHistory):
     }
 
     def __init__(
-        self, name, vocabulary, dim=64, positions="relative", time_bias=True, **kwargs
+        self,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 64,
+        positions: str = "relative",
+        time_bias: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(name, vocabulary, dim, positions=positions, time_bias=time_bias, **kwargs)
 
-    def make_block(self):
+    def make_block(self) -> tf.keras.layers.Layer:
         return GatedBlock(self.dim, self.heads, self.dropout, self.num_tokens)

@@ -1,6 +1,8 @@
-"""Encoders that weigh past events and add them up: by recency, and by attention."""
+"""Encoders that are a weighted mean of past events: by recency, and by attention."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from twotower.tf import tf
 from twotower.towers.history.sequence import (
@@ -16,22 +18,29 @@ from twotower.towers.history.sequence import (
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class RecencyHistory(SequenceHistory):
-    """Mean of past events that forgets the older ones.
+    """Mean of past events in which older ones weigh less.
 
     vector_p = sum_{j <= p} g^(p - j) x_j / sum_{j <= p} g^(p - j)
 
-    where g in (0, 1) is learned, from a half-life of `half_life` events on, and x_0 stands for a
-    user without events. A session state has the two sums beside its window.
+    where g in (0, 1) is learned. It starts at a half-life of `half_life` events. x_0 is the vector
+    of a user without events. A session's state has the two sums beside its window.
     """
 
     settings = SequenceHistory.settings | {"half_life": "half_life"}
 
-    def __init__(self, name, vocabulary, dim=64, half_life: float = 20.0, **kwargs) -> None:
+    def __init__(
+        self,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 64,
+        half_life: float = 20.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         if not half_life > 0:
             raise ValueError(f"{name}: half_life must be positive; got {half_life}.")
         self.half_life = half_life
-        # log(-log g), so that any value is a share between 0 and 1.
+        # log(-log g): any value of it gives a g in (0, 1).
         self.rate = self.add_weight(
             "rate",
             [],
@@ -42,7 +51,7 @@ class RecencyHistory(SequenceHistory):
         """g."""
         return tf.exp(-tf.exp(self.rate))
 
-    def states(self, window: Window, training: bool = False):
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
         tokens = self.tokens(window, training)  # [batch_size, n + 1, dim]
         at = tf.range(tf.shape(tokens)[1])
         age = tf.cast(tf.maximum(at[:, None] - at, 0), tf.float32)
@@ -50,7 +59,9 @@ class RecencyHistory(SequenceHistory):
         total = tf.reduce_sum(weight, 1, keepdims=True)
         return tf.einsum("ij,bjd->bid", weight / total, tokens)
 
-    def _read(self, state, request):
+    def _read(
+        self, state: dict[str, tf.Tensor], request: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         tokens = self.tokens(self._held(state, request))
         last = tf.gather(tokens, state["length"], batch_dims=1)
         age = state["length"][:, None] - 1 - tf.range(self.max_length + 1)
@@ -61,18 +72,21 @@ class RecencyHistory(SequenceHistory):
         }
         return self._with_last(state | before, last)
 
-    def _go_on(self, state, request, known):
+    def _go_on(
+        self, state: dict[str, tf.Tensor], request: tf.Tensor, known: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         token, last = tf.unstack(self.last_two(state, request), axis=1)
         total = tf.where(known[:, None], self._keep() * state["sum"] + token, state["sum"])
         weight = tf.where(known, self._keep() * state["weight"] + 1.0, state["weight"])
         return self._with_last(state | {"sum": total, "weight": weight}, last)
 
     def _with_last(self, state: dict, last: tf.Tensor) -> tuple[dict, tf.Tensor]:
-        """The sums hold all tokens but the last, which a request may have to be told."""
+        """A state and its vector. The sums of a state hold all tokens but the last, since that one
+        may change with the request time."""
         total = self._keep() * state["sum"] + last
         return state, total / (self._keep() * state["weight"] + 1.0)[:, None]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"half_life": self.half_life}
 
 
@@ -83,25 +97,26 @@ class AttentionHistory(SequenceHistory):
     vector_p = [sum_{j <= p} a_j x_j, mean_{j <= p} x_j]
     a        = softmax_{j <= p}(v . tanh(W x_j) + b[bucket(t - t_j)])
 
-    with t the time of event p, or of the request where the encoder is told. The bias moves all
-    weights with each event, so a session reads its window anew.
+    where t is the time of event p; with `request_time` it is the time of the next event or of the
+    request. Each event changes t and so all weights: a session reads its whole window at each
+    event.
     """
 
-    def __init__(self, name, vocabulary, dim=64, **kwargs) -> None:
+    def __init__(self, name: str, vocabulary: Sequence[str], dim: int = 64, **kwargs: Any) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         self.hidden = tf.keras.layers.Dense(dim, activation="tanh")
         self.score = tf.keras.layers.Dense(1, use_bias=False)
         self.age_bias = tf.keras.layers.Embedding(NUM_BUCKETS, 1, embeddings_initializer="zeros")
 
     @property
-    def reads_times(self):
+    def reads_times(self) -> bool:
         return True
 
     @property
-    def size(self):
+    def size(self) -> int:
         return 2 * self.dim
 
-    def states(self, window, training=False):
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
         tokens = self.tokens(window, training)  # [batch_size, n + 1, dim]
         time, now = self.token_times(window)
         age = self.age_bias(bucket(since(time[:, None, :], now[:, :, None])))[..., 0]

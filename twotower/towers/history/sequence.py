@@ -1,7 +1,7 @@
-"""Encoders that read events in their order: the window, what an event brings, session states.
+"""Encoders that read events in their order: the window, the vectors of events, session states.
 
-An encoder of this kind gives a vector after each event, and the vector after p events depends on
-those p alone. That makes three things possible:
+Such an encoder computes a vector after each event, and the vector after p events depends on these p
+events alone. That makes three uses possible:
 
     training   all prefixes of a sequence at once: p events ask for event p + 1 (`at`)
     serving    the vector after the last event (`call`)
@@ -9,7 +9,7 @@ those p alone. That makes three things possible:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,24 +20,25 @@ from twotower.towers.features import UNKNOWN, Input, embedding_table
 from twotower.towers.history.bag import History
 from twotower.towers.history.content import ItemContent
 
-# Spans of time fall into buckets that double from one second on; the last has 34 years and more.
+# Buckets of time spans, each twice as long as the one before, from one second to 34 years and more.
 NUM_BUCKETS = 32
 # Ratings in half stars, 0 for none.
 NUM_RATINGS = 12
-# The logit of a token that may not be attended to, or added to it: its weight is then exactly zero,
-# by a softmax and by a silu.
+# Logit of a token that may not be attended to, or what is added to it. A softmax and a silu both
+# give it a weight of exactly zero.
 UNSEEN = -1e9
 
 
 class Window(NamedTuple):
-    """The events that an encoder reads, oldest first; what stands past `length` means nothing.
+    """The events that an encoder reads, oldest first. Entries past `length` have no meaning.
 
     Attributes:
-        items: `[batch_size, n]` int32, in the encoder's vocabulary.
-        times: `[batch_size, n]` int64 seconds; zeros where the encoder reads no times.
+        items: `[batch_size, n]` int32, encoded by the encoder's vocabulary.
+        times: `[batch_size, n]` int64 seconds; zeros if the encoder reads no times.
         ratings: `[batch_size, n]` float32; NaN for none.
-        length: `[batch_size]` int32.
-        request: `[batch_size]` int64, time of the request; -1 where the encoder is not told.
+        length: `[batch_size]` int32, number of events.
+        request: `[batch_size]` int64, time of the request in seconds; -1 if it is unknown or not
+            read.
     """
 
     items: tf.Tensor
@@ -48,7 +49,8 @@ class Window(NamedTuple):
 
 
 def bucket(seconds: tf.Tensor) -> tf.Tensor:
-    """0 for no time or less, then 1 + floor(log2 seconds), at most NUM_BUCKETS - 1; int32.
+    """The bucket of each span of time, int32: 0 for 0 seconds or less, else 1 + floor(log2
+    seconds), at most NUM_BUCKETS - 1.
 
     >>> bucket(tf.constant([-5, 0, 1, 2, 3, 4, 10**12], tf.int64)).numpy().tolist()
     [0, 0, 1, 2, 2, 3, 31]
@@ -59,7 +61,7 @@ def bucket(seconds: tf.Tensor) -> tf.Tensor:
 
 
 def since(start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """Seconds from `start` to `end`, int64; 0 where one of them is not known, -1.
+    """Seconds from `start` to `end`, int64; 0 where one of them is -1, not known.
 
     >>> since(tf.constant([-1, 5, 5], tf.int64), tf.constant([9, -1, 9], tf.int64)).numpy().tolist()
     [0, 0, 4]
@@ -73,8 +75,7 @@ def earlier(width: tf.Tensor) -> tf.Tensor:
 
 
 def put(tensor: tf.Tensor, at: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """`tf.tensor_scatter_nd_update`, but values for places that there are not, such as -1, are left
-    out and not refused."""
+    """`tf.tensor_scatter_nd_update` that ignores indices outside the tensor, such as -1."""
     return tf.raw_ops.TensorScatterUpdate(
         tensor=tensor, indices=at, updates=values, bad_indices_policy="IGNORE"
     )
@@ -83,7 +84,10 @@ def put(tensor: tf.Tensor, at: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tensor:
     """How many of the oldest events are not read: none up to `max_length`, then `stride` at a time.
 
-    A window that moved with every event would have to be read anew each time.
+    If the window moved with every event, a session would read it anew each time.
+
+    >>> [int(num_dropped(tf.constant(num), max_length=10, stride=4)) for num in (10, 11, 14, 15)]
+    [0, 4, 4, 8]
     """
     return (tf.maximum(num_events - max_length, 0) + stride - 1) // stride * stride
 
@@ -91,29 +95,30 @@ def num_dropped(num_events: tf.Tensor, max_length: int, stride: int) -> tf.Tenso
 class SequenceHistory(History):
     """Base of the encoders that read events in their order.
 
-    Events go in by the order in which they are given; times that are equal, that descend or that
-    are not known (-1) make a gap of no time and nothing else. Items that the vocabulary does not
-    know are left out.
+    Events are read in the order in which they are given. If times are equal, descend or are not
+    known (-1), the gap between the events is 0, and nothing else changes. Items that are not in the
+    vocabulary are left out.
 
     Args:
         name: Name of the input.
         vocabulary: Ids of the items of the training rows.
-        dim: Length of the vectors in here, and of the encoder's.
+        dim: Length of an event's vector and of the encoder's output.
         dropout: Share of activations dropped in training.
-        max_length: Events that are read at most.
-        stride: Past that many, as many of the oldest are dropped at once; see `num_dropped`.
-        gaps: Whether the time since the event before is part of an event.
-        ratings: Whether its rating is, in levels of half a star from .5 to 5.5.
-        time_told: Whether the time of the request is an input (`time`), for protocols `+time`: each
-            event then brings the time until it was asked what comes next.
-        longest: Longest span between two events of a user in training, seconds; see `adapt`.
-        table: The vectors of an item tower's `Id` to share.
-        content: What items are beside their ids is part of an event, too.
+        max_length: Number of the most recent events that are read.
+        stride: If there are more, this many of the oldest are dropped at once (`num_dropped`).
+        gaps: Read the time since the previous event.
+        ratings: Read the rating, in levels of half a star from .5 to 5.5.
+        request_time: Read the time of the request (input `time`), for protocols `+time`. Each event
+            then also has the time until the next event, and the last one the time until the
+            request.
+        longest: Longest time between two events of a user in training, in seconds; see `adapt`.
+        table: Vectors of an item tower's `Id`, to share them.
+        content: Features of items that are added to the vectors of their ids.
     """
 
     settings = History.settings | {
         "gaps": "gaps",
-        "time_told": "time_told",
+        "request_time": "request_time",
         "max_length": "length",
         "stride": "stride",
     }
@@ -128,7 +133,7 @@ class SequenceHistory(History):
         stride: int = 20,
         gaps: bool = False,
         ratings: bool = False,
-        time_told: bool = False,
+        request_time: bool = False,
         longest: int = 2**NUM_BUCKETS,
         table: tf.keras.layers.Embedding | None = None,
         content: ItemContent | None = None,
@@ -141,38 +146,40 @@ class SequenceHistory(History):
                 f"(history_stride) from 1 to it; got {max_length} and {stride}."
             )
         self.max_length, self.stride = max_length, stride
-        self.gaps, self.ratings, self.time_told = gaps, ratings, time_told
+        self.gaps, self.ratings, self.request_time = gaps, ratings, request_time
         self.longest = longest
         self.begin_vector = self.add_weight(
             "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )
         self.gap_table = embedding_table(NUM_BUCKETS, dim) if gaps else None
         self.rating_table = embedding_table(NUM_RATINGS, dim, at_zero=(0,)) if ratings else None
-        self.wait_table = embedding_table(NUM_BUCKETS, dim) if time_told else None
+        self.wait_table = embedding_table(NUM_BUCKETS, dim) if request_time else None
         self.drop = tf.keras.layers.Dropout(dropout)
 
     @property
     def reads_times(self) -> bool:
         """Whether the times of events are an input."""
-        return self.gaps or self.time_told
+        return self.gaps or self.request_time
 
     @property
-    def inputs(self):
-        more = [Input(f"{self.name}_time", "int64", (None,))] if self.reads_times else []
-        more += [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
-        more += [Input("time", "int64")] if self.time_told else []
-        return [Input(self.name, "string", (None,)), *more]
+    def inputs(self) -> list[Input]:
+        inputs = [Input(self.name, "string", (None,))]
+        inputs += [Input(f"{self.name}_time", "int64", (None,))] if self.reads_times else []
+        inputs += [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
+        inputs += [Input("time", "int64")] if self.request_time else []
+        return inputs
 
     def adapt(self, times: Ragged, ratings: np.ndarray) -> None:
-        """What the events of training are like. A longer span between events than any user had has
-        a vector that never learned, and counts as the longest one.
+        """Takes the longest time between two events from the training rows.
+
+        The vectors of longer times are never trained, so a longer time is read as this one.
 
         Args:
-            times: Of each user's events in their order, seconds.
-            ratings: Of all events; NaN for none.
+            times: Seconds of each user's events in their order, a row for each user.
+            ratings: `[num_events]`, ratings of all events; NaN for none.
 
         Raises:
-            ValueError: Ratings are read, and these are of another scale.
+            ValueError: Ratings are read, and these have another scale.
         """
         start, stop = times.offsets[:-1], times.offsets[1:]
         start, stop = start[start < stop], stop[start < stop]
@@ -188,8 +195,8 @@ class SequenceHistory(History):
     # What is read.
 
     def whole(self, encoded: dict[str, tf.Tensor]) -> Window:
-        """All events of `encoded`, as they come; the sequences that training cuts are of this
-        kind."""
+        """All events of `encoded` as a window. Only for sequences without unknown items inside, and
+        not longer than a window, as training makes them (`data/sequences.py`)."""
         items = encoded[self.name]  # [batch_size, n]
         times, ratings = tf.zeros_like(items, tf.int64), tf.fill(tf.shape(items), float("nan"))
         request = tf.fill(tf.shape(items)[:1], tf.constant(-1, tf.int64))
@@ -197,27 +204,28 @@ class SequenceHistory(History):
             times = tf.cast(encoded[f"{self.name}_time"], tf.int64)
         if self.ratings:
             ratings = encoded[f"{self.name}_rating"]
-        if self.time_told:
+        if self.request_time:
             request = tf.cast(encoded["time"], tf.int64)
         length = tf.reduce_sum(tf.cast(items > UNKNOWN, tf.int32), 1)
         return Window(items, times, ratings, length, request)
 
     def window(self, encoded: dict[str, tf.Tensor]) -> Window:
-        """The known ones among the last events of `encoded`, from the left."""
+        """The most recent known events of `encoded`, moved to the left."""
         whole = self.whole(encoded)
         known = whole.items > UNKNOWN
         # Known events first, in their order; padding and unknown ones behind them.
         order = tf.argsort(tf.cast(~known, tf.int32), axis=1, stable=True)
         dropped = num_dropped(whole.length, self.max_length, self.stride)
         width = tf.minimum(tf.shape(order)[1], self.max_length)
-        # Past the end stands the last column, which means nothing there.
+        # Past the end the last column is taken, which has no meaning there.
         take = tf.minimum(dropped[:, None] + tf.range(width), tf.shape(order)[1] - 1)
         order = tf.gather(order, take, batch_dims=1)  # [batch_size, width]
         columns = [tf.gather(c, order, batch_dims=1) for c in whole[:3]]
         return Window(*columns, whole.length - dropped, whole.request)
 
     def event_vectors(self, window: Window, training: bool = False) -> tf.Tensor:
-        """What each event brings, `[batch_size, n, dim]`, components of deviation 1."""
+        """The vector of each event, `[batch_size, n, dim]`: the sum of the vectors of its item,
+        gap and rating, scaled so that components start with a standard deviation of 1."""
         vectors = self.table(self.rows(window.items))
         if self.content is not None:
             vectors += self.content(window.items, training=training)
@@ -232,59 +240,69 @@ class SequenceHistory(History):
         return vectors * self.dim**0.5
 
     def tokens(self, window: Window, training: bool = False) -> tf.Tensor:
-        """`begin`, which stands for a user of whom nothing is known, then the events,
+        """The begin token, which represents a user without events, then a token for each event,
         `[batch_size, n + 1, dim]`."""
         events = self.event_vectors(window, training)
         tokens = tf.concat([self._begin(tf.shape(events)[:1]), events], 1)
-        return self._at_places(tokens, window, tf.range(tf.shape(tokens)[1])[None], training)
+        return self._at_positions(tokens, window, tf.range(tf.shape(tokens)[1])[None], training)
 
-    def last_tokens(self, window: Window, places: tf.Tensor) -> tf.Tensor:
-        """Those at the consecutive `places` `[batch_size, m]`, without the others: what a session's
-        event costs must not grow with the window. `[batch_size, m, dim]`."""
-        # Token p is event p - 1, and its gap is told by the event before.
-        at = tf.maximum(tf.concat([places[:, :1] - 1, places], 1) - 1, 0)
+    def last_tokens(self, window: Window, positions: tf.Tensor) -> tf.Tensor:
+        """The tokens at consecutive `positions` `[batch_size, m]`, `[batch_size, m, dim]`.
+
+        The other tokens are not computed, so a session's event costs the same for any window.
+        """
+        # Token p is event p - 1. Its gap needs the event before.
+        at = tf.maximum(tf.concat([positions[:, :1] - 1, positions], 1) - 1, 0)
         few = {
             name: tf.gather(getattr(window, name), at, batch_dims=1)
             for name in ("items", "times", "ratings")
         }
         events = self.event_vectors(window._replace(**few))[:, 1:]
         begin = self._begin(tf.shape(events)[:1])
-        tokens = tf.where(places[:, :, None] > 0, events, begin)
-        return self._at_places(tokens, window, places)
+        tokens = tf.where(positions[:, :, None] > 0, events, begin)
+        return self._at_positions(tokens, window, positions)
 
     def last_two(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> tf.Tensor:
-        """The last tokens of the window that a state holds, `[batch_size, 2, dim]`; before the
-        first event both are `begin`."""
-        places = tf.maximum(state["length"][:, None] + tf.range(-1, 1), 0)
-        return self.last_tokens(self._held(state, request), places)
+        """The last two tokens of a state's window, `[batch_size, 2, dim]`. Before the first event
+        both are the begin token."""
+        positions = tf.maximum(state["length"][:, None] + tf.range(-1, 1), 0)
+        return self.last_tokens(self._held(state, request), positions)
 
     def _begin(self, batch_size: tf.Tensor) -> tf.Tensor:
         """The token before all events, `[batch_size, 1, dim]`."""
         shape = tf.concat([batch_size, [1, 1]], 0)
         return tf.fill(shape, self.dim**0.5) * self.begin_vector
 
-    def _at_places(self, tokens, window: Window, places: tf.Tensor, training: bool = False):
-        """Tokens with what tells when is asked after them, and where they stand."""
-        if self.time_told:
+    def _at_positions(
+        self, tokens: tf.Tensor, window: Window, positions: tf.Tensor, training: bool = False
+    ):
+        """Tokens `[batch_size, m, dim]` with the vectors of their request times and positions."""
+        if self.request_time:
             times, asked = self.token_times(window)
-            at = tf.broadcast_to(places, tf.shape(tokens)[:2])
+            at = tf.broadcast_to(positions, tf.shape(tokens)[:2])
             wait = tf.minimum(since(times, asked), self.longest)
             wait = tf.gather(wait, at, batch_dims=1)
             tokens += self.wait_table(bucket(wait)) * self.dim**0.5
-        return self.drop(self.placed(tokens, places), training=training)
+        return self.drop(self.with_positions(tokens, positions), training=training)
 
-    def placed(self, tokens: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-        """Tokens `[batch_size, m, dim]` with what tells their places `[batch_size or 1, m]`, for
-        encoders that cannot know them otherwise."""
+    def with_positions(self, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+        """Tokens `[batch_size, m, dim]` plus vectors of their positions `[batch_size or 1, m]`, for
+        encoders that have such vectors. Here the tokens alone."""
         return tokens
 
     def token_times(self, window: Window) -> tuple[tf.Tensor, tf.Tensor]:
-        """When each token was, and when is asked after it: at the time of the next event or of the
-        request where the encoder is told, else at its own. `[batch_size, n + 1]` int64 both."""
+        """The time of each token, and the time at which the item after it is requested.
+
+        With `request_time` the second is the time of the next event, or of the request after the
+        last one. Otherwise it is the token's time.
+
+        Returns:
+            (`[batch_size, n + 1]`, `[batch_size, n + 1]`) int64 seconds.
+        """
         first = tf.pad(window.times, [[0, 0], [0, 1]])[:, :1]
         first = tf.where(window.length[:, None] > 0, first, tf.maximum(window.request, 0)[:, None])
         times = tf.concat([first, window.times], 1)
-        if not self.time_told:
+        if not self.request_time:
             return times, times
         asked = tf.concat([window.times, window.request[:, None]], 1)
         is_last = tf.range(tf.shape(times)[1]) == window.length[:, None]
@@ -296,19 +314,21 @@ class SequenceHistory(History):
         """The vectors after 0, 1, ..., n events, `[batch_size, n + 1, dim]`."""
         raise NotImplementedError
 
-    def call(self, encoded, training=False):
+    def call(self, encoded: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         window = self.window(encoded)
         return tf.gather(self.states(window, training), window.length, batch_dims=1)
 
-    def at(self, encoded, place, training=False):
-        return tf.gather_nd(self.states(self.whole(encoded), training), place)
+    def at(
+        self, encoded: dict[str, tf.Tensor], position: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        return tf.gather_nd(self.states(self.whole(encoded), training), position)
 
     def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """The session state after a history, and its vector `[batch_size, dim]`.
+        """Begins a session, as in `History.begin`.
 
-        A state has a row a session: the window's `items`, `times` and `ratings`
-        `[batch_size, max_length]`, its `length`, and `reread`, how often the window moved and was
-        read anew since, each `[batch_size]`; besides, what the encoder adds.
+        A state has a row for each session: the window's `items`, `times` and `ratings`
+        `[batch_size, max_length]`; its `length` `[batch_size]`; and `reread` `[batch_size]`, how
+        often the window moved and was read anew since. Encoders add parts to it.
         """
         window = self.window(encoded)
         width = tf.shape(window.items)[1]
@@ -329,7 +349,7 @@ class SequenceHistory(History):
         one = self.whole(columns)
         known = one.length > 0  # an unknown item changes no state
         full = known & (state["length"] == self.max_length)
-        if type(self)._go_on is SequenceHistory._go_on:  # reads its windows anew in any case
+        if type(self)._go_on is SequenceHistory._go_on:  # reads the whole window at each event
             return self._read(self._added(state, one, known, full), one.request)
 
         has_room = known & ~full
@@ -349,7 +369,7 @@ class SequenceHistory(History):
 
         return tf.cond(tf.reduce_any(full), go_on_and_reread, go_on)
 
-    def check(self, state):
+    def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         window = {name: state[name] for name in ("items", "times", "ratings", "length", "reread")}
         items, times, ratings, length, reread = window.values()
         is_past_end = tf.range(self.max_length) >= length[:, None]
@@ -365,8 +385,8 @@ class SequenceHistory(History):
         }
 
     def _added(self, state: dict, one: Window, known: tf.Tensor, full=None) -> dict:
-        """A state with an event more where `known`. Of the windows that are `full` the oldest
-        events go, and the others move to their start."""
+        """A state with one more event where `known`. A window that is `full` first drops its oldest
+        events, and the others move to its start."""
         new = dict(state)
         if full is not None:
             dropped = tf.where(full, self.stride, 0)
@@ -385,20 +405,20 @@ class SequenceHistory(History):
         return new
 
     def _held(self, state: dict[str, tf.Tensor], request: tf.Tensor) -> Window:
-        """The window that a state holds."""
+        """The window of a state, with the time of the `request` `[batch_size]`."""
         return Window(*(state[name] for name in ("items", "times", "ratings", "length")), request)
 
     def _read(self, state: dict, request: tf.Tensor) -> tuple[dict, tf.Tensor]:
-        """Reads the whole window of a state."""
+        """Reads the whole window of a state. Returns the state and the vector."""
         states = self.states(self._held(state, request))
         return state, tf.gather(states, state["length"], batch_dims=1)
 
     def _go_on(self, state: dict, request: tf.Tensor, known: tf.Tensor) -> tuple[dict, tf.Tensor]:
-        """Reads the last event of a window whose other events were read; where `known` is false,
-        there is no new one."""
+        """Reads the last event of a window whose other events were read before. Where `known` is
+        false, there is no new event. Returns the state and the vector."""
         return self._read(state, request)
 
-    def get_config(self):
-        """Without `table` and `content`, which belong to an item tower."""
-        names = ("max_length", "stride", "gaps", "ratings", "time_told", "longest")
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor, without `table` and `content` of an item tower."""
+        names = ("max_length", "stride", "gaps", "ratings", "request_time", "longest")
         return super().get_config() | {name: getattr(self, name) for name in names}

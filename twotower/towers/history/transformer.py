@@ -1,6 +1,8 @@
 """Self-attention over past events: causal (SASRec) and masked (BERT4Rec)."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from twotower.tf import tf
 from twotower.towers.features import embedding_table
@@ -15,15 +17,22 @@ from twotower.towers.history.sequence import (
 )
 
 POSITIONS = ("absolute", "relative", "none")
-# In the place of an item that is asked for.
+# Stands for an item that the cloze task hides.
 HIDDEN = -1
 
 
 def looked_up(table: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """A bias for each head: `[rows, heads]` at `[batch_size, m, n]` is `[batch_size, heads, m, n]`.
+    """Biases for each head, looked up in a table.
 
-    The gradient of a row is a sum over all places that it is looked up at, a weighted count for
-    each head: TensorFlow's own would sort hundreds of thousands of rows of a few numbers.
+    The gradient of a row is a weighted count for each head. TensorFlow's gradient of a lookup would
+    sort hundreds of thousands of rows with a few numbers each.
+
+    Args:
+        table: `[rows, heads]`.
+        index: `[batch_size, m, n]` int32 rows.
+
+    Returns:
+        `[batch_size, heads, m, n]`.
     """
 
     @tf.custom_gradient
@@ -62,19 +71,19 @@ def merge_heads(x: tf.Tensor) -> tf.Tensor:
 
 
 class AttentionBlock(tf.keras.layers.Layer):
-    """Scaled dot-product attention, then two dense layers, each behind a norm and beside a skip.
+    """Scaled dot-product attention, then two dense layers, each with a norm before and a skip.
 
     y = x + W_o [softmax(q k^T / sqrt(dim / heads) + bias) v],   q, k, v = W norm(x)
     z = y + W_2 gelu(W_1 norm(y))
 
-    Vaswani et al., NeurIPS 2017, section 3.2, with the norms in front (Xiong et al., ICML 2020),
-    which trains without a warm-up of its own.
+    Vaswani et al., NeurIPS 2017, section 3.2, with the norms before the layers (Xiong et al., ICML
+    2020, section 3), so that training needs no warm-up.
 
     Args:
         dim: Length of the vectors.
-        heads: Of attention; a divisor of `dim`.
+        heads: Number of attention heads; a divisor of `dim`.
         dropout: Share of attention weights and activations dropped in training.
-        width: Of the hidden layer, in `dim`.
+        width: Width of the hidden layer, in multiples of `dim`.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float, width: int = 4) -> None:
@@ -89,23 +98,35 @@ class AttentionBlock(tf.keras.layers.Layer):
         self.drop = tf.keras.layers.Dropout(dropout)
 
     def project(self, x: tf.Tensor, m: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`[batch_size * m, dim]` -> what the tokens themselves bring to `mix`; keys and values,
-        `[batch_size, heads, m, dim / heads]`. Here the first are queries, of the same shape."""
+        """Queries, keys and values of tokens, `[batch_size, heads, m, dim / heads]` each.
+
+        Args:
+            x: `[batch_size * m, dim]`.
+            m: Number of tokens of each sequence.
+        """
         parts = tf.split(self.projection(self.norm(x)), 3, axis=1)
         return tuple(split_heads(part, self.heads, m) for part in parts)
 
-    def mix(self, x, queries, keys, values, bias, training: bool = False) -> tf.Tensor:
+    def mix(
+        self,
+        x: tf.Tensor,
+        queries: tf.Tensor,
+        keys: tf.Tensor,
+        values: tf.Tensor,
+        bias: tf.Tensor,
+        training: bool = False,
+    ) -> tf.Tensor:
         """The block's output for `m` tokens that attend to `n`, `[batch_size * m, dim]`.
 
         Args:
-            x: `[batch_size * m, dim]`; dense layers take rows, with few small ops an event.
-            queries: Of `project`.
-            keys: `[batch_size, heads, n, dim / heads]`; of a session those that its state keeps,
-                which lie as they are multiplied.
+            x: `[batch_size * m, dim]`: dense layers take rows, which needs fewer operations.
+            queries: As returned by `project`.
+            keys: `[batch_size, heads, n, dim / heads]`; in a session those of its state, in the
+                layout in which they are multiplied.
             values: `[batch_size, heads, n, dim / heads]`.
             bias: Added to the logits; broadcasts to `[batch_size, heads, m, n]`. `UNSEEN` where a
                 token may not attend to another.
-            training: Whether to drop.
+            training: Whether dropout is applied.
         """
         logits = tf.matmul(queries, keys, transpose_b=True) / math.sqrt(queries.shape[-1]) + bias
         weight = self.drop(tf.nn.softmax(logits), training=training)
@@ -118,25 +139,30 @@ class AttentionBlock(tf.keras.layers.Layer):
 class TransformerHistory(SequenceHistory):
     """Blocks of causal self-attention: SASRec (Kang and McAuley, ICDM 2018, section 3).
 
-    Token p attends to the tokens 0 ... p, so its output is the vector after p events and never
-    changes again: a session keeps keys and values of all tokens, and an event costs one token. Told
-    the time of the request, the last token is a draft: the next event's time makes it final, so an
-    event costs two.
+    Token p attends to the tokens 0 to p. Its output is the vector after p events, and later events
+    do not change it. So a session keeps the keys and values of all tokens, and each event computes
+    one token. With `request_time` the last token changes as the next event arrives, so each event
+    computes two tokens.
 
-    Other than in the paper a learned token stands before the first event, for users of whom nothing
-    is known, and hidden layers are four times as wide, with GELU, as BERT's are.
+    Unlike in the paper there is a learned token before the first event, for users without events.
+    Hidden layers have four times the width and GELU, as in BERT.
 
     Args:
         name: As in `SequenceHistory`.
-        vocabulary: Likewise.
-        dim: Likewise.
-        num_layers: Blocks.
-        heads: Of attention; a divisor of `dim`.
-        positions: `absolute`, a vector for each place in the window; `relative`, a bias for each
+        vocabulary: As in `SequenceHistory`.
+        dim: As in `SequenceHistory`.
+        num_layers: Number of blocks.
+        heads: Number of attention heads; a divisor of `dim`.
+        positions: `absolute`, a vector for each position in the window; `relative`, a bias for each
             distance; or `none`.
-        time_bias: Whether the time between two tokens is a bias, in buckets that double (as in
-            HSTU; Zhai et al., ICML 2024, section 3.1).
-        **kwargs: Of `SequenceHistory`.
+        time_bias: Add a bias for the time between two tokens, in buckets that double (as in HSTU;
+            Zhai et al., ICML 2024, section 3.1).
+        **kwargs: Other arguments of `SequenceHistory`.
+
+    >>> history = TransformerHistory("history", ["a", "b"], dim=4)
+    >>> encoded = history.encode({"history": tf.constant([["a", "b"], ["a", ""]])})
+    >>> history(encoded).shape.as_list()
+    [2, 4]
     """
 
     settings = SequenceHistory.settings | {
@@ -148,14 +174,14 @@ class TransformerHistory(SequenceHistory):
 
     def __init__(
         self,
-        name,
-        vocabulary,
-        dim=64,
+        name: str,
+        vocabulary: Sequence[str],
+        dim: int = 64,
         num_layers: int = 2,
         heads: int = 2,
         positions: str = "absolute",
         time_bias: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         if num_layers < 1 or heads < 1 or dim % heads:
@@ -181,77 +207,90 @@ class TransformerHistory(SequenceHistory):
             self.time_bias_table = self.add_weight("time_bias", shape, initializer="zeros")
 
     def make_block(self) -> tf.keras.layers.Layer:
-        """One block; `project` and `mix` as in `AttentionBlock`."""
+        """A new block, with `project` and `mix` as in `AttentionBlock`."""
         return AttentionBlock(self.dim, self.heads, self.dropout)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a full window."""
+        """Number of tokens of a full window."""
         return self.max_length + 1
 
     @property
-    def reads_times(self):
+    def reads_times(self) -> bool:
         return super().reads_times or self.time_bias
 
-    def placed(self, tokens, places):
+    def with_positions(self, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         if self.position_table is None:
             return tokens
-        return tokens + self.position_table(places) * self.dim**0.5
+        return tokens + self.position_table(positions) * self.dim**0.5
 
-    def bias(self, window: Window, places: tf.Tensor) -> tf.Tensor:
-        """What is added to the logits of the tokens at `places` `[batch_size or 1, m]`, for all
-        tokens; broadcasts to `[batch_size, heads, m, n + 1]`."""
+    def bias(self, window: Window, positions: tf.Tensor) -> tf.Tensor:
+        """The biases of attention from some tokens to all; broadcasts to
+        `[batch_size, heads, m, n + 1]`.
+
+        Args:
+            window: The events.
+            positions: `[batch_size or 1, m]` int32, the tokens that attend.
+        """
         total, width = tf.zeros([1, 1, 1, 1]), tf.shape(window.items)[1] + 1
         if self.positions == "relative":
-            distance = tf.abs(places[:, :, None] - tf.range(width))  # [batch_size or 1, m, n + 1]
+            distance = tf.abs(
+                positions[:, :, None] - tf.range(width)
+            )  # [batch_size or 1, m, n + 1]
             total += looked_up(self.distance_bias, distance)
         if self.time_bias:
             times, asked = self.token_times(window)
-            at = tf.broadcast_to(places, [tf.shape(times)[0], tf.shape(places)[1]])
+            at = tf.broadcast_to(positions, [tf.shape(times)[0], tf.shape(positions)[1]])
             asked = tf.gather(asked, at, batch_dims=1)  # [batch_size, m]
             age = bucket(self.span(since(times[:, None, :], asked[:, :, None])))
             total += looked_up(self.time_bias_table, age)
         return total
 
     def span(self, seconds: tf.Tensor) -> tf.Tensor:
-        """What a bias is told of the time since a token: times that descend are no time."""
+        """The time that a bias is looked up for, int64: here as it is, so that a negative one
+        (times that descend) counts as 0."""
         return seconds
 
     def mask(self, window: Window) -> tf.Tensor:
-        """Which token may attend to which, broadcasts to `[batch_size, heads, n + 1, n + 1]`."""
+        """Which token may attend to which, bool that broadcasts to
+        `[batch_size, heads, n + 1, n + 1]`."""
         return earlier(tf.shape(window.items)[1] + 1)
 
     def _layers(self, window: Window, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """All outputs, `[batch_size, n + 1, dim]`, and each block's keys and values by the names
-        that they have in a state, `[batch_size, heads, n + 1, dim / heads]`."""
+        """(all outputs `[batch_size, n + 1, dim]`; the keys and values of each block by their names
+        in a state, `[batch_size, heads, n + 1, dim / heads]` each)."""
         tokens, kept = self.tokens(window, training), {}
         shape = tf.shape(tokens)
         width = tokens.shape[1] or shape[1]
-        x, places = tf.reshape(tokens, [-1, self.dim]), tf.range(width)[None, :]
-        bias = tf.where(self.mask(window), self.bias(window, places), UNSEEN)
+        x, positions = tf.reshape(tokens, [-1, self.dim]), tf.range(width)[None, :]
+        bias = tf.where(self.mask(window), self.bias(window, positions), UNSEEN)
         for number, block in enumerate(self.blocks):
             queries, keys, values = block.project(x, width)
             x = block.mix(x, queries, keys, values, bias, training)
             kept |= {f"keys_{number}": keys, f"values_{number}": values}
         return tf.reshape(self.norm(x), shape), kept
 
-    def states(self, window, training=False):
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
         return self._layers(window, training)[0]
 
-    def _read(self, state, request):
+    def _read(
+        self, state: dict[str, tf.Tensor], request: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         outputs, kept = self._layers(self._held(state, request), False)
         vector = tf.gather(outputs, state["length"], batch_dims=1)
         return state | kept, vector
 
-    def _go_on(self, state, request, known):
-        window, m = self._held(state, request), 2 if self.time_told else 1
-        places = tf.maximum(state["length"][:, None] + tf.range(1 - m, 1), 0)  # [batch_size, m]
-        x = tf.reshape(self.last_tokens(window, places), [-1, self.dim])
-        seen = (tf.range(self.num_tokens) <= places[:, :, None])[:, None]
-        bias = tf.where(seen, self.bias(window, places), UNSEEN)
+    def _go_on(
+        self, state: dict[str, tf.Tensor], request: tf.Tensor, known: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        window, m = self._held(state, request), 2 if self.request_time else 1
+        positions = tf.maximum(state["length"][:, None] + tf.range(1 - m, 1), 0)  # [batch_size, m]
+        x = tf.reshape(self.last_tokens(window, positions), [-1, self.dim])
+        seen = (tf.range(self.num_tokens) <= positions[:, :, None])[:, None]
+        bias = tf.where(seen, self.bias(window, positions), UNSEEN)
         # As rows of `dim / heads`, token p of head h of session b is (b * heads + h) * n + p.
-        first = tf.range(tf.shape(places)[0] * self.heads) * self.num_tokens
-        at = tf.reshape(first, [-1, self.heads, 1]) + places[:, None]  # [batch_size, heads, m]
+        first = tf.range(tf.shape(positions)[0] * self.heads) * self.num_tokens
+        at = tf.reshape(first, [-1, self.heads, 1]) + positions[:, None]  # [batch_size, heads, m]
 
         def with_new(cache: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
             rows, new = (tf.reshape(part, [-1, self.dim // self.heads]) for part in (cache, new))
@@ -266,7 +305,7 @@ class TransformerHistory(SequenceHistory):
             x = block.mix(x, queries, *both, bias)
         return state, tf.reshape(self.norm(x), [-1, m, self.dim])[:, -1]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("num_layers", "heads", "positions", "time_bias")
         return super().get_config() | {name: getattr(self, name) for name in names}
 
@@ -275,43 +314,44 @@ class TransformerHistory(SequenceHistory):
 class MaskedTransformerHistory(TransformerHistory):
     """Blocks of self-attention in both directions: BERT4Rec (Sun et al., CIKM 2019, section 3).
 
-    Training hides some events and asks for them (the cloze task, `at`), the last one of a window
-    always, and not in a part of the samples as in the paper; serving puts a hidden token behind the
-    last event. Norms are in front (`AttentionBlock`). Every new event changes every token, so a
-    session reads its window anew.
+    Training hides some events and asks for them (the cloze task, `at`). The last event of a window
+    is always hidden; in the paper only in a part of the samples. Serving adds a hidden token after
+    the last event. Norms come before the layers (`AttentionBlock`). A new event changes all tokens,
+    so a session reads its whole window at each event.
     """
 
     is_causal = False
 
-    def __init__(self, name, vocabulary, dim=64, **kwargs) -> None:
+    def __init__(self, name: str, vocabulary: Sequence[str], dim: int = 64, **kwargs: Any) -> None:
         super().__init__(name, vocabulary, dim, **kwargs)
         self.hidden_vector = self.add_weight(
             "hidden", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )
 
     @property
-    def num_tokens(self):
+    def num_tokens(self) -> int:
         return super().num_tokens + 1
 
-    def event_vectors(self, window, training=False):
+    def event_vectors(self, window: Window, training: bool = False) -> tf.Tensor:
         window_seen = window._replace(items=tf.maximum(window.items, 0))
         seen = super().event_vectors(window_seen, training)
         hidden = (window.items == HIDDEN)[:, :, None]
         return tf.where(hidden, self.hidden_vector * self.dim**0.5, seen)
 
-    def span(self, seconds):
-        return tf.abs(seconds)  # later tokens are attended to as well
+    def span(self, seconds: tf.Tensor) -> tf.Tensor:
+        return tf.abs(seconds)  # tokens also attend to later ones
 
-    def mask(self, window):
+    def mask(self, window: Window) -> tf.Tensor:
         here = tf.range(tf.shape(window.items)[1] + 1) <= window.length[:, None]
         return here[:, None, None]  # [batch_size, 1, 1, n + 1]
 
-    def states(self, window, training=False):
-        """The vector after all events, at `length`; what stands at other places means nothing."""
+    def states(self, window: Window, training: bool = False) -> tf.Tensor:
+        """The vector after all events, at position `length`, `[batch_size, n + 1, dim]`. Other
+        positions have no meaning."""
         items, times, ratings = (tf.pad(column, [[0, 0], [0, 1]]) for column in window[:3])
         here = tf.range(tf.shape(items)[1]) == window.length[:, None]
         time = tf.gather(times, tf.maximum(window.length - 1, 0), batch_dims=1)
-        if self.time_told:
+        if self.request_time:
             time = window.request
         asked = Window(
             tf.where(here, HIDDEN, items),
@@ -322,12 +362,14 @@ class MaskedTransformerHistory(TransformerHistory):
         )
         return self._layers(asked, training)[0][:, 1:]
 
-    def at(self, encoded, place, training=False):
+    def at(
+        self, encoded: dict[str, tf.Tensor], position: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
         window = self.whole(encoded)
         shape = tf.shape(window.items)
-        ones = tf.ones_like(place[:, 0])
-        hidden = tf.scatter_nd(place - [0, 1], ones, shape) > 0  # token p is event p - 1
+        ones = tf.ones_like(position[:, 0])
+        hidden = tf.scatter_nd(position - [0, 1], ones, shape) > 0  # token p is event p - 1
         window = window._replace(items=tf.where(hidden, HIDDEN, window.items))
-        return tf.gather_nd(self._layers(window, training)[0], place)
+        return tf.gather_nd(self._layers(window, training)[0], position)
 
     _read, _go_on = SequenceHistory._read, SequenceHistory._go_on
