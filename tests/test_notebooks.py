@@ -87,6 +87,27 @@ def test_small_enough_to_read(path, committed):
     assert not long
 
 
+def test_ends_with_exercises_and_solutions(committed):
+    # A question is a cell of text that begins with its number; the code cell after it answers.
+    *_, start = [n for n, cell in enumerate(committed.cells) if "## Exercises" in cell.source]
+    cells = committed.cells[start:]
+    asked = [cell.source.split("## Exercises")[-1] for cell in cells[::2]]
+    numbers = [re.findall(r"^\*\*(\d)\.\*\*", text, re.MULTILINE) for text in asked]
+    assert numbers == [[str(n + 1)] for n in range(len(asked))] and len(asked) >= 2
+    assert len(cells) == 2 * len(asked)
+    for solution in cells[1::2]:
+        assert solution.cell_type == "code" and "solution" in solution.metadata["tags"]
+
+
+def test_colours_mean_the_same_in_all_notebooks():
+    found = set()
+    for path in NOTEBOOKS:
+        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        found |= set(re.findall(r"^BLUE, .*$", text, re.MULTILINE))
+        assert "$$" in text  # equations are rendered
+    assert len(found) == 1
+
+
 def test_runs_on_its_small_setting(path, committed, tmp_path, monkeypatch):
     """In a folder of its own: the committed file stays as it is."""
     before = path.read_bytes()
