@@ -88,5 +88,5 @@ def test_a_dataset_of_any_size_trains_from_its_folder(tmp_path):
 
 
 def test_tables_need_a_folder():
-    with pytest.raises(ValueError, match="tables needs data_dir"):
+    with pytest.raises(ValueError, match="tables need data_dir"):
         load_dataset("tables")
