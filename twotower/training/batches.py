@@ -20,6 +20,14 @@ from twotower.tf import tf
 # Number of batches that are made in parallel, and of batches that are kept ready.
 PARALLEL = 2
 
+# The arrays of an epoch's plan.
+FLAT, PAIRS = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, None], tf.int64)
+PLAN = {
+    **dict.fromkeys(("events", "offsets", "batches", "group", "position", "times"), FLAT),
+    **dict.fromkeys(("history", "known"), PAIRS),
+    "probability": tf.TensorSpec([None], tf.float32),
+}
+
 
 class Batch(NamedTuple):
     """What a training step reads.
@@ -174,11 +182,7 @@ class TrainingBatches:
                 deterministic=True,
             )
 
-        signature = {
-            name: tf.TensorSpec([None] * values.ndim, values.dtype)
-            for name, values in self._planned(0, 1, estimate=None).items()
-        }
-        dataset = tf.data.Dataset.from_generator(plans, output_signature=signature)
+        dataset = tf.data.Dataset.from_generator(plans, output_signature=PLAN)
         dataset = dataset.flat_map(batches)
         if self.hard_negatives is not None:
             dataset = self._with_hard_negatives(dataset, first_epoch)
@@ -189,16 +193,15 @@ class TrainingBatches:
         dataset = dataset.map(lambda batch, _: batch).with_options(options)
         return dataset.prefetch(PARALLEL)
 
-    def _planned(self, number: int, num_replicas: int, estimate=...) -> dict[str, np.ndarray]:
-        """The arrays of an epoch's plan, name -> array; empty if there is none."""
+    def _planned(self, number: int, num_replicas: int) -> dict[str, np.ndarray]:
+        """The arrays of an epoch's plan, as in `PLAN`; empty if there is none."""
         epoch = self.plan(number)
         batches, offsets = epoch.batches, epoch.targets.offsets
-        estimate = self.estimate if estimate is ... else estimate
         probability = np.empty(0, np.float32)
-        if estimate is not None:
+        if self.estimate is not None:
             items = self.examples.items[epoch.targets.values]
             cuts = offsets[batches[1:-1]]
-            probability = np.concatenate([estimate(part) for part in np.split(items, cuts)])
+            probability = np.concatenate([self.estimate(part) for part in np.split(items, cuts)])
         if num_replicas > 1:
             share = np.arange(num_replicas) / num_replicas
             starts, sizes = batches[:-1, None], np.diff(batches)[:, None]
