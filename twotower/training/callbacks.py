@@ -259,7 +259,8 @@ class Progress(tf.keras.callbacks.Callback):
 
 def line_writer() -> Callable[[str], None] | None:
     """What shows a line in place of the one before: on a terminal, in a notebook, else None."""
-    if "ipykernel" in sys.modules:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):  # not only imported: this process answers a notebook
         from IPython.display import DisplayHandle
 
         handle = DisplayHandle()
