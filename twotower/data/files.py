@@ -325,8 +325,12 @@ def _records(
 ) -> Iterator[tuple[int, list[str]]]:
     """The first line (counted from 1) and the fields of each record; empty lines are skipped."""
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
-    quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=sep, strict=strict, quoting=quoting)
+    reader = csv.reader(
+        text,
+        delimiter=sep,
+        strict=strict,
+        quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE,
+    )
     line = 1
     for fields in reader:
         if fields:

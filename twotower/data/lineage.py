@@ -39,8 +39,9 @@ class Lineage:
         rows = row_ids(dataset, split.train)
         if ancestor is None:
             return cls(rows)
-        known = ancestor.rows is not None
-        return cls(np.union1d(rows, ancestor.rows) if known else None, ancestor.ancestors)
+        if ancestor.rows is None:
+            return cls(None, ancestor.ancestors)
+        return cls(np.union1d(rows, ancestor.rows), ancestor.ancestors)
 
     def share_seen(self, dataset: Dataset, split: Split) -> float | None:
         """Of the rows that a split keeps for its questions, the share that these weights have

@@ -65,7 +65,7 @@ def load(
                 "(--data_dir), or use the dataset 'synthetic'."
             )
         _download(version, _tfds_dir(data_dir))
-        found = find(dataset, data_dir)
+        found = _require_prepared(_tfds_dir(data_dir), f"{version}-ratings")
     layout = grouplens.layout_of(found, version)
     if layout is not None:
         return Dataset(dataset, *grouplens.read_folder(found, layout, version))
@@ -131,6 +131,16 @@ def _prepared(tfds_dir: pathlib.Path, config: str) -> pathlib.Path | None:
     return by_number[-1] if by_number else None
 
 
+def _require_prepared(tfds_dir: pathlib.Path, config: str) -> pathlib.Path:
+    directory = _prepared(tfds_dir, config)
+    if directory is None:
+        raise MovieLensUnavailable(
+            f"TFDS has no finished copy of movielens/{config} in {tfds_dir}. Delete what is there "
+            "of it and load it again, or give a GroupLens folder as data_dir (--data_dir)."
+        )
+    return directory
+
+
 def reachable(url: str, timeout: float) -> bool:
     """Whether `url` answers within `timeout` seconds, name lookup included.
 
@@ -179,7 +189,7 @@ def _read_tfds(
             f"{directory} does not come out in GroupLens' order, so ties of time would be broken "
             "at random. Was it written by another version of TFDS? Use a GroupLens folder."
         )
-    movies = _stored(_prepared(directory.parents[2], f"{version}-movies"))
+    movies = _stored(_require_prepared(directory.parents[2], f"{version}-movies"))
     items = movies.rename(
         columns={"movie_id": "item_id", "movie_title": "title", "movie_genres": "genres"}
     )

@@ -8,7 +8,7 @@ each table that has such a column of ours, or for one alone: `items.item_id=movi
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -101,7 +101,7 @@ def has_header(entries: list[Entry], table: str) -> bool:
 
 
 def renamed(
-    found: pa.Table, where: str, table: str, entries: list[Entry], is_headless: bool
+    found: pa.Table, where: str, table: str, entries: Sequence[Entry], is_headless: bool
 ) -> tuple[pa.Table, dict[str, str], list[str]]:
     """A file's columns under our names.
 

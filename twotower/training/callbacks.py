@@ -131,7 +131,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
                 training.mine()
                 self.result.mining_seconds += time.perf_counter() - begun
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         if not np.isfinite(logs["loss"]):
             raise ValueError(self._diverged(batch + 1, logs["loss"]))
 
@@ -164,7 +164,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
     def on_test_end(self, logs: dict[str, float] | None = None) -> None:
         self.started += time.perf_counter() - self.paused
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         config, result = self.training.recipe.fit, self.result
         seconds = time.perf_counter() - self.started
         result.seconds += seconds
@@ -236,7 +236,7 @@ class Progress(tf.keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epoch, self.begun, self.shown = epoch, time.perf_counter(), 0.0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         now = time.perf_counter()
         if now - self.shown < self.every:
             return
@@ -261,15 +261,10 @@ def line_writer() -> Callable[[str], None] | None:
     """What shows a line in place of the one before: on a terminal, in a notebook, else None."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if hasattr(shell, "kernel"):  # not only imported: this process answers a notebook
-        from IPython.display import DisplayHandle
+        from IPython.display import display
 
-        handle = DisplayHandle()
-
-        def show(line: str) -> None:
-            handle.display({"text/plain": line}, raw=True)
-            handle.display = handle.update  # from now on in place of the first
-
-        return show
+        handle = display({"text/plain": ""}, raw=True, display_id=True)
+        return lambda line: handle.update({"text/plain": line}, raw=True)
     if sys.stderr.isatty():
         return lambda line: print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
     return None
