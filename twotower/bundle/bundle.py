@@ -44,7 +44,13 @@ T = TypeVar("T")
 
 
 class BundleError(ValueError):
-    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up."""
+    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up.
+
+    try:
+        bundle = Bundle("W/bundle")
+    except BundleError as error:
+        print(error)  # what is wrong, and what to do
+    """
 
 
 def state_version(model_version: str) -> int:

@@ -55,6 +55,9 @@ class ColumnError(ValueError):
         column: Name of the column.
         row: Row of the table, counted from 0; None where the whole column is wrong.
         problem: The rest of the sentence, such as `is 'new', not a number`.
+
+    >>> print(ColumnError("items", "year", 3, "is 'new', not a number"))
+    items, row 3: year is 'new', not a number.
     """
 
     def __init__(self, table: str, column: str, row: int | None, problem: str) -> None:

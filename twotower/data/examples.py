@@ -204,6 +204,9 @@ class Epoch:
         position: `[num_targets]`, how many events of its row each target's query reads. Empty if a
             row is one query.
         times: `[num_events]`, times of events in seconds, as histories show them.
+
+        epoch = examples.epoch(0)
+        examples.items[epoch.targets[0]]  # keys of the items that the first query should find
     """
 
     targets: Ragged

@@ -53,6 +53,8 @@ class TextFormat:
         header: Whether the first line names the columns. Without, they are called "1", "2", ...
         quoted: Whether a field may stand in double quotes.
         decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
+
+        read(pathlib.Path("ratings.dat"), TextFormat(sep="::", header=False, quoted=False))
     """
 
     sep: str = ""
@@ -69,6 +71,10 @@ class Source:
         table: All rows.
         text: How the files are written; None of Parquet. Numbers and dates of text files are text.
         parts: Path and number of rows of each file, in the order of the table.
+
+    >>> path = pathlib.Path("ratings.parquet")
+    >>> Source(pa.table({"rating": [3, 5]}), text=None, parts=[(path, 2)]).where(1)
+    'ratings.parquet, row 1'
     """
 
     table: pa.Table

@@ -52,6 +52,8 @@ class Layout:
         versions: Names of the datasets in this layout.
         files: Name of each table's file, and its separator.
         columns: The schema of all of them.
+
+        Layout(("mine",), {"interactions": ("log.tsv", "\\t")}, "user_id=1,item_id=2,timestamp=3")
     """
 
     versions: tuple[str, ...]

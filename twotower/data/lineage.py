@@ -28,6 +28,9 @@ class Lineage:
         rows: `[num_rows]` uint64, ascending, as `row_ids` returns them; None if an ancestor's rows
             are not known.
         ancestors: Model versions of the bundles that the weights come from, the latest first.
+
+        lineage = Lineage.of(dataset, split)
+        lineage.require_unseen(newer, make_split(newer, "temporal"), "Train from new weights.")
     """
 
     rows: np.ndarray | None

@@ -29,7 +29,13 @@ HOST = "https://files.grouplens.org/datasets/movielens"
 
 
 class MovieLensUnavailable(FileNotFoundError):
-    """No folder, no prepared copy and no network; the message says what to do."""
+    """No folder, no prepared copy and no network; the message says what to do.
+
+    try:
+        dataset = load("movielens/1m", data_dir)
+    except MovieLensUnavailable:
+        dataset = twotower.load_dataset("synthetic")
+    """
 
 
 def load(

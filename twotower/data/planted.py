@@ -62,6 +62,9 @@ class SyntheticConfig:
         search_strength: Logit that a search adds to the items of its cluster.
         words_per_cluster: Words of a cluster's title and description vocabulary, each.
         audio_noise: Standard deviation of the noise on `audio`, whose signal has 1.
+
+    >>> SyntheticConfig(num_users=500, num_items=300, num_interactions=20_000).name
+    'synthetic/500x300-seed0'
     """
 
     num_users: int = 2000
@@ -113,6 +116,9 @@ class Synthetic:
         context: Logits of clusters by `device` `[3, num_clusters]`, `hour` (parts of the day of 4
             hours) `[6, num_clusters]`, `weekday` (Monday first) `[7, num_clusters]`.
         word_clusters: Cluster of each word that a search can hold.
+
+        made = synthetic.generate(SyntheticConfig(seed=1))
+        best = made.scores_of(user_rows, times)  # no model can rank better than this
     """
 
     config: SyntheticConfig

@@ -42,6 +42,10 @@ class Entry:
         name: Our name.
         column: The file's name, or its number from 1.
         unit: Of times: one of `UNITS` or `DATE_ORDERS`, or a format of strptime; else "".
+
+    >>> (entry,) = parse("timestamp=time:ms")
+    >>> entry.name, entry.column, entry.unit, entry.is_for("items")
+    ('timestamp', 'time', 'ms', False)
     """
 
     table: str

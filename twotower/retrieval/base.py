@@ -26,7 +26,11 @@ OUTGROWN = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class NoConfig:
-    """For a backend without parameters."""
+    """For a backend without parameters.
+
+    >>> dataclasses.asdict(NoConfig())
+    {}
+    """
 
 
 class Retriever(abc.ABC):

@@ -127,6 +127,11 @@ class TrainingBatches:
         estimate: Keys of a batch's items -> p_c of each, in place of `probability`. It is called in
             the order of the batches.
         hard_negatives: Chooses the hard negatives of each row; None if there are none.
+
+    `Training.batches` makes one of a recipe. Its batches hold tensors:
+
+        batch = next(iter(training.batches()))
+        batch.targets().item  # [num_examples]
     """
 
     def __init__(

@@ -31,6 +31,9 @@ class FitResult:
         validation: All metrics of the best epoch, with intervals.
         metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
             tell models apart in a small catalogue (`evaluate.telling_metric`).
+
+        result = fit(training, "W")
+        f"epoch {result.best_epoch} of {result.epoch}: {result.metric} {result.best:.4f}"
     """
 
     epoch: int = 0
@@ -54,6 +57,10 @@ class Pace(tf.keras.callbacks.Callback):
         done: Epochs that were done before.
         epochs: Epochs to do in all.
         steps: Steps of an epoch.
+
+        pace = Pace(done=0, epochs=10, steps=100)
+        model.fit(batches, epochs=10, callbacks=[pace])
+        pace.left(3.5)  # seconds, in the middle of the fourth epoch
     """
 
     def __init__(self, done: int, epochs: int, steps: int) -> None:
@@ -102,6 +109,10 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         save: Writes a checkpoint; called with whether this epoch's weights are the ones to keep.
         select: Whether validation picks the epoch.
         pace: How long the rest takes.
+
+        result, pace = FitResult(metric="recall@100"), Pace(0, epochs=10, steps=100)
+        every = EveryEpoch(training, MiningConfig(), result, save, select=True, pace=pace)
+        training.model.fit(training.batches(), epochs=10, callbacks=[pace, every])
     """
 
     def __init__(
@@ -219,6 +230,9 @@ class Progress(tf.keras.callbacks.Callback):
         pace: How long the rest takes.
         write: Shows a line in place of the one before; "" takes it away.
         every: Seconds from one line to the next.
+
+        progress = Progress(100_000, 1024, pace, write=lambda line: print(line, end="\\r"))
+        model.fit(batches, epochs=10, callbacks=[pace, progress])
     """
 
     def __init__(
