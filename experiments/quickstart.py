@@ -16,7 +16,7 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.export import add_index, export
@@ -130,10 +130,7 @@ def print_table(rows: dict[str, dict], split) -> None:
     print()
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    script.show_messages()
+def main():
     started = time.perf_counter()
     workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     split, dataset, recipe, oracle = find_data()

@@ -73,9 +73,7 @@ def prepared(dataset, split, name: str, batch_size: int) -> tuple:
     return run, mining, int(batches[0].hard_negatives.shape[1])
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     if unknown := set(FLAGS.variants) - VARIANTS.keys():
         raise app.UsageError(f"--variants: {sorted(unknown)} are none of {[*VARIANTS]}.")
     if "batch" not in FLAGS.variants:
@@ -109,4 +107,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -43,7 +43,7 @@ from new_items_plan import NEW_ITEMS  # isort: skip
 from sequence_plan import SEQUENCES  # isort: skip
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import write_result
-from twotower.data import load_dataset
+from twotower.commands.judging import dataset_of
 from twotower.data.splits import PROTOCOLS, make_split
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -239,7 +239,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
 def norms(folder: pathlib.Path, protocol: str, data_dir: str | None) -> dict:
     """How far the lengths of items' vectors differ, and follow the items' popularity."""
     bundle = Bundle(folder / "bundle")
-    data = load_dataset(bundle.manifest["dataset"], data_dir)
+    data = dataset_of(bundle, data_dir)
     train = make_split(data, protocol, "validation").train
     counts = np.bincount(data.item_keys[train], minlength=len(data.items))
     lengths = np.linalg.norm(np.load(folder / "bundle" / "items" / "vectors.npy"), axis=1)
@@ -265,9 +265,7 @@ def tell(row: dict | None) -> None:
     )
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     todo = jobs()
     if FLAGS.output:
         take_over(todo)
@@ -308,4 +306,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from twotower.bundle.bundle import Bundle
+from twotower.data import load_dataset
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.examples import QueryInputs
@@ -40,6 +41,18 @@ def to_judge(path: str, part: str) -> Bundle:
         f"{path} was refit on the validation rows, so they cannot judge it. Its validation figures "
         "are in metrics.json; --part=test asks it for what it has not seen."
     )
+
+
+def dataset_of(bundle: Bundle, data_dir: str | None) -> Dataset:
+    """The data that a bundle was trained on, read as it was read for the training: with the same
+    files, columns, events and least rating.
+
+    Args:
+        bundle: The one to judge.
+        data_dir: The folder that the training's paths are relative to.
+    """
+    reading = bundle.manifest.get("dataset_reading", {})
+    return load_dataset(bundle.manifest["dataset"], data_dir, **reading)
 
 
 def check_alike(bundles: Sequence[Bundle]) -> None:
