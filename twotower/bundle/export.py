@@ -57,7 +57,7 @@ def export(
         scann: Whether to write `retrieve_scann/`, too, which takes longer than all the rest.
 
     Raises:
-        ImportError: ScaNN is asked for and not installed.
+        ImportError: `scann` is set and ScaNN is not installed.
         ValueError: Vectors that are not finite; or a folder that holds anything else, that cannot
             be moved (see `replacing`), or that TensorFlow would not find again (`paths.literal`).
     """

@@ -222,7 +222,7 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
                 values = [None if value is None else str(value) for value in values]
             return pa.chunked_array([pa.array(values, wanted)])
         if pa.types.is_decimal(array.type):
-            # Through text, because Arrow's own cast is sometimes off by the last bit.
+            # Through text, because Arrow's cast is sometimes off by the last bit.
             array = array.cast(pa.large_string())
             if wanted == pa.int64() and pc.max(pc.utf8_length(array)).as_py() > 18:
                 return array  # ids of many digits

@@ -1,8 +1,8 @@
 """GroupLens folders: MovieLens as it is unpacked from a zip of grouplens.org -> tables.
 
-Three layouts: `ratings.dat` (1m), `u.data` (100k) and `ratings.csv` (latest-small, 20m, 25m). They
-are read as anyone's own files are, by a schema each. What differs between them, or from TFDS, is
-made equal here: `item_columns` says how.
+Three layouts: `ratings.dat` (1m), `u.data` (100k) and `ratings.csv` (latest-small, 20m, 25m). Each
+has a schema and is read as any other files are. What differs between them, or from TFDS, is made
+equal here: `item_columns` says how.
 """
 
 import codecs
@@ -97,7 +97,7 @@ def layout_of(folder: pathlib.Path, version: str) -> Layout | None:
 
     Raises:
         FileNotFoundError: Some of its files are there and some are missing.
-        ValueError: It holds another version than the one asked for.
+        ValueError: It holds another version than `version`.
     """
     for layout in LAYOUTS:
         names = [name for name, _ in layout.files.values()]
@@ -106,7 +106,7 @@ def layout_of(folder: pathlib.Path, version: str) -> Layout | None:
             continue
         if version not in layout.versions:
             raise ValueError(
-                f"{folder} holds MovieLens {' or '.join(layout.versions)}, not {version}. Ask for "
+                f"{folder} holds MovieLens {' or '.join(layout.versions)}, not {version}. Take "
                 f"dataset movielens/{layout.versions[0]}, or give the folder of ml-{version}."
             )
         if missing:

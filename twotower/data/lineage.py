@@ -93,8 +93,8 @@ def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
     """
     cases, num_items = split.cases, np.int64(len(dataset.items))
     users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
-    asked = users[cases.targets.row_index] * num_items + cases.targets.values
-    held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, asked)
+    target_pairs = users[cases.targets.row_index] * num_items + cases.targets.values
+    held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, target_pairs)
     if split.hidden is not None:
         held_out |= np.isin(dataset.item_keys, split.hidden)
     # If seen items may be answered, an earlier row of a target's user and item may be in training.

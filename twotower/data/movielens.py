@@ -7,7 +7,7 @@ by it), ids as strings, the columns below.
     items         item_id, title (without the year), year (NaN where unknown), genres
     users         user_id, gender (M, F), age (first year of its bucket: 1, 18, 25, 35, 45, 50, 56),
                   occupation (in words), zip_code; 100k has exact_age too. Versions later than 1m
-                  tell nothing of their users.
+                  have the ids alone.
 
 `items` has the movies that nobody rated, too. TFDS keeps them in a second table (`1m-movies`), so a
 prepared copy needs both.
@@ -41,7 +41,7 @@ class MovieLensUnavailable(FileNotFoundError):
 def load(
     dataset: str = "movielens/1m", data_dir: str | os.PathLike | None = None, timeout: float = 3.0
 ) -> Dataset:
-    """MovieLens from the first place that has it.
+    """MovieLens from the first of three sources that has it.
 
     1. `data_dir`, or `data_dir/ml-1m`, as a GroupLens folder (1-2 s for 1m);
     2. TFDS' prepared copy under `data_dir` (default: TFDS_DATA_DIR or ~/tensorflow_datasets);
@@ -100,7 +100,7 @@ def find(
 
 def dataset_in(data_dir: str | os.PathLike) -> str:
     """Name of the MovieLens whose GroupLens folder `data_dir` is, or has in it; `movielens/1m`
-    where it is none. Of 20m, 25m and latest-small the folder's name tells which."""
+    where it is none. 20m, 25m and latest-small are told apart by the folder's name."""
     folder = paths.local(data_dir)
     for layout in grouplens.LAYOUTS:
         first = layout.files["interactions"][0]
@@ -154,7 +154,7 @@ def reachable(url: str, timeout: float) -> bool:
     """
     answered = threading.Event()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(url, method="HEAD"), timeout=timeout
@@ -164,7 +164,7 @@ def reachable(url: str, timeout: float) -> bool:
             pass
 
     # A thread, because no timeout holds for the name lookup.
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(timeout)
     return answered.is_set()

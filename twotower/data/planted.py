@@ -97,7 +97,7 @@ class SyntheticConfig:
 
     @property
     def name(self) -> str:
-        """What the dataset is called; the other fields are not told by it."""
+        """Name of the dataset, made of the numbers of users and items and the seed alone."""
         return f"synthetic/{self.num_users}x{self.num_items}-seed{self.seed}"
 
 
@@ -106,7 +106,7 @@ class Synthetic:
     """A dataset with the truth behind it.
 
     Attributes:
-        config: What was asked for.
+        config: The sizes and strengths that it was made with.
         dataset: The tables.
         clusters: Cluster of each item, `[num_items]`.
         profiles: `[num_items, 16]`.
@@ -198,8 +198,8 @@ class Synthetic:
             + self.context["weekday"][(times // DAY + 3) % 7]  # 1970-01-01 was a Thursday
             + self.context["device"][device] * (device >= 0)[:, None]
         )  # [n, num_clusters]
-        asked = np.flatnonzero(search >= 0)
-        cluster_logits[asked, search[asked]] += np.float32(self.config.search_strength)
+        is_search = np.flatnonzero(search >= 0)
+        cluster_logits[is_search, search[is_search]] += np.float32(self.config.search_strength)
         # exp(-(t - released)) = exp(released) * exp(-t): freshness is one more dimension.
         columns = [
             self.tastes(user_rows, times),

@@ -84,7 +84,7 @@ class LiveIndex:
             index, which absorbs them if they are more than a buffer should hold. Until that is done
             nothing else may search the index.
         log: Of this index alone.
-        checks: What `swap` asks of a pair.
+        checks: What `swap` requires of a pair.
         embed: As in `swap`, where the log holds vectors of another training.
 
     Raises:

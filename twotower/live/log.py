@@ -219,14 +219,14 @@ class WriteAheadLog:
         sequence, truncated, last = whole_number(sequence, "sequence"), self.truncated, self._last
         if sequence < truncated:
             raise ValueError(
-                f"entries after {sequence} were asked for; {self.path} holds those after "
+                f"entries after {sequence} are not in the log; {self.path} holds those after "
                 f"{truncated}, up to {last}. The others were truncated: start from a later "
                 "snapshot."
             )
         found = self.digest(sequence) if sequence <= last else "none"
         if sequence > last or digest not in ("", found):
             raise ValueError(
-                f"entries after {sequence} were asked for; {self.path} ends at {last}, or has "
+                f"entries after {sequence} are not in the log; {self.path} ends at {last}, or has "
                 f"another entry {sequence} than the snapshot. The snapshot belongs to another log, "
                 f"or this log was lost or damaged. {START_ANEW}"
             )
@@ -354,7 +354,7 @@ def _make(path: pathlib.Path) -> None:
             # So that each truncation shrinks the file; must be set before there is a table.
             connection.execute("PRAGMA auto_vacuum = FULL")
             connection.execute(TABLE)
-            # Entry 0 is like a truncated one; its random digest tells this log from any other.
+            # Entry 0 is like a truncated one; its random digest identifies this log.
             connection.execute(
                 "INSERT INTO entries VALUES (0, '', '', x'', x'', 0, randomblob(32))"
             )

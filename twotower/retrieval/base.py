@@ -1,6 +1,6 @@
-"""Retriever: the one contract of all indexes. A backend file only finds neighbours.
+"""Retriever: the interface of all indexes. A backend only finds neighbours.
 
-Checking, updates, exclusion, filters, over-fetch and short rows are settled here, once.
+Checks, updates, exclusion, filters, over-fetching and short rows are implemented here, once.
 """
 
 import abc
@@ -60,9 +60,9 @@ class Retriever(abc.ABC):
     Config: type = NoConfig
     # Whether answers are exact by construction.
     is_exact = False
-    # Distances that the backend computes for each candidate it is asked for; 9 to 16 were counted
-    # in HNSW (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that
-    # times the candidates to fetch, a scan of them is cheaper, and exact.
+    # Distances that the backend computes for each candidate fetched; 9 to 16 were counted in HNSW
+    # (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that times the
+    # candidates to fetch, a scan of them is cheaper, and exact.
     distances_per_candidate = 10.0
     # Whether `absorb` can index further vectors; a backend that cannot is built anew.
     can_append: bool = False

@@ -113,8 +113,8 @@ def code_bytes(num_items: int, width: int) -> dict[str, float]:
 def fit(rows: Sequence[dict], name: str) -> np.ndarray:
     """Coefficients `[3]` of log value = a + b log num_items + c log dim, by least squares.
 
-    Where the rows do not tell growth with dim from growth with num_items, c is 1: work grows with
-    the length of the vectors.
+    Rows of one dim, or whose dim grows with num_items, do not determine c. It is then 1: work grows
+    in proportion to the length of the vectors.
     """
     rows = _large(rows)
     num, dim, value = (np.log([row[n] for row in rows]) for n in ("num_items", "dim", name))
