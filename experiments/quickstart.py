@@ -55,7 +55,7 @@ SHOWN = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
 def find_data():
     """(split, dataset, recipe, oracle): MovieLens 1M, or made-up data where there is none.
 
-    The oracle is None, or says the true scores of all items for cases whose time is told.
+    The oracle is None, or computes the true scores of all items for cases with a request time.
     """
     fit_config = FitConfig(epochs=FLAGS.epochs, warmup_steps=50, patience=0)
     if not FLAGS.synthetic:

@@ -5,7 +5,7 @@
 The default recipe with other columns, at each of --batch_sizes: mined hard negatives (a tenth of a
 row's), uniform draws beside the batch's, a memory of past batches, the whole catalogue, and other
 losses. Variants take turns, --repeats times, so that a machine that drifts drifts for all; a ratio
-is that of a repeat's plain step. Mining itself is told apart: seconds for all users, once.
+is that of a repeat's plain step. Mining is measured separately: seconds for all users, once.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """WriteAheadLog: every change of an index that was acknowledged, on disk before it is applied.
 
-The log is one SQLite file, so SQLite handles torn writes, fsync and recovery. What SQLite does not
-check, digests do. Each entry has a digest of itself and of the digest before it: an entry that was
-changed, is missing, or is another log's does not fit its neighbours.
+The log is one SQLite file, so SQLite handles torn writes, fsync and recovery. Digests check
+what SQLite does not. The digest of an entry includes that of the entry before it. So an entry that
+was changed, is missing or is of another log does not fit its neighbours.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ class WriteAheadLog:
     def _open(self) -> None:
         execute = self._connection.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
-        # Looked at before anything is written, lest a foreign database be changed.
+        # Checked before anything is written, so that a foreign database is not changed.
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:

@@ -264,7 +264,7 @@ class MilvusIndex(Retriever):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """The base class has changed its mind already, so a failure leaves the two apart."""
+        """For changes of the collection. After a failure it differs from the base class."""
         self._require_whole()
         self._is_whole = False
         yield
