@@ -1,4 +1,4 @@
-"""A bundle and baselines, put to the questions of a split; what may not be judged is refused."""
+"""Evaluates a bundle and baselines on a split, and refuses data that a model has learned from."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,9 +15,9 @@ from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.tuning import recall_against
 
-# Protocols that ask different questions of a model trained on the same rows.
-SAME_ROWS = [{f"temporal-last{told}", f"temporal-successive{told}"} for told in ("", "+time")]
-# What bundles must have in common to answer the same questions.
+# Protocols with different queries for a model trained on the same rows.
+SAME_ROWS = [{f"temporal-last{end}", f"temporal-successive{end}"} for end in ("", "+time")]
+# Entries of the manifest in which bundles must agree to be evaluated on the same queries.
 COMMON = ("dataset", "protocol", "split_seed", "hidden_items")
 
 

@@ -199,7 +199,7 @@ def _unpacked(values: pd.Series) -> pd.Series:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether pandas can tell what a column of this Arrow type holds."""
+    """Whether pandas can infer what a column of this Arrow type holds."""
     types = pa.types
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _is_plain(kind.value_type)

@@ -100,7 +100,7 @@ def find(
 
 def dataset_in(data_dir: str | os.PathLike) -> str:
     """Name of the MovieLens whose GroupLens folder `data_dir` is, or has in it; `movielens/1m`
-    where it is none. 20m, 25m and latest-small are told apart by the folder's name."""
+    where it is none. The folder's name decides between 20m, 25m and latest-small."""
     folder = paths.local(data_dir)
     for layout in grouplens.LAYOUTS:
         first = layout.files["interactions"][0]
