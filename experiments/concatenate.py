@@ -7,7 +7,7 @@ With three bundles of one dimension, the vectors of an index are three times as 
 request runs three query towers. experiments/benchmarks/latency.py measures what that costs.
 """
 
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
@@ -23,9 +23,7 @@ script.DEFINE_path("output", None, "Folder of the new bundle.", required=True)
 flags.DEFINE_list("indexes", ["hnsw"] + ["scann"] * available(), "Indexes to build into it.")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     for name in FLAGS.indexes:
         make(IndexConfig(name))  # refuses an index that cannot be built, before the work
     bundles = [Bundle(paths.local(directory)) for directory in FLAGS.bundles]
@@ -37,4 +35,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -16,7 +16,7 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.export import add_index, export
@@ -55,7 +55,7 @@ SHOWN = ("recall_micro@100", "recall@500", "hit_rate@50", "ndcg@10", "mrr@500")
 def find_data():
     """(split, dataset, recipe, oracle): MovieLens 1M, or made-up data where there is none.
 
-    The oracle is None, or says the true scores of all items for cases whose time is told.
+    The oracle is None, or computes the true scores of all items for cases with a request time.
     """
     fit_config = FitConfig(epochs=FLAGS.epochs, warmup_steps=50, patience=0)
     if not FLAGS.synthetic:
@@ -130,10 +130,7 @@ def print_table(rows: dict[str, dict], split) -> None:
     print()
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
-    script.show_messages()
+def main():
     started = time.perf_counter()
     workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     split, dataset, recipe, oracle = find_data()

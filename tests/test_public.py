@@ -83,6 +83,9 @@ def test_three_verbs_of_the_readme(three_verbs):
     assert bundle.manifest["refit"] and len(trainer.selection.log) == 4
     assert bundle.indexes == ["hnsw"] and not (bundle.directory / "retrieve_scann").exists()
     assert not tt.Bundle(bundle.directory.parent / "bundle_validation").manifest["refit"]
+    # The letters of a text could be backends themselves; a single name is a list of one.
+    with pytest.raises(ValueError, match="'hsnw'"):
+        trainer.export(bundle.directory, indexes="hsnw")
     titles = eval(lines[-1])
     assert len(titles) == 10 and set(titles) <= set(tiny.dataset().items["title"])
 

@@ -138,18 +138,19 @@ class Trainer:
         }
         return Comparison(heading(split), rows)
 
-    def export(self, path: str | pathlib.Path, indexes: Sequence[str] = ()) -> Bundle:
-        """Writes the bundle: SavedModels, item vectors, manifest, and the indexes that are asked.
+    def export(self, path: str | pathlib.Path, indexes: str | Sequence[str] = ()) -> Bundle:
+        """Writes the bundle: SavedModels, item vectors, manifest, and indexes.
 
         Args:
             path: The bundle's folder; a bundle that is there is replaced.
-            indexes: Backends such as `hnsw`. With `scann` the SavedModel `retrieve_scann` is
-                written, too.
+            indexes: Backends of the indexes to build, such as `["hnsw"]`; `"hnsw"` is the same.
+                With `scann` the SavedModel `retrieve_scann` is written, too.
 
         Raises:
             ValueError: An unknown backend, or a folder that holds anything else than a bundle.
             ImportError: A backend whose library is not installed.
         """
+        indexes = [indexes] if isinstance(indexes, str) else indexes
         for name in indexes:
             make(IndexConfig(name))  # what cannot be made is refused before anything is written
         split, report = self.split, self.report

@@ -12,7 +12,7 @@ exactly, 1 - (1 - b) ** (1 / B).
 import dataclasses
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
@@ -54,9 +54,7 @@ def estimates(examples: Examples, num_items: int):
         yield epoch + 1, "batches, undone", *SIZES[0], undone
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = splits.make_split(dataset, "random", "validation")
     config = dataclasses.replace(ExamplesConfig(), batch_size=FLAGS.batch_size)
@@ -82,4 +80,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

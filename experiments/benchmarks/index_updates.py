@@ -343,9 +343,7 @@ def check_flags() -> None:
         )
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     check_flags()
     bundle, path = Bundle(FLAGS.bundle), pathlib.Path(FLAGS.output)
     result = json.loads(path.read_text()) if path.exists() else {"rows": []}
@@ -377,4 +375,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

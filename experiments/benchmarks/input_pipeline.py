@@ -9,7 +9,7 @@ all threads of the process, so they hold on a machine that others use.
 
 import time
 
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
@@ -40,9 +40,7 @@ def measured(training: Training, name: str) -> dict:
     return {"name": name, "examples_per_second": per_second, "per_cpu_second": per_cpu_second}
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = splits.make_split(dataset, "loo", "validation")
     window = FLAGS.max_history
@@ -56,4 +54,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -20,7 +20,7 @@ import single_requests  # isort: skip  (first: numpy's threads)
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import provenance, write_result
@@ -88,9 +88,7 @@ def layer_recall(bundle: Bundle, call, requests: list, exact: Candidates) -> flo
     return recall_against(exact, Candidates(keys, scores, (keys >= 0).sum(1)))
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     bundle, split, raw = single_requests.open_bundle()
     rows = np.random.default_rng(0).permutation(len(split.cases))[: FLAGS.requests]
     requests = [(raw(case), case.exclude.values) for case in split.cases.take(rows).batches(1)]
@@ -160,4 +158,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

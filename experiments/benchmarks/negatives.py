@@ -5,7 +5,7 @@
 The default recipe with other columns, at each of --batch_sizes: mined hard negatives (a tenth of a
 row's), uniform draws beside the batch's, a memory of past batches, the whole catalogue, and other
 losses. Variants take turns, --repeats times, so that a machine that drifts drifts for all; a ratio
-is that of a repeat's plain step. Mining itself is told apart: seconds for all users, once.
+is that of a repeat's plain step. Mining is measured separately: seconds for all users, once.
 """
 
 import dataclasses
@@ -73,9 +73,7 @@ def prepared(dataset, split, name: str, batch_size: int) -> tuple:
     return run, mining, int(batches[0].hard_negatives.shape[1])
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     if unknown := set(FLAGS.variants) - VARIANTS.keys():
         raise app.UsageError(f"--variants: {sorted(unknown)} are none of {[*VARIANTS]}.")
     if "batch" not in FLAGS.variants:
@@ -109,4 +107,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -111,9 +111,7 @@ def compare(index, queries: np.ndarray, k: int, size: int, rounds: int) -> dict:
     }
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     queries = np.load(pathlib.Path(FLAGS.bundle) / "items" / "sample_queries.npy")
     if FLAGS.core >= 0 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {FLAGS.core})
@@ -145,4 +143,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -13,7 +13,7 @@ largest size, when that size is left out. Ends with what `retrieval.planning.sug
 import json
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.retrieval import planning
@@ -46,9 +46,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.1f} d"
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     num, dim, rows = FLAGS.num_items, FLAGS.dim, planning.measurements()
     if FLAGS.measurements:
         rows = json.loads(pathlib.Path(FLAGS.measurements).read_text())["rows"]
@@ -90,4 +88,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -348,9 +348,7 @@ def units() -> list[Unit]:
     ]
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     path = pathlib.Path(FLAGS.output)
     result = json.loads(path.read_text()) if path.exists() else {"rows": []}
     done = [row["unit"] for row in result["rows"] if "unit" in row]
@@ -425,4 +423,4 @@ def line(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

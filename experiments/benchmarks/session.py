@@ -31,9 +31,7 @@ flags.DEFINE_integer("users", 50, "Users.", lower_bound=1)
 script.DEFINE_path("output", None, "JSON file to write.")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     bundle, split, raw = single_requests.open_bundle()
     need = FLAGS.events + FLAGS.steps
     fits = np.flatnonzero(split.cases.history.lengths >= need)
@@ -97,4 +95,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -16,7 +16,8 @@ from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
-from twotower.data import load_dataset, splits
+from twotower.commands.judging import dataset_of
+from twotower.data import splits
 from twotower.data.examples import QueryInputs
 from twotower.tf import tf
 
@@ -40,6 +41,6 @@ def open_bundle() -> tuple[Bundle, splits.Split, QueryInputs]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     bundle = Bundle(flags.FLAGS.bundle)
     manifest = bundle.manifest
-    dataset = load_dataset(manifest["dataset"], flags.FLAGS.data_dir)
+    dataset = dataset_of(bundle, flags.FLAGS.data_dir)
     split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
     return bundle, split, QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])

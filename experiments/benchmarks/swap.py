@@ -36,7 +36,8 @@ from absl import app, flags
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import provenance, write_result
-from twotower.data import load_dataset, splits
+from twotower.commands.judging import dataset_of
+from twotower.data import splits
 from twotower.data.examples import QueryInputs
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import evaluate
@@ -191,7 +192,7 @@ def inputs_of(bundles: Sequence[Bundle]) -> tuple[list[dict], dict]:
             "request": np.arange(num)[:PROBES]
         }
     manifest = bundles[0].manifest
-    dataset = load_dataset(manifest["dataset"], FLAGS.data_dir)
+    dataset = dataset_of(bundles[0], FLAGS.data_dir)
     split = splits.make_split(dataset, manifest["protocol"], "validation", manifest["split_seed"])
     raw = QueryInputs(dataset, [spec["name"] for spec in manifest["query_inputs"]])
     rows = np.random.default_rng(0).permutation(len(split.cases))[: FLAGS.requests]
@@ -253,7 +254,7 @@ def mismatch(bundles: Sequence[Bundle]) -> Iterator[dict]:
         ValueError: A bundle that was refit on validation, or bundles or data that do not fit.
     """
     manifests = [bundle.manifest for bundle in bundles]
-    dataset = load_dataset(manifests[0]["dataset"], FLAGS.data_dir)
+    dataset = dataset_of(bundles[0], FLAGS.data_dir)
     for bundle, manifest in zip(bundles, manifests):
         if manifest["refit"]:
             raise ValueError(
@@ -297,9 +298,7 @@ def line(row: dict) -> str:
     return "  ".join(cells)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     if FLAGS.mismatch and FLAGS.identity:
         raise app.UsageError("--mismatch asks the query towers: leave out --identity.")
     if not FLAGS.identity:
@@ -328,4 +327,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

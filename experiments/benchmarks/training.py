@@ -18,7 +18,7 @@ import dataclasses
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
@@ -172,9 +172,7 @@ def parts(training: Training, batch: Batch) -> dict[str, float]:
     return found
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = splits.make_split(dataset, "random", "validation")
     rate = matrix_rate()
@@ -231,4 +229,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -188,10 +188,12 @@ def step_costs(name: str = "speed/negatives_cost") -> str:
     sizes = sorted({row["batch_size"] for row in result["rows"]})
     body = []
     for kind in dict.fromkeys(row["name"] for row in result["rows"]):
-        own = [row for row in result["rows"] if row["name"] == kind]
-        own.sort(key=lambda row: row["batch_size"])
-        cells = [text for row in own for text in (f"{row['step_ms']:.0f}", f"{row['ratio']:.2f}")]
-        mining = [f"{row['mining_s']:.1f}" for row in own if row["mining_s"]]
+        matching = [row for row in result["rows"] if row["name"] == kind]
+        matching.sort(key=lambda row: row["batch_size"])
+        cells = [
+            text for row in matching for text in (f"{row['step_ms']:.0f}", f"{row['ratio']:.2f}")
+        ]
+        mining = [f"{row['mining_s']:.1f}" for row in matching if row["mining_s"]]
         body.append([kind, *cells, ", ".join(mining)])
     header = ["columns"]
     for size in sizes:

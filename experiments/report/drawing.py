@@ -20,7 +20,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colours of a page: text, lines, and those that tell parts of a picture apart."""
+    """Colours of a page: text, lines, and those that distinguish its parts."""
 
     ink: str
     faint: str
@@ -222,7 +222,7 @@ def curves(theme: Theme) -> list[str]:
         and not row["constraint"]
     ]
 
-    def place(row: dict) -> tuple[float, float]:
+    def position(row: dict) -> tuple[float, float]:
         """0.1 to 10 ms, and recall .8 to 1."""
         x = left + width * (math.log10(row["p50_ms"]) + 1) / 2
         return x, top + height * (1 - (recall_of(row) - 0.8) / 0.2)
@@ -240,14 +240,14 @@ def curves(theme: Theme) -> list[str]:
         parts.append(text(left + width * number / 2, top + height + 18, label, theme.faint, 12))
     colours = (theme.query, theme.item, *theme.others)
     for number, (variant, colour) in enumerate(zip(INDEXES, colours)):
-        own = [row for row in rows if row["variant"] == variant]
-        shown = [place(row) for row in own if not row["tuned"] and recall_of(row) >= 0.8]
+        matching = [row for row in rows if row["variant"] == variant]
+        shown = [position(row) for row in matching if not row["tuned"] and recall_of(row) >= 0.8]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(shown))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        for row in tuned(own):
-            x, y = place(row)
+        for row in tuned(matching):
+            x, y = position(row)
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
         y = top + height - 70 + 18 * number
         parts.append(line(left + width - 90, y - 4, left + width - 70, y - 4, colour, 2))

@@ -1,8 +1,8 @@
 """What others report on MovieLens 1M: whole catalogue, seen items excluded.
 
-`items` tells the catalogues apart: 3,416 are those with five ratings or more, in the order of the
-file that SASRec's authors published; 3,706 are all rated ones. Figures of different catalogues, or
-of models that were told different things, are not comparable to the third digit.
+`items` is the size of the catalogue: 3,416 items have five ratings or more, in the order of the
+file that SASRec's authors published; 3,706 have a rating. Figures of different catalogues, or of
+models with different inputs, are not comparable to the third digit.
 """
 
 import dataclasses
@@ -14,22 +14,24 @@ class Published:
 
     Attributes:
         name: Model and loss.
-        protocol: Ours that is nearest.
+        protocol: The nearest of this project's protocols.
         items: Size of its catalogue.
-        told: What the model is told beside the items' ids and order.
-        source: Where it stands.
+        extra_inputs: Inputs of the model besides the items' ids and order.
+        source: The paper or project that reports it.
         metrics: Metric -> figure.
     """
 
     name: str
     protocol: str
     items: int
-    told: str
+    extra_inputs: str
     source: str
     metrics: dict[str, float]
 
 
-def row(name, protocol, items, told, source, hr_10, ndcg_10, hr_50=None, hr_200=None) -> Published:
+def row(
+    name, protocol, items, extra_inputs, source, hr_10, ndcg_10, hr_50=None, hr_200=None
+) -> Published:
     values = {
         "hit_rate@10": hr_10,
         "ndcg@10": ndcg_10,
@@ -37,7 +39,7 @@ def row(name, protocol, items, told, source, hr_10, ndcg_10, hr_50=None, hr_200=
         "hit_rate@200": hr_200,
     }
     metrics = {metric: value for metric, value in values.items() if value is not None}
-    return Published(name, protocol, items, told, source, metrics)
+    return Published(name, protocol, items, extra_inputs, source, metrics)
 
 
 GSASREC = "gSASRec, RecSys 2023 (arXiv 2308.07192)"

@@ -65,5 +65,5 @@ def origin(result: dict) -> str:
 
 
 def origin_of(row: dict, result: dict) -> str:
-    """The line beneath a table whose rows have commands of their own."""
+    """The line beneath a table of which each row has another command."""
     return origin({**result, "command": row["command"], "commit": row["commit"]})

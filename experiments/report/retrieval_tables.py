@@ -82,11 +82,13 @@ def growth(name: str = "indexes/retrieval") -> str:
     sizes = sorted({row["num_items"] for row in rows})
     body = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        own = {row["num_items"]: row for row in rows if row["variant"] == variant}
+        matching = {row["num_items"]: row for row in rows if row["variant"] == variant}
         body.append(
             [variant]
             + [
-                f"{own[size]['p50_ms']:.2f} ({recall_of(own[size]):.3f})" if size in own else ""
+                f"{matching[size]['p50_ms']:.2f} ({recall_of(matching[size]):.3f})"
+                if size in matching
+                else ""
                 for size in sizes
             ]
         )
@@ -157,27 +159,27 @@ def claims(name: str = "indexes/retrieval") -> str:
         found = []
         sizes = sorted({r["num_items"] for r in tuned(rows, set="0.5") if r["dim"] == 64})
         for size in sizes:
-            own = {
+            latencies = {
                 r["variant"]: r["p50_ms"]
                 for r in tuned(rows, set="0.5", num_items=size)
                 if r["dim"] == 64
             }
-            exact = min(own[v] for v in ("exact", "flat") if v in own)
-            best = min((ms, v) for v, ms in own.items() if v not in ("exact", "flat"))
+            exact = min(latencies[v] for v in ("exact", "flat") if v in latencies)
+            best = min((ms, v) for v, ms in latencies.items() if v not in ("exact", "flat"))
             found.append(f"{size:,}: exact {exact:.2f}, {best[1]} {best[0]:.2f} ms")
         return "; ".join(found)
 
     def grows() -> str:
         found = []
         for variant in ("flat", "hnsw-sq8", "ivf_pq", "scann"):
-            own = {
+            latencies = {
                 r["num_items"]: r["p50_ms"]
                 for r in tuned(rows, set="0.5", variant=variant)
                 if r["dim"] == 64
             }
-            if len(own) > 1:
-                low, high = min(own), max(own)
-                found.append(f"{variant} {own[high] / own[low]:.0f}x")
+            if len(latencies) > 1:
+                low, high = min(latencies), max(latencies)
+                found.append(f"{variant} {latencies[high] / latencies[low]:.0f}x")
         return "from the smallest to the largest size: " + ", ".join(found)
 
     code = tuned(rows, num_items=1_000_000, dim=128, variant="ivf_pq")

@@ -12,8 +12,8 @@ METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
 ITEMS = {"loo+time": "3,706"} | dict.fromkeys(
     ("loo-5core", "temporal-last", "temporal-successive"), "3,416"
 )
-# What a query tower is told beside the items' ids and order, by the field of its recipe.
-TOLD = {
+# Inputs of a query tower besides the items' ids and order, by the field of its recipe.
+EXTRA_INPUTS = {
     "history_ratings": "ratings",
     "history_gaps": "gaps",
     "history_time_bias": "time between events",
@@ -22,15 +22,15 @@ TOLD = {
     "history_time_told": "time of the request",  # the field's name in older results
 }
 # Encoders that read the time between events whatever their recipe says.
-TIMED = ("attention", "hstu")
+TIME_AWARE = ("attention", "hstu")
 
 
 def results(protocol: str) -> str:
-    """Test figures of a protocol, `sequence_*.json`, with intervals over users, above those that
-    others report.
+    """Test figures of a protocol from `sequence_*.json`, with intervals over users, and below them
+    those that others report.
 
     Raises:
-        ValueError: There are none of our own, or two of one recipe and seed.
+        ValueError: No result file has this protocol, or two rows have one recipe and seed.
     """
     found: dict[tuple[str, str], list[dict]] = {}
     files = {}
@@ -57,18 +57,18 @@ def results(protocol: str) -> str:
     body = []
     for (name, _), rows in found.items():
         cells = ["{:.3f} ± {:.3f}".format(*mean(rows, metric)) for metric in METRICS]
-        told = told_to(rows[0].get("recipe", {}).get("query", {}))
+        extra = extra_inputs(rows[0].get("recipe", {}).get("query", {}))
         source, values = "here", [row["metrics"]["ndcg@10"]["mean"] for row in rows]
         if len(rows) > 1:
             source += f", {len(rows)} seeds: `ndcg@10` {min(values):.3f} to {max(values):.3f}"
         if "ann_recall@100" in rows[0]:  # without exclusions, with which an index may scan
             source += f", `recall@100` of the index {rows[0]['ann_recall@100']:.3f}"
-        body.append([name, *cells, ITEMS[protocol], told, source])
+        body.append([name, *cells, ITEMS[protocol], extra, source])
     for row in PUBLISHED:
         if row.protocol == protocol:
             figures = [row.metrics.get(metric) for metric in METRICS]
             cells = ["" if value is None else f"{value:.3f}" for value in figures]
-            body.append([row.name, *cells, f"{row.items:,}", row.told, row.source])
+            body.append([row.name, *cells, f"{row.items:,}", row.extra_inputs, row.source])
     header = [f"`{protocol}`, test", *(f"`{m}`" for m in METRICS), "items", "extra inputs"]
     header.append("source")
     first, *others = files
@@ -79,10 +79,10 @@ def results(protocol: str) -> str:
     return table(header, body) + "\n\n" + source
 
 
-def told_to(query: dict) -> str:
-    """What a query tower's recipe tells it beside the items' ids and order."""
-    tells = query | ({"history_time_bias": True} if query.get("history") in TIMED else {})
-    return ", ".join(said for field, said in TOLD.items() if tells.get(field))
+def extra_inputs(query: dict) -> str:
+    """Inputs of a query tower's recipe besides the items' ids and order."""
+    is_set = query | ({"history_time_bias": True} if query.get("history") in TIME_AWARE else {})
+    return ", ".join(text for field, text in EXTRA_INPUTS.items() if is_set.get(field))
 
 
 def curves() -> str:
@@ -116,10 +116,10 @@ def curves() -> str:
 
 
 def tokens() -> str:
-    """Tokens a second of trainings that nothing else disturbed, `metrics.json` of train.py as
-    `tokens_*.json`, the same at different hours.
+    """Tokens a second of trainings on an otherwise idle machine, one training at several hours.
 
-    Each target is a token that is read and asked after; padding does not count.
+    `tokens_*.json` is the `metrics.json` of train.py. A token is an event that is both read and a
+    target; padding does not count.
     """
     paths, body = sorted(RESULTS.glob("speed/tokens_*.json")), []
     runs = [read(f"speed/{path.stem}") for path in paths]
@@ -133,7 +133,7 @@ def tokens() -> str:
 
 
 def sessions() -> str:
-    """What one more event of a user costs, `session_*.json`, against the whole history.
+    """What one more event of a user costs, against encoding the whole history: `session_*.json`.
 
     Raises:
         ValueError: There is none.

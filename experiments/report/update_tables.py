@@ -51,18 +51,19 @@ def ways(name: str = "indexes/index_updates") -> str:
     rows = [row for row in result["rows"] if "round" in row]
     for backend in dict.fromkeys(row["backend"] for row in rows):
         for way in dict.fromkeys(row["strategy"] for row in rows):
-            own = [
+            matching = [
                 r for r in rows if (r["backend"], r["strategy"]) == (backend, way) and r["round"]
             ]
-            if own:
-                last = own[-1]
+            if matching:
+                last = matching[-1]
                 figures = {
-                    key: max(r[key] for r in own) for key in ("visible_s", "update_s", "stall_ms")
+                    key: max(r[key] for r in matching)
+                    for key in ("visible_s", "update_s", "stall_ms")
                 }
-                cells = [f"{backend}, {way}", f"{len(own)}", f"{recall_of(last):.3f}"]
+                cells = [f"{backend}, {way}", f"{len(matching)}", f"{recall_of(last):.3f}"]
                 cells += [f"{last['p50_ms']:.2f}", f"{figures['visible_s']:.3f}"]
                 cells += [f"{figures['update_s']:.1f}", f"{figures['stall_ms']:,.0f}"]
-                body.append([*cells, f"{max(r['memory_updating_mib'] for r in own):,.0f}"])
+                body.append([*cells, f"{max(r['memory_updating_mib'] for r in matching):,.0f}"])
     header = ["way", "rounds", "recall at the end", "p50 ms", "seen after, s", "round, s"]
     header += ["longest search, ms", "peak MiB"]
     return table(header, body) + "\n\n" + origin_of(rows[0], result)

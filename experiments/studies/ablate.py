@@ -5,14 +5,15 @@
     python experiments/studies/ablate.py --study=sequences --data_dir=ml-1m --workdir=S \
         --output=out.json
 
-Prints its plan with an estimate, then trains run after run of the study by train.py in a process of
-its own, each on the study's base recipe with the run's flags behind it. The runs of `losses` stand
-in ablation_plan.py, of `sequences` in sequence_plan.py, of `new_items` in new_items_plan.py.
-Validation figures only, those of a training's best epoch; `by_epoch` has all of them, which tells
-where one collapsed. Runs that a rule hangs on are repeated with --seeds and on --more_splits.
-Interrupted, the same command goes on: a run whose row stands in its folder or in --output is not
-repeated, and one that was cut short continues after its last epoch.
---parallel=N trains N at a time, each on its share of the cores, which small batches use better.
+Prints the plan with an estimate, then trains each run of the study by train.py, in a separate
+process: the study's base recipe with the run's flags added. The runs of `losses` are in
+ablation_plan.py, those of `sequences` in sequence_plan.py, those of `new_items` in
+new_items_plan.py. All figures are on validation, from a training's best epoch; `by_epoch` has those
+of all epochs, which shows where a training collapsed. Runs that a conclusion depends on are
+repeated with --seeds and on --more_splits. After an interruption the same command goes on: a run
+that has a row in its folder or in --output is not repeated, and an unfinished one continues after
+its last epoch. --parallel=N trains N at a time, each on its share of the cores, which small batches
+use better.
 
 The runs on a large catalogue need --large_dir, the folder of
 
@@ -43,7 +44,7 @@ from new_items_plan import NEW_ITEMS  # isort: skip
 from sequence_plan import SEQUENCES  # isort: skip
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import write_result
-from twotower.data import load_dataset
+from twotower.commands.judging import dataset_of
 from twotower.data.splits import PROTOCOLS, make_split
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,12 +57,14 @@ script.DEFINE_path("large_dir", None, "Folder of make_synthetic.py with 200,000 
 script.DEFINE_path("workdir", None, "Folder of the runs.", required=True)
 flags.DEFINE_list("groups", None, "Only these groups; all by default.")
 flags.DEFINE_string("pattern", "", "Only runs whose name matches this regular expression.")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs that a rule hangs on; others: the first.")
+flags.DEFINE_list(
+    "seeds", ["0", "1", "2"], "Of the runs that a conclusion depends on; others: the first."
+)
 flags.DEFINE_list("more_splits", None, "Further protocols of those runs; the plan's by default.")
 flags.DEFINE_float("budget", 8.0, "Hours after which no further run is started.")
 flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 flags.DEFINE_bool("plan_only", False, "Print the plan and stop.")
-flags.DEFINE_list("extra", [], "Flags behind those of every run, such as --epochs=1.")
+flags.DEFINE_list("extra", [], "Flags to add to every run, such as --epochs=1.")
 script.DEFINE_path("output", None, "JSON file with a row for each run that is done, now or before.")
 
 
@@ -72,62 +75,63 @@ def plan() -> Plan:
 
 def jobs() -> list[tuple[Run, str, int]]:
     """(run, protocol, seed), the first seed of every run before any repetition."""
-    known = {one.group for one in plan().runs}
+    known = {run.group for run in plan().runs}
     if unknown := set(FLAGS.groups or ()) - known:
         raise app.UsageError(f"--groups: {sorted(unknown)} are none of {sorted(known)}.")
     more_splits = plan().more_splits if FLAGS.more_splits is None else FLAGS.more_splits
     if unknown := set(more_splits) - set(PROTOCOLS):
         raise app.UsageError(f"--more_splits: {sorted(unknown)} are none of {[*PROTOCOLS]}.")
     wanted = [
-        one
-        for one in plan().runs
-        if (not FLAGS.groups or one.group in FLAGS.groups) and re.search(FLAGS.pattern, one.name)
+        run
+        for run in plan().runs
+        if (not FLAGS.groups or run.group in FLAGS.groups) and re.search(FLAGS.pattern, run.name)
     ]
     if not FLAGS.large_dir:
-        wanted = [one for one in wanted if not one.is_large]
+        wanted = [run for run in wanted if not run.is_large]
     first, *others = [int(seed) for seed in FLAGS.seeds]
-    pivotal = [one for one in wanted if one.is_pivotal]
+    pivotal = [run for run in wanted if run.is_pivotal]
     return [
-        *((one, plan().protocol, first) for one in wanted),
-        *((one, split, first) for split in more_splits for one in pivotal),
-        *((one, plan().protocol, seed) for seed in others for one in pivotal),
+        *((run, plan().protocol, first) for run in wanted),
+        *((run, split, first) for split in more_splits for run in pivotal),
+        *((run, plan().protocol, seed) for seed in others for run in pivotal),
     ]
 
 
-def place(one: Run, split: str, seed: int) -> pathlib.Path:
+def folder_of(run: Run, split: str, seed: int) -> pathlib.Path:
     """Folder of a run."""
-    name = re.sub(r"[^a-z0-9.]+", "-", f"{one.group} {one.name}".lower()).strip("-")
+    name = re.sub(r"[^a-z0-9.]+", "-", f"{run.group} {run.name}".lower()).strip("-")
     return pathlib.Path(FLAGS.workdir) / f"{name}--{split}-{seed}"
 
 
-def flags_of(one: Run, split: str) -> list[str]:
-    """What a run has behind the base recipe's flags."""
-    return [*one.flags, *plan().more_flags.get(split, ()), *FLAGS.extra]
+def flags_of(run: Run, split: str) -> list[str]:
+    """The flags that a run adds to those of the base recipe."""
+    return [*run.flags, *plan().more_flags.get(split, ()), *FLAGS.extra]
 
 
-def told(flags_given: list[str]) -> list[str]:
-    """The same with what flag files say in their place: a run whose file has changed is another."""
-    return flags.FLAGS.read_flags_from_files(list(flags_given), force_gnu=False)
+def expanded(given: list[str]) -> list[str]:
+    """These flags with those of flag files written out, so that a run is repeated if a file has
+    changed."""
+    return flags.FLAGS.read_flags_from_files(list(given), force_gnu=False)
 
 
-def recipe(one: Run, split: str) -> dict[str, list[str]]:
-    """The flags of the base recipe, and those behind them."""
+def recipe(run: Run, split: str) -> dict[str, list[str]]:
+    """The flags of the base recipe, and those that the run adds."""
     return {
-        "base": told([f"--flagfile={ROOT / plan().flagfile}"]),
-        "flags": told(flags_of(one, split)),
+        "base": expanded([f"--flagfile={ROOT / plan().flagfile}"]),
+        "flags": expanded(flags_of(run, split)),
     }
 
 
-def finished(one: Run, split: str, seed: int) -> dict | None:
+def finished(run: Run, split: str, seed: int) -> dict | None:
     """The row of a run that is done with the flags that it and the base recipe have today."""
-    path = place(one, split, seed) / "row.json"
+    path = folder_of(run, split, seed) / "row.json"
     row = json.loads(path.read_text()) if path.exists() else {}
-    same = all(row.get(name) == value for name, value in recipe(one, split).items())
+    same = all(row.get(name) == value for name, value in recipe(run, split).items())
     return row if same else None
 
 
 def identity(row: dict) -> tuple:
-    """What tells one run's row from another's."""
+    """What identifies the run of a row."""
     return row["group"], row["name"], row["protocol"], row["seed"]
 
 
@@ -139,12 +143,14 @@ def written() -> dict[tuple, dict]:
 
 
 def collect(todo: list) -> None:
-    """Writes the rows that are there to --output, those of runs that were not asked for as well, in
-    the plan's order: tables begin with the base, whatever was run last."""
+    """Writes all rows to --output, in the plan's order, so that tables begin with the base.
+
+    Rows of --output whose runs are not among `todo` are kept.
+    """
     done = {identity(row): row for job in todo if (row := finished(*job))}
-    asked = {(one.group, one.name, split, seed) for one, split, seed in todo}
-    others = {name: row for name, row in written().items() if name not in asked}
-    order = {(one.group, one.name): place for place, one in enumerate(plan().runs)}
+    planned = {(run.group, run.name, split, seed) for run, split, seed in todo}
+    others = {name: row for name, row in written().items() if name not in planned}
+    order = {(run.group, run.name): number for number, run in enumerate(plan().runs)}
     rows = sorted(
         (done | others).values(),
         key=lambda row: order.get((row["group"], row["name"]), len(order)),
@@ -155,9 +161,9 @@ def collect(todo: list) -> None:
 def take_over(todo: list) -> None:
     """Puts rows of an earlier --output into the folders of their runs."""
     old = written()
-    for one, split, seed in todo:
-        row = old.get((one.group, one.name, split, seed))
-        path = place(one, split, seed) / "row.json"
+    for run, split, seed in todo:
+        row = old.get((run.group, run.name, split, seed))
+        path = folder_of(run, split, seed) / "row.json"
         if row and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(row, indent=1) + "\n")
@@ -166,29 +172,29 @@ def take_over(todo: list) -> None:
 def print_plan(todo: list) -> None:
     """One line a job, and the hours that are left."""
     left = 0.0
-    for one, split, seed in todo:
-        done = finished(one, split, seed)
-        minutes = one.cost * plan().minutes
+    for run, split, seed in todo:
+        done = finished(run, split, seed)
+        minutes = run.cost * plan().minutes
         left += 0 if done else minutes
         state = "done" if done else f"{minutes:4.0f} min"
-        print(f"{state:>8s}  {split:19s} seed {seed}  {one.group:12s} {one.name}")
+        print(f"{state:>8s}  {split:19s} seed {seed}  {run.group:12s} {run.name}")
     print(f"{len(todo)} runs, about {left / 60:.1f} hours left", flush=True)
 
 
-def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
+def train(run: Run, split: str, seed: int, cores: set[int]) -> dict:
     """Runs train.py on some cores and returns the row.
 
     Raises:
         RuntimeError: It failed; others can go on.
     """
-    folder = place(one, split, seed)
+    folder = folder_of(run, split, seed)
     if (folder / "row.json").exists():  # of other flags, so its checkpoints are another recipe's
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "experiments/train.py", f"--flagfile={plan().flagfile}"]
-    command += [f"--split={split}", f"--seed={seed}", *flags_of(one, split)]
+    command += [f"--split={split}", f"--seed={seed}", *flags_of(run, split)]
     hidden, data_dir = [f"--workdir={folder.absolute()}"], FLAGS.data_dir
-    if one.is_large:
+    if run.is_large:
         command.append("--dataset=tables")
         data_dir = FLAGS.large_dir
     if data_dir:
@@ -210,9 +216,9 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
         raise RuntimeError(f"{' '.join(command[1:])} failed; see {folder / 'log.txt'}.")
     found = json.loads((folder / "metrics.json").read_text())
     row = {
-        "group": one.group,
-        "name": one.name,
-        **recipe(one, split),
+        "group": run.group,
+        "name": run.name,
+        **recipe(run, split),
         "seed": seed,
         "protocol": found["protocol"],
         "part": found["part"],
@@ -239,7 +245,7 @@ def train(one: Run, split: str, seed: int, cores: set[int]) -> dict:
 def norms(folder: pathlib.Path, protocol: str, data_dir: str | None) -> dict:
     """How far the lengths of items' vectors differ, and follow the items' popularity."""
     bundle = Bundle(folder / "bundle")
-    data = load_dataset(bundle.manifest["dataset"], data_dir)
+    data = dataset_of(bundle, data_dir)
     train = make_split(data, protocol, "validation").train
     counts = np.bincount(data.item_keys[train], minlength=len(data.items))
     lengths = np.linalg.norm(np.load(folder / "bundle" / "items" / "vectors.npy"), axis=1)
@@ -251,7 +257,7 @@ def norms(folder: pathlib.Path, protocol: str, data_dir: str | None) -> dict:
     return found
 
 
-def tell(row: dict | None) -> None:
+def print_row(row: dict | None) -> None:
     """Prints the line of a run."""
     if row is None:
         print(f"{FLAGS.budget} hours are over; the same command goes on.", flush=True)
@@ -265,9 +271,7 @@ def tell(row: dict | None) -> None:
     )
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     todo = jobs()
     if FLAGS.output:
         take_over(todo)
@@ -295,7 +299,7 @@ def main(argv):
         running = [pool.submit(work, job) for job in todo if not finished(*job)]
         for done in concurrent.futures.as_completed(running):
             try:
-                tell(done.result())
+                print_row(done.result())
             except RuntimeError as error:
                 print(error, flush=True)
                 failed += 1
@@ -308,4 +312,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -16,7 +16,7 @@ import pathlib
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
@@ -109,9 +109,7 @@ def answer_ms(training: Training) -> float:
     return 1e3 * float(np.median(seconds))
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     towers, cross = recipes()
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split, rows = splits.make_split(dataset, FLAGS.split, "validation"), []
@@ -144,4 +142,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -10,7 +10,7 @@ true of these users and items stands in twotower/data/planted.py.
 
 import dataclasses
 
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.data import tables
@@ -26,13 +26,11 @@ for field in dataclasses.fields(SyntheticConfig):
 script.DEFINE_path("output", None, "Folder to write.", required=True)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     config = SyntheticConfig(**{name: FLAGS[name].value for name in FIELDS})
     tables.save(generate(config).dataset, FLAGS.output)
     print(f"wrote {config.name} to {FLAGS.output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.provenance import provenance, write_result
@@ -41,16 +41,16 @@ def accuracies(changes: tuple[str, ...], seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as workdir:
         arguments = [f"--data_dir={FLAGS.data_dir}", f"--workdir={workdir}", f"--seed={seed}"]
         arguments += [f"--epochs={FLAGS.epochs}", *(f"--change={change}" for change in changes)]
-        subprocess.run([sys.executable, str(tutorial), *arguments], check=True)
+        command = [sys.executable, str(tutorial), *arguments]
+        # `script.run` hides standard error from C++ libraries, which would hide errors here, too.
+        subprocess.run(command, check=True, stderr=sys.stderr)
         found = json.loads((pathlib.Path(workdir) / "metrics.json").read_text())
     return {
         f"recall_micro@{k}": found[f"factorized_top_k/top_{k}_categorical_accuracy"] for k in KS
     }
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; every flag starts with --.")
+def main():
     output, seeds, rows = pathlib.Path(FLAGS.output), list(range(FLAGS.seeds)), {}
     if output.exists():
         rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
@@ -67,4 +67,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

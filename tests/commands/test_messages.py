@@ -11,8 +11,7 @@ import os
 from twotower.commands import script
 from absl import logging
 
-def main(argv):
-    script.show_messages()
+def main():
     os.write(2, b"I0000 00:00:1 partitioner.cc:58] a note of a C++ library\\n")
     logging.info("epoch %d", 1)
     logging.warning("careful")
@@ -46,3 +45,27 @@ def test_nothing_shows_but_the_project_s_messages():
 def test_notes_show_to_those_who_ask():
     done = run(TF_CPP_MIN_LOG_LEVEL="0")
     assert "a note of a C++ library" in done.stderr and "epoch 1\n" in done.stderr
+
+
+def test_a_script_of_experiments_has_the_help_and_errors_of_a_command(tmp_path):
+    script, output = tiny.ROOT / "experiments/studies/make_synthetic.py", f"--output={tmp_path}/W"
+    help_text = tiny.python(script, "--help").stdout
+    assert help_text.startswith("make_synthetic.py: Writes a synthetic dataset")
+    for name in ("num_users", "seed", "output", "flagfile", "debug"):
+        assert f"\n  --{name}: " in help_text or f"\n  --[no]{name}: " in help_text, name
+    for arguments, message in (
+        ([output, "--num_items=3"], "90000 watches of 2000 users are more"),
+        ([], "Flag --output must have a value"),
+        ([output, "--num_user=3"], "Did you mean: num_users? Try make_synthetic.py --help."),
+        ([output, "more"], r"unknown arguments ['more']; every flag starts with --."),
+    ):
+        done = tiny.python(script, *arguments, check=False)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert done.stderr.startswith("make_synthetic.py: ") and done.stderr.count("\n") == 1
+
+
+def test_every_script_that_measures_runs_this_way():
+    for folder in ("benchmarks", "studies"):
+        for path in (tiny.ROOT / "experiments" / folder).glob("*.py"):
+            text = path.read_text()
+            assert ("def main(" in text) == ("script.run(main)" in text), path

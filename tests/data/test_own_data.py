@@ -208,6 +208,7 @@ def test_without_timestamps_the_order_counts(tmp_path):
     [
         ("user_id", "'user_id' is no name=value. Entries are name=column"),
         ("user_id=user,user_id=u", "'user_id' stands twice"),
+        ("user_id=user,item_id=user", "r.csv: .* column 'user' twice, as 'user_id' and as 'item_"),
         ("films.title=name", "there is no table 'films'"),
         ("timestamp=time:hours", "'hours' is no unit of times"),
         ("user_id=customer", r"no column 'customer', which 'user_id' should be: .*r.csv has"),
@@ -223,6 +224,27 @@ def test_refused_schemas(tmp_path, columns, message):
     write(tmp_path, r__csv="user,item\nu,a\n")
     with pytest.raises(ValueError, match=message):
         tables.read_tables(tmp_path / "r.csv", columns=columns)
+
+
+def test_two_names_for_one_column_where_only_one_is_read(tmp_path):
+    """`id` is the user of one table and the item of another, and no column of the interactions."""
+    write(tmp_path, r__csv="user_id,item_id\nu,a\n", i__csv="id\na\n", u__csv="id\nu\n")
+    paths = [tmp_path / name for name in ("r.csv", "i.csv", "u.csv")]
+    dataset = tables.read_tables(*paths, columns="user_id=id,item_id=id")
+    assert len(dataset.users) == len(dataset.items) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("-1500", "timestamp is '-1500' ms, before 1970"),
+        ("1" + 17 * "0", "timestamp is '1000+' ms, past the year 5138: is it written in a finer"),
+    ],
+)
+def test_a_time_out_of_range_is_shown_as_the_file_has_it(tmp_path, value, message):
+    write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,1500\nu,b,{value}\n")
+    with pytest.raises(ValueError, match=rf"r.csv, line 3: {message}"):
+        tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:ms")
 
 
 def test_no_file_of_interactions():

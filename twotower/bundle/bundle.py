@@ -44,7 +44,13 @@ T = TypeVar("T")
 
 
 class BundleError(ValueError):
-    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up."""
+    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up.
+
+    try:
+        bundle = Bundle("W/bundle")
+    except BundleError as error:
+        print(error)  # what is wrong, and what to do
+    """
 
 
 def state_version(model_version: str) -> int:
@@ -343,8 +349,8 @@ class Bundle:
             index: Name of an index, which is loaded at each call; or a `retriever` that is loaded.
 
         Raises:
-            ValueError: Unknown ids, inputs or columns, or a person of whom nothing is given that
-                this bundle answers from.
+            ValueError: Unknown ids, inputs or columns, or no input of the
+                person that the query tower reads.
         """
         inputs, names = dict(inputs or {}), [*self._query_inputs]
         liked, excluded = self._known_keys(history), self._known_keys(exclude)

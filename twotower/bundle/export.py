@@ -57,7 +57,7 @@ def export(
         scann: Whether to write `retrieve_scann/`, too, which takes longer than all the rest.
 
     Raises:
-        ImportError: ScaNN is asked for and not installed.
+        ImportError: `scann` is set and ScaNN is not installed.
         ValueError: Vectors that are not finite; or a folder that holds anything else, that cannot
             be moved (see `replacing`), or that TensorFlow would not find again (`paths.literal`).
     """
@@ -240,7 +240,7 @@ def _signature(tower: Tower) -> list[dict]:
 
 
 def _paths(part: tf.Module) -> dict[str, tf.Variable]:
-    """Weights of a layer by where they stand in it, such as `blocks/0/norm/gamma`: names that
+    """Weights of a layer by their path in it, such as `blocks/0/norm/gamma`: names that
     depend neither on what else it has nor on how many layers were made before."""
     view, found, seen = tf.train.TrackableView(part), {}, set[int]()
     queue: list[tuple[str, Any]] = [("", part)]
@@ -286,8 +286,8 @@ def _save_weights(training: Training, folder: pathlib.Path) -> None:
 def warm_start(training: Training, bundle: Bundle, allow_seen: bool = False) -> dict[str, int]:
     """Takes over the weights of an earlier bundle, as for a daily retraining on newer data.
 
-    Rows of embedding tables go by id, not by row, so that vocabularies may have grown, shrunk
-    or moved; an id that is new keeps its fresh row.
+    Embedding tables are matched by id and not by row, so vocabularies may grow, shrink or change
+    their order. A new id keeps its initial row.
 
     Args:
         training: What starts from the bundle's weights.

@@ -73,7 +73,7 @@ def as_type(name: str, values: ArrayLike, dtype: str) -> np.ndarray:
             wrong = (numbers < -LATEST) | (numbers > LATEST)
             reason = "times are seconds; are these milliseconds?"
     if wrong.any():
-        place = tuple(np.argwhere(np.atleast_1d(wrong))[0])
-        number = np.atleast_1d(given)[place]
-        raise ValueError(f"{name}: {reason} Row {place[0]} has {number}.")
+        index = tuple(np.argwhere(np.atleast_1d(wrong))[0])
+        number = np.atleast_1d(given)[index]
+        raise ValueError(f"{name}: {reason} Row {index[0]} has {number}.")
     return numbers

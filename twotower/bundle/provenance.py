@@ -18,7 +18,7 @@ PACKAGES = ("tensorflow", "tf-keras", "tensorflow-recommenders", "scann", "faiss
 def commit() -> str:
     """The git commit of this code, `-dirty` behind it where files differ; "" outside a checkout.
 
-    Results differ while a study writes them, row by row, and are not what made them.
+    Files of results do not count: a study changes them row by row, and no figure depends on them.
     """
     here = pathlib.Path(__file__).parent
     but_results = ["--", ":/", ":(exclude,top)experiments/results"]

@@ -156,7 +156,7 @@ def save_retrieve_scann(
 ) -> None:
     """The same through the TFRS ScaNN layer; exact where ScaNN cuts an answer short.
 
-    ScaNN silently finds fewer items than asked for when `k` plus the exclusions exceed its
+    ScaNN silently finds fewer than `k` items when `k` plus the exclusions exceed its
     reordering candidates, or the items in the partitions that it looks into. A query for which
     fewer than `k` are left is answered by the exact product instead.
 
@@ -192,8 +192,8 @@ def save_retrieve_scann(
             return tf.fill([num_queries, k], -np.inf), tf.zeros([num_queries, k], tf.int32)
 
         # ScaNN refuses an empty batch.
-        asks_scann = (fetch <= limit) & (num_queries > 0)
-        scores, found = tf.cond(asks_scann, approximate, nothing)
+        fits_scann = (fetch <= limit) & (num_queries > 0)
+        scores, found = tf.cond(fits_scann, approximate, nothing)
         is_short = (tf.shape(scores)[1] < k) | (tf.reduce_min(scores, 1) == -np.inf)
 
         def completed():
@@ -256,9 +256,7 @@ def _save_search(tower: Tower, ids: np.ndarray, search: Callable, directory, use
     @tf.function(autograph=False)
     def retrieve(k, exclude, **raw):
         per_query = raw | {"exclude": exclude} | ({"k": k} if k.shape.rank else {})
-        positive = _assert(
-            tf.reduce_all(k >= 1), "k must be at least 1; ask for an item or more.", k
-        )
+        positive = _assert(tf.reduce_all(k >= 1), "k must be at least 1.", k)
         with tf.control_dependencies([positive, *_same_rows(tower, per_query)]):
             queries = _finite(tower.embed(raw))
         # 1 for an empty batch.

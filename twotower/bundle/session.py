@@ -44,7 +44,7 @@ class Session:
         if "begin" not in signatures:
             raise BundleError(
                 f"{bundle.directory}: the query tower reads no history, or was exported before "
-                "there were sessions; ask bundle.query_tower for vectors."
+                "there were sessions; compute vectors by bundle.query_tower."
             )
         self._bundle, self._step = bundle, direct(signatures["step"])
         _, self._specs = signatures["step"].structured_input_signature

@@ -72,7 +72,7 @@ def main() -> None:
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     from twotower.bundle.provenance import provenance
     from twotower.commands import judging
-    from twotower.data import load_dataset, splits
+    from twotower.data import splits
     from twotower.evaluation.comparison import heading
     from twotower.evaluation.evaluate import Report
 
@@ -83,9 +83,7 @@ def main() -> None:
         raise ValueError(f"expected a name of its own for each of {FLAGS.bundle}; got {names}.")
     judging.check_alike(bundles)
     manifest = bundles[0].manifest
-    dataset = load_dataset(
-        manifest["dataset"], FLAGS.data_dir, **manifest.get("dataset_reading", {})
-    )
+    dataset = judging.dataset_of(bundles[0], FLAGS.data_dir)
     for bundle in bundles:
         judging.check(bundle, dataset, FLAGS.split, FLAGS.split_seed)
     protocol = FLAGS.split or manifest["protocol"]

@@ -1,10 +1,11 @@
-"""A bundle and baselines, put to the questions of a split; what may not be judged is refused."""
+"""Evaluates a bundle and baselines on a split, and refuses data that a model has learned from."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from twotower.bundle.bundle import Bundle
+from twotower.data import load_dataset
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.examples import QueryInputs
@@ -14,9 +15,9 @@ from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.tuning import recall_against
 
-# Protocols that ask different questions of a model trained on the same rows.
-SAME_ROWS = [{f"temporal-last{told}", f"temporal-successive{told}"} for told in ("", "+time")]
-# What bundles must have in common to answer the same questions.
+# Protocols with different queries for a model trained on the same rows.
+SAME_ROWS = [{f"temporal-last{end}", f"temporal-successive{end}"} for end in ("", "+time")]
+# Entries of the manifest in which bundles must agree to be evaluated on the same queries.
 COMMON = ("dataset", "protocol", "split_seed", "hidden_items")
 
 
@@ -40,6 +41,18 @@ def to_judge(path: str, part: str) -> Bundle:
         f"{path} was refit on the validation rows, so they cannot judge it. Its validation figures "
         "are in metrics.json; --part=test asks it for what it has not seen."
     )
+
+
+def dataset_of(bundle: Bundle, data_dir: str | None) -> Dataset:
+    """The data that a bundle was trained on, read as it was read for the training: with the same
+    files, columns, events and least rating.
+
+    Args:
+        bundle: The one to judge.
+        data_dir: The folder that the training's paths are relative to.
+    """
+    reading = bundle.manifest.get("dataset_reading", {})
+    return load_dataset(bundle.manifest["dataset"], data_dir, **reading)
 
 
 def check_alike(bundles: Sequence[Bundle]) -> None:

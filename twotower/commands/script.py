@@ -89,14 +89,19 @@ def hide_notes() -> None:
     sys.stderr = shown
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a script's `main`. Ctrl-C ends it with one line and the status 130, as in a shell."""
-    hide_notes()
-    try:
-        app.run(main)
-    except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main`, with the flags that the script's file defines.
+
+    Help, errors and messages are those of the commands (`run_command`).
+
+        if __name__ == "__main__":
+            script.run(main)
+    """
+    module = sys.modules[main.__module__]
+    # absl knows the flags of the script that Python was started with by its path.
+    key = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict().get(key, ())]
+    _run(main, [os.path.basename(sys.argv[0]), *sys.argv[1:]], module.__doc__, {"Flags": defined})
 
 
 def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
@@ -104,19 +109,36 @@ def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
 
     `--help` prints the module's docstring and its flags: those that `command.FIRST` names, then the
     rest, and groups of further ones if there are any. What a person can mend ends in one line on
-    standard error and status 1.
+    standard error and status 1. Ctrl-C ends in one line and status 130, as in a shell.
 
     Args:
         command: A module with `main`, `FIRST`, and `define_flags`, which may return the groups,
             title -> names.
         argv: How the command is called, such as `twotower train`, and its arguments.
     """
+    others = command.define_flags() or {}
+    defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]]
+    grouped = {*command.FIRST, *(flag for names in others.values() for flag in names)}
+    groups = {
+        "First of all": list(command.FIRST),
+        "Further": [flag for flag in defined if flag not in grouped],
+        **{
+            title: [flag for flag in names if flag not in command.FIRST]
+            for title, names in others.items()
+        },
+    }
+    _run(command.main, argv, command.__doc__, groups)
+
+
+def _run(
+    main: Callable[[], None], argv: Sequence[str], doc: str | None, groups: dict[str, list[str]]
+) -> None:
+    """Prints the help text, or parses the flags and calls `main`."""
     name, *arguments = argv
-    groups = command.define_flags() or {}
     flags.DEFINE_bool("debug", False, EVERYWHERE["debug"])
     if set(arguments) & {*HELP}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-        print(help_text(command, name, groups))
+        print(help_text(name, doc, groups))
         return
     debug = True  # for errors before the flags are known, which name themselves
     try:
@@ -130,8 +152,8 @@ def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
         if not verbosity.using_default_value:
             logging.set_verbosity(verbosity.value)
         hide_notes()
-        command.main()
-    except flags.Error as error:
+        main()
+    except (flags.Error, app.UsageError) as error:
         text = " ".join(str(error).split()).rstrip(" .?")
         sys.exit(f"{name}: {text}{'?' if 'Did you mean' in text else '.'} Try {name} --help.")
     except KeyboardInterrupt as interrupt:
@@ -143,15 +165,9 @@ def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
         sys.exit(f"{name}: {error} (--debug shows where.)")
 
 
-def help_text(command: types.ModuleType, name: str, others: dict[str, list[str]]) -> str:
-    """What `--help` prints: the docstring, then all flags with their defaults, in groups."""
-    defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]]
-    groups = {"First of all": list(command.FIRST)}
-    grouped = {*command.FIRST, *(flag for names in others.values() for flag in names)}
-    groups["Further"] = [flag for flag in defined if flag not in grouped]
-    for title, names in others.items():
-        groups[title] = [flag for flag in names if flag not in command.FIRST]
-    lines = [f"{name}: {(command.__doc__ or '').strip()}"]
+def help_text(name: str, doc: str | None, groups: dict[str, list[str]]) -> str:
+    """What `--help` prints: the docstring, then the flags of each group with their defaults."""
+    lines = [f"{name}: {(doc or '').strip()}"]
     for title, names in groups.items():
         if names:
             lines += ["", f"{title}:", *(_described(flags.FLAGS[flag]) for flag in names)]

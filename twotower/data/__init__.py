@@ -15,7 +15,7 @@ def load_dataset(
 
     Args:
         name: `movielens/1m`, `movielens/100k`, `synthetic`, `synthetic/small`, or `tables` for your
-            own; or the name that a dataset gave itself, as a bundle's manifest holds it.
+            own files; or the `name` of a dataset, such as a bundle's manifest holds.
         data_dir: For MovieLens, a GroupLens folder or TFDS' data directory; for `tables`, the
             folder that files are in.
         min_rating: Rows with a lower rating are left out; None for none.
@@ -23,8 +23,8 @@ def load_dataset(
             tables `interactions`, `items` and `users` (Parquet or text).
 
     Raises:
-        ValueError: An unknown name, files that cannot be read as asked, or a folder that is no path
-            of this machine.
+        ValueError: An unknown name, files that cannot be read with these arguments, or a folder
+            that is no path of this machine.
         FileNotFoundError: The data is nowhere to be found; the message says what to do.
     """
     data_dir = None if data_dir is None else str(paths.local(data_dir))

@@ -55,6 +55,9 @@ class ColumnError(ValueError):
         column: Name of the column.
         row: Row of the table, counted from 0; None where the whole column is wrong.
         problem: The rest of the sentence, such as `is 'new', not a number`.
+
+    >>> print(ColumnError("items", "year", 3, "is 'new', not a number"))
+    items, row 3: year is 'new', not a number.
     """
 
     def __init__(self, table: str, column: str, row: int | None, problem: str) -> None:
@@ -93,7 +96,7 @@ def clean(frame: pd.DataFrame, table: str, forms: dict[str, str] | None = None) 
             does not follow from the values.
 
     Raises:
-        ColumnError: A value that its column cannot hold, such as text in the place of a number, a
+        ColumnError: A value that its column cannot hold, such as text instead of a number, a
             number that is infinite as float32, a year that is not whole, a time that is not in
             seconds, or vectors of different lengths.
         ValueError: Two columns of one name, or a name that is no text.
@@ -153,11 +156,11 @@ def known(values: pd.Series) -> np.ndarray:
     return values.notna().to_numpy(bool)
 
 
-def asked(values: pd.Series, wanted: Any) -> Any:
-    """A value to look for, as a cleaned column would hold it: True is "true" among texts.
+def as_stored(values: pd.Series, wanted: Any) -> Any:
+    """A value as a cleaned column would hold it, to compare with: among texts, True is "true".
 
     Raises:
-        ValueError: It is missing, or the column has no value of its type.
+        ValueError: The value is missing, or the column has no value of its type.
     """
     name, form = values.name, form_of(values)
     if pd.api.types.is_scalar(wanted) and pd.isna(wanted):
@@ -170,7 +173,7 @@ def asked(values: pd.Series, wanted: Any) -> Any:
         if kind in _NUMBER_KINDS:
             return wanted if kind == "integer" else float(wanted)
         raise ValueError(
-            f"{name} holds numbers; got {wanted!r}, which is none. Ask for a number; a time is "
+            f"{name} holds numbers; got {wanted!r}, which is none. Give a number; a time is "
             "seconds since 1970 or a pd.Timestamp."
         )
     if isinstance(wanted, str):
@@ -179,7 +182,7 @@ def asked(values: pd.Series, wanted: Any) -> Any:
     texts = dict.fromkeys(texts if form == "text" else itertools.chain.from_iterable(texts))
     other = next((text for text in texts if not re.fullmatch(_TEXT_OF.get(kind, ""), text)), None)
     if other is not None:
-        raise ValueError(f"{name} holds text such as {other!r}; got {wanted!r}. Ask for text.")
+        raise ValueError(f"{name} holds text such as {other!r}; got {wanted!r}. Give text.")
     return _text(column, kind, "items")[0]
 
 
@@ -196,7 +199,7 @@ def _unpacked(values: pd.Series) -> pd.Series:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether pandas can tell what a column of this Arrow type holds."""
+    """Whether pandas can infer what a column of this Arrow type holds."""
     types = pa.types
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _is_plain(kind.value_type)

@@ -24,7 +24,7 @@ class ExamplesConfig:
             serving `mean` reads the whole history, and other encoders their window.
         sequence_length: Number of queries in a window of a user's events, which are encoded
             together (`sequences.py`); 0 to encode the history of each query separately.
-        hidden_share: Share of a window's events that are hidden and asked for, for encoders that
+        hidden_share: Share of a window's events that are hidden and predicted, for encoders that
             are not causal (`masked_transformer`).
         stratify: Power a of stratified sampling, the alternative to log-Q; 0 to take each example
             once. An epoch draws as many examples as there are, an example of item c in proportion

@@ -16,7 +16,7 @@ import pandas as pd
 from twotower.data.columns import (
     EXACT,
     IDS,
-    asked,
+    as_stored,
     check_ids,
     clean,
     form_of,
@@ -37,9 +37,9 @@ INTERACTION_COLUMNS = {
     "device": "such as phone, tv, web; '' where unknown",
     "country": "two letters; '' where unknown",
 }
-# Events that are examples to learn from and to ask for. "" is a plain positive, such as a rating.
+# Events that are training examples and targets. "" is a plain positive, such as a rating.
 POSITIVE_EVENTS = ("", "click", "watch")
-# Shown and not chosen; started and given up; more about a watch that has a row of its own.
+# Shown and not chosen; started and given up; an opinion of a watch, which is another row.
 OTHER_EVENTS = ("impression", "skip", "like", "share")
 REQUIRED = {
     "interactions": ("user_id", "item_id", "timestamp"),
@@ -73,7 +73,7 @@ class Dataset:
         ValueError: A required column is missing, an id is duplicate, empty or no string, an
             interaction names an item or user that its table does not have, an event is unknown,
             or a column has a value that it cannot hold (`ColumnError` names the row): times that
-            are not whole seconds, infinite numbers, text in the place of numbers.
+            are not whole seconds, infinite numbers, text instead of numbers.
     """
 
     name: str
@@ -135,11 +135,11 @@ class Dataset:
 
     @functools.cached_property
     def positive(self) -> np.ndarray:
-        """Which interactions are examples to learn and ask, `[num_interactions]` bool.
+        """Which interactions are training examples and targets, `[num_interactions]` bool.
 
-        Clicks, watches and rows without an event (a rating, whatever its height). An impression or
-        a skip is no positive, and a like or share only tells more of a watch that has a row of its
-        own: counted, it would be a second target of the same user and item.
+        These are clicks, watches and rows without an event (a rating, high or low). An impression
+        or a skip is no positive. A like or share is about a watch, which is another row: counted
+        as well, it would be a second target of the same user and item.
         """
         return self._events.isin(POSITIVE_EVENTS).to_numpy(bool)
 
@@ -254,7 +254,7 @@ class Catalogue:
             **conditions: Column name and what it must be: a value; a `(low, high)` tuple of
                 numbers or times, both included (None: no bound), which no missing number matches;
                 or several values (a list, set, range or array), one of which must match. A column
-                of tags, such as `genres`, matches when an item has any of the tags asked for.
+                of tags, such as `genres`, matches if an item has any of the tags given.
                 Values may be as the column was given: True, or a pd.Timestamp for `released`.
 
         Raises:
@@ -307,10 +307,11 @@ def _matches(values: pd.Series, wanted) -> np.ndarray:
             )
         low, high = wanted
         # NaN, which stands for a missing number, lies in no range.
-        is_above = values >= (-np.inf if low is None else asked(values, low))
-        return (is_above & (values <= (np.inf if high is None else asked(values, high)))).to_numpy()
+        least = -np.inf if low is None else as_stored(values, low)
+        most = np.inf if high is None else as_stored(values, high)
+        return ((values >= least) & (values <= most)).to_numpy()
     several = list(wanted) if pd.api.types.is_list_like(wanted) else [wanted]
-    several = [asked(values, value) for value in several]
+    several = [as_stored(values, value) for value in several]
     if form == "tags":
         return np.array([not set(several).isdisjoint(tags) for tags in values])
     return values.isin(several).to_numpy(bool)

@@ -204,6 +204,9 @@ class Epoch:
         position: `[num_targets]`, how many events of its row each target's query reads. Empty if a
             row is one query.
         times: `[num_events]`, times of events in seconds, as histories show them.
+
+        epoch = examples.epoch(0)
+        examples.items[epoch.targets[0]]  # keys of the items that the first query should find
     """
 
     targets: Ragged
@@ -274,27 +277,17 @@ class Examples:
         self.draws = self._draws(len(dataset.items))
         self.weights = self._weights(dataset) / self.draws
 
-    def histories(self, events: Ragged) -> dict[str, Ragged]:
-        """The history columns of EvalCases, name -> values.
-
-        Args:
-            events: Indices into `rows`, a row for each case. The last `max_history` are taken.
-        """
+    def whole_histories(self) -> EvalCases:
+        """A case for each user of the dataset with all training rows (at most the last
+        `max_history`) as its history, without request time, context or targets."""
+        events, none = self.by_user, Ragged.empty(len(self.by_user))
         if self.config.max_history:
             events = events.last(self.config.max_history)
-        columns = {"history": self.items, "history_time": self.times}
-        columns["history_rating"] = self.ratings
-        return {
-            name: Ragged(column[events.values], events.offsets) for name, column in columns.items()
-        }
-
-    def whole_histories(self) -> EvalCases:
-        """A case for each user of the dataset with all training rows as its history, without
-        request time, context or targets."""
-        none = Ragged.empty(len(self.by_user))
         return EvalCases(
             user_id=self.user_ids,
-            **self.histories(self.by_user),
+            history=Ragged(self.items[events.values], events.offsets),
+            history_time=Ragged(self.times[events.values], events.offsets),
+            history_rating=Ragged(self.ratings[events.values], events.offsets),
             exclude=none,
             targets=none,
             time=np.full(len(self.by_user), -1),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from twotower.data import schema
 from twotower.data.columns import (
     IDS,
+    LATEST,
     NUMBERS,
     TEXTS,
     TIMES,
@@ -199,8 +200,13 @@ def _in_seconds(text: pa.ChunkedArray, unit: str, name: str, table: str) -> pd.S
     if unit in schema.UNITS:
         is_number = pc.match_substring_regex(present, NUMBER).fill_null(True).to_numpy()
         refuse(table, shown, ~is_number, f"is {{}}, not a number of {unit}")
-        numbers = present.cast(pa.float64()).to_numpy()
-        return pd.Series(numbers // schema.UNITS[unit], name=name)
+        seconds = present.cast(pa.float64()).to_numpy() // schema.UNITS[unit]
+        # Here, since the Dataset knows the seconds alone and not what the file says.
+        if name == "timestamp":
+            refuse(table, shown, seconds < 0, f"is {{}} {unit}, before 1970")
+        late = f"is {{}} {unit}, past the year 5138: is it written in a finer unit?"
+        refuse(table, shown, seconds > LATEST, late)
+        return pd.Series(seconds, name=name)
     if unit in schema.DATE_ORDERS:
         # As ISO 8601 has it, so that no part is taken for another.
         order = r"\3-\2-\1" if unit == "dayfirst" else r"\3-\1-\2"

@@ -53,6 +53,8 @@ class TextFormat:
         header: Whether the first line names the columns. Without, they are called "1", "2", ...
         quoted: Whether a field may stand in double quotes.
         decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
+
+        read(pathlib.Path("ratings.dat"), TextFormat(sep="::", header=False, quoted=False))
     """
 
     sep: str = ""
@@ -69,6 +71,10 @@ class Source:
         table: All rows.
         text: How the files are written; None of Parquet. Numbers and dates of text files are text.
         parts: Path and number of rows of each file, in the order of the table.
+
+    >>> path = pathlib.Path("ratings.parquet")
+    >>> Source(pa.table({"rating": [3, 5]}), text=None, parts=[(path, 2)]).where(1)
+    'ratings.parquet, row 1'
     """
 
     table: pa.Table
@@ -216,7 +222,7 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
                 values = [None if value is None else str(value) for value in values]
             return pa.chunked_array([pa.array(values, wanted)])
         if pa.types.is_decimal(array.type):
-            # Through text, because Arrow's own cast is sometimes off by the last bit.
+            # Through text, because Arrow's cast is sometimes off by the last bit.
             array = array.cast(pa.large_string())
             if wanted == pa.int64() and pc.max(pc.utf8_length(array)).as_py() > 18:
                 return array  # ids of many digits
@@ -325,8 +331,12 @@ def _records(
 ) -> Iterator[tuple[int, list[str]]]:
     """The first line (counted from 1) and the fields of each record; empty lines are skipped."""
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
-    quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=sep, strict=strict, quoting=quoting)
+    reader = csv.reader(
+        text,
+        delimiter=sep,
+        strict=strict,
+        quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE,
+    )
     line = 1
     for fields in reader:
         if fields:

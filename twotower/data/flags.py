@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # pandas, without which --help is faster
 
 OWN_DATA = ("interactions", "items", "users", "columns", "sep", "events", "min_rating")
 
-# The flags are the calling command's own, so that its --help shows them.
+# The flags belong to the calling command, so that its --help shows them.
 flags.disclaim_key_flags()
 
 
@@ -41,7 +41,7 @@ def define() -> list[str]:
 
 
 def dataset() -> "Dataset":
-    """The dataset that --dataset, --data_dir and the flags of `define` ask for.
+    """The dataset that --dataset, --data_dir and the flags of `define` select.
 
     With --interactions and no --dataset, it is `tables`.
     """

@@ -1,8 +1,8 @@
 """GroupLens folders: MovieLens as it is unpacked from a zip of grouplens.org -> tables.
 
-Three layouts: `ratings.dat` (1m), `u.data` (100k) and `ratings.csv` (latest-small, 20m, 25m). They
-are read as anyone's own files are, by a schema each. What differs between them, or from TFDS, is
-made equal here: `item_columns` says how.
+Three layouts: `ratings.dat` (1m), `u.data` (100k) and `ratings.csv` (latest-small, 20m, 25m). Each
+has a schema and is read as any other files are. What differs between them, or from TFDS, is made
+equal here: `item_columns` says how.
 """
 
 import codecs
@@ -52,6 +52,8 @@ class Layout:
         versions: Names of the datasets in this layout.
         files: Name of each table's file, and its separator.
         columns: The schema of all of them.
+
+        Layout(("mine",), {"interactions": ("log.tsv", "\\t")}, "user_id=1,item_id=2,timestamp=3")
     """
 
     versions: tuple[str, ...]
@@ -95,7 +97,7 @@ def layout_of(folder: pathlib.Path, version: str) -> Layout | None:
 
     Raises:
         FileNotFoundError: Some of its files are there and some are missing.
-        ValueError: It holds another version than the one asked for.
+        ValueError: It holds another version than `version`.
     """
     for layout in LAYOUTS:
         names = [name for name, _ in layout.files.values()]
@@ -104,7 +106,7 @@ def layout_of(folder: pathlib.Path, version: str) -> Layout | None:
             continue
         if version not in layout.versions:
             raise ValueError(
-                f"{folder} holds MovieLens {' or '.join(layout.versions)}, not {version}. Ask for "
+                f"{folder} holds MovieLens {' or '.join(layout.versions)}, not {version}. Take "
                 f"dataset movielens/{layout.versions[0]}, or give the folder of ml-{version}."
             )
         if missing:

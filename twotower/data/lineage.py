@@ -28,6 +28,9 @@ class Lineage:
         rows: `[num_rows]` uint64, ascending, as `row_ids` returns them; None if an ancestor's rows
             are not known.
         ancestors: Model versions of the bundles that the weights come from, the latest first.
+
+        lineage = Lineage.of(dataset, split)
+        lineage.require_unseen(newer, make_split(newer, "temporal"), "Train from new weights.")
     """
 
     rows: np.ndarray | None
@@ -39,8 +42,9 @@ class Lineage:
         rows = row_ids(dataset, split.train)
         if ancestor is None:
             return cls(rows)
-        known = ancestor.rows is not None
-        return cls(np.union1d(rows, ancestor.rows) if known else None, ancestor.ancestors)
+        if ancestor.rows is None:
+            return cls(None, ancestor.ancestors)
+        return cls(np.union1d(rows, ancestor.rows), ancestor.ancestors)
 
     def share_seen(self, dataset: Dataset, split: Split) -> float | None:
         """Of the rows that a split keeps for its questions, the share that these weights have
@@ -89,8 +93,8 @@ def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
     """
     cases, num_items = split.cases, np.int64(len(dataset.items))
     users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
-    asked = users[cases.targets.row_index] * num_items + cases.targets.values
-    held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, asked)
+    target_pairs = users[cases.targets.row_index] * num_items + cases.targets.values
+    held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, target_pairs)
     if split.hidden is not None:
         held_out |= np.isin(dataset.item_keys, split.hidden)
     # If seen items may be answered, an earlier row of a target's user and item may be in training.

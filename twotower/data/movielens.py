@@ -7,7 +7,7 @@ by it), ids as strings, the columns below.
     items         item_id, title (without the year), year (NaN where unknown), genres
     users         user_id, gender (M, F), age (first year of its bucket: 1, 18, 25, 35, 45, 50, 56),
                   occupation (in words), zip_code; 100k has exact_age too. Versions later than 1m
-                  tell nothing of their users.
+                  have the ids alone.
 
 `items` has the movies that nobody rated, too. TFDS keeps them in a second table (`1m-movies`), so a
 prepared copy needs both.
@@ -29,13 +29,19 @@ HOST = "https://files.grouplens.org/datasets/movielens"
 
 
 class MovieLensUnavailable(FileNotFoundError):
-    """No folder, no prepared copy and no network; the message says what to do."""
+    """No folder, no prepared copy and no network; the message says what to do.
+
+    try:
+        dataset = load("movielens/1m", data_dir)
+    except MovieLensUnavailable:
+        dataset = twotower.load_dataset("synthetic")
+    """
 
 
 def load(
     dataset: str = "movielens/1m", data_dir: str | os.PathLike | None = None, timeout: float = 3.0
 ) -> Dataset:
-    """MovieLens from the first place that has it.
+    """MovieLens from the first of three sources that has it.
 
     1. `data_dir`, or `data_dir/ml-1m`, as a GroupLens folder (1-2 s for 1m);
     2. TFDS' prepared copy under `data_dir` (default: TFDS_DATA_DIR or ~/tensorflow_datasets);
@@ -65,7 +71,7 @@ def load(
                 "(--data_dir), or use the dataset 'synthetic'."
             )
         _download(version, _tfds_dir(data_dir))
-        found = find(dataset, data_dir)
+        found = _require_prepared(_tfds_dir(data_dir), f"{version}-ratings")
     layout = grouplens.layout_of(found, version)
     if layout is not None:
         return Dataset(dataset, *grouplens.read_folder(found, layout, version))
@@ -94,7 +100,7 @@ def find(
 
 def dataset_in(data_dir: str | os.PathLike) -> str:
     """Name of the MovieLens whose GroupLens folder `data_dir` is, or has in it; `movielens/1m`
-    where it is none. Of 20m, 25m and latest-small the folder's name tells which."""
+    where it is none. The folder's name decides between 20m, 25m and latest-small."""
     folder = paths.local(data_dir)
     for layout in grouplens.LAYOUTS:
         first = layout.files["interactions"][0]
@@ -131,6 +137,16 @@ def _prepared(tfds_dir: pathlib.Path, config: str) -> pathlib.Path | None:
     return by_number[-1] if by_number else None
 
 
+def _require_prepared(tfds_dir: pathlib.Path, config: str) -> pathlib.Path:
+    directory = _prepared(tfds_dir, config)
+    if directory is None:
+        raise MovieLensUnavailable(
+            f"TFDS has no finished copy of movielens/{config} in {tfds_dir}. Delete what is there "
+            "of it and load it again, or give a GroupLens folder as data_dir (--data_dir)."
+        )
+    return directory
+
+
 def reachable(url: str, timeout: float) -> bool:
     """Whether `url` answers within `timeout` seconds, name lookup included.
 
@@ -138,7 +154,7 @@ def reachable(url: str, timeout: float) -> bool:
     """
     answered = threading.Event()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(url, method="HEAD"), timeout=timeout
@@ -148,7 +164,7 @@ def reachable(url: str, timeout: float) -> bool:
             pass
 
     # A thread, because no timeout holds for the name lookup.
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(timeout)
     return answered.is_set()
@@ -179,7 +195,7 @@ def _read_tfds(
             f"{directory} does not come out in GroupLens' order, so ties of time would be broken "
             "at random. Was it written by another version of TFDS? Use a GroupLens folder."
         )
-    movies = _stored(_prepared(directory.parents[2], f"{version}-movies"))
+    movies = _stored(_require_prepared(directory.parents[2], f"{version}-movies"))
     items = movies.rename(
         columns={"movie_id": "item_id", "movie_title": "title", "movie_genres": "genres"}
     )

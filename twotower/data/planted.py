@@ -62,6 +62,9 @@ class SyntheticConfig:
         search_strength: Logit that a search adds to the items of its cluster.
         words_per_cluster: Words of a cluster's title and description vocabulary, each.
         audio_noise: Standard deviation of the noise on `audio`, whose signal has 1.
+
+    >>> SyntheticConfig(num_users=500, num_items=300, num_interactions=20_000).name
+    'synthetic/500x300-seed0'
     """
 
     num_users: int = 2000
@@ -94,7 +97,7 @@ class SyntheticConfig:
 
     @property
     def name(self) -> str:
-        """What the dataset is called; the other fields are not told by it."""
+        """Name of the dataset, made of the numbers of users and items and the seed alone."""
         return f"synthetic/{self.num_users}x{self.num_items}-seed{self.seed}"
 
 
@@ -103,7 +106,7 @@ class Synthetic:
     """A dataset with the truth behind it.
 
     Attributes:
-        config: What was asked for.
+        config: The sizes and strengths that it was made with.
         dataset: The tables.
         clusters: Cluster of each item, `[num_items]`.
         profiles: `[num_items, 16]`.
@@ -113,6 +116,9 @@ class Synthetic:
         context: Logits of clusters by `device` `[3, num_clusters]`, `hour` (parts of the day of 4
             hours) `[6, num_clusters]`, `weekday` (Monday first) `[7, num_clusters]`.
         word_clusters: Cluster of each word that a search can hold.
+
+        made = synthetic.generate(SyntheticConfig(seed=1))
+        best = made.scores_of(user_rows, times)  # no model can rank better than this
     """
 
     config: SyntheticConfig
@@ -192,8 +198,8 @@ class Synthetic:
             + self.context["weekday"][(times // DAY + 3) % 7]  # 1970-01-01 was a Thursday
             + self.context["device"][device] * (device >= 0)[:, None]
         )  # [n, num_clusters]
-        asked = np.flatnonzero(search >= 0)
-        cluster_logits[asked, search[asked]] += np.float32(self.config.search_strength)
+        is_search = np.flatnonzero(search >= 0)
+        cluster_logits[is_search, search[is_search]] += np.float32(self.config.search_strength)
         # exp(-(t - released)) = exp(released) * exp(-t): freshness is one more dimension.
         columns = [
             self.tastes(user_rows, times),

@@ -8,7 +8,7 @@ each table that has such a column of ours, or for one alone: `items.item_id=movi
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -42,6 +42,10 @@ class Entry:
         name: Our name.
         column: The file's name, or its number from 1.
         unit: Of times: one of `UNITS` or `DATE_ORDERS`, or a format of strptime; else "".
+
+    >>> (entry,) = parse("timestamp=time:ms")
+    >>> entry.name, entry.column, entry.unit, entry.is_for("items")
+    ('timestamp', 'time', 'ms', False)
     """
 
     table: str
@@ -101,7 +105,7 @@ def has_header(entries: list[Entry], table: str) -> bool:
 
 
 def renamed(
-    found: pa.Table, where: str, table: str, entries: list[Entry], is_headless: bool
+    found: pa.Table, where: str, table: str, entries: Sequence[Entry], is_headless: bool
 ) -> tuple[pa.Table, dict[str, str], list[str]]:
     """A file's columns under our names.
 
@@ -117,14 +121,21 @@ def renamed(
         that is left out.
 
     Raises:
-        ValueError: A required column that the file does not have.
+        ValueError: A required column that the file does not have, or two names for one column.
     """
-    own = [entry for entry in entries if entry.is_for(table)]
-    own.sort(key=lambda entry: bool(entry.table))  # an entry for this table goes before
+    ours = [entry for entry in entries if entry.is_for(table)]
+    ours.sort(key=lambda entry: bool(entry.table))  # an entry for this table goes before
     columns, units, notes = {}, {}, []
-    for entry in own:
+    for entry in ours:
         if entry.column in found.column_names:
             columns[entry.name], units[entry.name] = entry.column, entry.unit
+    for name, column in columns.items():
+        first = next(other for other, same in columns.items() if same == column)
+        if first != name:
+            raise ValueError(
+                f"{where}: the schema reads column {column!r} twice, as {first!r} and as {name!r}. "
+                f"Give each name another column of {found.column_names}."
+            )
     rest = [name for name in found.column_names if name not in columns.values()]
     twins = [name for name in rest if is_headless or name in columns]
     if twins:

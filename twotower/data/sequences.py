@@ -31,7 +31,7 @@ class Sequences:
         examples: The training rows. Their config has `sequence_length`, `hidden_share` and
             `batch_size`, which here counts targets.
         is_causal: Whether the encoder's vector after p events depends on these alone, so that each
-            prefix can ask for the next event. Otherwise the task is a cloze.
+            prefix is a query for the next event. Otherwise the task is a cloze.
         is_cut: Whether events are cut into windows. Not for an encoder that reads whole histories
             in serving.
         reads_request_time: Whether the encoder reads the time of the request. For others, a cloze

@@ -278,7 +278,7 @@ def _pairs(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     return dataset.user_rows[rows] * np.int64(len(dataset.items)) + dataset.item_keys[rows]
 
 
-def _ask(dataset: Dataset, by_user: Ragged, at: np.ndarray) -> tuple[Ragged, Ragged]:
+def _queries(dataset: Dataset, by_user: Ragged, at: np.ndarray) -> tuple[Ragged, Ragged]:
     """(histories, targets): a query for each row `by_user.values[at]`, with the user's rows before
     it.
 
@@ -299,10 +299,10 @@ def _leave_one_out(dataset: Dataset, rows: np.ndarray, part: str):
     serving. A user with fewer than 3 rows has no query, and all of the rows are training rows.
     """
     by_user = _by_user(dataset, rows)
-    asked = by_user.lengths >= 3
-    held_out = by_user.offsets[1:][asked, None] - [2, 1]  # validation and test rows
+    is_query = by_user.lengths >= 3  # [num_users]
+    held_out = by_user.offsets[1:][is_query, None] - [2, 1]  # validation and test rows
     train = np.delete(by_user.values, held_out.ravel())
-    return train, *_ask(dataset, by_user, held_out[:, PARTS.index(part)])
+    return train, *_queries(dataset, by_user, held_out[:, PARTS.index(part)])
 
 
 def _temporal(dataset: Dataset, rows: np.ndarray, part: str, last: bool):
@@ -312,12 +312,12 @@ def _temporal(dataset: Dataset, rows: np.ndarray, part: str, last: bool):
         rows = by_user.values
         rows = np.sort(rows[~_youngest_tenth(dataset.timestamps[rows])])
         by_user = _by_user(dataset, rows)
-    asked = _youngest_tenth(dataset.timestamps[by_user.values])
-    train, at = by_user.values[~asked], np.flatnonzero(asked)
+    is_target = _youngest_tenth(dataset.timestamps[by_user.values])
+    train, at = by_user.values[~is_target], np.flatnonzero(is_target)
     if last:
         users = by_user.row_index[at]
         at = at[np.append(users[1:] != users[:-1], True)[: len(at)]]
-    return train, *_ask(dataset, by_user, at)
+    return train, *_queries(dataset, by_user, at)
 
 
 def _youngest_tenth(times: np.ndarray) -> np.ndarray:
@@ -329,15 +329,15 @@ def _random(dataset: Dataset, rows: np.ndarray, part: str, seed: int, name: str)
     """(training rows, histories, targets): one query for each user, with all held-out items."""
     seen = name == "random-100k+seen"
     rows = rows[np.random.default_rng(seed).permutation(len(rows))][: 100_000 if seen else None]
-    train, asked = np.split(rows, [round(0.8 * len(rows))])
+    train, held_out = np.split(rows, [round(0.8 * len(rows))])
     if part == "validation":
-        train, asked = np.split(train, [round(0.95 * len(train))])
-    asked = np.sort(asked)
-    _, first = np.unique(_pairs(dataset, asked), return_index=True)
-    asked = asked[np.sort(first)]  # an item that was rated twice is one target
+        train, held_out = np.split(train, [round(0.95 * len(train))])
+    held_out = np.sort(held_out)
+    _, first = np.unique(_pairs(dataset, held_out), return_index=True)
+    held_out = held_out[np.sort(first)]  # an item that was rated twice is one target
     if not seen:
-        asked = asked[~np.isin(_pairs(dataset, asked), _pairs(dataset, train))]
-    history, targets = _by_user(dataset, np.sort(train)), _by_user(dataset, asked)
+        held_out = held_out[~np.isin(_pairs(dataset, held_out), _pairs(dataset, train))]
+    history, targets = _by_user(dataset, np.sort(train)), _by_user(dataset, held_out)
     users = np.flatnonzero(targets.lengths)
     return train, history.take(users), targets.take(users)
 

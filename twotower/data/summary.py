@@ -58,7 +58,7 @@ class Summary:
         if self.num_active_users:
             rows += f", {self.num_positives / self.num_active_users:.1f} a user"
         period = "unknown"
-        if self.first is not None:
+        if self.first is not None and self.last is not None:
             period = f"{_day(self.first)} to {_day(self.last)}"
         columns = [f"{table}: {', '.join(names)}" for table, names in self.columns.items() if names]
         entries = {

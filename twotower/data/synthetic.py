@@ -94,7 +94,7 @@ def _users(config: SyntheticConfig, rng) -> tuple[pd.DataFrame, dict]:
 
 
 def _requests(config: SyntheticConfig, rng) -> dict[str, np.ndarray]:
-    """Who asks when on what device, one row a watch, by user and then by time."""
+    """User, time and device of each request, a row for each watch, by user and then by time."""
     num, most = round(config.num_interactions * EVENT_SHARES["watch"]), config.num_items // 2
     weight = rng.lognormal(0, 0.8, config.num_users)
     count = np.minimum(rng.multinomial(num, weight / weight.sum()), most)

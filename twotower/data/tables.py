@@ -221,7 +221,7 @@ def frame_of(
     """The columns of a file as pandas holds them, under our names; the Dataset gives them their
     form. And a sentence for each column that is left out."""
     is_text = source.text is not None
-    is_headless = is_text and not source.text.header
+    is_headless = source.text is not None and not source.text.header
     found, units, notes = schema.renamed(
         source.table, source.where(None), table, entries, is_headless
     )

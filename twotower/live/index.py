@@ -1,7 +1,7 @@
-"""A query tower and its index behind one reference, searched, changed and exchanged at run time.
+"""LiveIndex: a query tower and its index, searched, changed and exchanged while they serve.
 
-Both are read together, so no query meets an index of another training. A change is written to the
-log before it is applied to the index, so acknowledged changes survive the process.
+Both are behind one reference, so no query meets an index of another training. A change is written
+to the log before it is applied to the index, so acknowledged changes survive the process.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class LiveItems(NamedTuple):
 
 
 class SwapRefused(ValueError):
-    """A pair that does not go live; `failed` has a line for each reason.
+    """A swap refused a pair; `failed` has a line for each reason.
 
     >>> SwapRefused(["items: the index holds 3; expected exactly 5"]).failed
     ['items: the index holds 3; expected exactly 5']
@@ -73,7 +73,7 @@ class SwapRefused(ValueError):
 
 
 class LiveIndex:
-    """Searches, changes and exchanges a pair, all at the same time.
+    """Searches a pair while other threads change it or exchange it for another one.
 
     Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
     wait for one another. When a change warns that the index needs a rebuild, build a new one from
@@ -84,7 +84,7 @@ class LiveIndex:
             index, which absorbs them if they are more than a buffer should hold. Until that is done
             nothing else may search the index.
         log: Of this index alone.
-        checks: What `swap` asks of a pair.
+        checks: What `swap` requires of a pair.
         embed: As in `swap`, where the log holds vectors of another training.
 
     Raises:
@@ -182,7 +182,7 @@ class LiveIndex:
                 )
             retriever = pair.retriever
             checked = KeyedVectors.checked(keys, vectors, retriever.metric, retriever.dim)
-            # Not `checked.vectors`: scaled twice, under cosine, they would not be what was given.
+            # Not `checked.vectors`: cosine has scaled them, and would scale them again.
             return self._write(ADD, checked.keys, np.asarray(vectors, np.float32))
 
     def remove(self, keys: np.ndarray) -> int:
@@ -282,8 +282,8 @@ class LiveIndex:
             The pair that was live; it still answers the searches that hold it.
 
         Raises:
-            SwapRefused: A check failed, or the log cannot be replayed, for one because `embed`
-                changes the index. The old pair stays.
+            SwapRefused: A check failed, or the log cannot be replayed, for example because
+                `embed` changes the index. The old pair stays.
             ValueError: No checks, or a call from inside of another swap.
         """
         checks = checks or self.checks

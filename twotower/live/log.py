@@ -1,8 +1,8 @@
 """WriteAheadLog: every change of an index that was acknowledged, on disk before it is applied.
 
-The log is one SQLite file, so SQLite handles torn writes, fsync and recovery. What SQLite does not
-check, digests do. Each entry has a digest of itself and of the digest before it: an entry that was
-changed, is missing, or is another log's does not fit its neighbours.
+The log is one SQLite file, so SQLite handles torn writes, fsync and recovery. Digests check
+what SQLite does not. The digest of an entry includes that of the entry before it. So an entry that
+was changed, is missing or is of another log does not fit its neighbours.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ class WriteAheadLog:
     def _open(self) -> None:
         execute = self._connection.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
-        # Looked at before anything is written, lest a foreign database be changed.
+        # Checked before anything is written, so that a foreign database is not changed.
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
@@ -219,14 +219,14 @@ class WriteAheadLog:
         sequence, truncated, last = whole_number(sequence, "sequence"), self.truncated, self._last
         if sequence < truncated:
             raise ValueError(
-                f"entries after {sequence} were asked for; {self.path} holds those after "
+                f"entries after {sequence} are not in the log; {self.path} holds those after "
                 f"{truncated}, up to {last}. The others were truncated: start from a later "
                 "snapshot."
             )
         found = self.digest(sequence) if sequence <= last else "none"
         if sequence > last or digest not in ("", found):
             raise ValueError(
-                f"entries after {sequence} were asked for; {self.path} ends at {last}, or has "
+                f"entries after {sequence} are not in the log; {self.path} ends at {last}, or has "
                 f"another entry {sequence} than the snapshot. The snapshot belongs to another log, "
                 f"or this log was lost or damaged. {START_ANEW}"
             )
@@ -354,7 +354,7 @@ def _make(path: pathlib.Path) -> None:
             # So that each truncation shrinks the file; must be set before there is a table.
             connection.execute("PRAGMA auto_vacuum = FULL")
             connection.execute(TABLE)
-            # Entry 0 is like a truncated one; its random digest tells this log from any other.
+            # Entry 0 is like a truncated one; its random digest identifies this log.
             connection.execute(
                 "INSERT INTO entries VALUES (0, '', '', x'', x'', 0, randomblob(32))"
             )

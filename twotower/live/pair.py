@@ -25,8 +25,8 @@ class Pair:
         query_tower: Raw inputs by name, with a batch dimension -> `[batch_size, dim]` float32.
         retriever: The index. Once it is live, change it through `LiveIndex` alone.
         tower_version: The training of the query tower.
-        index_version: That of the item vectors, as the index was saved with it. Kept apart from
-            the tower's, so that there is something to compare.
+        index_version: That of the item vectors, as the index was saved with it. Kept beside
+            the tower's, so that the two can be compared.
         sequence: The last log entry that the index held when it was loaded or built, 0 for none:
             what `LiveIndex.items` gave with the items, or what a snapshot holds. Too large a number
             loses the entries in between; too small a number replays some again, without harm.
@@ -68,8 +68,8 @@ class Pair:
             allowed_uris: Addresses that the index may connect to; see `build.load`.
 
         Raises:
-            BundleError: No such index, or a tower or index of another training, for one because
-                another bundle has replaced this one.
+            BundleError: No such index, or a tower or index of another training, for example
+                because another bundle has replaced this one.
         """
         version, tower = bundle.model_version, bundle.query_tower
         retriever = bundle.retriever(index, allowed_uris=allowed_uris)
@@ -137,7 +137,7 @@ class Checks:
 
 
 def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
-    """What speaks against a pair, each with what was measured and expected; empty if nothing does.
+    """The reasons why a pair must not go live, each with what was measured and what was expected.
 
     Recall is that of the index alone: neither its buffer nor the exact scan of short rows helps it.
     """

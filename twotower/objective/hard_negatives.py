@@ -15,6 +15,23 @@ class HardNegatives(Negatives):
     """`Negatives` with the columns of `Targets.hard_negatives` beside the shared ones.
 
     `log_weight` of the columns is `[num_rows, num_columns]`, since rows differ.
+
+    Two examples with the items 0 and 1. Item 2 is a hard negative of the first row alone:
+
+    >>> from twotower.objective.negatives import NegativesConfig
+    >>> config = NegativesConfig(("batch",), hard_negative_share=0.5)
+    >>> negatives = HardNegatives(config, [0.5, 0.25, 0.25], dim=1)
+    >>> targets = Targets(
+    ...     row=tf.constant([0, 1]),
+    ...     item=tf.constant([0, 1]),
+    ...     weight=tf.ones(2),
+    ...     probability=tf.constant([0.5, 0.25]),
+    ...     inputs={},
+    ...     hard_negatives=tf.constant([[2], [-1]]),
+    ... )
+    >>> columns, _ = negatives(targets, lambda keys: tf.ones([len(keys), 1]), correction="none")
+    >>> columns.keys.numpy().tolist(), tf.exp(columns.log_weight).numpy().tolist()
+    ([0, 1, 2], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
 
     def __call__(

@@ -80,6 +80,18 @@ class MemoryNegatives(Negatives):
 
     Raises:
         ValueError: A distribution strategy with several replicas, whose memories would differ.
+
+    A second step has the item of the first one as a column; -1 is an empty one:
+
+    >>> config = NegativesConfig(("batch", "memory"), memory_size=2)
+    >>> negatives = MemoryNegatives(config, [0.5, 0.5], dim=1)
+    >>> none = tf.zeros([1, 0], tf.int32)
+    >>> for item in (0, 1):
+    ...     example = Targets(tf.range(1), tf.constant([item]), tf.ones(1), tf.ones(1), {}, none)
+    ...     encode = lambda keys: tf.ones([len(keys), 1])
+    ...     columns, _ = negatives(example, encode, correction="none", training=True)
+    >>> columns.keys.numpy().tolist()
+    [0, -1, 1]
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:

@@ -17,6 +17,7 @@ Many hard negatives make a training collapse if each weighs as much as a draw of
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from twotower.objective.config import MiningConfig
 from twotower.ragged import Ragged
@@ -76,7 +77,7 @@ class Miner:
         self.lists = lists.astype(np.int32)
 
     def hard_negatives(
-        self, users: np.ndarray, width: int, rng: np.random.Generator, batch: np.ndarray = ()
+        self, users: np.ndarray, width: int, rng: np.random.Generator, batch: ArrayLike = ()
     ) -> np.ndarray:
         """Hard negatives of each user, drawn from the user's list without repetition.
 

@@ -145,6 +145,13 @@ class Targets(NamedTuple):
         probability: `[num_examples]` float32, p_c of the item.
         inputs: Time-dependent inputs of the item tower, name -> `[num_examples]`.
         hard_negatives: `[num_rows, h]` int32 keys of each row's hard negatives, padded with -1.
+
+    A batch of one row with two items to find, and no hard negatives:
+
+    >>> none = tf.zeros([1, 0], tf.int32)
+    >>> share = tf.constant([0.5, 0.25])
+    >>> Targets(tf.zeros(2, tf.int32), tf.constant([3, 4]), tf.ones(2), share, {}, none).item.shape
+    TensorShape([2])
     """
 
     row: tf.Tensor
@@ -163,6 +170,11 @@ class Columns:
         keys: `[num_columns]` int32 keys of items, -1 for an empty column.
         log_weight: `[num_columns]` float32, log w_c; `[num_rows, num_columns]` if rows differ.
         vectors: `[num_columns, dim]` float32; None until they are computed.
+
+    >>> parts = [Columns(tf.constant([4, 2]), tf.zeros(2)), Columns(tf.constant([4]), tf.zeros(1))]
+    >>> columns = merged(parts)
+    >>> columns.keys.numpy().tolist(), tf.exp(columns.log_weight).numpy().tolist()
+    ([4, 2], [2.0, 1.0])
     """
 
     keys: tf.Tensor

@@ -29,6 +29,15 @@ class TimeDependentNegatives(Negatives):
 
     Raises:
         ValueError: Other negatives than those of the batch.
+
+    Two examples of item 1, at different ages, are two columns:
+
+    >>> negatives = TimeDependentNegatives(NegativesConfig(), [0.5, 0.5], dim=1)
+    >>> none, ages = tf.zeros([2, 0], tf.int32), {"age": tf.constant([0.0, 30.0])}
+    >>> examples = Targets(tf.range(2), tf.constant([1, 1]), tf.ones(2), tf.ones(2), ages, none)
+    >>> columns, _ = negatives(examples, lambda keys, inputs: inputs["age"][:, None], "none")
+    >>> columns.keys.numpy().tolist(), columns.vectors.numpy().tolist()
+    ([1, 1], [[0.0], [30.0]])
     """
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:

@@ -1,6 +1,6 @@
-"""Retriever: the one contract of all indexes. A backend file only finds neighbours.
+"""Retriever: the interface of all indexes. A backend only finds neighbours.
 
-Checking, updates, exclusion, filters, over-fetch and short rows are settled here, once.
+Checks, updates, exclusion, filters, over-fetching and short rows are implemented here, once.
 """
 
 import abc
@@ -26,7 +26,11 @@ OUTGROWN = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class NoConfig:
-    """For a backend without parameters."""
+    """For a backend without parameters.
+
+    >>> dataclasses.asdict(NoConfig())
+    {}
+    """
 
 
 class Retriever(abc.ABC):
@@ -56,9 +60,9 @@ class Retriever(abc.ABC):
     Config: type = NoConfig
     # Whether answers are exact by construction.
     is_exact = False
-    # Distances that the backend computes for each candidate it is asked for; 9 to 16 were counted
-    # in HNSW (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that
-    # times the candidates to fetch, a scan of them is cheaper, and exact.
+    # Distances that the backend computes for each candidate fetched; 9 to 16 were counted in HNSW
+    # (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that times the
+    # candidates to fetch, a scan of them is cheaper, and exact.
     distances_per_candidate = 10.0
     # Whether `absorb` can index further vectors; a backend that cannot is built anew.
     can_append: bool = False
@@ -75,7 +79,7 @@ class Retriever(abc.ABC):
         nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
         self._store = Store.of(KeyedVectors(*nothing, metric))
 
-    # What a backend defines.
+    # What a backend implements.
 
     @abc.abstractmethod
     def _build(self, vectors: np.ndarray) -> None:
@@ -88,8 +92,8 @@ class Retriever(abc.ABC):
         `arguments.checked_rows` leaves them."""
 
     def _append(self, vectors: np.ndarray) -> None:
-        """Indexes `[num_new, dim]` float32 as the positions behind the others, which `_vectors`
-        has already; see `can_append`."""
+        """Indexes further vectors, `[num_new, dim]` float32, at the positions after all others;
+        `_vectors` holds them already. See `can_append`."""
         raise NotImplementedError
 
     def _discard(self, positions: np.ndarray) -> None:  # noqa: B027 (tombstones hide them anyhow)
@@ -104,8 +108,8 @@ class Retriever(abc.ABC):
         """The parameters that find `depth` candidates.
 
         Where many are excluded or filtered away, a search fetches far more than the k that it was
-        tuned for, and the last of them lie in partitions that nobody looks into for the first k. So
-        the search effort grows in proportion.
+        tuned for, and the last of them lie in partitions that a search for k does not reach. So the
+        search effort grows in proportion.
         """
         times = depth / self.tuned.get("k", depth)
         if times <= 1:
@@ -134,7 +138,7 @@ class Retriever(abc.ABC):
         """`[num_built, dim]`, what the backend was built from."""
         return self._store.built.vectors
 
-    # What everybody calls.
+    # What callers use.
 
     def build(self, keys: np.ndarray, vectors: np.ndarray) -> Self:
         """Indexes vectors anew, and returns itself. Not while other threads search.

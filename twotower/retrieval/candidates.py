@@ -51,7 +51,7 @@ def widened(values: np.ndarray, width: int, fill: Any) -> np.ndarray:
 
 
 def order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
-    """Sorts equal scores by key, in place; rows stand best first, and few have ties."""
+    """Sorts equal scores by key, in place. Rows are sorted by score, and few have ties."""
     equal = scores[:, 1:] == scores[:, :-1]
     if np.count_nonzero(equal):  # the quickest look there is
         tied = np.flatnonzero(equal.any(1))
@@ -63,8 +63,8 @@ def order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
 class Candidates:
     """Ranked items for a batch of queries.
 
-    A row may be short (everything else excluded, a small catalogue). Then `counts` says where it
-    ends, and what stands behind is -1 and -inf: never a repeat, an excluded item or an error.
+    A row may be short, if the catalogue is small or all other items are excluded. `counts` says
+    where it ends, and the rest is -1 and -inf: never a repeat, an excluded item or an error.
 
     Attributes:
         keys: `[num_queries, k]` int64 item keys, best first, -1 past `counts`.

@@ -1,4 +1,4 @@
-"""Over-fetching: how many candidates to ask an index for if some may not be answered."""
+"""Over-fetching: how many candidates to fetch from an index if some may not be answered."""
 
 from collections.abc import Callable
 
@@ -23,8 +23,8 @@ def search_allowed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best positions that are allowed and not excluded.
 
-    Asks for k, what a row excludes, and what a filter is likely to leave out; rows that come back
-    short are scanned exactly, and so is everything where a scan costs less.
+    The number fetched is k, plus what a row excludes, plus what a filter is likely to leave out. A
+    row that comes back short is scanned exactly. Where a scan costs less, all rows are.
 
     Args:
         find: An approximate search: queries and a size -> positions (-1 behind the end) and scores.
@@ -32,8 +32,8 @@ def search_allowed(
         queries: `[num_queries, dim]` float32.
         k: 1 or more.
         is_allowed: `[num_built]` bool, positions that may be found; all where None.
-        num_allowed: How many those are.
-        exclude: For each query, keys that may not.
+        num_allowed: How many positions those are.
+        exclude: For each query, keys that may not be found.
         distances_per_candidate: As in `Retriever`.
 
     Returns:

@@ -113,8 +113,8 @@ def code_bytes(num_items: int, width: int) -> dict[str, float]:
 def fit(rows: Sequence[dict], name: str) -> np.ndarray:
     """Coefficients `[3]` of log value = a + b log num_items + c log dim, by least squares.
 
-    Where the rows do not tell growth with dim from growth with num_items, c is 1: work grows with
-    the length of the vectors.
+    Rows of one dim, or whose dim grows with num_items, do not determine c. It is then 1: work grows
+    in proportion to the length of the vectors.
     """
     rows = _large(rows)
     num, dim, value = (np.log([row[n] for row in rows]) for n in ("num_items", "dim", name))
@@ -175,7 +175,7 @@ def predict(rows: Sequence[dict], num_items: int, dim: int) -> Prediction:
 
 
 def error_at_largest(rows: Sequence[dict]) -> dict[str, float]:
-    """Predicted over measured, less 1, at the largest size when that one is left out of the fit.
+    """Relative error at the largest size, predicted by a fit without it: predicted / measured - 1.
 
     Raises:
         ValueError: Fewer than three sizes.
@@ -219,9 +219,9 @@ def suggest(
 ) -> Suggestion:
     """Which index to take: the quickest that fits into memory and can be kept fresh.
 
-    Exact search is preferred where it answers within a millisecond. A graph cannot forget, so it
-    is rebuilt when `MAX_TOMBSTONES` of it were replaced; the others once a day. A build must be
-    done in half the time until the next one.
+    Exact search is preferred where it answers within a millisecond. A graph cannot drop
+    vectors, so it is rebuilt when a share of `MAX_TOMBSTONES` of them was replaced. Others are
+    rebuilt once a day. A build may take at most half of the time until the next one.
 
     Args:
         num_items: Vectors.

@@ -27,8 +27,8 @@ class Store:
         built: What the backend was built from.
         removed: `[num_built]` bool, removed and replaced vectors; exact scans step over them.
         fresh: The buffer: vectors added since, scanned exactly with every search.
-        forgotten: How many of the removed ones the backend has given up. The others are
-            tombstones: it may still find them, so every search has to look.
+        forgotten: How many of the removed ones the backend has dropped. The others are tombstones:
+            the backend may still find them, so every search has to leave them out.
 
     >>> store = Store.of(KeyedVectors(np.array([7, 8]), np.eye(2, dtype=np.float32), "dot"))
     >>> store.remove(np.array([7])).keys.tolist(), store.keys.tolist()
@@ -90,7 +90,7 @@ class Store:
 
     @property
     def worn(self) -> str:
-        """Which of the two limits is passed; "" where none is."""
+        """Which of the two limits is exceeded; "" if none is."""
         if self.full:
             return self.full
         if self.num_tombstones > MAX_TOMBSTONES * len(self.built):

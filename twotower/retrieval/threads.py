@@ -17,7 +17,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def bounded(threads: int, all_threads: int = CORES) -> int:
-    """The number of threads to start where a config asks for `threads`.
+    """The number of threads to start, for the `threads` of a config.
 
     A pool of threads does not survive `os.fork`: OpenMP and ScaNN would wait for threads that the
     child does not have. So a process that was forked after this module was imported gets one

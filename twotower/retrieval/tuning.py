@@ -14,12 +14,12 @@ NORMAL_95 = 1.645  # quantile of the normal distribution
 
 
 def recall_against(exact: Candidates, found: Candidates) -> float:
-    """Mean share of the exact answer that `found` holds, too; see `shares_found`."""
+    """Mean share of the exact answers that is in `found`; see `shares_found`."""
     return float(shares_found(exact, found).mean())
 
 
 def shares_found(exact: Candidates, found: Candidates) -> np.ndarray:
-    """Share of each query's exact answer that `found` holds, too, `[num_queries]`.
+    """Share of each query's exact answer that is in `found`, `[num_queries]`.
 
     An item that scores no less than the last of the exact answer counts as found: among equal
     scores at the cut the exact answer takes the lowest keys, and an index need not. (The score of

@@ -103,7 +103,7 @@ class KeyedVectors:
     def pairs(self, keys: Ragged) -> np.ndarray:
         """Ragged keys as numbers `row * num_items + position`, row after row; unknown ones drop.
 
-        One array of numbers is what lets a whole batch be excluded without a loop.
+        With one array of numbers a whole batch is excluded without a loop.
         """
         position = self.positions(keys.values)
         pairs = keys.row_index * len(self) + position

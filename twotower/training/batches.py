@@ -127,6 +127,11 @@ class TrainingBatches:
         estimate: Keys of a batch's items -> p_c of each, in place of `probability`. It is called in
             the order of the batches.
         hard_negatives: Chooses the hard negatives of each row; None if there are none.
+
+    `Training.batches` makes one of a recipe. Its batches hold tensors:
+
+        batch = next(iter(training.batches()))
+        batch.targets().item  # [num_examples]
     """
 
     def __init__(
@@ -185,7 +190,7 @@ class TrainingBatches:
         dataset = tf.data.Dataset.from_generator(plans, output_signature=PLAN)
         dataset = dataset.flat_map(batches)
         if self.hard_negatives is not None:
-            dataset = self._with_hard_negatives(dataset, first_epoch)
+            dataset = self._with_hard_negatives(dataset, first_epoch, self.hard_negatives)
         # There is nothing to tune. On one core the thread of the tuner sleeps for up to a minute
         # when an iterator ends, and the next epoch would wait for it.
         options = tf.data.Options()
@@ -318,12 +323,14 @@ class TrainingBatches:
         history = tf.ragged.boolean_mask(history, history.with_flat_values(is_other))
         return history[:, -longest:] if longest else history
 
-    def _with_hard_negatives(self, dataset: tf.data.Dataset, epoch: int) -> tf.data.Dataset:
+    def _with_hard_negatives(
+        self, dataset: tf.data.Dataset, epoch: int, hard_negatives: HardNegativesOf
+    ) -> tf.data.Dataset:
         """Batches with the hard negatives of each row."""
         rng = np.random.default_rng([self.examples.config.seed, epoch])
 
         def chosen(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-            return self.hard_negatives(users, items, rng).astype(np.int32)
+            return hard_negatives(users, items, rng).astype(np.int32)
 
         def with_them(batch: Batch, users: tf.Tensor) -> tuple[Batch, tf.Tensor]:
             items = batch.of_targets(batch.item)

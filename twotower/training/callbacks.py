@@ -31,6 +31,9 @@ class FitResult:
         validation: All metrics of the best epoch, with intervals.
         metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
             tell models apart in a small catalogue (`evaluate.telling_metric`).
+
+        result = fit(training, "W")
+        f"epoch {result.best_epoch} of {result.epoch}: {result.metric} {result.best:.4f}"
     """
 
     epoch: int = 0
@@ -54,6 +57,10 @@ class Pace(tf.keras.callbacks.Callback):
         done: Epochs that were done before.
         epochs: Epochs to do in all.
         steps: Steps of an epoch.
+
+        pace = Pace(done=0, epochs=10, steps=100)
+        model.fit(batches, epochs=10, callbacks=[pace])
+        pace.left(3.5)  # seconds, in the middle of the fourth epoch
     """
 
     def __init__(self, done: int, epochs: int, steps: int) -> None:
@@ -102,6 +109,10 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         save: Writes a checkpoint; called with whether this epoch's weights are the ones to keep.
         select: Whether validation picks the epoch.
         pace: How long the rest takes.
+
+        result, pace = FitResult(metric="recall@100"), Pace(0, epochs=10, steps=100)
+        every = EveryEpoch(training, MiningConfig(), result, save, select=True, pace=pace)
+        training.model.fit(training.batches(), epochs=10, callbacks=[pace, every])
     """
 
     def __init__(
@@ -131,7 +142,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
                 training.mine()
                 self.result.mining_seconds += time.perf_counter() - begun
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         if not np.isfinite(logs["loss"]):
             raise ValueError(self._diverged(batch + 1, logs["loss"]))
 
@@ -164,7 +175,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
     def on_test_end(self, logs: dict[str, float] | None = None) -> None:
         self.started += time.perf_counter() - self.paused
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         config, result = self.training.recipe.fit, self.result
         seconds = time.perf_counter() - self.started
         result.seconds += seconds
@@ -219,6 +230,9 @@ class Progress(tf.keras.callbacks.Callback):
         pace: How long the rest takes.
         write: Shows a line in place of the one before; "" takes it away.
         every: Seconds from one line to the next.
+
+        progress = Progress(100_000, 1024, pace, write=lambda line: print(line, end="\\r"))
+        model.fit(batches, epochs=10, callbacks=[pace, progress])
     """
 
     def __init__(
@@ -236,7 +250,7 @@ class Progress(tf.keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epoch, self.begun, self.shown = epoch, time.perf_counter(), 0.0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         now = time.perf_counter()
         if now - self.shown < self.every:
             return
@@ -261,15 +275,10 @@ def line_writer() -> Callable[[str], None] | None:
     """What shows a line in place of the one before: on a terminal, in a notebook, else None."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if hasattr(shell, "kernel"):  # not only imported: this process answers a notebook
-        from IPython.display import DisplayHandle
+        from IPython.display import display
 
-        handle = DisplayHandle()
-
-        def show(line: str) -> None:
-            handle.display({"text/plain": line}, raw=True)
-            handle.display = handle.update  # from now on in place of the first
-
-        return show
+        handle = display({"text/plain": ""}, raw=True, display_id=True)
+        return lambda line: handle.update({"text/plain": line}, raw=True)
     if sys.stderr.isatty():
         return lambda line: print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
     return None

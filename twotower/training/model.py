@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,7 @@ class TwoTowerModel(tfrs.Model):
                 training.
         """
         encoded = {name: tf.gather(values, keys) for name, values in self._items}
-        return self.item_tower(encoded | (inputs or {}), training=training)
+        return self.item_tower({**encoded, **(inputs or {})}, training=training)
 
     def call(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """(vectors of the examples' queries, vectors of their items), both `[num_examples, dim]`.
@@ -240,7 +241,7 @@ class TwoTowerModel(tfrs.Model):
     def from_config(cls, config: dict) -> "TwoTowerModel":
         """A model of the same towers, items and task, with new weights."""
         made = tf.keras.saving.deserialize_keras_object
-        negatives = {
+        negatives: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config["negatives"].items()
         }

@@ -1,6 +1,7 @@
 """Training: a model with the data that it trains and validates on."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -280,14 +281,15 @@ class Training:
         return evaluate(self.recommender(), self.split, self.dataset).metrics
 
     def mine(self) -> None:
-        """New hard negatives for all users, from the current weights."""
+        """New hard negatives for all users, from the current weights.
+
+        Raises:
+            ValueError: The recipe has no mined negatives.
+        """
+        if self.miner is None:
+            raise ValueError("nothing is mined with hard_negative_share 0; set it above 0.")
         queries = self.query_vectors(self.examples.whole_histories())
         self.miner.mine(queries, self.item_vectors(self.miner.keys))
-
-    def _estimated(self, items: np.ndarray) -> np.ndarray:
-        """p_c of a batch's items as estimated from the batches so far, `[num_examples]`."""
-        self.frequency.update(items)
-        return self.frequency.probability(items)
 
     def _num_mined(self, num_examples: int) -> int:
         """Number of mined negatives of each row, in a batch of `num_examples`."""
@@ -317,7 +319,9 @@ class Training:
 
     def batches(self, first_epoch: int = 0, num_replicas: int = 1) -> tf.data.Dataset:
         """Training batches; each iteration over them is the next epoch (`TrainingBatches`)."""
-        sequences = self.sequences
+        sequences, estimate = self.sequences, None
+        if self.frequency is not None:
+            estimate = functools.partial(_estimated, self.frequency)
         make = TrainingBatches(
             self.examples,
             (sequences or self.examples).epoch,
@@ -325,7 +329,7 @@ class Training:
             self.model.query_tower.sequence_inputs if sequences is not None else frozenset(),
             self.item_inputs,
             self._probability,
-            self._estimated if self.frequency is not None else None,
+            estimate,
             self.hard_negatives if self.recipe.negatives.has_hard_negatives else None,
         )
         return make(first_epoch, num_replicas)
@@ -377,6 +381,12 @@ class Training:
         """Gives FactorizedTopK the current vectors of the items. It keeps a copy of them."""
         keys = self.split.candidates
         self.topk.set_weights([keys.astype(np.int32), self.item_vectors(keys)])
+
+
+def _estimated(frequency: StreamingFrequency, items: np.ndarray) -> np.ndarray:
+    """p_c of a batch's items as estimated from the batches so far, `[num_examples]`."""
+    frequency.update(items)
+    return frequency.probability(items)
 
 
 def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:

@@ -46,9 +46,9 @@ def run(script: str, output, *arguments, fault: str = "", check: bool = True):
     """(rows, what was printed, exit status) of a script; `fault` is code that runs before main."""
     arguments = [*arguments, f"--output={output}"]
     if fault:
-        code = f"import sys\nsys.path.insert(0, {str(SCRIPTS)!r})\nfrom absl import app\n"
+        code = f"import sys\nsys.path.insert(0, {str(SCRIPTS)!r})\n"
         code += f"import {script} as script\n{fault}\n"
-        code += f"sys.argv[0] = '{script}.py'\napp.run(script.main)"
+        code += f"sys.argv[0] = '{script}.py'\nscript.script.run(script.main)"
         done = tiny.python("-c", code, *arguments, check=check)
     else:
         done = tiny.python(SCRIPTS / f"{script}.py", *arguments, check=check)

@@ -33,6 +33,18 @@ class FaissIndex(Retriever):
 
     Where its codes are not the vectors themselves (`is_coded`), what it finds is scored again
     exactly, from the float32 vectors that the base class keeps, `config.refine` times k of it.
+
+    A subclass builds the index and says how it is searched:
+
+        class LshIndex(FaissIndex):
+            backend, Config = "lsh", LshConfig
+
+            def _build(self, vectors):
+                self._index = faiss.IndexLSH(vectors.shape[1], self.config.num_bits)
+                self._index.add(vectors)
+
+            def _parameters(self, config, k):
+                return None  # a scan of all codes has none
     """
 
     _index: Any = None

@@ -44,8 +44,8 @@ class IvfConfig:
 class IvfIndex(FaissIndex):
     """FAISS IVF-Flat.
 
-    Vectors can be added and removed. The centres stay those of the first build, so what a backend
-    learns of a catalogue that drifts is what it was: see experiments/benchmarks/index_updates.py.
+    Vectors can be added and removed. The centres stay those of the first build, so they fit a
+    catalogue that drifts less and less: see experiments/benchmarks/index_updates.py.
 
     >>> index = IvfIndex("dot", IvfConfig(num_lists=2, num_probes=2))
     >>> index = index.build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))

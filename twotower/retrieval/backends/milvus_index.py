@@ -1,9 +1,9 @@
 """Milvus: vectors in a collection, of a server or of milvus-lite inside this process.
 
 The float32 vectors stay in the base class, too, so exact scans, exclusions and the buffer need no
-server; a plain search does. What milvus-lite is good for: the same code in tests as on a server.
-milvus-lite listens on a port of this machine and asks for no token, so every other user of the
-machine can read its collections and drop them. Use it on a machine that is yours alone.
+server; a plain search does. With milvus-lite, tests run the same code as on a server. It listens on
+a port of this machine without a token, so every other user of the machine can read its collections
+and drop them. Use it only on a machine without other users.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ class MilvusIndex(Retriever):
         config: Where.
 
     Raises:
-        ImportError: No milvus-lite, where `uri` asks for it.
+        ImportError: `uri` is a file, and milvus-lite is not installed.
         ConnectionError: (building, loading, searching) The server does not answer. After a failed
             search nothing is lost: once the server is back, the next one works.
 
@@ -165,7 +165,7 @@ class MilvusIndex(Retriever):
             folder = tempfile.TemporaryDirectory(prefix="twotower-milvus-")
             uri = str(pathlib.Path(folder.name) / "vectors.db")
         try:
-            # A channel of its own, which does not know that the address was silent a moment ago:
+            # A separate channel, which does not remember that the address did not answer just now:
             # else the first search after a server is back would fail, too.
             self._client = pymilvus.MilvusClient(
                 uri,
@@ -178,7 +178,7 @@ class MilvusIndex(Retriever):
         except FAILED as error:
             self._client = None
             what_to_do = (
-                "Is the server running there, and is MILVUS_TOKEN set if it asks for one?"
+                "Is the server running there, and is MILVUS_TOKEN set if it needs one?"
                 if self.config.is_remote
                 else "Is its folder there, and no other process has it open? For several processes "
                 "run `milvus-lite server` and give its address."
@@ -225,7 +225,7 @@ class MilvusIndex(Retriever):
             # milvus-lite spends more time on Python than on distances: a scan is its quickest.
             kind = "AUTOINDEX" if self.config.is_remote else "FLAT"
             index.add_index("vector", kind, metric_type=metric)
-            # Lite has built it when it answers; waiting would ask again only after half a second.
+            # Lite has built it when it answers; waiting would poll only after half a second.
             client.create_index(name, index, sync=not self._is_lite)
             client.load_collection(name)
         self._is_whole = True
@@ -264,7 +264,7 @@ class MilvusIndex(Retriever):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """The base class has changed its mind already, so a failure leaves the two apart."""
+        """For changes of the collection. After a failure it differs from the base class."""
         self._require_whole()
         self._is_whole = False
         yield
@@ -287,7 +287,7 @@ class MilvusIndex(Retriever):
         scores = np.full((len(queries), k), NO_SCORE, np.float32)
         for start in range(0, len(queries), batch):
             # The base class scans for what is beyond MAX_K.
-            rows = self._ask(queries[start : start + batch], min(k, MAX_K))
+            rows = self._hits(queries[start : start + batch], min(k, MAX_K))
             filled = np.arange(k) < np.array([len(row.ids) for row in rows])[:, None]
             found = itertools.chain.from_iterable(row.ids for row in rows)
             distances = itertools.chain.from_iterable(row.distances for row in rows)
@@ -296,7 +296,7 @@ class MilvusIndex(Retriever):
             scores[start : start + batch][filled] = sign * np.fromiter(distances, np.float32)
         return positions, scores
 
-    def _ask(self, queries: np.ndarray, k: int) -> Any:
+    def _hits(self, queries: np.ndarray, k: int) -> Any:
         """Hits of each query, best first; ids and distances, no vectors."""
         arguments = {
             "limit": k,

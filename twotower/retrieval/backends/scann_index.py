@@ -26,7 +26,7 @@ class ScannConfig:
     Attributes:
         num_leaves: Partitions of the catalogue.
         num_leaves_to_search: Partitions looked into; all of them would be no partition at all.
-        num_reordering_candidates: Finds that are scored again exactly. Asking for more answers
+        num_reordering_candidates: Finds that are scored again exactly. A search for more answers
             than this silently gets fewer: `ScannIndex` raises it to k, the layer cannot.
         dimensions_per_block: Dimensions that share a code of 4 bits.
         training_iterations: Of the k-means that makes the partitions.
