@@ -29,6 +29,7 @@ from twotower.evaluation.evaluate import evaluate, from_scores
 from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig
 from twotower.storage import paths
+from twotower.towers.history.config import MeanConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training.defaults import describe, recipe_for
@@ -89,7 +90,7 @@ def find_data():
                 "search_text",
             ),
             unknown_rate=0.1,
-            history_dropout=0.2,
+            history=MeanConfig(dropout=0.2),
         ),
         item=ItemConfig(
             features=(

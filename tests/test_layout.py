@@ -5,6 +5,7 @@ import doctest
 import functools
 import graphlib
 import importlib
+import operator
 import pathlib
 import re
 import sys
@@ -12,6 +13,7 @@ import sys
 import pytest
 from absl import flags
 
+from twotower.towers.history.config import READERS
 from twotower.training import flags as recipe_flags
 from twotower.training.recipe import CHOICES, HEAD
 
@@ -180,7 +182,8 @@ CHANGED = {
     "mining_index": "hnsw",
     "optimizer": "adamw",
     "metric": "ndcg@10",
-    "history": "attention",
+    "query_history": "attention",
+    "query_history_positions": "none",
 }
 
 
@@ -195,6 +198,13 @@ def changed(name: str, default):
     if isinstance(default, int):
         return default + 1
     return default / 2 + 0.1 if isinstance(default, float) else f"{default}x"
+
+
+def needed(name: str) -> tuple[str, ...]:
+    """What a field of mining or of a history needs beside it."""
+    if name.startswith("query_history_"):
+        return (f"--query_history={READERS[name.removeprefix('query_history_')][0].encoder}",)
+    return MINED if name.startswith("mining_") else ()
 
 
 def test_every_flag_reaches_its_field(monkeypatch):
@@ -214,8 +224,10 @@ def test_every_flag_reaches_its_field(monkeypatch):
             given = f"--{name}={shown}"
         for other in CHOICES:
             holder[other].unparse()
-        holder(["test", *NEEDED.get(name, MINED if name.startswith("mining_") else ()), given])
+        holder(["test", *NEEDED.get(name, needed(name)), given])
         got = recipe_flags.recipe()
-        reached = [getattr(getattr(got, part), field.name) for part, field in CHOICES[name]]
+        reached = [
+            getattr(operator.attrgetter(part)(got), field.name) for part, field in CHOICES[name]
+        ]
         # One of both towers, or of model and examples (the seed), is reached in both.
         assert reached == [value] * (2 if name in {*HEAD, "seed"} else 1), name

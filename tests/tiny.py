@@ -13,9 +13,10 @@ from twotower.data.dataset import Dataset
 from twotower.data.examples import ExamplesConfig
 from twotower.data.splits import Split, make_split
 from twotower.objective.task import TaskConfig
+from twotower.towers.history.config import MeanConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
-from twotower.training.recipe import FitConfig, Recipe
+from twotower.training.recipe import PARTS, FitConfig, Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -27,9 +28,8 @@ DEFAULT = Recipe(
         features=("user_id", "history"),
         user_dim=8,
         category_dim=4,
-        history_dim=16,
         unknown_rate=0.2,
-        history_dropout=0.2,
+        history=MeanConfig(dim=16, dropout=0.2),
         **HEAD,
     ),
     item=ItemConfig(id_dim=16, token_dim=8, **HEAD),
@@ -51,14 +51,18 @@ def split(protocol: str = "random", part: str = "validation") -> Split:
 
 
 def recipe(base: Recipe = DEFAULT, **parts: dict) -> Recipe:
-    """`base` with some fields of its parts replaced: `recipe(fit={"epochs": 5})`."""
-    return dataclasses.replace(
-        base,
-        **{
-            name: dataclasses.replace(getattr(base, name), **fields)
-            for name, fields in parts.items()
-        },
-    )
+    """`base` with some fields of its parts replaced: `recipe(fit={"epochs": 5})`. A query takes
+    those of its history by their names among the choices: `query={"history_dim": 8}`."""
+    query = parts.get("query", {})
+    of_history = {name: value for name, value in query.items() if name.startswith("history")}
+    if of_history:
+        parts["query"] = {name: query[name] for name in query.keys() - of_history}
+    replaced = {
+        part.name: dataclasses.replace(getattr(base, part.name), **parts.pop(part.name, {}))
+        for part in PARTS
+    }
+    choices = {f"query_{name}": value for name, value in of_history.items()}
+    return Recipe(**replaced, **choices, **parts)
 
 
 def python(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:

@@ -12,14 +12,14 @@ METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
 ITEMS = {"loo+time": "3,706"} | dict.fromkeys(
     ("loo-5core", "temporal-last", "temporal-successive"), "3,416"
 )
-# Inputs of a query tower besides the items' ids and order, by the field of its recipe.
+# Inputs of a query tower besides the items' ids and order, by the field of its history.
 EXTRA_INPUTS = {
-    "history_ratings": "ratings",
-    "history_gaps": "gaps",
-    "history_time_bias": "time between events",
-    "history_content": "titles, genres, years",
-    "history_request_time": "time of the request",
-    "history_time_told": "time of the request",  # the field's name in older results
+    "ratings": "ratings",
+    "gaps": "gaps",
+    "time_bias": "time between events",
+    "content": "titles, genres, years",
+    "request_time": "time of the request",
+    "time_told": "time of the request",  # the field's name in older results
 }
 # Encoders that read the time between events whatever their recipe says.
 TIME_AWARE = ("attention", "hstu")
@@ -81,8 +81,18 @@ def results(protocol: str) -> str:
 
 def extra_inputs(query: dict) -> str:
     """Inputs of a query tower's recipe besides the items' ids and order."""
-    is_set = query | ({"history_time_bias": True} if query.get("history") in TIME_AWARE else {})
+    history = history_of(query)
+    is_set = history | ({"time_bias": True} if history["encoder"] in TIME_AWARE else {})
     return ", ".join(text for field, text in EXTRA_INPUTS.items() if is_set.get(field))
+
+
+def history_of(query: dict) -> dict:
+    """The fields of a query tower's history. Older results have them in the query."""
+    history = query.get("history", "mean")
+    if isinstance(history, dict):
+        return history
+    fields = {name.removeprefix("history_"): value for name, value in query.items()}
+    return fields | {"encoder": history}
 
 
 def curves() -> str:
@@ -143,8 +153,8 @@ def sessions() -> str:
         raise ValueError("no results/speed/session_*.json: run benchmarks/session.py.")
     body = []
     for one in found:
-        query, times = one["query"], {row["name"]: row for row in one["rows"]}
-        name = f"{query['history']}, {query['history_layers']} blocks of {query['history_dim']}"
+        history, times = history_of(one["query"]), {row["name"]: row for row in one["rows"]}
+        name = f"{history['encoder']}, {history['layers']} blocks of {history['dim']}"
         cells = [
             f"{times[kind][figure]:.2f}" if kind in times else ""
             for kind in ("step", "reread", "encode")

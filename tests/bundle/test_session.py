@@ -1,5 +1,6 @@
 """A user's vector, event by event, through an exported bundle of a sequential tower."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -108,7 +109,8 @@ def test_another_rule_for_full_windows_is_another_model(training, monkeypatch):
     (history,) = training.model.query_tower.features
     before = model_version(training, vectors)
     assert model_version(training, vectors) == before
-    monkeypatch.setattr(history, "stride", 5)  # with the same weights
+    other = dataclasses.replace(history.config, stride=5)
+    monkeypatch.setattr(history, "config", other)  # with the same weights
     assert model_version(training, vectors) != before
 
 
@@ -197,4 +199,6 @@ def test_the_benchmark_measures_what_it_says(bundle, tmp_path):
     expected = {"step": 21, "reread": 3, "encode": 24, "step or reread": 24, "first": 1}
     assert calls == expected
     assert result["difference"] < 1e-4 and "largest difference" in printed
-    assert Bundle(bundle.directory).manifest["recipe"]["query"]["history"] == "transformer"
+    assert (
+        Bundle(bundle.directory).manifest["recipe"]["query"]["history"]["encoder"] == "transformer"
+    )

@@ -17,6 +17,7 @@ from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Clock, Id, Number, Tags, Tokens, Vector
 from twotower.towers.history.bag import MeanHistory
+from twotower.towers.history.config import CONFIGS, MeanConfig
 from twotower.towers.query import HISTORIES
 from twotower.training.trainer import Training
 
@@ -27,12 +28,12 @@ needs_scann = pytest.mark.skipif(not scann_index.available(), reason="ScaNN is f
 BOTH = ["retrieve", pytest.param("retrieve_scann", marks=needs_scann)]
 
 
-def history(name="mean", **kwargs):
+def history(name="mean", **fields):
     """An encoder of histories that reads ratings and, where it can, times."""
-    kwargs = {"ratings": True, "dropout": 0.0, **kwargs}
+    fields = {"dim": DIM, "ratings": True, "dropout": 0.0, **fields}
     if name != "mean":
-        kwargs |= {"gaps": True, "request_time": True, "max_length": 6, "stride": 2}
-    return HISTORIES[name]("history", IDS, dim=DIM, **kwargs)
+        fields |= {"gaps": True, "request_time": True, "length": 6, "stride": 2}
+    return HISTORIES[name]("history", IDS, CONFIGS[name](**fields))
 
 
 def query(histories, users=None, **inputs):
@@ -66,7 +67,10 @@ def served(tmp_path_factory):
     """Folder name -> SavedModel. ScaNN looks into some 70 items of its 297."""
     folder = tmp_path_factory.mktemp("served")
     tf.keras.utils.set_random_seed(0)
-    features = [Id("user_id", ["user 1", "user 2"], dim=4), MeanHistory("history", IDS, dim=DIM)]
+    features = [
+        Id("user_id", ["user 1", "user 2"], dim=4),
+        MeanHistory("history", IDS, MeanConfig(DIM)),
+    ]
     tower = Tower(features, DenseHead((), DIM), name="query_tower")
     tower.embed(query([["item 1"]]))
     save(tower, IDS, folder, scann_index.ScannConfig(17, 4, 200))
@@ -121,7 +125,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 2**10)
 def test_a_large_batch_of_long_histories_stays_small(tmp_path):
     """2,048 queries, 910 items found and 900 excluded of each: all compared with all are 1.6 GB."""
     ids = np.array([f"item {number}" for number in range(2000)], object)
-    tower = Tower([MeanHistory("history", ids, dim=DIM)], DenseHead((), DIM), name="query_tower")
+    tower = Tower(
+        [MeanHistory("history", ids, MeanConfig(DIM))], DenseHead((), DIM), name="query_tower"
+    )
     tower.embed({"history": tf.constant([["item 1"]])})
     save(tower, ids, tmp_path, scann_index.ScannConfig(40, 30, 1000))
     assert int(tiny.python("-c", MEMORY, tmp_path / "retrieve_scann").stdout) < 500

@@ -10,6 +10,7 @@ from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Clock, Id, Number, Tags, Tokens, Vector
 from twotower.towers.history.bag import MeanHistory
+from twotower.towers.history.config import AttentionConfig, GRUConfig, MeanConfig
 from twotower.towers.history.pooling import AttentionHistory
 from twotower.towers.item import ItemConfig, item_tower
 from twotower.towers.query import QueryConfig, query_tower
@@ -81,7 +82,7 @@ def test_each_query_column_has_its_layer():
     assert user.unknown_rate == 0.3 and gender.unknown_rate == 0
     assert history.vocabulary == ("m1", "m2", "m3")
     assert text.vocabulary == ("moon",) and gender.vocabulary == ("F", "M")
-    attention = query_tower(QUERIES, QueryConfig(("history",), history="attention", **SIZES))
+    attention = query_tower(QUERIES, QueryConfig(("history",), history=AttentionConfig(), **SIZES))
     assert [type(feature) for feature in attention.features] == [AttentionHistory]
 
 
@@ -90,17 +91,20 @@ def test_unknown_features_are_named():
         item_tower(ITEMS, ItemConfig(("item_id", "colour")))
     with pytest.raises(ValueError, match=r"unknown query features \['device'\]; .*'gender'"):
         query_tower(QUERIES, QueryConfig(("device", "history")))
-    with pytest.raises(ValueError, match=r"one of \['mean', 'recency', .*; got 'max'"):
-        query_tower(QUERIES, QueryConfig(("history",), history="max"))
+    with pytest.raises(TypeError, match=r"such as GRUConfig.*; got 'max'"):
+        QueryConfig(("history",), history="max")
     with pytest.raises(ValueError, match="item column 'awards' holds dict"):
         item_tower(ITEMS, ItemConfig(("awards",)))
+
+
+RATED = MeanConfig(ratings=True)
 
 
 def towers(**options):
     """An item and a query tower with all features, and their raw inputs."""
     items = item_tower(ITEMS, ItemConfig(tuple(RAW_ITEMS), **SIZES | options))
     features = ("user_id", "history", "time", "search_text", "gender")
-    queries = query_tower(QUERIES, QueryConfig(features, history_ratings=True, **SIZES | options))
+    queries = query_tower(QUERIES, QueryConfig(features, history=RATED, **SIZES | options))
     return (items, RAW_ITEMS), (queries, RAW_QUERIES)
 
 
@@ -132,7 +136,7 @@ def test_one_tower_for_both_sides():
     np.testing.assert_allclose(padded, alone[[0, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("history", ["mean", "attention"])
+@pytest.mark.parametrize("history", [MeanConfig(), AttentionConfig()])
 def test_one_table_for_both_sides(history):
     items, queries = siamese("item_embedding", history=history, items=("item_id", "year"))
     assert queries.features[0].table is items.features[0].table and queries.head is not items.head
@@ -160,8 +164,8 @@ def test_one_table_for_both_sides(history):
         ({"features": ("user_id",)}, "and the query tower history"),
         ({"features": ("user_id", "history")}, "inputs of one length"),
         ({"items": ("item_id", "year")}, "inputs of one length"),
-        ({"history": "attention"}, "got .* and attention"),
-        ({"history_ratings": True}, "longer than the item's"),
+        ({"history": AttentionConfig()}, "got .* and attention"),
+        ({"history": RATED}, "longer than the item's"),
     ],
 )
 def test_what_cannot_be_shared(options, message):
@@ -194,8 +198,9 @@ def test_the_head_by_hand():
 def test_a_shortcut_stands_beside_the_dense_layers():
     sizes = SIZES | {"dim": 4, "l2_normalise": False, "shortcut": True}
     items = item_tower(ITEMS, ItemConfig(("item_id", "year"), id_dim=4, unknown_rate=0.0, **sizes))
-    history = QueryConfig(("history", "gender"), history_dim=4, history_dropout=0.0, **sizes)
-    queries = query_tower(QUERIES, history)
+    bag = MeanConfig(dim=4, dropout=0.0)
+    config = QueryConfig(("history", "gender"), history=bag, **sizes)
+    queries = query_tower(QUERIES, config)
     for tower, columns in ((items, RAW_ITEMS), (queries, RAW_QUERIES)):
         raw = {spec.name: columns[spec.name] for spec in tower.inputs}
         encoded = tower.encode(raw)
@@ -210,13 +215,13 @@ def test_a_shortcut_stands_beside_the_dense_layers():
             item_tower(ITEMS, ItemConfig(**{"id_dim": 4, **sizes, **wrong}))
     for wrong in (
         {"features": ("gender",)},
-        {"history_dim": 3},
-        {"history_ratings": True},
-        {"history": "attention"},  # twice as long
+        {"history": MeanConfig(dim=3)},
+        {"history": dataclasses.replace(bag, ratings=True)},
+        {"history": AttentionConfig(dim=4)},  # twice as long
     ):
         with pytest.raises(ValueError, match="the shortcut needs a history whose vector"):
-            query_tower(QUERIES, dataclasses.replace(history, **wrong))
-    both = QueryConfig(("history", "time"), history="gru", history_request_time=True)
+            query_tower(QUERIES, dataclasses.replace(config, **wrong))
+    both = QueryConfig(("history", "time"), history=GRUConfig(request_time=True))
     with pytest.raises(ValueError, match="both read the input 'time', so take one"):
         query_tower({**QUERIES, "time": np.array([1, 2])}, both)
     with pytest.raises(ValueError, match="the shortcut mood is none of its features"):
@@ -297,7 +302,7 @@ def test_inputs_must_be_distinct():
         Tower([Id("a", ["x"]), Clock("a")], head, "t")
     # The history's own further input clashes, too.
     with pytest.raises(ValueError, match=r"\['past', 'past_time', 'past_time'\]"):
-        Tower([AttentionHistory("past", ["x"], 2), Clock("past_time")], head, "t")
+        Tower([AttentionHistory("past", ["x"], AttentionConfig(2)), Clock("past_time")], head, "t")
     with pytest.raises(ValueError, match=r"distinct inputs; got \[\]"):
         Tower([], head, "t")
 
@@ -358,9 +363,7 @@ def test_content_of_past_items():
         return {name: tf.gather(values, rows) for name, values in encoded.items()}
 
     for shared in ("nothing", "item_embedding"):
-        wanted = QueryConfig(
-            ("history",), history="gru", history_content=True, shared=shared, **SIZES
-        )
+        wanted = QueryConfig(("history",), history=GRUConfig(content=True), shared=shared, **SIZES)
         tower = query_tower(QUERIES, wanted, items, inputs)
         (history,) = tower.features
         tower.embed(RAW_QUERIES)

@@ -24,6 +24,7 @@ from twotower.ragged import Ragged
 from twotower.tf import tf
 from twotower.towers.dense import DenseHead
 from twotower.towers.features import Clock
+from twotower.towers.history.config import CONFIGS, GRUConfig, HSTUConfig, MeanConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training import fitting
@@ -724,26 +725,53 @@ def test_sizes_of_what_a_tower_does_not_read_are_told():
         "item.min_token_count=3",
     ]
     assert "user_id" in said[0] and not Recipe().unread()
-    alone = Recipe(query=QueryConfig(("user_id",), history="gru", history_layers=1))
-    assert [text.split("=")[0] for text in alone.unread()] == [
-        "query.history",
-        "query.history_layers",
-    ]
+    alone = Recipe(query=QueryConfig(("user_id",), history=GRUConfig(layers=1)))
+    (text,) = alone.unread()
+    assert text.startswith("query.history=GRUConfig(dim=256") and "feature history" in text
 
 
 def test_a_recipe_of_unknown_parts_is_refused():
     with pytest.raises(TypeError, match=r"no parts \['tsk'\]"):
         Recipe.from_json({"tsk": {"temperature": 0.3}})
+    with pytest.raises(TypeError, match=r"no history encoder reads 'depth'; there are .*'layers'"):
+        Recipe.from_json({"query": {"history": {"encoder": "gru", "depth": 3}}})
 
 
-def test_more_mined_negatives_than_items_are_told(monkeypatch):
-    said = []
-    monkeypatch.setattr(training_module.logging, "warning", lambda text, *v: said.append(text % v))
-    for share in (0.1, 0.6):
-        recipe = tiny.recipe(negatives={"hard_negative_share": share}, examples={"batch_size": 256})
-        Training(tiny.dataset(), tiny.split(), recipe)
-    (text,) = said
-    assert "hard_negative_share 0.6 of batch_size 256 asks for 382 negatives" in text
+@pytest.mark.parametrize("encoder", [*CONFIGS])
+def test_a_recipe_comes_back_from_its_json(encoder):
+    recipe = Recipe(query_history=encoder, query_history_dim=32, item_id_dim=8)
+    written = json.loads(json.dumps(recipe.to_json()))
+    assert written["query"]["history"]["encoder"] == encoder and recipe.query.history.dim == 32
+    assert Recipe.from_json(written) == recipe
+
+
+def test_a_recipe_of_version_0_1_0_has_the_fields_of_all_encoders_in_its_query():
+    before = {"history": "hstu", "history_dim": 64, "history_positions": "", "history_layers": 1}
+    before |= {"history_power": 0.5, "history_half_life": 20.0, "history_gaps": True, "dim": 32}
+    expected = HSTUConfig(dim=64, layers=1, gaps=True)
+    assert Recipe.from_json({"query": before}).query == QueryConfig(dim=32, history=expected)
+
+
+def test_choices_of_a_history():
+    # What the mean reads, too, stays as it is.
+    base = Recipe(query_history="gru", query_history_dim=64, query_history_layers=1)
+    mean = Recipe(query=base.query, query_history="mean")
+    assert mean.query.history == MeanConfig(dim=64)
+    # HSTU has another default, and a flag file may undo what it includes.
+    hstu = Recipe(query_history="hstu", query_history_time_bias=False)
+    assert hstu.query.history == HSTUConfig() and HSTUConfig().positions == "relative"
+    absolute = Recipe(query_history="hstu", query_history_positions="absolute")
+    assert absolute.query.history.positions == "absolute"
+    for choices, message in (
+        ({"query_history": "max"}, r"one of \['mean', 'recency', .*; got 'max'"),
+        ({"query_history_gaps": True}, "'mean' does not read gaps=True; recency, .*hstu can"),
+        (
+            {"query_history": "hstu", "query_history_time_bias": True},
+            "'hstu' does not read time_bias=True; transformer, masked_transformer can",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Recipe(**choices)
 
 
 @pytest.mark.parametrize(

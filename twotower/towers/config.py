@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
+
 # Features of an item that depend on the time, so that its row alone does not have them.
 TIME_DEPENDENT = ("age", "popularity")
 
@@ -54,61 +56,26 @@ class QueryConfig:
             search text has four times this length.
         unknown_rate: Share of training queries whose user id is hidden, so that the vector of
             unknown users is trained.
-        history: The encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
-            `masked_transformer` or `hstu`.
-        history_dim: Length of a past item's vector.
-        history_dropout: Share of past events left out in training (`mean`), or of the encoder's
-            activations dropped in training (all other encoders).
-        history_power: `mean` divides the sum of past items by the number of events to this power.
-        history_ratings: Read the rating of each event.
-        history_length: Number of the most recent events that are read by an encoder which reads the
-            order of events (all but `mean`).
-        history_stride: If a history gets longer than that, this many of its oldest events are
-            dropped at once.
-        history_content: Read the features of past items beside their ids. They are encoded as in
-            the item tower; with its weights, if `shared` is not `nothing`.
-        history_gaps: Read the time of each event since the event before it.
-        history_request_time: Read the time of the request, for protocols `+time`: each event then
-            also has the time until the next event or the request.
-        history_half_life: Half-life of `recency` when training starts, in events.
-        history_layers: Number of layers of `gru`, and of blocks of the transformers and `hstu`.
-        history_heads: Number of attention heads of the transformers and `hstu`.
-        history_positions: How the transformers and `hstu` encode positions: `absolute`, `relative`
-            or `none`. The default "" is `relative` for `hstu` and `absolute` for the others.
-        history_time_bias: Add a bias for the time between two events to the attention of the
-            transformers. `hstu` always does.
+        history: The history encoder, its sizes and what it reads: a config of history/config.py,
+            such as `GRUConfig(layers=1)`.
         shared: What the towers share. `nothing`; `item_embedding`: a past item's vector is the item
-            tower's vector of its id, and `history_dim` is its length; or `tower`: the dense layers
-            are shared, too, so that a history is encoded as an item is (a siamese network; only for
-            towers with the features `item_id` and a `mean` history).
+            tower's vector of its id, and the history's `dim` is its length; or `tower`: the dense
+            layers are shared, too, so that a history is encoded as an item is (a siamese network;
+            only for towers with the features `item_id` and a `mean` history).
         hidden: Widths of the hidden layers.
         dim: Length of the query's vector; must equal the item tower's.
         l2_normalise: Whether vectors have length 1.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether hidden layers are batch-normalised.
         shortcut: Add the history's vector to the output of the dense layers, which then learn only
-            what the history's vector lacks. `history_dim` must equal `dim`.
+            what the history's vector lacks. The history's vector must have the length `dim`.
     """
 
     features: tuple[str, ...] = ("history",)
     user_dim: int = 64
     category_dim: int = 16
     unknown_rate: float = 0.5
-    history: str = "mean"
-    history_dim: int = 256
-    history_dropout: float = 0.5
-    history_power: float = 0.5
-    history_ratings: bool = False
-    history_length: int = 200
-    history_stride: int = 20
-    history_content: bool = False
-    history_gaps: bool = False
-    history_request_time: bool = False
-    history_half_life: float = 20.0
-    history_layers: int = 2
-    history_heads: int = 2
-    history_positions: str = ""
-    history_time_bias: bool = False
+    history: HistoryConfig = MeanConfig()
     shared: str = "nothing"
     hidden: tuple[int, ...] = (512, 256)
     dim: int = 128
@@ -116,3 +83,10 @@ class QueryConfig:
     dropout: float = 0.0
     batch_norm: bool = False
     shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.history) not in CONFIGS.values():
+            raise TypeError(
+                f"history must be the config of an encoder, such as GRUConfig(); got "
+                f"{self.history!r}. To name the encoder alone, take Recipe(query_history='gru')."
+            )

@@ -9,6 +9,7 @@ from twotower.towers.config import TIME_DEPENDENT, QueryConfig
 from twotower.towers.dense import Tower
 from twotower.towers.features import Clock, Feature, Id, Tokens
 from twotower.towers.history.bag import History, MeanHistory
+from twotower.towers.history.config import HistoryConfig, MeanConfig, SequenceConfig
 from twotower.towers.history.content import ItemContent
 from twotower.towers.history.gru import GRUHistory
 from twotower.towers.history.hstu import HSTUHistory
@@ -28,25 +29,14 @@ HISTORIES = {
 }
 
 
-def query_feature(
-    name: str,
-    values: np.ndarray,
-    config: QueryConfig,
-    item_id: Id | None = None,
-    content: Callable[[Sequence[str], int], ItemContent] | None = None,
-) -> Feature:
+def query_feature(name: str, values: np.ndarray, config: QueryConfig) -> Feature:
     """The layer for one query feature.
 
     Args:
-        name: `history`, `time`, `search_text`, or a column of users or of the context.
-        values: Its values in the training rows; for `history` the ids of items.
-        config: Which history encoder, and lengths of vectors.
-        item_id: Feature of the item tower whose vectors the history shares; None to share none.
-        content: (ids, length of vectors) -> the features of these items, for a history that reads
-            them.
+        name: `time`, `search_text`, or a column of users or of the context.
+        values: Its values in the training rows.
+        config: Lengths of vectors.
     """
-    if name == "history":
-        return history_feature(name, values, config, item_id, content)
     if name == "time":
         return Clock(name, config.category_dim)
     if name == "search_text":
@@ -57,61 +47,39 @@ def query_feature(
 
 
 def history_feature(
-    name: str,
-    values: np.ndarray,
+    ids: np.ndarray,
     config: QueryConfig,
     item_id: Id | None = None,
     content: Callable[[Sequence[str], int], ItemContent] | None = None,
 ) -> History:
-    """The history encoder that a config asks for; arguments as in `query_feature`.
+    """The history encoder that a config asks for.
+
+    Args:
+        ids: The items of the training rows.
+        config: The encoder's config.
+        item_id: Feature of the item tower whose vectors the history shares; None to share none.
+        content: (ids, length of vectors) -> the features of these items, for a history that reads
+            them.
 
     Raises:
-        ValueError: An unknown encoder, or one that does not read what the config sets.
+        ValueError: Features of past items that the item tower does not have, or another length of
+            vectors than those that the towers share.
     """
-    if config.history not in HISTORIES:
-        raise ValueError(f"history must be one of {list(HISTORIES)}; got {config.history!r}.")
-    kind = HISTORIES[config.history]
-    kwargs = _settings(config, kind)
-    vocabulary = sorted(set(values)) if item_id is None else item_id.vocabulary
-    if config.history_content:
-        if kind is MeanHistory or content is None:
-            raise ValueError(
-                f"history_content needs an item tower with more than ids and an encoder that "
-                f"reads the order of events; got {config.history}."
-            )
-        kwargs["content"] = content(vocabulary, item_id.dim if item_id else config.history_dim)
+    history, more = config.history, {}
+    vocabulary = sorted(set(ids)) if item_id is None else item_id.vocabulary
     if item_id is not None:
-        if config.history_dim not in (item_id.dim, QueryConfig.history_dim):
+        if history.dim not in (item_id.dim, HistoryConfig.dim):
             raise ValueError(
-                f"history_dim {config.history_dim}: shared={config.shared!r} takes the item "
-                f"tower's vectors, whose length is {item_id.dim}. Leave it out."
+                f"history_dim {history.dim}: shared={config.shared!r} takes the item tower's "
+                f"vectors, whose length is {item_id.dim}. Leave it out."
             )
-        return kind.over(name, item_id, **kwargs)
-    return kind(name, vocabulary, **kwargs)
-
-
-def _settings(config: QueryConfig, kind: type[History]) -> dict:
-    """Arguments of an encoder, by name, from a config.
-
-    Raises:
-        ValueError: The config sets a field that the encoder does not read. If it were ignored, a
-            result would list an input that its model never had.
-    """
-    read = {"history_content", *(f"history_{name}" for name in kind.settings.values())}
-    ignored = [
-        f"{field.name}={getattr(config, field.name)!r}"
-        for field in dataclasses.fields(config)
-        if field.name.startswith("history_")
-        and field.name not in read
-        and getattr(config, field.name) != field.default
-    ]
-    if ignored:
-        raise ValueError(
-            f"history {config.history!r} does not read {', '.join(ignored)}; it reads "
-            f"{', '.join(sorted(read))}."
-        )
-    values = {name: getattr(config, f"history_{field}") for name, field in kind.settings.items()}
-    return {name: value for name, value in values.items() if value != ""}  # "": the default
+        history = dataclasses.replace(history, dim=item_id.dim)
+        more["table"] = item_id.table
+    if isinstance(history, SequenceConfig) and history.content:
+        if content is None:
+            raise ValueError("history_content needs an item tower with more than ids.")
+        more["content"] = content(vocabulary, history.dim)
+    return HISTORIES[history.encoder]("history", vocabulary, history, **more)
 
 
 def query_tower(
@@ -139,7 +107,7 @@ def query_tower(
     unknown = [name for name in config.features if name not in columns]
     if unknown:
         raise ValueError(f"unknown query features {unknown}; this dataset has {sorted(columns)}.")
-    if "time" in config.features and config.history_request_time:
+    if "time" in config.features and getattr(config.history, "request_time", False):
         raise ValueError(
             "the feature 'time' reads the hour and weekday of a request, history_request_time how "
             "long ago each event was; both read the input 'time', so take one of them."
@@ -149,14 +117,17 @@ def query_tower(
     if items is not None and item_inputs is not None:
         content = _content(config, items, item_inputs)
     features = [
-        query_feature(name, columns[name], config, item_id, content) for name in config.features
+        history_feature(columns[name], config, item_id, content)
+        if name == "history"
+        else query_feature(name, columns[name], config)
+        for name in config.features
     ]
     layers = items.head if config.shared == "tower" else head(config)
     sizes = [feature.size for feature in features if isinstance(feature, History)]
     if config.shortcut and sizes != [layers.dim]:
         raise ValueError(
             f"the shortcut needs a history whose vector has the tower's length {layers.dim}; got "
-            f"{list(config.features)}, the history {config.history!r} of length {sizes}."
+            f"{list(config.features)}, the history {config.history.encoder!r} of length {sizes}."
         )
     shortcut = "history" if config.shortcut else ""
     return Tower(features, layers, name="query_tower", shortcut=shortcut)
@@ -194,11 +165,11 @@ def _shareable(config: QueryConfig, items: Tower | None) -> Id:
             f"got {[*features]} and {list(config.features)}."
         )
     alone = len(features) == 1 and config.features == ("history",)
-    if config.shared == "tower" and not (alone and config.history == "mean"):
+    if config.shared == "tower" and not (alone and isinstance(config.history, MeanConfig)):
         raise ValueError(
             f"to share the tower both need inputs of one length: item_id alone and a mean history "
-            f"alone; got {[*features]} and {config.history} {list(config.features)}."
+            f"alone; got {[*features]} and {config.history.encoder} {list(config.features)}."
         )
-    if config.shared == "tower" and config.history_ratings:
+    if config.shared == "tower" and config.history.ratings:
         raise ValueError("history_ratings makes the query's input longer than the item's.")
     return features["item_id"]

@@ -88,15 +88,17 @@ def _differences(saved: dict, recipe: Recipe) -> list[str]:
     """The fields in which a checkpoint's recipe differs, such as `fit.seed: 0 there, 1 here`."""
     with contextlib.suppress(TypeError, ValueError):  # a recipe that is refused by now
         saved = Recipe.from_json(saved).to_json()
-    there, here = (json.loads(json.dumps(parts)) for parts in (saved, recipe.to_json()))
+    return _differing(*(json.loads(json.dumps(parts)) for parts in (saved, recipe.to_json())))
+
+
+def _differing(there: dict, here: dict, prefix: str = "") -> list[str]:
     found = []
-    for part in here | there:
-        old, new = there.get(part, {}), here.get(part, {})
-        found += [
-            f"{part}.{name}: {old.get(name, 'nothing')} there, {new.get(name, 'nothing')} here"
-            for name in new | old
-            if old.get(name) != new.get(name)
-        ]
+    for name in here | there:
+        old, new = (values.get(name, "nothing") for values in (there, here))
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differing(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old} there, {new} here")
     return found
 
 

@@ -4,7 +4,8 @@ import re
 
 from absl import flags
 
-from twotower.training.recipe import CHOICES, PARTS, Recipe
+from twotower.towers.history.config import CONFIGS, READERS
+from twotower.training.recipe import CHOICES, HISTORY, PARTS, Recipe
 
 # The flags belong to the calling command, so that its --help shows them.
 flags.disclaim_key_flags()
@@ -14,6 +15,7 @@ flags.disclaim_key_flags()
 COUPLED = ("task", "negatives", "mining")
 TITLES = {
     "query": "Query tower, and what both towers have in common",
+    HISTORY: "History encoder of the query tower",
     "item": "Item tower",
     "task": "Loss",
     "negatives": "Negatives",
@@ -30,9 +32,8 @@ def define() -> dict[str, list[str]]:
         Title of each group -> names of its flags, in the order of `--help`.
     """
     groups: dict[str, list[str]] = {title: [] for title in TITLES.values()}
-    config = {part.name: part.default for part in PARTS}
     for name, ((part, field), *_) in CHOICES.items():
-        text, default = _help(config[part], field.name), field.default
+        text, default = _help(part, field.name), field.default
         groups[TITLES[part]].append(name)
         if isinstance(default, bool):
             flags.DEFINE_bool(name, default, text)
@@ -70,9 +71,15 @@ def recipe(default: Recipe | None = None) -> Recipe:
     return Recipe(**choices)
 
 
-def _help(config, field: str) -> str:
-    """The text of `field` in the Attributes section of the config's docstring."""
-    text = re.search(rf"^ +{field}: ((?:.+\n?)(?: {{12}}.+\n?)*)", type(config).__doc__, re.M)
+def _help(part: str, field: str) -> str:
+    """The text of `field` in the Attributes section of the docstring of its part, and which history
+    encoders read it if others do not."""
+    kinds = READERS[field] if part == HISTORY else [type(getattr(Recipe, part))]
+    doc = "\n".join(base.__doc__ or "" for base in reversed(kinds[0].__mro__))
+    text = re.search(rf"^ +{field}: ((?:.+\n?)(?: {{12}}.+\n?)*)", doc, re.M)
     if text is None:
-        raise LookupError(f"the docstring of {type(config).__name__} has no entry {field!r}.")
-    return re.sub(r"\s+", " ", text.group(1)).strip().replace("`", "")
+        raise LookupError(f"the docstring of {kinds[0].__name__} has no entry {field!r}.")
+    text = re.sub(r"\s+", " ", text.group(1)).strip().replace("`", "")
+    if part == HISTORY and len(kinds) < len(CONFIGS):
+        text += f" For {', '.join(kind.encoder for kind in kinds)}."
+    return text

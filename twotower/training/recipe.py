@@ -10,7 +10,10 @@ from twotower.evaluation.metrics import KS, MRR_AT
 from twotower.limits import at_least, refuse, unread
 from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
 from twotower.towers.config import TIME_DEPENDENT, ItemConfig, QueryConfig
+from twotower.towers.history.config import READERS, HistoryConfig, MeanConfig, changed
 
+# The part of a part whose fields depend on the encoder.
+HISTORY = "query.history"
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.
 HEAD = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut")
@@ -94,7 +97,8 @@ class Recipe:
     Args:
         **choices: Whole parts (`fit=FitConfig(...)`), or single choices by their names
             (`epochs=4`), which are also the names of the flags (`CHOICES`). A choice has the name
-            of its field, with `query_`, `item_` or `mining_` before it for these three parts. The
+            of its field, with `query_`, `item_` or `mining_` before it for these three parts.
+            `query_history` is the history's encoder, and `query_history_...` its fields. The
             fields of both towers' dense layers (`HEAD`) and `seed` have one name, and set the field
             of both parts. `negatives` is a part if it is a `NegativesConfig`, else the pools.
 
@@ -134,8 +138,10 @@ class Recipe:
                     value = tuple(value) if isinstance(value, list | tuple) else (value,)
                 changes.setdefault(part, {})[field.name] = value
         for name, part in parts.items():
-            changed = dataclasses.replace(part, **changes.get(name, {}))
-            object.__setattr__(self, name, changed)
+            fields = changes.get(name, {})
+            if name == "query" and HISTORY in changes:
+                fields["history"] = changed(part.history, **changes[HISTORY])
+            object.__setattr__(self, name, dataclasses.replace(part, **fields))
         self._check()
 
     def _check(self) -> None:
@@ -169,11 +175,6 @@ class Recipe:
         They are logged and not refused, so that one can change the features of a recipe alone.
         """
         query, item = self.query, self.item
-        of_history = [
-            field.name
-            for field in dataclasses.fields(query)
-            if field.name.startswith("history") or field.name == "shared"
-        ]
         categories = set(query.features) - {"user_id", "history"}
         columns = set(item.features) - {"item_id", *TIME_DEPENDENT}
         texts = {"title", "description"} & set(item.features)
@@ -181,7 +182,7 @@ class Recipe:
         of_query = [
             *unread(query, has_user, "the feature user_id", "user_dim", "unknown_rate"),
             *unread(query, bool(categories), "a category or search text", "category_dim"),
-            *unread(query, "history" in query.features, "the feature history", *of_history),
+            *unread(query, "history" in query.features, "the feature history", "history", "shared"),
         ]
         of_item = [
             *unread(item, has_item, "the feature item_id", "id_dim", "unknown_rate"),
@@ -200,6 +201,7 @@ class Recipe:
 
         Raises:
             TypeError: An unknown part or field, which the message names.
+            ValueError: As for `Recipe`.
         """
         if unknown := values.keys() - {field.name for field in PARTS}:
             raise TypeError(f"a recipe has no parts {sorted(unknown)}.")
@@ -209,11 +211,23 @@ class Recipe:
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in values.get(field.name, {}).items()
             }
+            if field.name == "query" and "history" in part:
+                part["history"] = changed(MeanConfig(), **_history(part))
             parts[field.name] = type(field.default)(**part)
         return cls(**parts)
 
 
 PARTS = dataclasses.fields(Recipe)
+
+
+def _history(query: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the history in a query's JSON. Recipes of version 0.1.0 had them all in the
+    query, as `history_dim`, with "" for an encoder's default; they are taken out of it."""
+    if isinstance(query["history"], dict):
+        return query["history"]
+    flat = {name: query.pop(name) for name in [*query] if name.startswith("history_")}
+    fields = {name.removeprefix("history_"): value for name, value in flat.items() if value != ""}
+    return {"encoder": query["history"], **fields}
 
 
 def _choices() -> dict[str, list[tuple[str, dataclasses.Field]]]:
@@ -222,6 +236,15 @@ def _choices() -> dict[str, list[tuple[str, dataclasses.Field]]]:
     for part in PARTS:
         prefix = f"{part.name}_" if part.name in ("query", "item", "mining") else ""
         for field in dataclasses.fields(part.default):
+            if isinstance(field.default, HistoryConfig):
+                # The first encoder that reads a field has its default.
+                found |= {
+                    f"query_history_{name}".removesuffix("_encoder"): [
+                        (HISTORY, first.__dataclass_fields__[name])
+                    ]
+                    for name, (first, *_) in READERS.items()
+                }
+                continue
             name = field.name if field.name in HEAD else prefix + field.name
             found.setdefault(name, []).append((part.name, field))
     return found

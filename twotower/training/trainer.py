@@ -139,7 +139,7 @@ class Training:
             raise ValueError(
                 f"the feature 'time' needs a protocol with request times: {protocol}+time."
             )
-        if query.history_request_time and not examples.knows_request_time:
+        if getattr(query.history, "request_time", False) and not examples.knows_request_time:
             raise ValueError(
                 f"history_request_time needs a protocol with request times: {protocol}+time."
             )
@@ -151,7 +151,7 @@ class Training:
                 "untrained_items draws items without an id vector: with unknown_rate 0 the vector "
                 "of unknown ids would only ever be pushed away. Set unknown_rate."
             )
-        if query.history_ratings and np.isnan(examples.ratings).all():
+        if query.history.ratings and np.isnan(examples.ratings).all():
             raise ValueError("history_ratings: no training row has a rating.")
 
     def _miner(self) -> Miner:
@@ -188,12 +188,12 @@ class Training:
                 logging.warning(
                     "every query encodes its history separately: sequence_length=%d would encode "
                     "all prefixes of a user's events at once.",
-                    in_order[0].max_length,
+                    in_order[0].config.length,
                 )
             return None
         if not encoders:
             raise ValueError("sequence_length needs the query feature 'history'.")
-        length, most = recipe.examples.sequence_length, getattr(encoders[0], "max_length", None)
+        length, most = recipe.examples.sequence_length, getattr(encoders[0].config, "length", None)
         tables = ("position_table", "distance_bias")
         has_positions = any(getattr(encoders[0], name, None) is not None for name in tables)
         if most is not None and (length > most or (length < most and has_positions)):
@@ -206,7 +206,7 @@ class Training:
             self.examples,
             encoders[0].is_causal,
             is_cut=most is not None,
-            reads_request_time=getattr(encoders[0], "request_time", False),
+            reads_request_time=getattr(encoders[0].config, "request_time", False),
         )
 
     def _query_columns(self) -> dict[str, np.ndarray]:

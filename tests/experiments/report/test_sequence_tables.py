@@ -37,7 +37,8 @@ def row(value, protocol="loo-5core", part="test", **more):
 def test_seeds_are_averaged_and_other_protocols_left_out(results):
     results("sequence_loo_5core_0", row(0.30, seed=0))
     results("sequence_loo_5core_1", row(0.34, seed=1), row(0.9, part="validation"))
-    query = {"history_gaps": True, "history_ratings": False, "history_request_time": True}
+    history = {"encoder": "gru", "gaps": True, "ratings": False, "request_time": True}
+    query = {"history": history}
     results("sequence_loo_time_0", row(0.8, protocol="loo+time", recipe={"query": query}))
     lines = sequence_tables.results("loo-5core").splitlines()
     assert lines[2].startswith("| ours | 0.320 ± 0.010 | 0.320 ± 0.010 |")
@@ -96,7 +97,7 @@ def test_the_curves_have_a_line_a_validation(results):
 def test_sessions_have_a_line_an_encoder(results):
     with pytest.raises(ValueError, match="no results/speed/session_"):
         sequence_tables.sessions()
-    query = {"history": "gru", "history_layers": 1, "history_dim": 64}
+    query = {"history": {"encoder": "gru", "layers": 1, "dim": 64}}
     names = ("encode", "step", "first")
     times = [{"name": name, "p50_ms": 1.5, "p99_ms": 2.25} for name in names]
     results("session_a", *times, query=query, events=200, difference=2e-6, **ORIGIN)

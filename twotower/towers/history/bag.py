@@ -1,10 +1,12 @@
 """What a user did before, as one vector: the base of all history encoders, and the bag."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from twotower.tf import tf
-from twotower.towers.features import UNKNOWN, Feature, Id, Input, embedding_table
+from twotower.towers.features import UNKNOWN, Feature, Input, embedding_table
+from twotower.towers.history.config import HistoryConfig, MeanConfig, changed
 
 # In training a bag is a product of counts [batch_size, num_items] with the table: for histories of
 # hundreds of events several times faster than gathering and scattering their vectors (a third of a
@@ -23,15 +25,10 @@ class History(Feature):
     Args:
         name: Name of the input.
         vocabulary: Ids of the items of the training rows.
-        dim: Length of a past item's vector.
-        dropout: Share of events that are left out in training at random, so that the tower does not
-            rely on a single one (input dropout of Mult-DAE, Liang et al., WWW 2018, section 2). The
-            sum of the others is scaled up accordingly.
+        config: What the encoder reads, and its sizes (config.py); each encoder has a class of it.
         table: Vectors of an item tower's `Id`, to share them; a new table by default.
     """
 
-    # Arguments that a config sets: argument -> name of the field in QueryConfig after `history_`.
-    settings: ClassVar[dict[str, str]] = {"dim": "dim", "dropout": "dropout", "ratings": "ratings"}
     is_sequence = True
     # Whether the vector after p events depends on these alone. If not, training hides events and
     # asks for them.
@@ -41,30 +38,21 @@ class History(Feature):
         self,
         name: str,
         vocabulary: Sequence[str],
-        dim: int = 256,
-        dropout: float = 0.0,
+        config: HistoryConfig,
         table: tf.keras.layers.Embedding | None = None,
     ) -> None:
         super().__init__(name=name)
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"{name}: dropout must be in [0, 1); got {dropout}.")
-        self.vocabulary, self.dim, self.dropout = tuple(vocabulary), dim, dropout
+        self.vocabulary, self.config, self.dim = tuple(vocabulary), config, config.dim
         self.lookup = tf.keras.layers.StringLookup(
             vocabulary=list(self.vocabulary) or [" "], mask_token=""
         )
         self.is_shared = table is not None
-        self.table = table or embedding_table(len(self.vocabulary) + 2, dim)
+        self.table = table or embedding_table(len(self.vocabulary) + 2, self.dim)
 
     @property
     def size(self) -> int:
         """Length of the encoder's vector."""
         return self.dim
-
-    @classmethod
-    def over(cls, name: str, item_id: Id, **kwargs: Any) -> "History":
-        """An encoder that shares the id vectors of an item tower; other arguments as in `cls`."""
-        kwargs["dim"] = item_id.dim
-        return cls(name, item_id.vocabulary, table=item_id.table, **kwargs)
 
     def index(self, values: tf.Tensor) -> tf.Tensor:
         return tf.cast(self.lookup(values), tf.int32)
@@ -108,22 +96,30 @@ class History(Feature):
         """Which events of `index` `[batch_size, n]` are used, bool of its shape: the known ones, of
         which training drops a random share."""
         kept = index > UNKNOWN
-        if training and self.dropout > 0:
-            kept &= tf.random.uniform(tf.shape(index)) >= self.dropout
+        if training and self.config.dropout > 0:
+            kept &= tf.random.uniform(tf.shape(index)) >= self.config.dropout
         return kept
 
     def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "vocabulary": self.vocabulary,
-            "dim": self.dim,
-            "dropout": self.dropout,
+            "config": dataclasses.asdict(self.config),
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "History":
+        """An encoder as `get_config` describes it, with new weights and a table of its size."""
+        return cls(**config | {"config": changed(MeanConfig(), **config["config"])})
 
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class MeanHistory(History):
     """Bag of past items: the sum of their vectors, divided by (number of events) ** `power`.
+
+    With `dropout` p, training leaves events out at random, so that the tower does not rely on a
+    single one (input dropout of Mult-DAE, Liang et al., WWW 2018, section 2), and divides the sum
+    of the others by 1 - p.
 
     With `power` 1 this is the mean, which gets shorter with each event if the items differ. With
     1/2 a sum of independent vectors keeps its length. An empty history gives zeros.
@@ -132,42 +128,38 @@ class MeanHistory(History):
     its rating minus the user's mean rating, which tells items that were liked from items that were
     only seen.
 
-    >>> history = MeanHistory("history", ["a", "b"], dim=2)
+    >>> history = MeanHistory("history", ["a", "b"], MeanConfig(dim=2))
     >>> encoded = history.encode({"history": tf.constant([["a", "b"], ["", ""]])})
     >>> encoded["history"].numpy().tolist(), history(encoded).numpy()[1].tolist()
     ([[2, 3], [0, 0]], [0.0, 0.0])
     """
 
-    settings = History.settings | {"power": "power"}
+    config: MeanConfig
 
     def __init__(
         self,
         name: str,
         vocabulary: Sequence[str],
-        dim: int = 256,
-        dropout: float = 0.0,
-        power: float = 0.5,
-        ratings: bool = False,
+        config: MeanConfig,
         table: tf.keras.layers.Embedding | None = None,
     ) -> None:
-        super().__init__(name, vocabulary, dim, dropout, table)
-        self.power, self.ratings = power, ratings
-        if ratings:
-            self.rating_table = embedding_table(len(self.vocabulary) + 2, dim)
+        super().__init__(name, vocabulary, config, table)
+        if config.ratings:
+            self.rating_table = embedding_table(len(self.vocabulary) + 2, self.dim)
 
     @property
     def size(self) -> int:
-        return 2 * self.dim if self.ratings else self.dim
+        return 2 * self.dim if self.config.ratings else self.dim
 
     @property
     def inputs(self) -> list[Input]:
-        rating = [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
+        rating = [Input(f"{self.name}_rating", "float32", (None,))] if self.config.ratings else []
         return [Input(self.name, "string", (None,)), *rating]
 
     def call(self, encoded: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         bag = self._of(self._sums(encoded, training))
         # So that the expected bag is that of serving, which drops nothing.
-        return bag / (1.0 - self.dropout) if training else bag
+        return bag / (1.0 - self.config.dropout) if training else bag
 
     def at(
         self, encoded: dict[str, tf.Tensor], position: tf.Tensor, training: bool = False
@@ -175,11 +167,11 @@ class MeanHistory(History):
         index = encoded[self.name]  # [num_sequences, n]
         kept = tf.cast(self.kept(index, training), tf.float32)[:, :, None]
         count = tf.cumsum(tf.cast(index > UNKNOWN, tf.float32), 1)[:, :, None]
-        scale = 1.0 / (tf.maximum(count, 1.0) ** self.power)
+        scale = 1.0 / (tf.maximum(count, 1.0) ** self.config.power)
         if training:
-            scale /= 1.0 - self.dropout
+            scale /= 1.0 - self.config.dropout
         bags = tf.cumsum(self.table(self.rows(index)) * kept, 1) * scale
-        if self.ratings:
+        if self.config.ratings:
             rating = encoded[f"{self.name}_rating"][:, :, None]
             rated = tf.cast(~tf.math.is_nan(rating), tf.float32) * kept
             rating = tf.where(rated > 0, rating, 0.0)
@@ -213,7 +205,7 @@ class MeanHistory(History):
             "num": tf.reduce_sum(tf.cast(index > UNKNOWN, tf.float32), 1),
             "sum": weighted_bag(self.table, self.rows(index), kept, training),
         }
-        if self.ratings:
+        if self.config.ratings:
             rating = encoded[f"{self.name}_rating"]
             rated = kept * tf.cast(~tf.math.is_nan(rating), tf.float32)
             rating = tf.where(rated > 0, rating, 0.0)
@@ -227,15 +219,12 @@ class MeanHistory(History):
 
     def _of(self, state: dict[str, tf.Tensor]) -> tf.Tensor:
         """The bag `[batch_size, size]`, from what `_sums` returns."""
-        scale = 1.0 / tf.maximum(state["num"], 1.0)[:, None] ** self.power
+        scale = 1.0 / tf.maximum(state["num"], 1.0)[:, None] ** self.config.power
         bags = [state["sum"] * scale]
-        if self.ratings:
+        if self.config.ratings:
             mean = tf.math.divide_no_nan(state["rating"], state["num_rated"])[:, None]
             bags.append((state["rating_sum"] - mean * state["rated"]) * scale)
         return tf.concat(bags, 1)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"power": self.power, "ratings": self.ratings}
 
 
 def weighted_bag(

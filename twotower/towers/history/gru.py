@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twotower.tf import tf
+from twotower.towers.history.config import GRUConfig
 from twotower.towers.history.sequence import SequenceHistory, Window
 
 
@@ -18,21 +19,15 @@ class GRUHistory(SequenceHistory):
     the same for any length of the history, until the window is full.
     """
 
-    settings = SequenceHistory.settings | {"num_layers": "layers"}
+    config: GRUConfig
 
     def __init__(
-        self,
-        name: str,
-        vocabulary: Sequence[str],
-        dim: int = 64,
-        num_layers: int = 1,
-        **kwargs: Any,
+        self, name: str, vocabulary: Sequence[str], config: GRUConfig, **kwargs: Any
     ) -> None:
-        super().__init__(name, vocabulary, dim, **kwargs)
-        if num_layers < 1:
-            raise ValueError(f"{name}: num_layers must be 1 or more; got {num_layers}.")
-        self.num_layers = num_layers
-        self.layers = [tf.keras.layers.GRU(dim, return_sequences=True) for _ in range(num_layers)]
+        super().__init__(name, vocabulary, config, **kwargs)
+        self.layers = [
+            tf.keras.layers.GRU(config.dim, return_sequences=True) for _ in range(config.layers)
+        ]
 
     def _layers(self, window: Window, training: bool) -> list[tf.Tensor]:
         """The outputs of each layer after each token, `[batch_size, n + 1, dim]` each."""
@@ -64,12 +59,9 @@ class GRUHistory(SequenceHistory):
         return state | {"hidden": hidden}, last[:, -1]
 
     def _step(self, x: tf.Tensor, hidden: tf.Tensor) -> tf.Tensor:
-        """One token `[batch_size, dim]` through all layers, `[batch_size, num_layers, dim]`."""
+        """One token `[batch_size, dim]` through all layers, `[batch_size, layers, dim]`."""
         after = []
         for number, layer in enumerate(self.layers):
             x, _ = layer.cell(x, [hidden[:, number]])
             after.append(x)
         return tf.stack(after, 1)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"num_layers": self.num_layers}

@@ -1,10 +1,7 @@
 """HSTUHistory: pointwise gated attention over past events, biased by distance and time."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from twotower.tf import tf
-from twotower.towers.history.sequence import SequenceHistory
+from twotower.towers.history.config import HSTUConfig
 from twotower.towers.history.transformer import TransformerHistory, merge_heads, split_heads
 
 
@@ -62,27 +59,11 @@ class GatedBlock(tf.keras.layers.Layer):
 class HSTUHistory(TransformerHistory):
     """Blocks of pointwise gated attention, biased by distance and by time (HSTU).
 
-    All else is as in `TransformerHistory`, and so are its arguments. Here all blocks share their
-    biases, and each head has different ones; in the authors' code each block has different biases,
-    which its heads share.
+    All else is as in `TransformerHistory`. Here all blocks share their biases, and each head has
+    different ones; in the authors' code each block has different biases, which its heads share.
     """
 
-    settings = SequenceHistory.settings | {  # time is always a bias
-        "num_layers": "layers",
-        "heads": "heads",
-        "positions": "positions",
-    }
-
-    def __init__(
-        self,
-        name: str,
-        vocabulary: Sequence[str],
-        dim: int = 64,
-        positions: str = "relative",
-        time_bias: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(name, vocabulary, dim, positions=positions, time_bias=time_bias, **kwargs)
+    config: HSTUConfig
 
     def make_block(self) -> tf.keras.layers.Layer:
-        return GatedBlock(self.dim, self.heads, self.dropout, self.num_tokens)
+        return GatedBlock(self.dim, self.config.heads, self.config.dropout, self.num_tokens)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twotower.tf import tf
+from twotower.towers.history.config import AttentionConfig, RecencyConfig
 from twotower.towers.history.sequence import (
     NUM_BUCKETS,
     UNSEEN,
@@ -26,25 +27,17 @@ class RecencyHistory(SequenceHistory):
     of a user without events. A session's state has the two sums beside its window.
     """
 
-    settings = SequenceHistory.settings | {"half_life": "half_life"}
+    config: RecencyConfig
 
     def __init__(
-        self,
-        name: str,
-        vocabulary: Sequence[str],
-        dim: int = 64,
-        half_life: float = 20.0,
-        **kwargs: Any,
+        self, name: str, vocabulary: Sequence[str], config: RecencyConfig, **kwargs: Any
     ) -> None:
-        super().__init__(name, vocabulary, dim, **kwargs)
-        if not half_life > 0:
-            raise ValueError(f"{name}: half_life must be positive; got {half_life}.")
-        self.half_life = half_life
+        super().__init__(name, vocabulary, config, **kwargs)
         # log(-log g): any value of it gives a g in (0, 1).
         self.rate = self.add_weight(
             "rate",
             [],
-            initializer=tf.keras.initializers.Constant(math.log(math.log(2) / half_life)),
+            initializer=tf.keras.initializers.Constant(math.log(math.log(2) / config.half_life)),
         )
 
     def _keep(self) -> tf.Tensor:
@@ -64,7 +57,7 @@ class RecencyHistory(SequenceHistory):
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         tokens = self.tokens(self._held(state, request))
         last = tf.gather(tokens, state["length"], batch_dims=1)
-        age = state["length"][:, None] - 1 - tf.range(self.max_length + 1)
+        age = state["length"][:, None] - 1 - tf.range(self.config.length + 1)
         weight = tf.where(age >= 0, self._keep() ** tf.cast(tf.maximum(age, 0), tf.float32), 0.0)
         before = {
             "sum": tf.einsum("bj,bjd->bd", weight, tokens),
@@ -86,9 +79,6 @@ class RecencyHistory(SequenceHistory):
         total = self._keep() * state["sum"] + last
         return state, total / (self._keep() * state["weight"] + 1.0)[:, None]
 
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"half_life": self.half_life}
-
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class AttentionHistory(SequenceHistory):
@@ -102,9 +92,13 @@ class AttentionHistory(SequenceHistory):
     event.
     """
 
-    def __init__(self, name: str, vocabulary: Sequence[str], dim: int = 64, **kwargs: Any) -> None:
-        super().__init__(name, vocabulary, dim, **kwargs)
-        self.hidden = tf.keras.layers.Dense(dim, activation="tanh")
+    config: AttentionConfig
+
+    def __init__(
+        self, name: str, vocabulary: Sequence[str], config: AttentionConfig, **kwargs: Any
+    ) -> None:
+        super().__init__(name, vocabulary, config, **kwargs)
+        self.hidden = tf.keras.layers.Dense(config.dim, activation="tanh")
         self.score = tf.keras.layers.Dense(1, use_bias=False)
         self.age_bias = tf.keras.layers.Embedding(NUM_BUCKETS, 1, embeddings_initializer="zeros")
 

@@ -18,6 +18,7 @@ from twotower.ragged import Ragged
 from twotower.tf import tf
 from twotower.towers.features import UNKNOWN, Input, embedding_table
 from twotower.towers.history.bag import History
+from twotower.towers.history.config import SequenceConfig
 from twotower.towers.history.content import ItemContent
 
 # Buckets of time spans, each twice as long as the one before, from one second to 34 years and more.
@@ -100,73 +101,47 @@ class SequenceHistory(History):
     vocabulary are left out.
 
     Args:
-        name: Name of the input.
-        vocabulary: Ids of the items of the training rows.
-        dim: Length of an event's vector and of the encoder's output.
-        dropout: Share of activations dropped in training.
-        max_length: Number of the most recent events that are read.
-        stride: If there are more, this many of the oldest are dropped at once (`num_dropped`).
-        gaps: Read the time since the previous event.
-        ratings: Read the rating, in levels of half a star from .5 to 5.5.
-        request_time: Read the time of the request (input `time`), for protocols `+time`. Each event
-            then also has the time until the next event, and the last one the time until the
-            request.
-        longest: Longest time between two events of a user in training, in seconds; see `adapt`.
-        table: Vectors of an item tower's `Id`, to share them.
+        name: As in `History`, and so are `vocabulary`, `config` and `table`.
         content: Features of items that are added to the vectors of their ids.
+        longest: Longest time between two events of a user in training, in seconds; see `adapt`.
     """
 
-    settings = History.settings | {
-        "gaps": "gaps",
-        "request_time": "request_time",
-        "max_length": "length",
-        "stride": "stride",
-    }
+    config: SequenceConfig
 
     def __init__(
         self,
         name: str,
         vocabulary: Sequence[str],
-        dim: int = 64,
-        dropout: float = 0.2,
-        max_length: int = 200,
-        stride: int = 20,
-        gaps: bool = False,
-        ratings: bool = False,
-        request_time: bool = False,
-        longest: int = 2**NUM_BUCKETS,
+        config: SequenceConfig,
         table: tf.keras.layers.Embedding | None = None,
         content: ItemContent | None = None,
+        longest: int = 2**NUM_BUCKETS,
     ) -> None:
-        super().__init__(name, vocabulary, dim, dropout, table)
-        self.content = content
-        if max_length < 1 or not 1 <= stride <= max_length:
-            raise ValueError(
-                f"{name}: max_length (history_length) must be 1 or more, and stride "
-                f"(history_stride) from 1 to it; got {max_length} and {stride}."
-            )
-        self.max_length, self.stride = max_length, stride
-        self.gaps, self.ratings, self.request_time = gaps, ratings, request_time
-        self.longest = longest
+        super().__init__(name, vocabulary, config, table)
+        self.content, self.longest, dim = content, longest, config.dim
         self.begin_vector = self.add_weight(
             "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )
-        self.gap_table = embedding_table(NUM_BUCKETS, dim) if gaps else None
-        self.rating_table = embedding_table(NUM_RATINGS, dim, at_zero=(0,)) if ratings else None
-        self.wait_table = embedding_table(NUM_BUCKETS, dim) if request_time else None
-        self.drop = tf.keras.layers.Dropout(dropout)
+        self.gap_table = self.rating_table = self.wait_table = None
+        if config.gaps:
+            self.gap_table = embedding_table(NUM_BUCKETS, dim)
+        if config.ratings:
+            self.rating_table = embedding_table(NUM_RATINGS, dim, at_zero=(0,))
+        if config.request_time:
+            self.wait_table = embedding_table(NUM_BUCKETS, dim)
+        self.drop = tf.keras.layers.Dropout(config.dropout)
 
     @property
     def reads_times(self) -> bool:
         """Whether the times of events are an input."""
-        return self.gaps or self.request_time
+        return self.config.gaps or self.config.request_time
 
     @property
     def inputs(self) -> list[Input]:
         inputs = [Input(self.name, "string", (None,))]
         inputs += [Input(f"{self.name}_time", "int64", (None,))] if self.reads_times else []
-        inputs += [Input(f"{self.name}_rating", "float32", (None,))] if self.ratings else []
-        inputs += [Input("time", "int64")] if self.request_time else []
+        inputs += [Input(f"{self.name}_rating", "float32", (None,))] if self.config.ratings else []
+        inputs += [Input("time", "int64")] if self.config.request_time else []
         return inputs
 
     def adapt(self, times: Ragged, ratings: np.ndarray) -> None:
@@ -186,7 +161,7 @@ class SequenceHistory(History):
         self.longest = int((times.values[stop - 1] - times.values[start]).max(initial=0))
         known = ratings[~np.isnan(ratings)]
         low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
-        if self.ratings and (low < 0.5 or high > (NUM_RATINGS - 1) / 2):
+        if self.config.ratings and (low < 0.5 or high > (NUM_RATINGS - 1) / 2):
             raise ValueError(
                 f"ratings of past events are levels of half a star from 0.5 to "
                 f"{(NUM_RATINGS - 1) / 2}; these go from {low:g} to {high:g}. Scale the column."
@@ -202,9 +177,9 @@ class SequenceHistory(History):
         request = tf.fill(tf.shape(items)[:1], tf.constant(-1, tf.int64))
         if self.reads_times:
             times = tf.cast(encoded[f"{self.name}_time"], tf.int64)
-        if self.ratings:
+        if self.config.ratings:
             ratings = encoded[f"{self.name}_rating"]
-        if self.request_time:
+        if self.config.request_time:
             request = tf.cast(encoded["time"], tf.int64)
         length = tf.reduce_sum(tf.cast(items > UNKNOWN, tf.int32), 1)
         return Window(items, times, ratings, length, request)
@@ -215,8 +190,8 @@ class SequenceHistory(History):
         known = whole.items > UNKNOWN
         # Known events first, in their order; padding and unknown ones behind them.
         order = tf.argsort(tf.cast(~known, tf.int32), axis=1, stable=True)
-        dropped = num_dropped(whole.length, self.max_length, self.stride)
-        width = tf.minimum(tf.shape(order)[1], self.max_length)
+        dropped = num_dropped(whole.length, self.config.length, self.config.stride)
+        width = tf.minimum(tf.shape(order)[1], self.config.length)
         # Past the end the last column is taken, which has no meaning there.
         take = tf.minimum(dropped[:, None] + tf.range(width), tf.shape(order)[1] - 1)
         order = tf.gather(order, take, batch_dims=1)  # [batch_size, width]
@@ -229,11 +204,11 @@ class SequenceHistory(History):
         vectors = self.table(self.rows(window.items))
         if self.content is not None:
             vectors += self.content(window.items, training=training)
-        if self.gaps:
+        if self.config.gaps:
             before = tf.concat([window.times[:, :1], window.times[:, :-1]], 1)
             gap = tf.minimum(since(before, window.times), self.longest)
             vectors += self.gap_table(bucket(gap))
-        if self.ratings:
+        if self.config.ratings:
             half_stars = tf.clip_by_value(tf.round(2.0 * window.ratings), 1.0, NUM_RATINGS - 1.0)
             level = tf.where(tf.math.is_nan(window.ratings), 0.0, half_stars)
             vectors += self.rating_table(tf.cast(level, tf.int32))
@@ -277,7 +252,7 @@ class SequenceHistory(History):
         self, tokens: tf.Tensor, window: Window, positions: tf.Tensor, training: bool = False
     ):
         """Tokens `[batch_size, m, dim]` with the vectors of their request times and positions."""
-        if self.request_time:
+        if self.config.request_time:
             times, asked = self.token_times(window)
             at = tf.broadcast_to(positions, tf.shape(tokens)[:2])
             wait = tf.minimum(since(times, asked), self.longest)
@@ -302,7 +277,7 @@ class SequenceHistory(History):
         first = tf.pad(window.times, [[0, 0], [0, 1]])[:, :1]
         first = tf.where(window.length[:, None] > 0, first, tf.maximum(window.request, 0)[:, None])
         times = tf.concat([first, window.times], 1)
-        if not self.request_time:
+        if not self.config.request_time:
             return times, times
         asked = tf.concat([window.times, window.request[:, None]], 1)
         is_last = tf.range(tf.shape(times)[1]) == window.length[:, None]
@@ -327,15 +302,15 @@ class SequenceHistory(History):
         """Begins a session, as in `History.begin`.
 
         A state has a row for each session: the window's `items`, `times` and `ratings`
-        `[batch_size, max_length]`; its `length` `[batch_size]`; and `reread` `[batch_size]`, how
+        `[batch_size, length]`; its `length` `[batch_size]`; and `reread` `[batch_size]`, how
         often the window moved and was read anew since. Encoders add parts to it.
         """
         window = self.window(encoded)
         width = tf.shape(window.items)[1]
         state = {}
         for name in ("items", "times", "ratings"):
-            column = tf.pad(getattr(window, name), [[0, 0], [0, self.max_length - width]])
-            state[name] = tf.ensure_shape(column, [None, self.max_length])
+            column = tf.pad(getattr(window, name), [[0, 0], [0, self.config.length - width]])
+            state[name] = tf.ensure_shape(column, [None, self.config.length])
         state |= {"length": window.length, "reread": tf.zeros_like(window.length)}
         return self._read(state, window.request)
 
@@ -348,7 +323,7 @@ class SequenceHistory(History):
                 columns[spec.name] = columns[spec.name][:, None]
         one = self.whole(columns)
         known = one.length > 0  # an unknown item changes no state
-        full = known & (state["length"] == self.max_length)
+        full = known & (state["length"] == self.config.length)
         if type(self)._go_on is SequenceHistory._go_on:  # reads the whole window at each event
             return self._read(self._added(state, one, known, full), one.request)
 
@@ -372,9 +347,9 @@ class SequenceHistory(History):
     def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         window = {name: state[name] for name in ("items", "times", "ratings", "length", "reread")}
         items, times, ratings, length, reread = window.values()
-        is_past_end = tf.range(self.max_length) >= length[:, None]
+        is_past_end = tf.range(self.config.length) >= length[:, None]
         is_known = (items > UNKNOWN) & (items < len(self.vocabulary) + 2)
-        is_length = (length >= 0) & (length <= self.max_length)
+        is_length = (length >= 0) & (length <= self.config.length)
         return super().check({n: v for n, v in state.items() if n not in window}) | {
             # A wrong length says nothing about the items.
             "items": tf.reduce_all(is_known | is_past_end, 1) | ~is_length,
@@ -389,9 +364,9 @@ class SequenceHistory(History):
         events, and the others move to its start."""
         new = dict(state)
         if full is not None:
-            dropped = tf.where(full, self.stride, 0)
-            moved = tf.range(self.max_length) + dropped[:, None]
-            moved = tf.minimum(moved, self.max_length - 1)
+            dropped = tf.where(full, self.config.stride, 0)
+            moved = tf.range(self.config.length) + dropped[:, None]
+            moved = tf.minimum(moved, self.config.length - 1)
             for name in ("items", "times", "ratings"):
                 new[name] = tf.gather(state[name], moved, batch_dims=1)
             new["length"] -= dropped
@@ -420,5 +395,4 @@ class SequenceHistory(History):
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor, without `table` and `content` of an item tower."""
-        names = ("max_length", "stride", "gaps", "ratings", "request_time", "longest")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {"longest": self.longest}

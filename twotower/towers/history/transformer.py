@@ -6,6 +6,7 @@ from typing import Any
 
 from twotower.tf import tf
 from twotower.towers.features import embedding_table
+from twotower.towers.history.config import HSTUConfig, TransformerConfig
 from twotower.towers.history.sequence import (
     NUM_BUCKETS,
     UNSEEN,
@@ -16,7 +17,6 @@ from twotower.towers.history.sequence import (
     since,
 )
 
-POSITIONS = ("absolute", "relative", "none")
 # Stands for an item that the cloze task hides.
 HIDDEN = -1
 
@@ -147,77 +147,50 @@ class TransformerHistory(SequenceHistory):
     Unlike in the paper there is a learned token before the first event, for users without events.
     Hidden layers have four times the width and GELU, as in BERT.
 
-    Args:
-        name: As in `SequenceHistory`.
-        vocabulary: As in `SequenceHistory`.
-        dim: As in `SequenceHistory`.
-        num_layers: Number of blocks.
-        heads: Number of attention heads; a divisor of `dim`.
-        positions: `absolute`, a vector for each position in the window; `relative`, a bias for each
-            distance; or `none`.
-        time_bias: Add a bias for the time between two tokens, in buckets that double (as in HSTU;
-            Zhai et al., ICML 2024, section 3.1).
-        **kwargs: Other arguments of `SequenceHistory`.
-
-    >>> history = TransformerHistory("history", ["a", "b"], dim=4)
+    >>> history = TransformerHistory("history", ["a", "b"], TransformerConfig(dim=4))
     >>> encoded = history.encode({"history": tf.constant([["a", "b"], ["a", ""]])})
     >>> history(encoded).shape.as_list()
     [2, 4]
     """
 
-    settings = SequenceHistory.settings | {
-        "num_layers": "layers",
-        "heads": "heads",
-        "positions": "positions",
-        "time_bias": "time_bias",
-    }
+    config: TransformerConfig | HSTUConfig
 
     def __init__(
         self,
         name: str,
         vocabulary: Sequence[str],
-        dim: int = 64,
-        num_layers: int = 2,
-        heads: int = 2,
-        positions: str = "absolute",
-        time_bias: bool = False,
+        config: TransformerConfig | HSTUConfig,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name, vocabulary, dim, **kwargs)
-        if num_layers < 1 or heads < 1 or dim % heads:
-            raise ValueError(
-                f"{name}: num_layers must be 1 or more and heads a divisor of dim {dim}; got "
-                f"{num_layers} and {heads}."
-            )
-        if positions not in POSITIONS:
-            raise ValueError(f"{name}: positions must be one of {POSITIONS}; got {positions!r}.")
-        self.num_layers, self.heads = num_layers, heads
-        self.positions, self.time_bias = positions, time_bias
-        self.blocks = [self.make_block() for _ in range(num_layers)]
+        super().__init__(name, vocabulary, config, **kwargs)
+        dim, heads = config.dim, config.heads
+        if dim % heads:
+            raise ValueError(f"heads must be a divisor of a history's dim {dim}; got {heads}.")
+        self.blocks = [self.make_block() for _ in range(config.layers)]
         self.norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
         rows = self.num_tokens
-        self.position_table = embedding_table(rows, dim) if positions == "absolute" else None
+        self.position_table = embedding_table(rows, dim) if config.positions == "absolute" else None
         self.distance_bias = self.time_bias_table = None
-        if positions == "relative":
+        if config.positions == "relative":
             self.distance_bias = self.add_weight(
                 "distance_bias", [rows, heads], initializer="zeros"
             )
-        if time_bias:
+        if config.time_bias:
             shape = [NUM_BUCKETS, heads]
             self.time_bias_table = self.add_weight("time_bias", shape, initializer="zeros")
 
     def make_block(self) -> tf.keras.layers.Layer:
         """A new block, with `project` and `mix` as in `AttentionBlock`."""
-        return AttentionBlock(self.dim, self.heads, self.dropout)
+        return AttentionBlock(self.dim, self.config.heads, self.config.dropout)
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens of a full window."""
-        return self.max_length + 1
+        return self.config.length + 1
 
     @property
     def reads_times(self) -> bool:
-        return super().reads_times or self.time_bias
+        return super().reads_times or self.config.time_bias
 
     def with_positions(self, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         if self.position_table is None:
@@ -233,12 +206,12 @@ class TransformerHistory(SequenceHistory):
             positions: `[batch_size or 1, m]` int32, the tokens that attend.
         """
         total, width = tf.zeros([1, 1, 1, 1]), tf.shape(window.items)[1] + 1
-        if self.positions == "relative":
+        if self.config.positions == "relative":
             distance = tf.abs(
                 positions[:, :, None] - tf.range(width)
             )  # [batch_size or 1, m, n + 1]
             total += looked_up(self.distance_bias, distance)
-        if self.time_bias:
+        if self.config.time_bias:
             times, asked = self.token_times(window)
             at = tf.broadcast_to(positions, [tf.shape(times)[0], tf.shape(positions)[1]])
             asked = tf.gather(asked, at, batch_dims=1)  # [batch_size, m]
@@ -283,17 +256,18 @@ class TransformerHistory(SequenceHistory):
     def _go_on(
         self, state: dict[str, tf.Tensor], request: tf.Tensor, known: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        window, m = self._held(state, request), 2 if self.request_time else 1
+        window, m = self._held(state, request), 2 if self.config.request_time else 1
         positions = tf.maximum(state["length"][:, None] + tf.range(1 - m, 1), 0)  # [batch_size, m]
         x = tf.reshape(self.last_tokens(window, positions), [-1, self.dim])
         seen = (tf.range(self.num_tokens) <= positions[:, :, None])[:, None]
         bias = tf.where(seen, self.bias(window, positions), UNSEEN)
+        heads = self.config.heads
         # As rows of `dim / heads`, token p of head h of session b is (b * heads + h) * n + p.
-        first = tf.range(tf.shape(positions)[0] * self.heads) * self.num_tokens
-        at = tf.reshape(first, [-1, self.heads, 1]) + positions[:, None]  # [batch_size, heads, m]
+        first = tf.range(tf.shape(positions)[0] * heads) * self.num_tokens
+        at = tf.reshape(first, [-1, heads, 1]) + positions[:, None]  # [batch_size, heads, m]
 
         def with_new(cache: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-            rows, new = (tf.reshape(part, [-1, self.dim // self.heads]) for part in (cache, new))
+            rows, new = (tf.reshape(part, [-1, self.dim // heads]) for part in (cache, new))
             rows = tf.tensor_scatter_nd_update(rows, tf.reshape(at, [-1, 1]), new)
             return tf.reshape(rows, [-1, *cache.shape[1:]])
 
@@ -304,10 +278,6 @@ class TransformerHistory(SequenceHistory):
             state = state | dict(zip(names, both))
             x = block.mix(x, queries, *both, bias)
         return state, tf.reshape(self.norm(x), [-1, m, self.dim])[:, -1]
-
-    def get_config(self) -> dict[str, Any]:
-        names = ("num_layers", "heads", "positions", "time_bias")
-        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @tf.keras.saving.register_keras_serializable("twotower")
@@ -322,11 +292,12 @@ class MaskedTransformerHistory(TransformerHistory):
 
     is_causal = False
 
-    def __init__(self, name: str, vocabulary: Sequence[str], dim: int = 64, **kwargs: Any) -> None:
-        super().__init__(name, vocabulary, dim, **kwargs)
-        self.hidden_vector = self.add_weight(
-            "hidden", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
-        )
+    def __init__(
+        self, name: str, vocabulary: Sequence[str], config: TransformerConfig, **kwargs: Any
+    ) -> None:
+        super().__init__(name, vocabulary, config, **kwargs)
+        at_random = tf.keras.initializers.RandomNormal(stddev=config.dim**-0.5)
+        self.hidden_vector = self.add_weight("hidden", [config.dim], initializer=at_random)
 
     @property
     def num_tokens(self) -> int:
@@ -351,7 +322,7 @@ class MaskedTransformerHistory(TransformerHistory):
         items, times, ratings = (tf.pad(column, [[0, 0], [0, 1]]) for column in window[:3])
         here = tf.range(tf.shape(items)[1]) == window.length[:, None]
         time = tf.gather(times, tf.maximum(window.length - 1, 0), batch_dims=1)
-        if self.request_time:
+        if self.config.request_time:
             time = window.request
         asked = Window(
             tf.where(here, HIDDEN, items),
