@@ -14,7 +14,7 @@ import twotower as tt
 NAMES = """
     Bundle Candidates Catalogue Comparison Dataset Ease EvalCases ExamplesConfig FitConfig IAls
     IndexConfig ItemConfig ItemKnn MiningConfig NegativesConfig Popularity QueryConfig Recipe
-    Recommendations Split TaskConfig Trainer Training TwoTowerModel add_index evaluate item_tower
+    Recommendations Requests Split TaskConfig Trainer Training TwoTowerModel add_index evaluate item_tower
     load_dataset make_split query_tower read_tables recipe_for summarise
 """
 

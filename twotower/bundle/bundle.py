@@ -353,7 +353,7 @@ class Bundle:
                 person that the query tower reads.
         """
         inputs, names = dict(inputs or {}), [*self._query_inputs]
-        liked, excluded = self._known_keys(history), self._known_keys(exclude)
+        liked, excluded = map(self.catalogue.require_keys, (history, exclude))
         if inputs.keys() - names:
             raise ValueError(
                 f"the query tower takes {sorted(names)}; unknown {sorted(inputs.keys() - names)}."
@@ -378,15 +378,6 @@ class Bundle:
         because = nearest(self.catalogue, self.keys, self.vectors, keys, liked)
         scores = found.scores[0, : len(keys)].astype(float)
         return Recommendations(table.assign(score=scores, because=because), items.iloc[liked])
-
-    def _known_keys(self, ids: Sequence[str]) -> np.ndarray:
-        if isinstance(ids, str):  # its letters could be ids, as those of "260" are
-            raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
-        keys = self.catalogue.keys_of(list(ids))
-        if (keys < 0).any():
-            unknown = [item for item, key in zip(ids, keys) if key < 0]
-            raise ValueError(f"items {unknown} are not in the bundle's catalogue; give item ids.")
-        return keys
 
     def _answers_by_id(self, user_id: str) -> bool:
         """Whether the query tower knows this user, and takes nothing but the id."""

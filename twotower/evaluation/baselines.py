@@ -22,17 +22,17 @@ import scipy.linalg as linalg
 import scipy.sparse as sparse
 from absl import logging
 
-from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
+from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import from_scores
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 
 
 class Baseline(abc.ABC):
-    """Scores the whole catalogue for each case.
+    """Scores the whole catalogue for each request.
 
-    Its best guess for a case whose history has no item of the training rows is what is popular.
+    Its best guess for a request whose history has no item of the training rows is what is popular.
 
         ease = make("ease").fit(dataset, split.train, split.candidates)
         report = evaluate(ease.recommend, split)
@@ -85,19 +85,19 @@ class Baseline(abc.ABC):
         if gib > 0.5:
             logging.info("%s: about %.1f GiB", name, gib)
 
-    def scores(self, cases: EvalCases) -> np.ndarray:
-        """`[num_cases, num_items]` float32, larger is better."""
-        histories = self._matrix(cases.history)
+    def scores(self, requests: Requests) -> np.ndarray:
+        """`[num_requests, num_items]` float32, larger is better."""
+        histories = self._matrix(requests.history)
         scores = self._score(histories)
         known = histories @ (self._counts > 0)
         scores[known == 0] = self._counts
         return scores
 
-    def recommend(self, cases: EvalCases, k: int) -> Candidates:
-        """The best `k` items of each case; call `fit` first."""
+    def recommend(self, requests: Requests, k: int) -> Candidates:
+        """The best `k` items of each request; call `fit` first."""
         if not hasattr(self, "_recommend"):
             raise ValueError(f"{type(self).__name__} is not fitted; call fit(dataset, train).")
-        return self._recommend(cases, k)
+        return self._recommend(requests, k)
 
     def _matrix(self, rows: Ragged) -> sparse.csr_matrix:
         """Rows of keys as 0 and 1, `[num_rows, num_items]`; a repeated key counts once."""

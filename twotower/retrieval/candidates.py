@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from twotower.ragged import Ragged
+
 # Key and score behind the end of a row.
 NO_KEY = -1
 NO_SCORE = np.float32(-np.inf)
@@ -139,6 +141,55 @@ class Candidates:
             filled.sum(1),
             found,
         )
+
+    @classmethod
+    def of_scores(
+        cls,
+        scores: np.ndarray,
+        k: int,
+        exclude: Ragged | None = None,
+        allow: np.ndarray | None = None,
+    ) -> "Candidates":
+        """The best `k` items of dense scores.
+
+        Args:
+            scores: `[num_queries, num_items]` float32, a column a key, larger is better; -inf
+                marks what may not be answered. They are overwritten.
+            k: Width of the answer, 1 or more.
+            exclude: Keys that may not be answered, a row for each query.
+            allow: `[num_allowed]` keys that may be answered, for all queries alike.
+
+        Raises:
+            ValueError: Scores that are NaN or have another number of rows than `exclude`.
+
+        >>> scores = np.float32([[3, 1, 2]])
+        >>> Candidates.of_scores(scores, k=2, exclude=Ragged.from_rows([[0]])).keys.tolist()
+        [[2, 1]]
+        """
+        rows = len(scores) if exclude is None else len(exclude)
+        if scores.ndim != 2 or len(scores) != rows or np.isnan(scores).any():
+            raise ValueError(
+                f"expected scores [{rows}, num_items] without NaN; got {scores.shape} with "
+                f"{int(np.isnan(scores).sum())} NaN."
+            )
+        if allow is not None:
+            forbidden = np.ones(scores.shape[1], bool)
+            forbidden[allow] = False
+            scores[:, forbidden] = NO_SCORE
+        if exclude is not None:
+            scores[exclude.row_index, exclude.values] = NO_SCORE
+        if k < scores.shape[1]:
+            best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        else:
+            best = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        return cls.rank(best, np.take_along_axis(scores, best, 1), k)
+
+    @classmethod
+    def empty(cls, num_queries: int, k: int = 0) -> "Candidates":
+        """Answers in which nothing was found, `[num_queries, k]`."""
+        shape = num_queries, k
+        counts = np.zeros(num_queries, np.int64)
+        return cls(np.full(shape, NO_KEY), np.full(shape, NO_SCORE), counts)
 
     def __len__(self) -> int:
         return len(self.keys)
