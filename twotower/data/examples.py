@@ -1,8 +1,9 @@
 """From rows of the data to the inputs of the towers and the examples of training.
 
-`QueryInputs` turns requests into inputs of the query tower, and `ItemInputs` turns keys of items into
-inputs of the item tower, with age and popularity as of a given time. `Examples` plans which queries
-and items an epoch of training has, and in which order; `training/batches.py` makes tensors of it.
+`QueryInputs` turns requests into inputs of the query tower, and `ItemInputs` turns keys of items
+into inputs of the item tower, with age and popularity as of a given time. `Examples` plans which
+queries and items an epoch of training has, and in which order; `training/batches.py` makes tensors
+of it.
 """
 
 import dataclasses
@@ -81,10 +82,12 @@ class QueryInputs:
         return new
 
     def __call__(self, requests: Requests) -> dict[str, np.ndarray]:
-        """Name of an input -> `[num_requests]`, or `[num_requests, longest]` for those of a history."""
-        rows = np.fromiter(
-            (self._lookup.get(u, -1) for u in requests.user_id), np.int64, len(requests)
-        )
+        """Inputs by name, `[num_requests]`, or `[num_requests, longest]` for those of a history.
+
+        A user whom the dataset does not have gets the columns that `requests.context` gives.
+        """
+        found = (self._lookup.get(user_id, -1) for user_id in requests.user_id)
+        rows = np.fromiter(found, np.int64, len(requests))
         inputs: dict[str, np.ndarray] = {}
         for name in self.names:
             if name == "user_id" and self.users[name].dtype == object:
