@@ -3,8 +3,8 @@
     requests -> sources -> merge -> stages -> candidates
 
 A source finds candidates for requests. A stage takes candidates and returns those that it keeps, in
-its order: filters, rankers and re-rankers are stages. Both see a whole batch of requests at once, be
-it one or thousands.
+its order: filters, rankers and re-rankers are stages. Both see a whole batch of requests at once,
+be it one or thousands.
 """
 
 import abc
