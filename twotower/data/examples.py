@@ -25,6 +25,11 @@ DAY = 86_400.0
 PASSED_OVER = ("impression", "skip")
 
 
+# Inputs that come from a request itself; all others are columns of its user.
+COMPUTED = ("history", "history_time", "history_rating", "time")
+REQUEST_INPUTS = (*COMPUTED, "search_text", "device", "country")
+
+
 class QueryInputs:
     """Makes the query tower's inputs from requests: raw values or, after `encoded`, integers.
 
@@ -49,12 +54,11 @@ class QueryInputs:
 
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
         self.names = list(names)
-        computed = ("history", "history_time", "history_rating", "time")
-        known = {*computed, "search_text", "device", "country", *dataset.users}
+        known = {*REQUEST_INPUTS, *dataset.users}
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
-        refuse_twins("users", dataset.users, names, computed)
+        refuse_twins("users", dataset.users, names, COMPUTED)
         self._lookup = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
         # The last row is for users that the dataset does not have, whose columns are all missing.
         self.users = {

@@ -149,7 +149,7 @@ class Funnel:
             again, why = self._ask({self.fallback: EVERYTHING}, rest, deadlines)
             missing |= why
             if again:
-                steps, _ = self._finish(rest, again, again[0].candidates.keys.shape[1])
+                steps, _ = self._finish(rest, again, max(1, again[0].candidates.keys.shape[1]))
                 candidates = _with_rows(candidates, left, steps[-1].candidates)
         return Answer(candidates.head(k), missing, relaxed, len(left), [*found, *merged])
 

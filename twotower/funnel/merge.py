@@ -8,14 +8,17 @@ A merge scores every item of the pool from its ranks and scores at the sources. 
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.optimize
 
+from twotower.data.cases import EvalCases
 from twotower.data.requests import Requests
+from twotower.funnel.filters import is_among
 from twotower.funnel.pool import Pool
 from twotower.funnel.stage import Part
-from twotower.retrieval.candidates import Candidates
+from twotower.retrieval.candidates import NO_KEY, Candidates
 
 # Requests merged at once: their pool stays in the processor's cache.
 ROWS = 128
@@ -110,3 +113,147 @@ class Quotas(Merge):
                 share = -ranks.astype(np.float32) / np.float32(self.quotas[name])
                 np.maximum(scores, np.where(ranks > 0, share, -np.inf), out=scores)
         return scores
+
+
+class WeightedSum(Merge):
+    """A weighted sum of the sources' scores, with weights for each length of history.
+
+        score(item) = sum over sources s of w[b, s] z_s(item),   z_s = (x_s - least_s) / std_s
+
+    x_s is the score that source s gave the item, least_s and std_s are the least and the standard
+    deviation of what it gave to this request's items; z_s is 0 for an item that it did not find,
+    as for the last that it did. b is the bucket of the request's number of events: what is known
+    of a user decides whom to believe.
+
+    Args:
+        names: The sources, `num_sources` of them; others count nothing.
+        weights: `[num_buckets, num_sources]`, 0 or more.
+        bounds: `[num_buckets]` least number of events of each bucket, ascending from 0.
+
+    Raises:
+        ValueError: Weights of another shape, or bounds that do not ascend from 0.
+    """
+
+    kind = "weighted_sum"
+    SETTINGS = ("names", "bounds")
+    ARRAYS = ("weights",)
+
+    def __init__(
+        self, names: Sequence[str], weights: np.ndarray, bounds: Sequence[int] = (0,)
+    ) -> None:
+        self.names, self.bounds = list(names), list(bounds)
+        self.weights = np.asarray(weights, np.float32)
+        if self.weights.shape != (len(self.bounds), len(self.names)):
+            raise ValueError(
+                f"expected weights [{len(self.bounds)}, {len(self.names)}], a row a bucket and a "
+                f"column a source; got {self.weights.shape}."
+            )
+        if self.bounds[0] != 0 or (np.diff(self.bounds) <= 0).any():
+            raise ValueError(f"bounds must ascend from 0; got {self.bounds}.")
+
+    @classmethod
+    def fit(
+        cls,
+        found: Mapping[str, Candidates],
+        cases: EvalCases,
+        bounds: Sequence[int] = (0,),
+        pull: float = 10.0,
+    ) -> "WeightedSum":
+        """The weights that make the targets likely, with a softmax over each request's pool.
+
+            minimise  - mean over cases, mean over targets t in the pool, of log softmax(score)[t]
+
+        All cases are fitted first. Each bucket then starts from those weights, and is pulled to
+        them as by `pull` cases, so that few cases do not decide alone.
+
+        Args:
+            found: What each source found for the cases; they must be validation cases, whose
+                targets no source has learned from.
+            cases: The cases.
+            bounds: Least number of events of each bucket, ascending from 0.
+            pull: Weight of the penalty on a bucket's distance from the weights of all.
+
+        Raises:
+            ValueError: No case has a target that a source found.
+        """
+        names = list(found)
+        features, is_target, length = [], [], []
+        for start in range(0, len(cases), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(cases)))
+            pool = Pool.of({name: part.take(rows) for name, part in found.items()})
+            z, valid = _standardised(pool), pool.keys != NO_KEY
+            features.append(z[:, valid].T)
+            is_target.append(is_among(pool.keys, cases.targets.take(rows))[valid])
+            length.append(valid.sum(1))
+        z, is_target = np.concatenate(features), np.concatenate(is_target)
+        row = np.repeat(np.arange(len(cases)), np.concatenate(length))
+        targets = np.bincount(row, is_target, len(cases))
+        if not targets.any():
+            raise ValueError("weights need cases with targets among what the sources found.")
+        bucket = np.searchsorted(bounds, cases.history.lengths, side="right") - 1
+        of_all = _likeliest(z, is_target, row, targets > 0, np.full(len(names), 0.3), 0.0)
+        weights = [
+            _likeliest(z, is_target, row, (targets > 0) & (bucket == index), of_all, pull)
+            for index in range(len(bounds))
+        ]
+        return cls(names, np.array(weights), bounds)
+
+    def score(self, requests: Requests, pool: Pool) -> np.ndarray:
+        bucket = np.searchsorted(self.bounds, requests.history.lengths, side="right") - 1
+        scores = np.zeros(pool.keys.shape, np.float32)
+        for name, z in zip(pool.names, _standardised(pool)):
+            if name in self.names:
+                scores += self.weights[bucket, self.names.index(name)][:, None] * z
+        return scores
+
+
+def _standardised(pool: Pool) -> np.ndarray:
+    """z of `WeightedSum`, `[num_sources, num_requests, width]` float32."""
+    found = pool.ranks > 0
+    count = np.maximum(found.sum(2, keepdims=True), 1)
+    least = np.where(found, pool.scores, np.inf).min(2, keepdims=True, initial=np.inf)
+    z = np.where(found, pool.scores - np.where(np.isfinite(least), least, 0), 0)
+    mean = z.sum(2, keepdims=True) / count
+    variance = (np.square(z, out=np.empty_like(z)).sum(2, keepdims=True) / count) - mean**2
+    # Where all scores are equal they say only that the source found the item.
+    return np.where(found & (variance <= 0), 1, z / np.sqrt(np.where(variance > 0, variance, 1)))
+
+
+def _likeliest(
+    z: np.ndarray,
+    is_target: np.ndarray,
+    row: np.ndarray,
+    is_case: np.ndarray,
+    prior: np.ndarray,
+    pull: float,
+) -> np.ndarray:
+    """Weights `[num_sources]` of 0 or more that make the targets of some cases likely.
+
+    Args:
+        z: `[num_entries, num_sources]`, entries of all cases' pools.
+        is_target: `[num_entries]`.
+        row: `[num_entries]` ascending, the case of each.
+        is_case: `[num_cases]` which cases to fit.
+        prior: `[num_sources]` where to begin.
+        pull: Weight of the penalty on the squared distance from there.
+    """
+    entries = is_case[row]
+    if not entries.any():
+        return prior
+    z, is_target, row = z[entries], is_target[entries], row[entries]
+    starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
+    lengths = np.diff(np.append(starts, len(row)))
+    share = is_target / np.repeat(np.add.reduceat(is_target.astype(float), starts), lengths)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = z @ weights
+        scores -= np.repeat(np.maximum.reduceat(scores, starts), lengths)
+        odds = np.exp(scores)
+        total = np.add.reduceat(odds, starts)
+        value = np.log(total).sum() - share @ scores
+        gradient = (odds / np.repeat(total, lengths) - share) @ z
+        away = weights - prior
+        return value + pull * away @ away, gradient + 2 * pull * away
+
+    least = [(0.0, None)] * len(prior)
+    return scipy.optimize.minimize(loss, prior, jac=True, bounds=least).x
