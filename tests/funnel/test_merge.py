@@ -23,7 +23,7 @@ def test_a_pool_of_several_requests_and_short_rows():
     assert pool.keys.tolist() == [[3, 5, 7], [2, -1, -1]]
     assert pool.ranks.tolist() == [[[2, 1, 0], [1, 0, 0]], [[1, 2, 3], [0, 0, 0]]]
     assert pool.scores[0].tolist()[0][:2] == [8, 9] and np.isnan(pool.scores[0, 0, 2])
-    with pytest.raises(ValueError, match="the same requests; got .'a': 2, 'b': 1"):
+    with pytest.raises(ValueError, match="the same requests; got"):
         Pool.of({"a": left, "b": right.take([0])})
     with pytest.raises(ValueError, match="the same requests"):
         Pool.of({})
@@ -86,7 +86,7 @@ def test_fitted_weights_believe_the_source_that_knows():
     cases = EvalCases(
         **requests._columns(), targets=Ragged.from_rows([[target] for target in targets])
     )
-    merge = WeightedSum.fit(found, cases, bounds=[0, 3])
+    merge = WeightedSum.fit(found, cases, bounds=[0, 3], pull=0.1)
     (few_knows, few_later, few_noise), (many_knows, many_later, many_noise) = merge.weights
     # z is in standard deviations, which are 1: the true weights are 3 and 0.
     assert [few_knows, many_later] == pytest.approx([3, 3], abs=0.5)
@@ -94,9 +94,7 @@ def test_fitted_weights_believe_the_source_that_knows():
     assert merge.weights.min() >= 0 and merge.names == ["knows", "later", "noise"]
     # Buckets without a case have the weights of all.
     far = WeightedSum.fit(found, cases, bounds=[0, 3, 99])
-    assert far.weights[2].tolist() == pytest.approx(
-        WeightedSum.fit(found, cases).weights[0].tolist()
-    )
+    np.testing.assert_allclose(far.weights[2], WeightedSum.fit(found, cases).weights[0], atol=1e-5)
     nothing = {"a": Candidates.empty(num_cases, 2)}
     with pytest.raises(ValueError, match="targets among what the sources found"):
         WeightedSum.fit(nothing, cases)
