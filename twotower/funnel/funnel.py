@@ -121,6 +121,18 @@ class Funnel:
         """The best `k` items of each request; every source is waited for, as in an evaluation."""
         return self.recommend(requests, k, deadlines=False).candidates
 
+    def find(self, requests: Requests) -> list[Step]:
+        """What each source finds, without deadlines, as an evaluation wants it.
+
+        Raises:
+            RuntimeError: A source that fails.
+        """
+        asked = {name: inlet.k for name, inlet in self.sources.items()}
+        found, missing = self._ask(asked, requests, deadlines=False)
+        if missing:
+            raise RuntimeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
+        return found
+
     def recommend(self, requests: Requests, k: int, deadlines: bool = True) -> Answer:
         """The best `k` items of each request, and what happened on the way.
 
