@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from twotower.data.requests import Requests
 from twotower.ragged import Ragged
 
@@ -28,3 +30,20 @@ class EvalCases(Requests):
     """
 
     targets: Ragged
+
+    def as_new_users(self, newest: int) -> "EvalCases":
+        """The same cases as if asked by users who are new: unknown ids, and the newest events.
+
+        Answers still leave out all that the users have seen, so that figures compare.
+
+        Args:
+            newest: Number of events that are left of a history.
+        """
+        return dataclasses.replace(
+            self,
+            # Each its own, since intervals count the cases of a user as one.
+            user_id=np.array([f"new user {user}" for user in self.user_id], object),
+            history=self.history.last(newest),
+            history_time=self.history_time.last(newest),
+            history_rating=self.history_rating.last(newest),
+        )

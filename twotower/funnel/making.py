@@ -84,11 +84,12 @@ def make_funnel(
         for name, k in config.sources.items()
     }
     if merge is None:
-        merge = {
+        kinds: dict[str, Callable[[], Merge]] = {
             "weighted_sum": lambda: WeightedSum([*inlets], np.ones((1, len(inlets)))),
             "reciprocal_rank": ReciprocalRank,
             "quotas": lambda: Quotas(config.sources),
-        }[config.merge]()
+        }
+        merge = kinds[config.merge]()
     rules = Filters([Available(split.candidates), Seen()])
     return Funnel(inlets, merge, [rules], config.pool, config.fallback)
 

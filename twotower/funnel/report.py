@@ -1,17 +1,25 @@
-"""What each step of a funnel gives and loses: recall of every source and of the pool, who found what
-alone, what filters took away, and how long each step took."""
+"""What each step of a funnel gives and loses.
+
+Recall of every source and of the pool, which targets one source alone found, what filters took away,
+and how long each step took.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
 from twotower.evaluation import metrics
 from twotower.funnel.funnel import Funnel, Step
 from twotower.retrieval.candidates import Candidates
 
 KS = (100, 500, 2000)
+# Metrics of `variety`.
+VARIETY = ("novelty@10", "genre_distance@10")
 BATCH = 1024
 
 
@@ -29,7 +37,8 @@ class StepReport:
             later steps.
         candidates: Mean number of candidates a case.
         seconds: That the step took for all cases.
-        lost: Kind of a filter -> share of the targets that it took away, for a step of filters.
+        lost: Kind of a filter -> mean number of candidates a case that it took away, for a step of
+            filters.
     """
 
     name: str
@@ -40,6 +49,12 @@ class StepReport:
     candidates: float
     seconds: float
     lost: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """All but `found`."""
+        entries = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del entries["found"]
+        return entries
 
 
 def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[StepReport]:
@@ -91,7 +106,10 @@ def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[Ste
                 without,
                 float(np.concatenate([part[index].candidates.counts for part in steps]).mean()),
                 sum(part[index].seconds for part in steps),
-                {},
+                {
+                    kind: sum(part[index].lost[kind] for part in steps) / len(cases)
+                    for kind in first.lost
+                },
             )
         )
     return rows
@@ -113,3 +131,73 @@ def _ranks(cases: EvalCases, steps: Sequence[Sequence[Step]], index: int) -> np.
             ).ranks
         )
     return np.concatenate(ranks)
+
+
+def table(rows: Sequence[StepReport], title: str) -> str:
+    """The report as a table for a terminal, a line a step."""
+    ks = [*rows[0].recall]
+    head = f"{'':16s}" + "".join(f"{f'recall@{k}':>12s}" for k in ks)
+    lines = [title, head + f"{'alone':>9s}{'without':>9s}{'candidates':>12s}{'seconds':>9s}"]
+    for row in rows:
+        cells = "".join(f"{row.recall[k]['mean']:12.4f}" for k in ks)
+        alone = f"{'':9s}" if row.only is None else f"{row.only:9.4f}"
+        without = f"{'':9s}" if row.without is None else f"{row.without:9.4f}"
+        line = f"{row.name:16s}{cells}{alone}{without}{row.candidates:12.1f}{row.seconds:9.1f}"
+        lines.append(line)
+        lines += [f"  {kind} took {lost:.1f} candidates a case" for kind, lost in row.lost.items()]
+    return "\n".join(lines)
+
+
+def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]:
+    """How little known and how unlike each other the first ten items are, with intervals.
+
+    Args:
+        keys: `[num_cases, 10]` what was answered, best first, -1 behind the end.
+        dataset: The data; without genres there is no distance.
+        split: Its training rows say how well known an item is.
+
+    Returns:
+        `novelty@10`: mean over items of -log2 of the share of users who have the item (Zhou et al.,
+        PNAS 2010). `genre_distance@10`: mean over pairs of 1 - |common genres| / |genres of either|
+        (intra-list distance: Ziegler et al., WWW 2005, with Jaccard's distance).
+    """
+    users = len(np.unique(dataset.user_rows[split.train]))
+    counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    found = {"novelty@10": metrics.novelty(keys, counts / users, 10)}
+    if "genres" in dataset.items:
+        tags = tag_table(dataset.items["genres"])
+        found["genre_distance@10"] = metrics.tag_distance(keys, tags, 10)
+    return {name: metrics.interval(values) for name, values in found.items()}
+
+
+def tag_table(tags: Iterable[Sequence[str]]) -> np.ndarray:
+    """Which tags each item has, `[num_items, num_tags]` bool; the tags in alphabetical order.
+
+    >>> tag_table([("b", "a"), (), ("b",)]).astype(int).tolist()
+    [[1, 1], [0, 0], [0, 1]]
+    """
+    tags = [*tags]
+    names = {name: column for column, name in enumerate(sorted({t for row in tags for t in row}))}
+    table = np.zeros((len(tags), len(names)), bool)
+    for row, some in enumerate(tags):
+        table[row, [names[name] for name in some]] = True
+    return table
+
+
+def gains(first: Sequence[Mapping], second: Sequence[Mapping]) -> str:
+    """Which stage ate a gain: the first funnel's recall minus the second's after each stage.
+
+    Args:
+        first: `StepReport.to_json()` of the steps of one funnel.
+        second: Of another one with steps of the same names, on the same cases.
+    """
+    others = {row["name"]: row["recall"] for row in second}
+    lines = ["the first minus the second, after each stage"]
+    for row in first:
+        if row["name"] in others:
+            cells = "".join(
+                f"{value['mean'] - others[row['name']][k]['mean']:+12.4f}"
+                for k, value in row["recall"].items()
+            )
+            lines.append(f"{row['name']:16s}{cells}")
+    return "\n".join(lines)

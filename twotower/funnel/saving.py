@@ -36,6 +36,11 @@ ENTRIES = {
 # Kind of a part -> its module in this chapter, and its class.
 KINDS = {
     "two_tower": ("sources.two_tower", "TwoTower"),
+    "ease": ("sources.collaborative", "Ease"),
+    "ials": ("sources.collaborative", "IAls"),
+    "item_knn": ("sources.collaborative", "ItemKnn"),
+    "popularity": ("sources.popularity", "Popularity"),
+    "trending": ("sources.popularity", "Trending"),
     "reciprocal_rank": ("merge", "ReciprocalRank"),
     "quotas": ("merge", "Quotas"),
     "weighted_sum": ("merge", "WeightedSum"),
