@@ -79,6 +79,7 @@ def main() -> None:
 
         found = evaluate(recommend, split, dataset, ks=ks)
         print(report.table(stages, f"{path}, {FLAGS.name}: {heading(split)}"))
+        variety = report.variety(np.concatenate(first_ten), dataset, split)
         rows.append(
             {
                 "name": FLAGS.name,
@@ -87,8 +88,7 @@ def main() -> None:
                 "protocol": split.protocol,
                 "part": split.part,
                 "stages": [stage.to_json() for stage in stages],
-                "metrics": found.metrics
-                | report.variety(np.concatenate(first_ten), dataset, split),
+                "metrics": found.metrics | variety,
                 "segments": found.segments,
                 **provenance(),
             }

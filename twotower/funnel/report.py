@@ -1,7 +1,7 @@
 """What each step of a funnel gives and loses.
 
-Recall of every source and of the pool, which targets one source alone found, what filters took away,
-and how long each step took.
+Recall of every source and of the pool, which targets one source alone found, what filters took
+away, and how long each step took.
 """
 
 import dataclasses
