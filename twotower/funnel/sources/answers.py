@@ -127,3 +127,15 @@ def first_allowed(keys: np.ndarray, scores: np.ndarray, k: int, exclude: Ragged)
     found_scores = np.full((num_rows, k), NO_SCORE)
     found_keys[inside], found_scores[inside] = keys[row, column], scores[row, column]
     return Candidates(found_keys, found_scores, counts)
+
+
+def for_rows(found: Candidates, rows: np.ndarray, num_requests: int) -> Candidates:
+    """Answers to some requests, `rows`, as answers to all; the others get empty rows.
+
+    >>> found = Candidates.rank(np.array([[7]]), np.float32([[1]]), k=1)
+    >>> for_rows(found, np.array([1]), 2).keys.tolist()
+    [[-1], [7]]
+    """
+    whole = Candidates.empty(num_requests, found.keys.shape[1])
+    whole.keys[rows], whole.scores[rows], whole.counts[rows] = found.keys, found.scores, found.counts
+    return whole
