@@ -39,6 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_float("deadline", 0.0, "Seconds that a source may take; 0 for no limit.")
     flags.DEFINE_string("index", "exact", "The two towers' index: exact, or one of the bundle.")
     flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
+    flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
     flags.DEFINE_list(
         "bounds", ["0"], "Least numbers of events of users that get weights of their own."
     )
@@ -60,6 +61,7 @@ def main() -> None:
         FLAGS.deadline,
         FLAGS.index,
         FLAGS.half_life,
+        FLAGS.fresh_below,
         tuple(int(bound) for bound in FLAGS.bounds),
     )
     final = Bundle(FLAGS.bundle)

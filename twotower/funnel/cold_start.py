@@ -91,7 +91,9 @@ def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
         most: Number of picks, 1 or more.
     """
     nothing = Ragged.empty(len(requests))
-    position = np.full(int(max(shown.max(initial=0), requests.history.values.max(initial=0))) + 1, -1)
+    position = np.full(
+        int(max(shown.max(initial=0), requests.history.values.max(initial=0))) + 1, -1
+    )
     position[shown] = np.arange(len(shown))
     of_history = position[requests.history.values]
     liked = np.zeros((len(requests), len(shown)), bool)

@@ -137,5 +137,9 @@ def for_rows(found: Candidates, rows: np.ndarray, num_requests: int) -> Candidat
     [[-1], [7]]
     """
     whole = Candidates.empty(num_requests, found.keys.shape[1])
-    whole.keys[rows], whole.scores[rows], whole.counts[rows] = found.keys, found.scores, found.counts
+    whole.keys[rows], whole.scores[rows], whole.counts[rows] = (
+        found.keys,
+        found.scores,
+        found.counts,
+    )
     return whole

@@ -109,9 +109,7 @@ class ContextPopularity(Source):
                 f"expected attributes of different names and a positive prior; got {names}, "
                 f"{prior}."
             )
-        items, columns = np.unique(
-            dataset.item_keys[require_rows(cls, train)], return_inverse=True
-        )
+        items, columns = np.unique(dataset.item_keys[require_rows(cls, train)], return_inverse=True)
         share = np.bincount(columns) / len(train)
         rows = _requests_of(dataset, train)
         attribute_of, values, lifts = [], [], []
@@ -125,7 +123,9 @@ class ContextPopularity(Source):
                     f"{list(dataset.interactions.columns)}."
                 )
             groups, group = np.unique(texts[known], return_inverse=True)
-            cells = np.bincount(group * len(items) + columns[known], minlength=len(groups) * len(items))
+            cells = np.bincount(
+                group * len(items) + columns[known], minlength=len(groups) * len(items)
+            )
             counts = cells.reshape(len(groups), len(items))  # [num_groups, num_known]
             shrunk = (counts + prior * share) / (counts.sum(1, keepdims=True) + prior)
             lifts.append(np.log(shrunk / share).astype(np.float32))
