@@ -8,6 +8,7 @@ import scipy.sparse as sparse
 from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
 from twotower.funnel.filters import is_member
+from twotower.funnel.sources.answers import Columns
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.stage import Stage
 from twotower.limits import whole_number
@@ -90,14 +91,10 @@ def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
         shown: `[size]` int64 keys, the list.
         most: Number of picks, 1 or more.
     """
-    nothing = Ragged.empty(len(requests))
-    position = np.full(
-        int(max(shown.max(initial=0), requests.history.values.max(initial=0))) + 1, -1
-    )
-    position[shown] = np.arange(len(shown))
-    of_history = position[requests.history.values]
+    of_history = Columns(np.sort(shown)).of(requests.history)
     liked = np.zeros((len(requests), len(shown)), bool)
-    liked[requests.history.row_index[of_history >= 0], of_history[of_history >= 0]] = True
+    # Columns are in order of the keys; those of `liked` in the order of the list.
+    liked[of_history.row_index, np.argsort(shown)[of_history.values]] = True
     liked &= np.cumsum(liked, axis=1) <= whole_number(most, "most", 1)
     row, column = np.nonzero(liked)
     picks = Ragged.from_lengths(shown[column], liked.sum(1))

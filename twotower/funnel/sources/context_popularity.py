@@ -1,7 +1,6 @@
 """What is popular among requests like this one: of its region, age group, hour."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from twotower.data.splits import CONTEXT
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.sources.answers import at_most, first_allowed, in_batches
 from twotower.funnel.sources.popularity import require_rows
-from twotower.funnel.stage import Model, Source
+from twotower.funnel.stage import Source
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates, best_of_dense
 
@@ -144,12 +143,6 @@ class ContextPopularity(Source):
             names,
             prior,
         )
-
-    @classmethod
-    def restore(
-        cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Model
-    ) -> "ContextPopularity":
-        return cls(**arrays, **settings)
 
     def __call__(self, requests: Requests, k: int) -> Candidates:
         k = at_most(k, len(self.items))

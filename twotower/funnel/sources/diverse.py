@@ -40,7 +40,7 @@ class Diverse(Source):
     ARRAYS = ("centroids", "cluster")
 
     def __init__(
-        self, model: Model, centroids: np.ndarray, cluster: np.ndarray, nearest: int = 20
+        self, model: Model, centroids: np.ndarray, cluster: np.ndarray, nearest: int = 10
     ) -> None:
         if len(cluster) != len(model.keys):
             raise ValueError(
@@ -56,7 +56,7 @@ class Diverse(Source):
         self._sizes = np.bincount(cluster, minlength=len(centroids))
 
     @classmethod
-    def fit(cls, model: Model, clusters: int = 50, nearest: int = 20, seed: int = 0) -> "Diverse":
+    def fit(cls, model: Model, clusters: int = 50, nearest: int = 10, seed: int = 0) -> "Diverse":
         """Clusters the model's item vectors by k-means, from `faiss`.
 
         Args:
@@ -86,7 +86,7 @@ class Diverse(Source):
     def restore(
         cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Model
     ) -> "Diverse":
-        return cls(model, **settings, **arrays)
+        return cls(model, arrays["centroids"], arrays["cluster"], **settings)
 
     def __call__(self, requests: Requests, k: int) -> Candidates:
         k = at_most(k, len(self.cluster))
