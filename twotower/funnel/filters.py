@@ -286,7 +286,7 @@ def fractions(ids: Iterable[str], salt: str) -> np.ndarray:
     """A hash of each id and the salt as a number in [0, 1), `[num_ids]`, the same on every machine.
 
     >>> fractions(["a", "b"], "colour").round(3).tolist()
-    [0.387, 0.588]
+    [0.387, 0.681]
     """
     digests = (hashlib.blake2b(f"{salt}:{some}".encode(), digest_size=8).digest() for some in ids)
     return np.array([int.from_bytes(digest, "big") >> 11 for digest in digests]) / 2.0**53

@@ -24,7 +24,7 @@ from twotower.funnel.stage import Model, Source
 from twotower.limits import at_least
 
 # Of iALS, which found most on MovieLens 1M (`random`, validation, recall@500).
-IALS = {"factors": 96, "alpha": 8.0, "regularization": 80.0}
+IALS = {"factors": 128, "alpha": 8.0, "regularization": 90.0}
 # What a request's context popularity is known by, as far as the data has it; the region is the
 # first digit of a zip code.
 CONTEXT = ("age", "gender", "zip_code", "device", "country")

@@ -25,21 +25,21 @@ class Model(Protocol):
     Attributes:
         keys: `[num_items]` int64 ascending, keys of the items that may be answered.
         vectors: `[num_items, dim]` float32, their vectors.
-        catalogue: All items.
-        encode: Requests -> `[num_requests, dim]` float32, the query tower's vectors.
-        retriever: Name of an index -> that index, or exact search for `exact`.
     """
 
     keys: np.ndarray
     vectors: np.ndarray
 
     @property
-    def catalogue(self) -> Catalogue: ...
+    def catalogue(self) -> Catalogue:
+        """All items."""
 
     @property
-    def encode(self) -> Callable[[Requests], np.ndarray]: ...
+    def encode(self) -> Callable[[Requests], np.ndarray]:
+        """Requests -> `[num_requests, dim]` float32, the query tower's vectors."""
 
-    def retriever(self, name: str = "exact") -> Retriever: ...
+    def retriever(self, name: str = "exact") -> Retriever:
+        """The index of that name, or exact search for `exact`."""
 
 
 class Part(abc.ABC):

@@ -205,8 +205,8 @@ class Candidates:
         """The best `k` items of dense scores.
 
         Args:
-            scores: `[num_queries, num_items]` float32, a column a key, larger is better; -inf
-                marks what may not be answered. They are overwritten.
+            scores: `[num_queries, num_items]` floats, a column a key, larger is better; -inf
+                marks what may not be answered. Those that are float32 are overwritten.
             k: Width of the answer, 1 or more.
             exclude: Keys that may not be answered, a row for each query.
             allow: `[num_allowed]` keys that may be answered, for all queries alike.
@@ -218,6 +218,7 @@ class Candidates:
         >>> Candidates.of_scores(scores, k=2, exclude=Ragged.from_rows([[0]])).keys.tolist()
         [[2, 1]]
         """
+        scores = np.asarray(scores, np.float32)
         rows = len(scores) if exclude is None else len(exclude)
         if scores.ndim != 2 or len(scores) != rows or np.isnan(scores).any():
             raise ValueError(
