@@ -63,11 +63,12 @@ def best_of_dense(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     k = min(k, num_columns)
     if not num_rows or not k:
         return np.zeros((num_rows, k), np.int64), np.zeros((num_rows, k), np.float32)
-    cut = np.partition(scores, num_columns - k, axis=1)[:, num_columns - k, None]
-    keep = scores >= cut
-    if cut.min() == NO_SCORE:
-        keep &= scores > NO_SCORE
+    keep = scores > NO_SCORE
     counts = np.count_nonzero(keep, axis=1)
+    if counts.max() > k:
+        cut = np.partition(scores, num_columns - k, axis=1)[:, num_columns - k, None]
+        keep &= scores >= cut
+        counts = np.count_nonzero(keep, axis=1)
     if counts.max() > k:  # of equal scores at the cut, those of the first columns
         tied = np.flatnonzero(counts > k)
         above = scores[tied] > cut[tied]
