@@ -14,8 +14,8 @@ import twotower as tt
 NAMES = """
     Bundle Candidates Catalogue Comparison Dataset Ease EvalCases ExamplesConfig FitConfig IAls
     IndexConfig ItemConfig ItemKnn MiningConfig NegativesConfig Popularity QueryConfig Recipe
-    Recommendations Split TaskConfig Trainer Training TwoTowerModel add_index evaluate item_tower
-    load_dataset make_split query_tower read_tables recipe_for summarise
+    Recommendations Requests Split TaskConfig Trainer Training TwoTowerModel add_index evaluate
+    item_tower load_dataset make_split query_tower read_tables recipe_for summarise
 """
 
 # What stands in README.md -> the same on the small made-up service, in a folder of the test's own.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from twotower.data.dataset import Catalogue as Catalogue
     from twotower.data.dataset import Dataset as Dataset
     from twotower.data.examples import ExamplesConfig as ExamplesConfig
+    from twotower.data.requests import Requests as Requests
     from twotower.data.splits import Split as Split
     from twotower.data.splits import make_split as make_split
     from twotower.data.summary import summarise as summarise
@@ -65,6 +66,7 @@ _PUBLIC = {
     "Dataset": "twotower.data.dataset",
     "Ease": "twotower.evaluation.baselines",
     "EvalCases": "twotower.data.cases",
+    "Requests": "twotower.data.requests",
     "ExamplesConfig": "twotower.data.examples",
     "FitConfig": "twotower.training.recipe",
     "IAls": "twotower.evaluation.baselines",

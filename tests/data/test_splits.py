@@ -345,7 +345,7 @@ def test_cases_take_and_batches():
 
 def test_cases_of_unequal_columns():
     cases = make_split(dataset_of(SMALL), "loo", "test").cases
-    with pytest.raises(ValueError, match="time has 1 rows for 2 cases"):
+    with pytest.raises(ValueError, match="time has 1 rows for 2 requests"):
         dataclasses.replace(cases, time=np.array([1]))
     with pytest.raises(ValueError, match="history_time must have the offsets of history"):
         dataclasses.replace(cases, history_time=Ragged.from_rows([[1], [1]]))

@@ -239,7 +239,7 @@ def test_content_ials_solves_its_ridge_regression():
     assert kept.shape == (12, 7) and content.shape == (12, 7 + 12)
     penalised = np.hstack([np.zeros((7, 1)), np.sqrt(2.0) * np.eye(7)])
     system = np.vstack([np.hstack([np.ones((10, 1)), kept[:10]]), penalised])
-    targets = np.vstack([model._model.item_factors[:10], np.zeros((7, 2))])
+    targets = np.vstack([model.item_vectors[:10], np.zeros((7, 2))])
     solution = np.linalg.lstsq(system, targets)[0]
     expected = np.hstack([np.ones((2, 1)), kept[10:]]) @ solution
     np.testing.assert_allclose(model._vectors[10:], expected, atol=1e-5)

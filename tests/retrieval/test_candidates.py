@@ -187,3 +187,16 @@ def test_long_rows_with_nan():
     scores[0, [5, 2999]] = np.nan
     # NaN counts as less than anything: 2998, 2997, ...
     assert best_columns(np.arange(3000), scores, 3).tolist() == [[2998, 2997, 2996]]
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 40])
+def test_dense_scores_are_ranked_as_any_others(k):
+    # Many equal scores, both zeros, both signs, rows with few or no items.
+    scores = np.random.default_rng(0).integers(-3, 3, (60, 30)).astype(np.float32)
+    scores[scores == 1] = np.float32(-0.0)
+    scores[20:40][np.random.default_rng(1).random((20, 30)) < 0.9] = -np.inf
+    scores[59] = -np.inf
+    keys = np.broadcast_to(np.arange(30), scores.shape)
+    expected, found = Candidates.rank(keys, scores, k), Candidates.of_scores(scores.copy(), k)
+    for name in ("keys", "scores", "counts"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

@@ -16,8 +16,12 @@ import pandas as pd
 
 from twotower.bundle.inputs import SAME_LENGTH, as_type, query_inputs
 from twotower.bundle.recommendations import Recommendations, nearest
-from twotower.data.dataset import Catalogue
+from twotower.data.dataset import Catalogue, Dataset
+from twotower.data.examples import REQUEST_INPUTS, QueryInputs
 from twotower.data.lineage import Lineage
+from twotower.data.requests import Requests
+from twotower.funnel import saving
+from twotower.funnel.funnel import Funnel
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
@@ -40,6 +44,9 @@ ENTRIES = {
 INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
 REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
 
+# Requests that the query tower encodes at once.
+QUERIES = 256
+
 T = TypeVar("T")
 
 
@@ -59,12 +66,12 @@ def state_version(model_version: str) -> int:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
-    """Writes the manifest with the sha256 of every file below `directory`, except indexes, which
-    list their files themselves."""
+    """Writes the manifest with the sha256 of every file below `directory`, but for indexes and
+    funnels, which list their files themselves."""
     files = {
         name: digest
         for name, digest in description.hashes(directory).items()
-        if name != MANIFEST and not name.startswith("index/")
+        if name != MANIFEST and not name.startswith(("index/", "funnels/"))
     }
     entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
     description.write(directory / MANIFEST, entries)
@@ -318,6 +325,61 @@ class Bundle:
         except ValueError as error:
             raise BundleError(f"{path}: {error}") from error
 
+    @functools.cached_property
+    def encode(self) -> Callable[[Requests], np.ndarray]:
+        """Requests -> `[num_requests, dim]` float32, what the query tower makes of them.
+
+        What it takes besides histories and user ids it finds in `Requests.context`.
+        """
+        names = [*self._query_inputs]
+        # A dataset of the items alone: users are known by what a request says of them.
+        nobody = {name: np.array([], object) for name in {"user_id", *names} - set(REQUEST_INPUTS)}
+        events = {"user_id": object, "item_id": object, "timestamp": np.int64}
+        nothing = {name: np.array([], kind) for name, kind in events.items()}
+        tables = pd.DataFrame(nothing), self.catalogue.items, pd.DataFrame(nobody)
+        inputs = QueryInputs(Dataset("", *tables), names)
+
+        def encode(requests: Requests) -> np.ndarray:
+            parts = [self.query_tower(inputs(part)) for part in requests.batches(QUERIES)]
+            return np.concatenate([np.empty((0, self.manifest["dim"]), np.float32), *parts])
+
+        return encode
+
+    @property
+    def funnels(self) -> list[str]:
+        """Names of the funnels in the bundle."""
+        found = (path.parent.name for path in self.directory.glob("funnels/*/funnel.json"))
+        return sorted(name for name in found if is_index_name(name))
+
+    def funnel(self, name: str = "default") -> Funnel:
+        """The funnel `name`, whose sources answer from this bundle.
+
+            requests = Requests.of(bundle.catalogue, [["260", "1196"]])
+            answer = bundle.funnel().recommend(requests, k=20)
+
+        Raises:
+            BundleError: No such funnel, or one of another training.
+        """
+        if name not in self.funnels:
+            raise BundleError(f"{self.directory} has no funnel {name!r}; it has {self.funnels}.")
+        path = self.directory / "funnels" / name
+        try:
+            return saving.load(path, self, self.model_version)
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
+
+    def add_funnel(self, funnel: Funnel, name: str = "default") -> None:
+        """Saves a funnel as `funnels/<name>/`; one of that name is replaced.
+
+        Raises:
+            ValueError: A name with a path in it, or a part that cannot be saved.
+            BundleError: Another bundle has replaced this one.
+        """
+        if not is_index_name(name):
+            raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
+        self.require_in_place()
+        saving.save(funnel, self.directory / "funnels" / name, self.model_version)
+
     def recommend(
         self,
         history: Sequence[str] = (),
@@ -353,7 +415,7 @@ class Bundle:
                 person that the query tower reads.
         """
         inputs, names = dict(inputs or {}), [*self._query_inputs]
-        liked, excluded = self._known_keys(history), self._known_keys(exclude)
+        liked, excluded = map(self.catalogue.require_keys, (history, exclude))
         if inputs.keys() - names:
             raise ValueError(
                 f"the query tower takes {sorted(names)}; unknown {sorted(inputs.keys() - names)}."
@@ -378,15 +440,6 @@ class Bundle:
         because = nearest(self.catalogue, self.keys, self.vectors, keys, liked)
         scores = found.scores[0, : len(keys)].astype(float)
         return Recommendations(table.assign(score=scores, because=because), items.iloc[liked])
-
-    def _known_keys(self, ids: Sequence[str]) -> np.ndarray:
-        if isinstance(ids, str):  # its letters could be ids, as those of "260" are
-            raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
-        keys = self.catalogue.keys_of(list(ids))
-        if (keys < 0).any():
-            unknown = [item for item, key in zip(ids, keys) if key < 0]
-            raise ValueError(f"items {unknown} are not in the bundle's catalogue; give item ids.")
-        return keys
 
     def _answers_by_id(self, user_id: str) -> bool:
         """Whether the query tower knows this user, and takes nothing but the id."""

@@ -6,9 +6,9 @@ import numpy as np
 
 from twotower.bundle.bundle import Bundle
 from twotower.data import load_dataset
-from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.examples import QueryInputs
+from twotower.data.requests import Requests
 from twotower.data.splits import Split
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from_scores
@@ -114,13 +114,13 @@ def check_unseen(bundle: Bundle, dataset: Dataset, split: Split) -> None:
 
 def embedder(
     bundle: Bundle, dataset: Dataset, batch_size: int = 256
-) -> Callable[[EvalCases], np.ndarray]:
-    """`embed(cases)` through the SavedModel of the query tower, from raw inputs."""
+) -> Callable[[Requests], np.ndarray]:
+    """`embed(requests)` through the SavedModel of the query tower, from raw inputs."""
     inputs = QueryInputs(dataset, [spec["name"] for spec in bundle.manifest["query_inputs"]])
 
-    def embed(cases) -> np.ndarray:
+    def embed(requests: Requests) -> np.ndarray:
         return np.concatenate(
-            [bundle.query_tower(inputs(part)) for part in cases.batches(batch_size)]
+            [bundle.query_tower(inputs(part)) for part in requests.batches(batch_size)]
         )
 
     return embed

@@ -9,6 +9,8 @@ COMMANDS = {
     "evaluate": "compare bundles and baselines on known answers",
     "recommend": "print what a bundle recommends to somebody",
     "build_index": "build one more index into a bundle",
+    "build_funnel": "build a funnel of many sources into a bundle",
+    "evaluate_funnel": "say what each stage of a funnel gives and loses",
 }
 
 
@@ -24,7 +26,7 @@ def main(command: str | None = None) -> None:
         command, *arguments = arguments or [""]
         name = f"twotower {command}"
     if command not in COMMANDS:
-        lines = [f"  {known:12s} {text}" for known, text in COMMANDS.items()]
+        lines = [f"  {known:16s} {text}" for known, text in COMMANDS.items()]
         usage = "\n".join(["twotower COMMAND --flag=value ...", *lines])
         if command in ("", "help", "-h", "-help", "--help"):
             print(f"{usage}\nEach command answers --help.")

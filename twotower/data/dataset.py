@@ -7,7 +7,7 @@ Everything outside this file that sees an item as a number sees a *key*; everyth
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,20 @@ class Catalogue:
         """Keys of ids, in the shape given, int64; -1 for an unknown id."""
         ids = np.asarray(ids, object)
         return self._index.get_indexer(ids.ravel()).astype(np.int64).reshape(ids.shape)
+
+    def require_keys(self, ids: Sequence[str]) -> np.ndarray:
+        """Keys of ids, `[num_ids]` int64.
+
+        Raises:
+            ValueError: Ids that the catalogue does not have, or one text in place of a list.
+        """
+        if isinstance(ids, str):  # its letters could be ids, as those of "260" are
+            raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
+        keys = self.keys_of(list(ids))
+        if (keys < 0).any():
+            unknown = [item for item, key in zip(ids, keys) if key < 0]
+            raise ValueError(f"items {unknown} are not in the catalogue; give item ids.")
+        return keys
 
     def ids_of(self, keys: np.ndarray) -> np.ndarray:
         """Ids of keys, in the shape given, as objects; '' for -1.

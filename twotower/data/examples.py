@@ -1,8 +1,9 @@
 """From rows of the data to the inputs of the towers and the examples of training.
 
-`QueryInputs` turns cases into inputs of the query tower, and `ItemInputs` turns keys of items into
-inputs of the item tower, with age and popularity as of a given time. `Examples` plans which queries
-and items an epoch of training has, and in which order; `training/batches.py` makes tensors of it.
+`QueryInputs` turns requests into inputs of the query tower, and `ItemInputs` turns keys of items
+into inputs of the item tower, with age and popularity as of a given time. `Examples` plans which
+queries and items an epoch of training has, and in which order; `training/batches.py` makes tensors
+of it.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.columns import refuse_twins
 from twotower.data.config import ExamplesConfig
 from twotower.data.dataset import Dataset
+from twotower.data.requests import Requests
 from twotower.data.splits import Split
 from twotower.ragged import Ragged
 
@@ -23,8 +25,13 @@ DAY = 86_400.0
 PASSED_OVER = ("impression", "skip")
 
 
+# Inputs that come from a request itself; all others are columns of its user.
+COMPUTED = ("history", "history_time", "history_rating", "time")
+REQUEST_INPUTS = (*COMPUTED, "search_text", "device", "country")
+
+
 class QueryInputs:
-    """Makes the query tower's inputs from cases: raw values or, after `encoded`, integers.
+    """Makes the query tower's inputs from requests: raw values or, after `encoded`, integers.
 
     Args:
         dataset: Source of the users' columns and the items' ids.
@@ -47,12 +54,11 @@ class QueryInputs:
 
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
         self.names = list(names)
-        computed = ("history", "history_time", "history_rating", "time")
-        known = {*computed, "search_text", "device", "country", *dataset.users}
+        known = {*REQUEST_INPUTS, *dataset.users}
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
-        refuse_twins("users", dataset.users, names, computed)
+        refuse_twins("users", dataset.users, names, COMPUTED)
         self._lookup = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
         # The last row is for users that the dataset does not have, whose columns are all missing.
         self.users = {
@@ -79,26 +85,32 @@ class QueryInputs:
             new.items, new.pad = np.asarray(index("history", items))[:, 0], 0
         return new
 
-    def __call__(self, cases: EvalCases) -> dict[str, np.ndarray]:
-        """Name of an input -> `[num_cases]`, or `[num_cases, longest]` for those of a history."""
-        rows = np.fromiter((self._lookup.get(u, -1) for u in cases.user_id), np.int64, len(cases))
+    def __call__(self, requests: Requests) -> dict[str, np.ndarray]:
+        """Inputs by name, `[num_requests]`, or `[num_requests, longest]` for those of a history.
+
+        A user whom the dataset does not have gets the columns that `requests.context` gives.
+        """
+        found = (self._lookup.get(user_id, -1) for user_id in requests.user_id)
+        rows = np.fromiter(found, np.int64, len(requests))
         inputs: dict[str, np.ndarray] = {}
         for name in self.names:
             if name == "user_id" and self.users[name].dtype == object:
-                inputs[name] = cases.user_id  # also of users that the dataset does not have
+                inputs[name] = requests.user_id  # also of users that the dataset does not have
             elif name == "history":
-                ids = Ragged(self.items[cases.history.values], cases.history.offsets)
+                ids = Ragged(self.items[requests.history.values], requests.history.offsets)
                 inputs[name] = ids.to_dense(self.pad)
             elif name == "history_time":
-                inputs[name] = cases.history_time.to_dense(-1)
+                inputs[name] = requests.history_time.to_dense(-1)
             elif name == "history_rating":
-                inputs[name] = cases.history_rating.to_dense(np.nan)
+                inputs[name] = requests.history_rating.to_dense(np.nan)
             elif name == "time":
-                inputs[name] = cases.time
+                inputs[name] = requests.time
             elif name in self.users:
                 inputs[name] = self.users[name][rows]
+                if name in requests.context and self.users[name].dtype == object:
+                    inputs[name] = np.where(rows < 0, requests.context[name], inputs[name])
             else:
-                inputs[name] = cases.context.get(name, np.full(len(cases), "", object))
+                inputs[name] = requests.texts(name)
         return inputs
 
 

@@ -22,17 +22,17 @@ import scipy.linalg as linalg
 import scipy.sparse as sparse
 from absl import logging
 
-from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
+from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import from_scores
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 
 
 class Baseline(abc.ABC):
-    """Scores the whole catalogue for each case.
+    """Scores the whole catalogue for each request.
 
-    Its best guess for a case whose history has no item of the training rows is what is popular.
+    Its best guess for a request whose history has no item of the training rows is what is popular.
 
         ease = make("ease").fit(dataset, split.train, split.candidates)
         report = evaluate(ease.recommend, split)
@@ -85,19 +85,19 @@ class Baseline(abc.ABC):
         if gib > 0.5:
             logging.info("%s: about %.1f GiB", name, gib)
 
-    def scores(self, cases: EvalCases) -> np.ndarray:
-        """`[num_cases, num_items]` float32, larger is better."""
-        histories = self._matrix(cases.history)
+    def scores(self, requests: Requests) -> np.ndarray:
+        """`[num_requests, num_items]` float32, larger is better."""
+        histories = self._matrix(requests.history)
         scores = self._score(histories)
         known = histories @ (self._counts > 0)
         scores[known == 0] = self._counts
         return scores
 
-    def recommend(self, cases: EvalCases, k: int) -> Candidates:
-        """The best `k` items of each case; call `fit` first."""
+    def recommend(self, requests: Requests, k: int) -> Candidates:
+        """The best `k` items of each request; call `fit` first."""
         if not hasattr(self, "_recommend"):
             raise ValueError(f"{type(self).__name__} is not fitted; call fit(dataset, train).")
-        return self._recommend(cases, k)
+        return self._recommend(requests, k)
 
     def _matrix(self, rows: Ragged) -> sparse.csr_matrix:
         """Rows of keys as 0 and 1, `[num_rows, num_items]`; a repeated key counts once."""
@@ -142,6 +142,10 @@ class Ease(Baseline):
     Args:
         l2: Ridge penalty.
 
+    Attributes:
+        items: `[num_known]` int64, keys of the items with a training row; after `fit`.
+        weights: `[num_known, num_known]` float32, B of these items; after `fit`.
+
     Raises:
         ValueError: `l2` not positive.
 
@@ -158,10 +162,10 @@ class Ease(Baseline):
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         # Only items with a row: the others would be empty rows of B.
-        self._items = np.flatnonzero(self._counts)
-        trained = matrix[:, self._items].astype(np.float64)
+        self.items = np.flatnonzero(self._counts)
+        trained = matrix[:, self.items].astype(np.float64)
         by_item, step = trained.T.tocsr(), 256
-        gram = np.empty((len(self._items),) * 2)
+        gram = np.empty((len(self.items),) * 2)
         for start in range(0, len(gram), step):
             gram[start : start + step] = (by_item[start : start + step] @ trained).toarray()
         gram[np.diag_indices_from(gram)] += self.l2
@@ -169,11 +173,12 @@ class Ease(Baseline):
         weights = linalg.inv(gram.T, overwrite_a=True, check_finite=False)
         weights /= -np.diag(weights).copy()
         np.fill_diagonal(weights, 0)
-        self._weights = weights.astype(np.float32)
+        # In row order: a history picks rows.
+        self.weights = weights.astype(np.float32, order="C")
 
     def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
         scores = np.zeros(histories.shape, np.float32)
-        scores[:, self._items] = histories[:, self._items] @ self._weights
+        scores[:, self.items] = histories[:, self.items] @ self.weights
         return scores
 
 
@@ -184,6 +189,9 @@ class ItemKnn(Baseline):
         neighbours: Most similar items kept for each item.
         weighting: How a user counts in a similarity: `cosine`, `tfidf` (a user of many items says
             less) or `bm25` (and a popular item is not similar to all).
+
+    Attributes:
+        similarity: `[num_items, num_items]`, sparse, float32; after `fit`.
 
         ItemKnn(neighbours=100).fit(dataset, split.train).recommend(split.cases, k=10)
     """
@@ -212,10 +220,10 @@ class ItemKnn(Baseline):
             weighted = nearest.bm25_weight(items, K1=1.2, B=0.75)
         model = nearest.ItemItemRecommender(K=self.neighbours)
         model.fit(weighted.T.tocsr(), show_progress=False)
-        self._similarity = model.similarity.astype(np.float32)
+        self.similarity = model.similarity.astype(np.float32)
 
     def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
-        return (histories @ self._similarity).toarray()
+        return (histories @ self.similarity).toarray()
 
 
 class IAls(Baseline):
@@ -230,6 +238,9 @@ class IAls(Baseline):
         regularization: L2 penalty.
         iterations: Alternations.
         seed: Of the first vectors.
+
+    Attributes:
+        item_vectors: `[num_items, factors]` float32; after `fit`.
 
         IAls(factors=128).fit(dataset, split.train).recommend(split.cases, k=10)
     """
@@ -262,10 +273,11 @@ class IAls(Baseline):
                 random_state=self.seed,
             )
             self._model.fit(matrix, show_progress=False)
+        self.item_vectors = self._model.item_factors
 
     def _score(self, histories: sparse.csr_matrix) -> np.ndarray:
         users = self._model.recalculate_user(np.arange(histories.shape[0]), histories)
-        return users @ self._model.item_factors.T
+        return users @ self.item_vectors.T
 
 
 class ContentIAls(IAls):
@@ -302,7 +314,7 @@ class ContentIAls(IAls):
         max_gib: float = 4.0,
     ) -> Self:
         super().fit(dataset, train, candidates, max_gib)
-        known, vectors = self._counts > 0, np.array(self._model.item_factors, np.float64)
+        known, vectors = self._counts > 0, np.array(self.item_vectors, np.float64)
         content = content_indicators(dataset.items)
         content = content[:, content[known].sum(0) >= self.min_items]
         self._claim(24.0 * content.shape[1] ** 2, max_gib)  # F'F, twice while it is centred

@@ -12,12 +12,13 @@ import numpy as np
 
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
+from twotower.data.requests import Requests
 from twotower.data.splits import Split, only_hidden
 from twotower.evaluation import metrics
 from twotower.evaluation.metrics import KS, MRR_AT, TargetRanks
-from twotower.retrieval.candidates import NO_SCORE, Candidates
+from twotower.retrieval.candidates import Candidates
 
-Recommend = Callable[[EvalCases, int], Candidates]
+Recommend = Callable[[Requests, int], Candidates]
 
 
 # Lower bounds of the segments: items in a case's history, training rows of a target's item.
@@ -254,48 +255,28 @@ def telling_metric(name: str, split: Split) -> str:
 
 
 def from_scores(
-    score: Callable[[EvalCases], np.ndarray],
+    score: Callable[[Requests], np.ndarray],
     candidates: np.ndarray | None = None,
     batch_size: int = 1024,
 ) -> Recommend:
-    """`recommend(cases, k)` from a function that scores the whole catalogue.
+    """`recommend(requests, k)` from a function that scores the whole catalogue.
 
     Args:
-        score: Cases -> `[num_cases, num_items]` scores, a column a key; larger is better.
+        score: Requests -> `[num_requests, num_items]` scores, a column a key; larger is better.
         candidates: Keys that may be answered; all by default.
-        batch_size: Cases scored at once, which bounds the memory.
+        batch_size: Requests scored at once, which bounds the memory.
     """
 
-    def recommend(cases: EvalCases, k: int) -> Candidates:
+    def recommend(requests: Requests, k: int) -> Candidates:
         parts = [
-            _top(np.array(score(part), np.float32), part, candidates, k)
-            for part in cases.batches(batch_size)
+            Candidates.of_scores(
+                np.array(score(part), np.float32), k, exclude=part.exclude, allow=candidates
+            )
+            for part in requests.batches(batch_size)
         ]
-        if not parts:
-            empty = np.empty((0, k))
-            return Candidates.rank(empty.astype(np.int64), empty.astype(np.float32), k)
-        return Candidates.concat(parts)
+        return Candidates.concat(parts) if parts else Candidates.empty(0, k)
 
     return recommend
-
-
-def _top(scores: np.ndarray, cases: EvalCases, candidates, k: int) -> Candidates:
-    """The best k of dense `scores` `[num_cases, num_items]`, which it overwrites."""
-    if scores.ndim != 2 or len(scores) != len(cases) or np.isnan(scores).any():
-        raise ValueError(
-            f"expected scores [{len(cases)}, num_items] without NaN; got {scores.shape} with "
-            f"{int(np.isnan(scores).sum())} NaN."
-        )
-    if candidates is not None:
-        excluded = np.ones(scores.shape[1], bool)
-        excluded[candidates] = False
-        scores[:, excluded] = NO_SCORE
-    scores[cases.exclude.row_index, cases.exclude.values] = NO_SCORE
-    if k < scores.shape[1]:
-        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    else:
-        best = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    return Candidates.rank(best, np.take_along_axis(scores, best, 1), k)
 
 
 def _values(ranks: TargetRanks, keys: np.ndarray, ks, item_counts) -> dict:

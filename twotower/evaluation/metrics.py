@@ -152,6 +152,53 @@ def mean_popularity(keys: np.ndarray, popularity: np.ndarray, k: int) -> np.ndar
     return values.sum(1) / np.maximum((top >= 0).sum(1), 1)
 
 
+def novelty(keys: np.ndarray, share: np.ndarray, k: int) -> np.ndarray:
+    """Mean self-information of the first `k` items, -log2 of the share of users who have each.
+
+    Args:
+        keys: `[num_cases, >= k]`, -1 behind the end.
+        share: `[num_items]`; an item that nobody has counts as one that half a user in a million
+            has.
+        k: Length of the answers.
+
+    Returns:
+        `[num_cases]` bits; NaN for an empty answer.
+
+    >>> novelty(np.array([[0, 1, -1]]), np.array([0.5, 0.25]), k=3).tolist()
+    [1.5]
+    """
+    bits = -np.log2(np.maximum(share, 5e-7))
+    valid = keys[:, :k] >= 0
+    total = np.where(valid, bits[keys[:, :k]], 0).sum(1)
+    with np.errstate(invalid="ignore"):
+        return total / valid.sum(1)
+
+
+def tag_distance(keys: np.ndarray, tags: np.ndarray, k: int) -> np.ndarray:
+    """Mean over pairs of the first `k` items of 1 - |common tags| / |tags of either|.
+
+    Args:
+        keys: `[num_cases, >= k]`, -1 behind the end.
+        tags: `[num_items, num_tags]` bool. Two items without tags have the distance 0.
+        k: Length of the answers.
+
+    Returns:
+        `[num_cases]` from 0 to 1; NaN for an answer of fewer than two items.
+
+    >>> tags = np.array([[1, 0], [1, 1], [0, 1]], bool)
+    >>> tag_distance(np.array([[0, 1, 2, -1]]), tags, k=4).round(3).tolist()
+    [0.667]
+    """
+    valid = keys[:, :k] >= 0
+    own = np.where(valid[..., None], tags[keys[:, :k]], False).astype(np.float32)
+    common = own @ own.transpose(0, 2, 1)
+    either = own.sum(2)[:, :, None] + own.sum(2)[:, None] - common
+    distance = np.where(either > 0, 1 - common / np.maximum(either, 1), 0)
+    pairs = valid[:, :, None] & valid[:, None] & ~np.eye(valid.shape[1], dtype=bool)
+    with np.errstate(invalid="ignore"):
+        return np.where(pairs, distance, 0).sum((1, 2)) / pairs.sum((1, 2))
+
+
 def coverage(
     keys: np.ndarray, candidates: np.ndarray, k: int, clusters: np.ndarray | None = None
 ) -> dict:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from twotower.ragged import Ragged
 from twotower.retrieval.arguments import checked_keys, checked_rows
-from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns
+from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns, best_of_dense
 
 METRICS = ("dot", "cosine", "euclidean")
 
@@ -40,6 +40,7 @@ class KeyedVectors:
         is_range = len(keys) == 0 or (keys[0] == 0 and bool((np.diff(keys) == 1).all()))
         # How keys ascend; None where they are the positions.
         self._order = None if is_range else np.argsort(keys)
+        self._is_ascending = is_range or bool((np.diff(keys) > 0).all())
 
     @classmethod
     def checked(
@@ -176,8 +177,11 @@ class KeyedVectors:
             if not isinstance(chosen, slice):
                 row, column = _inside(row, column, chosen)
             scores[row, column] = NO_SCORE
-        top = best_columns(keys, scores, k)
-        found = scores[np.arange(len(scores))[:, None], top]
+        if self._is_ascending:
+            top, found = best_of_dense(scores, k)
+        else:
+            top = best_columns(keys, scores, k)
+            found = scores[np.arange(len(scores))[:, None], top]
         positions = top if isinstance(chosen, slice) else chosen[top]
         return np.where(found > NO_SCORE, positions, -1), found
 

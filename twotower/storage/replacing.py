@@ -16,7 +16,12 @@ from collections.abc import Iterator
 from twotower.storage import paths
 
 # What a folder is, by the file that describes it.
-KINDS = {"manifest.json": "a bundle", "live.json": "a snapshot", "index.json": "an index"}
+KINDS = {
+    "manifest.json": "a bundle",
+    "live.json": "a snapshot",
+    "index.json": "an index",
+    "funnel.json": "a funnel",
+}
 # Descriptions of the indexes inside a snapshot and inside a bundle.
 INSIDE = "index/index.json", "index/*/index.json"
 LOCK, NEW, OLD = "lock", "new", "old"

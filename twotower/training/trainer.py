@@ -14,6 +14,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.examples import Examples, ItemInputs, QueryInputs
 from twotower.data.lineage import Lineage
+from twotower.data.requests import Requests
 from twotower.data.sequences import Sequences
 from twotower.data.splits import Split
 from twotower.evaluation.evaluate import evaluate
@@ -233,14 +234,13 @@ class Training:
                 columns[name] = values
         return columns
 
-    def _encoded(self, cases: EvalCases) -> dict:
-        return self.model.query_tower.encode(tensors(self.query_inputs(cases)))
+    def _encoded(self, requests: Requests) -> dict:
+        return self.model.query_tower.encode(tensors(self.query_inputs(requests)))
 
-    def query_vectors(self, cases: EvalCases, batch_size: int = 1024) -> np.ndarray:
-        """Vectors of cases from the current weights, `[num_cases, dim]` float32."""
+    def query_vectors(self, requests: Requests, batch_size: int = 1024) -> np.ndarray:
+        """Vectors of requests from the current weights, `[num_requests, dim]` float32."""
         vectors = [np.empty((0, self.model.query_tower.dim), np.float32)]
-        for start in range(0, len(cases), batch_size):
-            part = cases.take(np.arange(start, min(start + batch_size, len(cases))))
+        for part in requests.batches(batch_size):
             vectors.append(self.model.query_tower(self._encoded(part)).numpy())
         return np.concatenate(vectors)
 
@@ -266,13 +266,13 @@ class Training:
             text.encode() + np.asarray(split.train, np.int64).tobytes()
         ).hexdigest()
 
-    def recommender(self) -> Callable[[EvalCases, int], Candidates]:
-        """`recommend(cases, k)` by exact search, from the current weights."""
+    def recommender(self) -> Callable[[Requests, int], Candidates]:
+        """`recommend(requests, k)` by exact search, from the current weights."""
         keys = self.split.candidates
         index = BruteForceIndex().build(keys, self.item_vectors(keys))
 
-        def recommend(cases: EvalCases, k: int) -> Candidates:
-            return index.search(self.query_vectors(cases), k, exclude=cases.exclude)
+        def recommend(requests: Requests, k: int) -> Candidates:
+            return index.search(self.query_vectors(requests), k, exclude=requests.exclude)
 
         return recommend
 

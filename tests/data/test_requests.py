@@ -1,0 +1,51 @@
+"""Requests from ids, and the columns of users whom the data does not have."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests import tiny
+from twotower.data.dataset import Catalogue
+from twotower.data.examples import QueryInputs
+from twotower.data.requests import Requests
+
+CATALOGUE = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
+
+
+def test_ids_become_keys_and_what_was_seen_is_excluded():
+    requests = Requests.of(
+        CATALOGUE, [["30", "10"], []], exclude=[["20"], ["30"]], ratings=[[5, 1], []]
+    )
+    assert [row.tolist() for row in requests.history] == [[2, 0], []]
+    assert [row.tolist() for row in requests.exclude] == [[2, 0, 1], [2]]
+    assert requests.history_rating.values.tolist() == [5, 1]
+    assert requests.history_time.values.tolist() == [-1, -1] and requests.time.tolist() == [-1, -1]
+    assert requests.texts("search_text").tolist() == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"history": [["30", "x"]]}, r"\['x'\] are not in the catalogue"),
+        ({"history": ["30"]}, "got the text '30'"),
+        ({"history": [[]], "times": [[3]]}, "history_time must have the offsets of history"),
+        ({"history": [[]], "exclude": [["10"], []]}, "exclude has 2 rows for 1 requests"),
+        ({"history": [[]], "user_id": ["a", "b"]}, "history has 1 rows for 2 requests"),
+        ({"history": [[]], "context": {"device": ["tv", "tv"]}}, "device has 2 rows for 1"),
+    ],
+)
+def test_columns_that_do_not_fit(given, message):
+    with pytest.raises(ValueError, match=message):
+        Requests.of(CATALOGUE, given.pop("history"), **given)
+
+
+def test_the_context_tells_of_users_whom_the_data_does_not_have():
+    dataset = tiny.dataset()
+    column = next(name for name in dataset.users if name != "user_id")
+    known = dataset.users["user_id"][0]
+    requests = Requests.of(
+        dataset.catalogue, [[], []], user_id=[known, "nobody"], context={column: ["a", "b"]}
+    )
+    found = QueryInputs(dataset, [column])(requests)[column]
+    assert found.tolist() == [dataset.users[column][0], "b"]
+    assert isinstance(found, np.ndarray)

@@ -1,0 +1,100 @@
+"""Pools and merges, by hand; weights that are fitted find the source that knows."""
+
+import numpy as np
+import pytest
+
+from tests.funnel.test_funnel import Always, ask
+from twotower.data.cases import EvalCases
+from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum
+from twotower.funnel.pool import Pool
+from twotower.ragged import Ragged
+from twotower.retrieval.candidates import Candidates
+
+
+def found_of(**answers):
+    requests = ask([])
+    return requests, {name: Always(*keys)(requests, 9) for name, keys in answers.items()}
+
+
+def test_a_pool_of_several_requests_and_short_rows():
+    left = Candidates.rank(np.array([[5, 3], [2, -1]]), np.float32([[9, 8], [7, 6]]), k=2)
+    right = Candidates.rank(np.array([[3, 7, 5], [-1, -1, -1]]), np.ones((2, 3), np.float32), k=3)
+    pool = Pool.of({"left": left, "right": right})
+    assert pool.keys.tolist() == [[3, 5, 7], [2, -1, -1]]
+    assert pool.ranks.tolist() == [[[2, 1, 0], [1, 0, 0]], [[1, 2, 3], [0, 0, 0]]]
+    assert pool.scores[0].tolist()[0][:2] == [8, 9] and np.isnan(pool.scores[0, 0, 2])
+    with pytest.raises(ValueError, match="the same requests; got"):
+        Pool.of({"a": left, "b": right.take([0])})
+    with pytest.raises(ValueError, match="the same requests"):
+        Pool.of({})
+
+
+def test_keys_may_be_as_large_as_those_of_a_large_catalogue():
+    keys = np.array([[2**40, 3, 2**40 - 1]])
+    pool = Pool.of({"a": Candidates.rank(keys, np.float32([[3, 2, 1]]), k=3)})
+    assert pool.keys.tolist() == [[3, 2**40 - 1, 2**40]] and pool.ranks.tolist() == [[[2, 3, 1]]]
+
+
+def test_more_requests_than_are_merged_at_once():
+    requests = ask(*[[]] * 300)
+    found = {"a": Always(4, 2)(requests, 2), "b": Always(2)(requests, 2)}
+    merged = ReciprocalRank()(requests, found, 2)
+    assert merged.keys.tolist() == [[2, 4]] * 300
+
+
+def test_quotas_interleave_and_fill_up():
+    requests, found = found_of(a=[0, 1, 2, 3, 4], b=[9, 0, 8], c=[7])
+    # rank / quota: 0 .5, 1 1, 2 1.5, 3 2, 4 2.5; 9 1, (0 2), 8 3; c has no quota.
+    merged = Quotas({"a": 2, "b": 1})(requests, found, 9)
+    assert merged.keys.tolist() == [[0, 1, 9, 2, 3, 4, 8, -1, -1]]
+    assert merged.scores[0, :3].tolist() == [-0.5, -1, -1]
+
+
+def test_weights_of_reciprocal_ranks():
+    requests, found = found_of(a=[0, 1], b=[1, 0])
+    assert ReciprocalRank(weights={"b": 2})(requests, found, 2).keys.tolist() == [[1, 0]]
+    assert ReciprocalRank(weights={"b": 0.5})(requests, found, 2).keys.tolist() == [[0, 1]]
+
+
+def test_a_weighted_sum_by_hand():
+    requests = ask([], [1, 2, 3])
+    a = Candidates.rank(np.array([[0, 1, 2]] * 2), np.float32([[6, 3, 0]] * 2), k=3)
+    b = Candidates.rank(np.array([[5, 2]] * 2), np.float32([[0.1, 0.1]] * 2), k=2)
+    merge = WeightedSum(["a", "b"], [[1, 0], [0, 1]], bounds=[0, 3])
+    merged = merge(requests, {"a": a, "b": b}, 4)
+    # a: standard deviation of 6, 3, 0 is 6 ** .5. b: equal scores, which say that it found them.
+    assert merged.keys.tolist() == [[0, 1, 2, 5], [2, 5, 0, 1]]
+    assert merged.scores[0].tolist() == pytest.approx([6**0.5, 6**0.5 / 2, 0, 0])
+    assert merged.scores[1].tolist() == [1, 1, 0, 0]
+    # A source that is missing, or that it was not fitted with, counts nothing.
+    assert merge(requests, {"a": a, "other": b}, 1).keys.tolist() == [[0], [0]]
+
+
+def test_fitted_weights_believe_the_source_that_knows():
+    rng = np.random.default_rng(0)
+    num_cases, num_items = 400, 40
+    requests = ask(*[[0]] * 200, *[[0, 1, 2]] * 200)
+    # Item scores of `knows` are the true logits, of half the cases; of the others those of `later`.
+    logits = rng.normal(size=(2, num_cases, num_items)).astype(np.float32)
+    true = np.where(np.arange(num_cases)[:, None] < 200, logits[0], logits[1])
+    odds = np.exp(3 * true)
+    targets = [rng.choice(num_items, p=row / row.sum()) for row in odds]
+    found = {
+        name: Candidates.of_scores(values.copy(), num_items)
+        for name, values in zip(("knows", "later", "noise"), (*logits, rng.normal(size=odds.shape)))
+    }
+    cases = EvalCases(
+        **requests._columns(), targets=Ragged.from_rows([[target] for target in targets])
+    )
+    merge = WeightedSum.fit(found, cases, bounds=[0, 3], pull=0.1)
+    (few_knows, few_later, few_noise), (many_knows, many_later, many_noise) = merge.weights
+    # z is in standard deviations, which are 1: the true weights are 3 and 0.
+    assert [few_knows, many_later] == pytest.approx([3, 3], abs=0.5)
+    assert max(few_later, few_noise, many_knows, many_noise) < 0.3
+    assert merge.weights.min() >= 0 and merge.names == ["knows", "later", "noise"]
+    # Buckets without a case have the weights of all.
+    far = WeightedSum.fit(found, cases, bounds=[0, 3, 99])
+    np.testing.assert_allclose(far.weights[2], WeightedSum.fit(found, cases).weights[0], atol=1e-5)
+    nothing = {"a": Candidates.empty(num_cases, 2)}
+    with pytest.raises(ValueError, match="targets among what the sources found"):
+        WeightedSum.fit(nothing, cases)

@@ -1,0 +1,87 @@
+"""Builds a funnel around a bundle's two towers and stores it in the bundle.
+
+    twotower build_funnel --bundle=W/bundle --data_dir=ml-1m
+    twotower build_funnel --bundle=W/bundle --data_dir=ml-1m --name=small \\
+        --sources=two_tower:300,popularity:100 --merge=reciprocal_rank
+
+Each source is fitted on the rows that the bundle was trained on. --merge=weighted_sum fits its
+weights on the validation cases. For a bundle that was refit on them, this is done with
+W/bundle_validation, which gets the same funnel, fitted on fewer rows.
+"""
+
+import time
+
+from absl import flags
+
+from twotower.commands import script
+
+FLAGS = flags.FLAGS
+FIRST = ("bundle", "data_dir", "sources", "merge", "name")
+SOURCES = "two_tower:500,ease:500,ials:500,item_knn:300,popularity:200"
+
+
+def define_flags() -> None:
+    """Defines the flags."""
+    script.DEFINE_path("bundle", None, "Folder of the bundle.", required=True)
+    script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
+    flags.DEFINE_string("name", "default", "Name of the funnel in the bundle.")
+    flags.DEFINE_list(
+        "sources", SOURCES.split(","), "Sources, and how many candidates each is asked for."
+    )
+    flags.DEFINE_enum(
+        "merge",
+        "weighted_sum",
+        ["weighted_sum", "reciprocal_rank", "quotas"],
+        "How the sources' candidates become one list.",
+    )
+    flags.DEFINE_integer("pool", 500, "Length of that list.", lower_bound=1)
+    flags.DEFINE_string("fallback", "popularity", "Source that answers where nothing is left.")
+    flags.DEFINE_float("deadline", 0.0, "Seconds that a source may take; 0 for no limit.")
+    flags.DEFINE_string("index", "exact", "The two towers' index: exact, or one of the bundle.")
+    flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
+    flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
+    flags.DEFINE_list(
+        "bounds", ["0"], "Least numbers of events of users that get weights of their own."
+    )
+
+
+def main() -> None:
+    """Builds the funnel, and says what the merge believes."""
+    # Here, so that --help and wrong flags need no TensorFlow and no pandas.
+    from twotower.bundle.bundle import Bundle
+    from twotower.commands import judging
+    from twotower.data import splits
+    from twotower.funnel import making
+
+    config = making.FunnelConfig(
+        making.parse_sources(FLAGS.sources),
+        FLAGS.merge,
+        FLAGS.pool,
+        FLAGS.fallback,
+        FLAGS.deadline,
+        FLAGS.index,
+        FLAGS.half_life,
+        FLAGS.fresh_below,
+        tuple(int(bound) for bound in FLAGS.bounds),
+    )
+    final = Bundle(FLAGS.bundle)
+    before = judging.to_judge(FLAGS.bundle, "validation")
+    dataset = judging.dataset_of(final, FLAGS.data_dir)
+    judging.check(final, dataset, None, None)
+    manifest, merge = final.manifest, None
+    begun = time.perf_counter()
+    refit = before.directory != final.directory
+    for bundle, part in [(before, "validation"), (final, "test")][: 1 + refit]:
+        split = splits.make_split(dataset, manifest["protocol"], part, manifest["split_seed"])
+        split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+        bundle.encode = judging.embedder(bundle, dataset)
+        funnel = making.make_funnel(config, bundle, dataset, split, merge)
+        if merge is None and config.merge == "weighted_sum":
+            funnel.merge = merge = making.fitted(funnel, split.cases, config.bounds)
+        bundle.add_funnel(funnel, FLAGS.name)
+        print(f"{bundle.directory / 'funnels' / FLAGS.name}: {', '.join(funnel.sources)}")
+    if merge is not None:
+        for bound, weights in zip(merge.bounds, merge.weights):
+            shares = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(merge.names, weights))
+            print(f"weights from {bound} events on: {shares}")
+    print(f"{time.perf_counter() - begun:.0f} s")

@@ -1,0 +1,103 @@
+"""Says what each stage of a bundle's funnel gives and loses, on known answers.
+
+    twotower evaluate_funnel --bundle=W/bundle --data_dir=ml-1m
+    twotower evaluate_funnel --bundle=W/bundle --data_dir=ml-1m --part=test --output=funnel.json
+    twotower evaluate_funnel --bundle=A/bundle --bundle=B/bundle --data_dir=ml-1m
+
+Recall of every source and of the pool; what a source alone found; the pool without it; what filters
+took away; and accuracy, coverage, novelty and diversity at the end. With several bundles it tells
+which stage ate a gain: A's recall minus B's after each stage.
+
+The default is the validation part; nothing else than --part=test reads test data. `twotower
+build_funnel` makes the funnel.
+"""
+
+import pathlib
+
+from absl import flags
+
+from twotower.commands import script
+
+FLAGS = flags.FLAGS
+FIRST = ("bundle", "data_dir", "part", "name", "newest")
+SHOWN = ("ndcg@10", "recall@10", "recall_micro@100", "recall@500", "hit_rate@10", "mrr@500")
+
+
+def define_flags() -> None:
+    """Defines the flags."""
+    script.DEFINE_paths("bundle", "Folder of a bundle; again for each further one.", required=True)
+    script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
+    flags.DEFINE_enum("part", "validation", ["validation", "test"], "Which cases to ask.")
+    flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same rows.")
+    flags.DEFINE_string("name", "default", "Name of the funnel in the bundles.")
+    flags.DEFINE_integer(
+        "newest",
+        0,
+        "Ask as new users, with so many of the newest events and no user id; 0 for all events.",
+        lower_bound=0,
+    )
+    script.DEFINE_path("output", None, "JSON file to write.")
+
+
+def main() -> None:
+    """Asks the funnels, prints their stages, and writes them as JSON."""
+    # Here, so that --help and wrong flags need no TensorFlow and no pandas.
+    import dataclasses
+
+    import numpy as np
+
+    from twotower.bundle.provenance import provenance, result_text
+    from twotower.commands import judging
+    from twotower.data import splits
+    from twotower.evaluation.comparison import Comparison, heading
+    from twotower.evaluation.evaluate import evaluate
+    from twotower.funnel import report
+
+    bundles = [judging.to_judge(path, FLAGS.part) for path in FLAGS.bundle]
+    judging.check_alike(bundles)
+    manifest = bundles[0].manifest
+    dataset = judging.dataset_of(bundles[0], FLAGS.data_dir)
+    protocol = FLAGS.split or manifest["protocol"]
+    split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
+    split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    if FLAGS.newest:
+        split = dataclasses.replace(split, cases=split.cases.as_new_users(FLAGS.newest))
+    rows: list[dict] = []
+    for path, bundle in zip(FLAGS.bundle, bundles):
+        judging.check(bundle, dataset, FLAGS.split, None)
+        judging.check_unseen(bundle, dataset, split)
+        bundle.encode = judging.embedder(bundle, dataset)
+        funnel = bundle.funnel(FLAGS.name)
+        stages = report.report(funnel, split.cases)
+        ks = (10, 20, 50, 100, funnel.pool)
+        first_ten: list[np.ndarray] = []
+
+        def recommend(requests, k, funnel=funnel, first_ten=first_ten):
+            found = funnel(requests, k)
+            first_ten.append(found.keys[:, :10])
+            return found
+
+        found = evaluate(recommend, split, dataset, ks=ks)
+        print(report.table(stages, f"{path}, {FLAGS.name}: {heading(split)}"))
+        variety = report.variety(np.concatenate(first_ten), dataset, split)
+        rows.append(
+            {
+                "name": FLAGS.name,
+                "bundle": path,
+                "newest": FLAGS.newest,
+                "protocol": split.protocol,
+                "part": split.part,
+                "stages": [stage.to_json() for stage in stages],
+                "metrics": found.metrics | variety,
+                "segments": found.segments,
+                **provenance(),
+            }
+        )
+    if len(rows) > 1:
+        print(report.gains(*[row["stages"] for row in rows[:2]]))
+    columns = {row["bundle"]: row["metrics"] for row in rows}
+    print(Comparison("at the end", columns).table((*SHOWN, *report.VARIETY)))
+    if FLAGS.output:
+        output = pathlib.Path(FLAGS.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(result_text({"rows": rows}))

@@ -1,0 +1,142 @@
+"""Requests: what is asked of a recommender, as columns."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from twotower.data.dataset import Catalogue
+from twotower.ragged import Ragged
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """Requests to a recommender, as columns; a row is a request.
+
+    Query towers, funnels and baselines read them; `EvalCases` are requests with right answers.
+
+    Attributes:
+        user_id: `[num_requests]` strings, as objects; "" for an unknown user.
+        history: Keys of the items that the query tower reads, oldest first, a row a request.
+        history_time: Their times in seconds, with the offsets of `history`; -1 for none.
+        history_rating: Their ratings, float32, NaN for none, with the offsets of `history`.
+        exclude: Keys of the items that may not be recommended, a row a request.
+        time: `[num_requests]` int64, time of the request in seconds; -1 if the model does not get
+            it.
+        context: What else is known of the request (`search_text`, `device`, `country`) or of a user
+            whom the data does not have (`gender`, `age`), name -> `[num_requests]` strings, ""
+            where nothing is known.
+
+    Raises:
+        ValueError: Columns of different lengths, or a history whose times or ratings have other
+            offsets.
+
+    >>> import pandas as pd
+    >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
+    >>> requests = Requests.of(catalogue, [["30", "10"], []], context={"country": ["de", ""]})
+    >>> len(requests), requests.history.values.tolist(), requests.take([1]).context["country"]
+    (2, [2, 0], array([''], dtype=object))
+    """
+
+    user_id: np.ndarray
+    history: Ragged
+    history_time: Ragged
+    history_rating: Ragged
+    exclude: Ragged
+    time: np.ndarray
+    context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in {**self._columns(), **self.context}.items():
+            if len(values) != len(self.user_id):
+                raise ValueError(f"{name} has {len(values)} rows for {len(self.user_id)} requests.")
+        for name in ("history_time", "history_rating"):
+            offsets = getattr(self, name).offsets
+            if offsets is not self.history.offsets and (offsets != self.history.offsets).any():
+                raise ValueError(f"{name} must have the offsets of history, one value an item.")
+
+    @classmethod
+    def of(
+        cls,
+        catalogue: Catalogue,
+        history: Sequence[Sequence[str]],
+        *,
+        user_id: Sequence[str] | None = None,
+        times: Sequence[Sequence[int]] | None = None,
+        ratings: Sequence[Sequence[float]] | None = None,
+        exclude: Sequence[Sequence[str]] | None = None,
+        time: Sequence[int] | None = None,
+        context: Mapping[str, Sequence[str]] | None = None,
+    ) -> "Requests":
+        """Requests from ids of items. What was seen is excluded from the answers.
+
+        Args:
+            catalogue: Converts ids to keys.
+            history: Ids of the items of each request, oldest first.
+            user_id: Users; unknown by default.
+            times: Time of each event of the histories, in seconds; unknown by default.
+            ratings: Rating of each event; unknown by default.
+            exclude: Ids of further items that may not be answered.
+            time: Times of the requests in seconds; unknown by default.
+            context: Further columns, name -> a string a request.
+
+        Raises:
+            ValueError: Ids that the catalogue does not have, or columns of different lengths.
+        """
+        count = len(history)
+        keys = Ragged.from_rows([catalogue.require_keys(row) for row in history])
+        further = [catalogue.require_keys(row) for row in (exclude or [[]] * count)]
+        if len(further) != count:
+            raise ValueError(f"exclude has {len(further)} rows for {count} requests.")
+        shape = keys.offsets
+        lasting = Ragged.from_rows([[-1] * len(row) for row in history] if times is None else times)
+        rating = [[np.nan] * len(row) for row in history] if ratings is None else ratings
+        return cls(
+            user_id=np.array([""] * count if user_id is None else [*user_id], object),
+            history=keys,
+            history_time=_aligned(lasting, shape),
+            history_rating=_aligned(Ragged.from_rows(rating, np.float32), shape),
+            exclude=Ragged.from_rows([np.concatenate(rows) for rows in zip(keys, further)]),
+            time=np.full(count, -1) if time is None else np.asarray(time, np.int64),
+            context={name: np.array([*texts], object) for name, texts in (context or {}).items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    def take(self, rows: np.ndarray) -> Self:
+        """The requests `rows`, in that order: indices, or a boolean mask `[num_requests]`."""
+        rows = np.arange(len(self))[rows]
+        taken: dict[int, Any] = {}  # an array that is two columns (history, exclude) is taken once
+
+        def take(values):
+            if id(values) not in taken:
+                taken[id(values)] = (
+                    values.take(rows) if isinstance(values, Ragged) else values[rows]
+                )
+            return taken[id(values)]
+
+        columns = {name: take(values) for name, values in self._columns().items()}
+        context = {name: take(values) for name, values in self.context.items()}
+        return type(self)(**columns, context=context)
+
+    def batches(self, batch_size: int) -> Iterator[Self]:
+        """All requests in order, at most `batch_size` at a time."""
+        for start in range(0, len(self), batch_size):
+            yield self.take(np.arange(start, min(start + batch_size, len(self))))
+
+    def texts(self, name: str) -> np.ndarray:
+        """The column `name` of `context`, `[num_requests]` strings; "" where it is not known."""
+        return self.context.get(name, np.full(len(self), "", object))
+
+    def _columns(self) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(self) if field.name != "context"]
+        return {name: getattr(self, name) for name in names}
+
+
+def _aligned(values: Ragged, offsets: np.ndarray) -> Ragged:
+    """Values with the very offsets of the history where they are equal, so that `take` and the
+    checks need not compare them."""
+    same = np.array_equal(values.offsets, offsets)
+    return Ragged(values.values, offsets) if same else values

@@ -1,0 +1,202 @@
+"""Cold start: which items a new user is asked about, and slots in which new items are shown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sparse
+
+from twotower.data.dataset import Dataset
+from twotower.data.requests import Requests
+from twotower.funnel.filters import is_member
+from twotower.funnel.sources.answers import Columns
+from twotower.funnel.sources.popularity import Popularity
+from twotower.funnel.stage import Stage
+from twotower.limits import whole_number
+from twotower.ragged import Ragged
+from twotower.retrieval.candidates import NO_SCORE, Candidates
+
+
+def most_popular(dataset: Dataset, train: np.ndarray, size: int = 20) -> np.ndarray:
+    """The onboarding list to beat: the items with the most training rows, `[size]` int64."""
+    return Popularity.fit(dataset, train).keys[: whole_number(size, "size", 1)]
+
+
+def most_telling(
+    dataset: Dataset,
+    train: np.ndarray,
+    size: int = 20,
+    pool: int = 300,
+    regularization: float = 100.0,
+) -> np.ndarray:
+    """Items to ask a new user about, so that the picks tell most about what else the user likes.
+
+    Chooses greedily, each time the item that reduces the error of predicting all others the most,
+    given the answers to those chosen before: the criterion of Golbandi, Koren and Lempel (CIKM
+    2010), with a linear predictor. Rashid et al. (IUI 2002) compare simpler ones, such as
+    popularity times entropy. With C the covariance of liking items i and j over users:
+
+        gain(i) = sum over j of C_ij ** 2 / (C_ii + regularization)
+        C <- C - outer(C_i, C_i) / (C_ii + regularization)    for the item i that was chosen
+
+    A popular item gains much, since many will know it; one that is like a chosen item gains little.
+    The picks become the history of a request: `picked`.
+
+    Args:
+        dataset: The data.
+        train: Rows of `dataset.interactions`, such as a split's `train`.
+        size: Length of the list.
+        pool: Only this many of the most popular items are looked at, and predicted.
+        regularization: Number of users that an answer must outweigh, positive.
+
+    Returns:
+        `[size]` int64 keys in the order in which they were chosen; fewer if the pool is smaller.
+
+    Raises:
+        ValueError: No rows, or a regularization that is not positive.
+    """
+    if not regularization > 0:
+        raise ValueError(f"regularization must be positive; got {regularization}.")
+    keys = most_popular(dataset, train, pool)
+    column = np.full(len(dataset.items), -1)
+    column[keys] = np.arange(len(keys))
+    columns = column[dataset.item_keys[train]]
+    users, inside = dataset.user_rows[train], columns >= 0
+    likes = sparse.csr_array(
+        (np.ones(inside.sum()), (users[inside], columns[inside])), (len(dataset.users), len(keys))
+    )
+    likes.data[:] = 1  # an item that was liked twice counts once
+    num_users = len(np.unique(users))
+    counts = likes.sum(0)
+    covariance = (likes.T @ likes).toarray() - np.outer(counts, counts) / num_users
+    chosen: list[int] = []
+    for _ in range(min(whole_number(size, "size", 1), len(keys))):
+        gains = np.square(covariance).sum(1) / (np.diag(covariance) + regularization)
+        gains[chosen] = -np.inf
+        best = int(gains.argmax())
+        chosen.append(best)
+        row = covariance[best].copy()
+        covariance -= np.outer(row, row) / (row[best] + regularization)
+    return keys[chosen]
+
+
+def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
+    """The requests as new users would make them after onboarding.
+
+    Of the list, a user picks the items of the history: the first `most` of them, in the list's
+    order. They are the history of the new request, whose user is unknown. Times and ratings are not
+    known; what is excluded, the time and the context stay.
+
+    Args:
+        requests: What known users would ask.
+        shown: `[size]` int64 keys, the list.
+        most: Number of picks, 1 or more.
+    """
+    of_history = Columns(np.sort(shown)).of(requests.history)
+    liked = np.zeros((len(requests), len(shown)), bool)
+    # Columns are in order of the keys; those of `liked` in the order of the list.
+    liked[of_history.row_index, np.argsort(shown)[of_history.values]] = True
+    liked &= np.cumsum(liked, axis=1) <= whole_number(most, "most", 1)
+    row, column = np.nonzero(liked)
+    picks = Ragged.from_lengths(shown[column], liked.sum(1))
+    return Requests(
+        user_id=np.full(len(requests), "", object),
+        history=picks,
+        history_time=Ragged(np.full(len(row), -1), picks.offsets),
+        history_rating=Ragged(np.full(len(row), np.nan, np.float32), picks.offsets),
+        exclude=requests.exclude,
+        time=requests.time,
+        context=requests.context,
+    )
+
+
+class ExplorationSlots(Stage):
+    """Shows items at fixed slots until each has been shown often enough.
+
+    For each slot, in order, the best item that still needs to be shown moves up to the slot from
+    behind it; what stands between shifts back by one. Of several such items the one with the best
+    score in `source` comes first. Only items that `source` found are moved, and one that stands
+    before the slot by its score alone stays there. Where none is left behind a slot, nothing moves.
+
+    The list keeps its scores by position, so that it stays in order: a moved item has the score of
+    its slot. Equal scores of a list that was changed become different by the smallest step.
+
+        slots = ExplorationSlots(np.zeros(len(catalogue), np.int64), slots=(10, 15), until=100)
+        slots.counts[shown_keys] += 1  # after each answer, by the caller
+
+    Args:
+        counts: `[num_items]` int64, how often each item has been shown. The caller updates it in
+            place. An item behind its end has not been shown.
+        slots: Positions from 1, ascending.
+        until: An item that was shown so often needs no slot.
+        source: Name of the source of fresh items in the funnel.
+
+    Raises:
+        ValueError: Slots that do not ascend from 1 on.
+    """
+
+    kind = "exploration_slots"
+    SETTINGS = ("slots", "until", "source")
+    ARRAYS = ("counts",)
+
+    def __init__(
+        self,
+        counts: np.ndarray,
+        slots: Sequence[int] = (10, 15),
+        until: int = 100,
+        source: str = "fresh",
+    ) -> None:
+        self.slots = [whole_number(slot, "slots", 1) for slot in slots]
+        if self.slots != sorted(set(self.slots)):
+            raise ValueError(f"slots must ascend, none twice; got {self.slots}.")
+        self.counts, self.until, self.source = counts, until, source
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        ranks = candidates.columns.get(f"{self.source}_rank")
+        if ranks is None:
+            raise ValueError(
+                f"the candidates come from no source {self.source!r}; they have the columns "
+                f"{list(candidates.columns)}. Name the funnel's source of fresh items."
+            )
+        keys, width = candidates.keys, candidates.keys.shape[1]
+        shown_enough = np.flatnonzero(self.counts >= self.until)
+        needs = candidates.valid & (ranks > 0) & ~is_member(keys, shown_enough)
+        scores = np.where(needs, candidates.columns[f"{self.source}_score"], NO_SCORE)
+        column = np.arange(width)
+        order = np.broadcast_to(column, keys.shape)
+        for slot in self.slots:
+            if slot > width:
+                break
+            waiting = np.take_along_axis(scores, order, axis=1)
+            waiting[:, : slot - 1] = NO_SCORE
+            best = waiting.argmax(1)[:, None]
+            moves = np.take_along_axis(waiting, best, axis=1) > NO_SCORE
+            # What stands from the slot to the item moves back by one, and the item to the slot.
+            origin = np.where((column >= slot) & (column <= best), column - 1, column)
+            origin = np.where(column == slot - 1, best, origin)
+            order = np.take_along_axis(order, np.where(moves, origin, column), axis=1)
+        changed = (order != column).any(1)
+        found = candidates.scores.copy()
+        found[changed] = _all_different(found[changed])
+        found[~candidates.valid] = NO_SCORE
+        return Candidates(
+            np.take_along_axis(keys, order, axis=1),
+            found,
+            candidates.counts,
+            {n: np.take_along_axis(v, order, axis=1) for n, v in candidates.columns.items()},
+        )
+
+
+def _all_different(scores: np.ndarray) -> np.ndarray:
+    """Descending float32 scores `[num_rows, k]`, lowered where they are equal to the one before by
+    the smallest step that float32 has.
+
+    >>> lowered = _all_different(np.float32([[2, 1, 1, -1]]))[0]
+    >>> bool(lowered[1] == 1 and lowered[2] == np.nextafter(np.float32(1), np.float32(0)))
+    True
+    """
+    # As integers in the order of the floats, one step is 1.
+    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)
+    steps = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + np.arange(scores.shape[1])
+    steps = np.minimum.accumulate(steps, axis=1) - np.arange(scores.shape[1])
+    bits = np.where(steps < 0, -steps | 0x80000000, steps).astype(np.uint32)
+    return bits.view(np.float32)

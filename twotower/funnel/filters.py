@@ -1,0 +1,300 @@
+"""Filters: which candidates may not be shown. Filters of a funnel stand together in one stage."""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from twotower.data.dataset import Catalogue
+from twotower.data.requests import Requests
+from twotower.funnel.attributes import Attribute
+from twotower.funnel.stage import Part, Stage
+from twotower.ragged import Ragged
+from twotower.retrieval.candidates import Candidates
+
+# Cells of a table [requests, items] that is filled at once.
+CELLS = 2**24
+
+
+class Filter(Part):
+    """Says which candidates to keep.
+
+    Attributes:
+        strict: Whether it holds even where nothing is left. One that is not strict lets a request
+            pass whose list it would empty, and the funnel's answer says so.
+    """
+
+    strict = True
+
+    @abc.abstractmethod
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        """Which candidates stay, `[num_requests, k]` bool; entries behind the end do not matter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filtered:
+    """What filters left.
+
+    Attributes:
+        candidates: The candidates that all of them keep.
+        lost: Kind of a filter -> number of candidates that it took away, after those before it.
+        relaxed: Kind of a filter -> number of requests that it would have emptied, and let pass.
+    """
+
+    candidates: Candidates
+    lost: dict[str, int]
+    relaxed: dict[str, int]
+
+
+class Filters(Stage):
+    """Applies filters in order, and closes the gaps once.
+
+    Args:
+        filters: Each sees all candidates that were given, whatever those before it took away.
+    """
+
+    kind = "filters"
+
+    def __init__(self, filters: Sequence[Filter]) -> None:
+        self.filters = list(filters)
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        return self.apply(requests, candidates).candidates
+
+    def apply(self, requests: Requests, candidates: Candidates) -> Filtered:
+        """The candidates that are left, and what each filter took away."""
+        keep, lost, relaxed = candidates.valid, {}, {}
+        for some in self.filters:
+            left = keep & some.keep(requests, candidates)
+            if not some.strict:
+                emptied = keep.any(1) & ~left.any(1)
+                left[emptied] = keep[emptied]
+                if emptied.any():
+                    relaxed[some.kind] = int(emptied.sum())
+            lost[some.kind] = int(keep.sum() - left.sum())
+            keep = left
+        return Filtered(candidates.mask(keep), lost, relaxed)
+
+
+def is_among(keys: np.ndarray, rows: Ragged) -> np.ndarray:
+    """Which of `keys` `[num_rows, k]` stand in their row of `rows`; -1 stands in none.
+
+    >>> is_among(np.array([[4, 9], [9, -1]]), Ragged.from_rows([[9], [3]])).tolist()
+    [[False, True], [False, False]]
+    """
+    width = int(max(keys.max(initial=0), rows.values.max(initial=0))) + 2  # the last for -1
+    found = np.zeros(keys.shape, bool)
+    step = max(1, CELLS // width)
+    for start in range(0, len(keys), step):
+        part = rows.take(np.arange(start, min(start + step, len(keys))))
+        table = np.zeros((len(part), width), bool)
+        table[part.row_index, part.values] = True
+        found[start : start + step] = np.take_along_axis(table, keys[start : start + step], 1)
+    return found
+
+
+def is_member(keys: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Which of `keys` are among `members`, both int64; the shape of `keys`."""
+    table = np.zeros(int(max(keys.max(initial=0), members.max(initial=0))) + 2, bool)
+    table[members] = True
+    return table[keys]
+
+
+class Seen(Filter):
+    """Drops what the request excludes: what its user has seen, and what it names besides."""
+
+    kind = "seen"
+
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        return ~is_among(candidates.keys, requests.exclude)
+
+
+class PerUser(Filter):
+    """Drops items that a list of their user names; the base of `Blocked` and `Shown`.
+
+    Args:
+        user_id: `[num_users]` strings, no duplicates.
+        keys: `[num_pairs]` int64, the items of the users, one user after the other.
+        offsets: `[num_users + 1]`; those of user `i` are `keys[offsets[i]:offsets[i + 1]]`.
+    """
+
+    ARRAYS = ("user_id", "keys", "offsets")
+
+    def __init__(self, user_id: np.ndarray, keys: np.ndarray, offsets: np.ndarray) -> None:
+        self.user_id, self.keys, self.offsets = user_id, keys, offsets
+        self._row_of = {user: row for row, user in enumerate(user_id.tolist())}
+        # The last row is that of all users without a list.
+        self._items = Ragged(keys, np.append(offsets, len(keys)))
+
+    @classmethod
+    def of(cls, lists: Mapping[str, Iterable[int]]) -> Self:
+        """The filter of lists of keys by user."""
+        rows = Ragged.from_rows([sorted(set(keys)) for keys in lists.values()])
+        return cls(np.array([*lists], str), rows.values, rows.offsets)
+
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        nobody = len(self.user_id)
+        rows = [self._row_of.get(user, nobody) for user in requests.user_id]
+        return ~is_among(candidates.keys, self._items.take(np.array(rows, np.int64)))
+
+
+class Blocked(PerUser):
+    """Drops what a user has blocked: items, or all items of a genre or maker.
+
+    Blocked.where(catalogue, {"u1": {"genres": ["Horror"]}})
+    """
+
+    kind = "blocked"
+
+    @classmethod
+    def where(cls, catalogue: Catalogue, rules: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The filter of conditions by user, as `Catalogue.where` takes them."""
+        return cls.of({user: catalogue.where(**rule).tolist() for user, rule in rules.items()})
+
+
+class Shown(PerUser):
+    """Drops what a user was shown too often without taking it: an impression threshold.
+
+    Not strict: to whom everything was shown too often, it is shown again.
+    """
+
+    kind = "shown"
+    strict = False
+
+    @classmethod
+    def count(cls, user_id: Sequence[str], keys: np.ndarray, at_least: int = 3) -> Self:
+        """The filter of those pairs that stand in the rows `at_least` times.
+
+        Args:
+            user_id: `[num_rows]` users to whom something was shown, and who did not take it.
+            keys: `[num_rows]` int64, what was shown.
+            at_least: The threshold, 1 or more.
+        """
+        users, row = np.unique(np.asarray(user_id, str), return_inverse=True)
+        pairs, counts = np.unique(np.stack([row, keys]), axis=1, return_counts=True)
+        row, keys = pairs[:, counts >= at_least]
+        rows = Ragged.group(keys, row, len(users))
+        return cls(users, rows.values, rows.offsets)
+
+
+class Available(Filter):
+    """Keeps the items that can be shown at all, such as those in stock or licensed.
+
+    Args:
+        keys: `[num_available]` int64.
+    """
+
+    kind = "available"
+    ARRAYS = ("keys",)
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = np.unique(np.asarray(keys, np.int64))
+
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        return is_member(candidates.keys, self.keys)
+
+
+class MinimumAge(Filter):
+    """Drops what is for people older than the request's user: a policy.
+
+    Args:
+        least: `[num_items]` float32, the age from which on each item may be shown; items behind its
+            end are for `unknown_item`.
+        user_id: `[num_users]` users whose age is known; a request's context may give another.
+        age: `[num_users]` their ages, as text.
+        unknown_age: The age of somebody whose age is not known, or is no number.
+        unknown_item: The least age of an item that `least` does not have.
+    """
+
+    kind = "minimum_age"
+    SETTINGS = ("unknown_age", "unknown_item")
+    ARRAYS = ("least", "user_id", "age")
+
+    def __init__(
+        self,
+        least: np.ndarray,
+        user_id: np.ndarray | None = None,
+        age: np.ndarray | None = None,
+        unknown_age: float = 0.0,
+        unknown_item: float = 18.0,
+    ) -> None:
+        self._age = Attribute("age", user_id, age)
+        self.least, self.user_id, self.age = least, self._age.user_id, self._age.values
+        self.unknown_age, self.unknown_item = unknown_age, unknown_item
+
+    @classmethod
+    def rule(
+        cls,
+        catalogue: Catalogue,
+        rules: Sequence[tuple[float, Mapping[str, Any]]],
+        ages: Attribute | None = None,
+        **settings: Any,
+    ) -> Self:
+        """The filter of rules (age, condition), such as `(18, {"genres": ["Horror"]})`.
+
+        Args:
+            catalogue: The items; what no rule names is for everybody.
+            rules: The condition is one of `Catalogue.where`.
+            ages: `Attribute.of(dataset, "age")`, for users whose age is known.
+            **settings: Of the filter.
+        """
+        least = np.zeros(len(catalogue), np.float32)
+        for age, condition in rules:
+            keys = catalogue.where(**condition)
+            least[keys] = np.maximum(least[keys], age)
+        ages = ages or Attribute("age")
+        return cls(least, ages.user_id, ages.values, **settings)
+
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        ages = np.array([_number(text, self.unknown_age) for text in self._age(requests)])
+        known = candidates.keys < len(self.least)
+        least = np.where(known, self.least[np.where(known, candidates.keys, 0)], self.unknown_item)
+        return ages[:, None] >= least
+
+
+class HoldOut(Filter):
+    """Holds items back from everybody, by a hash of their ids, to measure what they bring.
+
+    Args:
+        fraction: `[num_items]` a hash of each item as a number in [0, 1); further items stay.
+        share: Items whose hash is below it are held back.
+    """
+
+    kind = "hold_out"
+    SETTINGS = ("share",)
+    ARRAYS = ("fraction",)
+
+    def __init__(self, fraction: np.ndarray, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must lie within 0 and 1; got {share}.")
+        self.fraction, self.share = fraction, share
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, share: float, experiment: str) -> Self:
+        """The filter that holds back a share of a catalogue; another experiment, other items."""
+        return cls(fractions(catalogue.ids_of(catalogue.keys), experiment), share)
+
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        known = candidates.keys < len(self.fraction)
+        return ~known | (self.fraction[np.where(known, candidates.keys, 0)] >= self.share)
+
+
+def fractions(ids: Iterable[str], salt: str) -> np.ndarray:
+    """A hash of each id and the salt as a number in [0, 1), `[num_ids]`, the same on every machine.
+
+    >>> fractions(["a", "b"], "colour").round(3).tolist()
+    [0.387, 0.681]
+    """
+    digests = (hashlib.blake2b(f"{salt}:{some}".encode(), digest_size=8).digest() for some in ids)
+    return np.array([int.from_bytes(digest, "big") >> 11 for digest in digests]) / 2.0**53
+
+
+def _number(text: str, otherwise: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return otherwise
+    return number if np.isfinite(number) else otherwise

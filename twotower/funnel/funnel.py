@@ -1,0 +1,257 @@
+"""Funnel: from requests to a list, through sources in parallel, a merge, and stages in turn."""
+
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from twotower.data.requests import Requests
+from twotower.funnel.filters import Filters
+from twotower.funnel.merge import Merge
+from twotower.funnel.stage import Source, Stage
+from twotower.limits import whole_number
+from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates, widened
+
+# Calls of one source that may run at once; a source that hangs holds no more threads than these.
+THREADS = 8
+# Number of candidates that a source is asked for to get all that it has.
+EVERYTHING = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Inlet:
+    """A source in a funnel.
+
+    Attributes:
+        source: The source.
+        k: How many candidates it is asked for.
+        deadline: Seconds after which the funnel goes on without it; None waits for ever.
+    """
+
+    source: Source
+    k: int = 500
+    deadline: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step of a funnel left.
+
+    Attributes:
+        name: Name of a source, `merge`, or kind of a stage.
+        candidates: What it returned.
+        seconds: How long it took; sources run in parallel.
+        lost: Kind of a filter -> number of candidates that it took away, if this is a step of
+            filters.
+    """
+
+    name: str
+    candidates: Candidates
+    seconds: float
+    lost: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a funnel found, and what happened on the way.
+
+    Attributes:
+        candidates: The lists, with the columns of `Merge`: which sources found an item, at which
+            rank, with which score.
+        missing: Name of a source that was left out -> why: its deadline, or what it raised.
+        relaxed: Name of a filter -> number of requests that it would have emptied, and so let pass.
+        fallback: Number of requests that nothing was left of, which the fallback source answered.
+        steps: What each source, the merge and each stage left, in order; the fallback's are not
+            among them.
+    """
+
+    candidates: Candidates
+    missing: dict[str, str]
+    relaxed: dict[str, int]
+    fallback: int
+    steps: list[Step]
+
+
+class Funnel:
+    """Sources in parallel, a merge, and stages in turn.
+
+        sources = {"two_tower": Inlet(TwoTower(bundle)), "popular": Inlet(popular)}
+        funnel = Funnel(sources, ReciprocalRank(), [Filters([Seen()])], fallback="popular")
+        answer = funnel.recommend(requests, k=20)
+        answer.candidates.keys, answer.missing
+
+    Args:
+        sources: Name -> source, with how many candidates it is asked for and how long it may take.
+        merge: Makes one list of them.
+        stages: What follows, in order: filters, rankers, re-rankers.
+        pool: Length of the merged list.
+        fallback: Name of the source that answers a request of which nothing else is left; it is
+            asked for all it has, and its answer goes through the stages as well. "" for none.
+
+    Raises:
+        ValueError: No source, a name that is no identifier, or a fallback that is no source.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Inlet],
+        merge: Merge,
+        stages: Sequence[Stage] = (),
+        pool: int = 500,
+        fallback: str = "",
+    ) -> None:
+        if not sources or not all(name.isidentifier() for name in sources):
+            raise ValueError(
+                f"sources are named by identifiers, one at least; got {list(sources)}."
+            )
+        if fallback and fallback not in sources:
+            raise ValueError(f"fallback {fallback!r} is none of the sources {list(sources)}.")
+        self.sources, self.merge, self.stages = dict(sources), merge, list(stages)
+        self.pool, self.fallback = whole_number(pool, "pool", 1), fallback
+        self._threads = {
+            name: concurrent.futures.ThreadPoolExecutor(THREADS, f"source-{name}")
+            for name in sources
+        }
+
+    def __call__(self, requests: Requests, k: int) -> Candidates:
+        """The best `k` items of each request; every source is waited for, as in an evaluation."""
+        return self.recommend(requests, k, deadlines=False).candidates
+
+    def find(self, requests: Requests) -> list[Step]:
+        """What each source finds, without deadlines, as an evaluation wants it.
+
+        Raises:
+            RuntimeError: A source that fails.
+        """
+        asked = {name: inlet.k for name, inlet in self.sources.items()}
+        found, missing = self._ask(asked, requests, deadlines=False)
+        if missing:
+            raise RuntimeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
+        return found
+
+    def recommend(self, requests: Requests, k: int, deadlines: bool = True) -> Answer:
+        """The best `k` items of each request, and what happened on the way.
+
+        A source that is late, raises, or gives an answer that breaks the rules of `Candidates` is
+        left out of this answer and named in it.
+
+        Args:
+            requests: What is asked; one request or thousands.
+            k: Length of the lists.
+            deadlines: Whether the sources' deadlines hold.
+
+        Raises:
+            RuntimeError: No source answered; the message has their reasons.
+        """
+        whole_number(k, "k", 1)
+        asked = {name: inlet.k for name, inlet in self.sources.items()}
+        found, missing = self._ask(asked, requests, deadlines)
+        if not found:
+            reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+            raise RuntimeError(f"no source of this funnel answered. {reasons}.")
+        merged, relaxed = self._finish(requests, found, self.pool)
+        candidates = merged[-1].candidates
+        left = np.flatnonzero(candidates.counts == 0) if self.fallback else np.empty(0, np.int64)
+        if len(left):
+            rest = requests.take(left)
+            again, why = self._ask({self.fallback: EVERYTHING}, rest, deadlines)
+            missing |= why
+            if again:
+                steps, _ = self._finish(rest, again, max(1, again[0].candidates.keys.shape[1]))
+                candidates = _with_rows(candidates, left, steps[-1].candidates)
+        return Answer(candidates.head(k), missing, relaxed, len(left), [*found, *merged])
+
+    def _ask(
+        self, asked: Mapping[str, int], requests: Requests, deadlines: bool
+    ) -> tuple[list[Step], dict[str, str]]:
+        """What sources found, asked for so many candidates each; and why others are missing."""
+
+        def timed(name: str, k: int) -> Step:
+            begun = time.perf_counter()
+            found = _checked(self.sources[name].source(requests, k), len(requests))
+            return Step(name, found, time.perf_counter() - begun)
+
+        begun = time.perf_counter()
+        futures = {name: self._threads[name].submit(timed, name, k) for name, k in asked.items()}
+        steps, missing = [], {}
+        for name, future in futures.items():
+            left = deadline = self.sources[name].deadline if deadlines else None
+            if deadline is not None:
+                left = max(0.0, deadline - (time.perf_counter() - begun))
+            try:
+                steps.append(future.result(left))
+            except concurrent.futures.TimeoutError:
+                future.cancel()  # one that has not begun never will
+                missing[name] = f"not within its deadline of {1000 * (deadline or 0):g} ms"
+            except Exception as error:  # whatever a source raises, the others answer
+                missing[name] = f"{type(error).__name__}: {error}"
+        for name, why in missing.items():
+            logging.log_every_n_seconds(logging.WARNING, "source %s left out: %s", 10, name, why)
+        return steps, missing
+
+    def _finish(
+        self, requests: Requests, found: Sequence[Step], pool: int
+    ) -> tuple[list[Step], dict[str, int]]:
+        """The merge and the stages, and which filters let requests pass."""
+        # Every source has its columns, so that what follows need not ask who answered.
+        parts = dict.fromkeys(self.sources, Candidates.empty(len(requests)))
+        parts |= {step.name: step.candidates for step in found}
+        begun = time.perf_counter()
+        candidates = self.merge(requests, parts, pool)
+        relaxed: dict[str, int] = {}
+        steps = [Step("merge", candidates, time.perf_counter() - begun)]
+        for stage in self.stages:
+            begun = time.perf_counter()
+            lost: dict[str, int] = {}
+            if isinstance(stage, Filters):
+                filtered = stage.apply(requests, candidates)
+                candidates, lost = filtered.candidates, filtered.lost
+                relaxed |= filtered.relaxed
+            else:
+                candidates = stage(requests, candidates)
+            steps.append(Step(stage.kind, candidates, time.perf_counter() - begun, lost))
+        return steps, relaxed
+
+    def close(self) -> None:
+        """Lets the threads go; sources that hang are not waited for."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _checked(found: Candidates, num_requests: int) -> Candidates:
+    """An answer that keeps the rules of `Candidates`, without further columns."""
+    if len(found) != num_requests:
+        raise ValueError(f"it answered {len(found)} of {num_requests} requests.")
+    scores, valid = found.scores, found.valid
+    if np.isnan(scores[valid]).any() or (valid[:, 1:] & (scores[:, 1:] > scores[:, :-1])).any():
+        raise ValueError("its scores must descend along an answer, without NaN.")
+    if found.keys[valid].min(initial=0) < 0:
+        raise ValueError("it has a negative key inside an answer.")
+    return Candidates(found.keys, found.scores, found.counts)
+
+
+def _with_rows(candidates: Candidates, rows: np.ndarray, others: Candidates) -> Candidates:
+    """Candidates with those of some rows replaced."""
+    width = max(candidates.keys.shape[1], others.keys.shape[1])
+
+    def put(values: np.ndarray, new: np.ndarray, fill: Any) -> np.ndarray:
+        values = widened(values, width, fill).copy()
+        values[rows] = widened(new, width, fill)
+        return values
+
+    counts = candidates.counts.copy()
+    counts[rows] = others.counts
+    columns = {
+        name: put(values, others.columns[name], values.dtype.type())
+        for name, values in candidates.columns.items()
+    }
+    return Candidates(
+        put(candidates.keys, others.keys, NO_KEY),
+        put(candidates.scores, others.scores, NO_SCORE),
+        counts,
+        columns,
+    )

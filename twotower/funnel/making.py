@@ -1,0 +1,149 @@
+"""From a few choices to a funnel: which sources, how many candidates of each, which merge."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
+from twotower.funnel.attributes import Attribute
+from twotower.funnel.filters import Available, Filters, Seen
+from twotower.funnel.funnel import Funnel, Inlet
+from twotower.funnel.merge import Merge, Quotas, ReciprocalRank, WeightedSum
+from twotower.funnel.sources.collaborative import Ease, IAls, ItemKnn
+from twotower.funnel.sources.context_popularity import ContextPopularity
+from twotower.funnel.sources.diverse import Diverse
+from twotower.funnel.sources.fresh import Fresh
+from twotower.funnel.sources.popularity import Popularity, Trending
+from twotower.funnel.sources.search import Search
+from twotower.funnel.sources.similar import Similar
+from twotower.funnel.sources.two_tower import TwoTower
+from twotower.funnel.stage import Model, Source
+from twotower.limits import at_least
+
+# Of iALS, which found most on MovieLens 1M (`random`, validation, recall@500).
+IALS = {"factors": 128, "alpha": 8.0, "regularization": 90.0}
+# What a request's context popularity is known by, as far as the data has it; the region is the
+# first digit of a zip code.
+CONTEXT = ("age", "gender", "zip_code", "device", "country")
+# Name of a source -> how it is made from a model and training rows.
+SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source]] = {
+    "two_tower": lambda model, data, train, config: TwoTower(model, config.index),
+    "ease": lambda model, data, train, config: Ease.fit(data, train),
+    "ials": lambda model, data, train, config: IAls.fit(data, train, **IALS),
+    "item_knn": lambda model, data, train, config: ItemKnn.fit(data, train),
+    "popularity": lambda model, data, train, config: Popularity.fit(data, train),
+    "trending": lambda model, data, train, config: Trending.fit(data, train, config.half_life),
+    "context": lambda model, data, train, config: _context(data, train),
+    "search": lambda model, data, train, config: Search.bm25(data.catalogue, model.keys),
+    "tfidf": lambda model, data, train, config: Search.tfidf(data.catalogue, model.keys),
+    "similar": lambda model, data, train, config: Similar(model, config.index),
+    "diverse": lambda model, data, train, config: Diverse.fit(model),
+    "fresh": lambda model, data, train, config: Fresh.rare(model, data, train, config.fresh_below),
+}
+MERGES = ("weighted_sum", "reciprocal_rank", "quotas")
+
+
+@dataclasses.dataclass(frozen=True)
+class FunnelConfig:
+    """Choices of a funnel.
+
+    Attributes:
+        sources: Name of a source, one of `SOURCES` -> number of candidates it is asked for.
+        merge: `weighted_sum`, whose weights are fitted on validation; `reciprocal_rank`; or
+            `quotas`, in the proportion of the numbers of candidates.
+        pool: Length of the merged list.
+        fallback: Source that answers where nothing else is left; "" for none.
+        deadline: Seconds that a source may take; 0 for as long as it takes.
+        index: Index of the two-tower source.
+        half_life: Of `trending`, in days.
+        fresh_below: `fresh` are the items with fewer training rows than this.
+        bounds: Least numbers of events of the buckets of users that get weights of their own.
+    """
+
+    sources: Mapping[str, int]
+    merge: str = "weighted_sum"
+    pool: int = 500
+    fallback: str = "popularity"
+    deadline: float = 0.0
+    index: str = "exact"
+    half_life: float = 30.0
+    fresh_below: int = 10
+    bounds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sources if name not in SOURCES]
+        if unknown or not self.sources:
+            raise ValueError(f"sources are some of {', '.join(SOURCES)}; got {[*self.sources]}.")
+        if self.merge not in MERGES:
+            raise ValueError(f"merge must be one of {MERGES}; got {self.merge!r}.")
+        at_least(self, pool=1, deadline=0)
+
+
+def make_funnel(
+    config: FunnelConfig, model: Model, dataset: Dataset, split: Split, merge: Merge | None = None
+) -> Funnel:
+    """A funnel whose sources are fitted on a split's training rows.
+
+    Args:
+        config: The choices.
+        model: A model trained on these rows.
+        dataset: The data.
+        split: Its training rows are learned from; its candidates may be answered.
+        merge: A merge that was fitted before; by default the one of the choices, a `weighted_sum`
+            with weights of 1 (`fitted` has them fitted).
+
+    Raises:
+        ValueError: A fallback that is none of the sources, or whatever a source raises.
+    """
+    inlets = {
+        name: Inlet(SOURCES[name](model, dataset, split.train, config), k, config.deadline or None)
+        for name, k in config.sources.items()
+    }
+    if merge is None:
+        kinds: dict[str, Callable[[], Merge]] = {
+            "weighted_sum": lambda: WeightedSum([*inlets], np.ones((1, len(inlets)))),
+            "reciprocal_rank": ReciprocalRank,
+            "quotas": lambda: Quotas(config.sources),
+        }
+        merge = kinds[config.merge]()
+    rules = Filters([Available(split.candidates), Seen()])
+    return Funnel(inlets, merge, [rules], config.pool, config.fallback)
+
+
+def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> WeightedSum:
+    """The weights with which a funnel's sources make the targets of validation cases likely."""
+    found = {step.name: step.candidates for step in funnel.find(cases)}
+    return WeightedSum.fit(found, cases, bounds)
+
+
+def parse_sources(entries: list[str]) -> dict[str, int]:
+    """`["ease:300", "ials"]` as name -> number of candidates, 500 where none is given.
+
+    Raises:
+        ValueError: A number that is none, or a source that stands twice.
+    """
+    found: dict[str, int] = {}
+    for entry in entries:
+        name, _, k = entry.partition(":")
+        if name in found or not (k or "500").isdigit():
+            raise ValueError(f"sources are a list such as ease:300,ials, each once; got {entry!r}.")
+        found[name] = int(k or 500)
+    return found
+
+
+def _context(dataset: Dataset, train: np.ndarray) -> ContextPopularity:
+    """Popularity by the attributes of `CONTEXT` that users or interactions have."""
+    names = [name for name in CONTEXT if name in dataset.users or name in dataset.interactions]
+    return ContextPopularity.fit(
+        dataset,
+        train,
+        [
+            Attribute.of(dataset, name, short=lambda text: text[:1])
+            if name == "zip_code"
+            else Attribute.of(dataset, name)
+            for name in names
+        ],
+    )

@@ -1,0 +1,259 @@
+"""Merge: from what each source found to one list, each item once.
+
+A merge scores every item of the pool from its ranks and scores at the sources. Three ways to do so:
+
+    reciprocal rank    sum over sources of weight / (constant + rank)
+    quotas             an item stands where rank / quota is smallest
+    weighted sum       sum over sources of weight * normalised score, weights fitted on validation
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.optimize
+
+from twotower.data.cases import EvalCases
+from twotower.data.requests import Requests
+from twotower.funnel.filters import is_among
+from twotower.funnel.pool import Pool
+from twotower.funnel.stage import Part
+from twotower.retrieval.candidates import NO_KEY, Candidates
+
+# Requests merged at once: their pool stays in the processor's cache.
+ROWS = 128
+
+
+class Merge(Part):
+    """Merges what sources found: `merge(requests, found, k)`."""
+
+    def __call__(self, requests: Requests, found: Mapping[str, Candidates], k: int) -> Candidates:
+        """The best `k` items of each request's pool, by `score`.
+
+        Args:
+            requests: What was asked.
+            found: Name of a source -> its candidates; at least one source.
+            k: 1 or more.
+
+        Returns:
+            Candidates with the columns `<source>_rank` (from 1; 0 where the source did not find the
+            item) and `<source>_score` (NaN there).
+        """
+        parts = []
+        for start in range(0, max(len(requests), 1), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(requests)))
+            pool = Pool.of({name: part.take(rows) for name, part in found.items()})
+            parts.append(pool.best(self.score(requests.take(rows), pool), k))
+        return Candidates.concat(parts)
+
+    @abc.abstractmethod
+    def score(self, requests: Requests, pool: Pool) -> np.ndarray:
+        """`[num_requests, width]` float32, larger is better."""
+
+
+class ReciprocalRank(Merge):
+    """Reciprocal-rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): knows ranks alone.
+
+        score(item) = sum over sources s of weight_s / (constant + rank_s(item))
+
+    Args:
+        constant: How little the first ranks stand out.
+        weights: Name of a source -> its weight; 1 for those that are not named.
+
+    >>> from twotower.data.dataset import Catalogue
+    >>> import pandas as pd
+    >>> found = {"a": Candidates.rank(np.array([[4, 7]]), np.float32([[2, 1]]), 2)}
+    >>> found["b"] = Candidates.rank(np.array([[7, 8]]), np.float32([[2, 1]]), 2)
+    >>> requests = Requests.of(Catalogue(pd.DataFrame({"item_id": ["x"]})), [[]])
+    >>> ReciprocalRank()(requests, found, 3).keys.tolist()
+    [[7, 4, 8]]
+    """
+
+    kind = "reciprocal_rank"
+    SETTINGS = ("constant", "weights")
+
+    def __init__(self, constant: float = 60.0, weights: Mapping[str, float] | None = None) -> None:
+        if not constant >= 0:
+            raise ValueError(f"constant must be 0 or more; got {constant}.")
+        self.constant, self.weights = constant, dict(weights or {})
+
+    def score(self, requests: Requests, pool: Pool) -> np.ndarray:
+        scores = np.zeros(pool.keys.shape, np.float32)
+        for name, ranks in zip(pool.names, pool.ranks):
+            weight = np.float32(self.weights.get(name, 1.0))
+            scores += np.where(ranks > 0, weight / np.float32(self.constant + ranks), 0)
+        return scores
+
+
+class Quotas(Merge):
+    """Every source gets its share of the list, which interleaves them by their quotas.
+
+        score(item) = -min over the sources s that found it of rank_s(item) / quota_s
+
+    The first sum-of-quotas items hold at least each source's first quota, however the sources
+    overlap; places that overlaps leave free go on in the same proportion.
+
+    Args:
+        quotas: Name of a source -> its number of items, positive; a source that is not named gives
+            nothing.
+    """
+
+    kind = "quotas"
+    SETTINGS = ("quotas",)
+
+    def __init__(self, quotas: Mapping[str, float]) -> None:
+        if not quotas or not min(quotas.values()) > 0:
+            raise ValueError(f"quotas must be positive, one a source; got {dict(quotas)}.")
+        self.quotas = dict(quotas)
+
+    def score(self, requests: Requests, pool: Pool) -> np.ndarray:
+        scores = np.full(pool.keys.shape, -np.inf, np.float32)
+        for name, ranks in zip(pool.names, pool.ranks):
+            if name in self.quotas:
+                share = -ranks.astype(np.float32) / np.float32(self.quotas[name])
+                np.maximum(scores, np.where(ranks > 0, share, -np.inf), out=scores)
+        return scores
+
+
+class WeightedSum(Merge):
+    """A weighted sum of the sources' scores, with weights for each length of history.
+
+        score(item) = sum over sources s of w[b, s] z_s(item),   z_s = (x_s - least_s) / std_s
+
+    x_s is the score that source s gave the item, least_s and std_s are the least and the standard
+    deviation of what it gave to this request's items; z_s is 0 for an item that it did not find,
+    as for the last that it did. b is the bucket of the request's number of events: what is known
+    of a user decides whom to believe.
+
+    Args:
+        names: The sources, `num_sources` of them; others count nothing.
+        weights: `[num_buckets, num_sources]`, 0 or more.
+        bounds: `[num_buckets]` least number of events of each bucket, ascending from 0.
+
+    Raises:
+        ValueError: Weights of another shape, or bounds that do not ascend from 0.
+    """
+
+    kind = "weighted_sum"
+    SETTINGS = ("names", "bounds")
+    ARRAYS = ("weights",)
+
+    def __init__(
+        self, names: Sequence[str], weights: np.ndarray, bounds: Sequence[int] = (0,)
+    ) -> None:
+        self.names, self.bounds = list(names), list(bounds)
+        self.weights = np.asarray(weights, np.float32)
+        if self.weights.shape != (len(self.bounds), len(self.names)):
+            raise ValueError(
+                f"expected weights [{len(self.bounds)}, {len(self.names)}], a row a bucket and a "
+                f"column a source; got {self.weights.shape}."
+            )
+        if self.bounds[0] != 0 or (np.diff(self.bounds) <= 0).any():
+            raise ValueError(f"bounds must ascend from 0; got {self.bounds}.")
+
+    @classmethod
+    def fit(
+        cls,
+        found: Mapping[str, Candidates],
+        cases: EvalCases,
+        bounds: Sequence[int] = (0,),
+        pull: float = 10.0,
+    ) -> "WeightedSum":
+        """The weights that make the targets likely, with a softmax over each request's pool.
+
+            minimise  - mean over cases, mean over targets t in the pool, of log softmax(score)[t]
+
+        All cases are fitted first. Each bucket then starts from those weights, and is pulled to
+        them as by `pull` cases, so that few cases do not decide alone.
+
+        Args:
+            found: What each source found for the cases; they must be validation cases, whose
+                targets no source has learned from.
+            cases: The cases.
+            bounds: Least number of events of each bucket, ascending from 0.
+            pull: Weight of the penalty on a bucket's distance from the weights of all.
+
+        Raises:
+            ValueError: No case has a target that a source found.
+        """
+        names = list(found)
+        features, is_target, length = [], [], []
+        for start in range(0, len(cases), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(cases)))
+            pool = Pool.of({name: part.take(rows) for name, part in found.items()})
+            z, valid = _standardised(pool), pool.keys != NO_KEY
+            features.append(z[:, valid].T)
+            is_target.append(is_among(pool.keys, cases.targets.take(rows))[valid])
+            length.append(valid.sum(1))
+        z, is_target = np.concatenate(features), np.concatenate(is_target)
+        row = np.repeat(np.arange(len(cases)), np.concatenate(length))
+        targets = np.bincount(row, is_target, len(cases))
+        if not targets.any():
+            raise ValueError("weights need cases with targets among what the sources found.")
+        bucket = np.searchsorted(bounds, cases.history.lengths, side="right") - 1
+        of_all = _likeliest(z, is_target, row, targets > 0, np.full(len(names), 0.3), 0.0)
+        weights = [
+            _likeliest(z, is_target, row, (targets > 0) & (bucket == index), of_all, pull)
+            for index in range(len(bounds))
+        ]
+        return cls(names, np.array(weights), bounds)
+
+    def score(self, requests: Requests, pool: Pool) -> np.ndarray:
+        bucket = np.searchsorted(self.bounds, requests.history.lengths, side="right") - 1
+        scores = np.zeros(pool.keys.shape, np.float32)
+        for name, z in zip(pool.names, _standardised(pool)):
+            if name in self.names:
+                scores += self.weights[bucket, self.names.index(name)][:, None] * z
+        return scores
+
+
+def _standardised(pool: Pool) -> np.ndarray:
+    """z of `WeightedSum`, `[num_sources, num_requests, width]` float32."""
+    found = pool.ranks > 0
+    count = np.maximum(found.sum(2, keepdims=True), 1)
+    least = np.where(found, pool.scores, np.inf).min(2, keepdims=True, initial=np.inf)
+    z = np.where(found, pool.scores - np.where(np.isfinite(least), least, 0), 0)
+    mean = z.sum(2, keepdims=True) / count
+    variance = (np.square(z, out=np.empty_like(z)).sum(2, keepdims=True) / count) - mean**2
+    # Where all scores are equal they say only that the source found the item.
+    return np.where(found & (variance <= 0), 1, z / np.sqrt(np.where(variance > 0, variance, 1)))
+
+
+def _likeliest(
+    z: np.ndarray,
+    is_target: np.ndarray,
+    row: np.ndarray,
+    is_case: np.ndarray,
+    prior: np.ndarray,
+    pull: float,
+) -> np.ndarray:
+    """Weights `[num_sources]` of 0 or more that make the targets of some cases likely.
+
+    Args:
+        z: `[num_entries, num_sources]`, entries of all cases' pools.
+        is_target: `[num_entries]`.
+        row: `[num_entries]` ascending, the case of each.
+        is_case: `[num_cases]` which cases to fit.
+        prior: `[num_sources]` where to begin.
+        pull: Weight of the penalty on the squared distance from there.
+    """
+    entries = is_case[row]
+    if not entries.any():
+        return prior
+    z, is_target, row = z[entries], is_target[entries], row[entries]
+    starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
+    lengths = np.diff(np.append(starts, len(row)))
+    share = is_target / np.repeat(np.add.reduceat(is_target.astype(float), starts), lengths)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = z @ weights
+        scores -= np.repeat(np.maximum.reduceat(scores, starts), lengths)
+        odds = np.exp(scores)
+        total = np.add.reduceat(odds, starts)
+        value = np.log(total).sum() - share @ scores
+        gradient = (odds / np.repeat(total, lengths) - share) @ z
+        away = weights - prior
+        return value + pull * away @ away, gradient + 2 * pull * away
+
+    least = [(0.0, None)] * len(prior)
+    return scipy.optimize.minimize(loss, prior, jac=True, bounds=least).x

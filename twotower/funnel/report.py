@@ -1,0 +1,203 @@
+"""What each step of a funnel gives and loses.
+
+Recall of every source and of the pool, which targets one source alone found, what filters took
+away, and how long each step took.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
+from twotower.evaluation import metrics
+from twotower.funnel.funnel import Funnel, Step
+from twotower.retrieval.candidates import Candidates
+
+KS = (100, 500, 2000)
+# Metrics of `variety`.
+VARIETY = ("novelty@10", "genre_distance@10")
+BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What one step of a funnel left of the targets.
+
+    Attributes:
+        name: Name of a source, `merge`, or kind of a stage.
+        recall: k -> mean over cases of the share of the targets among its first k candidates, with
+            its 95% interval. A step with fewer than k candidates has all of them.
+        found: `[num_targets]` whether the step has the target at all.
+        only: Share of the targets that this source found and no other; None for later steps.
+        without: Mean recall of the pool, at its length, when this source is left out; None for
+            later steps.
+        candidates: Mean number of candidates a case.
+        seconds: That the step took for all cases.
+        lost: Kind of a filter -> mean number of candidates a case that it took away, for a step of
+            filters.
+    """
+
+    name: str
+    recall: dict[int, dict]
+    found: np.ndarray
+    only: float | None
+    without: float | None
+    candidates: float
+    seconds: float
+    lost: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """All but `found`."""
+        entries = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del entries["found"]
+        return entries
+
+
+def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[StepReport]:
+    """Asks a funnel all cases, and looks at the targets after every step.
+
+    Args:
+        funnel: The funnel; every source is waited for.
+        cases: Requests with right answers.
+        ks: Lengths at which recall is measured.
+    """
+    steps: list[list[Step]] = []
+    pools: list[dict[str, Candidates]] = []
+    for part in cases.batches(BATCH):
+        answer = funnel.recommend(part, k=1, deadlines=False)
+        if answer.missing:
+            raise RuntimeError(f"sources failed: {answer.missing}")
+        steps.append(answer.steps)
+        found = {step.name: step.candidates for step in answer.steps[: len(funnel.sources)]}
+        pools.append(
+            {
+                left_out: funnel.merge(
+                    part,
+                    {n: c for n, c in found.items() if n != left_out},
+                    funnel.pool,
+                )
+                for left_out in found
+                if len(found) > 1
+            }
+        )
+    targets = np.concatenate([_ranks(cases, steps, index) for index in range(len(steps[0]))])
+    targets = targets.reshape(len(steps[0]), -1)
+    of_sources = targets[: len(funnel.sources)] < metrics.NOT_FOUND
+    rows = []
+    for index, first in enumerate(steps[0]):
+        ranks = metrics.TargetRanks(targets[index], cases.targets.offsets)
+        is_source = index < len(funnel.sources)
+        found_alone = of_sources[index] & (of_sources.sum(0) == 1) if is_source else None
+        without = None
+        if is_source and len(of_sources) > 1:
+            merged = [[Step("", pool[first.name], 0)] for pool in pools]
+            left = metrics.TargetRanks(_ranks(cases, merged, 0), cases.targets.offsets)
+            without = float(metrics.recall(left, funnel.pool).mean())
+        rows.append(
+            StepReport(
+                first.name,
+                {k: metrics.share_interval(metrics.recall(ranks, k)) for k in ks},
+                targets[index] < metrics.NOT_FOUND,
+                None if found_alone is None else float(found_alone.mean()),
+                without,
+                float(np.concatenate([part[index].candidates.counts for part in steps]).mean()),
+                sum(part[index].seconds for part in steps),
+                {
+                    kind: sum(part[index].lost[kind] for part in steps) / len(cases)
+                    for kind in first.lost
+                },
+            )
+        )
+    return rows
+
+
+def _ranks(cases: EvalCases, steps: Sequence[Sequence[Step]], index: int) -> np.ndarray:
+    """Rank of each target in what a step left, `[num_targets]`."""
+    ranks = []
+    for part, found in zip(cases.batches(BATCH), steps):
+        candidates = found[index].candidates
+        ranks.append(
+            metrics.target_ranks(
+                candidates.keys,
+                candidates.scores,
+                candidates.counts,
+                part.targets.values,
+                part.targets.offsets,
+                candidates.keys.shape[1] + 1,
+            ).ranks
+        )
+    return np.concatenate(ranks)
+
+
+def table(rows: Sequence[StepReport], title: str) -> str:
+    """The report as a table for a terminal, a line a step."""
+    ks = [*rows[0].recall]
+    head = f"{'':16s}" + "".join(f"{f'recall@{k}':>12s}" for k in ks)
+    lines = [title, head + f"{'alone':>9s}{'without':>9s}{'candidates':>12s}{'seconds':>9s}"]
+    for row in rows:
+        cells = "".join(f"{row.recall[k]['mean']:12.4f}" for k in ks)
+        alone = f"{'':9s}" if row.only is None else f"{row.only:9.4f}"
+        without = f"{'':9s}" if row.without is None else f"{row.without:9.4f}"
+        line = f"{row.name:16s}{cells}{alone}{without}{row.candidates:12.1f}{row.seconds:9.1f}"
+        lines.append(line)
+        lines += [f"  {kind} took {lost:.1f} candidates a case" for kind, lost in row.lost.items()]
+    return "\n".join(lines)
+
+
+def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]:
+    """How little known and how unlike each other the first ten items are, with intervals.
+
+    Args:
+        keys: `[num_cases, 10]` what was answered, best first, -1 behind the end.
+        dataset: The data; without genres there is no distance.
+        split: Its training rows say how well known an item is.
+
+    Returns:
+        `novelty@10`: mean over items of -log2 of the share of users who have the item (Zhou et al.,
+        PNAS 2010). `genre_distance@10`: mean over pairs of 1 - |common genres| / |genres of either|
+        (intra-list distance: Ziegler et al., WWW 2005, with Jaccard's distance).
+    """
+    users = len(np.unique(dataset.user_rows[split.train]))
+    counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    found = {"novelty@10": metrics.novelty(keys, counts / users, 10)}
+    if "genres" in dataset.items:
+        tags = tag_table(dataset.items["genres"])
+        found["genre_distance@10"] = metrics.tag_distance(keys, tags, 10)
+    return {name: metrics.interval(values) for name, values in found.items()}
+
+
+def tag_table(tags: Iterable[Sequence[str]]) -> np.ndarray:
+    """Which tags each item has, `[num_items, num_tags]` bool; the tags in alphabetical order.
+
+    >>> tag_table([("b", "a"), (), ("b",)]).astype(int).tolist()
+    [[1, 1], [0, 0], [0, 1]]
+    """
+    tags = [*tags]
+    names = {name: column for column, name in enumerate(sorted({t for row in tags for t in row}))}
+    table = np.zeros((len(tags), len(names)), bool)
+    for row, some in enumerate(tags):
+        table[row, [names[name] for name in some]] = True
+    return table
+
+
+def gains(first: Sequence[Mapping], second: Sequence[Mapping]) -> str:
+    """Which stage ate a gain: the first funnel's recall minus the second's after each stage.
+
+    Args:
+        first: `StepReport.to_json()` of the steps of one funnel.
+        second: Of another one with steps of the same names, on the same cases.
+    """
+    others = {row["name"]: row["recall"] for row in second}
+    lines = ["the first minus the second, after each stage"]
+    for row in first:
+        if row["name"] in others:
+            cells = "".join(
+                f"{value['mean'] - others[row['name']][k]['mean']:+12.4f}"
+                for k, value in row["recall"].items()
+            )
+            lines.append(f"{row['name']:16s}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""A funnel to disk and back: settings as JSON, arrays as .npy, nothing pickled.
+
+    funnel.json               format and model version, sources, merge, stages, sha256 of every file
+    sources/<name>/<array>.npy, merge/<array>.npy, stages/<number>/<array>.npy
+
+`two_tower` and other parts that answer from a trained model save only their settings: the model is
+that of the bundle around the funnel, whose version `funnel.json` names.
+"""
+
+import importlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from twotower import __version__
+from twotower.funnel.filters import Filter, Filters
+from twotower.funnel.funnel import Funnel, Inlet
+from twotower.funnel.merge import Merge
+from twotower.funnel.stage import Model, Part, Source, Stage
+from twotower.storage import description, paths
+from twotower.storage.replacing import replacing
+
+FORMAT_VERSION = 1
+DESCRIPTION = "funnel.json"
+ENTRIES = {
+    "model_version": str,
+    "sources": dict,
+    "merge": dict,
+    "stages": list,
+    "pool": int,
+    "fallback": str,
+    "files": dict,
+}
+# Kind of a part -> its module in this chapter, and its class.
+KINDS = {
+    "two_tower": ("sources.two_tower", "TwoTower"),
+    "ease": ("sources.collaborative", "Ease"),
+    "ials": ("sources.collaborative", "IAls"),
+    "item_knn": ("sources.collaborative", "ItemKnn"),
+    "popularity": ("sources.popularity", "Popularity"),
+    "trending": ("sources.popularity", "Trending"),
+    "context_popularity": ("sources.context_popularity", "ContextPopularity"),
+    "search": ("sources.search", "Search"),
+    "similar": ("sources.similar", "Similar"),
+    "diverse": ("sources.diverse", "Diverse"),
+    "fresh": ("sources.fresh", "Fresh"),
+    "exploration_slots": ("cold_start", "ExplorationSlots"),
+    "reciprocal_rank": ("merge", "ReciprocalRank"),
+    "quotas": ("merge", "Quotas"),
+    "weighted_sum": ("merge", "WeightedSum"),
+    "filters": ("filters", "Filters"),
+    "seen": ("filters", "Seen"),
+    "blocked": ("filters", "Blocked"),
+    "shown": ("filters", "Shown"),
+    "available": ("filters", "Available"),
+    "minimum_age": ("filters", "MinimumAge"),
+    "hold_out": ("filters", "HoldOut"),
+}
+
+
+def save(funnel: Funnel, directory: str | pathlib.Path, model_version: str) -> None:
+    """Writes a funnel to a temporary folder, which then replaces `directory`.
+
+    Args:
+        funnel: With all that its parts have learned.
+        directory: A funnel that is there is replaced; a folder of something else is refused.
+        model_version: Of the model that its parts answer from; `load` demands it.
+
+    Raises:
+        ValueError: A part of a kind that `KINDS` does not have, or a folder that may not be
+            replaced; the folder that was there stays.
+    """
+    with replacing(directory, DESCRIPTION) as folder:
+        entries: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "model_version": model_version,
+            "sources": {
+                name: {
+                    **_write(inlet.source, folder, f"sources/{name}"),
+                    "k": inlet.k,
+                    "deadline": inlet.deadline,
+                }
+                for name, inlet in funnel.sources.items()
+            },
+            "merge": _write(funnel.merge, folder, "merge"),
+            "stages": [
+                _write(stage, folder, f"stages/{number}")
+                for number, stage in enumerate(funnel.stages)
+            ],
+            "pool": funnel.pool,
+            "fallback": funnel.fallback,
+            "twotower": __version__,
+        }
+        entries["files"] = description.hashes(folder)
+        description.write(folder / DESCRIPTION, entries)
+
+
+def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Funnel:
+    """Reads a funnel.
+
+    Args:
+        directory: What `save` wrote.
+        model: What its parts answer from.
+        model_version: Of that model; the funnel must have been saved with it.
+
+    Raises:
+        ValueError: No funnel, another format, a file that is missing, changed or not listed, parts
+            that do not fit together, or a funnel of another model; the message names the file.
+    """
+    directory = paths.local(directory)
+
+    def read() -> Funnel:
+        path = directory / DESCRIPTION
+        try:
+            entries = description.read(path, "a funnel", ENTRIES, FORMAT_VERSION)
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} does not exist, so {directory} holds no funnel.") from error
+        if entries["model_version"] != model_version:
+            raise ValueError(
+                f"{path}: the funnel was made for model {entries['model_version']!r}, not for "
+                f"{model_version!r}. Make it again from this bundle."
+            )
+        with description.checked(directory, entries["files"]):
+            description.require_no_more(directory, [*entries["files"], DESCRIPTION])
+            try:
+                return _funnel(entries, directory, model)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: its parts do not fit together: {error}") from error
+
+    return description.consistently(directory, read)
+
+
+def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -> Funnel:
+    sources = {
+        name: Inlet(
+            _read(entry, directory, f"sources/{name}", model, Source),
+            entry["k"],
+            entry["deadline"],
+        )
+        for name, entry in entries["sources"].items()
+    }
+    merge = _read(entries["merge"], directory, "merge", model, Merge)
+    stages = [
+        _read(entry, directory, f"stages/{number}", model, Stage)
+        for number, entry in enumerate(entries["stages"])
+    ]
+    return Funnel(sources, merge, stages, entries["pool"], entries["fallback"])
+
+
+def _write(part: Part, folder: pathlib.Path, place: str) -> dict[str, Any]:
+    """Writes a part's arrays to `folder/place`, and returns its entry of the description."""
+    if KINDS.get(part.kind, ("", ""))[1] != type(part).__name__:
+        raise ValueError(
+            f"{type(part).__name__} cannot be saved: twotower.funnel.saving.KINDS does not name "
+            "it. Register it there under its `kind`."
+        )
+    if isinstance(part, Filters):
+        parts = [_write(f, folder, f"{place}/{i}") for i, f in enumerate(part.filters)]
+        return {"kind": part.kind, "filters": parts}
+    for name, values in part.arrays().items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        np.save(folder / place / f"{name}.npy", values, allow_pickle=False)
+    return {"kind": part.kind, "settings": part.settings(), "arrays": sorted(part.arrays())}
+
+
+def _read(
+    entry: Mapping[str, Any], directory: pathlib.Path, place: str, model: Model, base: type
+) -> Any:
+    """The part that an entry describes; it must be a `base`."""
+    kind = entry["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"{place}: unknown kind {kind!r}; there are {', '.join(KINDS)}.")
+    module, name = KINDS[kind]
+    found = getattr(importlib.import_module(f"twotower.funnel.{module}"), name)
+    if not issubclass(found, base):
+        raise ValueError(f"{place}: {kind!r} is no {base.__name__.lower()}.")
+    if found is Filters:
+        parts = enumerate(entry["filters"])
+        return Filters([_read(f, directory, f"{place}/{i}", model, Filter) for i, f in parts])
+    arrays = {
+        array: np.load(directory / place / f"{array}.npy", allow_pickle=False)
+        for array in entry["arrays"]
+    }
+    return found.restore(entry["settings"], arrays, model)

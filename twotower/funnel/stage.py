@@ -1,0 +1,91 @@
+"""Part, Source and Stage: the shapes of which a funnel is made. Numpy only.
+
+    requests -> sources -> merge -> stages -> candidates
+
+A source finds candidates for requests. A stage takes candidates and returns those that it keeps, in
+its order: filters, rankers and re-rankers are stages. Both see a whole batch of requests at once,
+be it one or thousands.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+from twotower.data.dataset import Catalogue
+from twotower.data.requests import Requests
+from twotower.retrieval.base import Retriever
+from twotower.retrieval.candidates import Candidates
+
+
+class Model(Protocol):
+    """What parts of a funnel use of a trained model; a `Bundle` is one.
+
+    Attributes:
+        keys: `[num_items]` int64 ascending, keys of the items that may be answered.
+        vectors: `[num_items, dim]` float32, their vectors.
+    """
+
+    keys: np.ndarray
+    vectors: np.ndarray
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """All items."""
+
+    @property
+    def encode(self) -> Callable[[Requests], np.ndarray]:
+        """Requests -> `[num_requests, dim]` float32, the query tower's vectors."""
+
+    def retriever(self, name: str = "exact") -> Retriever:
+        """The index of that name, or exact search for `exact`."""
+
+
+class Part(abc.ABC):
+    """A source, merge or stage: something with a name in `funnel.json`, settings and arrays.
+
+    What a part has learned it keeps as arrays, so that it is saved without pickles. By default its
+    constructor takes settings and arrays by their names, and both are attributes of those names.
+    """
+
+    # Name of the class in `saving.KINDS` and in `funnel.json`.
+    kind: ClassVar[str]
+    # Names of its settings, which JSON can hold, and of its arrays.
+    SETTINGS: ClassVar[tuple[str, ...]] = ()
+    ARRAYS: ClassVar[tuple[str, ...]] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """What JSON can hold of this part."""
+        return {name: getattr(self, name) for name in self.SETTINGS}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it has learned, name -> array of numbers or of text (dtype `U`)."""
+        return {name: getattr(self, name) for name in self.ARRAYS}
+
+    @classmethod
+    def restore(
+        cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Model
+    ) -> Self:
+        """The part with these settings and arrays, for requests to this model."""
+        return cls(**settings, **arrays)
+
+
+class Source(Part):
+    """Finds candidates: `source(requests, k)`.
+
+    An answer leaves out `requests.exclude`. A source that knows nothing of a request (a search
+    without a text) gives it an empty row; what it raises is named in the funnel's answer.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, requests: Requests, k: int) -> Candidates:
+        """At most `k` items for each request, best first."""
+
+
+class Stage(Part):
+    """Filters, scores or reorders candidates: `stage(requests, candidates)`."""
+
+    @abc.abstractmethod
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        """Candidates of the same requests, none that was not given, with all their columns."""
