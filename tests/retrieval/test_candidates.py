@@ -200,3 +200,4 @@ def test_dense_scores_are_ranked_as_any_others(k):
     expected, found = Candidates.rank(keys, scores, k), Candidates.of_scores(scores.copy(), k)
     for name in ("keys", "scores", "counts"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert Candidates.of_scores(scores.astype(float), k).scores.dtype == np.float32

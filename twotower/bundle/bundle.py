@@ -19,7 +19,7 @@ from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.dataset import Catalogue, Dataset
 from twotower.data.examples import REQUEST_INPUTS, QueryInputs
 from twotower.data.lineage import Lineage
-from twotower.data.requests import Requests
+from twotower.data.requests import Requests, once
 from twotower.funnel import saving
 from twotower.funnel.funnel import Funnel
 from twotower.ragged import Ragged
@@ -343,7 +343,7 @@ class Bundle:
             parts = [self.query_tower(inputs(part)) for part in requests.batches(QUERIES)]
             return np.concatenate([np.empty((0, self.manifest["dim"]), np.float32), *parts])
 
-        return encode
+        return once(encode)
 
     @property
     def funnels(self) -> list[str]:

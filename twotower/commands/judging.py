@@ -8,7 +8,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
 from twotower.data.examples import QueryInputs
-from twotower.data.requests import Requests
+from twotower.data.requests import Requests, once
 from twotower.data.splits import Split
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from_scores
@@ -123,7 +123,7 @@ def embedder(
             [bundle.query_tower(inputs(part)) for part in requests.batches(batch_size)]
         )
 
-    return embed
+    return once(embed)
 
 
 def judge(

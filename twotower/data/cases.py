@@ -8,7 +8,7 @@ from twotower.data.requests import Requests
 from twotower.ragged import Ragged
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EvalCases(Requests):
     """Requests with their right answers, as columns. A row is a case; a user can have several.
 

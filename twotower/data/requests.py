@@ -1,7 +1,10 @@
 """Requests: what is asked of a recommender, as columns."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +13,7 @@ from twotower.data.dataset import Catalogue
 from twotower.ragged import Ragged
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Requests:
     """Requests to a recommender, as columns; a row is a request.
 
@@ -140,3 +143,33 @@ def _aligned(values: Ragged, offsets: np.ndarray) -> Ragged:
     checks need not compare them."""
     same = np.array_equal(values.offsets, offsets)
     return Ragged(values.values, offsets) if same else values
+
+
+def once(function: Callable[[Requests], np.ndarray]) -> Callable[[Requests], np.ndarray]:
+    """The function, computed once for each `Requests` object, whoever asks.
+
+    Several sources of a funnel ask for the vectors of the same requests, each in its thread: the
+    first computes them, the others wait. Results live as long as their requests.
+
+    >>> calls = []
+    >>> counted = once(lambda requests: calls.append(requests) or np.zeros(len(requests)))
+    >>> import pandas as pd
+    >>> requests = Requests.of(Catalogue(pd.DataFrame({"item_id": ["10"]})), [["10"]])
+    >>> counted(requests) is counted(requests), len(calls)
+    (True, 1)
+    """
+    known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+    lock = threading.Lock()
+
+    def computed(requests: Requests) -> np.ndarray:
+        with lock:
+            is_first = requests not in known
+            future = known.setdefault(requests, concurrent.futures.Future())
+        if is_first:
+            try:
+                future.set_result(function(requests))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    return computed

@@ -22,8 +22,8 @@ KINDS = {
     "index.json": "an index",
     "funnel.json": "a funnel",
 }
-# Descriptions of the indexes inside a snapshot and inside a bundle.
-INSIDE = "index/index.json", "index/*/index.json"
+# Descriptions of what is inside a snapshot or a bundle: indexes and funnels.
+INSIDE = "index/index.json", "index/*/index.json", "funnels/*/funnel.json"
 LOCK, NEW, OLD = "lock", "new", "old"
 TOKEN = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
 OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
@@ -113,7 +113,8 @@ def _known(path: pathlib.Path) -> set[pathlib.Path]:
 
 
 def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Files and links below a folder, but for what killed writers left among its indexes."""
+    """Files and links below a folder, but for what killed writers left among its indexes and
+    funnels."""
 
     def fail(error: OSError):
         raise error
@@ -122,7 +123,7 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         root = pathlib.Path(root)
         for name in [*names, *(name for name in folders if (root / name).is_symlink())]:
             yield root / name
-        if root == directory / "index":
+        if root in (directory / "index", directory / "funnels"):
             folders[:] = [name for name in folders if not _is_temporary(root / name)]
 
 

@@ -1,0 +1,120 @@
+"""A funnel in a bundle: kept with it, replaced with it, and refused where it is of another."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.export import export
+from twotower.commands.judging import embedder
+from twotower.data.requests import Requests
+from twotower.evaluation.evaluate import evaluate
+from twotower.funnel import report
+from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources
+from twotower.training.trainer import Training
+
+CONFIG = FunnelConfig(parse_sources(["two_tower:50", "ease:40", "context:30", "popularity:60"]))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Of a model that has learned nothing, which is as good here; with a funnel whose weights are
+    fitted."""
+    folder = tmp_path_factory.mktemp("funnel") / "bundle"
+    made = export(Training(tiny.dataset(), tiny.split(), tiny.recipe()), folder, scann=False)
+    made.encode = embedder(made, tiny.dataset())
+    funnel = make_funnel(CONFIG, made, tiny.dataset(), tiny.split())
+    funnel.merge = fitted(funnel, tiny.split().cases, bounds=(0, 20))
+    made.add_funnel(funnel)
+    return Bundle(folder)
+
+
+def test_vectors_of_requests_are_those_of_the_query_tower(bundle):
+    cases = tiny.split().cases.take(np.arange(5))
+    np.testing.assert_allclose(
+        Bundle(bundle.directory).encode(cases), embedder(bundle, tiny.dataset())(cases), atol=1e-6
+    )
+    assert bundle.encode(cases.take([])).shape == (0, 8)
+
+
+def test_it_answers_from_ids_to_titles(bundle):
+    history = ["i00003", "i00007"]
+    requests = Requests.of(bundle.catalogue, [history, []], user_id=["u1", ""])
+    answer = bundle.funnel().recommend(requests, k=10)
+    ids = bundle.catalogue.ids_of(answer.candidates.keys)
+    assert (answer.candidates.counts == 10).all() and not {*history} & {*ids[0]}
+    assert bundle.funnels == ["default"] and answer.missing == {}
+    # EASE knows nothing of a request without a history.
+    assert answer.candidates.columns["ease_rank"][0].any()
+    assert not answer.candidates.columns["ease_rank"][1].any()
+
+
+def test_the_report_says_who_found_what(bundle):
+    split, funnel = tiny.split(), bundle.funnel()
+    rows = {row.name: row for row in report.report(funnel, split.cases, ks=(10, 50))}
+    assert [*rows] == ["two_tower", "ease", "context", "popularity", "merge", "filters"]
+    by_hand = evaluate(funnel.sources["ease"].source, split, ks=(10,)).metrics["recall@10"]["mean"]
+    assert rows["ease"].recall[10]["mean"] == pytest.approx(by_hand)
+    assert rows["ease"].candidates == 40 and rows["merge"].candidates <= 180
+    alone = [rows[name].found for name in [*rows][:4]]
+    only = alone[0] & ~alone[1] & ~alone[2] & ~alone[3]
+    assert rows["two_tower"].only == pytest.approx(only.mean()) and only.any()
+    # The pool has all that any source found, for it is longer than all of them together.
+    assert (rows["merge"].found == np.any(alone, axis=0)).all()
+    assert rows["two_tower"].without == pytest.approx(
+        recall_of(np.any(alone[1:], axis=0), split.cases)
+    )
+    assert rows["filters"].lost == {"available": 0, "seen": 0}
+    # The weights that make targets likely find more than the first source.
+    assert rows["filters"].recall[10]["mean"] > rows["two_tower"].recall[10]["mean"]
+    text = report.table([*rows.values()], "title")
+    assert text.splitlines()[0] == "title" and "seen took 0.0 candidates" in text
+    gains = report.gains(*[[row.to_json() for row in rows.values()]] * 2)
+    assert "+0.0000" in gains and gains.count("\n") == 6
+
+
+def recall_of(found: np.ndarray, cases) -> float:
+    hits = np.bincount(cases.targets.row_index, found, len(cases))
+    return float((hits / cases.targets.lengths).mean())
+
+
+def test_new_users_keep_their_newest_events():
+    cases = tiny.split().cases
+    new = cases.as_new_users(3)
+    assert new.history.lengths.max() == 3 and (new.exclude.lengths == cases.exclude.lengths).all()
+    assert new.history[0].tolist() == cases.history[0][-3:].tolist()
+    assert len({*new.user_id}) == len({*cases.user_id}) and not {*new.user_id} & {*cases.user_id}
+
+
+def test_a_copy_of_another_training_is_refused(bundle, tmp_path):
+    other = export(
+        Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"seed": 3})),
+        tmp_path / "other",
+        scann=False,
+    )
+    shutil.copytree(bundle.directory / "funnels", other.directory / "funnels")
+    with pytest.raises(BundleError, match="funnel was made for model"):
+        other.funnel()
+    with pytest.raises(BundleError, match=r"no funnel 'small'; it has \['default'\]"):
+        bundle.funnel("small")
+    with pytest.raises(ValueError, match=r"one plain name.*got 'a/b'"):
+        bundle.add_funnel(bundle.funnel(), "a/b")
+    # A new export takes the place of bundle, indexes and funnels alike.
+    export(Training(tiny.dataset(), tiny.split(), tiny.recipe()), other.directory, scann=False)
+    assert Bundle(other.directory).funnels == []
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        (["eese"], "sources are some of"),
+        ([], "sources are some of"),
+        (["ease:many"], "got 'ease:many'"),
+        (["ease", "ease:3"], "each once"),
+    ],
+)
+def test_mistakes_in_choices_are_named(entries, message):
+    with pytest.raises(ValueError, match=message):
+        FunnelConfig(parse_sources(entries))
