@@ -3,8 +3,8 @@
     python experiments/benchmarks/funnel.py --bundle=W/bundle --data_dir=ml-1m --output=funnel.json
 
 One request begins with a history and ends with --k candidates: the query tower's SavedModel, all
-sources, the merge and the filters. Single requests run on one core. In place of a source that hangs,
-one more source sleeps a second in each request, behind a deadline of 30 ms.
+sources, the merge and the filters. Single requests run on one core. One more source that sleeps a
+second in each request, behind a deadline of 30 ms, stands for a source that hangs.
 """
 
 import os
