@@ -52,6 +52,8 @@ def main() -> None:
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
     from twotower.funnel import report
+    from twotower.funnel.funnel import Funnel
+    from twotower.funnel.merge import ReciprocalRank
 
     bundles = [judging.to_judge(path, FLAGS.part) for path in FLAGS.bundle]
     judging.check_alike(bundles)
@@ -69,7 +71,7 @@ def main() -> None:
         bundle.encode = judging.embedder(bundle, dataset)
         funnel = bundle.funnel(FLAGS.name)
         stages = report.report(funnel, split.cases)
-        ks = (10, 20, 50, 100, funnel.pool)
+        ks = tuple(sorted({10, 100, 500, funnel.pool}))
         first_ten: list[np.ndarray] = []
 
         def recommend(requests, k, funnel=funnel, first_ten=first_ten):
@@ -80,6 +82,18 @@ def main() -> None:
         found = evaluate(recommend, split, dataset, ks=ks)
         print(report.table(stages, f"{path}, {FLAGS.name}: {heading(split)}"))
         variety = report.variety(np.concatenate(first_ten), dataset, split)
+        alone, ahead = {}, {}
+        for name, inlet in funnel.sources.items():
+            # The same stages, so that nothing but the other sources and the merge differ.
+            single = Funnel({name: inlet}, ReciprocalRank(), funnel.stages, funnel.pool)
+            source = evaluate(single, split, dataset, ks=ks)
+            alone[name] = source.metrics
+            ahead[name] = {metric: found.compare(source, metric) for metric in SHOWN}
+        print(
+            Comparison("\nthe funnel minus each source alone, user by user", ahead).table(
+                SHOWN, "+"
+            )
+        )
         rows.append(
             {
                 "name": FLAGS.name,
@@ -89,6 +103,8 @@ def main() -> None:
                 "part": split.part,
                 "stages": [stage.to_json() for stage in stages],
                 "metrics": found.metrics | variety,
+                "alone": alone,
+                "ahead": ahead,
                 "segments": found.segments,
                 **provenance(),
             }
