@@ -1,9 +1,13 @@
-"""What a script shows: its own messages, each a plain line, and one line where Ctrl-C ends it."""
+"""What a script shows: its own messages, each a plain line, and one line where Ctrl-C ends it.
+
+That TensorFlow's notes show on demand is slow: it takes one more process that imports it.
+"""
 
 import os
 import subprocess
 import sys
 
+import pytest
 import tiny
 
 PROGRAM = """
@@ -42,6 +46,7 @@ def test_nothing_shows_but_the_project_s_messages():
     assert done.stdout == "" and done.returncode == 130
 
 
+@pytest.mark.slow
 def test_notes_show_to_those_who_ask():
     done = run(TF_CPP_MIN_LOG_LEVEL="0")
     assert "a note of a C++ library" in done.stderr and "epoch 1\n" in done.stderr

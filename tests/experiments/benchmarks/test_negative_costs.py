@@ -9,7 +9,7 @@ SMALL = "--dataset=synthetic/small"
 
 def test_frequencies(tmp_path):
     output = tmp_path / "out.json"
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments/benchmarks/frequency.py",
         *(SMALL, "--batch_size=512", "--least=20", f"--output={output}"),
     )
@@ -22,7 +22,7 @@ def test_frequencies(tmp_path):
 
 def test_step_costs(tmp_path):
     output = tmp_path / "out.json"
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments/benchmarks/negatives.py",
         *(SMALL, "--batch_sizes=128", "--steps=2", "--repeats=2"),
         *("--variants=batch,hard 10%".replace("hard 10%", '"hard, 10%"'), f"--output={output}"),

@@ -48,7 +48,7 @@ def test_the_matrix_holds_the_pairs(cross):
 
 def test_cross_encoder(tmp_path):
     output = tmp_path / "out.json"
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments/studies/cross_encoder.py",
         *(SMALL, "--negatives=uniform", "--num_sampled=64", "--width=16", "--batch_size=256"),
         *("--epochs=3", "--learning_rate=0.01", "--warmup_steps=5"),
@@ -71,13 +71,13 @@ def test_cross_encoder(tmp_path):
 def test_a_dataset_of_any_size_trains_from_its_folder(tmp_path):
     folder = tmp_path / "made"
     sizes = ("--num_items=400", "--num_users=150", "--num_interactions=6000", "--seed=3")
-    printed = tiny.python(
+    printed = tiny.script(
         tiny.ROOT / "experiments/studies/make_synthetic.py", *sizes, f"--output={folder}"
     ).stdout
     assert "wrote synthetic/150x400-seed3" in printed
     made = load_dataset("tables", str(folder))
     assert (len(made.items), len(made.users), len(made.interactions)) == (400, 150, 6000)
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments" / "train.py",
         *("--dataset=tables", f"--data_dir={folder}", f"--workdir={tmp_path / 'W'}"),
         *("--epochs=1", "--norefit", "--indexes=", "--hidden=16", "--dim=8"),
