@@ -2,6 +2,7 @@
 
 A process costs some eight seconds, most of it TensorFlow's import; so one work folder serves all.
 It is written by a process that begins with nothing. The others are forked with the imports done.
+A second bundle, of the temporal protocols, is slow.
 """
 
 import json
@@ -121,6 +122,7 @@ def test_validation_figures_come_again_from_the_other_bundle(workdir, tmp_path):
         assert value["mean"] == pytest.approx(expected[name]["mean"], abs=1e-3), name
 
 
+@pytest.mark.slow
 def test_one_temporal_bundle_answers_both_protocols(tmp_path):
     """They train on the same rows (tests/data/test_splits.py)."""
     split = ["--split=temporal-last+time", "--epochs=1", "--indexes=", "--norefit"]

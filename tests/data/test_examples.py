@@ -205,7 +205,7 @@ def made() -> Dataset:
 
 
 @pytest.mark.parametrize("protocol", ["loo", "random"])
-@pytest.mark.parametrize("batch_size, targets", [(1, 8), (64, 3), (64, 1), (10_000, 8)])
+@pytest.mark.parametrize("batch_size, targets", [(20, 8), (64, 3), (64, 1), (10_000, 8)])
 def test_every_training_row_once_an_epoch(made, protocol, batch_size, targets):
     split = make_split(made, protocol)
     config = ExamplesConfig(batch_size=batch_size, targets_per_query=targets)

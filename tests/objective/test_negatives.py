@@ -187,7 +187,7 @@ def test_every_pool_stands_for_the_whole_catalogue(names):
     sizes = {"num_sampled": 7} if {"uniform", "popularity"} & {*names} else {}
     sizes |= {"memory_size": 6} if "memory" in names else {}
     pools, total = negatives_of(*names, **sizes), np.zeros(4)
-    rng, rounds = np.random.default_rng(0), 800
+    rng, rounds = np.random.default_rng(0), 1500
 
     @tf.function
     def columns(item, others):

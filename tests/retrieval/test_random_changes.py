@@ -232,7 +232,7 @@ FEWER = {"milvus": 10}
 
 @pytest.mark.parametrize("backend", build.BACKENDS)
 def test_few_items(backend):
-    done = examples(lambda metric: make(needs(backend), metric), 60 // FEWER.get(backend, 1))
+    done = examples(lambda metric: make(needs(backend), metric), 40 // FEWER.get(backend, 1))
     assert sum(done.values()) > 0
 
 

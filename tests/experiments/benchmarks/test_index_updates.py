@@ -1,6 +1,7 @@
 """index_updates.py and swap.py as a person runs them, and with faults planted in them.
 
-Most bundles here are folders of vectors and a manifest, without towers: nothing loads TensorFlow.
+The bundles here are folders of vectors and a manifest, without towers. Two real trainings, each
+tower on each index, are slow.
 """
 
 import json
@@ -233,6 +234,7 @@ for seed, name in enumerate("AB"):
 """
 
 
+@pytest.mark.slow
 def test_with_query_towers(tmp_path):
     """Two trainings of the made-up service: under load, and each tower on each index."""
     paths = f"import sys\nsys.path.insert(0, {str(tiny.ROOT / 'tests')!r})\n"

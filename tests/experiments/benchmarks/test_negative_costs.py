@@ -1,7 +1,11 @@
-"""The benchmarks of frequencies and of a step's costs, each small."""
+"""The benchmarks of frequencies and of a step's costs, each small.
+
+That of a step's costs is slow: it times two kinds of negatives, each traced for itself.
+"""
 
 import json
 
+import pytest
 import tiny
 
 SMALL = "--dataset=synthetic/small"
@@ -20,6 +24,7 @@ def test_frequencies(tmp_path):
     assert len({row["items"] for row in rows}) == 1 and rows[0]["items"] > 10
 
 
+@pytest.mark.slow
 def test_step_costs(tmp_path):
     output = tmp_path / "out.json"
     tiny.script(
