@@ -24,6 +24,9 @@ from twotower.training.trainer import Training
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+# Seconds that a script may take, on a machine with other work too.
+LIMIT = 600
+
 # Sizes of both towers.
 HEAD = {"hidden": (16,), "dim": 8}
 
@@ -89,7 +92,7 @@ def python(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         cwd=ROOT / "experiments",
     )
@@ -128,7 +131,7 @@ def script(
         given = [str(argument) for argument in arguments]
         process = FORKS.Process(target=_run, args=(given, str(cwd), folder, dict(os.environ)))
         process.start()
-        process.join(300)
+        process.join(LIMIT)
         if process.exitcode is None:
             process.kill()
             process.join()

@@ -90,14 +90,14 @@ script.script.run(script.main)
 # A row as a training writes it, at once.
 PLANTED = CHANGED.format(
     change="""
-def train(one, split, seed, cores):
-    place = script.place(one, split, seed)
-    place.mkdir(parents=True, exist_ok=True)
+def train(run, split, seed, cores):
+    folder = script.folder_of(run, split, seed)
+    folder.mkdir(parents=True, exist_ok=True)
     figure = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    row = {"group": one.group, "name": one.name, "protocol": split, "seed": seed,
+    row = {"group": run.group, "name": run.name, "protocol": split, "seed": seed,
            "metrics": {script.plan().metric: figure}, "wall_seconds": 1, "cores": len(cores),
-           **script.recipe(one, split)}
-    (place / "row.json").write_text(json.dumps(row))
+           **script.recipe(run, split)}
+    (folder / "row.json").write_text(json.dumps(row))
     return row
 script.train = train
 """
