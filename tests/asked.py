@@ -6,7 +6,8 @@ from twotower.data.cases import EvalCases
 from twotower.data.examples import Examples, ItemInputs, QueryInputs
 from twotower.data.sequences import Sequences
 from twotower.ragged import Ragged
-from twotower.training.batches import TrainingBatches
+from twotower.tf import tf
+from twotower.training.batches import PLAN, TrainingBatches
 
 HISTORY = ("history", "history_time", "history_rating")
 
@@ -17,7 +18,8 @@ def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
     Of `Examples`: `cases`, `known_positives` and `user` have a row for each query; `row`, `item`,
     `weight` and `time` one for each example. Of `Sequences`: `cases` has a row for each window, and
     for each target there are also `position` (window, events before it), `num_earlier`, `user` and
-    `request_time`.
+    `request_time`. Each batch is made by itself, without a `tf.data` pipeline: to trace one takes a
+    second.
     """
     examples = source.examples if isinstance(source, Sequences) else source
     dataset = examples._dataset
@@ -33,7 +35,12 @@ def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
     )
     rows = {user_id: row for row, user_id in enumerate(examples.user_ids)}
     plan, done, found = source.epoch(epoch), 0, []
-    for batch in make(epoch):
+    tensors = {
+        name: tf.constant(values, PLAN[name].dtype)
+        for name, values in make._planned(epoch, num_replicas=1).items()
+    }
+    for number in range(len(plan.batches) - 1):
+        batch, _ = make._batch(tensors, tf.constant(number, tf.int64))
         targets = batch.targets()
         num = len(targets.item)
         events = plan.targets.values[done : done + num]

@@ -1,4 +1,8 @@
-"""Notebooks: each runs top to bottom on its small setting, and is committed with its pictures."""
+"""Notebooks: each runs top to bottom on its small setting, and is committed with its pictures.
+
+The first one runs in the quick suite. The others take minutes and are slow, since what they call
+has quick tests of its own. So are all of them on MovieLens.
+"""
 
 import json
 import pathlib
@@ -108,6 +112,14 @@ def test_colours_mean_the_same_in_all_notebooks():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if number else [])
+        for number, path in enumerate(NOTEBOOKS)
+    ],
+    indirect=True,
+)
 def test_runs_on_its_small_setting(path, committed, tmp_path, monkeypatch):
     """In a folder of its own: the committed file stays as it is."""
     before = path.read_bytes()

@@ -2,23 +2,30 @@
 
 import dataclasses
 import functools
-import json
+import multiprocessing
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import tempfile
 
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.examples import ExamplesConfig
 from twotower.data.splits import Split, make_split
 from twotower.objective.task import TaskConfig
+from twotower.tf import tf
 from twotower.towers.history.config import MeanConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training.recipe import PARTS, FitConfig, Recipe
+from twotower.training.trainer import Training
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Seconds that a script may take, on a machine with other work too.
+LIMIT = 600
 
 # Sizes of both towers.
 HEAD = {"hidden": (16,), "dim": 8}
@@ -65,13 +72,27 @@ def recipe(base: Recipe = DEFAULT, **parts: dict) -> Recipe:
     return Recipe(**replaced, **choices, **parts)
 
 
+def without_learning(training: Training) -> Training:
+    """The same training with a step that draws new vectors of items and learns nothing. It is
+    traced at once, which suits tests of what happens around the steps."""
+    table = training.model.item_tower.features[0].table.embeddings
+
+    def step(batch) -> dict[str, tf.Tensor]:
+        with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+            table.assign(tf.random.normal(table.shape))
+            return {"loss": tf.random.uniform([])}
+
+    training.model.train_step = step
+    return training
+
+
 def python(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     """Runs Python on a script or `-c` code, from a folder that holds no package."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         cwd=ROOT / "experiments",
     )
@@ -80,27 +101,41 @@ def python(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     return done
 
 
-# Imports once and forks: a run costs a tenth of a process. Only for runs that end before they
-# compute anything, such as --help and refusals.
-FORKING = """
-import json, os, runpy, sys
-import twotower.evaluation.baselines, twotower.bundle.export, twotower.training.fitting
-for number, argv in enumerate(json.loads(sys.argv[1])):
-    child = os.fork()
-    if child == 0:
-        file = os.open(f"{sys.argv[2]}/{number}", os.O_CREAT | os.O_WRONLY)
-        os.dup2(file, 1), os.dup2(file, 2)
-        sys.argv = argv
-        sys.path.insert(0, os.path.dirname(argv[0]))
-        runpy.run_path(argv[0], run_name="__main__")
-        sys.exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
+# A server that has imported TensorFlow forks a process for each run of a script, which saves the
+# run five seconds. That is safe: nothing was computed there, so TensorFlow has no threads yet.
+FORKS = multiprocessing.get_context("forkserver")
+IMPORTED = ("commands.script", "evaluation.baselines", "bundle.export", "training.fitting")
+FORKS.set_forkserver_preload([f"twotower.{name}" for name in IMPORTED])
 
 
-def forked(runs: list[list], folder: pathlib.Path) -> list[tuple[int, str]]:
-    """(exit status, what it printed) of each run of a script of experiments/."""
-    runs = [[str(ROOT / "experiments" / script), *map(str, rest)] for script, *rest in runs]
-    done = python("-c", FORKING, json.dumps(runs), folder)
-    outputs = [(folder / str(number)).read_text() for number in range(len(runs))]
-    return list(zip(map(int, done.stdout.split()), outputs, strict=True))
+def _run(arguments: list[str], cwd: str, folder: str, environment: dict[str, str]) -> None:
+    """In the process of a script: what `python ARGUMENTS` does."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY), number)
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = arguments
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})
+    else:
+        sys.path.insert(0, os.path.dirname(arguments[0]))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def script(
+    *arguments: str, check: bool = True, cwd: pathlib.Path = ROOT / "experiments"
+) -> subprocess.CompletedProcess:
+    """As `python`, sooner: TensorFlow and the package are imported already."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = [str(argument) for argument in arguments]
+        process = FORKS.Process(target=_run, args=(given, str(cwd), folder, dict(os.environ)))
+        process.start()
+        process.join(LIMIT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        printed = [(pathlib.Path(folder) / name).read_text() for name in ("stdout", "stderr")]
+    if check:
+        assert process.exitcode == 0, "".join(printed)
+    return subprocess.CompletedProcess(given, process.exitcode, *printed)

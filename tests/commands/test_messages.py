@@ -1,9 +1,13 @@
-"""What a script shows: its own messages, each a plain line, and one line where Ctrl-C ends it."""
+"""What a script shows: its own messages, each a plain line, and one line where Ctrl-C ends it.
+
+That TensorFlow's notes show on demand is slow: it takes one more process that imports it.
+"""
 
 import os
 import subprocess
 import sys
 
+import pytest
 import tiny
 
 PROGRAM = """
@@ -42,6 +46,7 @@ def test_nothing_shows_but_the_project_s_messages():
     assert done.stdout == "" and done.returncode == 130
 
 
+@pytest.mark.slow
 def test_notes_show_to_those_who_ask():
     done = run(TF_CPP_MIN_LOG_LEVEL="0")
     assert "a note of a C++ library" in done.stderr and "epoch 1\n" in done.stderr
@@ -49,7 +54,7 @@ def test_notes_show_to_those_who_ask():
 
 def test_a_script_of_experiments_has_the_help_and_errors_of_a_command(tmp_path):
     script, output = tiny.ROOT / "experiments/studies/make_synthetic.py", f"--output={tmp_path}/W"
-    help_text = tiny.python(script, "--help").stdout
+    help_text = tiny.script(script, "--help").stdout
     assert help_text.startswith("make_synthetic.py: Writes a synthetic dataset")
     for name in ("num_users", "seed", "output", "flagfile", "debug"):
         assert f"\n  --{name}: " in help_text or f"\n  --[no]{name}: " in help_text, name
@@ -59,7 +64,7 @@ def test_a_script_of_experiments_has_the_help_and_errors_of_a_command(tmp_path):
         ([output, "--num_user=3"], "Did you mean: num_users? Try make_synthetic.py --help."),
         ([output, "more"], r"unknown arguments ['more']; every flag starts with --."),
     ):
-        done = tiny.python(script, *arguments, check=False)
+        done = tiny.script(script, *arguments, check=False)
         assert done.returncode == 1 and message in done.stderr, done.stderr
         assert done.stderr.startswith("make_synthetic.py: ") and done.stderr.count("\n") == 1
 

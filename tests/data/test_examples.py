@@ -1,4 +1,8 @@
-"""Examples: what a training query may see, by hand; and that held-out rows leave no trace."""
+"""Examples: what a training query may see, by hand; and that held-out rows leave no trace.
+
+That they leave none in the examples is seen for every protocol; in the model, which is made of the
+examples, for one protocol of each kind of history, and for the others in slow tests.
+"""
 
 import dataclasses
 import warnings
@@ -201,7 +205,7 @@ def made() -> Dataset:
 
 
 @pytest.mark.parametrize("protocol", ["loo", "random"])
-@pytest.mark.parametrize("batch_size, targets", [(1, 8), (64, 3), (64, 1), (10_000, 8)])
+@pytest.mark.parametrize("batch_size, targets", [(20, 8), (64, 3), (64, 1), (10_000, 8)])
 def test_every_training_row_once_an_epoch(made, protocol, batch_size, targets):
     split = make_split(made, protocol)
     config = ExamplesConfig(batch_size=batch_size, targets_per_query=targets)
@@ -563,7 +567,13 @@ def test_one_more_training_row_does_leave_a_trace(made):
     assert not np.array_equal(*popularity)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        pytest.param(name, marks=[] if name in ("random", "loo") else [pytest.mark.slow])
+        for name in PROTOCOLS
+    ],
+)
 def test_held_out_rows_leave_no_trace_in_the_model(made, protocol):
     context = () if protocol.startswith("random") else ("search_text", "device", "time")
     name = protocol + ("+time" if context else "")
@@ -683,6 +693,16 @@ def test_draws_of_an_example_come_into_different_batches(history):
     examples.draws = np.array([0.0, 0.0, 6.0, 0.0, 0.0, 0.0])
     batches = asked(examples, 0)
     assert [batch["item"].tolist() for batch in batches] == [[2]] * 6
+
+
+def test_the_pipeline_gives_one_epoch_after_another(made):
+    """`asked`, which the tests above read, makes its batches without it."""
+    recipe = tiny.recipe(examples={"batch_size": 500})
+    training = Training(made, make_split(made, "random"), recipe)
+    pipeline = training.batches(first_epoch=3)
+    for epoch in (3, 4):
+        items = [batch.targets().item.numpy().tolist() for batch in pipeline]
+        assert items == [batch["item"].tolist() for batch in asked(training.examples, epoch)]
 
 
 def test_without_strata_each_example_is_drawn_once():

@@ -1,10 +1,14 @@
-"""The tutorial in one file, on invented films in GroupLens' format."""
+"""The tutorial in one file, on invented films in GroupLens' format.
+
+A second run, on the older format and by way of the study, is slow.
+"""
 
 import ast
 import json
 import re
 
 import numpy as np
+import pytest
 import tiny
 
 TUTORIAL = tiny.ROOT / "experiments" / "tutorial.py"
@@ -59,6 +63,7 @@ def test_ten_titles_from_each_index(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_it_reads_the_older_format_and_a_result_has_a_row_a_change(tmp_path):
     data = folder_of(tmp_path, ("u.data", "u.item"), "\t", "|")
     output = tmp_path / "tutorial.json"

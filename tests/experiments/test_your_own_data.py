@@ -1,10 +1,7 @@
 """The page on your own data: its commands, from its own text, on small made-up files."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -71,16 +68,7 @@ def run(folder, command: str) -> str:
         arguments += TINY
     if script.endswith("quickstart.py"):
         arguments += ["--epochs=1"]
-    done = subprocess.run(
-        [sys.executable, tiny.ROOT / script, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return tiny.script(tiny.ROOT / script, *arguments, cwd=folder).stdout
 
 
 def commands(workdir: str) -> list[str]:

@@ -344,7 +344,8 @@ def test_cosine_comes_back_to_the_bit(log):
     vectors = np.float32(np.random.default_rng(1).normal(size=(4000, DIM)))
     plain, live, again = [Pair(tower("A"), index(metric="cosine"), "A", "A") for _ in range(3)]
     plain.retriever.add(np.arange(4000), vectors)
-    LiveIndex(live, log).add(np.arange(4000), vectors, "A")
+    with pytest.warns(UserWarning, match="40 of 40 vectors are tombstones"):
+        LiveIndex(live, log).add(np.arange(4000), vectors, "A")
     LiveIndex(again, log)
     for one in (live, again):
         for wanted, got in zip(plain.retriever.live(), one.retriever.live()):
@@ -730,7 +731,8 @@ def test_a_full_buffer_is_said_once_and_absorbed_at_the_next_start(live, log, mo
             add(live, [53])
         add(live, [54])
     assert len(live.pair.retriever.state()["fresh_keys"]) == 5
-    again = LiveIndex(pair(backend=backend), log)
+    with pytest.warns(UserWarning, match=r"5 vectors in the buffer, of 3 at most"):
+        again = LiveIndex(pair(backend=backend), log)
     assert len(again.pair.retriever.state()["fresh_keys"]) == 0
     assert holds(again, [*range(NUM), *range(50, 55)])
     assert wrong_rows(again.search(ask([50, 54, 7]), 1), [50, 54, 7]) == 0

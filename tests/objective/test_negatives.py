@@ -258,8 +258,13 @@ def test_cosines_need_vectors_of_length_one():
         training_of(item={"l2_normalise": False}, task=task)
 
 
-@pytest.mark.parametrize("mask_known_positives", [True, False])
-@pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "triplet", "cosine_contrastive"])
+@pytest.mark.parametrize(
+    ("loss", "mask_known_positives"),
+    [
+        *((loss, True) for loss in ("softmax", "bce", "gbce", "triplet", "cosine_contrastive")),
+        ("softmax", False),  # the mask is the same for every loss
+    ],
+)
 def test_the_whole_catalogue_by_hand(loss, mask_known_positives):
     """Columns are all items with a training row, those the user likes masked or the positive alone:
     recomputed from the vectors."""
@@ -297,7 +302,6 @@ def test_the_whole_catalogue_by_hand(loss, mask_known_positives):
     [
         (("batch",), False, True),
         (("uniform",), True, False),
-        (("popularity",), False, False),
         (("catalogue",), False, False),
         (("batch", "uniform", "memory"), True, False),
     ],
@@ -320,8 +324,8 @@ def test_every_pool_trains(names, mask_known_positives, timed):
     training = Training(tiny.dataset(), tiny.split(), recipe)
     model = training.model
     model.compile(optimizer=tf.keras.optimizers.Adam(0.01))
-    losses = [float(model.train_step(batch)["loss"]) for batch in training.batches().take(25)]
-    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
+    losses = [float(model.train_step(batch)["loss"]) for batch in training.batches().take(14)]
+    assert np.isfinite(losses).all() and np.mean(losses[-4:]) < np.mean(losses[:4])
     assert float(model.task.log_temperature) != pytest.approx(np.log(0.2), abs=1e-4)
     if "memory" in names:
         assert (model.negatives.memory.keys.numpy() >= 0).all()
@@ -419,10 +423,6 @@ def test_a_sampler_leaves_new_items_to_be_found(name):
         assert recall_of_new_items(name, 2) < 0.3 * of_batch
     else:
         assert recall_of_new_items(name, 2) >= 0.9 * of_batch
-
-
-def test_the_catalogue_leaves_new_items_to_be_found():
-    assert recall_of_new_items("catalogue", 1) >= 0.9 * recall_of_new_items("batch", 1) > 0.45
 
 
 def test_impressions_without_a_click():

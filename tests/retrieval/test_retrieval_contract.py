@@ -477,7 +477,8 @@ def test_when_to_rebuild():
     assert index.needs_rebuild == "" and len(index) == 79
     index.add(np.arange(10_000) + 1000, vectors[:10_000])
     assert index.needs_rebuild == ""
-    index.add(np.array([7]), vectors[:1])
+    with pytest.warns(UserWarning, match="10001 vectors in the buffer, of 10000 at most"):
+        index.add(np.array([7]), vectors[:1])
     assert index.needs_rebuild.startswith("10001 vectors in the buffer, of 10000 at most: ")
     assert index.absorb().needs_rebuild == ""
 

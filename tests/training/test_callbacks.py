@@ -59,11 +59,16 @@ def test_the_line_of_progress(clock):
     ]
 
 
+def fitted(folder, fields: dict, **options) -> None:
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit=fields))
+    fit(tiny.without_learning(training), folder, **options)
+
+
 def test_on_a_pipe_an_epoch_is_a_line(tmp_path, monkeypatch):
     assert line_writer() is None
     lines = []
     monkeypatch.setattr(callbacks.logging, "info", lambda text, *v: lines.append(text % v))
-    fit(Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 2})), tmp_path)
+    fitted(tmp_path / "two", {"epochs": 2})
     first, last = (line for line in lines if line.startswith("epoch"))
     assert re.fullmatch(
         r"epoch 1/2, loss \d\.\d{4}, recall_micro@100 0\.\d{4}, ndcg@10 0\.\d{4}, \d+\.\d s, "
@@ -73,8 +78,7 @@ def test_on_a_pipe_an_epoch_is_a_line(tmp_path, monkeypatch):
     assert last.startswith("epoch 2/2, ") and "left" not in last
     # With early stopping it is an upper bound; a resumed training counts its own epochs alone.
     lines.clear()
-    recipe = tiny.recipe(fit={"epochs": 3, "patience": 2})
-    fit(Training(tiny.dataset(), tiny.split(), recipe), tmp_path / "patient", stop_after=2)
+    fitted(tmp_path / "patient", {"epochs": 3, "patience": 2}, stop_after=2)
     assert re.search(r" s, at most \d+ s left$", next(x for x in lines if x.startswith("epoch")))
 
 
@@ -94,7 +98,7 @@ def test_on_a_terminal_the_line_is_written_over_itself(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(callbacks.sys, "stderr", terminal)
     monkeypatch.setattr(callbacks.logging, "info", lambda text, *v: None)
-    fit(Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 1})), tmp_path)
+    fitted(tmp_path, {"epochs": 1})
     shown = terminal.text.split("\r")
     assert re.match(r"epoch 1/1 +\d+%, loss \d", shown[1])
     assert shown[-1] == "\033[K" and "\n" not in terminal.text

@@ -1,4 +1,10 @@
-"""Training on a tiny made-up service: it learns, resumes, stops, repeats and starts warm."""
+"""Training on a tiny made-up service: it learns, resumes, stops, repeats and starts warm.
+
+Each training traces its step anew, which takes seconds. So what happens around the steps is tested
+with a step that costs nothing (`tiny.without_learning`), and what `fit` says before it begins by
+the functions that say it. Slow are a time that is measured, two processes that must agree to the
+bit, the dropout after a resume, permuted items, what a warm start gains, and kills.
+"""
 
 import dataclasses
 import json
@@ -7,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -29,6 +36,7 @@ from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training import fitting
 from twotower.training import trainer as training_module
+from twotower.training.callbacks import FitResult
 from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import FitConfig, Recipe
@@ -55,6 +63,7 @@ def learned(tmp_path_factory):
 def test_loss_falls_and_recall_beats_popularity(learned):
     training, result = learned
     assert [entry["epoch"] for entry in result.log] == [1, 2, 3, 4, 5, 6]
+    assert all(entry["val_loss"] > 0 for entry in result.log)
     losses = [entry["loss"] for entry in result.log]
     assert losses[-1] < losses[0] - 0.1
     # Popularity stands at .24, the model at .32 on 288 targets.
@@ -86,13 +95,12 @@ def test_factorized_topk_equals_this_projects_evaluation(learned):
     assert 0 < found["recall_micro@10"]["mean"] < found["recall_micro@100"]["mean"] < 1
 
 
-def test_the_loss_of_validation_by_hand(tmp_path):
+def test_the_loss_of_validation_by_hand():
     """Of all targets in one batch, as columns: those that the user likes are no negatives."""
-    recipe = tiny.recipe(
-        task={"correction": "none"}, fit={"topk_every": 1, "epochs": 1, "learning_rate": 1e-9}
-    )
+    recipe = tiny.recipe(task={"correction": "none"})
     training = Training(tiny.dataset(), tiny.split(), recipe)
-    entry = fit(training, tmp_path).log[0]
+    training.model.compile()
+    found = training.model.evaluate(training.topk_batches(), verbose=0, return_dict=True)["loss"]
     cases = training.split.cases
     targets = cases.targets
     of_targets = training.query_vectors(cases)[targets.row_index]
@@ -102,17 +110,17 @@ def test_the_loss_of_validation_by_hand(tmp_path):
         liked = [*cases.history[case], *targets[case]]
         others = scores[number, ~np.isin(targets.values, liked)]
         losses.append(np.log1p(np.exp(others - scores[number, number]).sum()))
-    assert entry["val_loss"] == pytest.approx(np.mean(losses), rel=1e-4) and len(losses) > 200
+    assert found == pytest.approx(np.mean(losses), rel=1e-4) and len(losses) > 200
     training.split = dataclasses.replace(training.split, cases=cases.take(np.arange(0)))
     assert list(training.topk_batches()) == []
 
 
 def test_a_last_batch_of_one_example_counts_as_one_example(tmp_path):
-    num = len(Training(tiny.dataset(), tiny.split(), QUIET).examples)
+    num = len(tiny.split().train)
     recipe = tiny.recipe(
         QUIET,
         examples={"batch_size": num - 1, "targets_per_query": 1},
-        fit={"epochs": 1, "learning_rate": 1e-12, "topk_every": 1},
+        fit={"epochs": 1, "learning_rate": 1e-12},
     )
     training = Training(tiny.dataset(), tiny.split(), recipe)
     each = [
@@ -141,6 +149,7 @@ def test_factorized_topk_is_not_computed_in_training(learned):
         part.reset_state()
 
 
+@pytest.mark.slow
 def test_an_epoch_ends_at_once_on_one_core():
     # tf.data's tuner looks at a pipeline after 10, 20, 40 ms and so on, and on one core the end of
     # an iterator waited for its next look: a second and a half here.
@@ -167,76 +176,117 @@ for epoch in range(2):
 
 
 def test_resume_continues_as_if_nothing_had_happened(tmp_path):
-    whole = Training(tiny.dataset(), tiny.split(), QUIET)
-    expected = fit(whole, tmp_path / "whole")
+    """Also with what is no weight: the stream's counts, the memory and a learned temperature."""
 
-    first = Training(tiny.dataset(), tiny.split(), QUIET)
-    assert fit(first, tmp_path / "parts", stop_after=1).epoch == 1
+    def training(epochs):
+        recipe = tiny.recipe(
+            QUIET,
+            task={"frequency": "streaming", "learned_temperature": True},
+            negatives={"negatives": ("batch", "memory"), "memory_size": 300},
+            fit={"validate_every": 2, "epochs": epochs},
+        )
+        return Training(tiny.dataset(), tiny.split(), recipe)
+
+    expected = fit(training(3), tmp_path / "whole").log
+
+    # Without a schedule, more epochs train on as if there had been as many from the start.
+    first = training(1)
+    assert fit(first, tmp_path / "parts").epoch == 1
     steps = int(first.model.optimizer.iterations)
     assert steps == -(-len(first.examples) // QUIET.examples.batch_size)
 
-    second = Training(tiny.dataset(), tiny.split(), QUIET)
+    second = training(3)
     result = fit(second, tmp_path / "parts")
     assert [entry["epoch"] for entry in result.log] == [1, 2, 3]
     assert int(second.model.optimizer.iterations) == 3 * steps
     # Order of examples, optimiser and weights all go on: the losses are those of one piece.
-    np.testing.assert_allclose(
-        [entry["loss"] for entry in result.log],
-        [entry["loss"] for entry in expected.log],
-        rtol=1e-4,
-    )
+    losses = [[entry["loss"] for entry in log] for log in (result.log, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
     assert result.seconds > sum(entry["seconds"] for entry in result.log) - 0.1
+    assert second.frequency.time == 3 * len(second.examples)
+    assert (second.model.negatives.memory.keys.numpy() >= 0).all()
 
     # Called once more, it has nothing to do and gives the best weights.
-    third = Training(tiny.dataset(), tiny.split(), QUIET)
+    third = training(3)
     again = fit(third, tmp_path / "parts")
     assert again.log == result.log
     keys = third.split.candidates
     np.testing.assert_array_equal(third.item_vectors(keys), second.item_vectors(keys))
 
-    # Another recipe in the same workdir: one with the same weights, one with others.
-    # The message names what differs. Fewer epochs are another recipe, too.
-    for changes, named in (
-        ({"fit": {"seed": 1}}, r"\(fit.seed: 0 there, 1 here\)"),
-        ({"item": {"id_dim": 12}}, r"\(item.id_dim: 16 there, 12 here\)"),
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    """Before any weight is touched: those of another recipe would not fit."""
+    first = tiny.without_learning(Training(tiny.dataset(), tiny.split(), QUIET))
+    fit(first, tmp_path, stop_after=1)
+    other = tiny.recipe(QUIET, item={"id_dim": 12})
+    with pytest.raises(ValueError, match=r"of another recipe \(item.id_dim: 16 there, 12 here\)"):
+        fit(Training(tiny.dataset(), tiny.split(), other), tmp_path)
+    # Other data with equal sizes: weights of something else.
+    items = tiny.dataset().items
+    renamed = items.assign(title=items.title.to_numpy()[::-1])
+    data = dataclasses.replace(tiny.dataset(), items=renamed)
+    with pytest.raises(ValueError, match="checkpoint of other training rows"):
+        fit(Training(data, make_split(data, "random"), QUIET), tmp_path)
+    # Another protocol, or other rows of it.
+    of = [(data, tiny.split()), (tiny.dataset(), tiny.split("loo")), (tiny.dataset(), tiny.split())]
+    prints = []
+    for dataset, split in of:
+        stand_in = types.SimpleNamespace(dataset=dataset, split=split, ancestor=None)
+        prints.append(Training.fingerprint(stand_in))
+    assert len({*prints}) == 3 and prints[-1] == first.fingerprint()
+
+
+def saved_by(recipe: Recipe) -> dict:
+    """What a checkpoint holds of its recipe."""
+    return {"recipe": json.dumps(recipe.to_json()), "data": "the same"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"fit": {"seed": 1}}, r"\(fit.seed: 0 there, 1 here\)"),  # with weights that would fit
         ({"fit": {"epochs": 2}}, r"\(fit.epochs: 3 there, 2 here\)"),
-    ):
-        other = tiny.recipe(QUIET, **changes)
-        with pytest.raises(ValueError, match=f"checkpoint of another recipe {named}"):
-            fit(Training(tiny.dataset(), tiny.split(), other), tmp_path / "parts")
-    # Other rows, or the same of other data: equal sizes, but weights of something else.
-    data = tiny.dataset()
-    renamed = data.items.assign(title=data.items.title.to_numpy()[::-1])
-    for dataset, protocol in (
-        (data, "loo"),
-        (dataclasses.replace(data, items=renamed), "random"),
-    ):
-        with pytest.raises(ValueError, match="checkpoint of other training rows"):
-            fit(Training(dataset, make_split(dataset, protocol), QUIET), tmp_path / "parts")
+    ],
+)
+def test_another_recipe_is_named_by_what_differs(changes, named, tmp_path):
+    here = tiny.recipe(QUIET, **changes)
+    with pytest.raises(ValueError, match=f"checkpoint of another recipe {named}"):
+        fitting._check_same(tmp_path, saved_by(QUIET), here, "the same")
+    # More epochs are no other recipe.
+    more = tiny.recipe(QUIET, fit={"epochs": 4})
+    fitting._check_same(tmp_path, saved_by(QUIET), more, "the same")
 
 
-def test_more_epochs_train_on(tmp_path, said):
-    """Without a schedule as if there had been as many from the start; with one, it says so."""
-    expected = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path / "whole").log
+def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch):
+    """What it does not name has its default, as in bundles."""
+    values = QUIET.to_json()
+    del values["negatives"]["num_hardest"]
+    saved = {"recipe": json.dumps(values), "data": "the same"}
+    fitting._check_same(tmp_path, saved, QUIET, "the same")
+    catalogue = {"negatives": ("catalogue",), "num_hardest": 7}
+    other = tiny.recipe(QUIET, negatives=catalogue, task={"correction": "none"})
+    with pytest.raises(ValueError, match="another recipe"):
+        fitting._check_same(tmp_path, saved, other, "the same")
+    # One that is refused by now is another, too.
+    monkeypatch.setattr(Recipe, "from_json", lambda values: FitConfig(patience=-1))
+    with pytest.raises(ValueError, match="another recipe"):
+        fitting._check_same(tmp_path, saved, QUIET, "the same")
 
-    def fitted(folder, epochs, **fields):
-        recipe = tiny.recipe(QUIET, fit={"epochs": epochs, **fields})
-        training = Training(tiny.dataset(), tiny.split(), recipe)
-        return training, fit(training, tmp_path / folder)
 
-    fitted("longer", 1)
-    _, result = fitted("longer", 3)
-    losses = [[entry["loss"] for entry in log] for log in (result.log, expected)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+def test_more_epochs_of_a_schedule_are_told(said):
+    schedule = FitConfig(epochs=3, cosine=True, warmup_steps=0)
+    for before, expected in ((1, 1), (3, 0)):
+        said.clear()
+        fitting._log_more_epochs({"fit": {"epochs": before}}, schedule, FitResult(epoch=before))
+        assert len(said) == expected
+        assert all(line.startswith("epochs grow from 1 to 3: the learning rate") for line in said)
     said.clear()
-    fitted("cosine", 1, cosine=True)
-    _, result = fitted("cosine", 3, cosine=True)
-    assert len(result.log) == 3
-    assert any(line.startswith("epochs grow from 1 to 3: the learning rate") for line in said)
-    # Once more: there is nothing to do, and nothing to say.
-    said.clear()
-    fitted("cosine", 3, cosine=True)
-    assert not [line for line in said if "grow" in line]
+    without = FitConfig(epochs=3, cosine=False, warmup_steps=0)
+    fitting._log_more_epochs({"fit": {"epochs": 1}}, without, FitResult(epoch=1))
+    assert not said
+    stopped = FitResult(epoch=1, stopped=True)
+    fitting._log_more_epochs({"fit": {"epochs": 1}}, schedule, stopped)
+    assert "early stopping ended" in said[0]
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
@@ -256,56 +306,10 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
         fit(training, tmp_path)
 
 
-def test_what_is_no_weight_goes_on_after_a_resume(tmp_path):
-    """The stream's counts, the memory and a learned temperature, first validated after a resume."""
-    recipe = tiny.recipe(
-        QUIET,
-        task={"frequency": "streaming", "learned_temperature": True},
-        negatives={"negatives": ("batch", "memory"), "memory_size": 300},
-        fit={"validate_every": 2, "epochs": 2},
-    )
-
-    def training():
-        return Training(tiny.dataset(), tiny.split(), recipe)
-
-    expected = fit(training(), tmp_path / "whole").log
-    fit(training(), tmp_path / "parts", stop_after=1)
-    second = training()
-    found = fit(second, tmp_path / "parts").log
-    losses = [[entry["loss"] for entry in log] for log in (found, expected)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert second.frequency.time == 2 * len(second.examples)
-    assert (second.model.negatives.memory.keys.numpy() >= 0).all()
-
-
-def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch):
-    """What it does not name has its default, as in bundles."""
-    known = Recipe.to_json
-
-    def before(recipe):
-        values = known(recipe)
-        del values["negatives"]["num_hardest"]
-        return values
-
-    monkeypatch.setattr(Recipe, "to_json", before)
-    fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=1)
-    monkeypatch.undo()
-    # One that is refused by now is another, too.
-    monkeypatch.setattr(Recipe, "from_json", lambda values: FitConfig(patience=-1))
-    with pytest.raises(ValueError, match="another recipe"):
-        fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path)
-    monkeypatch.undo()
-    log = fit(Training(tiny.dataset(), tiny.split(), QUIET), tmp_path, stop_after=2).log
-    assert [entry["epoch"] for entry in log] == [1, 2]
-    catalogue = {"negatives": ("catalogue",), "num_hardest": 7}
-    other = tiny.recipe(QUIET, negatives=catalogue, task={"correction": "none"})
-    with pytest.raises(ValueError, match="another recipe"):
-        fit(Training(tiny.dataset(), tiny.split(), other), tmp_path)
-
-
 def planted(monkeypatch, figures, **fit_fields):
     """A training that is told `figures`, one an epoch; and its item vectors then, by epoch."""
     training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit=fit_fields))
+    tiny.without_learning(training)
     figures, weights = iter(figures), {}
 
     def validate():
@@ -356,6 +360,7 @@ def test_the_last_epoch_is_judged_between_two_validations(tmp_path, monkeypatch)
         assert ["recall_micro@100" in entry for entry in result.log] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_drops_other_activations_than_the_first(tmp_path):
     recipe = tiny.recipe(
         query={"features": ("history",), "history": "gru", "history_dropout": 0.5},
@@ -383,7 +388,7 @@ def test_a_resumed_epoch_drops_other_activations_than_the_first(tmp_path):
 
 def test_tensorboard_gets_loss_and_validation(tmp_path):
     training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"epochs": 2}))
-    result = fit(training, tmp_path, tensorboard=True)
+    result = fit(tiny.without_learning(training), tmp_path, tensorboard=True)
     logged = {}
     for path in (tmp_path / "tensorboard").rglob("events*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -398,7 +403,7 @@ def test_tensorboard_gets_loss_and_validation(tmp_path):
 def test_without_selection_the_last_epoch_counts(tmp_path, monkeypatch):
     training = Training(tiny.dataset(), tiny.split(part="test"), tiny.DEFAULT)
     monkeypatch.setattr(training, "validate", lambda: pytest.fail("a refit has no validation"))
-    result = fit(training, tmp_path, select=False, stop_after=2)
+    result = fit(tiny.without_learning(training), tmp_path, select=False, stop_after=2)
     assert (result.epoch, result.best_epoch, result.validation) == (2, 0, {})
     assert [set(entry) for entry in result.log] == [{"epoch", "loss", "seconds"}] * 2
 
@@ -424,20 +429,25 @@ def recall_after_training(dataset: Dataset, workdir) -> tuple[float, object]:
     return training.validate()["recall_micro@20"]["mean"], split
 
 
-def test_shuffled_targets_fall_to_chance(tmp_path):
-    """1,300 targets: two standard errors of a share of .08 are .015."""
+def test_drawn_targets_fall_to_chance(tmp_path):
+    """1,300 targets: two standard errors of a share of .08 are .015. On the true rows the model
+    finds four times as much (`test_loss_falls_and_recall_beats_popularity`)."""
     # Items drawn evenly: nothing is left, so a hit is luck, 20 of the items that are not excluded.
-    recall, split = recall_after_training(shuffled("uniform"), tmp_path / "uniform")
+    recall, split = recall_after_training(shuffled("uniform"), tmp_path)
     chance = np.mean(20 / (len(split.candidates) - split.cases.exclude.lengths))
     assert 0.07 < chance < 0.09
     assert recall < 1.5 * chance
-    # Items permuted: who liked what is gone and popularity is left; no more than that is found.
+
+
+@pytest.mark.slow
+def test_permuted_targets_fall_to_popularity(tmp_path):
+    """Who liked what is gone and popularity is left; no more than that is found."""
     permuted = shuffled("permuted")
     recall, split = recall_after_training(permuted, tmp_path / "permuted")
     assert recall < popularity(split, permuted) + 0.02
-    # The same run on the true rows finds more, so the bounds above mean something.
+    # The same run on the true rows finds more, so the bound above means something.
     recall, split = recall_after_training(tiny.dataset(), tmp_path / "true")
-    assert recall > popularity(split) + 0.02 > 2 * chance
+    assert recall > popularity(split) + 0.02
 
 
 class SavedWeights:
@@ -635,33 +645,20 @@ def test_a_warm_up_leaves_steps_to_learn_in(said):
     assert said == ["warmup_steps=200 of 24 steps in all: the learning rate rises over 9 of them."]
 
 
-def test_what_comes_too_late_to_happen_is_told(tmp_path, said):
-    recipe = tiny.recipe(
-        negatives={"hard_negative_share": 0.1},
-        examples={"batch_size": 512},
-        fit={
-            "epochs": 1,
-            "validate_every": 3,
-            "topk_every": 2,
-            "patience": 4,
-            "learning_rate": 1e-3,
-        },
-    )
-    training = Training(tiny.dataset(), tiny.split(), recipe)
-    steps = -(-len(training.examples) // 512)
-    result = fit(training, tmp_path)
-    assert 10 <= steps <= 15 and result.log[0]["mined"] > 0
-    told = "\n".join(said)
-    for sentence in (
-        f"mining.warmup=400 of {steps} steps in all: the first mining is at step {steps * 2 // 5}.",
+def test_what_comes_too_late_to_happen_is_told(said):
+    fields = {"epochs": 1, "validate_every": 3, "topk_every": 2, "patience": 4}
+    recipe = tiny.recipe(negatives={"hard_negative_share": 0.1}, fit=fields)
+    assert fitting.mining_of(recipe, 12).warmup == 4  # two fifths of 12 steps
+    fitting._log_what_comes_too_late(recipe, select=True)
+    assert said == [
+        "mining.warmup=400 of 12 steps in all: the first mining is at step 4.",
         "patience=4 of 1 epochs: nothing stops early.",
         "validate_every=3 of 1 epochs: the last epoch alone is validated.",
         "topk_every=2 of 1 epochs: FactorizedTopK is never computed.",
-    ):
-        assert sentence in told, sentence
+    ]
     said.clear()
-    fit(training, tmp_path / "refit", select=False)
-    assert "patience" not in "\n".join(said)
+    fitting._log_what_comes_too_late(recipe, select=False)
+    assert not said
 
 
 def test_a_loss_that_is_no_number_ends_the_training_at_its_step(tmp_path):
@@ -804,6 +801,7 @@ def test_ratings_that_a_history_cannot_tell_apart_are_refused():
         train_on(np.nan * stars)
 
 
+@pytest.mark.slow
 def test_warm_start_is_ahead_after_one_epoch(learned, tmp_path):
     old, _ = learned
     saved = SavedWeights(old, tmp_path / "saved")
@@ -852,7 +850,7 @@ from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel
 from twotower.objective.negatives import NegativesConfig
 from twotower.training.trainer import Training
-recipe = tiny.recipe(query={{"dropout": 0.1}}, fit={{"deterministic": True, "epochs": 2}})
+recipe = tiny.recipe(query={{"dropout": 0.1}}, fit={{"deterministic": True, "epochs": 1}})
 training = Training(tiny.dataset(), tiny.split(), recipe)
 fit(training, tempfile.mkdtemp(), select=False)
 np.savez({out!r}, items=training.item_vectors(training.split.candidates),
@@ -860,10 +858,12 @@ np.savez({out!r}, items=training.item_vectors(training.split.candidates),
 """
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_equal(tmp_path):
     files = [tmp_path / "one.npz", tmp_path / "two.npz"]
-    for file in files:
-        tiny.python("-c", DETERMINISTIC.format(tests=str(tiny.ROOT / "tests"), out=str(file)))
+    # Two processes with hashes of their own, by which sets are ordered.
+    for run, file in zip((tiny.python, tiny.script), files):
+        run("-c", DETERMINISTIC.format(tests=str(tiny.ROOT / "tests"), out=str(file)))
     one, two = (np.load(file, allow_pickle=False) for file in files)
     for name in ("items", "queries"):
         np.testing.assert_array_equal(one[name], two[name])

@@ -18,7 +18,7 @@ WANTED = {
 
 def benchmark(output, *flags, check=True):
     common = ["--k=10", "--core=-1", f"--cache={output.parent / 'cache'}", f"--output={output}"]
-    return tiny.python(SCRIPT, *common, *flags, check=check)
+    return tiny.script(SCRIPT, *common, *flags, check=check)
 
 
 def test_rows_and_what_is_done_already(tmp_path):

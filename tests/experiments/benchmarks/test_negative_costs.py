@@ -1,7 +1,11 @@
-"""The benchmarks of frequencies and of a step's costs, each small."""
+"""The benchmarks of frequencies and of a step's costs, each small.
+
+That of a step's costs is slow: it times two kinds of negatives, each traced for itself.
+"""
 
 import json
 
+import pytest
 import tiny
 
 SMALL = "--dataset=synthetic/small"
@@ -9,7 +13,7 @@ SMALL = "--dataset=synthetic/small"
 
 def test_frequencies(tmp_path):
     output = tmp_path / "out.json"
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments/benchmarks/frequency.py",
         *(SMALL, "--batch_size=512", "--least=20", f"--output={output}"),
     )
@@ -20,9 +24,10 @@ def test_frequencies(tmp_path):
     assert len({row["items"] for row in rows}) == 1 and rows[0]["items"] > 10
 
 
+@pytest.mark.slow
 def test_step_costs(tmp_path):
     output = tmp_path / "out.json"
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments/benchmarks/negatives.py",
         *(SMALL, "--batch_sizes=128", "--steps=2", "--repeats=2"),
         *("--variants=batch,hard 10%".replace("hard 10%", '"hard, 10%"'), f"--output={output}"),

@@ -1,4 +1,8 @@
-"""The study of losses and negatives: its plan, one small run, going on after an interruption."""
+"""The study of losses and negatives: its plan, one small run, going on after an interruption.
+
+One run trains. What the study does with the rows of several is seen with rows that a planted
+`train` writes. Two trainings side by side are slow.
+"""
 
 import json
 import sys
@@ -14,8 +18,6 @@ from sequence_plan import SEQUENCES
 from twotower.data.splits import PROTOCOLS
 from twotower.training import flags as recipe_flags
 from twotower.training.recipe import CHOICES
-
-SMALL = "--dataset=synthetic/small,--epochs=2"
 
 
 @pytest.fixture(scope="module")
@@ -75,87 +77,133 @@ def test_fewer_epochs_where_one_takes_longer(parsed):
         assert parsed(["--epochs=6", *more]).fit.epochs == 3 and split in PROTOCOLS
 
 
-def test_runs_once_and_collects(tmp_path):
-    args = [f"--workdir={tmp_path}", "--groups=base", "--seeds=0,1", "--more_splits="]
-    args += [f"--extra={SMALL}", f"--output={tmp_path / 'out.json'}"]
-    script = tiny.ROOT / "experiments/studies/ablate.py"
-    printed = tiny.python(script, *args).stdout
-    assert "2 runs, about 0.1 hours left" in printed and printed.count("recall_micro@100") == 2
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [(row["seed"], row["protocol"], row["part"]) for row in rows] == [
-        (0, "random", "validation"),
-        (1, "random", "validation"),
-    ]
+ABLATE = tiny.ROOT / "experiments" / "studies" / "ablate.py"
+SHORT = ["--groups=base", "--more_splits="]
+# Runs the study after a change to its module, which is `script`.
+CHANGED = f"""
+import json, sys
+sys.path.insert(0, {str(ABLATE.parent)!r})
+import ablate as script
+{{change}}
+script.script.run(script.main)
+"""
+# A row as a training writes it, at once.
+PLANTED = CHANGED.format(
+    change="""
+def train(run, split, seed, cores):
+    folder = script.folder_of(run, split, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    row = {"group": run.group, "name": run.name, "protocol": split, "seed": seed,
+           "metrics": {script.plan().metric: figure}, "wall_seconds": 1, "cores": len(cores),
+           **script.recipe(run, split)}
+    (folder / "row.json").write_text(json.dumps(row))
+    return row
+script.train = train
+"""
+)
+
+
+def planted(*arguments: str) -> str:
+    """What the study prints whose `train` is planted."""
+    return tiny.script("-c", PLANTED, *SHORT, *arguments).stdout
+
+
+def rows_of(path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+def trained(output, *arguments: str) -> list[dict]:
+    """The rows of a study that trains."""
+    tiny.script(ABLATE, *SHORT, f"--output={output}", *arguments)
+    rows = rows_of(output)
     for row in rows:
+        assert (row["protocol"], row["part"]) == ("random", "validation")
         assert {"commit", "hardware", "command", "loss", "wall_seconds"} <= row.keys()
         assert row["metrics"]["recall_micro@100"]["mean"] > 0.2 and "coverage@10" in row["metrics"]
         assert row["norm_spread"] < 1e-3 and row["command"].endswith("--workdir=W")
-    assert rows[0]["loss"] != rows[1]["loss"]
-    again = tiny.python(script, *args).stdout
+    return rows
+
+
+def test_a_run_is_a_row(tmp_path):
+    file, output = tmp_path / "more.flags", tmp_path / "out.json"
+    file.write_text("# What it is.\n--dim=16\n")
+    extra = f"--extra=--dataset=synthetic/small,--epochs=1,--flagfile={file}"
+    (row,) = trained(output, f"--workdir={tmp_path}", "--seeds=0", extra)
+    assert row["seed"] == 0 and len(row["loss"]) == 1
+    assert row["flags"][-1] == "--dim=16" and row["command"].count("--flagfile=") == 2
+
+
+@pytest.mark.slow
+def test_two_seeds_side_by_side(tmp_path):
+    extra = "--extra=--dataset=synthetic/small,--epochs=2"
+    flags = [f"--workdir={tmp_path}", "--seeds=0,1", "--parallel=2", extra]
+    rows = trained(tmp_path / "out.json", *flags)
+    assert [row["seed"] for row in rows] == [0, 1] and rows[0]["loss"] != rows[1]["loss"]
+
+
+def test_runs_once_and_collects(tmp_path):
+    output = tmp_path / "out.json"
+    flags = ["--seeds=0,1", f"--output={output}"]
+    printed = planted(f"--workdir={tmp_path}", *flags)
+    assert "2 runs, about 0.1 hours left" in printed and printed.count("recall_micro@100") == 2
+    rows = rows_of(output)
+    assert [(row["seed"], row["protocol"]) for row in rows] == [(0, "random"), (1, "random")]
+    again = planted(f"--workdir={tmp_path}", *flags)
     assert "2 runs, about 0.0 hours left" in again and "recall_micro@100" not in again
-    assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+    assert rows_of(output) == rows
     # On another machine, from the rows alone: two at a time, what has other flags is run again.
     rows[1]["flags"] = ["--epochs=9"]
-    (tmp_path / "out.json").write_text(json.dumps({"rows": rows}))
-    args[0] = f"--workdir={tmp_path / 'elsewhere'}"
-    printed = tiny.python(script, *args, "--parallel=2").stdout
+    output.write_text(json.dumps({"rows": rows}))
+    elsewhere = f"--workdir={tmp_path / 'elsewhere'}"
+    printed = planted(elsewhere, *flags, "--parallel=2")
     assert "2 runs, about 0.1 hours left" in printed and printed.count("recall_micro@100") == 1
-    taken, trained = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert taken == rows[0] and trained["seed"] == 1
-    assert trained["cores"] == max(1, rows[0]["cores"] // 2)
+    taken, anew = rows_of(output)
+    assert taken == rows[0] and (anew["seed"], anew["flags"]) == (1, [])
+    assert anew["cores"] == max(1, rows[0]["cores"] // 2)
     # Rows of runs that this call does not ask for stay.
-    tiny.python(script, *args[:1], "--groups=base", "--pattern=nothing", *args[-2:])
-    kept = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert kept == [taken, trained]
+    planted(elsewhere, "--pattern=nothing", f"--output={output}")
+    assert rows_of(output) == [taken, anew]
 
 
 def test_a_run_whose_base_recipe_has_changed_is_another(tmp_path):
-    script = tiny.ROOT / "experiments/studies/ablate.py"
-    args = [f"--workdir={tmp_path / 'W'}", "--groups=base", "--seeds=0", "--more_splits="]
-    args.append(f"--extra={SMALL}")
-    tiny.python(script, *args)
+    flags = [f"--workdir={tmp_path / 'W'}", "--seeds=0"]
+    planted(*flags)
     (path,) = (tmp_path / "W").glob("*/row.json")
     row = json.loads(path.read_text())
     assert {"--split=random", "--epochs=6"} <= {*row["base"]} - {*row["flags"]}
-    assert "about 0.0 hours left" in tiny.python(script, *args, "--plan_only").stdout
+    assert "about 0.0 hours left" in planted(*flags, "--plan_only")
     path.write_text(json.dumps(row | {"base": [*row["base"], "--epochs=9"]}))
-    assert "about 0.1 hours left" in tiny.python(script, *args, "--plan_only").stdout
+    assert "about 0.1 hours left" in planted(*flags, "--plan_only")
 
 
 def test_a_run_whose_flag_file_has_changed_is_another(tmp_path):
-    script, file = tiny.ROOT / "experiments/studies/ablate.py", tmp_path / "more.flags"
-    args = [f"--workdir={tmp_path / 'W'}", "--groups=base", "--seeds=0", "--more_splits="]
-    args.append(f"--extra={SMALL},--flagfile={file}")
-    for said, left in (("--dim=32", "0.1"), ("--dim=32", "0.0"), ("--dim=64", "0.1")):
-        file.write_text(f"# What it is.\n{said}\n")
-        assert f"about {left} hours left" in tiny.python(script, *args).stdout
+    file = tmp_path / "more.flags"
+    flags = [f"--workdir={tmp_path / 'W'}", "--seeds=0", f"--extra=--flagfile={file}"]
+    for text, left in (("--dim=32", "0.1"), ("--dim=32", "0.0"), ("--dim=64", "0.1")):
+        file.write_text(f"# What it is.\n{text}\n")
+        assert f"about {left} hours left" in planted(*flags)
     (row,) = (json.loads(path.read_text()) for path in (tmp_path / "W").glob("*/row.json"))
-    assert row["flags"][-1] == "--dim=64" and row["command"].count("--flagfile=") == 2
+    assert row["flags"] == ["--dim=64"]
 
 
 def test_mistakes_are_named(tmp_path):
-    script = tiny.ROOT / "experiments/studies/ablate.py"
     args = [f"--workdir={tmp_path}", "--plan_only"]
-    found = tiny.python(script, *args, "--groups=loss,los", check=False)
+    found = tiny.script(ABLATE, *args, "--groups=loss,los", check=False)
     assert found.returncode and "['los'] are none of ['base'" in found.stderr
-    found = tiny.python(script, *args, "--more_splits=temporal", check=False)
+    found = tiny.script(ABLATE, *args, "--more_splits=temporal", check=False)
     assert found.returncode and "['temporal'] are none of ['loo-5core'" in found.stderr
     # Every protocol of the plan is one that train.py knows.
-    planned = tiny.python(script, *args).stdout
+    planned = tiny.script(ABLATE, *args).stdout
     assert "temporal-successive seed 0  base" in planned
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
-    # Validation on a metric that is none ends the first process before its first epoch is kept.
-    script = tiny.ROOT / "experiments/studies/ablate.py"
-    args = [f"--workdir={tmp_path}", "--groups=base", "--seeds=0,1", "--more_splits="]
-    done = tiny.python(
-        script,
-        *args,
-        f"--extra={SMALL},--metric=nothing",
-        f"--output={tmp_path / 'out.json'}",
-        check=False,
-    )
+    # The process of each run ends at once.
+    code = CHANGED.format(change="sys.executable = 'false'")
+    output = tmp_path / "out.json"
+    flags = [f"--workdir={tmp_path}", "--seeds=0,1", f"--output={output}"]
+    done = tiny.script("-c", code, *SHORT, *flags, check=False)
     assert done.returncode and "2 runs failed; the same command tries them again" in done.stderr
     assert done.stdout.count("failed; see") == 2
-    assert json.loads((tmp_path / "out.json").read_text())["rows"] == []
+    assert rows_of(output) == []

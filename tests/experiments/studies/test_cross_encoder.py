@@ -1,4 +1,7 @@
-"""The cross-encoder, its score by hand; and data of any size for the studies."""
+"""The cross-encoder, its score by hand; and data of any size for the studies.
+
+The study itself, which trains twice, is slow.
+"""
 
 import json
 import sys
@@ -46,9 +49,10 @@ def test_the_matrix_holds_the_pairs(cross):
     assert np.linalg.matrix_rank(matrix) == 3
 
 
+@pytest.mark.slow
 def test_cross_encoder(tmp_path):
     output = tmp_path / "out.json"
-    tiny.python(
+    tiny.script(
         tiny.ROOT / "experiments/studies/cross_encoder.py",
         *(SMALL, "--negatives=uniform", "--num_sampled=64", "--width=16", "--batch_size=256"),
         *("--epochs=3", "--learning_rate=0.01", "--warmup_steps=5"),
@@ -68,23 +72,15 @@ def test_cross_encoder(tmp_path):
     assert min(cross["answer_ms"], towers["answer_ms"]) > 0
 
 
-def test_a_dataset_of_any_size_trains_from_its_folder(tmp_path):
+def test_a_dataset_of_any_size_is_a_folder_of_tables(tmp_path):
     folder = tmp_path / "made"
     sizes = ("--num_items=400", "--num_users=150", "--num_interactions=6000", "--seed=3")
-    printed = tiny.python(
+    printed = tiny.script(
         tiny.ROOT / "experiments/studies/make_synthetic.py", *sizes, f"--output={folder}"
     ).stdout
     assert "wrote synthetic/150x400-seed3" in printed
     made = load_dataset("tables", str(folder))
     assert (len(made.items), len(made.users), len(made.interactions)) == (400, 150, 6000)
-    tiny.python(
-        tiny.ROOT / "experiments" / "train.py",
-        *("--dataset=tables", f"--data_dir={folder}", f"--workdir={tmp_path / 'W'}"),
-        *("--epochs=1", "--norefit", "--indexes=", "--hidden=16", "--dim=8"),
-    )
-    manifest = json.loads((tmp_path / "W" / "bundle" / "manifest.json").read_text())
-    assert manifest["dataset"] == "tables"
-    assert manifest["dataset_fingerprint"] == made.fingerprint()
 
 
 def test_tables_need_a_folder():

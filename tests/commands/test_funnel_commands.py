@@ -1,0 +1,68 @@
+"""build_funnel and evaluate_funnel as a person runs them, on a bundle that has learned little."""
+
+import json
+
+import pytest
+import tiny
+
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.export import export
+from twotower.training.trainer import Training
+
+SCRIPTS = tiny.ROOT / "experiments"
+SOURCES = "two_tower:100,ease:60,popularity:50"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a funnel in the bundle."""
+    folder = tmp_path_factory.mktemp("funnels") / "bundle"
+    training = Training(tiny.dataset(), tiny.split(), tiny.recipe())
+    export(training, folder, {"refit": False}, scann=False)
+    built = tiny.script(
+        SCRIPTS / "build_funnel.py", f"--bundle={folder}", f"--sources={SOURCES}", "--bounds=0,10"
+    )
+    assert "funnels/default: two_tower, ease, popularity" in built.stdout
+    assert "weights from 10 events on: two_tower " in built.stdout
+    return folder
+
+
+def test_every_stage_is_shown_and_written(folder, tmp_path):
+    output = tmp_path / "out.json"
+    run = tiny.script(
+        SCRIPTS / "evaluate_funnel.py",
+        f"--bundle={folder}",
+        f"--bundle={folder}",
+        f"--output={output}",
+    )
+    for text in ("random, validation", "seen took", "minus each source alone", "after each stage"):
+        assert text in run.stdout, text
+    first, second = json.loads(output.read_text())["rows"]
+    assert [stage["name"] for stage in first["stages"]] == [
+        "two_tower", "ease", "popularity", "merge", "filters",
+    ]  # fmt: skip
+    assert first["metrics"] == second["metrics"] and first["protocol"] == "random"
+    ahead = first["ahead"]["popularity"]["ndcg@10"]["mean"]
+    alone = first["alone"]["popularity"]["ndcg@10"]["mean"]
+    assert ahead == pytest.approx(first["metrics"]["ndcg@10"]["mean"] - alone)
+    assert 0 < first["metrics"]["genre_distance@10"]["mean"] < 1
+    assert Bundle(folder).funnel().merge.bounds == [0, 10]
+
+
+@pytest.mark.parametrize(
+    "script, flag, message",
+    [
+        ("build_funnel", "--sources=eese", "sources are some of two_tower"),
+        ("build_funnel", "--name=a/b", "one plain name"),
+        ("build_funnel", "--fallback=ials", "none of the sources"),
+        ("build_funnel", "--bounds=1", "ascend from 0"),
+        ("evaluate_funnel", "--name=other", "no funnel 'other'; it has ['default']"),
+        ("evaluate_funnel", "--split=loo", "was trained for protocol 'random'"),
+    ],
+)
+def test_mistakes_are_named(folder, script, flag, message):
+    given = [f"--bundle={folder}", flag]
+    if script == "build_funnel" and "sources" not in flag:
+        given.append("--sources=two_tower,popularity")
+    run = tiny.script(SCRIPTS / f"{script}.py", *given, check=False)
+    assert run.returncode == 1 and message in run.stderr, run.stderr
