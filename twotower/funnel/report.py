@@ -134,17 +134,20 @@ def _ranks(cases: EvalCases, steps: Sequence[Sequence[Step]], index: int) -> np.
     return np.concatenate(ranks)
 
 
-def exploration(funnel: Funnel, cases: EvalCases, top: int = 20, seed: int = 0) -> dict[str, float]:
+def exploration(
+    funnel: Funnel, cases: EvalCases, top: int = 20, seed: int = 0, batch: int = 50
+) -> dict[str, float]:
     """How many fresh items are shown to anybody, when requests come in a random order.
 
-    The counts of the funnel's `ExplorationSlots` go up as items are shown, 50 requests at a time,
-    as a service would do it. They are left as they were.
+    The counts of the funnel's `ExplorationSlots` go up as items are shown, as a service would do
+    it. They are left as they were.
 
     Args:
         funnel: With the stage and its source.
         cases: The requests.
         top: Length of a list that counts as shown.
         seed: Of the order.
+        batch: Requests that are answered between two updates of the counts.
 
     Raises:
         ValueError: A funnel without the stage.
@@ -156,8 +159,8 @@ def exploration(funnel: Funnel, cases: EvalCases, top: int = 20, seed: int = 0) 
     fresh: np.ndarray = source.arrays()["keys"]
     order = np.random.default_rng(seed).permutation(len(cases))
     shown = np.zeros(len(before), np.int64)
-    for start in range(0, len(cases), 50):
-        keys = funnel(cases.take(order[start : start + 50]), top).keys
+    for start in range(0, len(cases), batch):
+        keys = funnel(cases.take(order[start : start + batch]), top).keys
         shown += np.bincount(keys[keys >= 0], minlength=len(shown))
         slots[0].counts[:] = before + shown
     slots[0].counts[:] = before
