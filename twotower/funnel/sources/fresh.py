@@ -24,15 +24,15 @@ class Fresh(Source):
 
     Args:
         model: The trained model.
-        keys: `[num_fresh]` int64, ascending: the fresh items. Those that the model has no vector of
-            are not answered.
+        keys: `[num_fresh]` int64: the fresh items. Those that the model has no vector of are left
+            out.
     """
 
     kind = "fresh"
     ARRAYS = ("keys",)
 
     def __init__(self, model: Model, keys: np.ndarray) -> None:
-        self.keys = keys
+        self.keys = np.intersect1d(keys, model.keys)
         self._model, self._retriever = model, model.retriever("exact")
 
     @classmethod
