@@ -118,3 +118,21 @@ def test_a_copy_of_another_training_is_refused(bundle, tmp_path):
 def test_mistakes_in_choices_are_named(entries, message):
     with pytest.raises(ValueError, match=message):
         FunnelConfig(parse_sources(entries))
+
+
+def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):
+    sources = parse_sources(["two_tower:50", "fresh:300", "popularity:60"])
+    config = FunnelConfig(sources, "quotas", fresh_below=9, slots=(3, 5), shown_until=2)
+    funnel = make_funnel(config, bundle, tiny.dataset(), tiny.split())
+    fresh = funnel.sources["fresh"].source.arrays()["keys"]
+    assert 10 < len(fresh) < 100  # twice each is less than the slots that there are
+    found = report.exploration(funnel, tiny.split().cases, top=5, batch=5)
+    assert found["fresh_items"] == len(fresh) and found["shown_in_5"] == 1
+    assert not funnel.stages[1].counts.any()  # as it was
+    plain = make_funnel(
+        FunnelConfig(sources, "quotas", fresh_below=9), bundle, tiny.dataset(), tiny.split()
+    )
+    with pytest.raises(ValueError, match="one stage of exploration slots; there are 0"):
+        report.exploration(plain, tiny.split().cases)
+    with pytest.raises(ValueError, match="add it to the sources"):
+        FunnelConfig(parse_sources(["ease"]), slots=(3,))

@@ -40,6 +40,8 @@ def define_flags() -> None:
     flags.DEFINE_string("index", "exact", "The two towers' index: exact, or one of the bundle.")
     flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
     flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
+    flags.DEFINE_list("slots", [], "Positions at which fresh items are shown; none by default.")
+    flags.DEFINE_integer("shown_until", 100, "How often each fresh item is shown there.")
     flags.DEFINE_list(
         "bounds", ["0"], "Least numbers of events of users that get weights of their own."
     )
@@ -62,6 +64,8 @@ def main() -> None:
         FLAGS.index,
         FLAGS.half_life,
         FLAGS.fresh_below,
+        tuple(int(slot) for slot in FLAGS.slots),
+        FLAGS.shown_until,
         tuple(int(bound) for bound in FLAGS.bounds),
     )
     final = Bundle(FLAGS.bundle)

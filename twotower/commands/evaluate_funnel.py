@@ -52,6 +52,7 @@ def main() -> None:
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
     from twotower.funnel import report
+    from twotower.funnel.cold_start import ExplorationSlots
     from twotower.funnel.funnel import Funnel
     from twotower.funnel.merge import ReciprocalRank
 
@@ -94,8 +95,10 @@ def main() -> None:
                 SHOWN, "+"
             )
         )
+        slots = any(stage.kind == ExplorationSlots.kind for stage in funnel.stages)
         rows.append(
             {
+                **({"exploration": report.exploration(funnel, split.cases)} if slots else {}),
                 "name": FLAGS.name,
                 "bundle": path,
                 "newest": FLAGS.newest,
@@ -113,6 +116,9 @@ def main() -> None:
         print(report.gains(*[row["stages"] for row in rows[:2]]))
     columns = {row["bundle"]: row["metrics"] for row in rows}
     print(Comparison("at the end", columns).table((*SHOWN, *report.VARIETY)))
+    for row in rows:
+        if "exploration" in row:
+            print("\nfresh items, in a random order of requests:", row["exploration"])
     if FLAGS.output:
         output = pathlib.Path(FLAGS.output)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.funnel.attributes import Attribute
+from twotower.funnel.cold_start import ExplorationSlots
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge, Quotas, ReciprocalRank, WeightedSum
@@ -20,7 +21,7 @@ from twotower.funnel.sources.popularity import Popularity, Trending
 from twotower.funnel.sources.search import Search
 from twotower.funnel.sources.similar import Similar
 from twotower.funnel.sources.two_tower import TwoTower
-from twotower.funnel.stage import Model, Source
+from twotower.funnel.stage import Model, Source, Stage
 from twotower.limits import at_least
 
 # Of iALS, which found most on MovieLens 1M (`random`, validation, recall@500).
@@ -60,6 +61,9 @@ class FunnelConfig:
         index: Index of the two-tower source.
         half_life: Of `trending`, in days.
         fresh_below: `fresh` are the items with fewer training rows than this.
+        slots: Positions at which fresh items are shown until each was shown `shown_until` times;
+            needs the source `fresh`. None by default.
+        shown_until: See `slots`.
         bounds: Least numbers of events of the buckets of users that get weights of their own.
     """
 
@@ -71,6 +75,8 @@ class FunnelConfig:
     index: str = "exact"
     half_life: float = 30.0
     fresh_below: int = 10
+    slots: tuple[int, ...] = ()
+    shown_until: int = 100
     bounds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
@@ -79,6 +85,8 @@ class FunnelConfig:
             raise ValueError(f"sources are some of {', '.join(SOURCES)}; got {[*self.sources]}.")
         if self.merge not in MERGES:
             raise ValueError(f"merge must be one of {MERGES}; got {self.merge!r}.")
+        if self.slots and "fresh" not in self.sources:
+            raise ValueError(f"slots {self.slots} are for the source fresh; add it to the sources.")
         at_least(self, pool=1, deadline=0)
 
 
@@ -109,8 +117,11 @@ def make_funnel(
             "quotas": lambda: Quotas(config.sources),
         }
         merge = kinds[config.merge]()
-    rules = Filters([Available(split.candidates), Seen()])
-    return Funnel(inlets, merge, [rules], config.pool, config.fallback)
+    stages: list[Stage] = [Filters([Available(split.candidates), Seen()])]
+    if config.slots:
+        counts = np.zeros(len(dataset.items), np.int64)
+        stages.append(ExplorationSlots(counts, config.slots, config.shown_until))
+    return Funnel(inlets, merge, stages, config.pool, config.fallback)
 
 
 def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> WeightedSum:

@@ -14,6 +14,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.evaluation import metrics
+from twotower.funnel.cold_start import ExplorationSlots
 from twotower.funnel.funnel import Funnel, Step
 from twotower.retrieval.candidates import Candidates
 
@@ -131,6 +132,43 @@ def _ranks(cases: EvalCases, steps: Sequence[Sequence[Step]], index: int) -> np.
             ).ranks
         )
     return np.concatenate(ranks)
+
+
+def exploration(
+    funnel: Funnel, cases: EvalCases, top: int = 20, seed: int = 0, batch: int = 50
+) -> dict[str, float]:
+    """How many fresh items are shown to anybody, when requests come in a random order.
+
+    The counts of the funnel's `ExplorationSlots` go up as items are shown, as a service would do
+    it. They are left as they were.
+
+    Args:
+        funnel: With the stage and its source.
+        cases: The requests.
+        top: Length of a list that counts as shown.
+        seed: Of the order.
+        batch: Requests that are answered between two updates of the counts.
+
+    Raises:
+        ValueError: A funnel without the stage.
+    """
+    slots = [stage for stage in funnel.stages if isinstance(stage, ExplorationSlots)]
+    if len(slots) != 1:
+        raise ValueError(f"expected one stage of exploration slots; there are {len(slots)}.")
+    source, before = funnel.sources[slots[0].source].source, slots[0].counts.copy()
+    fresh: np.ndarray = source.arrays()["keys"]
+    order = np.random.default_rng(seed).permutation(len(cases))
+    shown = np.zeros(len(before), np.int64)
+    for start in range(0, len(cases), batch):
+        keys = funnel(cases.take(order[start : start + batch]), top).keys
+        shown += np.bincount(keys[keys >= 0], minlength=len(shown))
+        slots[0].counts[:] = before + shown
+    slots[0].counts[:] = before
+    return {
+        "fresh_items": float(len(fresh)),
+        f"shown_in_{top}": float((shown[fresh] > 0).mean()),
+        f"shown_in_{top} fully": float((shown[fresh] >= slots[0].until).mean()),
+    }
 
 
 def table(rows: Sequence[StepReport], title: str) -> str:
