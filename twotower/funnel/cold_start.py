@@ -1,6 +1,8 @@
 """Cold start: which items a new user is asked about, and slots in which new items are shown."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import scipy.sparse as sparse
@@ -14,6 +16,9 @@ from twotower.funnel.stage import Stage
 from twotower.limits import whole_number
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import NO_SCORE, Candidates
+
+# Requests, or cases with their right answers.
+Asked = TypeVar("Asked", bound=Requests)
 
 
 def most_popular(dataset: Dataset, train: np.ndarray, size: int = 20) -> np.ndarray:
@@ -79,12 +84,12 @@ def most_telling(
     return keys[chosen]
 
 
-def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
+def picked(requests: Asked, shown: np.ndarray, most: int = 5) -> Asked:
     """The requests as new users would make them after onboarding.
 
     Of the list, a user picks the items of the history: the first `most` of them, in the list's
     order. They are the history of the new request, whose user is unknown. Times and ratings are not
-    known; what is excluded, the time and the context stay.
+    known; all else stays: what is excluded, the time, the context, and the targets of cases.
 
     Args:
         requests: What known users would ask.
@@ -98,14 +103,12 @@ def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
     liked &= np.cumsum(liked, axis=1) <= whole_number(most, "most", 1)
     row, column = np.nonzero(liked)
     picks = Ragged.from_lengths(shown[column], liked.sum(1))
-    return Requests(
+    return dataclasses.replace(
+        requests,
         user_id=np.full(len(requests), "", object),
         history=picks,
         history_time=Ragged(np.full(len(row), -1), picks.offsets),
         history_rating=Ragged(np.full(len(row), np.nan, np.float32), picks.offsets),
-        exclude=requests.exclude,
-        time=requests.time,
-        context=requests.context,
     )
 
 

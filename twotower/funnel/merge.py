@@ -81,7 +81,8 @@ class ReciprocalRank(Merge):
         scores = np.zeros(pool.keys.shape, np.float32)
         for name, ranks in zip(pool.names, pool.ranks):
             weight = np.float32(self.weights.get(name, 1.0))
-            scores += np.where(ranks > 0, weight / np.float32(self.constant + ranks), 0)
+            shares = weight / np.float32(self.constant + np.maximum(ranks, 1))
+            scores += np.where(ranks > 0, shares, 0)
         return scores
 
 

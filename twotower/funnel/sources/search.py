@@ -4,6 +4,7 @@ Both ways of weighting words end in the same arrays: for each word of the catalo
 have it and what it adds to their scores.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -90,6 +91,7 @@ class Search(Source):
             ImportError: `bm25s` is not installed.
         """
         bm25s = _extra("bm25s")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import sets DEBUG
         documents, keys = _documents(catalogue, keys, fields)
         words = sorted(set().union(*documents))
         place = {word: number for number, word in enumerate(words)}
