@@ -58,16 +58,7 @@ def new_users(dataset, split, rng) -> tuple[np.ndarray, list]:
 
 def liked_alone(cases, least: float):
     """The cases with only those events in the history that have a good rating."""
-    keep = cases.history_rating.values >= least
-    lengths = np.bincount(cases.history.row_index[keep], minlength=len(cases))
-
-    def kept(values):
-        return type(values).from_lengths(values.values[keep], lengths)
-
-    history = {
-        name: kept(getattr(cases, name)) for name in ("history", "history_time", "history_rating")
-    }
-    return dataclasses.replace(cases, **history)
+    return cases.with_events(cases.history_rating.values >= least)
 
 
 def after_onboarding(cases, shown: np.ndarray):

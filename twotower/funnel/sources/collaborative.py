@@ -73,7 +73,7 @@ class Ease(Collaborative):
     """
 
     kind = "ease"
-    ARRAYS = ("items", "weights")
+    ARRAYS = ("items int [num_known]", "weights float [num_known, num_known]")
 
     def __init__(self, items: np.ndarray, weights: np.ndarray) -> None:
         super().__init__(items)
@@ -116,7 +116,12 @@ class ItemKnn(Collaborative):
     """
 
     kind = "item_knn"
-    ARRAYS = ("items", "data", "indices", "indptr")
+    ARRAYS = (
+        "items int [num_known]",
+        "data float [num_similarities]",
+        "indices int [num_similarities]",
+        "indptr int [num_known + 1]",
+    )
 
     def __init__(
         self, items: np.ndarray, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray
@@ -126,6 +131,8 @@ class ItemKnn(Collaborative):
         self._similarity = sparse.csr_array(
             (data, indices.astype(np.int32), indptr.astype(np.int32)), (len(items), len(items))
         )
+        # A product would read beyond its memory where a column is too large.
+        self._similarity.check_format()
 
     @classmethod
     def fit(
@@ -178,7 +185,7 @@ class IAls(Collaborative):
 
     kind = "ials"
     SETTINGS = ("alpha", "regularization")
-    ARRAYS = ("items", "vectors")
+    ARRAYS = ("items int [num_known]", "vectors float [num_known, factors]")
 
     def __init__(
         self, items: np.ndarray, vectors: np.ndarray, alpha: float, regularization: float
