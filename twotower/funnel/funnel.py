@@ -191,13 +191,13 @@ class Funnel:
     ) -> tuple[list[Step], dict[str, str]]:
         """What sources found, asked for so many candidates each; and why others are missing."""
 
-        def timed(name: str, k: int) -> Step:
+        def answer(name: str, k: int) -> Step:
             begun = time.perf_counter()
             found = _checked(self.sources[name].source(requests, k), len(requests))
             return Step(name, found, time.perf_counter() - begun)
 
         begun = time.perf_counter()
-        futures = {name: self._threads[name].submit(timed, name, k) for name, k in asked.items()}
+        futures = {name: self._threads[name].submit(answer, name, k) for name, k in asked.items()}
         steps, missing = [], {}
         for name, future in futures.items():
             left = deadline = self.sources[name].deadline if deadlines else None

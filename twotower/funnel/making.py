@@ -65,7 +65,8 @@ class FunnelConfig:
         slots: Positions at which fresh items are shown until each was shown `shown_until` times;
             needs the source `fresh`. None by default.
         shown_until: See `slots`.
-        bounds: Least numbers of events of the buckets of users that get weights of their own.
+        bounds: Least number of events of each bucket of users, ascending from 0. The weights are
+            fitted for each bucket.
     """
 
     sources: Mapping[str, int]

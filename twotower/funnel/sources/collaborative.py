@@ -1,9 +1,9 @@
 """Collaborative filtering: what those who liked the items of the history liked as well.
 
 The methods are the baselines' (`evaluation/baselines.py`), whose fits these sources keep as arrays.
-A request whose history has no item of the training rows gets an empty row, where a baseline answers
-what is popular: in a funnel that is a source by itself. Repeats in a history count once, and
-ratings do not count.
+A request whose history has no item of the training rows gets an empty row. (A baseline answers what
+is popular then; in a funnel, popularity is a source by itself.) An item that is twice in a history
+counts once, and ratings do not count.
 """
 
 import abc
@@ -225,7 +225,7 @@ class IAls(Collaborative):
         lengths = np.maximum(history.lengths[order], 1)
         start = 0
         while start < len(order):
-            # The longest of a batch is its last: as many as fit by their own lengths.
+            # Rows ascend by length, so the last row of a batch says how wide the batch is.
             fits = np.arange(1, len(order) - start + 1) * lengths[start:] * dim <= FOLDED
             end = start + max(1, int(fits.sum()))
             rows = order[start:end]
