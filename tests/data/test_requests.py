@@ -66,7 +66,8 @@ def test_batches_whose_padded_histories_are_large_are_split():
 def test_the_query_tower_reads_no_items_that_its_data_does_not_have():
     items = pd.DataFrame({"item_id": ["a", "b"]})
     events = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]})
-    inputs = QueryInputs(Dataset("", events, items), ["history", "history_time"])
+    users = pd.DataFrame({"user_id": ["u"]})
+    inputs = QueryInputs(Dataset("", events, items, users), ["history", "history_time"])
     requests = Requests.of(Catalogue(items), [["a", "b"], []], times=[[5, 6], []])
     later = Ragged.from_rows([[2**40, 1], []])  # a catalogue has grown since
     found = inputs(dataclasses.replace(requests, history=later))
