@@ -108,7 +108,7 @@ def test_recommendations_keep_to_what_is_asked(three_verbs):
     for index in ("exact", "hnsw", bundle.retriever("hnsw")):
         found = bundle.recommend(history, k=5, index=index, **options)
         assert found.ids == expected[:5] and len(str(found).splitlines()) == 5
-    with pytest.raises(ValueError, match=r"items \['nothing'\] are not in the bundle's catalogue"):
+    with pytest.raises(ValueError, match=r"items \['nothing'\] are not in the catalogue"):
         bundle.recommend(["i00003", "nothing"])
     # The letters of a text could be ids themselves.
     with pytest.raises(ValueError, match=r"such as \['i00003'\]; got the text 'i00003'"):

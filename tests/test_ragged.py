@@ -122,7 +122,7 @@ def test_against_lists_at_random():
 
 
 def test_the_example_in_the_docstring():
-    assert doctest.testmod(ragged_module) == (0, 2)
+    assert doctest.testmod(ragged_module) == (0, 3)
 
 
 def test_ranges_by_hand():

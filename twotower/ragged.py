@@ -112,6 +112,15 @@ class Ragged:
         places = Ragged.ranges(self.offsets[rows], self.lengths[rows])
         return Ragged(self.values[places.values], places.offsets)
 
+    def where(self, keep: np.ndarray) -> "Ragged":
+        """The rows with only those values for which `keep` `[num_values]` bool holds.
+
+        >>> Ragged.from_rows([[7, 8], [9]]).where(np.array([False, True, False])).lengths.tolist()
+        [1, 0]
+        """
+        before = np.concatenate([[0], np.cumsum(keep)])
+        return Ragged(self.values[keep], before[self.offsets])
+
     def last(self, length: int) -> "Ragged":
         """The last `length` values of each row."""
         lengths = np.minimum(self.lengths, length)

@@ -29,7 +29,7 @@ script.DEFINE_path("bundle", None, "Folder of a bundle with a funnel.", required
 script.DEFINE_path("data_dir", None, "The data it was trained on.")
 flags.DEFINE_string("name", "default", "Name of the funnel.")
 flags.DEFINE_integer("k", 500, "Candidates at the end.", lower_bound=1)
-flags.DEFINE_integer("requests", 1000, "Single requests that are timed.", lower_bound=10)
+flags.DEFINE_integer("requests", 1000, "Number of single requests.", lower_bound=10)
 script.DEFINE_path("output", None, "JSON file to write.")
 
 SLEEP, DEADLINE = 1.0, 0.03

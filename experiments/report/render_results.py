@@ -13,6 +13,7 @@ import re
 
 import ablation_tables
 import drawing
+import funnel_tables
 import results
 import retrieval_tables
 import sequence_tables
@@ -157,6 +158,11 @@ TABLES = {
     "temporal_last": lambda: sequence_tables.results("temporal-last"),
     "temporal_successive": lambda: sequence_tables.results("temporal-successive"),
     "sequence_curves": sequence_tables.curves,
+    "funnel_random": lambda: funnel_tables.stages("funnel/random"),
+    "funnel_ahead": lambda: funnel_tables.ahead("funnel/random"),
+    "funnel_new_items": funnel_tables.new_items,
+    "onboarding": funnel_tables.onboarding,
+    "funnel_speed": funnel_tables.speed,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,
     "sequences": sequence_tables.study,

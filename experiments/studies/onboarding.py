@@ -3,11 +3,12 @@
     python experiments/studies/onboarding.py --data_dir=ml-1m --output=onboarding.json
 
 A share of the users is new: no source learns from their rows. Each is shown a list of items and
-picks the first few that the user has rated well (in training rows); the rest of the user's test
-rows is to be found. Two lists are compared: the most popular items, and those whose answers tell
-most about the others (twotower/funnel/cold_start.py). The picks are the history of a request to a
-funnel of collaborative sources and of popularity among people of the same age, gender, occupation
-and region. Its weights are fitted on another share of users, who are new as well.
+picks the first few that the user has rated well (in training rows). The items of the user's
+held-out rows are to be found. Two lists are compared: the most popular items, and those whose
+answers tell most about the others (twotower/funnel/cold_start.py). The picks become the history of
+a request to a funnel. Its sources are collaborative filtering, and popularity among all and among
+people of the same age, gender, occupation and region. Its weights are fitted on another share of
+users, who are new as well.
 """
 
 import dataclasses
@@ -58,24 +59,14 @@ def new_users(dataset, split, rng) -> tuple[np.ndarray, list]:
 
 def liked_alone(cases, least: float):
     """The cases with only those events in the history that have a good rating."""
-    keep = cases.history_rating.values >= least
-    lengths = np.bincount(cases.history.row_index[keep], minlength=len(cases))
-
-    def kept(values):
-        return type(values).from_lengths(values.values[keep], lengths)
-
-    history = {
-        name: kept(getattr(cases, name)) for name in ("history", "history_time", "history_rating")
-    }
-    return dataclasses.replace(cases, **history)
+    return cases.with_events(cases.history_rating.values >= least)
 
 
 def after_onboarding(cases, shown: np.ndarray):
     """The cases as new users ask them, with picks for a history; what was shown is no answer."""
     asked = cold_start.picked(liked_alone(cases, FLAGS.liked), shown, FLAGS.picks)
-    fields = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
     # Ids stay, since demographics and the clusters of intervals go by them; no source has rows.
-    return dataclasses.replace(cases, **fields | {"user_id": cases.user_id})
+    return dataclasses.replace(asked, user_id=cases.user_id)
 
 
 def main() -> None:

@@ -127,7 +127,7 @@ def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):
     fresh = funnel.sources["fresh"].source.arrays()["keys"]
     assert 10 < len(fresh) < 100  # twice each is less than the slots that there are
     found = report.exploration(funnel, tiny.split().cases, top=5, batch=5)
-    assert found["fresh_items"] == len(fresh) and found["shown_in_5"] == 1
+    assert found["fresh_items"] == len(fresh) and found["shown_in_5"] > 0.9
     assert not funnel.stages[1].counts.any()  # as it was
     plain = make_funnel(
         FunnelConfig(sources, "quotas", fresh_below=9), bundle, tiny.dataset(), tiny.split()

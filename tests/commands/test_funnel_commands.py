@@ -52,6 +52,11 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
 @pytest.mark.parametrize(
     "script, flag, message",
     [
+        *(
+            # Choices that fit together: only the bundle is missing.
+            ("build_funnel", f"--flagfile={file}", "so /nowhere is no bundle")
+            for file in sorted((SCRIPTS / "flags" / "funnel").glob("*.flags"))
+        ),
         ("build_funnel", "--sources=eese", "sources are some of two_tower"),
         ("build_funnel", "--name=a/b", "one plain name"),
         ("build_funnel", "--fallback=ials", "none of the sources"),
@@ -61,8 +66,8 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
     ],
 )
 def test_mistakes_are_named(folder, script, flag, message):
-    given = [f"--bundle={folder}", flag]
-    if script == "build_funnel" and "sources" not in flag:
+    given = [f"--bundle={'/nowhere' if 'flagfile' in flag else folder}", flag]
+    if script == "build_funnel" and not flag.startswith(("--sources", "--flagfile")):
         given.append("--sources=two_tower,popularity")
     run = tiny.script(SCRIPTS / f"{script}.py", *given, check=False)
     assert run.returncode == 1 and message in run.stderr, run.stderr

@@ -1,13 +1,16 @@
 """Requests from ids, and the columns of users whom the data does not have."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests import tiny
-from twotower.data.dataset import Catalogue
+from twotower.data.dataset import Catalogue, Dataset
 from twotower.data.examples import QueryInputs
 from twotower.data.requests import Requests
+from twotower.ragged import Ragged
 
 CATALOGUE = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
 
@@ -49,3 +52,24 @@ def test_the_context_tells_of_users_whom_the_data_does_not_have():
     found = QueryInputs(dataset, [column])(requests)[column]
     assert found.tolist() == [dataset.users[column][0], "b"]
     assert isinstance(found, np.ndarray)
+
+
+def test_batches_whose_padded_histories_are_large_are_split():
+    catalogue = Catalogue(pd.DataFrame({"item_id": ["a", "b"]}))
+    requests = Requests.of(catalogue, [["a"], ["b"] * 9, [], ["a"]])
+    # Three at once; nine columns, so that 18 cells hold two requests, and 5 cells hold one.
+    assert [len(part) for part in requests.batches(3, cells=18)] == [2, 1, 1]
+    assert [len(part) for part in requests.batches(3, cells=5)] == [1, 1, 1, 1]
+    assert [len(part) for part in requests.batches(3)] == [3, 1]
+
+
+def test_the_query_tower_reads_no_items_that_its_data_does_not_have():
+    items = pd.DataFrame({"item_id": ["a", "b"]})
+    events = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]})
+    users = pd.DataFrame({"user_id": ["u"]})
+    inputs = QueryInputs(Dataset("", events, items, users), ["history", "history_time"])
+    requests = Requests.of(Catalogue(items), [["a", "b"], []], times=[[5, 6], []])
+    later = Ragged.from_rows([[2**40, 1], []])  # a catalogue has grown since
+    found = inputs(dataclasses.replace(requests, history=later))
+    assert found["history"].tolist() == [["b"], [""]]
+    assert found["history_time"].tolist() == [[6], [-1]]

@@ -1,12 +1,16 @@
 """Onboarding lists and exploration slots, worked by hand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.funnel.test_sources import DATASET, TRAIN, ask
+from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.funnel.cold_start import ExplorationSlots, most_popular, most_telling, picked
+from twotower.ragged import Ragged
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
 
@@ -58,6 +62,14 @@ def test_picks_are_those_of_the_history():
     assert [row.tolist() for row in new.history] == [[1, 0], [], []]
     assert new.user_id.tolist() == ["", "", ""] and new.context["age"].tolist() == ["1", "2", "3"]
     assert [row.tolist() for row in new.exclude] == [[5, 0, 3, 1], [], [2]]
+
+
+def test_picks_of_cases_keep_their_targets():
+    asked = ask([5, 0], [1])
+    fields = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
+    new = picked(EvalCases(**fields, targets=Ragged.from_rows([[2], [3, 4]])), np.array([0, 1]))
+    assert [row.tolist() for row in new.history] == [[0], [1]]
+    assert [row.tolist() for row in new.targets] == [[2], [3, 4]]
 
 
 def listed(keys: list[list[int]], fresh: dict[int, float], scores=None) -> Candidates:

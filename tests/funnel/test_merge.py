@@ -56,6 +56,13 @@ def test_weights_of_reciprocal_ranks():
     assert ReciprocalRank(weights={"b": 0.5})(requests, found, 2).keys.tolist() == [[0, 1]]
 
 
+def test_reciprocal_ranks_without_a_constant():
+    requests, found = found_of(a=[0], b=[1, 2])  # b has no rank for 0: nothing is divided by it
+    with np.errstate(all="raise"):
+        merged = ReciprocalRank(0)(requests, found, 3)
+    assert merged.keys.tolist() == [[0, 1, 2]] and merged.scores.tolist() == [[1, 1, 0.5]]
+
+
 def test_a_weighted_sum_by_hand():
     requests = ask([], [1, 2, 3])
     a = Candidates.rank(np.array([[0, 1, 2]] * 2), np.float32([[6, 3, 0]] * 2), k=3)

@@ -19,7 +19,7 @@ class Counted(Source):
     """Scores in an array, for all alike."""
 
     kind = "counted"
-    ARRAYS = ("counts",)
+    ARRAYS = ("counts float [num_items]",)
 
     def __init__(self, counts: np.ndarray) -> None:
         self.counts = counts

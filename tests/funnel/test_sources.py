@@ -307,6 +307,13 @@ def test_weights_of_words(make, expected):
     np.testing.assert_allclose(found.scores[0], expected, rtol=1e-5)
 
 
+def test_fitting_a_search_logs_nothing(caplog):
+    pytest.importorskip("bm25s")
+    with caplog.at_level("DEBUG"):
+        Search.bm25(TITLES)
+    assert not caplog.records
+
+
 def test_search_among_some_items():
     pytest.importorskip("bm25s")
     source = Search.bm25(DATASET.catalogue, keys=np.array([2, 6]))

@@ -391,7 +391,9 @@ def test_start_under_another_training(live, log):
 
 def test_a_log_that_was_lost(live, log):
     add(live, [50])
-    with pytest.raises(ValueError, match=r"after 7 were asked for.*another log, or this log was"):
+    with pytest.raises(
+        ValueError, match=r"after 7 are not in the log.*another log, or this log was"
+    ):
         LiveIndex(pair(sequence=7), log)
 
 
@@ -436,7 +438,7 @@ FAULTS = {
     ),
     "recall": (lambda: changed(retriever=crippled()), r"recall@5: 0\.0000 .*; expected 0\.95"),
     "empty": (lambda: changed(retriever=BruteForceIndex()), "items: the index holds 0; .*dim: "),
-    "lost log": (lambda: changed(sequence=3), "replay: entries after 3 were asked for"),
+    "lost log": (lambda: changed(sequence=3), "replay: entries after 3 are not in the log"),
 }
 
 
@@ -579,7 +581,7 @@ def test_back_after_the_log_was_truncated(live, log):
     live.swap(second, items("B"))
     log.truncate(1)
     live.swap(first)  # current up to 1: nothing is missing
-    with pytest.raises(SwapRefused, match=r"after 0 were asked for.*later snapshot"):
+    with pytest.raises(SwapRefused, match=r"after 0 are not in the log.*later snapshot"):
         live.swap(pair("B"), items("B"))
     assert holds(live, [*range(NUM), 50])
 

@@ -44,8 +44,8 @@ ENTRIES = {
 INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
 REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
 
-# Requests that the query tower encodes at once.
-QUERIES = 256
+# Requests that the query tower encodes at once, and the most cells of their padded histories.
+QUERIES, CELLS = 256, 2**22
 
 T = TypeVar("T")
 
@@ -340,7 +340,8 @@ class Bundle:
         inputs = QueryInputs(Dataset("", *tables), names)
 
         def encode(requests: Requests) -> np.ndarray:
-            parts = [self.query_tower(inputs(part)) for part in requests.batches(QUERIES)]
+            batches = requests.batches(QUERIES, CELLS)
+            parts = [self.query_tower(inputs(part)) for part in batches]
             return np.concatenate([np.empty((0, self.manifest["dim"]), np.float32), *parts])
 
         return once(encode)

@@ -43,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_list("slots", [], "Positions at which fresh items are shown; none by default.")
     flags.DEFINE_integer("shown_until", 100, "How often each fresh item is shown there.")
     flags.DEFINE_list(
-        "bounds", ["0"], "Least numbers of events of users that get weights of their own."
+        "bounds", ["0"], "Least number of events of each bucket of users with its weights."
     )
 
 

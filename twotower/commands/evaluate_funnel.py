@@ -53,6 +53,7 @@ def main() -> None:
     from twotower.evaluation.evaluate import evaluate
     from twotower.funnel import report
     from twotower.funnel.cold_start import ExplorationSlots
+    from twotower.funnel.filters import Filters
     from twotower.funnel.funnel import Funnel
     from twotower.funnel.merge import ReciprocalRank
 
@@ -85,8 +86,9 @@ def main() -> None:
         variety = report.variety(np.concatenate(first_ten), dataset, split)
         alone, ahead = {}, {}
         for name, inlet in funnel.sources.items():
-            # The same stages, so that nothing but the other sources and the merge differ.
-            single = Funnel({name: inlet}, ReciprocalRank(), funnel.stages, funnel.pool)
+            # The same filters, so that nothing but the other sources and the merge differ.
+            filters = [stage for stage in funnel.stages if isinstance(stage, Filters)]
+            single = Funnel({name: inlet}, ReciprocalRank(), filters, funnel.pool)
             source = evaluate(single, split, dataset, ks=ks)
             alone[name] = source.metrics
             ahead[name] = {metric: found.compare(source, metric) for metric in SHOWN}

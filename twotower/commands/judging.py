@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from twotower.bundle.bundle import Bundle
+from twotower.bundle.bundle import CELLS, Bundle
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
 from twotower.data.examples import QueryInputs
@@ -120,7 +120,7 @@ def embedder(
 
     def embed(requests: Requests) -> np.ndarray:
         return np.concatenate(
-            [bundle.query_tower(inputs(part)) for part in requests.batches(batch_size)]
+            [bundle.query_tower(inputs(part)) for part in requests.batches(batch_size, CELLS)]
         )
 
     return once(embed)

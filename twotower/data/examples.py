@@ -88,8 +88,12 @@ class QueryInputs:
     def __call__(self, requests: Requests) -> dict[str, np.ndarray]:
         """Inputs by name, `[num_requests]`, or `[num_requests, longest]` for those of a history.
 
-        A user whom the dataset does not have gets the columns that `requests.context` gives.
+        A user whom the dataset does not have gets the columns that `requests.context` gives. Events
+        with items that the dataset does not have are left out.
         """
+        known = requests.history.values < len(self.items) - 1
+        if not known.all():
+            requests = requests.with_events(known)
         found = (self._lookup.get(user_id, -1) for user_id in requests.user_id)
         rows = np.fromiter(found, np.int64, len(requests))
         inputs: dict[str, np.ndarray] = {}

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from twotower.data.dataset import Catalogue
-from twotower.ragged import Ragged
+from twotower.ragged import Ragged, integers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Requests:
             where nothing is known.
 
     Raises:
-        ValueError: Columns of different lengths, or a history whose times or ratings have other
-            offsets.
+        ValueError: Columns of different lengths, negative keys, or a history whose times or ratings
+            have other offsets.
 
     >>> import pandas as pd
     >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
@@ -54,6 +54,10 @@ class Requests:
         for name, values in {**self._columns(), **self.context}.items():
             if len(values) != len(self.user_id):
                 raise ValueError(f"{name} has {len(values)} rows for {len(self.user_id)} requests.")
+        for name in ("history", "exclude"):
+            least = getattr(self, name).values.min(initial=0)
+            if least < 0:  # NumPy would count it from the end, as another item
+                raise ValueError(f"{name} holds keys of items, which are 0 or more; got {least}.")
         for name in ("history_time", "history_rating"):
             offsets = getattr(self, name).offsets
             if offsets is not self.history.offsets and (offsets != self.history.offsets).any():
@@ -85,7 +89,8 @@ class Requests:
             context: Further columns, name -> a string a request.
 
         Raises:
-            ValueError: Ids that the catalogue does not have, or columns of different lengths.
+            ValueError: Ids that the catalogue does not have, columns of different lengths, or
+                values of another type.
         """
         count = len(history)
         keys = Ragged.from_rows([catalogue.require_keys(row) for row in history])
@@ -95,13 +100,21 @@ class Requests:
         shape = keys.offsets
         lasting = Ragged.from_rows([[-1] * len(row) for row in history] if times is None else times)
         rating = [[np.nan] * len(row) for row in history] if ratings is None else ratings
+        for name, texts in {
+            "user_id": () if user_id is None else user_id,
+            **(context or {}),
+        }.items():
+            if wrong := [text for text in texts if not isinstance(text, str)]:
+                raise ValueError(
+                    f"{name} takes strings, '' where nothing is known; got {wrong[0]!r}."
+                )
         return cls(
             user_id=np.array([""] * count if user_id is None else [*user_id], object),
             history=keys,
             history_time=_aligned(lasting, shape),
             history_rating=_aligned(Ragged.from_rows(rating, np.float32), shape),
             exclude=Ragged.from_rows([np.concatenate(rows) for rows in zip(keys, further)]),
-            time=np.full(count, -1) if time is None else np.asarray(time, np.int64),
+            time=np.full(count, -1) if time is None else integers(time, "time"),
             context={name: np.array([*texts], object) for name, texts in (context or {}).items()},
         )
 
@@ -124,10 +137,36 @@ class Requests:
         context = {name: take(values) for name, values in self.context.items()}
         return type(self)(**columns, context=context)
 
-    def batches(self, batch_size: int) -> Iterator[Self]:
-        """All requests in order, at most `batch_size` at a time."""
+    def with_events(self, keep: np.ndarray) -> Self:
+        """The requests with only those events of the histories for which `keep` holds.
+
+        Args:
+            keep: `[num_events]` bool, in the order of `history.values`.
+        """
+        history, times, ratings = self.history, self.history_time, self.history_rating
+        kept = history.where(keep)
+        return dataclasses.replace(
+            self,
+            history=kept,
+            history_time=Ragged(times.values[keep], kept.offsets),
+            history_rating=Ragged(ratings.values[keep], kept.offsets),
+        )
+
+    def batches(self, batch_size: int, cells: int | None = None) -> Iterator[Self]:
+        """All requests in order, at most `batch_size` at a time.
+
+        Args:
+            batch_size: 1 or more.
+            cells: Batches whose histories, padded to the longest one, would take more cells than
+                this are split further, down to single requests. No limit by default.
+        """
         for start in range(0, len(self), batch_size):
-            yield self.take(np.arange(start, min(start + batch_size, len(self))))
+            part = self.take(np.arange(start, min(start + batch_size, len(self))))
+            longest = max(int(part.history.lengths.max(initial=0)), 1)
+            if cells is None or len(part) == 1 or len(part) * longest <= cells:
+                yield part
+            else:
+                yield from part.batches(max(1, cells // longest))
 
     def texts(self, name: str) -> np.ndarray:
         """The column `name` of `context`, `[num_requests]` strings; "" where it is not known."""
@@ -149,7 +188,8 @@ def once(function: Callable[[Requests], np.ndarray]) -> Callable[[Requests], np.
     """The function, computed once for each `Requests` object, whoever asks.
 
     Several sources of a funnel ask for the vectors of the same requests, each in its thread: the
-    first computes them, the others wait. Results live as long as their requests.
+    first computes them, the others wait. A result is kept as long as its requests are. An error is
+    raised to all who wait for it and is not kept.
 
     >>> calls = []
     >>> counted = once(lambda requests: calls.append(requests) or np.zeros(len(requests)))
@@ -169,6 +209,9 @@ def once(function: Callable[[Requests], np.ndarray]) -> Callable[[Requests], np.
             try:
                 future.set_result(function(requests))
             except BaseException as error:
+                # Its traceback holds the requests, which would keep themselves alive in `known`.
+                with lock:
+                    del known[requests]
                 future.set_exception(error)
         return future.result()
 

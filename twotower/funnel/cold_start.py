@@ -1,19 +1,23 @@
 """Cold start: which items a new user is asked about, and slots in which new items are shown."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import scipy.sparse as sparse
 
 from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
-from twotower.funnel.filters import is_member
 from twotower.funnel.sources.answers import Columns
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.stage import Stage
 from twotower.limits import whole_number
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import NO_SCORE, Candidates
+
+# Requests, or cases with their right answers.
+Asked = TypeVar("Asked", bound=Requests)
 
 
 def most_popular(dataset: Dataset, train: np.ndarray, size: int = 20) -> np.ndarray:
@@ -79,12 +83,12 @@ def most_telling(
     return keys[chosen]
 
 
-def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
+def picked(requests: Asked, shown: np.ndarray, most: int = 5) -> Asked:
     """The requests as new users would make them after onboarding.
 
     Of the list, a user picks the items of the history: the first `most` of them, in the list's
     order. They are the history of the new request, whose user is unknown. Times and ratings are not
-    known; what is excluded, the time and the context stay.
+    known; all else stays: what is excluded, the time, the context, and the targets of cases.
 
     Args:
         requests: What known users would ask.
@@ -98,14 +102,12 @@ def picked(requests: Requests, shown: np.ndarray, most: int = 5) -> Requests:
     liked &= np.cumsum(liked, axis=1) <= whole_number(most, "most", 1)
     row, column = np.nonzero(liked)
     picks = Ragged.from_lengths(shown[column], liked.sum(1))
-    return Requests(
+    return dataclasses.replace(
+        requests,
         user_id=np.full(len(requests), "", object),
         history=picks,
         history_time=Ragged(np.full(len(row), -1), picks.offsets),
         history_rating=Ragged(np.full(len(row), np.nan, np.float32), picks.offsets),
-        exclude=requests.exclude,
-        time=requests.time,
-        context=requests.context,
     )
 
 
@@ -117,8 +119,9 @@ class ExplorationSlots(Stage):
     score in `source` comes first. Only items that `source` found are moved, and one that stands
     before the slot by its score alone stays there. Where none is left behind a slot, nothing moves.
 
-    The list keeps its scores by position, so that it stays in order: a moved item has the score of
-    its slot. Equal scores of a list that was changed become different by the smallest step.
+    Scores stay at their positions, so a moved item gets the score of its slot and the list still
+    descends. In a list that was changed, equal scores are lowered by the smallest step of float32
+    each, since equal scores would have to stand by key.
 
         slots = ExplorationSlots(np.zeros(len(catalogue), np.int64), slots=(10, 15), until=100)
         slots.counts[shown_keys] += 1  # after each answer, by the caller
@@ -136,7 +139,7 @@ class ExplorationSlots(Stage):
 
     kind = "exploration_slots"
     SETTINGS = ("slots", "until", "source")
-    ARRAYS = ("counts",)
+    ARRAYS = ("counts int [num_items]",)
 
     def __init__(
         self,
@@ -145,9 +148,7 @@ class ExplorationSlots(Stage):
         until: int = 100,
         source: str = "fresh",
     ) -> None:
-        self.slots = [whole_number(slot, "slots", 1) for slot in slots]
-        if self.slots != sorted(set(self.slots)):
-            raise ValueError(f"slots must ascend, none twice; got {self.slots}.")
+        self.slots = check_slots(slots)
         self.counts, self.until, self.source = counts, until, source
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
@@ -159,7 +160,7 @@ class ExplorationSlots(Stage):
             )
         keys, width = candidates.keys, candidates.keys.shape[1]
         shown_enough = np.flatnonzero(self.counts >= self.until)
-        needs = candidates.valid & (ranks > 0) & ~is_member(keys, shown_enough)
+        needs = candidates.valid & (ranks > 0) & ~np.isin(keys, shown_enough)
         scores = np.where(needs, candidates.columns[f"{self.source}_score"], NO_SCORE)
         column = np.arange(width)
         order = np.broadcast_to(column, keys.shape)
@@ -184,6 +185,18 @@ class ExplorationSlots(Stage):
             candidates.counts,
             {n: np.take_along_axis(v, order, axis=1) for n, v in candidates.columns.items()},
         )
+
+
+def check_slots(slots: Sequence[int]) -> list[int]:
+    """The slots as integers.
+
+    Raises:
+        ValueError: Slots that do not ascend from 1 on.
+    """
+    found = [whole_number(slot, "slots", 1) for slot in slots]
+    if found != sorted(set(found)):
+        raise ValueError(f"slots must ascend, none twice; got {found}.")
+    return found
 
 
 def _all_different(scores: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ class Filter(Part):
     """Says which candidates to keep.
 
     Attributes:
-        strict: Whether it holds even where nothing is left. One that is not strict lets a request
-            pass whose list it would empty, and the funnel's answer says so.
+        strict: Whether it may empty a list. If a filter that is not strict would do so, it leaves
+            this list as it is, and the funnel's answer counts the request under `relaxed`.
     """
 
     strict = True
@@ -53,7 +53,7 @@ class Filters(Stage):
     """Applies filters in order, and closes the gaps once.
 
     Args:
-        filters: Each sees all candidates that were given, whatever those before it took away.
+        filters: Each is given all candidates, also those that a filter before it took away.
     """
 
     kind = "filters"
@@ -66,15 +66,17 @@ class Filters(Stage):
 
     def apply(self, requests: Requests, candidates: Candidates) -> Filtered:
         """The candidates that are left, and what each filter took away."""
-        keep, lost, relaxed = candidates.valid, {}, {}
+        keep = candidates.valid
+        lost: dict[str, int] = {}
+        relaxed: dict[str, int] = {}
         for some in self.filters:
             left = keep & some.keep(requests, candidates)
             if not some.strict:
                 emptied = keep.any(1) & ~left.any(1)
                 left[emptied] = keep[emptied]
                 if emptied.any():
-                    relaxed[some.kind] = int(emptied.sum())
-            lost[some.kind] = int(keep.sum() - left.sum())
+                    relaxed[some.kind] = relaxed.get(some.kind, 0) + int(emptied.sum())
+            lost[some.kind] = lost.get(some.kind, 0) + int(keep.sum() - left.sum())
             keep = left
         return Filtered(candidates.mask(keep), lost, relaxed)
 
@@ -82,25 +84,28 @@ class Filters(Stage):
 def is_among(keys: np.ndarray, rows: Ragged) -> np.ndarray:
     """Which of `keys` `[num_rows, k]` stand in their row of `rows`; -1 stands in none.
 
+    Keys may be of any size, such as those of items that came after the training.
+
     >>> is_among(np.array([[4, 9], [9, -1]]), Ragged.from_rows([[9], [3]])).tolist()
     [[False, True], [False, False]]
     """
-    width = int(max(keys.max(initial=0), rows.values.max(initial=0))) + 2  # the last for -1
     found = np.zeros(keys.shape, bool)
+    if not len(rows.values):
+        return found
+    column, rows = keys, Ragged(np.maximum(rows.values, -1), rows.offsets)
+    width = int(max(keys.max(initial=0), rows.values.max())) + 2  # the last for -1
+    if width > CELLS:  # a table of the keys in `rows`, since one of all keys would be too large
+        known, places = np.unique(rows.values, return_inverse=True)
+        column = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        column = np.where(known[column] == keys, column, -1)
+        rows, width = Ragged(places, rows.offsets), len(known) + 1
     step = max(1, CELLS // width)
     for start in range(0, len(keys), step):
         part = rows.take(np.arange(start, min(start + step, len(keys))))
         table = np.zeros((len(part), width), bool)
         table[part.row_index, part.values] = True
-        found[start : start + step] = np.take_along_axis(table, keys[start : start + step], 1)
-    return found
-
-
-def is_member(keys: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Which of `keys` are among `members`, both int64; the shape of `keys`."""
-    table = np.zeros(int(max(keys.max(initial=0), members.max(initial=0))) + 2, bool)
-    table[members] = True
-    return table[keys]
+        found[start : start + step] = np.take_along_axis(table, column[start : start + step], 1)
+    return found & (keys >= 0)
 
 
 class Seen(Filter):
@@ -121,7 +126,11 @@ class PerUser(Filter):
         offsets: `[num_users + 1]`; those of user `i` are `keys[offsets[i]:offsets[i + 1]]`.
     """
 
-    ARRAYS = ("user_id", "keys", "offsets")
+    ARRAYS = (
+        "user_id text [num_users]",
+        "keys int [num_pairs]",
+        "offsets int [num_users + 1]",
+    )
 
     def __init__(self, user_id: np.ndarray, keys: np.ndarray, offsets: np.ndarray) -> None:
         self.user_id, self.keys, self.offsets = user_id, keys, offsets
@@ -158,7 +167,7 @@ class Blocked(PerUser):
 class Shown(PerUser):
     """Drops what a user was shown too often without taking it: an impression threshold.
 
-    Not strict: to whom everything was shown too often, it is shown again.
+    Not strict: if everything was shown too often to a user, the user gets it again.
     """
 
     kind = "shown"
@@ -166,7 +175,7 @@ class Shown(PerUser):
 
     @classmethod
     def count(cls, user_id: Sequence[str], keys: np.ndarray, at_least: int = 3) -> Self:
-        """The filter of those pairs that stand in the rows `at_least` times.
+        """The filter of the pairs of user and item that are among the rows `at_least` times.
 
         Args:
             user_id: `[num_rows]` users to whom something was shown, and who did not take it.
@@ -188,17 +197,17 @@ class Available(Filter):
     """
 
     kind = "available"
-    ARRAYS = ("keys",)
+    ARRAYS = ("keys int [num_available]",)
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys = np.unique(np.asarray(keys, np.int64))
 
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
-        return is_member(candidates.keys, self.keys)
+        return np.isin(candidates.keys, self.keys)
 
 
 class MinimumAge(Filter):
-    """Drops what is for people older than the request's user: a policy.
+    """Drops items whose least age is above the age of the request's user.
 
     Args:
         least: `[num_items]` float32, the age from which on each item may be shown; items behind its
@@ -211,7 +220,11 @@ class MinimumAge(Filter):
 
     kind = "minimum_age"
     SETTINGS = ("unknown_age", "unknown_item")
-    ARRAYS = ("least", "user_id", "age")
+    ARRAYS = (
+        "least float [num_items]",
+        "user_id text [num_users]",
+        "age text [num_users]",
+    )
 
     def __init__(
         self,
@@ -265,7 +278,7 @@ class HoldOut(Filter):
 
     kind = "hold_out"
     SETTINGS = ("share",)
-    ARRAYS = ("fraction",)
+    ARRAYS = ("fraction float [num_items]",)
 
     def __init__(self, fraction: np.ndarray, share: float) -> None:
         if not 0 <= share <= 1:

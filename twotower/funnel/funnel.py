@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +14,19 @@ from twotower.data.requests import Requests
 from twotower.funnel.filters import Filters
 from twotower.funnel.merge import Merge
 from twotower.funnel.stage import Source, Stage
+from twotower.funnel.threads import Threads
 from twotower.limits import whole_number
+from twotower.ragged import integers
 from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates, widened
 
 # Calls of one source that may run at once; a source that hangs holds no more threads than these.
 THREADS = 8
 # Number of candidates that a source is asked for to get all that it has.
 EVERYTHING = 2**31 - 1
+# Requests that the fallback answers at once.
+ROWS = 64
+# A key from here on is none that a catalogue has given out, and too large for `Pool`.
+NO_CATALOGUE = 2**41
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +37,22 @@ class Inlet:
         source: The source.
         k: How many candidates it is asked for.
         deadline: Seconds after which the funnel goes on without it; None waits for ever.
+
+    Raises:
+        ValueError: `k` or `deadline` out of bounds.
     """
 
     source: Source
     k: int = 500
     deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", whole_number(self.k, "k", 1))
+        if self.deadline is not None and not 0 < self.deadline <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                "deadline must be a positive, finite number of seconds, or None; got "
+                f"{self.deadline}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +81,9 @@ class Answer:
         candidates: The lists, with the columns of `Merge`: which sources found an item, at which
             rank, with which score.
         missing: Name of a source that was left out -> why: its deadline, or what it raised.
-        relaxed: Name of a filter -> number of requests that it would have emptied, and so let pass.
-        fallback: Number of requests that nothing was left of, which the fallback source answered.
+        relaxed: Kind of a filter -> number of requests whose list it would have emptied and so
+            left as it was.
+        fallback: Number of requests whose list was empty, so that the fallback source was asked.
         steps: What each source, the merge and each stage left, in order; the fallback's are not
             among them.
     """
@@ -89,8 +108,8 @@ class Funnel:
         merge: Makes one list of them.
         stages: What follows, in order: filters, rankers, re-rankers.
         pool: Length of the merged list.
-        fallback: Name of the source that answers a request of which nothing else is left; it is
-            asked for all it has, and its answer goes through the stages as well. "" for none.
+        fallback: Name of the source that answers a request whose list is empty after all stages. It
+            is asked for all its items, and its answer goes through the stages as well. "" for none.
 
     Raises:
         ValueError: No source, a name that is no identifier, or a fallback that is no source.
@@ -112,10 +131,7 @@ class Funnel:
             raise ValueError(f"fallback {fallback!r} is none of the sources {list(sources)}.")
         self.sources, self.merge, self.stages = dict(sources), merge, list(stages)
         self.pool, self.fallback = whole_number(pool, "pool", 1), fallback
-        self._threads = {
-            name: concurrent.futures.ThreadPoolExecutor(THREADS, f"source-{name}")
-            for name in sources
-        }
+        self._threads = {name: Threads(f"the funnel's source {name}", THREADS) for name in sources}
 
     def __call__(self, requests: Requests, k: int) -> Candidates:
         """The best `k` items of each request; every source is waited for, as in an evaluation."""
@@ -145,7 +161,8 @@ class Funnel:
             deadlines: Whether the sources' deadlines hold.
 
         Raises:
-            RuntimeError: No source answered; the message has their reasons.
+            RuntimeError: No source answered; the message has their reasons. Or the funnel is
+                closed.
         """
         whole_number(k, "k", 1)
         asked = {name: inlet.k for name, inlet in self.sources.items()}
@@ -154,29 +171,33 @@ class Funnel:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise RuntimeError(f"no source of this funnel answered. {reasons}.")
         merged, relaxed = self._finish(requests, found, self.pool)
-        candidates = merged[-1].candidates
+        candidates = merged[-1].candidates.head(k)
         left = np.flatnonzero(candidates.counts == 0) if self.fallback else np.empty(0, np.int64)
-        if len(left):
-            rest = requests.take(left)
+        # A few at a time: each gets a list of all items.
+        for start in range(0, len(left), ROWS):
+            rows = left[start : start + ROWS]
+            rest = requests.take(rows)
             again, why = self._ask({self.fallback: EVERYTHING}, rest, deadlines)
             missing |= why
-            if again:
-                steps, _ = self._finish(rest, again, max(1, again[0].candidates.keys.shape[1]))
-                candidates = _with_rows(candidates, left, steps[-1].candidates)
-        return Answer(candidates.head(k), missing, relaxed, len(left), [*found, *merged])
+            if not again:
+                break
+            steps, let_pass = self._finish(rest, again, max(1, again[0].candidates.keys.shape[1]))
+            relaxed = _sums(relaxed, let_pass)
+            candidates = _with_rows(candidates, rows, steps[-1].candidates.head(k))
+        return Answer(candidates, missing, relaxed, len(left), [*found, *merged])
 
     def _ask(
         self, asked: Mapping[str, int], requests: Requests, deadlines: bool
     ) -> tuple[list[Step], dict[str, str]]:
         """What sources found, asked for so many candidates each; and why others are missing."""
 
-        def timed(name: str, k: int) -> Step:
+        def answer(name: str, k: int) -> Step:
             begun = time.perf_counter()
             found = _checked(self.sources[name].source(requests, k), len(requests))
             return Step(name, found, time.perf_counter() - begun)
 
         begun = time.perf_counter()
-        futures = {name: self._threads[name].submit(timed, name, k) for name, k in asked.items()}
+        futures = {name: self._threads[name].submit(answer, name, k) for name, k in asked.items()}
         steps, missing = [], {}
         for name, future in futures.items():
             left = deadline = self.sources[name].deadline if deadlines else None
@@ -210,7 +231,7 @@ class Funnel:
             if isinstance(stage, Filters):
                 filtered = stage.apply(requests, candidates)
                 candidates, lost = filtered.candidates, filtered.lost
-                relaxed |= filtered.relaxed
+                relaxed = _sums(relaxed, filtered.relaxed)
             else:
                 candidates = stage(requests, candidates)
             steps.append(Step(stage.kind, candidates, time.perf_counter() - begun, lost))
@@ -219,19 +240,31 @@ class Funnel:
     def close(self) -> None:
         """Lets the threads go; sources that hang are not waited for."""
         for threads in self._threads.values():
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
 
 
 def _checked(found: Candidates, num_requests: int) -> Candidates:
     """An answer that keeps the rules of `Candidates`, without further columns."""
     if len(found) != num_requests:
         raise ValueError(f"it answered {len(found)} of {num_requests} requests.")
-    scores, valid = found.scores, found.valid
-    if np.isnan(scores[valid]).any() or (valid[:, 1:] & (scores[:, 1:] > scores[:, :-1])).any():
-        raise ValueError("its scores must descend along an answer, without NaN.")
-    if found.keys[valid].min(initial=0) < 0:
-        raise ValueError("it has a negative key inside an answer.")
-    return Candidates(found.keys, found.scores, found.counts)
+    keys, counts = integers(found.keys, "keys"), integers(found.counts, "counts")
+    if counts.min(initial=0) < 0 or counts.max(initial=0) > keys.shape[1]:
+        raise ValueError(f"its counts must be within 0 and {keys.shape[1]}, the columns it has.")
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
+        scores = found.scores.astype(np.float32, copy=False)
+    valid = np.arange(keys.shape[1]) < counts[:, None]
+    if not np.isfinite(scores[valid]).all():
+        raise ValueError("its scores must be finite, without NaN.")
+    if (valid[:, 1:] & (scores[:, 1:] > scores[:, :-1])).any():
+        raise ValueError("its scores must descend along an answer.")
+    if keys[valid].min(initial=0) < 0 or keys[valid].max(initial=0) >= NO_CATALOGUE:
+        raise ValueError("it has a negative key inside an answer, or one that is too large.")
+    return Candidates(keys, scores, counts)
+
+
+def _sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """Counts by name, those of the same name added."""
+    return {n: first.get(n, 0) + second.get(n, 0) for n in {**first, **second}}
 
 
 def _with_rows(candidates: Candidates, rows: np.ndarray, others: Candidates) -> Candidates:

@@ -1,6 +1,7 @@
 """From a few choices to a funnel: which sources, how many candidates of each, which merge."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,10 +10,10 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.funnel.attributes import Attribute
-from twotower.funnel.cold_start import ExplorationSlots
+from twotower.funnel.cold_start import ExplorationSlots, check_slots
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
-from twotower.funnel.merge import Merge, Quotas, ReciprocalRank, WeightedSum
+from twotower.funnel.merge import Merge, Quotas, ReciprocalRank, WeightedSum, check_bounds
 from twotower.funnel.sources.collaborative import Ease, IAls, ItemKnn
 from twotower.funnel.sources.context_popularity import ContextPopularity
 from twotower.funnel.sources.diverse import Diverse
@@ -64,7 +65,8 @@ class FunnelConfig:
         slots: Positions at which fresh items are shown until each was shown `shown_until` times;
             needs the source `fresh`. None by default.
         shown_until: See `slots`.
-        bounds: Least numbers of events of the buckets of users that get weights of their own.
+        bounds: Least number of events of each bucket of users, ascending from 0. The weights are
+            fitted for each bucket.
     """
 
     sources: Mapping[str, int]
@@ -87,7 +89,15 @@ class FunnelConfig:
             raise ValueError(f"merge must be one of {MERGES}; got {self.merge!r}.")
         if self.slots and "fresh" not in self.sources:
             raise ValueError(f"slots {self.slots} are for the source fresh; add it to the sources.")
-        at_least(self, pool=1, deadline=0)
+        if self.fallback and self.fallback not in self.sources:
+            raise ValueError(
+                f"fallback {self.fallback!r} is none of the sources {[*self.sources]}."
+            )
+        if self.half_life <= 0:
+            raise ValueError(f"half_life must be a positive number of days; got {self.half_life}.")
+        check_bounds(self.bounds)
+        check_slots(self.slots)
+        at_least(self, pool=1, deadline=0, half_life=0, fresh_below=1, shown_until=1)
 
 
 def make_funnel(
@@ -134,12 +144,12 @@ def parse_sources(entries: list[str]) -> dict[str, int]:
     """`["ease:300", "ials"]` as name -> number of candidates, 500 where none is given.
 
     Raises:
-        ValueError: A number that is none, or a source that stands twice.
+        ValueError: A number that is none or 0, or a source that stands twice.
     """
     found: dict[str, int] = {}
     for entry in entries:
         name, _, k = entry.partition(":")
-        if name in found or not (k or "500").isdigit():
+        if name in found or not re.fullmatch("([1-9][0-9]*)?", k):
             raise ValueError(f"sources are a list such as ease:300,ials, each once; got {entry!r}.")
         found[name] = int(k or 500)
     return found

@@ -57,7 +57,7 @@ class ReciprocalRank(Merge):
         score(item) = sum over sources s of weight_s / (constant + rank_s(item))
 
     Args:
-        constant: How little the first ranks stand out.
+        constant: The larger, the less the first ranks stand out. 60 in the paper.
         weights: Name of a source -> its weight; 1 for those that are not named.
 
     >>> from twotower.data.dataset import Catalogue
@@ -73,15 +73,19 @@ class ReciprocalRank(Merge):
     SETTINGS = ("constant", "weights")
 
     def __init__(self, constant: float = 60.0, weights: Mapping[str, float] | None = None) -> None:
-        if not constant >= 0:
-            raise ValueError(f"constant must be 0 or more; got {constant}.")
         self.constant, self.weights = constant, dict(weights or {})
+        if not all(0 <= value < np.inf for value in (constant, *self.weights.values())):
+            raise ValueError(
+                f"constant and weights must be 0 or more, and finite; got {constant}, "
+                f"{self.weights}."
+            )
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.zeros(pool.keys.shape, np.float32)
         for name, ranks in zip(pool.names, pool.ranks):
             weight = np.float32(self.weights.get(name, 1.0))
-            scores += np.where(ranks > 0, weight / np.float32(self.constant + ranks), 0)
+            shares = weight / np.float32(self.constant + np.maximum(ranks, 1))
+            scores += np.where(ranks > 0, shares, 0)
         return scores
 
 
@@ -90,8 +94,8 @@ class Quotas(Merge):
 
         score(item) = -min over the sources s that found it of rank_s(item) / quota_s
 
-    The first sum-of-quotas items hold at least each source's first quota, however the sources
-    overlap; places that overlaps leave free go on in the same proportion.
+    A list as long as the sum of the quotas holds the first quota_s items of every source s, however
+    much the sources overlap. What overlaps leave free is filled in the same proportion.
 
     Args:
         quotas: Name of a source -> its number of items, positive; a source that is not named gives
@@ -121,9 +125,10 @@ class WeightedSum(Merge):
         score(item) = sum over sources s of w[b, s] z_s(item),   z_s = (x_s - least_s) / std_s
 
     x_s is the score that source s gave the item, least_s and std_s are the least and the standard
-    deviation of what it gave to this request's items; z_s is 0 for an item that it did not find,
-    as for the last that it did. b is the bucket of the request's number of events: what is known
-    of a user decides whom to believe.
+    deviation of what it gave to this request's items. z_s is 0 for the last item that it found, and
+    for those that it did not find; where it gave all items one score, z_s is 1 for them. b is the
+    bucket of the request's number of events, so the sources weigh differently for users of whom
+    little is known.
 
     Args:
         names: The sources, `num_sources` of them; others count nothing.
@@ -131,12 +136,13 @@ class WeightedSum(Merge):
         bounds: `[num_buckets]` least number of events of each bucket, ascending from 0.
 
     Raises:
-        ValueError: Weights of another shape, or bounds that do not ascend from 0.
+        ValueError: Weights of another shape, negative or not finite; or bounds that do not ascend
+            from 0.
     """
 
     kind = "weighted_sum"
     SETTINGS = ("names", "bounds")
-    ARRAYS = ("weights",)
+    ARRAYS = ("weights float [num_buckets, num_sources]",)
 
     def __init__(
         self, names: Sequence[str], weights: np.ndarray, bounds: Sequence[int] = (0,)
@@ -148,8 +154,9 @@ class WeightedSum(Merge):
                 f"expected weights [{len(self.bounds)}, {len(self.names)}], a row a bucket and a "
                 f"column a source; got {self.weights.shape}."
             )
-        if self.bounds[0] != 0 or (np.diff(self.bounds) <= 0).any():
-            raise ValueError(f"bounds must ascend from 0; got {self.bounds}.")
+        if not ((self.weights >= 0) & (self.weights < np.inf)).all():
+            raise ValueError(f"weights must be 0 or more, and finite; got {self.weights.tolist()}.")
+        check_bounds(self.bounds)
 
     @classmethod
     def fit(
@@ -161,21 +168,24 @@ class WeightedSum(Merge):
     ) -> "WeightedSum":
         """The weights that make the targets likely, with a softmax over each request's pool.
 
-            minimise  - mean over cases, mean over targets t in the pool, of log softmax(score)[t]
+            loss(w) = - sum over cases of the mean over targets t in the pool of
+                        log softmax(score)[t]
+            w_all minimises loss(w) over all cases, w_b loss(w) + pull * |w - w_all|^2 over bucket b
 
-        All cases are fitted first. Each bucket then starts from those weights, and is pulled to
-        them as by `pull` cases, so that few cases do not decide alone.
+        So a bucket with few cases keeps close to the weights of all.
 
         Args:
             found: What each source found for the cases; they must be validation cases, whose
                 targets no source has learned from.
             cases: The cases.
             bounds: Least number of events of each bucket, ascending from 0.
-            pull: Weight of the penalty on a bucket's distance from the weights of all.
+            pull: Weight of the penalty on a bucket's squared distance from the weights of all.
 
         Raises:
-            ValueError: No case has a target that a source found.
+            ValueError: No case has a target that a source found, or bounds that do not ascend
+                from 0.
         """
+        check_bounds(bounds)
         names = list(found)
         features, is_target, length = [], [], []
         for start in range(0, len(cases), ROWS):
@@ -205,6 +215,12 @@ class WeightedSum(Merge):
             if name in self.names:
                 scores += self.weights[bucket, self.names.index(name)][:, None] * z
         return scores
+
+
+def check_bounds(bounds: Sequence[int]) -> None:
+    """Raises ValueError for bounds of buckets that do not ascend from 0."""
+    if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"bounds must ascend from 0; got {list(bounds)}.")
 
 
 def _standardised(pool: Pool) -> np.ndarray:

@@ -8,8 +8,9 @@ that of the bundle around the funnel, whose version `funnel.json` names.
 """
 
 import importlib
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,9 @@ def save(funnel: Funnel, directory: str | pathlib.Path, model_version: str) -> N
         model_version: Of the model that its parts answer from; `load` demands it.
 
     Raises:
-        ValueError: A part of a kind that `KINDS` does not have, or a folder that may not be
-            replaced; the folder that was there stays.
+        ValueError: A part of a kind that `KINDS` does not have, with arrays of another type or
+            shape than it says, or a folder that may not be replaced; the folder that was there
+            stays.
     """
     with replacing(directory, DESCRIPTION) as folder:
         entries: dict[str, Any] = {
@@ -94,7 +96,9 @@ def save(funnel: Funnel, directory: str | pathlib.Path, model_version: str) -> N
             "twotower": __version__,
         }
         entries["files"] = description.hashes(folder)
-        description.write(folder / DESCRIPTION, entries)
+        # Settings may be of NumPy's types, which JSON does not know.
+        plain = json.loads(json.dumps(entries, default=lambda value: value.tolist()))
+        description.write(folder / DESCRIPTION, plain)
 
 
 def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Funnel:
@@ -133,17 +137,18 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
 
 
 def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -> Funnel:
+    files = entries["files"]
     sources = {
         name: Inlet(
-            _read(entry, directory, f"sources/{name}", model, Source),
+            _read(entry, directory, files, f"sources/{name}", model, Source),
             entry["k"],
             entry["deadline"],
         )
         for name, entry in entries["sources"].items()
     }
-    merge = _read(entries["merge"], directory, "merge", model, Merge)
+    merge = _read(entries["merge"], directory, files, "merge", model, Merge)
     stages = [
-        _read(entry, directory, f"stages/{number}", model, Stage)
+        _read(entry, directory, files, f"stages/{number}", model, Stage)
         for number, entry in enumerate(entries["stages"])
     ]
     return Funnel(sources, merge, stages, entries["pool"], entries["fallback"])
@@ -159,16 +164,22 @@ def _write(part: Part, folder: pathlib.Path, place: str) -> dict[str, Any]:
     if isinstance(part, Filters):
         parts = [_write(f, folder, f"{place}/{i}") for i, f in enumerate(part.filters)]
         return {"kind": part.kind, "filters": parts}
+    part.check(part.arrays())
     for name, values in part.arrays().items():
         (folder / place).mkdir(parents=True, exist_ok=True)
         np.save(folder / place / f"{name}.npy", values, allow_pickle=False)
-    return {"kind": part.kind, "settings": part.settings(), "arrays": sorted(part.arrays())}
+    return {"kind": part.kind, "settings": part.settings()}
 
 
 def _read(
-    entry: Mapping[str, Any], directory: pathlib.Path, place: str, model: Model, base: type
+    entry: Mapping[str, Any],
+    directory: pathlib.Path,
+    files: Collection[str],
+    place: str,
+    model: Model,
+    base: type,
 ) -> Any:
-    """The part that an entry describes; it must be a `base`."""
+    """The part that an entry describes; it must be a `base`, and reads none but `files`."""
     kind = entry["kind"]
     if kind not in KINDS:
         raise ValueError(f"{place}: unknown kind {kind!r}; there are {', '.join(KINDS)}.")
@@ -178,9 +189,14 @@ def _read(
         raise ValueError(f"{place}: {kind!r} is no {base.__name__.lower()}.")
     if found is Filters:
         parts = enumerate(entry["filters"])
-        return Filters([_read(f, directory, f"{place}/{i}", model, Filter) for i, f in parts])
-    arrays = {
-        array: np.load(directory / place / f"{array}.npy", allow_pickle=False)
-        for array in entry["arrays"]
-    }
+        return Filters(
+            [_read(f, directory, files, f"{place}/{i}", model, Filter) for i, f in parts]
+        )
+    arrays = {}
+    for array in found.array_names():
+        path = f"{place}/{array}.npy"
+        if path not in files:  # also keeps names with `..` from leading out of the folder
+            raise ValueError(f"{path} is none of its files.")
+        arrays[array] = np.load(directory / path, allow_pickle=False)
+    found.check(arrays)
     return found.restore(entry["settings"], arrays, model)

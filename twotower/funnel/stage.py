@@ -18,6 +18,9 @@ from twotower.data.requests import Requests
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
 
+# Type of an array in `Part.ARRAYS` -> the kinds of NumPy's dtypes.
+KINDS = {"int": "iu", "float": "f", "text": "U"}
+
 
 class Model(Protocol):
     """What parts of a funnel use of a trained model; a `Bundle` is one.
@@ -51,8 +54,10 @@ class Part(abc.ABC):
 
     # Name of the class in `saving.KINDS` and in `funnel.json`.
     kind: ClassVar[str]
-    # Names of its settings, which JSON can hold, and of its arrays.
+    # Names of its settings, which JSON can hold.
     SETTINGS: ClassVar[tuple[str, ...]] = ()
+    # Its arrays: name, type (`int`, `float` or `text`) and shape, as "keys int [num_items]". A
+    # dimension of one name has the same size in all of them.
     ARRAYS: ClassVar[tuple[str, ...]] = ()
 
     def settings(self) -> dict[str, Any]:
@@ -61,7 +66,26 @@ class Part(abc.ABC):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What it has learned, name -> array of numbers or of text (dtype `U`)."""
-        return {name: getattr(self, name) for name in self.ARRAYS}
+        return {name: getattr(self, name) for name in self.array_names()}
+
+    @classmethod
+    def array_names(cls) -> list[str]:
+        """Names of its arrays."""
+        return [entry.split()[0] for entry in cls.ARRAYS]
+
+    @classmethod
+    def check(cls, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError for arrays of other types and shapes than `ARRAYS` says."""
+        sizes: dict[str, int] = {}
+        for entry in cls.ARRAYS:
+            name, kind, shape = entry.split(" ", 2)
+            values, dims = arrays[name], shape.strip("[]").split(", ")
+            fits = values.dtype.kind in KINDS[kind] and values.ndim == len(dims)
+            if not fits or any(sizes.setdefault(d, n) != n for d, n in zip(dims, values.shape)):
+                known = "".join(f", {d} = {sizes[d]}" for d in dims if d in sizes)
+                raise ValueError(
+                    f"{name} must be {kind} {shape}{known}; got {values.dtype} {[*values.shape]}."
+                )
 
     @classmethod
     def restore(

@@ -69,11 +69,8 @@ class Columns:
     def of(self, rows: Ragged) -> Ragged:
         """Columns of rows of keys, in their order; keys without a column are dropped."""
         column = self._column[np.minimum(rows.values, len(self._column) - 1)]
-        known = column >= 0
-        if known.all():
-            return Ragged(column, rows.offsets)
-        counts = np.concatenate([[0], np.cumsum(known)])
-        return Ragged(column[known], counts[rows.offsets])
+        known, found = column >= 0, Ragged(column, rows.offsets)
+        return found if known.all() else found.where(known)
 
     def each_once(self, rows: Ragged) -> Ragged:
         """Columns of rows of keys, ascending, none twice in a row; unknown keys are dropped."""

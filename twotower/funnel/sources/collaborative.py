@@ -1,9 +1,9 @@
 """Collaborative filtering: what those who liked the items of the history liked as well.
 
 The methods are the baselines' (`evaluation/baselines.py`), whose fits these sources keep as arrays.
-A request whose history has no item of the training rows gets an empty row, where a baseline answers
-what is popular: in a funnel that is a source by itself. Repeats in a history count once, and
-ratings do not count.
+A request whose history has no item of the training rows gets an empty row. (A baseline answers what
+is popular then; in a funnel, popularity is a source by itself.) An item that is twice in a history
+counts once, and ratings do not count.
 """
 
 import abc
@@ -62,8 +62,8 @@ class Ease(Collaborative):
     """EASE (Steck, WWW 2019): the sum of an item's weights from the history's items.
 
     The weights are dense, 4 bytes for each pair of items, so it is for catalogues of some ten
-    thousand items. Keeping only the largest weights of each item is no bargain: on MovieLens 1M
-    (`random`, validation) 400 of them lose .009 of recall@500 and take as long.
+    thousand items. Keeping only the largest weights of each item does not pay: on MovieLens 1M
+    (`random`, validation) the largest 400 lose .009 of recall@500 and take as long.
 
         Ease.fit(dataset, split.train)(requests, k=500)
 
@@ -73,7 +73,7 @@ class Ease(Collaborative):
     """
 
     kind = "ease"
-    ARRAYS = ("items", "weights")
+    ARRAYS = ("items int [num_known]", "weights float [num_known, num_known]")
 
     def __init__(self, items: np.ndarray, weights: np.ndarray) -> None:
         super().__init__(items)
@@ -116,7 +116,12 @@ class ItemKnn(Collaborative):
     """
 
     kind = "item_knn"
-    ARRAYS = ("items", "data", "indices", "indptr")
+    ARRAYS = (
+        "items int [num_known]",
+        "data float [num_similarities]",
+        "indices int [num_similarities]",
+        "indptr int [num_known + 1]",
+    )
 
     def __init__(
         self, items: np.ndarray, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray
@@ -126,6 +131,8 @@ class ItemKnn(Collaborative):
         self._similarity = sparse.csr_array(
             (data, indices.astype(np.int32), indptr.astype(np.int32)), (len(items), len(items))
         )
+        # A product would read beyond its memory where a column is too large.
+        self._similarity.check_format()
 
     @classmethod
     def fit(
@@ -178,7 +185,7 @@ class IAls(Collaborative):
 
     kind = "ials"
     SETTINGS = ("alpha", "regularization")
-    ARRAYS = ("items", "vectors")
+    ARRAYS = ("items int [num_known]", "vectors float [num_known, factors]")
 
     def __init__(
         self, items: np.ndarray, vectors: np.ndarray, alpha: float, regularization: float
@@ -218,7 +225,7 @@ class IAls(Collaborative):
         lengths = np.maximum(history.lengths[order], 1)
         start = 0
         while start < len(order):
-            # The longest of a batch is its last: as many as fit by their own lengths.
+            # Rows ascend by length, so the last row of a batch says how wide the batch is.
             fits = np.arange(1, len(order) - start + 1) * lengths[start:] * dim <= FOLDED
             end = start + max(1, int(fits.sum()))
             rows = order[start:end]

@@ -50,13 +50,13 @@ class ContextPopularity(Source):
     kind = "context_popularity"
     SETTINGS = ("names", "prior")
     ARRAYS = (
-        "items",
-        "log_share",
-        "attribute",
-        "value",
-        "log_lift",
-        "user_id",
-        "user_values",
+        "items int [num_known]",
+        "log_share float [num_known]",
+        "attribute int [num_groups]",
+        "value text [num_groups]",
+        "log_lift float [num_groups, num_known]",
+        "user_id text [num_users]",
+        "user_values text [num_attributes, num_users]",
     )
 
     def __init__(

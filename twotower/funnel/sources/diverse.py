@@ -20,8 +20,8 @@ class Diverse(Source):
     """The best items of each of the clusters nearest to the request, in turns.
 
     A user's nearest items often lie in one or two clusters. Here each of the `nearest` clusters
-    gives at most k / `nearest` items: first the best of each cluster by the model's score, then the
-    second of each, and so on. The answer is shorter than k where clusters have fewer items left.
+    gives at most k / `nearest` items, rounded up: first the best of each cluster by the model's
+    score, then the second of each, and so on. The answer is shorter than k if a cluster has fewer.
 
         Diverse.fit(bundle, clusters=50)(requests, k=500)
 
@@ -32,12 +32,12 @@ class Diverse(Source):
         nearest: Number of clusters that answer a request.
 
     Raises:
-        ValueError: Another number of clusters than items of the model.
+        ValueError: `cluster` is of another length than `model.keys`.
     """
 
     kind = "diverse"
     SETTINGS = ("nearest",)
-    ARRAYS = ("centroids", "cluster")
+    ARRAYS = ("centroids float [num_clusters, dim]", "cluster int [num_items]")
 
     def __init__(
         self, model: Model, centroids: np.ndarray, cluster: np.ndarray, nearest: int = 10

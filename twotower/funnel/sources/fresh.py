@@ -16,23 +16,23 @@ from twotower.retrieval.candidates import Candidates
 class Fresh(Source):
     """The fresh items whose vectors score highest with the request's; all of them if k allows.
 
-    The item tower gives an item a vector from its content, also before its first event. Which items
-    are fresh is settled when the source is made: by their release, their first appearance, or the
-    number of their training rows.
+    The item tower gives an item a vector from its content even before its first event. The list of
+    fresh items is made once: by release (`released`), first appearance (`appeared`), or number of
+    training rows (`rare`).
 
         Fresh.rare(bundle, dataset, split.train, fewer_than=10)(requests, k=100)
 
     Args:
         model: The trained model.
-        keys: `[num_fresh]` int64, ascending: the fresh items. Those that the model has no vector of
-            are not answered.
+        keys: `[num_fresh]` int64: the fresh items. Those that the model has no vector of are left
+            out.
     """
 
     kind = "fresh"
-    ARRAYS = ("keys",)
+    ARRAYS = ("keys int [num_fresh]",)
 
     def __init__(self, model: Model, keys: np.ndarray) -> None:
-        self.keys = keys
+        self.keys = np.intersect1d(keys, model.keys)
         self._model, self._retriever = model, model.retriever("exact")
 
     @classmethod
@@ -43,7 +43,7 @@ class Fresh(Source):
             model: The trained model.
             dataset: The data.
             train: Rows of `dataset.interactions`, such as a split's `train`.
-            fewer_than: 1 for items without a row alone.
+            fewer_than: 1 takes only the items without a row.
         """
         counts = np.bincount(dataset.item_keys[train], minlength=len(dataset.items))
         return cls(model, np.flatnonzero(counts < fewer_than))

@@ -24,7 +24,7 @@ class Popularity(Source):
     """
 
     kind = "popularity"
-    ARRAYS = ("keys", "scores")
+    ARRAYS = ("keys int [num_known]", "scores float [num_known]")
 
     def __init__(self, keys: np.ndarray, scores: np.ndarray) -> None:
         self.keys, self.scores = keys, scores
@@ -56,10 +56,10 @@ class Trending(Popularity):
 
         score(item) = sum over its rows of 2 ** (-(newest - time) / half_life)
 
-    `newest` is the time of the newest training row. As of any later time all scores would be
-    smaller by one factor, so the order does not depend on the time of the request: it changes only
-    as further rows come in, with a new `fit`. Scores below the least float32, of items without a
-    row in the last 149 half-lives, are 0.
+    `newest` is the time of the newest training row. At a later time all scores would be smaller by
+    the same factor, so the order does not depend on the time of the request. It changes only when
+    further rows come in and `fit` is called again. An item without a row in the last 149 half-lives
+    has the score 0, since float32 has no smaller number.
 
         Trending.fit(dataset, split.train, half_life=30)(requests, k=500)
 

@@ -4,6 +4,7 @@ Both ways of weighting words end in the same arrays: for each word of the catalo
 have it and what it adds to their scores.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ from twotower.ragged import Ragged
 from twotower.retrieval.candidates import NO_KEY, Candidates
 
 FIELDS = ("title", "genres", "year", "description")
+# Characters of a word that count.
+LONGEST = 40
 
 
 class Search(Source):
@@ -48,7 +51,13 @@ class Search(Source):
 
     kind = "search"
     SETTINGS = ("num_items", "cosine")
-    ARRAYS = ("words", "data", "indices", "indptr", "query_weight")
+    ARRAYS = (
+        "words text [num_words]",
+        "data float [num_postings]",
+        "indices int [num_postings]",
+        "indptr int [num_words + 1]",
+        "query_weight float [num_words]",
+    )
 
     def __init__(
         self,
@@ -66,6 +75,8 @@ class Search(Source):
         self._postings = sparse.csr_array(
             (data, indices.astype(np.int32), indptr.astype(np.int32)), (len(words), num_items)
         )
+        # A product would read beyond its memory where a key is too large.
+        self._postings.check_format()
 
     @classmethod
     def bm25(
@@ -90,6 +101,7 @@ class Search(Source):
             ImportError: `bm25s` is not installed.
         """
         bm25s = _extra("bm25s")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import sets DEBUG
         documents, keys = _documents(catalogue, keys, fields)
         words = sorted(set().union(*documents))
         place = {word: number for number, word in enumerate(words)}
@@ -187,11 +199,15 @@ class Search(Source):
 def words_of(text: str) -> list[str]:
     """The words of a text: lower case, without accents and without what is no letter or digit.
 
+    Words are cut at 40 characters: all are kept as wide as the longest, and where a language has no
+    spaces, a sentence is one word.
+
     >>> words_of("Les Misérables (1998), it's 'Sci-Fi'")
     ['les', 'miserables', '1998', 'it', 's', 'sci', 'fi']
     """
     plain = unicodedata.normalize("NFKD", str(text).casefold())
-    return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return [word[:LONGEST] for word in re.findall(r"\w+", plain)]
 
 
 def _documents(

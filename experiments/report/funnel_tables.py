@@ -1,0 +1,109 @@
+"""Tables from experiments/results/funnel/*.json, for render_results.py."""
+
+from results import origin, read, table
+
+NAMES = {
+    "two_tower": "two towers",
+    "ease": "EASE",
+    "ials": "iALS",
+    "item_knn": "item-kNN",
+    "popularity": "popularity",
+    "merge": "merged pool",
+    "filters": "after the filters",
+    "fresh": "fresh items",
+    "exploration_slots": "after the slots",
+}
+
+
+def share(value: dict | float | None, digits: int = 3) -> str:
+    """A figure, or nothing."""
+    if value is None:
+        return ""
+    return f"{value['mean'] if isinstance(value, dict) else value:.{digits}f}"
+
+
+def stages(name: str) -> str:
+    """What each stage gives and loses."""
+    (row,) = read(name)["rows"]
+    body = [
+        [
+            NAMES[stage["name"]],
+            *(share(stage["recall"][k]) for k in ("100", "500")),
+            share(stage["only"], 4),
+            share(stage["without"]),
+            f"{stage['candidates']:.0f}",
+        ]
+        for stage in row["stages"]
+    ]
+    header = ["stage", "recall@100", "recall@500", "found by it alone", "pool without it", "items"]
+    about = (
+        f"`{row['protocol']}`, {row['part']}. Recall is the mean over users of the share of their "
+        "targets among the first so many; `found by it alone` is a share of all targets. "
+    )
+    return table(header, body) + "\n\n" + about + origin(row)
+
+
+def ahead(name: str) -> str:
+    """The end of the funnel, and its difference from each source alone, user by user."""
+    (row,) = read(name)["rows"]
+    metrics = ("ndcg@10", "recall_micro@100", "recall@500", "mrr@500")
+    body = [["the funnel", *(share(row["metrics"][metric]) for metric in metrics)]]
+    for source, figures in row["ahead"].items():
+        cells = [
+            f"{share(row['alone'][source][metric])} "
+            f"({figures[metric]['mean']:+.4f} [{figures[metric]['low']:+.4f}, "
+            f"{figures[metric]['high']:+.4f}])"
+            for metric in metrics
+        ]
+        body.append([NAMES[source], *cells])
+    about = (
+        "In brackets: the funnel minus that source, paired by user, with its 95% interval. Of the "
+        f"funnel's first ten items, {share(row['metrics']['genre_distance@10'])} is the mean genre "
+        f"distance and {share(row['metrics']['novelty@10'])} bits the novelty. "
+    )
+    return table([f"`{row['protocol']}`, {row['part']}", *metrics], body) + "\n\n" + about
+
+
+def new_items(name: str = "funnel/new_items") -> str:
+    """Slots for items that no training row has."""
+    (row,) = read(name)["rows"]
+    found = row["exploration"]
+    body = [
+        ["hidden items", f"{found['fresh_items']:.0f}"],
+        ["of these shown to anybody in the first 20", share(found["shown_in_20"])],
+        ["of these shown as often as asked for", share(found["shown_in_20 fully"])],
+        ["`ndcg@10`", share(row["metrics"]["ndcg@10"])],
+        ["`recall_micro@100`", share(row["metrics"]["recall_micro@100"])],
+    ]
+    return table([f"`{row['protocol']}`, {row['part']}", ""], body) + "\n\n" + origin(row)
+
+
+def onboarding(name: str = "funnel/onboarding") -> str:
+    """New users by what is known of them."""
+    rows = read(name)["rows"]
+    metrics = ("hit_rate@10", "ndcg@10", "recall@100")
+    body = []
+    for row in rows:
+        gain = row.get("ahead", {}).get("demographics", {}).get("hit_rate@10")
+        interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else ""
+        body.append([row["name"], *(share(row["metrics"][m]) for m in metrics), interval])
+    header = ["a new user is known by", *metrics, "hit_rate@10 above demographics"]
+    about = f"{rows[0]['num_cases']:,} users of whom no source has a row. "
+    return table(header, body) + "\n\n" + about + origin(rows[0])
+
+
+def speed(name: str = "speed/funnel") -> str:
+    """How fast a funnel answers."""
+    rows = read(name)["rows"]
+    body = []
+    for row in rows:
+        rate = row.get("requests_a_second")
+        times = [f"{row[key]:.1f}" if key in row else "" for key in ("p50_ms", "p99_ms")]
+        body.append([row["name"], *times, f"{rate:,.0f}" if rate else ""])
+    about = f"{rows[0]['sources']} sources, {rows[0]['candidates']} candidates at the end. "
+    return (
+        table(["", "p50 ms", "p99 ms", "requests a second"], body)
+        + "\n\n"
+        + about
+        + origin(rows[0])
+    )

@@ -1,0 +1,77 @@
+"""Threads: in which a source answers. They end with the process, also where the source hangs."""
+
+import concurrent.futures
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+
+class Threads:
+    """Runs calls in threads, at most `most` at a time; further ones wait.
+
+    Like `ThreadPoolExecutor`, but a call that never returns does not keep the process from ending:
+    the interpreter waits for the threads of an executor, and not for daemons. Threads are started
+    as calls need them, and end when the object is closed or collected.
+
+    Args:
+        name: Of the threads, in a debugger.
+        most: Number of threads, 1 or more.
+
+    >>> threads = Threads("example", 2)
+    >>> threads.submit(max, 3, 5).result()
+    5
+    >>> threads.close()
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name, self._most, self._started = name, most, 0
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._idle, self._lock = threading.Semaphore(0), threading.Lock()
+        self._end = weakref.finalize(self, _end, self._calls, most)
+        self._end.atexit = False
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
+        """The call's future; `cancel` works until a thread takes it.
+
+        Raises:
+            RuntimeError: After `close`.
+        """
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        with self._lock:
+            if not self._end.alive:
+                raise RuntimeError(f"{self._name} is closed, and answers no more.")
+            self._calls.put((future, function, arguments))
+            if not self._idle.acquire(blocking=False) and self._started < self._most:
+                self._started += 1
+                given = self._calls, self._idle
+                threading.Thread(target=_work, args=given, name=self._name, daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Cancels what waits, and lets the threads end; calls that hang are not waited for."""
+        with self._lock:
+            self._end()
+
+
+def _work(calls: queue.SimpleQueue, idle: threading.Semaphore) -> None:
+    while (call := calls.get()) is not None:
+        future, function, arguments = call
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+        del call, future, function, arguments  # while it waits for the next, nothing is kept
+        idle.release()
+
+
+def _end(calls: queue.SimpleQueue, most: int) -> None:
+    try:
+        while True:
+            calls.get_nowait()[0].cancel()
+    except queue.Empty:
+        pass
+    for _ in range(most):
+        calls.put(None)
