@@ -50,6 +50,17 @@ def test_quotas_interleave_and_fill_up():
     assert merged.scores[0, :3].tolist() == [-0.5, -1, -1]
 
 
+def test_the_first_of_a_source_can_be_kept():
+    requests, found = found_of(a=[0, 1, 2, 3], b=[8, 9])
+    merge = WeightedSum(["a", "b"], [[1, 0]])
+    assert merge(requests, found, 3).keys.tolist() == [[0, 1, 2]]
+    kept = merge(requests, found, 3, {"b": 1})
+    assert kept.keys.tolist() == [[0, 1, 8]] and kept.columns["b_rank"].tolist() == [[0, 0, 1]]
+    assert [*kept.columns] == ["a_rank", "b_rank", "a_score", "b_score"]
+    assert kept.scores[0, 2] == 0 and kept.counts.tolist() == [3]
+    assert set(merge(requests, found, 1, {"b": 2}).keys[0]) <= {8, 9}
+
+
 def test_weights_of_reciprocal_ranks():
     requests, found = found_of(a=[0, 1], b=[1, 0])
     assert ReciprocalRank(weights={"b": 2})(requests, found, 2).keys.tolist() == [[1, 0]]

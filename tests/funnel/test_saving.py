@@ -48,7 +48,7 @@ def funnel_of(merge) -> Funnel:
         MinimumAge(np.float32([0] * 11 + [18]), np.array(["u"]), np.array(["9"])),
     ]  # fmt: skip
     counts = np.arange(12, dtype=np.float32)
-    sources = {"up": Inlet(Counted(counts), 7, 0.25), "down": Inlet(Counted(-counts))}
+    sources = {"up": Inlet(Counted(counts), 7, 0.25, keep=2), "down": Inlet(Counted(-counts))}
     return Funnel(sources, merge, [Filters(rules)], pool=6, fallback="down")
 
 
@@ -71,6 +71,7 @@ def test_what_comes_back_answers_alike(tmp_path, merge):
             getattr(first.candidates, name), getattr(second.candidates, name)
         )
     assert back.sources["up"].k == 7 and back.sources["up"].deadline == 0.25
+    assert back.sources["up"].keep == 2
     assert (back.pool, back.fallback) == (6, "down")
     assert not [path for path in tmp_path.rglob("*") if path.suffix not in ("", ".npy", ".json")]
 

@@ -37,17 +37,21 @@ class Inlet:
         source: The source.
         k: How many candidates it is asked for.
         deadline: Seconds after which the funnel goes on without it; None waits for ever.
+        keep: How many of its first candidates are in the merged list, whatever the merge makes of
+            them: for stages that look for them there, such as slots for fresh items.
 
     Raises:
-        ValueError: `k` or `deadline` out of bounds.
+        ValueError: `k`, `deadline` or `keep` out of bounds.
     """
 
     source: Source
     k: int = 500
     deadline: float | None = None
+    keep: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", whole_number(self.k, "k", 1))
+        object.__setattr__(self, "keep", whole_number(self.keep, "keep"))
         if self.deadline is not None and not 0 < self.deadline <= threading.TIMEOUT_MAX:
             raise ValueError(
                 "deadline must be a positive, finite number of seconds, or None; got "
@@ -222,7 +226,8 @@ class Funnel:
         parts = dict.fromkeys(self.sources, Candidates.empty(len(requests)))
         parts |= {step.name: step.candidates for step in found}
         begun = time.perf_counter()
-        candidates = self.merge(requests, parts, pool)
+        keep = {name: inlet.keep for name, inlet in self.sources.items()}
+        candidates = self.merge(requests, parts, pool, keep)
         relaxed: dict[str, int] = {}
         steps = [Step("merge", candidates, time.perf_counter() - begun)]
         for stage in self.stages:

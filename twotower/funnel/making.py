@@ -45,6 +45,8 @@ SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source
     "diverse": lambda model, data, train, config: Diverse.fit(model),
     "fresh": lambda model, data, train, config: Fresh.rare(model, data, train, config.fresh_below),
 }
+# Fresh items that stay in the pool if there are slots for them.
+FOR_SLOTS = 50
 MERGES = ("weighted_sum", "reciprocal_rank", "quotas")
 
 
@@ -117,7 +119,13 @@ def make_funnel(
         ValueError: A fallback that is none of the sources, or whatever a source raises.
     """
     inlets = {
-        name: Inlet(SOURCES[name](model, dataset, split.train, config), k, config.deadline or None)
+        name: Inlet(
+            SOURCES[name](model, dataset, split.train, config),
+            k,
+            config.deadline or None,
+            # The slots move what they find in the pool.
+            FOR_SLOTS if config.slots and name == "fresh" else 0,
+        )
         for name, k in config.sources.items()
     }
     if merge is None:

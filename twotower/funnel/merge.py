@@ -27,13 +27,20 @@ ROWS = 128
 class Merge(Part):
     """Merges what sources found: `merge(requests, found, k)`."""
 
-    def __call__(self, requests: Requests, found: Mapping[str, Candidates], k: int) -> Candidates:
+    def __call__(
+        self,
+        requests: Requests,
+        found: Mapping[str, Candidates],
+        k: int,
+        keep: Mapping[str, int] | None = None,
+    ) -> Candidates:
         """The best `k` items of each request's pool, by `score`.
 
         Args:
             requests: What was asked.
             found: Name of a source -> its candidates; at least one source.
             k: 1 or more.
+            keep: Name of a source -> how many of its first items are among the `k` in any case.
 
         Returns:
             Candidates with the columns `<source>_rank` (from 1; 0 where the source did not find the
@@ -43,7 +50,7 @@ class Merge(Part):
         for start in range(0, max(len(requests), 1), ROWS):
             rows = np.arange(start, min(start + ROWS, len(requests)))
             pool = Pool.of({name: part.take(rows) for name, part in found.items()})
-            parts.append(pool.best(self.score(requests.take(rows), pool), k))
+            parts.append(pool.best(self.score(requests.take(rows), pool), k, keep))
         return Candidates.concat(parts)
 
     @abc.abstractmethod
@@ -201,7 +208,7 @@ class WeightedSum(Merge):
         if not targets.any():
             raise ValueError("weights need cases with targets among what the sources found.")
         bucket = np.searchsorted(bounds, cases.history.lengths, side="right") - 1
-        of_all = _likeliest(z, is_target, row, targets > 0, np.full(len(names), 0.3), 0.0)
+        of_all = _likeliest(z, is_target, row, targets > 0, np.where(z.any(0), 0.3, 0.0), 0.0)
         weights = [
             _likeliest(z, is_target, row, (targets > 0) & (bucket == index), of_all, pull)
             for index in range(len(bounds))

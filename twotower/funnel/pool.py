@@ -76,14 +76,28 @@ class Pool:
         pool_scores[source, row, place] = scores[is_find]
         return cls(tuple(found), pool_keys, pool_ranks, pool_scores)
 
-    def best(self, scores: np.ndarray, k: int) -> Candidates:
+    def best(self, scores: np.ndarray, k: int, keep: Mapping[str, int] | None = None) -> Candidates:
         """The `k` items of each request with the highest scores `[num_requests, width]`.
 
         The columns `<source>_rank` and `<source>_score` say who found an item, and how.
+
+        Args:
+            scores: Larger is better.
+            k: 1 or more.
+            keep: Name of a source -> how many of its first items are among the `k` in any case, at
+                the end if their scores are low. Where these alone are more than `k`, some are not.
         """
         columns = {f"{name}_rank": ranks for name, ranks in zip(self.names, self.ranks)}
         columns |= {f"{name}_score": values for name, values in zip(self.names, self.scores)}
-        return Candidates.rank(self.keys, scores, k, columns)
+        kept = np.zeros(self.keys.shape, bool)
+        for name, ranks in zip(self.names, self.ranks):
+            kept |= (ranks > 0) & (ranks <= (keep or {}).get(name, 0))
+        if not kept.any():
+            return Candidates.rank(self.keys, scores, k, columns)
+        chosen = np.where(kept, np.float32(np.inf), scores)
+        found = Candidates.rank(self.keys, chosen, k, {**columns, "": scores})
+        columns = dict(found.columns)
+        return Candidates.rank(found.keys, columns.pop(""), k, columns)
 
 
 def sources_of(candidates: Candidates) -> tuple[str, ...]:

@@ -83,6 +83,7 @@ def save(funnel: Funnel, directory: str | pathlib.Path, model_version: str) -> N
                     **_write(inlet.source, folder, f"sources/{name}"),
                     "k": inlet.k,
                     "deadline": inlet.deadline,
+                    "keep": inlet.keep,
                 }
                 for name, inlet in funnel.sources.items()
             },
@@ -143,6 +144,7 @@ def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -
             _read(entry, directory, files, f"sources/{name}", model, Source),
             entry["k"],
             entry["deadline"],
+            entry["keep"],
         )
         for name, entry in entries["sources"].items()
     }
