@@ -46,6 +46,12 @@ class Sleeper(Source):
         return Candidates.empty(len(requests), k)
 
 
+def pin(cores: set[int]) -> None:
+    """Has all threads of this process run on these cores, and those that they start."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
+
+
 def single(funnel: Funnel, cases: Requests, count: int) -> dict:
     """Milliseconds of requests one after the other, and of each step."""
     rows = np.random.default_rng(0).integers(len(cases), size=count + WARM)
@@ -76,7 +82,7 @@ def main() -> None:
     funnel = bundle.funnel(FLAGS.name)
     rows = []
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    pin({min(cores)})
     rows.append({"name": "one request, one core", **single(funnel, split.cases, FLAGS.requests)})
     inlets = {name: Inlet(i.source, i.k, DEADLINE) for name, i in funnel.sources.items()}
     inlets["sleeper"] = Inlet(Sleeper(), 1, DEADLINE)
@@ -84,7 +90,7 @@ def main() -> None:
     name = f"one request, a source sleeps {SLEEP:g} s, deadline {1e3 * DEADLINE:g} ms"
     rows.append({"name": name, **single(hanging, split.cases, max(10, FLAGS.requests // 5))})
     hanging.close()
-    os.sched_setaffinity(0, cores)
+    pin(cores)
     rates = []
     for _ in range(4):
         begun = time.perf_counter()

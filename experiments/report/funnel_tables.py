@@ -69,7 +69,7 @@ def new_items(name: str = "funnel/new_items") -> str:
     (row,) = read(name)["rows"]
     found = row["exploration"]
     body = [
-        ["hidden items", f"{found['fresh_items']:.0f}"],
+        ["items without a training row", f"{found['fresh_items']:.0f}"],
         ["of these shown to anybody in the first 20", share(found["shown_in_20"])],
         ["of these shown as often as asked for", share(found["shown_in_20 fully"])],
         ["`ndcg@10`", share(row["metrics"]["ndcg@10"])],

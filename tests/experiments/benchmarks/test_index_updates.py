@@ -186,7 +186,7 @@ def test_exchanges_under_load(bundles, tmp_path):
         assert row["searches"] > 20 and 0 < row["p99_ms"] <= row["longest_ms"]
         assert f"phase {row['phase']}" in printed
     assert rows[0]["exchanges"] == 0 and rows[0]["p99_ratio"] == 1
-    assert 3 <= rows[1]["exchanges"] <= 12 and 1 <= rows[2]["exchanges"] <= 3
+    assert 1 <= rows[1]["exchanges"] <= 12 and 1 <= rows[2]["exchanges"] <= 3
     assert rows[2]["make_s"] > 0 and rows[1]["swap_s"] > 0
 
 
