@@ -160,9 +160,6 @@ def test_scann_saved_model_holds_a_scann_op_and_agrees_with_exact(exported, trai
         )
         share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found)])
         assert share >= 0.97
-    # An exact scan then; its ids may differ where scores do in the last digit.
-    scores = (answers[name, 5000]["scores"].numpy() for name in ("retrieve", "retrieve_scann"))
-    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_manifest_names_every_input(exported):

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 
-from tests import tiny
 from twotower.data.dataset import Catalogue, Dataset
 from twotower.data.examples import QueryInputs
 from twotower.data.requests import Requests

@@ -11,8 +11,8 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
+from test_funnel import Always, Broken, ask
 
-from tests.funnel.test_funnel import Always, Broken, ask
 from twotower.data.dataset import Catalogue
 from twotower.data.requests import Requests, once
 from twotower.funnel import saving

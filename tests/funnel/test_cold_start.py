@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from test_sources import DATASET, TRAIN, ask
 
-from tests.funnel.test_sources import DATASET, TRAIN, ask
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.funnel.cold_start import ExplorationSlots, most_popular, most_telling, picked

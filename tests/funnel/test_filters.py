@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
+from test_funnel import Always, ask
 
-from tests import tiny
-from tests.funnel.test_funnel import Always, ask
 from twotower.data.dataset import Catalogue
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.filters import (

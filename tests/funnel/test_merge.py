@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from test_funnel import Always, ask
 
-from tests.funnel.test_funnel import Always, ask
 from twotower.data.cases import EvalCases
 from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum
 from twotower.funnel.pool import Pool

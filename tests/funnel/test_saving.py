@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from test_funnel import Always, ask
 
-from tests.funnel.test_funnel import Always, ask
 from twotower.data.requests import Requests
 from twotower.funnel import saving
 from twotower.funnel.filters import Available, Blocked, Filters, HoldOut, MinimumAge, Seen, Shown
