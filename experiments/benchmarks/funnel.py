@@ -78,7 +78,7 @@ def main() -> None:
     dataset = judging.dataset_of(bundle, FLAGS.data_dir)
     manifest = bundle.manifest
     split = splits.make_split(dataset, manifest["protocol"], "test", manifest["split_seed"])
-    bundle.encode = judging.embedder(bundle, dataset)
+    bundle.encode = bundle.encoder(dataset)
     funnel = bundle.funnel(FLAGS.name)
     rows = []
     cores = os.sched_getaffinity(0)

@@ -8,7 +8,6 @@ import tiny
 
 from twotower.bundle.bundle import Bundle, BundleError
 from twotower.bundle.export import export
-from twotower.commands.judging import embedder
 from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
@@ -24,7 +23,7 @@ def bundle(tmp_path_factory):
     fitted."""
     folder = tmp_path_factory.mktemp("funnel") / "bundle"
     made = export(Training(tiny.dataset(), tiny.split(), tiny.recipe()), folder, scann=False)
-    made.encode = embedder(made, tiny.dataset())
+    made.encode = made.encoder(tiny.dataset())
     funnel = make_funnel(CONFIG, made, tiny.dataset(), tiny.split())
     funnel.merge = fitted(funnel, tiny.split().cases, bounds=(0, 20))
     made.add_funnel(funnel)
@@ -34,7 +33,7 @@ def bundle(tmp_path_factory):
 def test_vectors_of_requests_are_those_of_the_query_tower(bundle):
     cases = tiny.split().cases.take(np.arange(5))
     np.testing.assert_allclose(
-        Bundle(bundle.directory).encode(cases), embedder(bundle, tiny.dataset())(cases), atol=1e-6
+        Bundle(bundle.directory).encode(cases), bundle.encoder(tiny.dataset())(cases), atol=1e-6
     )
     assert bundle.encode(cases.take([])).shape == (0, 8)
 

@@ -331,13 +331,21 @@ class Bundle:
 
         What it takes besides histories and user ids it finds in `Requests.context`.
         """
-        names = [*self._query_inputs]
         # A dataset of the items alone: users are known by what a request says of them.
-        nobody = {name: np.array([], object) for name in {"user_id", *names} - set(REQUEST_INPUTS)}
+        columns = {"user_id", *self._query_inputs} - set(REQUEST_INPUTS)
+        nobody = {name: np.array([], object) for name in columns}
         events = {"user_id": object, "item_id": object, "timestamp": np.int64}
         nothing = {name: np.array([], kind) for name, kind in events.items()}
         tables = pd.DataFrame(nothing), self.catalogue.items, pd.DataFrame(nobody)
-        inputs = QueryInputs(Dataset("", *tables), names)
+        return self.encoder(Dataset("", *tables))
+
+    def encoder(self, dataset: Dataset) -> Callable[[Requests], np.ndarray]:
+        """As `encode`, where the columns of known users come from a dataset.
+
+        Args:
+            dataset: The data that the bundle was trained on.
+        """
+        inputs = QueryInputs(dataset, [*self._query_inputs])
 
         def encode(requests: Requests) -> np.ndarray:
             batches = requests.batches(QUERIES, CELLS)

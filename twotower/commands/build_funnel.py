@@ -78,7 +78,7 @@ def main() -> None:
     for bundle, part in [(before, "validation"), (final, "test")][: 1 + refit]:
         split = splits.make_split(dataset, manifest["protocol"], part, manifest["split_seed"])
         split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
-        bundle.encode = judging.embedder(bundle, dataset)
+        bundle.encode = bundle.encoder(dataset)
         funnel = making.make_funnel(config, bundle, dataset, split, merge)
         if merge is None and config.merge == "weighted_sum":
             funnel.merge = merge = making.fitted(funnel, split.cases, config.bounds)

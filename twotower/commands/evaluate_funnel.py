@@ -70,7 +70,7 @@ def main() -> None:
     for path, bundle in zip(FLAGS.bundle, bundles):
         judging.check(bundle, dataset, FLAGS.split, None)
         judging.check_unseen(bundle, dataset, split)
-        bundle.encode = judging.embedder(bundle, dataset)
+        bundle.encode = bundle.encoder(dataset)
         funnel = bundle.funnel(FLAGS.name)
         stages = report.report(funnel, split.cases)
         ks = tuple(sorted({10, 100, 500, funnel.pool}))

@@ -1,14 +1,12 @@
 """Evaluates a bundle and baselines on a split, and refuses data that a model has learned from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from twotower.bundle.bundle import CELLS, Bundle
+from twotower.bundle.bundle import Bundle
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
-from twotower.data.examples import QueryInputs
-from twotower.data.requests import Requests, once
 from twotower.data.splits import Split
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from_scores
@@ -112,25 +110,11 @@ def check_unseen(bundle: Bundle, dataset: Dataset, split: Split) -> None:
     lineage.require_unseen(dataset, split, advice)
 
 
-def embedder(
-    bundle: Bundle, dataset: Dataset, batch_size: int = 256
-) -> Callable[[Requests], np.ndarray]:
-    """`embed(requests)` through the SavedModel of the query tower, from raw inputs."""
-    inputs = QueryInputs(dataset, [spec["name"] for spec in bundle.manifest["query_inputs"]])
-
-    def embed(requests: Requests) -> np.ndarray:
-        return np.concatenate(
-            [bundle.query_tower(inputs(part)) for part in requests.batches(batch_size, CELLS)]
-        )
-
-    return once(embed)
-
-
 def judge(
     bundle: Bundle, retriever: Retriever, dataset: Dataset, split: Split
 ) -> tuple[dict, Report]:
     """A bundle's row for a result file, through one of its indexes, and its report."""
-    embed = embedder(bundle, dataset)
+    embed = bundle.encoder(dataset)
 
     def recommend_among(keys=None):
         return lambda cases, k: retriever.search(embed(cases), k, exclude=cases.exclude, allow=keys)
@@ -157,7 +141,7 @@ def judge_trained_alone(
     bundle: Bundle, retriever: Retriever, dataset: Dataset, split: Split
 ) -> dict:
     """Metrics of a bundle that may answer only items with a training row."""
-    embed, counts = embedder(bundle, dataset), split.item_counts
+    embed, counts = bundle.encoder(dataset), split.item_counts
     trained = split.candidates if counts is None else np.flatnonzero(counts)
     trained = np.intersect1d(split.candidates, trained)
 
