@@ -67,44 +67,38 @@ def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[Ste
         ks: Lengths at which recall is measured.
     """
     steps: list[list[Step]] = []
-    pools: list[dict[str, Candidates]] = []
+    ranks: list[list[np.ndarray]] = []  # of the targets, after each step of each batch
+    left_out: list[list[np.ndarray]] = []  # the same in the pool, without each source
     for part in cases.batches(BATCH):
         answer = funnel.recommend(part, k=1, deadlines=False)
         if answer.missing:
             raise RuntimeError(f"sources failed: {answer.missing}")
         steps.append(answer.steps)
+        ranks.append([_ranks(part, step.candidates) for step in answer.steps])
         found = {step.name: step.candidates for step in answer.steps[: len(funnel.sources)]}
-        pools.append(
-            {
-                left_out: funnel.merge(
-                    part,
-                    {n: c for n, c in found.items() if n != left_out},
-                    funnel.pool,
-                )
-                for left_out in found
-                if len(found) > 1
-            }
+        others = [{n: c for n, c in found.items() if n != name} for name in found]
+        left_out.append(
+            [_ranks(part, funnel.merge(part, rest, funnel.pool)) for rest in others if rest]
         )
-    targets = np.concatenate([_ranks(cases, steps, index) for index in range(len(steps[0]))])
-    targets = targets.reshape(len(steps[0]), -1)
+    targets = np.concatenate(ranks, axis=1)  # [num_steps, num_targets]
+    without = np.concatenate(left_out, axis=1) if len(funnel.sources) > 1 else None
     of_sources = targets[: len(funnel.sources)] < metrics.NOT_FOUND
+
+    def recall(ranks: np.ndarray, k: int) -> np.ndarray:
+        return metrics.recall(metrics.TargetRanks(ranks, cases.targets.offsets), k)
+
     rows = []
     for index, first in enumerate(steps[0]):
-        ranks = metrics.TargetRanks(targets[index], cases.targets.offsets)
         is_source = index < len(funnel.sources)
         found_alone = of_sources[index] & (of_sources.sum(0) == 1) if is_source else None
-        without = None
-        if is_source and len(of_sources) > 1:
-            merged = [[Step("", pool[first.name], 0)] for pool in pools]
-            left = metrics.TargetRanks(_ranks(cases, merged, 0), cases.targets.offsets)
-            without = float(metrics.recall(left, funnel.pool).mean())
+        lacking = without[index] if is_source and without is not None else None
         rows.append(
             StepReport(
                 first.name,
-                {k: metrics.share_interval(metrics.recall(ranks, k)) for k in ks},
+                {k: metrics.share_interval(recall(targets[index], k)) for k in ks},
                 targets[index] < metrics.NOT_FOUND,
                 None if found_alone is None else float(found_alone.mean()),
-                without,
+                None if lacking is None else float(recall(lacking, funnel.pool).mean()),
                 float(np.concatenate([part[index].candidates.counts for part in steps]).mean()),
                 sum(part[index].seconds for part in steps),
                 {
@@ -116,22 +110,16 @@ def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[Ste
     return rows
 
 
-def _ranks(cases: EvalCases, steps: Sequence[Sequence[Step]], index: int) -> np.ndarray:
-    """Rank of each target in what a step left, `[num_targets]`."""
-    ranks = []
-    for part, found in zip(cases.batches(BATCH), steps):
-        candidates = found[index].candidates
-        ranks.append(
-            metrics.target_ranks(
-                candidates.keys,
-                candidates.scores,
-                candidates.counts,
-                part.targets.values,
-                part.targets.offsets,
-                candidates.keys.shape[1] + 1,
-            ).ranks
-        )
-    return np.concatenate(ranks)
+def _ranks(cases: EvalCases, candidates: Candidates) -> np.ndarray:
+    """Rank of each target among the candidates, `[num_targets]`."""
+    return metrics.target_ranks(
+        candidates.keys,
+        candidates.scores,
+        candidates.counts,
+        cases.targets.values,
+        cases.targets.offsets,
+        candidates.keys.shape[1] + 1,
+    ).ranks
 
 
 def exploration(
