@@ -112,8 +112,8 @@ def make_funnel(
         model: A model trained on these rows.
         dataset: The data.
         split: Its training rows are learned from; its candidates may be answered.
-        merge: A merge that was fitted before; by default the one of the choices, a `weighted_sum`
-            with weights of 1 (`fitted` has them fitted).
+        merge: The merge to use, such as one whose weights were fitted on validation. By default
+            one of the kind that `config.merge` names; a `weighted_sum` then has weights of 1.
 
     Raises:
         ValueError: A fallback that is none of the sources, or whatever a source raises.

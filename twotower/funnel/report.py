@@ -127,8 +127,8 @@ def exploration(
 ) -> dict[str, float]:
     """How many fresh items are shown to anybody, when requests come in a random order.
 
-    The counts of the funnel's `ExplorationSlots` go up as items are shown, as a service would do
-    it. They are left as they were.
+    The counts of the funnel's `ExplorationSlots` go up as items are shown, as in a service. At the
+    end they have their first values again.
 
     Args:
         funnel: With the stage and its source.
