@@ -48,8 +48,8 @@ def DEFINE_path(name: str, default: str | None, text: str, **kwargs: Any) -> Non
 
 def DEFINE_paths(name: str, text: str, **kwargs: Any) -> None:
     """Defines a flag for one or more files or folders; it is given once for each."""
-    parser, serializer = _PathParser(), flags.ArgumentSerializer()
-    flags.DEFINE_multi(parser, serializer, name, None, text, **kwargs)
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    flags.DEFINE_multi(_PathParser(), serializer, name, None, text, **kwargs)
 
 
 class _Plain(python_logging.Formatter):
@@ -85,7 +85,8 @@ def hide_notes() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     tensorflow = python_logging.getLogger("tensorflow")
     for handler in (logging.get_absl_handler().python_handler, *tensorflow.handlers):
-        handler.setStream(shown)
+        if isinstance(handler, python_logging.StreamHandler):
+            handler.setStream(shown)
     sys.stderr = shown
 
 
@@ -150,7 +151,7 @@ def _run(
         logging.use_absl_handler()
         show_messages()
         if not verbosity.using_default_value:
-            logging.set_verbosity(verbosity.value)
+            logging.set_verbosity(int(flags.FLAGS.verbosity))
         hide_notes()
         main()
     except (flags.Error, app.UsageError) as error:

@@ -45,10 +45,10 @@ def dataset() -> "Dataset":
 
     With --interactions and no --dataset, it is `tables`.
     """
-    values = {flag: flags.FLAGS[flag] for flag in (*OWN_DATA, "dataset", "data_dir")}
+    values = flags.FLAGS
     reading = {name: values[name].value for name in OWN_DATA if values[name].present}
     if "sep" in reading:
-        reading["sep"] = reading["sep"].replace("\\t", "\t")
+        reading["sep"] = values.sep.replace("\\t", "\t")
     is_own = "interactions" in reading and not values["dataset"].present
-    name = "tables" if is_own else values["dataset"].value
-    return load_dataset(name, values["data_dir"].value, **reading)
+    name = "tables" if is_own else values.dataset
+    return load_dataset(name, values.data_dir, **reading)
