@@ -194,7 +194,7 @@ def test_settings_and_arrays_are_all_that_it_is(source):
     assert_alike(source(VARIED, 5), type(source).restore(settings, arrays, MODEL)(VARIED, 5))
     module, kind = saving.KINDS[source.kind]
     assert (
-        f"{type(source).__module__}.{type(source).__name__}" == f"twotower.funnel.{module}.{kind}"
+        f"{type(source).__module__}.{type(source).__name__}" == f"twotower.{module}.{kind}"
     )
 
 

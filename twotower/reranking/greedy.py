@@ -1,0 +1,113 @@
+"""Greedy re-ranking: the first positions of a list are filled one by one. Numpy only."""
+
+import abc
+
+import numpy as np
+
+from twotower.data.requests import Requests
+from twotower.funnel.reordering import reordered
+from twotower.funnel.stage import Stage
+from twotower.limits import whole_number
+from twotower.retrieval.candidates import Candidates
+
+# Values of a table [requests, candidates, features] that is filled at once.
+CELLS = 2**22
+# Less than any gain.
+BEHIND = np.float32(-1e30)
+
+
+class Gains(abc.ABC):
+    """What each candidate would add to the lists that were begun for some requests."""
+
+    @abc.abstractmethod
+    def values(self) -> np.ndarray:
+        """`[num_requests, k]` finite, larger is better."""
+
+    @abc.abstractmethod
+    def add(self, column: np.ndarray) -> None:
+        """Appends the candidate `column[i]` to the list of request `i`."""
+
+
+class Greedy(Stage):
+    """Fills the first positions of a list one by one, each with the item that then gains most.
+
+    All requests of a batch get their next item at once. Of equal gains, the item that stood first
+    is taken. What was not chosen follows in its old order. Scores stay at their positions, and the
+    column `relevance` has those that the items had (`twotower.funnel.reordering`).
+
+    Args:
+        length: Number of positions that are filled, 1 or more.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = whole_number(length, "length", 1)
+
+    @abc.abstractmethod
+    def gains(self, requests: Requests, candidates: Candidates) -> Gains:
+        """The gains for lists that are still empty."""
+
+    @property
+    @abc.abstractmethod
+    def num_features(self) -> int:
+        """Values that `gains` holds of each candidate."""
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        shape = candidates.keys.shape
+        step = max(1, CELLS // max(1, shape[1] * self.num_features))
+        if len(candidates) <= step:
+            return reordered(candidates, self._order(requests, candidates))
+        order = np.empty(shape, np.int64)
+        for start in range(0, len(candidates), step):
+            rows = np.arange(start, min(start + step, len(candidates)))
+            order[rows] = self._order(requests.take(rows), candidates.take(rows))
+        return reordered(candidates, order)
+
+    def _order(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        """`[num_requests, k]` the present column of each item of the new lists."""
+        num_rows, width = candidates.keys.shape
+        length = min(self.length, int(candidates.counts.max(initial=0)))
+        if length < 1:
+            return np.broadcast_to(np.arange(width), (num_rows, width))
+        gains, rows = self.gains(requests, candidates), np.arange(num_rows)
+        valid = candidates.valid
+        # What stands behind the end of a list comes after the last of it.
+        closed = np.where(valid, np.float32(0), BEHIND)
+        column = np.arange(width)
+        place = np.broadcast_to(column + length, valid.shape).copy()
+        for position in range(length):
+            best = (gains.values() + closed).argmax(1)
+            place[rows, best] = position
+            closed[rows, best] = -np.inf
+            gains.add(best)
+        return np.where(valid, place, column + length).argsort(axis=1, kind="stable")
+
+
+def relevance(candidates: Candidates) -> np.ndarray:
+    """Scores on one scale for all lists and rankers: 1 for a list's best score, 0 for its worst.
+
+        relevance = (score - worst) / (best - worst)
+
+    Returns:
+        `[num_requests, k]` float32; 0 where all scores of a list are equal, and behind its end.
+
+    Raises:
+        ValueError: Scores that are not finite.
+    """
+    scores, valid = candidates.scores, candidates.valid
+    if not np.isfinite(scores[valid]).all():
+        raise ValueError("scores of candidates must be finite, without NaN, to be re-ranked.")
+    best = np.where(valid, scores, -np.inf).max(1, keepdims=True, initial=-np.inf)
+    worst = np.where(valid, scores, np.inf).min(1, keepdims=True, initial=np.inf)
+    spread = np.where(best > worst, best - worst, 1)
+    return np.where(valid, (scores - worst) / spread, 0).astype(np.float32)
+
+
+def check_weight(weight: float) -> float:
+    """The weight, from 0 to 1.
+
+    Raises:
+        ValueError: One that is not, such as NaN.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must lie within 0 and 1; got {weight}.")
+    return float(weight)
