@@ -45,6 +45,16 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "bounds", ["0"], "Least number of events of each bucket of users with its weights."
     )
+    flags.DEFINE_list(
+        "rerank",
+        [],
+        "How lists are re-ranked, each with its weight from 0 to 1: mmr, dpp (by genres), "
+        "mmr_vectors, dpp_vectors (by the towers' vectors), calibration; such as dpp:0.3.",
+    )
+    flags.DEFINE_integer("max_in_a_row", 0, "Most items of a genre in a row; 0 for any number.")
+    flags.DEFINE_integer("max_in_all", 0, "Most items of a genre among the first --length.")
+    flags.DEFINE_integer("length", 40, "Positions that are re-ranked.")
+    flags.DEFINE_list("promoted", [], "Promoted items and their positions, as ID@SLOT,ID@SLOT.")
 
 
 def main() -> None:
@@ -54,6 +64,7 @@ def main() -> None:
     from twotower.commands import judging
     from twotower.data import splits
     from twotower.funnel import making
+    from twotower.reranking import making as reranking
 
     config = making.FunnelConfig(
         making.parse_sources(FLAGS.sources),
@@ -67,6 +78,13 @@ def main() -> None:
         tuple(int(slot) for slot in FLAGS.slots),
         FLAGS.shown_until,
         tuple(int(bound) for bound in FLAGS.bounds),
+    )
+    reranking_config = reranking.RerankingConfig(
+        reranking.parse_rerank(FLAGS.rerank),
+        FLAGS.max_in_a_row,
+        FLAGS.max_in_all,
+        FLAGS.length,
+        reranking.parse_promoted(FLAGS.promoted),
     )
     final = Bundle(FLAGS.bundle)
     before = judging.to_judge(FLAGS.bundle, "validation")
@@ -82,6 +100,7 @@ def main() -> None:
         funnel = making.make_funnel(config, bundle, dataset, split, merge)
         if merge is None and config.merge == "weighted_sum":
             funnel.merge = merge = making.fitted(funnel, split.cases, config.bounds)
+        funnel = reranking.with_reranking(funnel, reranking_config, bundle)
         bundle.add_funnel(funnel, FLAGS.name)
         print(f"{bundle.directory / 'funnels' / FLAGS.name}: {', '.join(funnel.sources)}")
     if merge is not None:

@@ -34,7 +34,7 @@ ENTRIES = {
     "fallback": str,
     "files": dict,
 }
-# Kind of a part -> its module, and its class. A module is imported when such a part is read, so that
+# Kind of a part -> its module and its class. A module is imported when such a part is read, so that
 # chapters which come after this one can have parts, too.
 KINDS = {
     "two_tower": ("funnel.sources.two_tower", "TwoTower"),
@@ -59,6 +59,12 @@ KINDS = {
     "available": ("funnel.filters", "Available"),
     "minimum_age": ("funnel.filters", "MinimumAge"),
     "hold_out": ("funnel.filters", "HoldOut"),
+    "mmr": ("reranking.diversity", "Mmr"),
+    "dpp": ("reranking.diversity", "Dpp"),
+    "calibration": ("reranking.calibration", "Calibration"),
+    "at_most": ("reranking.rules", "AtMost"),
+    "promoted": ("reranking.promoted", "Promoted"),
+    "promoted_slots": ("reranking.promoted", "PromotedSlots"),
 }
 
 

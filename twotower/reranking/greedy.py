@@ -83,23 +83,33 @@ class Greedy(Stage):
 
 
 def relevance(candidates: Candidates) -> np.ndarray:
-    """Scores on one scale for all lists and rankers: 1 for a list's best score, 0 for its worst.
+    """How much an item is worth by its score, on one scale for all rankers: NDCG's discount.
 
-        relevance = (score - worst) / (best - worst)
+        relevance = 1 / log2(1 + rank)
+
+    Only the order of the scores counts, so it does not matter whether they are logits,
+    probabilities or sums of reciprocal ranks. Items of equal scores have the rank of the first of
+    them.
 
     Returns:
-        `[num_requests, k]` float32; 0 where all scores of a list are equal, and behind its end.
+        `[num_requests, k]` float32; 0 behind the end of a list.
 
     Raises:
         ValueError: Scores that are not finite.
+
+    >>> found = Candidates.rank(np.array([[5, 3, 8]]), np.float32([[4, 2, 2]]), k=4)
+    >>> relevance(found).round(3).tolist()
+    [[1.0, 0.631, 0.631, 0.0]]
     """
     scores, valid = candidates.scores, candidates.valid
     if not np.isfinite(scores[valid]).all():
         raise ValueError("scores of candidates must be finite, without NaN, to be re-ranked.")
-    best = np.where(valid, scores, -np.inf).max(1, keepdims=True, initial=-np.inf)
-    worst = np.where(valid, scores, np.inf).min(1, keepdims=True, initial=np.inf)
-    spread = np.where(best > worst, best - worst, 1)
-    return np.where(valid, (scores - worst) / spread, 0).astype(np.float32)
+    follows = np.zeros(scores.shape, bool)
+    follows[:, 1:] = scores[:, 1:] == scores[:, :-1]
+    column = np.arange(scores.shape[1])
+    first = np.maximum.accumulate(np.where(follows, 0, column), axis=1)
+    discounts = (1 / np.log2(2 + column)).astype(np.float32)
+    return np.where(valid, discounts[first], np.float32(0))
 
 
 def check_weight(weight: float) -> float:
@@ -111,3 +121,18 @@ def check_weight(weight: float) -> float:
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must lie within 0 and 1; got {weight}.")
     return float(weight)
+
+
+def checked_tags(tags: np.ndarray) -> np.ndarray:
+    """Tags `[num_items, num_tags]` as uint8.
+
+    Raises:
+        ValueError: Another shape, or values other than 0 and 1.
+    """
+    found = np.asarray(tags)
+    if found.ndim != 2 or not found.size or not np.isin(found, (0, 1)).all():
+        raise ValueError(
+            f"tags must be [num_items, num_tags], 0 or 1, with an item and a tag at least; got "
+            f"{found.dtype} {found.shape}. `genre_table(catalogue)` makes them."
+        )
+    return found.astype(np.uint8)

@@ -1,0 +1,103 @@
+"""Calibrated lists: the genres of a list in the proportions of the user's history. Numpy only."""
+
+import numpy as np
+
+from twotower.data.requests import Requests
+from twotower.reranking.greedy import Gains, Greedy, check_weight, checked_tags, relevance
+from twotower.retrieval.candidates import Candidates
+
+
+class Calibration(Greedy):
+    """Brings the shares of genres in a list near to those in the history (Steck, RecSys 2018).
+
+        gain(i) = (1 - weight) * relevance(i) - weight * KL(p, q of chosen + i)
+        KL(p, q) = sum over genres g of p[g] * log(p[g] / ((1 - alpha) * q[g] + alpha * p[g]))
+
+    p are the shares in `requests.history`, q those in the list; an item of n genres is 1 / n of
+    each. What has no genre counts in neither. The list of a request whose history has no genre
+    stays as it is. `weight` is lambda of the paper, and `alpha` its smoothing.
+
+    Relevance is added up over the list in the paper's equation 6. What the chosen items add is the
+    same for all candidates, so it is left out here.
+
+        Calibration(genre_table(catalogue), weight=0.3)(requests, candidates)
+
+    Args:
+        tags: `[num_items, num_tags]` 1 where an item has a genre, else 0.
+        weight: From 0, which leaves the order as it is, to 1, for the genres alone.
+        length: Number of positions that are filled; the rest follows in its old order.
+        alpha: Above 0, so that a genre which is not in the list yet costs no infinity, below 1.
+
+    Raises:
+        ValueError: A setting out of bounds, or no tags.
+    """
+
+    kind = "calibration"
+    SETTINGS = ("weight", "length", "alpha")
+    ARRAYS = ("tags int [num_items, num_tags]",)
+
+    def __init__(
+        self, tags: np.ndarray, weight: float, length: int = 40, alpha: float = 0.01
+    ) -> None:
+        super().__init__(length)
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha must lie between 0 and 1; got {alpha}.")
+        self.tags, self.weight, self.alpha = checked_tags(tags), check_weight(weight), alpha
+        # The last row is that of items which the table does not have.
+        shares = np.pad(self.tags, ((0, 1), (0, 0))).astype(np.float32)
+        self._shares = shares / np.maximum(shares.sum(1, keepdims=True), 1)
+
+    @property
+    def num_features(self) -> int:
+        return self.tags.shape[1]
+
+    def target(self, requests: Requests) -> np.ndarray:
+        """p, `[num_requests, num_tags]` float32; 0 throughout where the history has no genre."""
+        history = requests.history
+        shares = self._of(history.values)
+        total = np.zeros((len(history), shares.shape[1]), np.float32)
+        np.add.at(total, history.row_index, shares)
+        return total / np.maximum(total.sum(1, keepdims=True), 1e-9)
+
+    def divergence(self, requests: Requests, keys: np.ndarray) -> np.ndarray:
+        """KL(p, q) of whole lists, `[num_requests]`; 0 where the history has no genre.
+
+        Args:
+            requests: With their histories.
+            keys: `[num_requests, k]` the lists, -1 behind their ends.
+        """
+        total = self._of(keys).sum(1, keepdims=True)  # [num_requests, 1, num_tags]
+        return _divergence(self.target(requests), total, self.alpha)[:, 0]
+
+    def gains(self, requests: Requests, candidates: Candidates) -> Gains:
+        target, shares = self.target(requests), self._of(candidates.keys)
+        return _Calibrated(relevance(candidates), target, shares, self.weight, self.alpha)
+
+    def _of(self, keys: np.ndarray) -> np.ndarray:
+        """The shares of each item, `[..., num_tags]`."""
+        return self._shares[np.where((keys < 0) | (keys >= len(self._shares)), -1, keys)]
+
+
+class _Calibrated(Gains):
+    def __init__(self, relevant, target, shares, weight: float, alpha: float) -> None:
+        self._relevant, self._weight, self._alpha = (1 - weight) * relevant, weight, alpha
+        self._target, self._shares = target, shares
+        self._total = np.zeros_like(target)  # of the chosen items
+
+    def values(self) -> np.ndarray:
+        total = self._total[:, None] + self._shares  # [num_requests, k, num_tags]
+        return self._relevant - self._weight * _divergence(self._target, total, self._alpha)
+
+    def add(self, column: np.ndarray) -> None:
+        self._total += self._shares[np.arange(len(column)), column]
+
+
+def _divergence(target: np.ndarray, total: np.ndarray, alpha: float) -> np.ndarray:
+    """KL(p, q) of p `[num_requests, num_tags]`, and q in proportion to `total`
+    `[num_requests, k, num_tags]`: `[num_requests, k]`."""
+    scale = (1 - alpha) / np.maximum(total.sum(2, keepdims=True), 1e-9)
+    mixed = total * scale
+    mixed += alpha * np.maximum(target, 1e-9)[:, None]
+    np.log(mixed, out=mixed)
+    own = (target * np.log(np.maximum(target, 1e-9))).sum(1, keepdims=True)
+    return own - np.matmul(mixed, target[:, :, None])[:, :, 0]
