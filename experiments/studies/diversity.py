@@ -1,6 +1,7 @@
 """What variety costs: accuracy against the genre distance of lists, for each way to re-rank.
 
-    python experiments/studies/diversity.py --bundle=W/bundle --data_dir=ml-1m --output=diversity.json
+    python experiments/studies/diversity.py --bundle=W/bundle --data_dir=ml-1m \\
+        --output=diversity.json
 
 The funnel's lists of 500 are re-ranked with a range of weights. The weight of each way is chosen on
 validation: the one with the most distance of those that lose at most 2% of NDCG@10. The same curve
@@ -87,8 +88,8 @@ def curve(
             - 1,
             "ndcg@10 minus none": metrics.paired_difference(values["ndcg@10"], base["ndcg@10"]),
         }
-        print(f"{way:12s} {weight:5.2f} loss {row['loss']:+.4f} distance {row['more_distance']:+.4f}"
-              f" divergence {means['divergence@10']:.4f}", flush=True)  # fmt: skip
+        change = f"loss {row['loss']:+.4f} distance {row['more_distance']:+.4f}"
+        print(f"{way} {weight} {change} divergence {means['divergence@10']:.4f}", flush=True)
         rows.append(row)
         if row["loss"] > TOO_MUCH:
             break

@@ -20,7 +20,13 @@ def folder(tmp_path_factory):
     training = Training(tiny.dataset(), tiny.split(), tiny.recipe())
     export(training, folder, {"refit": False}, scann=False)
     built = tiny.script(
-        SCRIPTS / "build_funnel.py", f"--bundle={folder}", f"--sources={SOURCES}", "--bounds=0,10"
+        SCRIPTS / "build_funnel.py",
+        f"--bundle={folder}",
+        f"--sources={SOURCES}",
+        "--bounds=0,10",
+        "--rerank=dpp:0.1",
+        "--max_in_a_row=9",
+        f"--promoted={tiny.dataset().catalogue.ids_of([0])[0]}@7",
     )
     assert "funnels/default: two_tower, ease, popularity" in built.stdout
     assert "weights from 10 events on: two_tower " in built.stdout
@@ -39,7 +45,8 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         assert text in run.stdout, text
     first, second = json.loads(output.read_text())["rows"]
     assert [stage["name"] for stage in first["stages"]] == [
-        "two_tower", "ease", "popularity", "merge", "filters",
+        "two_tower", "ease", "popularity", "promoted", "merge", "filters", "dpp", "at_most",
+        "promoted_slots", "filters",
     ]  # fmt: skip
     assert first["metrics"] == second["metrics"] and first["protocol"] == "random"
     ahead = first["ahead"]["popularity"]["ndcg@10"]["mean"]
@@ -61,6 +68,8 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         ("build_funnel", "--name=a/b", "one plain name"),
         ("build_funnel", "--fallback=ials", "none of the sources"),
         ("build_funnel", "--bounds=1", "ascend from 0"),
+        ("build_funnel", "--rerank=dpp:1.5", "weight must lie within 0 and 1; got 1.5"),
+        ("build_funnel", "--promoted=nobody@1", "items ['nobody'] are not in the catalogue"),
         ("evaluate_funnel", "--name=other", "no funnel 'other'; it has ['default']"),
         ("evaluate_funnel", "--split=loo", "was trained for protocol 'random'"),
     ],
