@@ -69,7 +69,6 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         ("build_funnel", "--fallback=ials", "none of the sources"),
         ("build_funnel", "--bounds=1", "ascend from 0"),
         ("build_funnel", "--rerank=dpp:1.5", "weight must lie within 0 and 1; got 1.5"),
-        ("build_funnel", "--promoted=nobody@1", "items ['nobody'] are not in the catalogue"),
         ("evaluate_funnel", "--name=other", "no funnel 'other'; it has ['default']"),
         ("evaluate_funnel", "--split=loo", "was trained for protocol 'random'"),
     ],

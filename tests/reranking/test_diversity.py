@@ -28,8 +28,8 @@ def test_mmr_looks_back_as_far_as_its_window():
 
 
 def test_similarities_by_hand():
-    # Of (x, y) and (y, z) one tag of three is common. Without tags: like each other, like none else,
-    # and so is an item that came after the table.
+    # Of (x, y) and (y, z) one tag of three is common. Items without tags are like each other and
+    # like none else, and so are those that came after the table.
     to_last = JACCARD.among(np.array([[0, 4, 3, 99, 5]]))
     np.testing.assert_allclose(to_last(np.array([4])), [[0, 1 / 3, 0, 0, 1]])
     np.testing.assert_allclose(to_last(np.array([2])), [[0, 0, 1, 1, 0]])

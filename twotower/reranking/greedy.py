@@ -98,8 +98,8 @@ def relevance(candidates: Candidates) -> np.ndarray:
         ValueError: Scores that are not finite.
 
     >>> found = Candidates.rank(np.array([[5, 3, 8]]), np.float32([[4, 2, 2]]), k=4)
-    >>> relevance(found).round(3).tolist()
-    [[1.0, 0.631, 0.631, 0.0]]
+    >>> relevance(found).round(3).astype(str).tolist()
+    [['1.0', '0.631', '0.631', '0.0']]
     """
     scores, valid = candidates.scores, candidates.valid
     if not np.isfinite(scores[valid]).all():
