@@ -26,7 +26,7 @@ from twotower.retrieval.candidates import Candidates
 SHARE = 0.5
 
 
-class Diverse(Greedy):
+class Varied(Greedy):
     """What `Mmr` and `Dpp` have in common: settings, and what items are compared by.
 
     Args:
@@ -85,7 +85,7 @@ class Diverse(Greedy):
         return self._similarity.num_features
 
 
-class Mmr(Diverse):
+class Mmr(Varied):
     """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
         gain(i) = (1 - weight) * relevance(i) - weight * max over chosen j of similarity(i, j)
@@ -119,7 +119,7 @@ class _Marginal(Gains):
         self._most = np.max(self._last, axis=0)
 
 
-class Dpp(Diverse):
+class Dpp(Varied):
     """The most likely list of a determinantal point process, greedily (Chen, Zhang and Zhou,
     NeurIPS 2018, algorithm 1 and equation 17).
 
