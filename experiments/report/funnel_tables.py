@@ -92,6 +92,48 @@ def onboarding(name: str = "funnel/onboarding") -> str:
     return table(header, body) + "\n\n" + about + origin(rows[0])
 
 
+WAYS = {
+    "mmr": "MMR",
+    "dpp": "DPP",
+    "calibration": "calibration",
+}
+
+
+def diversity(name: str = "funnel/diversity") -> str:
+    """What variety costs, by the way lists are re-ranked."""
+    rows = [row for row in read(name)["rows"] if row.get("part") != "validation"]
+    first = rows[0]
+    losses = [*next(row for row in rows if "more_distance at loss" in row)["more_distance at loss"]]
+    figures = ("ndcg@10", "genre_distance@10", "divergence@10")
+    body = [["the funnel's order", *[""] * len(losses), ""]]
+    body[0] += [share(first["metrics"][figure]) for figure in figures]
+    for way, title in WAYS.items():
+        of_way = [row for row in rows if row["name"] == way]
+        gains = next(
+            row["more_distance at loss"] for row in of_way if "more_distance at loss" in row
+        )
+        chosen = next(row for row in of_way if row.get("chosen"))
+        body.append(
+            [
+                title,
+                *(f"{gain:+.1%}" for gain in gains.values()),
+                f"{chosen['weight']:g}",
+                *(share(chosen["metrics"][figure]) for figure in figures),
+            ]
+        )
+    header = [
+        f"`{first['protocol']}`, {first['part']}",
+        *(f"distance at a loss of {loss}" for loss in losses),
+        *("weight", "ndcg@10", "genre distance", "divergence"),
+    ]
+    about = (
+        "The loss is one of NDCG@10, relative to the funnel's order; the distance there lies "
+        "between those of the two weights next to it. Of the weights that lose at most 2% on "
+        "validation, the one with the most distance there was chosen. "
+    )
+    return table(header, body) + "\n\n" + about + origin(first)
+
+
 def speed(name: str = "speed/funnel") -> str:
     """How fast a funnel answers."""
     rows = read(name)["rows"]

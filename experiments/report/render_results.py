@@ -162,6 +162,7 @@ TABLES = {
     "funnel_ahead": lambda: funnel_tables.ahead("funnel/random"),
     "funnel_new_items": funnel_tables.new_items,
     "onboarding": funnel_tables.onboarding,
+    "diversity": funnel_tables.diversity,
     "funnel_speed": funnel_tables.speed,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,

@@ -17,8 +17,8 @@ class Calibration(Greedy):
     each. What has no genre counts in neither. The list of a request whose history has no genre
     stays as it is. `weight` is lambda of the paper, and `alpha` its smoothing.
 
-    Relevance is added up over the list in the paper's equation 6. What the chosen items add is the
-    same for all candidates, so it is left out here.
+    The paper adds up the relevance of the whole list. What the chosen items add is the same for all
+    candidates, so it is left out here.
 
         Calibration(genre_table(catalogue), weight=0.3)(requests, candidates)
 
@@ -99,5 +99,5 @@ def _divergence(target: np.ndarray, total: np.ndarray, alpha: float) -> np.ndarr
     mixed = total * scale
     mixed += alpha * np.maximum(target, 1e-9)[:, None]
     np.log(mixed, out=mixed)
-    own = (target * np.log(np.maximum(target, 1e-9))).sum(1, keepdims=True)
-    return own - np.matmul(mixed, target[:, :, None])[:, :, 0]
+    negative_entropy = (target * np.log(np.maximum(target, 1e-9))).sum(1, keepdims=True)
+    return negative_entropy - np.matmul(mixed, target[:, :, None])[:, :, 0]

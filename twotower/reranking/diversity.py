@@ -121,7 +121,7 @@ class _Marginal(Gains):
 
 class Dpp(Varied):
     """The most likely list of a determinantal point process, greedily (Chen, Zhang and Zhou,
-    NeurIPS 2018, algorithm 1 and equation 17).
+    NeurIPS 2018, algorithm 1).
 
         gain(i) = (1 - weight) * relevance(i) + weight * log(det S[chosen + i] / det S[chosen])
         S[i, j] = 0.5 * similarity(i, j), and 1 on the diagonal
@@ -141,9 +141,9 @@ class Dpp(Varied):
 
 
 class _Determinant(Gains):
-    """With S = R'R over the chosen items, `_factor` is R for all candidates.
+    """With S = R'R over the window's items, `_factor` holds R and a column for all candidates.
 
-    Its column i has the length 1 - ratio(i).
+    The squared length of column i is 1 - ratio(i).
     """
 
     def __init__(self, relevant: np.ndarray, similar: ToColumn, weight: float, window: int) -> None:
