@@ -69,6 +69,14 @@ def test_what_was_not_chosen_keeps_its_order(stage):
         assert row[5:] == [key for key in before if key in row[5:]]
 
 
+@pytest.mark.parametrize("stage", GREEDY, ids=lambda stage: stage.kind)
+def test_the_end_of_a_long_list_is_out_of_reach(stage, monkeypatch):
+    monkeypatch.setattr(greedy, "REACH", 3)
+    found, first = stage(REQUESTS, LISTS), stage(REQUESTS, LISTS.head(3))
+    np.testing.assert_array_equal(found.keys[:, :3], first.keys)
+    np.testing.assert_array_equal(found.keys[:, 3:], LISTS.keys[:, 3:])
+
+
 @names
 def test_requests_at_once_are_answered_as_one_by_one(stage, monkeypatch):
     found = stage(REQUESTS, LISTS)

@@ -12,6 +12,9 @@ from twotower.retrieval.candidates import Candidates
 
 # Values of a table [requests, candidates, features] that is filled at once.
 CELLS = 2**22
+# Candidates of a list among which the first positions are filled. A fallback of a funnel answers the
+# whole catalogue.
+REACH = 2_000
 # Less than any gain.
 BEHIND = np.float32(-1e30)
 
@@ -32,7 +35,8 @@ class Greedy(Stage):
     """Fills the first positions of a list one by one, each with the item that then gains most.
 
     All requests of a batch get their next item at once. Of equal gains, the item that stood first
-    is taken. What was not chosen follows in its old order. Scores stay at their positions, and the
+    is taken. What was not chosen follows in its old order. Items behind the first 2,000 of a list
+    are not chosen. Scores stay at their positions, and the
     column `relevance` has those that the items had (`twotower.funnel.reordering`).
 
     Args:
@@ -52,14 +56,16 @@ class Greedy(Stage):
         """Values that `gains` holds of each candidate."""
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
-        shape = candidates.keys.shape
-        step = max(1, CELLS // max(1, shape[1] * self.num_features))
-        if len(candidates) <= step:
-            return reordered(candidates, self._order(requests, candidates))
-        order = np.empty(shape, np.int64)
+        # What stands behind the first `REACH` keeps its position.
+        first = candidates.head(REACH) if candidates.keys.shape[1] > REACH else candidates
+        order = np.broadcast_to(np.arange(candidates.keys.shape[1]), candidates.keys.shape).copy()
+        width = first.keys.shape[1]
+        step = max(1, CELLS // max(1, width * self.num_features))
         for start in range(0, len(candidates), step):
             rows = np.arange(start, min(start + step, len(candidates)))
-            order[rows] = self._order(requests.take(rows), candidates.take(rows))
+            whole = len(rows) == len(candidates)
+            part = (requests, first) if whole else (requests.take(rows), first.take(rows))
+            order[rows, :width] = self._order(*part)
         return reordered(candidates, order)
 
     def _order(self, requests: Requests, candidates: Candidates) -> np.ndarray:
