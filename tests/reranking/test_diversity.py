@@ -83,6 +83,12 @@ def test_only_so_many_positions_are_filled():
     assert shown(Dpp.of_tags(TAGS, 0.9, length=1)(ask([]), lists)) == [[0, 1, 4, 2, 6]]
 
 
+def test_nothing_is_chosen_from_behind_the_end_of_a_list():
+    # For variety alone: 0, then 2 with no tag of 0, then 4 with half of them.
+    lists = listed([0, 1, 4, 2], [0, 1, 4, 2, 6, 5])
+    assert shown(Mmr.of_tags(TAGS, 1, length=3)(ask([], []), lists))[0] == [0, 2, 4, 1]
+
+
 def test_equal_scores_leave_it_to_the_similarity():
     lists = listed([0, 1, 2, 5], scores=[[3.0] * 4])
     # At weight .01 even the smallest difference of scores would keep the order.

@@ -82,9 +82,11 @@ def test_requests_at_once_are_answered_as_one_by_one(stage, monkeypatch):
     found = stage(REQUESTS, LISTS)
     monkeypatch.setattr(greedy, "CELLS", 1)
     apart = stage(REQUESTS, LISTS)
-    for row in range(32):
-        alone = stage(REQUESTS.take([row]), LISTS.take([row]))
-        assert alone.keys.tolist() == [found.keys[row].tolist()] == [apart.keys[row].tolist()]
+    assert shown(apart) == shown(found)
+    for row, expected in enumerate(shown(found)):
+        # By itself, a list has no columns behind its end.
+        alone = LISTS.take([row]).head(len(expected))
+        assert shown(stage(REQUESTS.take([row]), alone)) == [expected]
 
 
 @names

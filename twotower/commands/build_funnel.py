@@ -3,6 +3,7 @@
     twotower build_funnel --bundle=W/bundle --data_dir=ml-1m
     twotower build_funnel --bundle=W/bundle --data_dir=ml-1m --name=small \\
         --sources=two_tower:300,popularity:100 --merge=reciprocal_rank
+    twotower build_funnel --bundle=W/bundle --data_dir=ml-1m --rerank=dpp:0.2 --promoted=260@1
 
 Each source is fitted on the rows that the bundle was trained on. --merge=weighted_sum fits its
 weights on the validation cases. For a bundle that was refit on them, this is done with

@@ -72,8 +72,6 @@ class Greedy(Stage):
         """`[num_requests, k]` the present column of each item of the new lists."""
         num_rows, width = candidates.keys.shape
         length = min(self.length, int(candidates.counts.max(initial=0)))
-        if length < 1:
-            return np.broadcast_to(np.arange(width), (num_rows, width))
         gains, rows = self.gains(requests, candidates), np.arange(num_rows)
         valid = candidates.valid
         # What stands behind the end of a list comes after the last of it.
