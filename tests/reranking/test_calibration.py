@@ -32,6 +32,22 @@ def test_genres_come_in_the_proportions_of_the_history():
     assert shown(Calibration(TAGS, 1, length=3)(ask([0, 1, 2]), lists)) == [[4, 0, 2, 5, 6, 1]]
 
 
+def test_every_position_looks_at_the_whole_list_before_it():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        keys, history = rng.permutation(8), rng.integers(8, size=6).tolist()
+        stage, chosen = Calibration(TAGS, 0.7), []
+
+        def gain(key, keys=keys, history=history, stage=stage, chosen=chosen):
+            relevance = 1 / np.log2(2 + keys.tolist().index(key))
+            found = stage.divergence(ask(history), np.array([[*chosen, key]]))
+            return 0.3 * relevance - 0.7 * found[0]
+
+        while len(chosen) < 8:
+            chosen.append(max((key for key in keys.tolist() if key not in chosen), key=gain))
+        assert shown(stage(ask(history), listed(keys))) == [chosen]
+
+
 def test_a_history_that_says_nothing_leaves_the_order():
     lists = listed([2, 5, 0], [0, 1, 2])
     assert shown(Calibration(TAGS, 0.9)(ask([], [3]), lists)) == shown(lists)

@@ -54,6 +54,12 @@ def test_limits_that_mean_nothing():
         AtMost.of(CATALOGUE, "maker", in_all=-1)
 
 
+def test_promoted_items_are_found_unless_they_are_excluded():
+    found = Promoted(np.array([6, 2]))(ask([], [6], [6, 2]), 5)
+    assert shown(found) == [[6, 2], [2], []]
+    assert shown(Promoted(np.array([6, 2]))(ask([]), 1)) == [[6]]
+
+
 def test_promoted_items_move_up_to_their_slots():
     stage = PromotedSlots(np.array([6, 5]), [1, 3])
     lists = listed([0, 1, 2, 5, 6], [5, 0, 1, 6], [0, 1, 2], [6, 5, 0], [])
@@ -89,7 +95,7 @@ MERGES = [
 def funnel_of(merge, *filters) -> Funnel:
     # All but 5 and 6, in the order of their keys.
     popular = Popularity(np.array([0, 1, 2, 3, 4, 7]), np.float32([6, 5, 4, 3, 2, 1]))
-    return Funnel({"popular": Inlet(popular)}, merge, [Filters([Seen(), *filters])], pool=8)
+    return Funnel({"popular": Inlet(popular)}, merge, [Filters([Seen(), *filters])], pool=7)
 
 
 @pytest.mark.parametrize("merge", MERGES, ids=lambda merge: merge.kind)

@@ -12,8 +12,8 @@ from twotower.retrieval.candidates import Candidates
 
 # Values of a table [requests, candidates, features] that is filled at once.
 CELLS = 2**22
-# Candidates of a list among which the first positions are filled. A fallback of a funnel answers the
-# whole catalogue.
+# Candidates of a list among which the first positions are filled. A funnel's fallback answers with
+# the whole catalogue.
 REACH = 2_000
 # Less than any gain.
 BEHIND = np.float32(-1e30)
