@@ -152,15 +152,17 @@ def test_choices_stand_in_their_order():
         ({"length": 0}, "length must be 1"),
         ({"max_in_a_row": -1}, "max_in_a_row must be 0"),
         ({"promoted": (("a", 2), ("b", 1))}, "slots must ascend"),
-        ({"promoted": (("i99", 1),)}, r"items \['i99'\] are not in the catalogue"),
     ],
 )
 def test_choices_that_mean_nothing(choices, message):
     with pytest.raises(ValueError, match=message):
-        with_reranking(funnel_of(ReciprocalRank()), RerankingConfig(**choices), MODEL)
+        RerankingConfig(**choices)
 
 
-def test_a_promoted_item_that_the_model_does_not_answer():
+def test_promoted_items_that_are_unknown_or_that_the_model_does_not_answer():
+    unknown = RerankingConfig(promoted=(("i99", 1),))
+    with pytest.raises(ValueError, match=r"items \['i99'\] are not in the catalogue"):
+        with_reranking(funnel_of(ReciprocalRank()), unknown, MODEL)
     lacking = type(MODEL)(**{**vars(MODEL), "keys": np.arange(6)})
     with pytest.raises(ValueError, match=r"no vectors of the promoted items \['i6'\]"):
         with_reranking(funnel_of(ReciprocalRank()), RerankingConfig(promoted=(("i6", 1),)), lacking)
