@@ -26,6 +26,7 @@ class Table:
         columns: Name of an input -> `[num_rows, ...]`.
         labels: 1 for a rating above 3, else 0, `[num_rows]` float32.
         ratings: `[num_rows]` float32.
+        times: Times of the ratings in seconds, `[num_rows]`; no network reads them.
         part: Row in `PARTS` of each row, `[num_rows]`.
     """
 
@@ -33,6 +34,7 @@ class Table:
     columns: dict[str, np.ndarray]
     labels: np.ndarray
     ratings: np.ndarray
+    times: np.ndarray
     part: np.ndarray
 
     def rows(self, part: str) -> np.ndarray:
@@ -77,7 +79,8 @@ def make_table(dataset: Dataset, seed: int = SPLIT_SEED) -> Table:
     part[order[-2 * tenth : -tenth]], part[order[-tenth:]] = 1, 2
     ratings = interactions["rating"].to_numpy(np.float32)
     labels = (ratings > 3).astype(np.float32)
-    return Table(RankerInputs(tuple(fields)), columns, labels, ratings, part)
+    times = interactions["timestamp"].to_numpy(np.int64)
+    return Table(RankerInputs(tuple(fields)), columns, labels, ratings, times, part)
 
 
 def genre_codes(genres: pd.Series) -> tuple[np.ndarray, list[str]]:

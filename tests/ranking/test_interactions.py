@@ -51,7 +51,9 @@ def test_second_order():
     # (1, 2) . (3, 4) = 11, the only pair.
     assert second_order(VECTORS).numpy().tolist() == [[11]]
     vectors = np.random.default_rng(0).normal(size=(3, 5, 4))
-    pairs = sum((vectors[:, i] * vectors[:, j]).sum(1) for i, j in itertools.combinations(range(5), 2))
+    pairs = sum(
+        (vectors[:, i] * vectors[:, j]).sum(1) for i, j in itertools.combinations(range(5), 2)
+    )
     np.testing.assert_allclose(second_order(tf.constant(vectors))[:, 0], pairs)
 
 

@@ -49,9 +49,10 @@ def test_lists_are_rows_under_one_another(ranker):
         assert found.shape == (2, 3)
         np.testing.assert_allclose(tf.reshape(found, [-1]), ranker(rows)[head], rtol=1e-5)
     assert ranker(columns(0))["watch"].shape == (0,)
-    assert ranker({name: tf.constant(values) for name, values in columns().items()})[
-        "like"
-    ].shape == ()
+    assert (
+        ranker({name: tf.constant(values) for name, values in columns().items()})["like"].shape
+        == ()
+    )
 
 
 def test_a_set_is_the_mean_of_its_codes(ranker):
@@ -141,7 +142,10 @@ def test_rows_without_a_label_train_nothing():
     ("change", "message"),
     [
         ({"item": None}, "needs the input 'item'"),
-        ({"item": np.array([6, 0])}, "codes of item must lie between 0 .unknown. and 5; got 0 to 6"),
+        (
+            {"item": np.array([6, 0])},
+            "codes of item must lie between 0 .unknown. and 5; got 0 to 6",
+        ),
         ({"item": np.array([-1, 0])}, "got -1 to 0"),
         ({"item": np.array([1.0, 2.0])}, "integer codes; got float64"),
         ({"item": np.array([1, 2, 3])}, "same leading dimensions"),
