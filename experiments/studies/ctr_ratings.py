@@ -7,9 +7,8 @@ rows outside it. Those of validation and test rows come from all training rows.
 
 import dataclasses
 
+import ctr_table
 import numpy as np
-
-from ctr_table import Table
 
 NUM_FOLDS = 10
 # How many ratings of the average a mean starts from.
@@ -26,7 +25,7 @@ NUMBERS = (
 )
 
 
-def with_ratings(table: Table, seed: int = 0) -> Table:
+def with_ratings(table: ctr_table.Table, seed: int = 0) -> ctr_table.Table:
     """The table with `NUMBERS` beside its fields, standardised by the training rows."""
     train = table.rows("train")
     fold = np.random.default_rng(seed).integers(NUM_FOLDS, size=len(train))
@@ -40,7 +39,7 @@ def with_ratings(table: Table, seed: int = 0) -> Table:
     return dataclasses.replace(table, inputs=inputs, columns={**table.columns, "numbers": numbers})
 
 
-def numbers_of(table: Table, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def numbers_of(table: ctr_table.Table, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """`NUMBERS` of the rows `asked`, from the ratings of the rows `known`.
 
     Returns:
@@ -78,7 +77,7 @@ def shrunk_means(values: np.ndarray, group: np.ndarray, size: int) -> tuple[np.n
     return np.bincount(group, values, size) / (count + PRIOR), count
 
 
-def jaccard(table: Table, num_items: int) -> np.ndarray:
+def jaccard(table: ctr_table.Table, num_items: int) -> np.ndarray:
     """Shared genres of two items over all their genres, `[num_items, num_items]`."""
     has = np.zeros((num_items, 1 + table.columns["genres"].max()), np.float32)
     has[table.columns["item"][:, None] - 1, table.columns["genres"]] = 1
@@ -105,7 +104,7 @@ def item_weights(residual: np.ndarray) -> np.ndarray:
 
 
 def near_in_time(
-    table: Table, known: np.ndarray, rest: np.ndarray, asked: np.ndarray, count: int = 3
+    table: ctr_table.Table, known: np.ndarray, rest: np.ndarray, asked: np.ndarray, count: int = 3
 ) -> np.ndarray:
     """Mean of the user's `count` known residuals before and after each row in time.
 

@@ -1,4 +1,4 @@
-"""Cross layer, factorisation machine and dot products, worked by hand on two vectors of length 2."""
+"""Cross layers, factorisation machine and dot products by hand, on two vectors of length 2."""
 
 import itertools
 
