@@ -10,26 +10,18 @@ once, at the end. Probabilities are calibrated on validation. One row of results
 and seed; a row that the output file has with this name, network and seed is replaced.
 """
 
-import dataclasses
 import json
 import pathlib
-import time
 
-import numpy as np
 from absl import flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
+import ctr_fit
 import ctr_table
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
 
 from twotower.bundle.provenance import provenance, write_result
 from twotower.data import load_dataset
 from twotower.ranking.config import INTERACTIONS, RankerConfig
-from twotower.ranking.multi_task import masked_loss
-from twotower.ranking.ranker import Ranker, make_ranker
-from twotower.tf import tf
 
 FLAGS = flags.FLAGS
 script.DEFINE_path("data_dir", None, "GroupLens folder, or TFDS' data directory.")
@@ -51,130 +43,6 @@ flags.DEFINE_integer("epochs", 30, "At most.", lower_bound=1)
 flags.DEFINE_integer("patience", 1, "Epochs without a better AUC before it stops.", lower_bound=1)
 script.DEFINE_path("output", None, "JSON file to write.")
 
-HEAD = "relevance"
-
-
-def batches(
-    columns: dict[str, np.ndarray], labels: np.ndarray, batch_size: int, seed: int
-) -> tf.data.Dataset:
-    """Shuffled batches of an epoch, in another order in each: `(columns, head -> labels)`.
-
-    The rows are gathered by batches; a dataset of single rows would take longer than the training.
-    """
-    held = {name: tf.constant(values) for name, values in columns.items()}
-    target = tf.constant(labels)
-
-    def gather(rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        taken = {name: tf.gather(values, rows) for name, values in held.items()}
-        return taken, {HEAD: tf.gather(target, rows)}
-
-    rows = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed)
-    return rows.batch(min(batch_size, len(labels)), drop_remainder=True).map(gather).prefetch(2)
-
-
-def logits(ranker: Ranker, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Of all rows, `[num_rows]` float64."""
-    return ranker.predict(columns, batch_size=16_384, verbose=0)[HEAD].astype(np.float64)
-
-
-class BestAuc(tf.keras.callbacks.Callback):
-    """Stops when the AUC of validation no longer rises, with the weights of the best epoch."""
-
-    def __init__(self, columns: dict[str, np.ndarray], labels: np.ndarray, patience: int) -> None:
-        super().__init__()
-        self.columns, self.labels, self.patience = columns, labels, patience
-        self.aucs: list[float] = []
-        self.best: list[np.ndarray] = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        auc = float(roc_auc_score(self.labels, logits(self.model, self.columns)))
-        if not self.aucs or auc > max(self.aucs):
-            self.best = self.model.get_weights()
-        self.aucs.append(auc)
-        print(f"  epoch {epoch + 1}: loss {logs['loss']:.4f}, AUC {auc:.4f}", flush=True)
-        if len(self.aucs) - 1 - int(np.argmax(self.aucs)) >= self.patience:
-            self.model.stop_training = True
-
-    def on_train_end(self, logs=None):
-        self.model.set_weights(self.best)
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Naeini et al., AAAI 2015) over bins of equal width.
-
-    The mean over rows of |share of positives - mean probability| of the row's bin.
-
-    >>> calibration_error(np.array([0, 1, 1, 1]), np.array([0.5, 0.5, 0.9, 0.9]))
-    0.05
-    """
-    which = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gap = np.bincount(which, labels - probabilities, bins)
-    return round(float(np.abs(gap).sum() / len(labels)), 12)
-
-
-def metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """AUC, LogLoss and the expected calibration error."""
-    return {
-        "auc": float(roc_auc_score(labels, probabilities)),
-        "log_loss": float(log_loss(labels, probabilities)),
-        "calibration_error": calibration_error(labels, probabilities),
-    }
-
-
-def calibrations(found: np.ndarray, labels: np.ndarray) -> dict:
-    """Maps from logits to probabilities: none but the sigmoid, Platt's and an isotonic one.
-
-    Args:
-        found: Logits of the validation rows.
-        labels: Their labels.
-    """
-    platt = LogisticRegression(C=1e6).fit(found[:, None], labels)
-    # No probability of 0 or 1, of which a single wrong row would cost infinitely much.
-    least = 0.5 / len(labels)
-    isotonic = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
-    isotonic.fit(found, labels)
-    return {
-        "none": lambda x: 1 / (1 + np.exp(-x)),
-        "platt": lambda x: platt.predict_proba(x[:, None])[:, 1],
-        "isotonic": isotonic.predict,
-    }
-
-
-def run(table: ctr_table.Table, config: RankerConfig, seed: int) -> dict:
-    """Trains once; a row of results."""
-    tf.keras.utils.set_random_seed(seed)
-    begun = time.process_time()
-    train, validation = (table.rows(part) for part in ("train", "validation"))
-    labels = table.labels[train]
-    if FLAGS.shuffled_labels:
-        labels = np.random.default_rng(seed).permutation(labels)
-    ranker = make_ranker(table.inputs, config)
-    ranker.compile(tf.keras.optimizers.Adam(FLAGS.learning_rate), loss={HEAD: masked_loss("logit")})
-    best = BestAuc(table.take(validation), table.labels[validation], FLAGS.patience)
-    ranker.fit(
-        batches(table.take(train), labels, FLAGS.batch_size, seed),
-        epochs=FLAGS.epochs,
-        callbacks=[best],
-        verbose=0,
-    )
-    seconds = time.process_time() - begun
-    maps = calibrations(logits(ranker, best.columns), best.labels)
-    rows = table.rows(FLAGS.part)
-    found = logits(ranker, table.take(rows))
-    return {
-        "name": FLAGS.name,
-        "interaction": config.interaction,
-        "seed": seed,
-        "protocol": "ctr-1m",
-        "part": FLAGS.part,
-        "num_rows": {part: len(table.rows(part)) for part in ctr_table.PARTS},
-        "metrics": {name: metrics(table.labels[rows], map_(found)) for name, map_ in maps.items()},
-        "validation_auc": [round(auc, 5) for auc in best.aucs],
-        "parameters": ranker.count_params(),
-        "cpu_seconds": round(seconds, 1),
-        "config": dataclasses.asdict(config),
-    }
-
 
 def kept(output: str | None) -> list[dict]:
     """The rows that the output file has."""
@@ -188,6 +56,9 @@ def main():
         import ctr_ratings
 
         table = ctr_ratings.with_ratings(table)
+    fit = ctr_fit.Fit(
+        FLAGS.learning_rate, FLAGS.batch_size, FLAGS.epochs, FLAGS.patience, FLAGS.shuffled_labels
+    )
     for interaction in FLAGS.interaction:
         is_dcn = {"cross_layers": FLAGS.cross_layers} if interaction == "dcn" else {}
         config = RankerConfig(
@@ -199,7 +70,8 @@ def main():
             **is_dcn,
         )
         for seed in map(int, FLAGS.seeds):
-            row = {**run(table, config, seed), **provenance()}
+            row = ctr_fit.run(table, config, fit, seed, FLAGS.part)
+            row = {"name": FLAGS.name, **row, **provenance()}
             shown = row["metrics"]["none"]
             print(
                 f"{FLAGS.name}, {interaction}, seed {seed}: AUC {shown['auc']:.4f}, LogLoss "
