@@ -14,6 +14,7 @@ import re
 import ablation_tables
 import drawing
 import funnel_tables
+import ranking_tables
 import results
 import retrieval_tables
 import sequence_tables
@@ -163,6 +164,8 @@ TABLES = {
     "funnel_new_items": funnel_tables.new_items,
     "onboarding": funnel_tables.onboarding,
     "funnel_speed": funnel_tables.speed,
+    "ctr": ranking_tables.ctr,
+    "multi_task": ranking_tables.multi_task,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,
     "sequences": sequence_tables.study,

@@ -10,10 +10,9 @@ import dataclasses
 import ctr_table
 import numpy as np
 
-NUM_FOLDS = 10
+NUM_FOLDS = 5
 # How many ratings of the average a mean starts from.
 PRIOR = 5.0
-REGULARISATION = 150.0
 NUMBERS = (
     "user_mean",
     "user_count",
@@ -21,6 +20,7 @@ NUMBERS = (
     "item_count",
     "genre_affinity",
     "similar_films",
+    "rated_like_these",
     "near_in_time",
 )
 
@@ -54,17 +54,20 @@ def numbers_of(table: ctr_table.Table, known: np.ndarray, asked: np.ndarray) -> 
     rest = ratings - item_mean[item[known]] - user_mean[user[known]]
     residual[user[known], item[known]] = rest
     pairs = user[asked], item[asked]
-    genres = jaccard(table, num_items)
-    rated = (residual != 0).astype(np.float32)
-    affinity = (residual @ genres)[pairs] / (PRIOR + (rated @ genres)[pairs])
+    genres = genres_of(table, num_items)
+    rated = np.zeros_like(residual)
+    rated[user[known], item[known]] = 1
+    liking = (residual @ genres) / (PRIOR + rated @ genres)  # [num_users, num_genres]
+    share = genres / np.maximum(genres.sum(1, keepdims=True), 1)
     return np.stack(
         [
             user_mean[pairs[0]],
             np.log1p(user_count[pairs[0]]),
             item_mean[pairs[1]],
             np.log1p(item_count[pairs[1]]),
-            affinity,
-            (residual @ item_weights(residual))[pairs],
+            np.einsum("rg,rg->r", liking[pairs[0]], share[pairs[1]]),
+            (residual @ item_weights(residual, 150.0))[pairs],
+            (rated @ item_weights(rated, 300.0))[pairs],
             near_in_time(table, known, rest, asked),
         ],
         axis=1,
@@ -77,26 +80,25 @@ def shrunk_means(values: np.ndarray, group: np.ndarray, size: int) -> tuple[np.n
     return np.bincount(group, values, size) / (count + PRIOR), count
 
 
-def jaccard(table: ctr_table.Table, num_items: int) -> np.ndarray:
-    """Shared genres of two items over all their genres, `[num_items, num_items]`."""
+def genres_of(table: ctr_table.Table, num_items: int) -> np.ndarray:
+    """1 for each genre of an item, `[num_items, num_genres]` float32."""
     has = np.zeros((num_items, 1 + table.columns["genres"].max()), np.float32)
     has[table.columns["item"][:, None] - 1, table.columns["genres"]] = 1
-    has[:, 0] = 0
-    shared, count = has @ has.T, has.sum(1)
-    return shared / np.maximum(count[:, None] + count - shared, 1)
+    return has[:, 1:]
 
 
-def item_weights(residual: np.ndarray) -> np.ndarray:
-    """Weights that predict an item's residual from those of all other items (EASE, Steck, 2019).
+def item_weights(values: np.ndarray, regularisation: float) -> np.ndarray:
+    """Weights that predict an item's column from those of all other items (EASE, Steck, 2019).
 
     Args:
-        residual: `[num_users, num_items]`, 0 where not rated.
+        values: `[num_users, num_items]`, 0 where not rated.
+        regularisation: Added to the diagonal of the Gram matrix.
 
     Returns:
         `[num_items, num_items]` with a diagonal of 0.
     """
-    gram = (residual.T @ residual).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += REGULARISATION
+    gram = (values.T @ values).astype(np.float64)
+    gram[np.diag_indices_from(gram)] += regularisation
     inverse = np.linalg.inv(gram)
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
