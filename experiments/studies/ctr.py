@@ -37,7 +37,10 @@ flags.DEFINE_list("hidden", ["64", "64"], "Widths of the dense layers.")
 flags.DEFINE_integer("cross_layers", 2, "Cross layers of dcn.", lower_bound=1)
 flags.DEFINE_float("dropout", 0.2, "Share of hidden activations dropped.")
 flags.DEFINE_float("l2", 1e-6, "Weight of the squared vectors in the loss.", lower_bound=0)
-flags.DEFINE_float("learning_rate", 0.003, "Of Adam.", lower_bound=0)
+flags.DEFINE_float("learning_rate", 0.004, "Of Adam.", lower_bound=0)
+flags.DEFINE_integer(
+    "last_epochs", 6, "From this epoch on, counted from 0, it is 0.3 of that.", lower_bound=1
+)
 flags.DEFINE_integer("batch_size", 4096, "Rows of a step.", lower_bound=1)
 flags.DEFINE_integer("epochs", 30, "At most.", lower_bound=1)
 flags.DEFINE_integer("patience", 1, "Epochs without a better AUC before it stops.", lower_bound=1)
@@ -57,7 +60,12 @@ def main():
 
         table = ctr_ratings.with_ratings(table)
     fit = ctr_fit.Fit(
-        FLAGS.learning_rate, FLAGS.batch_size, FLAGS.epochs, FLAGS.patience, FLAGS.shuffled_labels
+        FLAGS.learning_rate,
+        FLAGS.last_epochs,
+        FLAGS.batch_size,
+        FLAGS.epochs,
+        FLAGS.patience,
+        FLAGS.shuffled_labels,
     )
     for interaction in FLAGS.interaction:
         is_dcn = {"cross_layers": FLAGS.cross_layers} if interaction == "dcn" else {}

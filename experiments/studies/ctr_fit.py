@@ -15,6 +15,7 @@ from twotower.ranking.ranker import Ranker, make_ranker
 from twotower.tf import tf
 
 HEAD = "relevance"
+LAST_RATE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +23,24 @@ class Fit:
     """How a ranker is trained.
 
     Attributes:
-        learning_rate: Of Adam.
+        learning_rate: Of Adam, constant but for the last epochs.
+        last_epochs: From this epoch on, counted from 0, the learning rate is `LAST_RATE` of that.
         batch_size: Rows of a step.
         epochs: At most so many.
         patience: Epochs without a better AUC on validation before it stops.
         shuffled_labels: Train on the labels in random order, to see what chance gives.
     """
 
-    learning_rate: float = 0.003
+    learning_rate: float = 0.004
+    last_epochs: int = 6
     batch_size: int = 4096
     epochs: int = 30
     patience: int = 1
     shuffled_labels: bool = False
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.learning_rate * (LAST_RATE if epoch >= self.last_epochs else 1)
 
 
 def batches(
@@ -147,7 +154,7 @@ def run(
     ranker.fit(
         batches(table.take(train), labels, fit.batch_size, seed),
         epochs=fit.epochs,
-        callbacks=[best],
+        callbacks=[best, tf.keras.callbacks.LearningRateScheduler(fit.rate)],
         verbose=0,
     )
     seconds = time.process_time() - begun
