@@ -55,6 +55,15 @@ def test_lists_are_rows_under_one_another(ranker):
     )
 
 
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_numbers_alone_and_fields_alone(interaction):
+    config = RankerConfig(interaction, dim=4, hidden=(8,))
+    rows = columns(2)
+    for inputs in (RankerInputs((), ("age", "score")), RankerInputs((Field("item", 5),))):
+        found = randomised(make_ranker(inputs, config))(rows)["relevance"].numpy()
+        assert np.isfinite(found).all() and found[0] != found[1]
+
+
 def test_a_set_is_the_mean_of_its_codes(ranker):
     one, two, none = ([1, 0, 0], [1, 2, 0], [0, 0, 0])
     rows = {**columns(3), "genres": np.array([one, two, none], np.int32)}

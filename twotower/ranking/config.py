@@ -23,7 +23,8 @@ class RankerConfig:
         cross_rank: Rank of their matrices; 0 for full matrices.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether the dense layers are batch-normalised.
-        l2: Weight of the squared components of the vectors of codes in the loss.
+        l2: Weight of the squared components of the vectors of codes. The sum stands in the model's
+            `losses`; Keras' `fit` adds it to the loss, and a loop of your own must do so.
         tasks: What stands between the interactions and the heads. `shared_bottom`: the same dense
             layers for all heads; `mmoe`: experts that each head mixes (Ma et al., KDD 2018);
             `ple`: shared experts and those of one head (Tang et al., RecSys 2020).

@@ -63,7 +63,8 @@ class Dense(tf.keras.layers.Layer):
 def flat(vectors: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """All columns one after the other, `[n, num_fields * dim + 2 * num_numbers]`."""
     size = vectors.shape[1] * vectors.shape[2]
-    return tf.concat([tf.reshape(vectors, [-1, size]), numbers], 1)
+    # Not -1 for the rows: it cannot be found where there are no fields.
+    return tf.concat([tf.reshape(vectors, [tf.shape(vectors)[0], size]), numbers], 1)
 
 
 def no_term(features: tf.Tensor) -> tf.Tensor:
@@ -94,7 +95,7 @@ class MLP(Interaction):
 
 
 class DCN(Interaction):
-    """Cross layers beside dense layers (DCN-v2, Wang et al., WWW 2021, equation 1 and figure 2).
+    """Cross layers beside dense layers (DCN-v2, Wang et al., WWW 2021, equation 1).
 
     A cross layer is x_{l+1} = x_0 * (W x_l + b) + x_l, so l layers hold products of up to l + 1
     columns. It is `tfrs.layers.feature_interaction.Cross`. `MultiLayerDCN` of the same package is

@@ -53,7 +53,7 @@ class SharedBottom(Bottom):
 
 
 class MMoE(Bottom):
-    """Multi-gate mixture of experts (Ma et al., KDD 2018, equations 5 to 7)."""
+    """Multi-gate mixture of experts (Ma et al., KDD 2018, section 4.2)."""
 
     def __init__(self, config: RankerConfig, heads: Sequence[str]) -> None:
         super().__init__(config, heads)
