@@ -2,8 +2,8 @@
 
 What stands first is clicked more because it stands first. A ranker that is trained on such clicks
 and does not know the place takes the old order for quality. A shallow tower over the place alone
-is therefore added to the logit in training and left out in serving (Zhao et al., "Recommending what video to watch
-next", RecSys 2019; PAL, Guo et al., RecSys 2019, multiplies probabilities instead).
+is therefore added to the logit in training and left out in serving (Zhao et al., "Recommending what
+video to watch next", RecSys 2019; PAL, Guo et al., RecSys 2019, multiplies probabilities instead).
 """
 
 from collections.abc import Sequence
