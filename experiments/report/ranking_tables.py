@@ -57,11 +57,11 @@ def multi_task(name: str = "ranking/multi_task") -> str:
     """What each task gains or loses when all share a network."""
     result = read(name)
     body = []
+    weights = {row["name"]: row["weights_without_tables"] for row in result["rows"]}
+    alone = {gain["task"]: f"{gain['alone']:.3f}" for gain in result["gains"]}
+    body.append([f"one task each, {weights['one task']:,} weights", *alone.values()])
     for network, title in TASKS.items():
-        weights = sorted(
-            row["weights_without_tables"] for row in result["rows"] if row["network"] == network
-        )
-        cells = [f"{title}, {weights[-1]:,} weights ({weights[0]:,} alone)"]
+        cells = [f"{title}, {weights[network]:,} weights"]
         for gain in (gain for gain in result["gains"] if gain["network"] == network):
             low, high = min(gain["gain_by_seed"]), max(gain["gain_by_seed"])
             cells.append(f"{gain['together']:.3f} ({gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}])")
@@ -70,8 +70,8 @@ def multi_task(name: str = "ranking/multi_task") -> str:
     header = ["made-up data, test"]
     header += [f"{task.replace('_', ' ')}, {names[kind]}" for task, kind in result["kinds"].items()]
     about = (
-        "In brackets: all tasks together minus the task alone in the same network, with the least "
-        "and the largest difference of the seeds. Weights are those of the network, without the "
-        "vectors of codes. "
+        f"Means of {len({row['seed'] for row in result['rows']})} seeds. In brackets: all tasks "
+        "together minus the task alone, with the least and the largest difference of the seeds. "
+        "Weights are those of the network, without the vectors of codes. "
     )
     return table(header, body) + "\n\n" + about + origin(result)
