@@ -89,7 +89,9 @@ class Interaction(tf.keras.layers.Layer):
 class MLP(Interaction):
     """Dense layers over all columns."""
 
-    def call(self, inputs, training=False):
+    def call(
+        self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         features = self.deep(flat(*inputs), training=training)
         return features, no_term(features)
 
@@ -111,7 +113,9 @@ class DCN(Interaction):
             for _ in range(config.cross_layers)
         ]
 
-    def call(self, inputs, training=False):
+    def call(
+        self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         start = crossed = flat(*inputs)  # [n, size]
         for layer in self.cross:
             crossed = layer(start, crossed)
@@ -149,7 +153,7 @@ class DeepFM(Interaction):
 
     extra_dim = 1
 
-    def build(self, shapes):
+    def build(self, shapes: tuple[tf.TensorShape, tf.TensorShape]) -> None:
         (_, _, dim), (_, num_numbers) = shapes
         self.of_numbers = self.add_weight(
             "of_numbers",
@@ -158,7 +162,9 @@ class DeepFM(Interaction):
         )
         super().build(shapes)
 
-    def call(self, inputs, training=False):
+    def call(
+        self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         vectors, numbers = inputs
         weighted = numbers[:, :, None] * self.of_numbers  # [n, 2 * num_numbers, dim + 1]
         every = tf.concat([vectors, weighted], 1)  # [n, num_vectors, dim + 1]
@@ -180,7 +186,9 @@ class DLRM(Interaction):
         self.bottom = Dense((4 * config.dim, config.dim), name="bottom")
         self.dots = tfrs.layers.feature_interaction.DotInteraction(skip_gather=True)
 
-    def call(self, inputs, training=False):
+    def call(
+        self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         vectors, numbers = inputs
         beside, every = flat(vectors, numbers), tf.unstack(vectors, axis=1)
         if numbers.shape[1]:
