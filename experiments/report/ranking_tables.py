@@ -69,8 +69,9 @@ def multi_task(name: str = "ranking/multi_task") -> str:
     names = {"logit": "AUC", "number": "R²"}
     header = ["made-up data, test"]
     header += [f"{task.replace('_', ' ')}, {names[kind]}" for task, kind in result["kinds"].items()]
+    num_seeds = min(len(gain["gain_by_seed"]) for gain in result["gains"])
     about = (
-        f"Seeds: {min(len(gain['gain_by_seed']) for gain in result['gains'])}. In brackets: all tasks "
+        f"Seeds: {num_seeds}. In brackets: all tasks "
         "together minus the task alone, with the least and the largest difference of the seeds. "
         "Weights are those of the network, without the vectors of codes. "
     )
