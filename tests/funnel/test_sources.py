@@ -193,9 +193,7 @@ def test_settings_and_arrays_are_all_that_it_is(source):
     assert all(isinstance(a, np.ndarray) and a.dtype.kind in "iufbU" for a in arrays.values())
     assert_alike(source(VARIED, 5), type(source).restore(settings, arrays, MODEL)(VARIED, 5))
     module, kind = saving.KINDS[source.kind]
-    assert (
-        f"{type(source).__module__}.{type(source).__name__}" == f"twotower.funnel.{module}.{kind}"
-    )
+    assert f"{type(source).__module__}.{type(source).__name__}" == f"twotower.{module}.{kind}"
 
 
 def test_k_is_a_number_of_items(source):

@@ -119,9 +119,7 @@ class ExplorationSlots(Stage):
     score in `source` comes first. Only items that `source` found are moved, and one that stands
     before the slot by its score alone stays there. Where none is left behind a slot, nothing moves.
 
-    Scores stay at their positions, so a moved item gets the score of its slot and the list still
-    descends. In a list that was changed, equal scores are lowered by the smallest step of float32
-    each, since equal scores would have to stand by key.
+    Scores stay at their positions (`reordered`).
 
         slots = ExplorationSlots(np.zeros(len(catalogue), np.int64), slots=(10, 15), until=100)
         slots.counts[shown_keys] += 1  # after each answer, by the caller
@@ -175,16 +173,31 @@ class ExplorationSlots(Stage):
             origin = np.where((column >= slot) & (column <= best), column - 1, column)
             origin = np.where(column == slot - 1, best, origin)
             order = np.take_along_axis(order, np.where(moves, origin, column), axis=1)
-        changed = (order != column).any(1)
-        found = candidates.scores.copy()
-        found[changed] = _all_different(found[changed])
-        found[~candidates.valid] = NO_SCORE
-        return Candidates(
-            np.take_along_axis(keys, order, axis=1),
-            found,
-            candidates.counts,
-            {n: np.take_along_axis(v, order, axis=1) for n, v in candidates.columns.items()},
-        )
+        return reordered(candidates, order)
+
+
+def reordered(candidates: Candidates, order: np.ndarray) -> Candidates:
+    """The candidates in another order, with all their columns.
+
+    Scores stay at their positions, so a moved item gets the score of its new position and the list
+    still descends. In a list that was changed, equal scores are lowered by the smallest step of
+    float32 each, since equal scores would have to stand by key.
+
+    Args:
+        candidates: What is moved.
+        order: `[num_requests, k]`, the column from which each position is taken. What lies behind
+            the end of a list stays there.
+    """
+    changed = (order != np.arange(order.shape[1])).any(1)
+    found = candidates.scores.copy()
+    found[changed] = _all_different(found[changed])
+    found[~candidates.valid] = NO_SCORE
+    return Candidates(
+        np.take_along_axis(candidates.keys, order, axis=1),
+        found,
+        candidates.counts,
+        {n: np.take_along_axis(v, order, axis=1) for n, v in candidates.columns.items()},
+    )
 
 
 def check_slots(slots: Sequence[int]) -> list[int]:

@@ -34,30 +34,34 @@ ENTRIES = {
     "fallback": str,
     "files": dict,
 }
-# Kind of a part -> its module in this chapter, and its class.
+# Kind of a part -> its module in `twotower`, and its class.
 KINDS = {
-    "two_tower": ("sources.two_tower", "TwoTower"),
-    "ease": ("sources.collaborative", "Ease"),
-    "ials": ("sources.collaborative", "IAls"),
-    "item_knn": ("sources.collaborative", "ItemKnn"),
-    "popularity": ("sources.popularity", "Popularity"),
-    "trending": ("sources.popularity", "Trending"),
-    "context_popularity": ("sources.context_popularity", "ContextPopularity"),
-    "search": ("sources.search", "Search"),
-    "similar": ("sources.similar", "Similar"),
-    "diverse": ("sources.diverse", "Diverse"),
-    "fresh": ("sources.fresh", "Fresh"),
-    "exploration_slots": ("cold_start", "ExplorationSlots"),
-    "reciprocal_rank": ("merge", "ReciprocalRank"),
-    "quotas": ("merge", "Quotas"),
-    "weighted_sum": ("merge", "WeightedSum"),
-    "filters": ("filters", "Filters"),
-    "seen": ("filters", "Seen"),
-    "blocked": ("filters", "Blocked"),
-    "shown": ("filters", "Shown"),
-    "available": ("filters", "Available"),
-    "minimum_age": ("filters", "MinimumAge"),
-    "hold_out": ("filters", "HoldOut"),
+    "two_tower": ("funnel.sources.two_tower", "TwoTower"),
+    "ease": ("funnel.sources.collaborative", "Ease"),
+    "ials": ("funnel.sources.collaborative", "IAls"),
+    "item_knn": ("funnel.sources.collaborative", "ItemKnn"),
+    "popularity": ("funnel.sources.popularity", "Popularity"),
+    "trending": ("funnel.sources.popularity", "Trending"),
+    "context_popularity": ("funnel.sources.context_popularity", "ContextPopularity"),
+    "search": ("funnel.sources.search", "Search"),
+    "similar": ("funnel.sources.similar", "Similar"),
+    "diverse": ("funnel.sources.diverse", "Diverse"),
+    "fresh": ("funnel.sources.fresh", "Fresh"),
+    "exploration_slots": ("funnel.cold_start", "ExplorationSlots"),
+    "reciprocal_rank": ("funnel.merge", "ReciprocalRank"),
+    "quotas": ("funnel.merge", "Quotas"),
+    "weighted_sum": ("funnel.merge", "WeightedSum"),
+    "filters": ("funnel.filters", "Filters"),
+    "seen": ("funnel.filters", "Seen"),
+    "blocked": ("funnel.filters", "Blocked"),
+    "shown": ("funnel.filters", "Shown"),
+    "available": ("funnel.filters", "Available"),
+    "minimum_age": ("funnel.filters", "MinimumAge"),
+    "hold_out": ("funnel.filters", "HoldOut"),
+    "epsilon_greedy": ("reranking.bandits", "EpsilonGreedy"),
+    "thompson": ("reranking.bandits", "Thompson"),
+    "cascade_ucb": ("reranking.upper_bounds", "CascadeUcb"),
+    "lin_ucb": ("reranking.upper_bounds", "LinUcb"),
 }
 
 
@@ -186,7 +190,7 @@ def _read(
     if kind not in KINDS:
         raise ValueError(f"{place}: unknown kind {kind!r}; there are {', '.join(KINDS)}.")
     module, name = KINDS[kind]
-    found = getattr(importlib.import_module(f"twotower.funnel.{module}"), name)
+    found = getattr(importlib.import_module(f"twotower.{module}"), name)
     if not issubclass(found, base):
         raise ValueError(f"{place}: {kind!r} is no {base.__name__.lower()}.")
     if found is Filters:
