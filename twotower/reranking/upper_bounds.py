@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from twotower.data.requests import Requests
-from twotower.reranking.bandits import Bandit, column_of, feedback, of_items
+from twotower.reranking.exploration import Bandit, column_of, feedback, of_items
 from twotower.retrieval.candidates import Candidates
 
 
