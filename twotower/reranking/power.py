@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+from scipy.special import ndtr, ndtri
 
 from twotower.limits import whole_number
 
@@ -26,8 +26,8 @@ def power(deviation: float, effect: float, size: int, level: float = 0.05) -> fl
     """
     _check_level(deviation, level)
     shift = effect / (deviation * math.sqrt(2 / whole_number(size, "size", 1)))
-    bound = scipy.stats.norm.isf(level / 2)
-    return float(scipy.stats.norm.sf(bound - shift) + scipy.stats.norm.cdf(-bound - shift))
+    bound = -ndtri(level / 2)
+    return float(ndtr(shift - bound) + ndtr(-bound - shift))
 
 
 def sample_size(deviation: float, effect: float, target: float = 0.8, level: float = 0.05) -> int:
@@ -52,7 +52,7 @@ def sample_size(deviation: float, effect: float, target: float = 0.8, level: flo
         raise ValueError(
             f"effect must not be 0, and target lie within {level} and 1; got {effect}, {target}."
         )
-    bounds = scipy.stats.norm.isf(level / 2) + scipy.stats.norm.ppf(target)
+    bounds = -ndtri(level / 2) + ndtri(target)
     return math.ceil(2 * (bounds * deviation / effect) ** 2)
 
 

@@ -12,6 +12,9 @@ from twotower.data.requests import Requests
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 
+# Standard deviation of the logarithm of the minutes of one watch.
+SPREAD = 0.3
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulation:
@@ -23,15 +26,18 @@ class Simulation:
 
     Attributes:
         attraction: `[num_users, num_items]`, probability of a click where an item is looked at.
+        log_minutes: `[num_users, num_items]`, mean logarithm of the minutes of a watch.
         features: `[num_users, num_items, dim]`, what a model may know of a user with an item.
         examination: `[num_positions]`, probability that a position is looked at.
 
-    >>> simulation = Simulation(np.array([[0.5, 0.1]]), np.zeros((1, 2, 1)), np.array([1, 0.5]))
+    >>> none = np.zeros((1, 2))
+    >>> simulation = Simulation(np.array([[0.5, 0.1]]), none, none[..., None], np.array([1, 0.5]))
     >>> simulation.value(np.array([0]), np.array([[[1.0, 0], [0, 1]]])).round(3).tolist()
     [0.55]
     """
 
     attraction: np.ndarray
+    log_minutes: np.ndarray
     features: np.ndarray
     examination: np.ndarray
 
@@ -50,8 +56,9 @@ class Simulation:
         With z the best possible score of a user and an item, in standard deviations from the mean:
 
             attraction   = sigmoid(logit(rate) + spread * z)
+            log_minutes  = log(15) + 0.5 * fit           as the planted service draws them
             examination  = position ** -decay
-            features     = 1, taste * profile in each dimension, popularity
+            features     = taste * profile in each dimension, popularity, 1
 
         Args:
             made: The planted service.
@@ -70,10 +77,12 @@ class Simulation:
         known = tastes[:, None] * made.profiles[items][None]  # [num_users, num_items, 16]
         popular = made.popularity[items].astype(np.float64)
         popular = np.broadcast_to((popular - popular.mean()) / popular.std(), scores.shape)
-        ones = np.ones_like(scores)
-        features = np.concatenate([ones[..., None], known, popular[..., None]], axis=2)
+        fit = known.sum(2)
+        log_minutes = np.log(15) + 0.5 * (fit - fit.mean()) / fit.std()
+        both = np.stack([popular, np.ones_like(scores)], axis=2)
+        features = np.concatenate([known, both], axis=2)
         positions = np.arange(1, num_positions + 1, dtype=np.float64)
-        return cls(1 / (1 + np.exp(-logits)), features, positions**-decay)
+        return cls(1 / (1 + np.exp(-logits)), log_minutes, features, positions**-decay)
 
     @property
     def num_users(self) -> int:
@@ -133,6 +142,16 @@ class Simulation:
         """Clicks on lists in the cascade model, `[n, k]` bool, one a list at most."""
         attracts = rng.random(keys.shape) < self.attraction[users[:, None], keys] * (keys >= 0)
         return attracts & (np.cumsum(attracts, axis=1) == 1)
+
+    def minutes(self, users: np.ndarray, keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Logarithms of the minutes that users watch what they are shown, `[n]`.
+
+        Args:
+            users: `[n]` rows of users.
+            keys: `[n]` items.
+            rng: Draws them.
+        """
+        return self.log_minutes[users, keys] + SPREAD * rng.standard_normal(len(users))
 
     def value(self, users: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """Expected clicks of a list in the position-based model, `[n]`: the truth of a policy.
