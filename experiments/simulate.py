@@ -79,7 +79,8 @@ def run_bandit(simulation: Simulation, name: str, clicking: str, seed: int) -> d
     for start in range(0, FLAGS.rounds, BATCH):
         users = rng.integers(simulation.num_users, size=BATCH)
         requests = simulation.requests(users, time=start)
-        shown = stage(requests, simulation.candidates(users, order, features=True)).head(SLOTS)
+        candidates = simulation.candidates(users, order, features=isinstance(stage, LinUcb))
+        shown = stage(requests, candidates).head(SLOTS)
         found.append(reward(users, shown.keys))
         draw = simulation.cascade if cascade else simulation.clicks
         clicks = draw(users, shown.keys, rng)

@@ -56,7 +56,7 @@ def replications(simulation) -> dict[str, np.ndarray]:
     target = one_item(minutes, 0.1)
     truth = (target * minutes).sum(1).mean()
     found: dict[str, list] = {}
-    for _ in range(500):
+    for _ in range(400):
         users = rng.integers(len(minutes), size=1000)
         actions = (np.cumsum(behaviour[users], axis=1) > rng.random((1000, 1))).argmax(1)
         rewards = simulation.minutes(users, actions, rng)
@@ -95,7 +95,7 @@ def test_of_tests_without_an_effect_one_in_twenty_finds_one(simulation):
     rates = np.tile(rates, 2) * rng.lognormal(2, 0.7, 2 * len(rates))
     ids = np.arange(len(rates)).astype(str)
     finds, narrower = [], []
-    for run in range(800):
+    for run in range(500):
         before, values = rng.poisson(rates, (2, len(rates)))
         halves = experiments.Experiment(f"a/a {run}", {"control": 0.5, "treatment": 0.5})
         treated = halves.assign(ids) == "treatment"
