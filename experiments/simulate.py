@@ -11,7 +11,9 @@ and how likely each position is looked at (twotower/reranking/simulation.py). Fo
 - Does the check of the sample ratio find users that one variant loses?
 """
 
+import concurrent.futures
 import functools
+import multiprocessing
 
 import numpy as np
 from absl import flags, logging
@@ -20,7 +22,7 @@ from twotower.commands import script
 
 from twotower.bundle.provenance import provenance, write_result  # isort: skip
 from twotower.data import synthetic
-from twotower.data.synthetic import SyntheticConfig
+from twotower.data.synthetic import Synthetic, SyntheticConfig
 from twotower.evaluation.metrics import interval, share_interval
 from twotower.reranking import experiments, off_policy, power
 from twotower.reranking.bandits import EpsilonGreedy, Thompson, slot_probabilities
@@ -33,15 +35,22 @@ flags.DEFINE_integer("rounds", 20_000, "Lists that a bandit shows.", lower_bound
 flags.DEFINE_integer("runs", 5, "Times that each bandit starts anew.", lower_bound=2)
 flags.DEFINE_integer("replications", 2000, "Logs, and A/B tests, of each kind.", lower_bound=8)
 flags.DEFINE_integer("users", 2000, "Users of the service.", lower_bound=100)
+flags.DEFINE_integer("processes", 2, "Parts that run at once.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Of the service and of all draws.")
 script.DEFINE_path("output", None, "JSON file to write.")
 
 # A bandit: items, length of its lists, and lists that are shown before it learns again.
 ITEMS, SLOTS, BATCH = 50, 5, 50
-# A log: items of which one is shown, and how often the policies explore.
-ACTIONS, LOGGING, TARGET = 10, 0.5, 0.1
+# A log: items of which one is shown, and how often the target explores.
+ACTIONS, TARGET = 10, 0.1
 # Replications in which errors are compared one by one.
 COMPARED = 100
+# Logs: their rewards, number of rows, and how often the policy explored. In the short ones few rows
+# have large weights.
+LOGS = [
+    *(("click", 1000, 0.5), ("log-minutes", 1000, 0.5)),
+    *(("click", 300, 0.3), ("log-minutes", 300, 0.3)),
+]
 HALVES = {"control": 0.5, "treatment": 0.5}
 
 
@@ -103,23 +112,21 @@ def run_bandit(simulation: Simulation, name: str, clicking: str, seed: int) -> d
     }
 
 
-def bandit_rows(simulation: Simulation) -> list[dict]:
+def bandit_rows(made: Synthetic, clicking: str) -> list[dict]:
     """Regret of each bandit, against the best list for all and the best list for each user."""
-    rows = []
-    for clicking in ("position", "cascade"):
-        for name in bandits(simulation):
-            runs = [
-                run_bandit(simulation, name, clicking, FLAGS.seed + run)
-                for run in range(FLAGS.runs)
-            ]
-            values = {key: np.array([run[key] for run in runs]) for key in runs[0]}
-            row = {"section": "bandits", "name": name, "clicks": clicking}
-            row |= {"reward": interval(values["all"]), "reward_at_end": interval(values["last"])}
-            for best in ("popular", "personal"):
-                row[f"regret_{best}"] = interval((values[best] - values["all"]) * FLAGS.rounds)
-                row[f"best_{best}"] = values[best][0]
-            rows.append(row)
-            logging.info("%s, %s: %.4f a list", name, clicking, row["reward"]["mean"])
+    simulation, rows = Simulation.of(made, ITEMS, SLOTS), []
+    for name in bandits(simulation):
+        runs = [
+            run_bandit(simulation, name, clicking, FLAGS.seed + run) for run in range(FLAGS.runs)
+        ]
+        values = {key: np.array([run[key] for run in runs]) for key in runs[0]}
+        row = {"section": "bandits", "name": name, "clicks": clicking}
+        row |= {"reward": interval(values["all"]), "reward_at_end": interval(values["last"])}
+        for best in ("popular", "personal"):
+            row[f"regret_{best}"] = interval((values[best] - values["all"]) * FLAGS.rounds)
+            row[f"best_{best}"] = float(values[best][0])
+        rows.append(row)
+        logging.info("%s, %s: %.4f a list", name, clicking, row["reward"]["mean"])
     return rows
 
 
@@ -161,7 +168,7 @@ def estimate(simulation: Simulation, reward: str, num: int, epsilon: float, seed
         predicted, expected = expectations(predictions, actions, target[users])
         found[f"direct method, {name}"] = off_policy.direct_method(expected)
         found[f"doubly robust, {name}"] = off_policy.doubly_robust(logged, predicted, expected)
-    if num < 1000:  # where intervals are in doubt
+    if num < 1000:
         predicted, expected = expectations(models["ridge"], actions, target[users])
         found |= {
             "IPS, bootstrap": off_policy.ips(logged, True, seed),
@@ -173,54 +180,48 @@ def estimate(simulation: Simulation, reward: str, num: int, epsilon: float, seed
     return found
 
 
-def estimator_rows(simulation: Simulation) -> list[dict]:
-    """Errors and coverage of each estimator, for clicks and for minutes, and for a small log."""
-    rows = []
-    for reward, num, epsilon in (
-        ("click", 2000, LOGGING), ("log-minutes", 2000, LOGGING),
-        ("click", 300, 0.3), ("log-minutes", 300, 0.3),
-    ):  # fmt: skip
-        _, target = policies(simulation, epsilon)
-        means = simulation.attraction if reward == "click" else simulation.log_minutes
-        truth = (target * means).sum(1).mean()
-        runs = [
-            estimate(simulation, reward, num, epsilon, run) for run in range(FLAGS.replications)
-        ]
-        ips = np.array([abs(run["IPS"]["mean"] - truth) for run in runs])
-        for name in runs[0]:
-            mean, low, high = (
-                np.array([run[name][key] for run in runs]) for key in ("mean", "low", "high")
-            )
-            closer = np.abs(mean - truth) < ips
-            row = {"section": "estimators", "name": name, "reward": reward, "rows": num}
-            row |= {
-                "truth": truth,
-                "bias": interval(mean - truth),
-                "rmse": float(np.sqrt(((mean - truth) ** 2).mean())),
-                "closer_than_ips_of_100": int(closer[:COMPARED].sum()),
-                "closer_than_ips": share_interval(closer),
-                "coverage": share_interval((low <= truth) & (truth <= high)),
-                "width": float((high - low).mean()),
-            }
-            rows.append(row)
-            logging.info(
-                "%s, %s, %d rows: rmse %.4f, covers %.3f, closer than IPS %.3f",
-                *(name, reward, num, row["rmse"], row["coverage"]["mean"]),
-                row["closer_than_ips"]["mean"],
-            )
+def estimator_rows(made: Synthetic, reward: str, num: int, epsilon: float) -> list[dict]:
+    """Errors and coverage of each estimator, in logs of `num` rows of a policy with `epsilon`."""
+    simulation, rows = Simulation.of(made, ACTIONS, 1, rate=0.2), []
+    _, target = policies(simulation, epsilon)
+    means = simulation.attraction if reward == "click" else simulation.log_minutes
+    truth = float((target * means).sum(1).mean())
+    runs = [estimate(simulation, reward, num, epsilon, run) for run in range(FLAGS.replications)]
+    ips = np.array([abs(run["IPS"]["mean"] - truth) for run in runs])
+    for name in runs[0]:
+        mean, low, high = (
+            np.array([run[name][key] for run in runs]) for key in ("mean", "low", "high")
+        )
+        closer = np.abs(mean - truth) < ips
+        row = {"section": "estimators", "name": name, "reward": reward, "rows": num}
+        row |= {
+            "truth": truth,
+            "bias": interval(mean - truth),
+            "rmse": float(np.sqrt(((mean - truth) ** 2).mean())),
+            "closer_than_ips_of_100": int(closer[:COMPARED].sum()),
+            "closer_than_ips": share_interval(closer),
+            "coverage": share_interval((low <= truth) & (truth <= high)),
+            "width": float((high - low).mean()),
+        }
+        rows.append(row)
+        logging.info(
+            "%s, %s, %d rows: rmse %.4f, covers %.3f, closer than IPS %.3f",
+            *(name, reward, num, row["rmse"], row["coverage"]["mean"]),
+            row["closer_than_ips"]["mean"],
+        )
     return rows
 
 
-def list_rows(simulation: Simulation) -> list[dict]:
+def list_rows(made: Synthetic) -> list[dict]:
     """Whole lists of the epsilon-greedy stage: the sum of their clicks by item and position."""
-    slots, num = len(simulation.examination), 500
+    simulation, slots, num = Simulation.of(made, 20, SLOTS), SLOTS, 500
     scores = np.log(simulation.attraction)
     noisy = scores + np.random.default_rng(FLAGS.seed).normal(0, scores.std(), scores.shape)
-    stage = EpsilonGreedy.empty(scores.shape[1], epsilon=LOGGING, slots=slots)
+    stage = EpsilonGreedy.empty(scores.shape[1], epsilon=0.5, slots=slots)
     target = np.zeros((*scores.shape, slots))
     table = slot_probabilities(scores.shape[1], slots, TARGET)
     np.put_along_axis(target, np.argsort(-scores, axis=1)[:, :, None], table[None], axis=1)
-    truth = simulation.value(np.arange(simulation.num_users), target).mean()
+    truth = float(simulation.value(np.arange(simulation.num_users), target).mean())
     found = []
     for run in range(FLAGS.replications // 4):
         rng = np.random.default_rng([FLAGS.seed, run])
@@ -241,16 +242,16 @@ def list_rows(simulation: Simulation) -> list[dict]:
     return [row]
 
 
-def test_rows(simulation: Simulation) -> list[dict]:
+def ab_rows(made: Synthetic) -> list[dict]:
     """A/A and A/B tests of users who come several times, with and without CUPED."""
+    simulation = Simulation.of(made, ITEMS, SLOTS)
     rng = np.random.default_rng(FLAGS.seed)
     users = np.arange(simulation.num_users)
     ids = users.astype(str)
-    slots = len(simulation.examination)
     scores = np.log(simulation.attraction)
     noisy = scores + rng.normal(0, scores.std(), scores.shape)
     lists = {
-        name: np.argsort(-ranked, axis=1)[:, :slots]
+        name: np.argsort(-ranked, axis=1)[:, :SLOTS]
         for name, ranked in (("control", noisy), ("treatment", noisy + scores))
     }
     expected = {
@@ -334,10 +335,15 @@ def main() -> None:
             num_users=FLAGS.users, num_items=300, num_interactions=6 * FLAGS.users, seed=FLAGS.seed
         )
     )
-    rows = bandit_rows(Simulation.of(made, ITEMS, SLOTS))
-    one = Simulation.of(made, ACTIONS, 1, rate=0.2)
-    rows += estimator_rows(one) + list_rows(Simulation.of(made, 20, SLOTS))
-    rows += test_rows(Simulation.of(made, ITEMS, SLOTS)) + ratio_rows()
+    parts = [
+        *(functools.partial(bandit_rows, made, clicking) for clicking in ("position", "cascade")),
+        *(functools.partial(estimator_rows, made, *log) for log in LOGS),
+        *(functools.partial(list_rows, made), functools.partial(ab_rows, made), ratio_rows),
+    ]
+    # A fork has the flags.
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(FLAGS.processes, context) as pool:
+        rows = [row for future in [pool.submit(part) for part in parts] for row in future.result()]
     settings = {name: FLAGS[name].value for name in ("rounds", "runs", "replications", "users")}
     rows = [row | {"seed": FLAGS.seed, **settings, **provenance()} for row in rows]
     if FLAGS.output:

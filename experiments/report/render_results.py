@@ -17,6 +17,7 @@ import funnel_tables
 import results
 import retrieval_tables
 import sequence_tables
+import simulation_tables
 import update_tables
 from ablation_tables import mean
 from absl import app, flags
@@ -166,6 +167,10 @@ TABLES = {
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,
     "sequences": sequence_tables.study,
+    "bandits": simulation_tables.bandits,
+    "estimators": simulation_tables.estimators,
+    "ab_tests": simulation_tables.tests,
+    "sample_ratio": simulation_tables.ratios,
 }
 
 

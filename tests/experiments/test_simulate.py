@@ -15,7 +15,10 @@ def test_the_script(tmp_path):
     rows = json.loads((tmp_path / "simulate.json").read_text())["rows"]
     sections = {"bandits", "estimators", "lists", "tests", "sample ratio"}
     assert {row["section"] for row in rows} == sections
-    assert all(row["command"].startswith("python experiments/simulate.py") and row["seed"] == 0 for row in rows)
+    assert all(
+        row["command"].startswith("python experiments/simulate.py") and row["seed"] == 0
+        for row in rows
+    )
     regret = {
         (row["name"], row["clicks"]): row["regret_personal"]["mean"]
         for row in rows

@@ -25,8 +25,8 @@ import numpy as np
 
 from twotower.evaluation.metrics import Z95, interval
 
-# Resamples of a bootstrap, and how many are drawn at once.
-RESAMPLES, AT_ONCE = 1000, 250
+# Samples of a bootstrap, and cells of a table [samples, clusters] that is drawn at once.
+SAMPLES, CELLS = 1000, 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,9 +243,11 @@ def bootstrap_interval(
     # All that a mean and its standard error need are sums over the sample.
     parts = np.stack([top, bottom, top**2, top * bottom, bottom**2], axis=1)
     found = []
-    for _ in range(RESAMPLES // AT_ONCE):
-        drawn = rng.integers(num, size=(AT_ONCE, num)) + num * np.arange(AT_ONCE)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=AT_ONCE * num).reshape(AT_ONCE, num)
+    step = max(1, CELLS // num)
+    for start in range(0, SAMPLES, step):
+        row = np.arange(min(step, SAMPLES - start))[:, None]
+        drawn = rng.integers(num, size=(len(row), num)) + num * row
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         total, size, squares, products, sizes = (times @ parts).T
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = total / size

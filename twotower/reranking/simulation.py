@@ -4,9 +4,7 @@ import dataclasses
 from typing import Self
 
 import numpy as np
-import pandas as pd
 
-from twotower.data.dataset import Catalogue
 from twotower.data.planted import Synthetic
 from twotower.data.requests import Requests
 from twotower.ragged import Ragged
@@ -96,15 +94,12 @@ class Simulation:
             users: `[n]` rows of users.
             time: Time of the first in seconds; each further one comes a second later.
         """
-        catalogue = Catalogue(pd.DataFrame({"item_id": ["0"]}))
-        requests = Requests.of(catalogue, [[]])
         none = Ragged.empty(len(users))
-        return dataclasses.replace(
-            requests,
+        return Requests(
             user_id=users.astype(str).astype(object),
             history=none,
-            history_time=Ragged.empty(len(users)),
-            history_rating=Ragged.empty(len(users), np.float32),
+            history_time=none,
+            history_rating=Ragged(np.empty(0, np.float32), none.offsets),
             exclude=none,
             time=time + np.arange(len(users)),
         )
