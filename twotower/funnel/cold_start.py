@@ -9,6 +9,7 @@ import scipy.sparse as sparse
 
 from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
+from twotower.funnel.reordering import reordered
 from twotower.funnel.sources.answers import Columns
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.stage import Stage
@@ -119,7 +120,7 @@ class ExplorationSlots(Stage):
     score in `source` comes first. Only items that `source` found are moved, and one that stands
     before the slot by its score alone stays there. Where none is left behind a slot, nothing moves.
 
-    Scores stay at their positions (`reordered`).
+    Scores stay at their positions, as `reordered` says.
 
         slots = ExplorationSlots(np.zeros(len(catalogue), np.int64), slots=(10, 15), until=100)
         slots.counts[shown_keys] += 1  # after each answer, by the caller
@@ -176,30 +177,6 @@ class ExplorationSlots(Stage):
         return reordered(candidates, order)
 
 
-def reordered(candidates: Candidates, order: np.ndarray) -> Candidates:
-    """The candidates in another order, with all their columns.
-
-    Scores stay at their positions, so a moved item gets the score of its new position and the list
-    still descends. In a list that was changed, equal scores are lowered by the smallest step of
-    float32 each, since equal scores would have to stand by key.
-
-    Args:
-        candidates: What is moved.
-        order: `[num_requests, k]`, the column from which each position is taken. What lies behind
-            the end of a list stays there.
-    """
-    changed = (order != np.arange(order.shape[1])).any(1)
-    found = candidates.scores.copy()
-    found[changed] = _all_different(found[changed])
-    found[~candidates.valid] = NO_SCORE
-    return Candidates(
-        np.take_along_axis(candidates.keys, order, axis=1),
-        found,
-        candidates.counts,
-        {n: np.take_along_axis(v, order, axis=1) for n, v in candidates.columns.items()},
-    )
-
-
 def check_slots(slots: Sequence[int]) -> list[int]:
     """The slots as integers.
 
@@ -210,19 +187,3 @@ def check_slots(slots: Sequence[int]) -> list[int]:
     if found != sorted(set(found)):
         raise ValueError(f"slots must ascend, none twice; got {found}.")
     return found
-
-
-def _all_different(scores: np.ndarray) -> np.ndarray:
-    """Descending float32 scores `[num_rows, k]`, lowered where they are equal to the one before by
-    the smallest step that float32 has.
-
-    >>> lowered = _all_different(np.float32([[2, 1, 1, -1]]))[0]
-    >>> bool(lowered[1] == 1 and lowered[2] == np.nextafter(np.float32(1), np.float32(0)))
-    True
-    """
-    # As integers in the order of the floats, one step is 1.
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)
-    steps = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + np.arange(scores.shape[1])
-    steps = np.minimum.accumulate(steps, axis=1) - np.arange(scores.shape[1])
-    bits = np.where(steps < 0, -steps | 0x80000000, steps).astype(np.uint32)
-    return bits.view(np.float32)

@@ -34,7 +34,8 @@ ENTRIES = {
     "fallback": str,
     "files": dict,
 }
-# Kind of a part -> its module in `twotower`, and its class.
+# Kind of a part -> its module and its class. A module is imported when such a part is read, so that
+# chapters which come after this one can have parts, too.
 KINDS = {
     "two_tower": ("funnel.sources.two_tower", "TwoTower"),
     "ease": ("funnel.sources.collaborative", "Ease"),

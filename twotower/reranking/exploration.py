@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from twotower.data.requests import Requests
-from twotower.funnel.cold_start import reordered
+from twotower.funnel.reordering import reordered
 from twotower.funnel.stage import Stage
 from twotower.limits import whole_number
 from twotower.ragged import integers
