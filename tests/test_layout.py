@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The chapters of the package, in the order in which data flows.
 CHAPTERS = (
     "twotower", "tf", "ragged", "limits", "storage", "data", "retrieval", "evaluation",
-    "funnel", "reranking", "towers", "objective", "training", "bundle", "live", "trainer",
+    "funnel", "reranking", "towers", "objective", "training", "ranking", "bundle", "live",
+    "trainer",
     "commands",
 )  # fmt: skip
 FILES = {

@@ -14,9 +14,11 @@ import re
 import ablation_tables
 import drawing
 import funnel_tables
+import ranking_tables
 import results
 import retrieval_tables
 import sequence_tables
+import simulation_tables
 import update_tables
 from ablation_tables import mean
 from absl import app, flags
@@ -164,9 +166,19 @@ TABLES = {
     "onboarding": funnel_tables.onboarding,
     "diversity": funnel_tables.diversity,
     "funnel_speed": funnel_tables.speed,
+    "ranking_random": lambda: ranking_tables.rankers("random"),
+    "ranking_loo": lambda: ranking_tables.rankers("loo_5core"),
+    "ranking_temporal_last": lambda: ranking_tables.rankers("temporal_last"),
+    "ranking_temporal_successive": lambda: ranking_tables.rankers("temporal_successive"),
+    "ctr": ranking_tables.ctr,
+    "multi_task": ranking_tables.multi_task,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,
     "sequences": sequence_tables.study,
+    "bandits": simulation_tables.bandits,
+    "estimators": simulation_tables.estimators,
+    "ab_tests": simulation_tables.tests,
+    "sample_ratio": simulation_tables.ratios,
 }
 
 

@@ -65,6 +65,10 @@ KINDS = {
     "at_most": ("reranking.rules", "AtMost"),
     "promoted": ("reranking.promoted", "Promoted"),
     "promoted_slots": ("reranking.promoted", "PromotedSlots"),
+    "epsilon_greedy": ("reranking.bandits", "EpsilonGreedy"),
+    "thompson": ("reranking.bandits", "Thompson"),
+    "cascade_ucb": ("reranking.upper_bounds", "CascadeUcb"),
+    "lin_ucb": ("reranking.upper_bounds", "LinUcb"),
 }
 
 
@@ -173,10 +177,7 @@ def _write(part: Part, folder: pathlib.Path, place: str) -> dict[str, Any]:
     if isinstance(part, Filters):
         parts = [_write(f, folder, f"{place}/{i}") for i, f in enumerate(part.filters)]
         return {"kind": part.kind, "filters": parts}
-    part.check(part.arrays())
-    for name, values in part.arrays().items():
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        np.save(folder / place / f"{name}.npy", values, allow_pickle=False)
+    write_arrays(part, folder / place)
     return {"kind": part.kind, "settings": part.settings()}
 
 
@@ -201,11 +202,41 @@ def _read(
         return Filters(
             [_read(f, directory, files, f"{place}/{i}", model, Filter) for i, f in parts]
         )
+    arrays = read_arrays(found, directory, files, place)
+    return found.restore(entry["settings"], arrays, model)
+
+
+def write_arrays(part: Part, folder: pathlib.Path) -> None:
+    """Writes what a part has learned as `folder/<array>.npy`; nothing for a part without arrays.
+
+    Raises:
+        ValueError: An array of another type or shape than the part says.
+    """
+    part.check(part.arrays())
+    for name, values in part.arrays().items():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+
+
+def read_arrays(
+    kind: type[Part], directory: pathlib.Path, files: Collection[str], place: str
+) -> dict[str, np.ndarray]:
+    """The arrays that `write_arrays` wrote to `directory/place`.
+
+    Args:
+        kind: The part's class.
+        directory: The folder that was described.
+        files: What its description lists; nothing else is read.
+        place: Folder within it.
+
+    Raises:
+        ValueError: An array that is not listed, or of another type or shape than the part says.
+    """
     arrays = {}
-    for array in found.array_names():
+    for array in kind.array_names():
         path = f"{place}/{array}.npy"
         if path not in files:  # also keeps names with `..` from leading out of the folder
             raise ValueError(f"{path} is none of its files.")
         arrays[array] = np.load(directory / path, allow_pickle=False)
-    found.check(arrays)
-    return found.restore(entry["settings"], arrays, model)
+    kind.check(arrays)
+    return arrays

@@ -71,7 +71,7 @@ class Greedy(Stage):
     def _order(self, requests: Requests, candidates: Candidates) -> np.ndarray:
         """`[num_requests, k]` the present column of each item of the new lists."""
         num_rows, width = candidates.keys.shape
-        length = min(self.length, int(candidates.counts.max()))
+        length = min(self.length, int(candidates.counts.max(initial=0)))
         gains, rows = self.gains(requests, candidates), np.arange(num_rows)
         valid = candidates.valid
         # What stands behind the end of a list comes after the last of it.

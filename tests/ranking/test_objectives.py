@@ -1,0 +1,43 @@
+"""Weights of heads at request time."""
+
+import numpy as np
+import pytest
+
+from twotower.ranking.objectives import weighted_score
+
+# Probabilities 1/2, 3/4 and 1/5; ratings 4, 1 and 3.
+OUTPUTS = {"watch": np.log([[1, 3, 0.25]]), "rating": np.array([[4.0, 1.0, 3.0]])}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"watch": 1}, [0.5, 0.75, 0.2]),
+        ({"watch": 4, "rating": 1}, [6, 4, 3.8]),
+        ({"watch": 4, "rating": -1}, [-2, 2, -2.2]),
+        ({"watch": 0, "rating": 2}, [8, 2, 6]),
+    ],
+)
+def test_a_weighted_score(weights, expected):
+    found = weighted_score(OUTPUTS, weights, numbers=("rating",))
+    np.testing.assert_allclose(found, [expected])
+
+
+def test_large_logits():
+    found = weighted_score({"watch": np.array([-1e4, 1e4])}, {"watch": 1.0})
+    assert found.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "must not all be 0"),
+        ({"watch": 0.0, "rating": 0.0}, "must not all be 0"),
+        ({"watch": float("nan")}, "must be finite numbers; got {'watch': nan}"),
+        ({"watch": float("inf"), "rating": 1.0}, "must be finite"),
+        ({"click": 1.0}, r"no head is called \['click'\]; the ranker has \['rating', 'watch'\]"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        weighted_score(OUTPUTS, weights)

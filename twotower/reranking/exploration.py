@@ -1,0 +1,136 @@
+"""Exploration: what all bandits do alike. They fill the first positions of lists.
+
+A bandit writes the column `propensity`: the probability, given the candidates, that this item
+stands at this position. `off_policy` needs it. So nothing may be moved or taken away after a
+bandit: filters and rules stand before it.
+
+What is drawn for a request depends on the seed and on the request alone (user, time, history, and
+`request_id` of its context, if there is one), and not on the requests beside it. A request that is
+asked again without another time or `request_id` gets the same list.
+"""
+
+import abc
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from twotower.data.requests import Requests
+from twotower.funnel.reordering import reordered
+from twotower.funnel.stage import Stage
+from twotower.limits import whole_number
+from twotower.ragged import integers
+from twotower.retrieval.candidates import Candidates
+
+
+class Bandit(Stage):
+    """Fills the first positions of each list from its first candidates.
+
+    Args:
+        slots: Number of positions to fill. Behind them the other candidates keep their order.
+        among: Only this many of a request's first candidates may come into the slots.
+    """
+
+    def __init__(self, slots: int, among: int) -> None:
+        self.slots, self.among = whole_number(slots, "slots", 1), whole_number(among, "among", 1)
+        if among < slots:
+            raise ValueError(f"among must be slots or more; got {among} for {slots} slots.")
+
+    @abc.abstractmethod
+    def choose(self, requests: Requests, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """What stands in the slots.
+
+        Args:
+            requests: What is asked.
+            candidates: Those that may be chosen, `k` columns. A request may have none.
+
+        Returns:
+            The column of the candidate in each slot, `[num_requests, min(slots, k)]`; beyond the
+            candidates of a request it does not matter. And the propensity of each.
+        """
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        if len(requests) != len(candidates):
+            raise ValueError(
+                f"got candidates of {len(candidates)} requests for {len(requests)} requests."
+            )
+        if "propensity" in candidates.columns:
+            raise ValueError(
+                "the candidates have propensities already, of a bandit whose list this one would "
+                "change. A funnel has one bandit."
+            )
+        valid, (num, width) = candidates.valid, candidates.keys.shape
+        # NaN behind the slots: what the draws leave there has no probability that is known.
+        propensity = np.where(valid, np.nan, 0.0)
+        order = np.tile(np.arange(width), (num, 1))
+        if valid.any():
+            chosen, known = self.choose(requests, candidates.head(self.among))
+            filled = valid[:, : chosen.shape[1]]
+            rank = order + width  # behind all slots, in the order that was given
+            row, slot = np.nonzero(filled)
+            rank[row, chosen[filled]] = slot
+            order = np.argsort(rank, axis=1, kind="stable")
+            propensity[:, : known.shape[1]] = np.where(filled, known, 0.0)
+        found = reordered(candidates, order)
+        return Candidates(
+            found.keys, found.scores, found.counts, {**found.columns, "propensity": propensity}
+        )
+
+
+def generators(requests: Requests, seed: int) -> Iterator[np.random.Generator]:
+    """Random numbers of each request, whatever requests are beside it."""
+    request_id = requests.texts("request_id")
+    for row in range(len(requests)):
+        text = f"{seed}:{requests.user_id[row]}:{requests.time[row]}:{request_id[row]}:"
+        content = text.encode() + requests.history[row].astype("<i8").tobytes()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        yield np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def column_of(candidates: Candidates, name: str) -> np.ndarray:
+    """A column of the candidates as float64, 0 behind the end.
+
+    Raises:
+        ValueError: No such column, or values that are not finite.
+    """
+    if name not in candidates.columns:
+        raise ValueError(
+            f"the candidates have no column {name!r}; they have {list(candidates.columns)}. "
+            "A stage or source before the bandit must write it."
+        )
+    values = np.where(candidates.valid, candidates.columns[name], 0).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"the column {name!r} must be finite; it holds NaN or infinity.")
+    return values
+
+
+def of_items(values: np.ndarray, candidates: Candidates) -> np.ndarray:
+    """The value of each candidate, `[num_requests, k]`; 0 for an item behind the end of `values`,
+    which came later, and behind the end of a list."""
+    inside = candidates.valid & (candidates.keys < len(values))
+    if not len(values):
+        return np.zeros(inside.shape)
+    return np.where(inside, values[np.where(inside, candidates.keys, 0)], 0.0)
+
+
+def feedback(
+    keys: np.ndarray, rewards: np.ndarray, examination: np.ndarray | float, num_items: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logged feedback as three arrays `[n]`.
+
+    Raises:
+        ValueError: As `update` of a bandit says.
+    """
+    keys, rewards = integers(keys, "keys"), np.asarray(rewards, np.float64)
+    seen = np.broadcast_to(np.asarray(examination, np.float64), rewards.shape)
+    if keys.ndim != 1 or keys.shape != rewards.shape:
+        raise ValueError(f"expected keys and rewards [n]; got {keys.shape} and {rewards.shape}.")
+    if keys.min(initial=0) < 0 or keys.max(initial=-1) >= num_items:
+        raise ValueError(
+            f"keys must be those of the {num_items} items that the bandit counts; got "
+            f"{keys.min()} to {keys.max()}. Make its arrays longer for new items."
+        )
+    for name, values in (("rewards", rewards), ("examination", seen)):
+        if not ((values >= 0) & (values <= 1)).all():  # NaN as well
+            raise ValueError(f"{name} must lie within 0 and 1, without NaN.")
+    return keys, rewards, seen

@@ -1,0 +1,70 @@
+"""Power: how many users an A/B test needs, and which effects it can find."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from twotower.limits import whole_number
+
+
+def power(deviation: float, effect: float, size: int, level: float = 0.05) -> float:
+    """Probability that a test finds an effect, two-sided, with `size` users a variant.
+
+    Args:
+        deviation: Standard deviation of a user's value; with CUPED that of the adjusted value.
+        effect: True difference of the means.
+        size: Users of each of two variants.
+        level: Share of tests without an effect that find one.
+
+    Raises:
+        ValueError: A deviation, size or level out of bounds.
+
+    >>> round(power(deviation=1.0, effect=0.1, size=1570), 3)
+    0.8
+    """
+    _check_level(deviation, level)
+    shift = effect / (deviation * math.sqrt(2 / whole_number(size, "size", 1)))
+    bound = -ndtri(level / 2)
+    return float(ndtr(shift - bound) + ndtr(-bound - shift))
+
+
+def sample_size(deviation: float, effect: float, target: float = 0.8, level: float = 0.05) -> int:
+    """Users that each of two variants needs, so that an effect is found with power `target`.
+
+        size = 2 * ((z(1 - level / 2) + z(target)) * deviation / effect)^2
+
+    Args:
+        deviation: As in `power`.
+        effect: The smallest effect that should be found.
+        target: Probability with which it is found.
+        level: As in `power`.
+
+    Raises:
+        ValueError: Values out of bounds, or an effect of 0, which nobody finds.
+
+    >>> sample_size(deviation=1.0, effect=0.1)
+    1570
+    """
+    _check_level(deviation, level)
+    if effect == 0 or not math.isfinite(effect) or not level < target < 1:
+        raise ValueError(
+            f"effect must not be 0, and target lie within {level} and 1; got {effect}, {target}."
+        )
+    bounds = -ndtri(level / 2) + ndtri(target)
+    return math.ceil(2 * (bounds * deviation / effect) ** 2)
+
+
+def power_table(
+    deviation: float, effects: Sequence[float], sizes: Sequence[int], level: float = 0.05
+) -> np.ndarray:
+    """`power` of each effect at each size, `[num_effects, num_sizes]`."""
+    return np.array([[power(deviation, e, size, level) for size in sizes] for e in effects])
+
+
+def _check_level(deviation: float, level: float) -> None:
+    if not 0 < deviation < math.inf or not 0 < level < 1:
+        raise ValueError(
+            f"deviation must be above 0 and level within 0 and 1; got {deviation}, {level}."
+        )
