@@ -12,6 +12,9 @@ import numpy as np
 from twotower.data.dataset import Catalogue
 from twotower.ragged import Ragged, integers
 
+# Fields of `Requests` that hold columns by name.
+FURTHER = ("context", "objectives")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Requests:
@@ -30,6 +33,8 @@ class Requests:
         context: What else is known of the request (`search_text`, `device`, `country`) or of a user
             whom the data does not have (`gender`, `age`), name -> `[num_requests]` strings, ""
             where nothing is known.
+        objectives: What a ranker of several heads shall count, name of a head -> `[num_requests]`
+            float weights, also negative ones. A request with NaN for all takes the ranker's.
 
     Raises:
         ValueError: Columns of different lengths, negative keys, or a history whose times or ratings
@@ -49,9 +54,10 @@ class Requests:
     exclude: Ragged
     time: np.ndarray
     context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    objectives: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in {**self._columns(), **self.context}.items():
+        for name, values in {**self._columns(), **self.context, **self.objectives}.items():
             if len(values) != len(self.user_id):
                 raise ValueError(f"{name} has {len(values)} rows for {len(self.user_id)} requests.")
         for name in ("history", "exclude"):
@@ -75,6 +81,7 @@ class Requests:
         exclude: Sequence[Sequence[str]] | None = None,
         time: Sequence[int] | None = None,
         context: Mapping[str, Sequence[str]] | None = None,
+        objectives: Mapping[str, Sequence[float]] | None = None,
     ) -> "Requests":
         """Requests from ids of items. What was seen is excluded from the answers.
 
@@ -87,6 +94,7 @@ class Requests:
             exclude: Ids of further items that may not be answered.
             time: Times of the requests in seconds; unknown by default.
             context: Further columns, name -> a string a request.
+            objectives: Weights of a ranker's heads, name -> a number a request.
 
         Raises:
             ValueError: Ids that the catalogue does not have, columns of different lengths, or
@@ -116,6 +124,7 @@ class Requests:
             exclude=Ragged.from_rows([np.concatenate(rows) for rows in zip(keys, further)]),
             time=np.full(count, -1) if time is None else integers(time, "time"),
             context={name: np.array([*texts], object) for name, texts in (context or {}).items()},
+            objectives={name: np.array(w, float) for name, w in (objectives or {}).items()},
         )
 
     def __len__(self) -> int:
@@ -134,8 +143,11 @@ class Requests:
             return taken[id(values)]
 
         columns = {name: take(values) for name, values in self._columns().items()}
-        context = {name: take(values) for name, values in self.context.items()}
-        return type(self)(**columns, context=context)
+        return type(self)(
+            **columns,
+            context={name: take(values) for name, values in self.context.items()},
+            objectives={name: take(values) for name, values in self.objectives.items()},
+        )
 
     def with_events(self, keep: np.ndarray) -> Self:
         """The requests with only those events of the histories for which `keep` holds.
@@ -173,7 +185,7 @@ class Requests:
         return self.context.get(name, np.full(len(self), "", object))
 
     def _columns(self) -> dict[str, Any]:
-        names = [field.name for field in dataclasses.fields(self) if field.name != "context"]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in FURTHER]
         return {name: getattr(self, name) for name in names}
 
 

@@ -59,6 +59,7 @@ KINDS = {
     "available": ("funnel.filters", "Available"),
     "minimum_age": ("funnel.filters", "MinimumAge"),
     "hold_out": ("funnel.filters", "HoldOut"),
+    "rank": ("ranking.stage", "Rank"),
     "mmr": ("reranking.diversity", "Mmr"),
     "dpp": ("reranking.diversity", "Dpp"),
     "calibration": ("reranking.calibration", "Calibration"),

@@ -44,6 +44,9 @@ class Model(Protocol):
     def retriever(self, name: str = "exact") -> Retriever:
         """The index of that name, or exact search for `exact`."""
 
+    def ranker(self, name: str = "default") -> Any:
+        """The ranker of that name, which the stage `Rank` asks for."""
+
 
 class Part(abc.ABC):
     """A source, merge or stage: something with a name in `funnel.json`, settings and arrays.
