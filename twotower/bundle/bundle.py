@@ -23,6 +23,8 @@ from twotower.data.requests import Requests, once
 from twotower.funnel import saving
 from twotower.funnel.funnel import Funnel
 from twotower.ragged import Ragged
+from twotower.ranking import files as ranker_files
+from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import METRICS
@@ -66,12 +68,12 @@ def state_version(model_version: str) -> int:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
-    """Writes the manifest with the sha256 of every file below `directory`, but for indexes and
-    funnels, which list their files themselves."""
+    """Writes the manifest with the sha256 of every file below `directory`, but for indexes,
+    funnels and rankers, which list their files themselves."""
     files = {
         name: digest
         for name, digest in description.hashes(directory).items()
-        if name != MANIFEST and not name.startswith(("index/", "funnels/"))
+        if name != MANIFEST and not name.startswith(("index/", "funnels/", "rankers/"))
     }
     entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
     description.write(directory / MANIFEST, entries)
@@ -388,6 +390,58 @@ class Bundle:
             raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
         self.require_in_place()
         saving.save(funnel, self.directory / "funnels" / name, self.model_version)
+
+    @property
+    def rankers(self) -> list[str]:
+        """Names of the rankers in the bundle."""
+        found = (path.parent.name for path in self.directory.glob("rankers/*/ranker.json"))
+        return sorted(name for name in found if is_index_name(name))
+
+    def ranker(self, name: str = "default") -> CandidateRanker:
+        """The ranker `name`, for candidates of the funnel that it was trained behind.
+
+        Raises:
+            BundleError: No such ranker, or one of another training.
+        """
+        if name not in self.rankers:
+            raise BundleError(
+                f"{self.directory} has no ranker {name!r}; it has {self.rankers}. "
+                f"`twotower train_ranker --bundle={self.directory}` makes one."
+            )
+        path = self.directory / "rankers" / name
+        try:
+            return ranker_files.load(path, self.model_version)
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
+
+    def ranker_entries(self, name: str) -> dict[str, Any]:
+        """What `ranker.json` says of a ranker; how it was trained stands in `about`."""
+        return ranker_files.entries(self.directory / "rankers" / name)
+
+    def add_ranker(
+        self,
+        ranker: CandidateRanker,
+        models: Sequence[Any],
+        name: str = "default",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves a ranker as `rankers/<name>/`; one of that name is replaced.
+
+        Args:
+            ranker: What it reads, and how its outputs become scores.
+            models: The networks or trees behind `ranker.outputs`.
+            name: A plain name.
+            about: How it was trained, as JSON, for `ranker.json`.
+
+        Raises:
+            ValueError: A name with a path in it, or models of another kind.
+            BundleError: Another bundle has replaced this one.
+        """
+        if not is_index_name(name):
+            raise ValueError(f"a ranker has one plain name, such as 'default'; got {name!r}.")
+        self.require_in_place()
+        path = self.directory / "rankers" / name
+        ranker_files.save(ranker, models, path, self.model_version, about or {})
 
     def recommend(
         self,

@@ -21,9 +21,12 @@ KINDS = {
     "live.json": "a snapshot",
     "index.json": "an index",
     "funnel.json": "a funnel",
+    "ranker.json": "a ranker",
 }
-# Descriptions of what is inside a snapshot or a bundle: indexes and funnels.
-INSIDE = "index/index.json", "index/*/index.json", "funnels/*/funnel.json"
+# Descriptions of what is inside a snapshot or a bundle: indexes, funnels and rankers.
+INSIDE = (
+    "index/index.json", "index/*/index.json", "funnels/*/funnel.json", "rankers/*/ranker.json",
+)  # fmt: skip
 LOCK, NEW, OLD = "lock", "new", "old"
 TOKEN = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
 OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
@@ -113,8 +116,8 @@ def _known(path: pathlib.Path) -> set[pathlib.Path]:
 
 
 def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Files and links below a folder, but for what killed writers left among its indexes and
-    funnels."""
+    """Files and links below a folder, but for what killed writers left among its indexes, funnels
+    and rankers."""
 
     def fail(error: OSError):
         raise error
@@ -123,7 +126,7 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         root = pathlib.Path(root)
         for name in [*names, *(name for name in folders if (root / name).is_symlink())]:
             yield root / name
-        if root in (directory / "index", directory / "funnels"):
+        if root in [directory / part for part in ("index", "funnels", "rankers")]:
             folders[:] = [name for name in folders if not _is_temporary(root / name)]
 
 

@@ -1,0 +1,116 @@
+"""CandidateRanker: requests and candidates -> a value of each head, by a network or by trees."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from twotower.data.requests import Requests
+from twotower.ranking.columns import CandidateColumns
+from twotower.ranking.examples import RATING, WATCH
+from twotower.ranking.objectives import check_weights, weighted_score
+from twotower.ranking.probability import Probability
+from twotower.retrieval.candidates import NO_SCORE, Candidates
+
+# Heads whose outputs are numbers and no logits.
+NUMBERS = (RATING,)
+# Name of a model's function of columns -> head -> `[num_requests, k]`.
+Outputs = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+BATCH = 128
+
+
+@dataclasses.dataclass
+class CandidateRanker:
+    """What a trained ranker makes of candidates.
+
+    Attributes:
+        columns: What it reads.
+        outputs: Columns -> head -> `[num_requests, k]`.
+        heads: Names of the heads; `relevance` is one of them.
+        residual: Whether `relevance` is added to the score that the candidates came with.
+        probability: From that score to the probability that the item is watched.
+        weights: Head -> what it counts, unless a request says otherwise.
+    """
+
+    columns: CandidateColumns
+    outputs: Outputs
+    heads: tuple[str, ...] = (WATCH,)
+    residual: bool = True
+    probability: Probability | None = None
+    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {WATCH: 1.0})
+
+    def __post_init__(self) -> None:
+        self.heads = tuple(self.heads)
+        check_weights(self.weights, self.heads)
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> dict[str, np.ndarray]:
+        """Head -> `[num_requests, k]` float32: logits, or numbers for `rating`.
+
+        Raises:
+            ValueError: Columns that are missing, or outputs that are not finite.
+        """
+        parts = []
+        for start in range(0, len(requests), BATCH):
+            rows = np.arange(start, min(start + BATCH, len(requests)))
+            found = candidates.take(rows)
+            values = self.outputs(self.columns(requests.take(rows), found))
+            if wrong := [h for h, v in values.items() if not np.isfinite(v[found.valid]).all()]:
+                raise ValueError(f"the ranker gives no finite numbers for {wrong}. Train it again.")
+            if self.residual:
+                values[WATCH] = values[WATCH] + np.where(found.valid, found.scores, 0)
+            parts.append(values)
+        if not parts:
+            return {head: np.zeros(candidates.keys.shape, np.float32) for head in self.heads}
+        return {head: np.concatenate([part[head] for part in parts]) for head in self.heads}
+
+    def rank(self, requests: Requests, candidates: Candidates) -> Candidates:
+        """The candidates in the order of the ranker, each with its heads as columns.
+
+        The columns are `ranker_<head>`: probabilities of `relevance` (where these were learned) and
+        `like`, and the rating; and `ranker_given`, the score that the candidate came with.
+        """
+        values = self(requests, candidates)
+        columns = {
+            **candidates.columns,
+            "ranker_given": np.where(candidates.valid, candidates.scores, np.nan),
+        }
+        for head, outputs in values.items():
+            columns[f"ranker_{head}"] = self._shown(head, outputs).astype(np.float32)
+        scores = np.where(candidates.valid, self._scores(requests, values), NO_SCORE)
+        return Candidates.rank(candidates.keys, scores, candidates.keys.shape[1], columns)
+
+    def _shown(self, head: str, outputs: np.ndarray) -> np.ndarray:
+        if head == WATCH and self.probability is not None:
+            return self.probability(outputs)
+        return weighted_score({head: outputs}, {head: 1.0}, NUMBERS)
+
+    def _scores(self, requests: Requests, values: dict[str, np.ndarray]) -> np.ndarray:
+        """The weighted sum of the heads' probabilities and numbers, with each request's weights."""
+        total = np.zeros(next(iter(values.values())).shape, np.float32)
+        for weights, rows in _groups(requests, self.weights):
+            check_weights(weights, self.heads)
+            asked = {head: weight for head, weight in weights.items() if weight}
+            if [*asked] == [WATCH]:
+                # The logit itself, since probabilities near 0 or 1 would tie.
+                total[rows] = np.sign(asked[WATCH]) * values[WATCH][rows]
+            else:
+                shown = {head: self._shown(head, values[head][rows]) for head in asked}
+                total[rows] = sum(asked[head] * shown[head] for head in asked)
+        return total
+
+
+def _groups(
+    requests: Requests, default: Mapping[str, float]
+) -> list[tuple[dict[str, float], np.ndarray]]:
+    """Weights, and the requests that have them."""
+    if not requests.objectives:
+        return [(dict(default), np.arange(len(requests)))]
+    names = list(requests.objectives)
+    table = np.stack([np.asarray(requests.objectives[name], float) for name in names], 1)
+    # A request that says nothing has NaN for all.
+    silent = np.isnan(table).all(1)
+    found = [(dict(default), np.flatnonzero(silent))] if silent.any() else []
+    for row in np.unique(table[~silent], axis=0):
+        rows = np.flatnonzero((table == row).all(1) & ~silent)
+        found.append((dict(zip(names, row.tolist())), rows))
+    return found

@@ -1,0 +1,231 @@
+"""A ranker to disk and back: nothing pickled.
+
+ranker.json           format and model version, inputs, heads, weights, how it was trained, sha256
+                      of every file
+columns/<array>.npy   what `CandidateColumns` learned from the training rows
+network/              a SavedModel: columns by name, [requests, candidates, ...] -> heads
+trees.txt             in its place, trees as LightGBM writes them
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twotower import __version__
+from twotower.funnel.saving import read_arrays, write_arrays
+from twotower.ranking.candidate_ranker import CandidateRanker, Outputs
+from twotower.ranking.columns import CandidateColumns
+from twotower.ranking.examples import WATCH
+from twotower.ranking.inputs import NUMBERS, RankerInputs
+from twotower.ranking.probability import Probability
+from twotower.ranking.trees import table
+from twotower.storage import description, paths
+from twotower.storage.replacing import replacing
+
+FORMAT_VERSION = 1
+DESCRIPTION = "ranker.json"
+NETWORK, TREES = "network", "trees"
+ENTRIES = {
+    "model_version": str,
+    "model": str,
+    "columns": dict,
+    "inputs": dict,
+    "heads": list,
+    "residual": bool,
+    "weights": dict,
+    "files": dict,
+}
+
+
+def save(
+    ranker: CandidateRanker,
+    models: Sequence[Any],
+    directory: str | pathlib.Path,
+    model_version: str,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes a ranker to a temporary folder, which then replaces `directory`.
+
+    Args:
+        ranker: The ranker.
+        models: `Ranker` networks or LightGBM `Booster`s, whose outputs are averaged.
+        directory: A ranker that is there is replaced.
+        model_version: Of the bundle that its candidates come from.
+        about: How it was trained, as JSON.
+
+    Raises:
+        ValueError: Models of another kind, or a folder that may not be replaced.
+    """
+    is_trees = all(hasattr(model, "model_to_string") for model in models)
+    if not models or not (is_trees or all(hasattr(model, "inputs_read") for model in models)):
+        kinds = [type(model).__name__ for model in models]
+        raise ValueError(f"a ranker is Rankers or LightGBM Boosters, one at least; got {kinds}.")
+    with replacing(directory, DESCRIPTION) as folder:
+        write_arrays(ranker.columns, folder / "columns")
+        if is_trees:
+            (folder / TREES).mkdir()
+            for number, booster in enumerate(models):
+                (folder / TREES / f"{number}.txt").write_text(booster.model_to_string())
+        else:
+            _save_networks(models, folder / NETWORK)
+        probability = ranker.probability
+        described = {
+            "format_version": FORMAT_VERSION,
+            "model_version": model_version,
+            "model": TREES if is_trees else NETWORK,
+            "columns": ranker.columns.settings(),
+            "inputs": (ranker.columns.inputs if is_trees else models[0].inputs_read).to_json(),
+            "heads": list(ranker.heads),
+            "residual": ranker.residual,
+            "weights": dict(ranker.weights),
+            "probability": None
+            if probability is None
+            else [list(probability.scores), list(probability.probabilities)],
+            "about": dict(about),
+            "twotower": __version__,
+            "files": description.hashes(folder),
+        }
+        description.write(folder / DESCRIPTION, json.loads(json.dumps(described)))
+
+
+def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
+    """Reads a ranker.
+
+    Args:
+        directory: What `save` wrote.
+        model_version: Of the bundle; the ranker must have been saved with it.
+
+    Raises:
+        ValueError: No ranker, another format, a file that is missing, changed or not listed, a
+            ranker of another model, or one whose columns are not what its model reads.
+    """
+    directory = paths.local(directory)
+
+    def read() -> CandidateRanker:
+        path, described = directory / DESCRIPTION, entries(directory)
+        if described["model_version"] != model_version:
+            raise ValueError(
+                f"{path}: the ranker was trained on candidates of model "
+                f"{described['model_version']!r}, not of {model_version!r}. Train one for this "
+                "bundle."
+            )
+        files = described["files"]
+        with description.checked(directory, files):
+            description.require_no_more(directory, [*files, DESCRIPTION])
+            arrays: Any = read_arrays(CandidateColumns, directory, files, "columns")
+            columns = CandidateColumns(**described["columns"], **arrays)
+            inputs = RankerInputs.from_json(described["inputs"])
+            if inputs.shapes != columns.inputs.shapes or inputs.numbers != columns.numbers:
+                raise ValueError(
+                    f"{path}: the model reads {[*inputs.shapes]} with the numbers "
+                    f"{inputs.numbers}, the columns give {[*columns.inputs.shapes]} with "
+                    f"{columns.numbers}. Parts of two rankers were mixed up; train one again."
+                )
+            if described["model"] == TREES:
+                texts = sorted(name for name in files if name.startswith(f"{TREES}/"))
+                outputs = of_trees([_booster(directory / name) for name in texts], inputs)
+            else:
+                outputs = _network(directory / NETWORK)
+        points = described["probability"]
+        return CandidateRanker(
+            columns,
+            outputs,
+            tuple(described["heads"]),
+            described["residual"],
+            None if points is None else Probability(tuple(points[0]), tuple(points[1])),
+            described["weights"],
+        )
+
+    return description.consistently(directory, read)
+
+
+def entries(directory: str | pathlib.Path) -> dict[str, Any]:
+    """The description of a ranker.
+
+    Raises:
+        ValueError: No ranker, a description that is changed, or another format.
+    """
+    path = paths.local(directory) / DESCRIPTION
+    try:
+        return description.read(path, "a ranker", ENTRIES, FORMAT_VERSION)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist, so {directory} holds no ranker.") from error
+
+
+def of_networks(networks: Sequence[Any]) -> Outputs:
+    """Mean outputs of `Ranker`s that are in memory."""
+    from twotower.tf import tf
+
+    return _called(tf.function(_mean(networks), reduce_retracing=True))
+
+
+def of_trees(boosters: Sequence[Any], inputs: RankerInputs) -> Outputs:
+    """Mean outputs of LightGBM's trees."""
+
+    def outputs(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = table(columns, inputs)
+        flat = rows.reshape(-1, rows.shape[-1])
+        found = np.mean([booster.predict(flat, num_threads=1) for booster in boosters], axis=0)
+        return {WATCH: found.reshape(rows.shape[:-1]).astype(np.float32)}
+
+    return outputs
+
+
+def _booster(path: pathlib.Path) -> Any:
+    import lightgbm
+
+    return lightgbm.Booster(model_str=path.read_text())
+
+
+def _mean(networks: Sequence[Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Columns -> head -> mean of the networks' outputs, in TensorFlow."""
+
+    def heads(columns: Mapping[str, Any]) -> dict[str, Any]:
+        found = [network(columns) for network in networks]
+        return {head: sum(part[head] for part in found) / len(found) for head in found[0]}
+
+    return heads
+
+
+def _save_networks(networks: Sequence[Any], directory: pathlib.Path) -> None:
+    from twotower.tf import tf
+
+    specs = {
+        name: tf.TensorSpec(
+            [None, None, *shape], tf.float32 if name == NUMBERS else tf.int32, name=name
+        )
+        for name, shape in networks[0].inputs_read.shapes.items()
+    }
+    served, heads = tf.Module(), _mean(networks)
+    served.networks = list(networks)
+    serve = tf.function(lambda **columns: heads(columns), autograph=False)
+    signatures = {"serving_default": serve.get_concrete_function(**specs)}
+    tf.saved_model.save(served, str(directory), signatures)
+
+
+def _network(directory: pathlib.Path) -> Outputs:
+    from twotower.tf import tf
+
+    model = tf.saved_model.load(str(paths.literal(directory)))
+    signature = model.signatures["serving_default"]
+    return _called(lambda columns: signature(**columns), model)
+
+
+def _called(heads: Callable[[dict], dict], model: Any = None) -> Outputs:
+    """A TensorFlow function from arrays to arrays.
+
+    Args:
+        heads: Tensors by name -> tensors by name.
+        model: What keeps its variables alive.
+    """
+    from twotower.tf import tf
+
+    def outputs(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = heads({name: tf.constant(values) for name, values in columns.items()})
+        return {head: values.numpy() for head, values in found.items()}
+
+    outputs.model = model  # type: ignore[attr-defined]
+    return outputs

@@ -1,0 +1,259 @@
+"""From a few choices to a ranker behind a funnel."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twotower.data.dataset import Dataset
+from twotower.data.splits import Split
+from twotower.funnel.filters import Filters
+from twotower.funnel.funnel import Funnel
+from twotower.funnel.stage import Model
+from twotower.limits import at_least
+from twotower.ranking import examples as making_examples
+from twotower.ranking.candidate_ranker import CandidateRanker, Outputs
+from twotower.ranking.columns import CandidateColumns
+from twotower.ranking.config import INTERACTIONS, RankerConfig
+from twotower.ranking.examples import WATCH, Examples
+from twotower.ranking.objectives import check_weights
+from twotower.ranking.probability import Probability
+from twotower.ranking.stage import Rank
+
+TREES = "trees"
+NEGATIVES = ("funnel", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingConfig:
+    """Choices of a ranker behind a funnel; those of a network do nothing for `trees`.
+
+    Attributes:
+        model: `mlp`, `dcn`, `deepfm`, `dlrm` or `trees`.
+        negatives: `funnel`: what it found for the same request; `random`: items drawn at random,
+            the mistake.
+        loss: `listwise`, `pairwise` or `pointwise`.
+        heads: Further heads, `like` and `rating`.
+        weights: Head -> what it counts unless a request says otherwise.
+        residual: Whether the output is added to the score that the candidate came with.
+        fields: Columns of codes that are read beside the numbers, such as `genres` and `age`.
+        dim: Length of the vector of a code.
+        hidden: Widths of the dense layers.
+        dropout: Share of activations dropped in training.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        candidates: Of a request in a step of the training.
+        epochs: At most so many passes.
+        folds: Parts into which the requests are cut by user. A model is trained for each, on the
+            others, and stopped where it orders this one best; the ranker is the mean of all.
+        seed: Of weights, order and folds.
+        shuffle_labels: Whether labels are shuffled, so that nothing can be learned.
+    """
+
+    model: str = "mlp"
+    negatives: str = "funnel"
+    loss: str = "listwise"
+    heads: tuple[str, ...] = ()
+    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {WATCH: 1.0})
+    residual: bool = True
+    fields: tuple[str, ...] = ()
+    dim: int = 8
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.1
+    learning_rate: float = 0.001
+    weight_decay: float = 0.1
+    candidates: int = 300
+    epochs: int = 20
+    folds: int = 4
+    seed: int = 0
+    shuffle_labels: bool = False
+
+    def __post_init__(self) -> None:
+        models = (*INTERACTIONS, TREES)
+        if self.model not in models:
+            raise ValueError(f"model must be one of {', '.join(models)}; got {self.model!r}.")
+        if self.negatives not in NEGATIVES:
+            raise ValueError(f"negatives must be one of {NEGATIVES}; got {self.negatives!r}.")
+        if self.model == TREES and self.heads:
+            raise ValueError(f"trees have no further heads; got {list(self.heads)}.")
+        at_least(self, dim=1, epochs=1, folds=2)
+        check_weights(self.weights, (WATCH, *self.heads))
+        if self.model != TREES:
+            # They refuse what they cannot read, before candidates are made.
+            _ = self.network, self.fitting
+
+    @property
+    def network(self) -> RankerConfig:
+        """Of the network."""
+        return RankerConfig(self.model, self.dim, self.hidden, dropout=self.dropout)
+
+    @property
+    def fitting(self) -> Any:
+        """Of its training."""
+        from twotower.ranking.fitting import FitConfig  # loads TensorFlow
+
+        return FitConfig(
+            self.loss,
+            self.heads,
+            self.residual,
+            self.learning_rate,
+            self.weight_decay,
+            candidates=self.candidates,
+            epochs=self.epochs,
+            seed=self.seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model, for the candidates of one bundle or of several with the same funnel.
+
+    Attributes:
+        models: A network or trees of each fold, whose outputs are averaged.
+        make: Columns -> the ranker that reads them.
+        held_out: NDCG@10 of held-out requests, `given` order and `ranked` one.
+        about: How it was trained, as JSON.
+    """
+
+    models: list[Any]
+    make: Callable[[CandidateColumns], CandidateRanker]
+    sources: tuple[str, ...]
+    held_out: dict[str, float]
+    about: dict[str, Any]
+
+    def on(self, bundle: Model, dataset: Dataset, split: Split) -> CandidateRanker:
+        """The ranker with the statistics of a split's training rows."""
+        fields = self.about["choices"]["fields"]
+        columns = CandidateColumns.fit(dataset, split.train, bundle, self.sources, fields)
+        return self.make(columns)
+
+
+def train(
+    config: RankingConfig, funnel: Funnel, bundle: Model, dataset: Dataset, split: Split
+) -> Trained:
+    """A ranker that has learned from the validation cases' candidates.
+
+    Args:
+        config: The choices.
+        funnel: Fitted on the split's training rows, without a ranker.
+        bundle: The model that the funnel answers from.
+        dataset: The data.
+        split: Its cases are learned from.
+
+    Raises:
+        ValueError: No targets among the candidates.
+    """
+    sources = tuple(funnel.sources)
+    columns = CandidateColumns.fit(dataset, split.train, bundle, sources, config.fields)
+    if config.negatives == "funnel":
+        found = making_examples.make_examples(funnel, columns, split.cases, dataset)
+    else:
+        found = making_examples.random_examples(
+            funnel, columns, split.cases, dataset, split.candidates, seed=config.seed
+        )
+    if config.shuffle_labels:
+        found = found.shuffled(config.seed)
+    models, outputs, scores = _cross_fitted(config, found, columns)
+    able, valid = found.able, found.valid
+    held_out = {
+        "given": float(found.ndcg(found.scores)[able].mean()),
+        "ranked": float(found.ndcg(scores)[able].mean()),
+    }
+    probability = Probability.fit(scores[valid], found.labels[WATCH][valid])
+    about = {"choices": dataclasses.asdict(config), "held_out": held_out, "requests": len(found)}
+
+    def make(columns: CandidateColumns) -> CandidateRanker:
+        heads = (WATCH, *config.heads)
+        return CandidateRanker(
+            columns, outputs, heads, config.residual, probability, dict(config.weights)
+        )
+
+    return Trained(models, make, sources, held_out, about)
+
+
+def _cross_fitted(
+    config: RankingConfig, found: Examples, columns: CandidateColumns
+) -> tuple[list[Any], Outputs, np.ndarray]:
+    """A model for each fold, trained on the others and stopped by it; their mean outputs; and the
+    scores that each gives to the requests of its fold, `[num_requests, k]`."""
+    from twotower.ranking import files
+
+    able, fold = found.able, found.folds(config.folds, config.seed)
+    if len(np.unique(fold[able])) < config.folds:
+        raise ValueError(
+            f"a ranker learns from requests whose candidates hold a target, of {config.folds} "
+            f"users at least; {len(able)} of {len(found)} requests do. Ask the sources for more "
+            "candidates, or take more validation rows."
+        )
+    inputs, models = columns.inputs, []
+    scores = np.full(found.scores.shape, -np.inf, np.float32)
+    for number in range(config.folds):
+        train, held = found.take(able[fold[able] != number]), np.flatnonzero(fold == number)
+        judge = found.take(np.intersect1d(held, able))
+        if config.model == TREES:
+            from twotower.ranking import trees
+
+            model = trees.fit(train, judge, inputs, config.residual, config.seed + number)
+            scores[held] = trees.scores(model, found.take(held), inputs, config.residual)
+        else:
+            from twotower.ranking import fitting
+
+            fit = dataclasses.replace(config.fitting, seed=config.seed + number)
+            model = fitting.fit(train, judge, inputs, config.network, fit)
+            scores[held] = fitting.scores(model, found.take(held), config.residual)
+        models.append(model)
+    if config.model == TREES:
+        return models, files.of_trees(models, inputs), scores
+    return models, files.of_networks(models), scores
+
+
+def unranked(funnel: Funnel) -> Funnel:
+    """The funnel with its filters alone: what a ranker is given."""
+    filters = [stage for stage in funnel.stages if isinstance(stage, Filters)][:1]
+    return Funnel(funnel.sources, funnel.merge, filters, funnel.pool, funnel.fallback)
+
+
+def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:
+    """Puts a ranker behind the first filters of a funnel, in the place of one that is there."""
+    stages = [stage for stage in funnel.stages if not isinstance(stage, Rank)]
+    filters = [number for number, stage in enumerate(stages) if isinstance(stage, Filters)]
+    behind = filters[0] + 1 if filters else 0
+    funnel.stages = [*stages[:behind], Rank(ranker, name), *stages[behind:]]
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that is no plain name of a folder."""
+    if not name or pathlib.PurePath(name).name != name or name.startswith("."):
+        raise ValueError(f"a ranker has one plain name, such as 'default'; got {name!r}.")
+
+
+def parse_weights(entries: Sequence[str]) -> dict[str, float]:
+    """`["relevance=1", "like=-0.5"]` as head -> weight.
+
+    Raises:
+        ValueError: An entry without a number.
+    """
+    found = {}
+    for entry in entries:
+        head, _, weight = entry.partition("=")
+        try:
+            found[head] = float(weight)
+        except ValueError:
+            found[head] = math.nan
+        if not math.isfinite(found[head]):
+            raise ValueError(f"weights are a list such as relevance=1,like=0.5; got {entry!r}.")
+    return found
+
+
+def parse_widths(entries: Sequence[str]) -> tuple[int, ...]:
+    """`["64", "32"]` as numbers.
+
+    Raises:
+        ValueError: An entry that is no whole number.
+    """
+    if wrong := [entry for entry in entries if not entry.isdecimal()]:
+        raise ValueError(f"hidden is a list of widths such as 64,32; got {wrong[0]!r}.")
+    return tuple(int(entry) for entry in entries)

@@ -1,0 +1,121 @@
+"""Orders: what a funnel, each of its sources and rankers make of the same cases."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from twotower.data.cases import EvalCases
+from twotower.data.requests import Requests
+from twotower.evaluation.evaluate import Recommend
+from twotower.funnel.filters import Filters, is_among
+from twotower.funnel.funnel import Funnel
+from twotower.ranking.candidate_ranker import CandidateRanker
+from twotower.ranking.examples import WATCH
+from twotower.retrieval.candidates import NO_KEY, Candidates, widened
+
+# The order that rankers are given.
+GIVEN = "given"
+BATCH, BINS = 512, 15
+
+
+@dataclasses.dataclass
+class Order:
+    """One way to order the candidates of some cases.
+
+    Attributes:
+        keys: `[num_cases, k]` int32, best first, -1 behind the end.
+        calibration: `[BINS, 3]` of candidates by their probability: how many, the sum of the
+            probabilities, and the number of targets. None for an order without probabilities.
+    """
+
+    keys: np.ndarray
+    calibration: np.ndarray | None = None
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error: mean over candidates of |share of targets - mean probability|
+        in their bin (Guo et al., ICML 2017, equation 3), with `BINS` bins of equal width."""
+        assert self.calibration is not None
+        count, probability, targets = self.calibration.T
+        return float(np.abs(targets - probability).sum() / max(count.sum(), 1))
+
+    def recommend(self) -> Recommend:
+        """A recommender that answers the cases in the order in which they were asked, for
+        `evaluate`; an order is a score that falls by 1."""
+        place = 0
+
+        def recommend(requests: Requests, k: int) -> Candidates:
+            nonlocal place
+            keys = self.keys[place : place + len(requests), :k].astype(np.int64)
+            place += len(requests)
+            scores = np.where(keys != NO_KEY, -np.arange(keys.shape[1], dtype=np.float32), -np.inf)
+            counts = (keys != NO_KEY).sum(1)
+            return Candidates(keys, scores.astype(np.float32), counts)
+
+        return recommend
+
+
+def orders(
+    funnel: Funnel, rankers: Mapping[str, CandidateRanker], cases: EvalCases
+) -> dict[str, Order]:
+    """The order of the funnel's merge (`given`), of each source alone, and of each ranker.
+
+    Args:
+        funnel: Without a ranker. The sources' lists go through its filters, too.
+        rankers: Name -> ranker; each orders what the funnel's merge and filters left.
+        cases: The questions.
+    """
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (GIVEN, *funnel.sources, *rankers)}
+    calibration = {name: np.zeros((BINS, 3)) for name in rankers}
+    filters = [stage for stage in funnel.stages if isinstance(stage, Filters)]
+    for part in cases.batches(BATCH):
+        answer = funnel.recommend(part, funnel.pool, deadlines=False)
+        for step in answer.steps[: len(funnel.sources)]:
+            left = step.candidates
+            for stage in filters:
+                left = stage(part, left)
+            found[step.name].append(_fixed(left, funnel.pool))
+        found[GIVEN].append(_fixed(answer.candidates, funnel.pool))
+        for name, ranker in rankers.items():
+            ranked = ranker.rank(part, answer.candidates)
+            found[name].append(_fixed(ranked, funnel.pool))
+            if ranker.probability is not None:
+                is_target = is_among(ranked.keys, part.targets)[ranked.valid]
+                probability = ranked.columns[f"ranker_{WATCH}"][ranked.valid]
+                calibration[name] += _binned(probability, is_target)
+    return {
+        name: Order(
+            np.concatenate(keys),
+            calibration[name] if name in rankers and calibration[name].any() else None,
+        )
+        for name, keys in found.items()
+    }
+
+
+def seconds(
+    funnel: Funnel, ranker: CandidateRanker, cases: EvalCases, count: int = 300
+) -> np.ndarray:
+    """`[count]` seconds that the ranker takes for one request each; the funnel's are not in it."""
+    asked = [cases.take(np.array([row])) for row in range(min(count, len(cases)))]
+    given = [funnel(case, funnel.pool) for case in asked]
+    for case, found in zip(asked[:20], given[:20]):  # warm
+        ranker.rank(case, found)
+    taken = []
+    for case, found in zip(asked, given):
+        begun = time.perf_counter()
+        ranker.rank(case, found)
+        taken.append(time.perf_counter() - begun)
+    return np.array(taken)
+
+
+def _fixed(found: Candidates, width: int) -> np.ndarray:
+    keys = np.where(found.valid, found.keys, NO_KEY).astype(np.int32)
+    return widened(keys, width, np.int32(NO_KEY))[:, :width]
+
+
+def _binned(probabilities: np.ndarray, is_target: np.ndarray) -> np.ndarray:
+    place = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+    weights = (np.ones(len(place)), probabilities, is_target)
+    return np.stack([np.bincount(place, weight, BINS) for weight in weights], 1)
