@@ -10,7 +10,9 @@ COMMANDS = {
     "recommend": "print what a bundle recommends to somebody",
     "build_index": "build one more index into a bundle",
     "build_funnel": "build a funnel of many sources into a bundle",
+    "train_ranker": "train a ranker on what a funnel finds",
     "evaluate_funnel": "say what each stage of a funnel gives and loses",
+    "evaluate_ranker": "compare rankers with the order they are given",
 }
 
 
