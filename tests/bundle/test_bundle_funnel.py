@@ -36,6 +36,12 @@ def test_vectors_of_requests_are_those_of_the_query_tower(bundle):
         Bundle(bundle.directory).encode(cases), bundle.encoder(tiny.dataset())(cases), atol=1e-6
     )
     assert bundle.encode(cases.take([])).shape == (0, 8)
+    # Batches are made by length, and answers stand in the order of the requests.
+    rows = [cases.take(np.array([row])) for row in range(5)]
+    assert len({*cases.history.lengths}) > 1
+    np.testing.assert_allclose(
+        bundle.encode(cases), np.concatenate([bundle.encode(row) for row in rows]), atol=1e-6
+    )
 
 
 def test_it_answers_from_ids_to_titles(bundle):

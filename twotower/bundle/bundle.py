@@ -47,7 +47,7 @@ INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
 REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
 
 # Requests that the query tower encodes at once, and the most cells of their padded histories.
-QUERIES, CELLS = 256, 2**22
+QUERIES, CELLS = 256, 2**15
 
 T = TypeVar("T")
 
@@ -350,9 +350,13 @@ class Bundle:
         inputs = QueryInputs(dataset, [*self._query_inputs])
 
         def encode(requests: Requests) -> np.ndarray:
-            batches = requests.batches(QUERIES, CELLS)
+            # Histories of like length are padded little; a tower reads padding like events.
+            order = np.argsort(requests.history.lengths, kind="stable")
+            batches = requests.take(order).batches(QUERIES, CELLS)
+            vectors = np.empty((len(requests), self.manifest["dim"]), np.float32)
             parts = [self.query_tower(inputs(part)) for part in batches]
-            return np.concatenate([np.empty((0, self.manifest["dim"]), np.float32), *parts])
+            vectors[order] = np.concatenate([vectors[:0], *parts])
+            return vectors
 
         return once(encode)
 
