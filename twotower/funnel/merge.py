@@ -60,6 +60,11 @@ class Merge(Part):
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             return Candidates.concat([*threads.map(merged, range(0, len(requests), ROWS))])
 
+    @property
+    @abc.abstractmethod
+    def named(self) -> list[str]:
+        """Names of the sources that it has a weight or a quota for."""
+
     @abc.abstractmethod
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         """`[num_requests, width]` float32, larger is better."""
@@ -94,6 +99,10 @@ class ReciprocalRank(Merge):
                 f"{self.weights}."
             )
 
+    @property
+    def named(self) -> list[str]:
+        return list(self.weights)
+
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.zeros(pool.keys.shape, np.float32)
         for name, ranks in zip(pool.names, pool.ranks):
@@ -123,6 +132,10 @@ class Quotas(Merge):
         if not quotas or not min(quotas.values()) > 0:
             raise ValueError(f"quotas must be positive, one a source; got {dict(quotas)}.")
         self.quotas = dict(quotas)
+
+    @property
+    def named(self) -> list[str]:
+        return list(self.quotas)
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.full(pool.keys.shape, -np.inf, np.float32)
@@ -222,6 +235,10 @@ class WeightedSum(Merge):
             for index in range(len(bounds))
         ]
         return cls(names, np.array(weights), bounds)
+
+    @property
+    def named(self) -> list[str]:
+        return self.names
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         bucket = np.searchsorted(self.bounds, requests.history.lengths, side="right") - 1
