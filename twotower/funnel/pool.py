@@ -65,7 +65,7 @@ class Pool:
         is_find[:, 1:] &= is_first[:, 1:] | (source[:, 1:] != source[:, :-1])
         place = np.cumsum(is_first, axis=1) - 1
         width = int(place[is_find].max(initial=-1)) + 1
-        # From here on tables are flat: with one index for all, NumPy takes half the time.
+        # From here on tables are flat, so that one index serves all of them.
         finds, row = np.flatnonzero(is_find), np.arange(num_rows)[:, None]
         column, keys = column.ravel()[finds], keys.ravel()[finds]
         scores = np.concatenate([part.scores for part in parts], axis=1).ravel()[
