@@ -390,8 +390,7 @@ class Bundle:
             ValueError: A name with a path in it, or a part that cannot be saved.
             BundleError: Another bundle has replaced this one.
         """
-        if not is_index_name(name):
-            raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
+        require_funnel_name(name)
         self.require_in_place()
         saving.save(funnel, self.directory / "funnels" / name, self.model_version)
 
@@ -519,6 +518,12 @@ def is_index_name(name: str) -> bool:
     """Whether an index may have this name: the plain name of a folder directly in `index/`, without
     a leading dot, which marks unfinished writes."""
     return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
+
+
+def require_funnel_name(name: str) -> None:
+    """Raises ValueError unless a funnel may have this name, as an index may."""
+    if not is_index_name(name):
+        raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:
