@@ -160,8 +160,10 @@ def exploration(
     num_fresh = max(len(fresh), 1)
     return {
         "fresh_items": float(len(fresh)),
-        f"shown_in_{top}": np.count_nonzero(shown[fresh]) / num_fresh,
-        f"shown_in_{top} fully": np.count_nonzero(shown[fresh] >= slots[0].until) / num_fresh,
+        f"shown_in_{top}": float(np.count_nonzero(shown[fresh]) / num_fresh),
+        f"shown_in_{top} fully": float(
+            np.count_nonzero(shown[fresh] >= slots[0].until) / num_fresh
+        ),
     }
 
 
