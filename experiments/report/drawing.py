@@ -11,6 +11,7 @@ import dataclasses
 import html
 import math
 
+from funnel_tables import NAMES
 from published import PUBLISHED
 from results import ROOT, read
 from retrieval_tables import recall_of, tuned
@@ -255,9 +256,30 @@ def curves(theme: Theme) -> list[str]:
     return parts
 
 
+def stages(theme: Theme) -> str:
+    """Recall in the first 100 and 500 after each stage of a funnel; sources in another colour."""
+    (row,) = read("funnel/random")["rows"]
+    parts = [
+        text(
+            10, 20, "Recall after each stage of the funnel: 500 candidates", theme.ink, 14, "start"
+        ),
+        text(842, 20, "filled: in the first 100", theme.faint, 12, "end"),
+    ]
+    y = 30
+    for stage in row["stages"]:
+        y += 25
+        colour = theme.item if stage["only"] is None else theme.query
+        first, whole = (stage["recall"][k]["mean"] for k in ("100", "500"))
+        parts.append(text(138, y + 4, NAMES[stage["name"]], theme.ink, 12, "end"))
+        parts.append(box(146, y - 7, BAR * whole, 14, colour, radius=2))
+        parts.append(box(146, y - 7, BAR * first, 14, colour, colour, 2))
+        parts.append(text(154 + BAR * whole, y + 4, f"{whole:.3f}", theme.ink, 12, "start"))
+    return svg(852, y + 24, "Recall after each stage of the funnel", parts)
+
+
 def pictures() -> dict[str, str]:
     """File name -> SVG of every picture."""
-    drawn = {"towers": towers, "badges": badges, "measured": measured}
+    drawn = {"towers": towers, "badges": badges, "measured": measured, "stages": stages}
     return {
         f"{name}_{page}.svg": draw(theme)
         for name, draw in drawn.items()

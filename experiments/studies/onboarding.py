@@ -24,10 +24,9 @@ from twotower.data import load_dataset, splits
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import cold_start
-from twotower.funnel.attributes import Attribute
 from twotower.funnel.filters import Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
-from twotower.funnel.making import IALS, fitted
+from twotower.funnel.making import attributes, fitted
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.collaborative import Ease, IAls
 from twotower.funnel.sources.context_popularity import ContextPopularity
@@ -45,7 +44,7 @@ script.DEFINE_path("output", None, "JSON file to write.")
 
 SHARE = 0.2  # of users, twice: for the weights, and for the figures
 METRICS = ("hit_rate@10", "ndcg@10", "recall@100")
-PEOPLE = ("age", "gender", "occupation")
+PEOPLE = ("age", "gender", "occupation", "zip_code")
 
 
 def new_users(dataset, split, rng) -> tuple[np.ndarray, list]:
@@ -73,13 +72,11 @@ def main() -> None:
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     split = splits.make_split(dataset, "random", FLAGS.part)
     rows, (tuning, judged) = new_users(dataset, split, np.random.default_rng(FLAGS.seed))
-    known = [Attribute.of(dataset, name) for name in PEOPLE]
-    known.append(Attribute.of(dataset, "zip_code", short=lambda text: text[:1]))
-    people = Inlet(ContextPopularity.fit(dataset, rows, known))
+    people = Inlet(ContextPopularity.fit(dataset, rows, attributes(dataset, PEOPLE)))
     popular = Inlet(Popularity.fit(dataset, rows))
     tastes = {
         "ease": Inlet(Ease.fit(dataset, rows)),
-        "ials": Inlet(IAls.fit(dataset, rows, **IALS)),
+        "ials": Inlet(IAls.fit(dataset, rows)),
     }
     lists = {
         "most popular": cold_start.most_popular(dataset, rows, FLAGS.shown),

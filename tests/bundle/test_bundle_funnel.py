@@ -11,7 +11,10 @@ from twotower.bundle.export import export
 from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
+from twotower.funnel.funnel import Inlet
 from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources
+from twotower.funnel.merge import ReciprocalRank
+from twotower.funnel.sources.fresh import Fresh
 from twotower.training.trainer import Training
 
 CONFIG = FunnelConfig(parse_sources(["two_tower:50", "ease:40", "context:30", "popularity:60"]))
@@ -36,6 +39,12 @@ def test_vectors_of_requests_are_those_of_the_query_tower(bundle):
         Bundle(bundle.directory).encode(cases), bundle.encoder(tiny.dataset())(cases), atol=1e-6
     )
     assert bundle.encode(cases.take([])).shape == (0, 8)
+    # Batches are made by length, and answers stand in the order of the requests.
+    rows = [cases.take(np.array([row])) for row in range(5)]
+    assert len({*cases.history.lengths}) > 1
+    np.testing.assert_allclose(
+        bundle.encode(cases), np.concatenate([bundle.encode(row) for row in rows]), atol=1e-6
+    )
 
 
 def test_it_answers_from_ids_to_titles(bundle):
@@ -128,6 +137,11 @@ def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):
     found = report.exploration(funnel, tiny.split().cases, top=5, batch=5)
     assert found["fresh_items"] == len(fresh) and found["shown_in_5"] > 0.9
     assert not funnel.stages[1].counts.any()  # as it was
+    funnel.sources = {"fresh": Inlet(Fresh(bundle, np.array([], np.int64)))}
+    funnel.merge = ReciprocalRank()
+    assert report.exploration(funnel, tiny.split().cases.take(np.arange(3)), top=5) == {
+        "fresh_items": 0, "shown_in_5": 0, "shown_in_5 fully": 0,
+    }  # fmt: skip
     plain = make_funnel(
         FunnelConfig(sources, "quotas", fresh_below=9), bundle, tiny.dataset(), tiny.split()
     )

@@ -66,6 +66,8 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         ),
         ("build_funnel", "--sources=eese", "sources are some of two_tower"),
         ("build_funnel", "--name=a/b", "one plain name"),
+        ("build_funnel", "--slots=10,x", "--slots takes whole numbers, such as --slots=0,10; got"),
+        ("build_funnel", "--bounds=0.5", "--bounds takes whole numbers"),
         ("build_funnel", "--fallback=ials", "none of the sources"),
         ("build_funnel", "--bounds=1", "ascend from 0"),
         ("build_funnel", "--rerank=dpp:1.5", "weight must lie within 0 and 1; got 1.5"),
@@ -74,7 +76,8 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
     ],
 )
 def test_mistakes_are_named(folder, script, flag, message):
-    given = [f"--bundle={'/nowhere' if 'flagfile' in flag else folder}", flag]
+    # Choices are checked before a bundle is looked for, and before anything is fitted.
+    given = [f"--bundle={'/nowhere' if script == 'build_funnel' else folder}", flag]
     if script == "build_funnel" and not flag.startswith(("--sources", "--flagfile")):
         given.append("--sources=two_tower,popularity")
     run = tiny.script(SCRIPTS / f"{script}.py", *given, check=False)

@@ -64,6 +64,18 @@ def test_shown_too_often_without_a_click():
     assert kept(some, ask([], [], user_id=["u", "v"]), 1, 2, 3) == [[2, 3], [1, 2, 3]]
 
 
+@pytest.mark.parametrize(
+    "age, is_adult",
+    [
+        *(("18-24", True), ("56+", True), (" 21 - 30", True), ("25–34", True)),
+        *(("14-18", False), ("16-", False), ("-20", False), ("20-old", False), ("nan", False)),
+    ],
+)
+def test_the_lower_bound_of_an_age_counts(age, is_adult):
+    some = MinimumAge(np.float32([18]))
+    assert kept(some, ask([], context={"age": [age]}), 0) == [[0] if is_adult else []]
+
+
 def test_only_what_is_available():
     assert kept(Available(np.array([5, 2])), ask([]), 2, 3, 5, 11) == [[2, 5]]
 

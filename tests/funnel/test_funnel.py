@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from twotower.data.dataset import Catalogue
 from twotower.data.requests import Requests
-from twotower.funnel.filters import Available, Blocked, Filters, Seen, Shown
+from twotower.funnel.filters import Available, Blocked, Filter, Filters, Seen, Shown
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum
 from twotower.funnel.pool import sources_of
@@ -188,6 +188,9 @@ def test_nothing_in_nothing_out():
         (lambda a: ReciprocalRank(-1), "0 or more"),
         (lambda a: WeightedSum(["a"], [[1, 2]]), r"\[1, 1\].*got \(1, 2\)"),
         (lambda a: WeightedSum(["a"], [[1], [1]], [0, 0]), "ascend"),
+        (lambda a: Funnel({"a": a}, Quotas({"a": 1, "b": 1})), r"for \['b'\], which are none"),
+        (lambda a: Funnel({"a": a}, ReciprocalRank(weights={"b": 1})), r"for \['b'\]"),
+        (lambda a: Funnel({"a": a}, WeightedSum(["a", "b"], [[1, 1]])), r"for \['b'\]"),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -207,6 +210,44 @@ class Backwards(Stage):
             candidates.keys.shape[1],
             candidates.columns,
         )
+
+
+class Fault(Stage):
+    """Raises."""
+
+    kind = "fault"
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        raise KeyError("no such column")
+
+
+class Judge(Filter):
+    """A filter that raises."""
+
+    kind = "judge"
+
+    def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
+        raise OSError("no rules")
+
+
+def test_a_re_ranker_that_fails_is_left_out_and_named():
+    stages = [Fault(), Filters([Available(np.array([1, 2]))]), Backwards()]
+    funnel = Funnel({"a": Inlet(Always(1, 2, 3))}, ReciprocalRank(), stages)
+    answer = funnel.recommend(ask([]), 3)
+    assert answer.candidates.keys[0, :2].tolist() == [2, 1]  # the stages after it did their work
+    assert answer.failed == {"fault": "KeyError: 'no such column'"} and answer.missing == {}
+    assert [step.name for step in answer.steps][2:] == ["fault", "filters", "backwards"]
+    with pytest.raises(RuntimeError, match="fault: KeyError"):  # no figure without a stage
+        funnel(ask([]), 3)
+
+
+def test_a_filter_that_fails_lets_nothing_pass():
+    for fallback in ("", "a"):
+        funnel = Funnel(
+            {"a": Inlet(Always(1, 2))}, ReciprocalRank(), [Filters([Judge()])], fallback=fallback
+        )
+        with pytest.raises(RuntimeError, match=r"the stage filters failed\. OSError: no rules"):
+            funnel.recommend(ask([]), 2)
 
 
 KEYS = st.lists(st.integers(0, NUM_ITEMS + 3), max_size=8)  # repeats and unknown keys among them

@@ -116,3 +116,22 @@ def test_fitted_weights_believe_the_source_that_knows():
     nothing = {"a": Candidates.empty(num_cases, 2)}
     with pytest.raises(ValueError, match="targets among what the sources found"):
         WeightedSum.fit(nothing, cases)
+
+
+def test_the_best_of_a_pool_are_those_that_a_sort_finds():
+    rng = np.random.default_rng(0)
+    keys = np.sort(rng.permuted(np.tile(np.arange(30), (20, 1)), axis=1)[:, :12], axis=1)
+    found = {
+        name: Candidates.rank(rng.permuted(keys, axis=1), rng.normal(size=(20, 12)), k=9)
+        for name in ("a", "b")
+    }
+    pool = Pool.of(found)
+    scores = rng.integers(0, 4, pool.keys.shape).astype(np.float32)  # many ties
+    columns = {"a_rank": pool.ranks[0], "b_rank": pool.ranks[1], "a_score": pool.scores[0]}
+    for k in (3, 40):
+        best, expected = pool.best(scores, k), Candidates.rank(pool.keys, scores, k, columns)
+        assert best.keys.tolist() == expected.keys.tolist()
+        assert best.scores.tolist() == expected.scores.tolist()
+        valid = best.valid
+        for name in columns:
+            np.testing.assert_array_equal(best.columns[name][valid], expected.columns[name][valid])

@@ -228,6 +228,18 @@ def test_context_popularity_is_shrunk():
     np.testing.assert_allclose(np.exp(found.scores[0, :4]), np.array([25, 24, 12, 2]) / 66, 1e-5)
 
 
+def test_similar_events_that_cancel_have_no_direction():
+    class Opposed(Model):
+        vectors = np.float32([[1, 0], [-1, 0], *[[0, 1]] * 6])
+
+        def retriever(self, name: str = "exact"):
+            return build.build(build.IndexConfig(name, "cosine"), self.keys, self.vectors)
+
+    source = Similar(Opposed(), decay=1)
+    assert source(ask([0, 1], [0]), 8).counts.tolist() == [0, 7]
+    assert source(ask([0, 1]), 8).counts.tolist() == [0]
+
+
 def test_attributes_multiply():
     # At hour 0 stand all rows, so it changes nothing; an age alone gives the same as with it.
     both, age = SOURCES["context"](), ContextPopularity.fit(DATASET, TRAIN, [AGE], prior=1)
@@ -241,6 +253,32 @@ def test_ease_scores_as_the_baseline():
     found = SOURCES["ease"]()(requests, 8)
     scores = np.take_along_axis(baseline.scores(requests), np.maximum(found.keys, 0), axis=1)
     np.testing.assert_allclose(found.scores[found.valid], scores[found.valid], rtol=1e-5)
+
+
+def test_long_histories_are_multiplied_densely(monkeypatch):
+    source, requests = SOURCES["ease"](), ask([0], [5, 3], [0, 1, 2], [])
+    found = source(requests, 8)
+    for share in (0, 2 / 6, 1):
+        monkeypatch.setattr("twotower.funnel.sources.collaborative.LONG", share)
+        again = source(requests, 8)
+        assert again.keys.tolist() == found.keys.tolist()
+        np.testing.assert_allclose(again.scores, found.scores, rtol=1e-5)
+
+
+def test_ials_solves_many_systems_as_numpy_does(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 6)).astype(np.float32)
+    source = IAls(np.arange(40), vectors, alpha=8, regularization=5)
+    rows = [rng.choice(40, size=size, replace=False) for size in rng.integers(0, 30, size=50)]
+    gram = vectors.T.astype(float) @ vectors + 5 * np.eye(6)
+    left = [gram + 7 * vectors[row].T.astype(float) @ vectors[row] for row in rows]
+    expected = [np.linalg.solve(a, 8 * vectors[row].sum(0)) for a, row in zip(left, rows)]
+    for cells in (1, 2**20):
+        monkeypatch.setattr("twotower.funnel.sources.collaborative.FOLDED", cells)
+        users = source.user_vectors(Ragged.from_rows(rows))
+        np.testing.assert_allclose(users, expected, atol=1e-5)
+    with pytest.raises(np.linalg.LinAlgError, match="regularization above 0"):
+        IAls(np.arange(1), np.zeros((1, 2), np.float32), 1, 0).user_vectors(Ragged.from_rows([[0]]))
 
 
 def test_ials_solves_for_the_user():

@@ -47,7 +47,7 @@ INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
 REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
 
 # Requests that the query tower encodes at once, and the most cells of their padded histories.
-QUERIES, CELLS = 256, 2**22
+QUERIES, CELLS = 256, 2**15
 
 T = TypeVar("T")
 
@@ -350,9 +350,13 @@ class Bundle:
         inputs = QueryInputs(dataset, [*self._query_inputs])
 
         def encode(requests: Requests) -> np.ndarray:
-            batches = requests.batches(QUERIES, CELLS)
+            # Histories of like length are padded little; a tower reads padding like events.
+            order = np.argsort(requests.history.lengths, kind="stable")
+            batches = requests.take(order).batches(QUERIES, CELLS)
+            vectors = np.empty((len(requests), self.manifest["dim"]), np.float32)
             parts = [self.query_tower(inputs(part)) for part in batches]
-            return np.concatenate([np.empty((0, self.manifest["dim"]), np.float32), *parts])
+            vectors[order] = np.concatenate([vectors[:0], *parts])
+            return vectors
 
         return once(encode)
 
@@ -386,8 +390,7 @@ class Bundle:
             ValueError: A name with a path in it, or a part that cannot be saved.
             BundleError: Another bundle has replaced this one.
         """
-        if not is_index_name(name):
-            raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
+        require_funnel_name(name)
         self.require_in_place()
         saving.save(funnel, self.directory / "funnels" / name, self.model_version)
 
@@ -515,6 +518,12 @@ def is_index_name(name: str) -> bool:
     """Whether an index may have this name: the plain name of a folder directly in `index/`, without
     a leading dot, which marks unfinished writes."""
     return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
+
+
+def require_funnel_name(name: str) -> None:
+    """Raises ValueError unless a funnel may have this name, as an index may."""
+    if not is_index_name(name):
+        raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:

@@ -58,15 +58,31 @@ def define_flags() -> None:
     flags.DEFINE_list("promoted", [], "Promoted items and their positions, as ID@SLOT,ID@SLOT.")
 
 
+def whole_numbers(flag: str) -> tuple[int, ...]:
+    """The values of a flag that is a list of whole numbers.
+
+    Raises:
+        ValueError: A value that is none.
+    """
+    given = FLAGS[flag].value
+    try:
+        return tuple(map(int, given))
+    except ValueError:
+        raise ValueError(
+            f"--{flag} takes whole numbers, such as --{flag}=0,10; got {','.join(given)!r}."
+        ) from None
+
+
 def main() -> None:
     """Builds the funnel, and says what the merge believes."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
-    from twotower.bundle.bundle import Bundle
+    from twotower.bundle.bundle import Bundle, require_funnel_name
     from twotower.commands import judging
     from twotower.data import splits
     from twotower.funnel import making
     from twotower.reranking import making as reranking
 
+    require_funnel_name(FLAGS.name)
     config = making.FunnelConfig(
         making.parse_sources(FLAGS.sources),
         FLAGS.merge,
@@ -76,9 +92,9 @@ def main() -> None:
         FLAGS.index,
         FLAGS.half_life,
         FLAGS.fresh_below,
-        tuple(int(slot) for slot in FLAGS.slots),
+        whole_numbers("slots"),
         FLAGS.shown_until,
-        tuple(int(bound) for bound in FLAGS.bounds),
+        whole_numbers("bounds"),
     )
     reranking_config = reranking.RerankingConfig(
         reranking.parse_rerank(FLAGS.rerank),

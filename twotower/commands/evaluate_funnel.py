@@ -20,6 +20,7 @@ from twotower.commands import script
 
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "data_dir", "part", "name", "newest")
+SEGMENT_SHOWN = ("ndcg@10", "recall@500")
 SHOWN = ("ndcg@10", "recall@10", "recall_micro@100", "recall@500", "hit_rate@10", "mrr@500")
 
 
@@ -84,13 +85,14 @@ def main() -> None:
         found = evaluate(recommend, split, dataset, ks=ks)
         print(report.table(stages, f"{path}, {FLAGS.name}: {heading(split)}"))
         variety = report.variety(np.concatenate(first_ten), dataset, split)
-        alone, ahead = {}, {}
+        alone, ahead, by_segment = {}, {}, {"funnel": found.by_segment(SEGMENT_SHOWN)}
         for name, inlet in funnel.sources.items():
             # The same filters, so that nothing but the other sources and the merge differ.
             filters = [stage for stage in funnel.stages if isinstance(stage, Filters)]
             single = Funnel({name: inlet}, ReciprocalRank(), filters, funnel.pool)
             source = evaluate(single, split, dataset, ks=ks)
             alone[name] = source.metrics
+            by_segment[name] = source.by_segment(SEGMENT_SHOWN)
             ahead[name] = {metric: found.compare(source, metric) for metric in SHOWN}
         print(
             Comparison("\nthe funnel minus each source alone, user by user", ahead).table(
@@ -110,7 +112,7 @@ def main() -> None:
                 "metrics": found.metrics | variety,
                 "alone": alone,
                 "ahead": ahead,
-                "segments": found.segments,
+                "by_segment": by_segment,
                 **provenance(),
             }
         )

@@ -230,7 +230,8 @@ class IAls(Baseline):
     """iALS: weighted matrix factorisation (Hu, Koren and Volinsky, ICDM 2008) from `implicit`.
 
     A case's vector is solved from its history and the item vectors, so a user who came after the
-    training is no different from the others.
+    training is no different from the others. The default parameters found most on MovieLens 1M
+    (`random`, validation, recall@500).
 
     Args:
         factors: Size of a vector.
@@ -247,9 +248,9 @@ class IAls(Baseline):
 
     def __init__(
         self,
-        factors: int = 64,
-        alpha: float = 5.0,
-        regularization: float = 20.0,
+        factors: int = 128,
+        alpha: float = 8.0,
+        regularization: float = 90.0,
         iterations: int = 15,
         seed: int = 0,
     ) -> None:

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -57,6 +58,7 @@ class Filters(Stage):
     """
 
     kind = "filters"
+    required = True
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self.filters = list(filters)
@@ -213,7 +215,7 @@ class MinimumAge(Filter):
         least: `[num_items]` float32, the age from which on each item may be shown; items behind its
             end are for `unknown_item`.
         user_id: `[num_users]` users whose age is known; a request's context may give another.
-        age: `[num_users]` their ages, as text.
+        age: `[num_users]` their ages, as text; of a range such as "18-24" its lower bound counts.
         unknown_age: The age of somebody whose age is not known, or is no number.
         unknown_item: The least age of an item that `least` does not have.
     """
@@ -306,8 +308,10 @@ def fractions(ids: Iterable[str], salt: str) -> np.ndarray:
 
 
 def _number(text: str, otherwise: float) -> float:
+    """A number, the lower bound of a range such as "18-24" or "56+", or else `otherwise`."""
+    bounded = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:\+|[-–]\s*\d+(?:\.\d+)?)\s*", text)
     try:
-        number = float(text)
+        number = float(bounded[1] if bounded else text)
     except ValueError:
         return otherwise
     return number if np.isfinite(number) else otherwise

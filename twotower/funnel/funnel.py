@@ -85,6 +85,8 @@ class Answer:
         candidates: The lists, with the columns of `Merge`: which sources found an item, at which
             rank, with which score.
         missing: Name of a source that was left out -> why: its deadline, or what it raised.
+        failed: Kind of a stage that raised, such as a re-ranker -> what. The list went on without
+            it.
         relaxed: Kind of a filter -> number of requests whose list it would have emptied and so
             left as it was.
         fallback: Number of requests whose list was empty, so that the fallback source was asked.
@@ -94,6 +96,7 @@ class Answer:
 
     candidates: Candidates
     missing: dict[str, str]
+    failed: dict[str, str]
     relaxed: dict[str, int]
     fallback: int
     steps: list[Step]
@@ -116,7 +119,8 @@ class Funnel:
             is asked for all its items, and its answer goes through the stages as well. "" for none.
 
     Raises:
-        ValueError: No source, a name that is no identifier, or a fallback that is no source.
+        ValueError: No source, a name that is no identifier, or a fallback that is no source; or a
+            merge that has weights or quotas of other sources.
     """
 
     def __init__(
@@ -133,13 +137,25 @@ class Funnel:
             )
         if fallback and fallback not in sources:
             raise ValueError(f"fallback {fallback!r} is none of the sources {list(sources)}.")
+        if unknown := [name for name in merge.named if name not in sources]:
+            raise ValueError(
+                f"the merge has weights or quotas for {unknown}, which are none of the sources "
+                f"{list(sources)}."
+            )
         self.sources, self.merge, self.stages = dict(sources), merge, list(stages)
         self.pool, self.fallback = whole_number(pool, "pool", 1), fallback
         self._threads = {name: Threads(f"the funnel's source {name}", THREADS) for name in sources}
 
     def __call__(self, requests: Requests, k: int) -> Candidates:
-        """The best `k` items of each request; every source is waited for, as in an evaluation."""
-        return self.recommend(requests, k, deadlines=False).candidates
+        """The best `k` items of each request; every source is waited for, as in an evaluation.
+
+        Raises:
+            RuntimeError: No source answered, or a stage failed.
+        """
+        answer = self.recommend(requests, k, deadlines=False)
+        if answer.failed:
+            raise RuntimeError("; ".join(f"{name}: {why}" for name, why in answer.failed.items()))
+        return answer.candidates
 
     def find(self, requests: Requests) -> list[Step]:
         """What each source finds, without deadlines, as an evaluation wants it.
@@ -157,7 +173,7 @@ class Funnel:
         """The best `k` items of each request, and what happened on the way.
 
         A source that is late, raises, or gives an answer that breaks the rules of `Candidates` is
-        left out of this answer and named in it.
+        left out of this answer and named in it. So is a stage that raises, if it is not required.
 
         Args:
             requests: What is asked; one request or thousands.
@@ -165,7 +181,8 @@ class Funnel:
             deadlines: Whether the sources' deadlines hold.
 
         Raises:
-            RuntimeError: No source answered; the message has their reasons. Or the funnel is
+            RuntimeError: No source answered; the message has their reasons. Or a required stage
+                such as the filters failed, without which nothing may be shown; or the funnel is
                 closed.
         """
         whole_number(k, "k", 1)
@@ -174,7 +191,8 @@ class Funnel:
         if not found:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise RuntimeError(f"no source of this funnel answered. {reasons}.")
-        merged, relaxed = self._finish(requests, found, self.pool)
+        failed: dict[str, str] = {}
+        merged, relaxed = self._finish(requests, found, self.pool, failed)
         candidates = merged[-1].candidates.head(k)
         left = np.flatnonzero(candidates.counts == 0) if self.fallback else np.empty(0, np.int64)
         # A few at a time: each gets a list of all items.
@@ -185,10 +203,11 @@ class Funnel:
             missing |= why
             if not again:
                 break
-            steps, let_pass = self._finish(rest, again, max(1, again[0].candidates.keys.shape[1]))
+            pool = max(1, again[0].candidates.keys.shape[1])
+            steps, let_pass = self._finish(rest, again, pool, failed)
             relaxed = _sums(relaxed, let_pass)
             candidates = _with_rows(candidates, rows, steps[-1].candidates.head(k))
-        return Answer(candidates, missing, relaxed, len(left), [*found, *merged])
+        return Answer(candidates, missing, failed, relaxed, len(left), [*found, *merged])
 
     def _ask(
         self, asked: Mapping[str, int], requests: Requests, deadlines: bool
@@ -219,9 +238,9 @@ class Funnel:
         return steps, missing
 
     def _finish(
-        self, requests: Requests, found: Sequence[Step], pool: int
+        self, requests: Requests, found: Sequence[Step], pool: int, failed: dict[str, str]
     ) -> tuple[list[Step], dict[str, int]]:
-        """The merge and the stages, and which filters let requests pass."""
+        """The merge and the stages, and which filters let requests pass; adds to `failed`."""
         # Every source has its columns, so that what follows need not ask who answered.
         parts = dict.fromkeys(self.sources, Candidates.empty(len(requests)))
         parts |= {step.name: step.candidates for step in found}
@@ -233,12 +252,21 @@ class Funnel:
         for stage in self.stages:
             begun = time.perf_counter()
             lost: dict[str, int] = {}
-            if isinstance(stage, Filters):
-                filtered = stage.apply(requests, candidates)
-                candidates, lost = filtered.candidates, filtered.lost
-                relaxed = _sums(relaxed, filtered.relaxed)
-            else:
-                candidates = stage(requests, candidates)
+            try:
+                if isinstance(stage, Filters):
+                    filtered = stage.apply(requests, candidates)
+                    candidates, lost = filtered.candidates, filtered.lost
+                    relaxed = _sums(relaxed, filtered.relaxed)
+                else:
+                    candidates = stage(requests, candidates)
+            except Exception as error:  # whatever a stage raises, the list before it is an answer
+                why = f"{type(error).__name__}: {error}"
+                if stage.required:
+                    raise RuntimeError(f"the stage {stage.kind} failed. {why}") from error
+                failed[stage.kind] = why
+                logging.log_every_n_seconds(
+                    logging.WARNING, "stage %s left out: %s", 10, stage.kind, why
+                )
             steps.append(Step(stage.kind, candidates, time.perf_counter() - begun, lost))
         return steps, relaxed
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,20 +25,19 @@ from twotower.funnel.sources.two_tower import TwoTower
 from twotower.funnel.stage import Model, Source, Stage
 from twotower.limits import at_least
 
-# Of iALS, which found most on MovieLens 1M (`random`, validation, recall@500).
-IALS = {"factors": 128, "alpha": 8.0, "regularization": 90.0}
-# What a request's context popularity is known by, as far as the data has it; the region is the
-# first digit of a zip code.
+# What a request's context popularity is known by, as far as the data has it.
 CONTEXT = ("age", "gender", "zip_code", "device", "country")
 # Name of a source -> how it is made from a model and training rows.
 SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source]] = {
     "two_tower": lambda model, data, train, config: TwoTower(model, config.index),
     "ease": lambda model, data, train, config: Ease.fit(data, train),
-    "ials": lambda model, data, train, config: IAls.fit(data, train, **IALS),
+    "ials": lambda model, data, train, config: IAls.fit(data, train),
     "item_knn": lambda model, data, train, config: ItemKnn.fit(data, train),
     "popularity": lambda model, data, train, config: Popularity.fit(data, train),
     "trending": lambda model, data, train, config: Trending.fit(data, train, config.half_life),
-    "context": lambda model, data, train, config: _context(data, train),
+    "context": lambda model, data, train, config: ContextPopularity.fit(
+        data, train, attributes(data, CONTEXT)
+    ),
     "search": lambda model, data, train, config: Search.bm25(data.catalogue, model.keys),
     "tfidf": lambda model, data, train, config: Search.tfidf(data.catalogue, model.keys),
     "similar": lambda model, data, train, config: Similar(model, config.index),
@@ -163,16 +162,13 @@ def parse_sources(entries: list[str]) -> dict[str, int]:
     return found
 
 
-def _context(dataset: Dataset, train: np.ndarray) -> ContextPopularity:
-    """Popularity by the attributes of `CONTEXT` that users or interactions have."""
-    names = [name for name in CONTEXT if name in dataset.users or name in dataset.interactions]
-    return ContextPopularity.fit(
-        dataset,
-        train,
-        [
-            Attribute.of(dataset, name, short=lambda text: text[:1])
-            if name == "zip_code"
-            else Attribute.of(dataset, name)
-            for name in names
-        ],
-    )
+def attributes(dataset: Dataset, names: Sequence[str]) -> list[Attribute]:
+    """Those of the attributes `names` that users or interactions have; of a zip code the region,
+    which is its first digit."""
+    known = [name for name in names if name in dataset.users or name in dataset.interactions]
+    return [
+        Attribute.of(dataset, name, short=lambda text: text[:1])
+        if name == "zip_code"
+        else Attribute.of(dataset, name)
+        for name in known
+    ]

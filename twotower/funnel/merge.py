@@ -8,6 +8,8 @@ A merge scores every item of the pool from its ranks and scores at the sources. 
 """
 
 import abc
+import concurrent.futures
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -46,12 +48,22 @@ class Merge(Part):
             Candidates with the columns `<source>_rank` (from 1; 0 where the source did not find the
             item) and `<source>_score` (NaN there).
         """
-        parts = []
-        for start in range(0, max(len(requests), 1), ROWS):
+
+        def merged(start: int) -> Candidates:
             rows = np.arange(start, min(start + ROWS, len(requests)))
             pool = Pool.of({name: part.take(rows) for name, part in found.items()})
-            parts.append(pool.best(self.score(requests.take(rows), pool), k, keep))
-        return Candidates.concat(parts)
+            return pool.best(self.score(requests.take(rows), pool), k, keep)
+
+        if len(requests) <= ROWS:
+            return merged(0)
+        # Here no source keeps the other cores busy.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            return Candidates.concat([*threads.map(merged, range(0, len(requests), ROWS))])
+
+    @property
+    @abc.abstractmethod
+    def named(self) -> list[str]:
+        """Names of the sources that it has a weight or a quota for."""
 
     @abc.abstractmethod
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
@@ -87,6 +99,10 @@ class ReciprocalRank(Merge):
                 f"{self.weights}."
             )
 
+    @property
+    def named(self) -> list[str]:
+        return list(self.weights)
+
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.zeros(pool.keys.shape, np.float32)
         for name, ranks in zip(pool.names, pool.ranks):
@@ -116,6 +132,10 @@ class Quotas(Merge):
         if not quotas or not min(quotas.values()) > 0:
             raise ValueError(f"quotas must be positive, one a source; got {dict(quotas)}.")
         self.quotas = dict(quotas)
+
+    @property
+    def named(self) -> list[str]:
+        return list(self.quotas)
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.full(pool.keys.shape, -np.inf, np.float32)
@@ -198,8 +218,9 @@ class WeightedSum(Merge):
         for start in range(0, len(cases), ROWS):
             rows = np.arange(start, min(start + ROWS, len(cases)))
             pool = Pool.of({name: part.take(rows) for name, part in found.items()})
-            z, valid = _standardised(pool), pool.keys != NO_KEY
-            features.append(z[:, valid].T)
+            valid = pool.keys != NO_KEY
+            z = map(_standardised, pool.ranks, pool.scores)
+            features.append(np.stack([values[valid] for values in z], axis=1))
             is_target.append(is_among(pool.keys, cases.targets.take(rows))[valid])
             length.append(valid.sum(1))
         z, is_target = np.concatenate(features), np.concatenate(is_target)
@@ -215,12 +236,18 @@ class WeightedSum(Merge):
         ]
         return cls(names, np.array(weights), bounds)
 
+    @property
+    def named(self) -> list[str]:
+        return self.names
+
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         bucket = np.searchsorted(self.bounds, requests.history.lengths, side="right") - 1
         scores = np.zeros(pool.keys.shape, np.float32)
-        for name, z in zip(pool.names, _standardised(pool)):
+        for name, ranks, values in zip(pool.names, pool.ranks, pool.scores):
             if name in self.names:
-                scores += self.weights[bucket, self.names.index(name)][:, None] * z
+                weights = self.weights[bucket, self.names.index(name)]
+                if weights.any():  # a fit leaves many sources without any weight
+                    scores += weights[:, None] * _standardised(ranks, values)
         return scores
 
 
@@ -230,14 +257,14 @@ def check_bounds(bounds: Sequence[int]) -> None:
         raise ValueError(f"bounds must ascend from 0; got {list(bounds)}.")
 
 
-def _standardised(pool: Pool) -> np.ndarray:
-    """z of `WeightedSum`, `[num_sources, num_requests, width]` float32."""
-    found = pool.ranks > 0
-    count = np.maximum(found.sum(2, keepdims=True), 1)
-    least = np.where(found, pool.scores, np.inf).min(2, keepdims=True, initial=np.inf)
-    z = np.where(found, pool.scores - np.where(np.isfinite(least), least, 0), 0)
-    mean = z.sum(2, keepdims=True) / count
-    variance = (np.square(z, out=np.empty_like(z)).sum(2, keepdims=True) / count) - mean**2
+def _standardised(ranks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """z of `WeightedSum` for a source in a `Pool`, `[num_requests, width]` float32."""
+    found = ranks > 0
+    count = np.maximum(found.sum(1, keepdims=True), 1)
+    least = scores.min(1, keepdims=True, initial=np.inf, where=found)
+    z = np.where(found, scores - np.where(np.isfinite(least), least, 0), 0)
+    mean = z.sum(1, keepdims=True) / count
+    variance = (np.square(z, out=np.empty_like(z)).sum(1, keepdims=True) / count) - mean**2
     # Where all scores are equal they say only that the source found the item.
     return np.where(found & (variance <= 0), 1, z / np.sqrt(np.where(variance > 0, variance, 1)))
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from twotower.retrieval.candidates import NO_KEY, Candidates
+from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates, best_of_dense, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,7 @@ class Pool:
         packed.sort(axis=1)
         keys, column = packed >> bits, packed & ((1 << bits) - 1)
         source = np.repeat(np.arange(len(parts)), widths)[column]
-        rank = np.concatenate([np.arange(1, width + 1, dtype=np.int32) for width in widths])[column]
-        scores = np.concatenate([part.scores for part in parts], axis=1)
-        scores = np.take_along_axis(scores, column, axis=1)
+        rank = np.concatenate([np.arange(1, width + 1, dtype=np.int32) for width in widths])
         is_first = np.ones(keys.shape, bool)
         is_first[:, 1:] = keys[:, 1:] != keys[:, :-1]
         is_find = keys != nothing
@@ -66,15 +65,20 @@ class Pool:
         is_find[:, 1:] &= is_first[:, 1:] | (source[:, 1:] != source[:, :-1])
         place = np.cumsum(is_first, axis=1) - 1
         width = int(place[is_find].max(initial=-1)) + 1
-        row = np.broadcast_to(np.arange(num_rows)[:, None], keys.shape)[is_find]
-        place, source = place[is_find], source[is_find]
+        # From here on tables are flat, so that one index serves all of them.
+        finds, row = np.flatnonzero(is_find), np.arange(num_rows)[:, None]
+        column, keys = column.ravel()[finds], keys.ravel()[finds]
+        scores = np.concatenate([part.scores for part in parts], axis=1).ravel()[
+            (row * num_columns).repeat(is_find.sum(1)) + column
+        ]
+        cell = (place + row * width).ravel()[finds]
         shape = len(parts), num_rows, width
-        pool_keys = np.full((num_rows, width), NO_KEY)
+        pool_keys = np.full(num_rows * width, NO_KEY)
+        pool_keys[cell] = keys
+        cell += source.ravel()[finds] * (num_rows * width)
         pool_ranks, pool_scores = np.zeros(shape, np.int32), np.full(shape, np.nan, np.float32)
-        pool_keys[row, place] = keys[is_find]
-        pool_ranks[source, row, place] = rank[is_find]
-        pool_scores[source, row, place] = scores[is_find]
-        return cls(tuple(found), pool_keys, pool_ranks, pool_scores)
+        pool_ranks.ravel()[cell], pool_scores.ravel()[cell] = rank[column], scores
+        return cls(tuple(found), pool_keys.reshape(num_rows, width), pool_ranks, pool_scores)
 
     def best(self, scores: np.ndarray, k: int, keep: Mapping[str, int] | None = None) -> Candidates:
         """The `k` items of each request with the highest scores `[num_requests, width]`.
@@ -93,11 +97,28 @@ class Pool:
         for name, ranks in zip(self.names, self.ranks):
             kept |= (ranks > 0) & (ranks <= (keep or {}).get(name, 0))
         if not kept.any():
-            return Candidates.rank(self.keys, scores, k, columns)
+            return self._best(scores, k, columns)
         chosen = np.where(kept, np.float32(np.inf), scores)
         found = Candidates.rank(self.keys, chosen, k, {**columns, "": scores})
         columns = dict(found.columns)
         return Candidates.rank(found.keys, columns.pop(""), k, columns)
+
+    def _best(self, scores: np.ndarray, k: int, columns: Mapping[str, np.ndarray]) -> Candidates:
+        """As `Candidates.rank`, in half the time, since keys ascend along a row."""
+        scores = np.where(self.keys == NO_KEY, NO_SCORE, scores).astype(np.float32, copy=False)
+        order, best = best_of_dense(scores, k)
+        filled = best > NO_SCORE
+        cell = order + np.arange(len(order))[:, None] * scores.shape[1]
+
+        def taken(values: np.ndarray, fill: Any) -> np.ndarray:
+            return widened(np.where(filled, values.ravel()[cell], fill), k, fill)
+
+        return Candidates(
+            taken(self.keys, NO_KEY),
+            widened(best, k, NO_SCORE),
+            filled.sum(1),
+            {name: taken(values, values.dtype.type()) for name, values in columns.items()},
+        )
 
 
 def sources_of(candidates: Candidates) -> tuple[str, ...]:

@@ -73,6 +73,8 @@ def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[Ste
         answer = funnel.recommend(part, k=1, deadlines=False)
         if answer.missing:
             raise RuntimeError(f"sources failed: {answer.missing}")
+        if answer.failed:
+            raise RuntimeError(f"stages failed: {answer.failed}")
         steps.append(answer.steps)
         ranks.append([_ranks(part, step.candidates) for step in answer.steps])
         found = {step.name: step.candidates for step in answer.steps[: len(funnel.sources)]}
@@ -137,6 +139,9 @@ def exploration(
         seed: Of the order.
         batch: Requests that are answered between two updates of the counts.
 
+    Returns:
+        The number of fresh items, and which share of them was shown; 0 where there are none.
+
     Raises:
         ValueError: A funnel without the stage.
     """
@@ -152,10 +157,13 @@ def exploration(
         shown += np.bincount(keys[keys >= 0], minlength=len(shown))
         slots[0].counts[:] = before + shown
     slots[0].counts[:] = before
+    num_fresh = max(len(fresh), 1)
     return {
         "fresh_items": float(len(fresh)),
-        f"shown_in_{top}": float((shown[fresh] > 0).mean()),
-        f"shown_in_{top} fully": float((shown[fresh] >= slots[0].until).mean()),
+        f"shown_in_{top}": float(np.count_nonzero(shown[fresh]) / num_fresh),
+        f"shown_in_{top} fully": float(
+            np.count_nonzero(shown[fresh] >= slots[0].until) / num_fresh
+        ),
     }
 
 

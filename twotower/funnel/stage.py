@@ -111,7 +111,14 @@ class Source(Part):
 
 
 class Stage(Part):
-    """Filters, scores or reorders candidates: `stage(requests, candidates)`."""
+    """Filters, scores or reorders candidates: `stage(requests, candidates)`.
+
+    If a stage raises, the funnel goes on without it and names it in its answer. If the stage is
+    `required`, no answer is given instead.
+    """
+
+    # Whether a list may not be shown without this stage, as without filters.
+    required: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:

@@ -277,6 +277,8 @@ class Candidates:
         """Keeps the entries where `keep` `[num_queries, k]` holds, closing the gaps."""
         keep = keep & self.valid
         counts = keep.sum(1)
+        if (counts == self.counts).all():
+            return self
         # A stable sort of "dropped" moves the kept to the front in their order.
         order = np.argsort(~keep, axis=1, kind="stable")
         valid = np.arange(keep.shape[1]) < counts[:, None]

@@ -68,13 +68,13 @@ def test_a_table_that_is_none_is_named():
 def test_pictures_are_what_the_results_say():
     made = drawing.pictures()
     folder = render_results.PICTURES
-    assert {path.name for path in folder.iterdir()} == made.keys() and len(made) == 6
+    assert {path.name for path in folder.iterdir()} == made.keys() and len(made) == 8
     for name, picture in made.items():
         assert (folder / name).read_text() == picture, name
         assert xml.etree.ElementTree.fromstring(picture).tag.endswith("svg")
     # The two of a pair differ in colours alone.
     colour = re.compile(r"#[0-9a-f]{6}")
-    for name in ("towers", "badges", "measured"):
+    for name in ("towers", "badges", "measured", "stages"):
         light, dark = (made[f"{name}_{page}.svg"] for page in drawing.THEMES)
         assert light != dark and colour.sub("", light) == colour.sub("", dark)
 
