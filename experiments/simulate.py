@@ -35,6 +35,8 @@ flags.DEFINE_integer("rounds", 20_000, "Lists that a bandit shows.", lower_bound
 flags.DEFINE_integer("runs", 5, "Times that each bandit starts anew.", lower_bound=2)
 flags.DEFINE_integer("replications", 2000, "Logs, and A/B tests, of each kind.", lower_bound=8)
 flags.DEFINE_integer("users", 2000, "Users of the service.", lower_bound=100)
+PARTS = ["bandits", "estimators", "lists", "tests", "ratios"]
+flags.DEFINE_multi_enum("parts", PARTS, PARTS, "What is simulated.")
 flags.DEFINE_integer("processes", 2, "Parts that run at once.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Of the service and of all draws.")
 script.DEFINE_path("output", None, "JSON file to write.")
@@ -335,17 +337,21 @@ def main() -> None:
             num_users=FLAGS.users, num_items=300, num_interactions=6 * FLAGS.users, seed=FLAGS.seed
         )
     )
-    parts = [
-        *(functools.partial(bandit_rows, made, clicking) for clicking in ("position", "cascade")),
-        *(functools.partial(estimator_rows, made, *log) for log in LOGS),
-        *(functools.partial(list_rows, made), functools.partial(ab_rows, made), ratio_rows),
-    ]
+    part = functools.partial
+    parts = {
+        "bandits": [part(bandit_rows, made, clicking) for clicking in ("position", "cascade")],
+        "estimators": [part(estimator_rows, made, *log) for log in LOGS],
+        "lists": [part(list_rows, made)],
+        "tests": [part(ab_rows, made)],
+        "ratios": [ratio_rows],
+    }
+    asked = [each for name in FLAGS.parts for each in parts[name]]
     # A fork has the flags.
     context = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(FLAGS.processes, context) as pool:
-        rows = [row for future in [pool.submit(part) for part in parts] for row in future.result()]
+        rows = [row for future in [pool.submit(each) for each in asked] for row in future.result()]
     settings = {name: FLAGS[name].value for name in ("rounds", "runs", "replications", "users")}
-    rows = [row | {"seed": FLAGS.seed, **settings, **provenance()} for row in rows]
+    rows = [{**settings, **row, "seed": FLAGS.seed, **provenance()} for row in rows]
     if FLAGS.output:
         write_result(FLAGS.output, {"rows": rows})
 
