@@ -36,12 +36,12 @@ flags.DEFINE_list("ways", ["mmr", "dpp", "calibration"], f"Ways to re-rank: {', 
 flags.DEFINE_integer("repeats", 300, "Single requests whose time is taken.", lower_bound=10)
 script.DEFINE_path("output", None, "JSON file to write.")
 
-WEIGHTS = (0.03, 0.06, 0.09, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32, 0.36, 0.4, 0.45)
+WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 POOL, SHOWN, TOP = 500, 40, 10
 # Shares of NDCG@10 that are lost; a weight that is chosen loses at most the last of them.
 LOSSES = (0.005, 0.01, 0.02)
 # A way is given up behind this loss.
-TOO_MUCH = 0.05
+TOO_MUCH = 0.03
 WARM = 20
 
 
