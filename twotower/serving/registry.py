@@ -1,0 +1,5 @@
+"""Registry: a folder of bundles, of which one is active. (Under construction.)"""
+
+
+class Registry:
+    """Bundles by version."""
