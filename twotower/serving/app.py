@@ -16,7 +16,7 @@ from twotower import __version__
 from twotower.serving import schemas
 from twotower.serving.guard import Guard, Limits, error_body
 from twotower.serving.pipeline import FieldError
-from twotower.serving.service import LateError, Service
+from twotower.serving.service import DeployRefused, LateError, Service
 
 LOG = logging.getLogger("twotower.serving")
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -96,6 +96,21 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """Adds items, replaces those that are there, and removes items."""
         return _json(await service.change_items(body))
 
+    @app.get("/deploys", responses=ERRORS)
+    async def deploys() -> Response:
+        """The registry's versions, what is live, and why versions were refused."""
+        return _json(service.deploys())
+
+    @post("/deploys")
+    async def deploy(body: schemas.Deploy) -> Response:
+        """Checks a version of the registry and makes it live, or the canary for a share."""
+        return _json(await service.deploy(body.version, body.share))
+
+    @post("/deploys/rollback")
+    async def roll_back() -> Response:
+        """Ends the canary, or makes the previous version live again."""
+        return _json(await service.roll_back())
+
     @app.get("/onboarding", responses=ERRORS)
     async def onboarding(
         size: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 20,
@@ -137,6 +152,12 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
     @app.exception_handler(LateError)
     async def late(request: Request, _: LateError) -> Response:
         return error(request, 503, "late", "the deadline passed; come back later")
+
+    @app.exception_handler(DeployRefused)
+    async def not_deployed(request: Request, wrong: DeployRefused) -> Response:
+        # What a check found is for the administrator, and may name the registry's folder.
+        text = f"{len(wrong.reasons)} checks failed; GET /deploys and the log have the reasons"
+        return error(request, 409, "refused", text, "version")
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, wrong: HTTPException) -> Response:

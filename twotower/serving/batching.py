@@ -20,8 +20,8 @@ class Batcher(Generic[Item, Result]):
         answer = await batcher.submit(request)
 
     Args:
-        function: Items -> a result or an exception for each. It runs in a thread of the batcher, one
-            call at a time.
+        function: Items -> a result or an exception for each. It runs in a thread of the batcher,
+            one call at a time.
         max_batch: Most items of a call.
         max_wait: Seconds.
         observe: Called with the number of items of each batch and the seconds that its first one

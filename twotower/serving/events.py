@@ -1,10 +1,10 @@
-"""EventLog: what users did, on disk when it is acknowledged, and as Parquet from which training reads.
+"""EventLog: what users did, on disk when it is acknowledged, then Parquet that training reads.
 
     python experiments/train.py --interactions=W/state/events --items=W/items.parquet ...
 
-Events go to a SQLite file first, since a Parquet file cannot grow. From time to time all of them move
-into a part file, whose name holds the numbers of its events: what `kill -9` leaves in both is removed
-from the SQLite file at the next start, so each event is there once.
+Events go to a SQLite file first, since a Parquet file cannot grow. From time to time all of them
+move into a part file, whose name holds the numbers of its events: what `kill -9` leaves in both is
+removed from the SQLite file at the next start, so each event is there once.
 """
 
 import os
@@ -62,7 +62,9 @@ class EventLog:
         execute = self._connection.execute
         execute("PRAGMA synchronous = FULL")
         names = ", ".join(COLUMNS)
-        execute(f"CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, {names})")
+        execute(
+            f"CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, {names})"
+        )
         execute("DELETE FROM events WHERE number <= ?", (self._flushed(),))
 
     def _flushed(self) -> int:

@@ -1,7 +1,7 @@
 """Guard: what holds for every request, whatever its route: limits, tokens, ids, logs, counts.
 
-An ASGI middleware around the app, so that a body that is too large or a caller without a token never
-reaches a route.
+An ASGI middleware around the app, so that a body that is too large or a caller without a token
+never reaches a route.
 """
 
 import asyncio
@@ -64,8 +64,8 @@ class Refusal(Exception):
 def error_body(code: str, message: str, request_id: str, field: str = "") -> bytes:
     """The body of every error.
 
-    >>> error_body("late", "the deadline passed", "r1")
-    b'{"error": {"code": "late", "field": "", "message": "the deadline passed"}, "request_id": "r1"}'
+    >>> error_body("late", "too late", "r1")
+    b'{"error": {"code": "late", "field": "", "message": "too late"}, "request_id": "r1"}'
     """
     error = {"code": code, "field": field, "message": message}
     return json.dumps({"error": error, "request_id": request_id}).encode()

@@ -65,6 +65,9 @@ class Journal:
         self._lock = threading.Lock()
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute(TABLE)
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS bundles (model_version TEXT PRIMARY KEY, sequence INTEGER)"
+        )
 
     def append(self, added: Sequence[dict[str, Any]], removed: Sequence[str]) -> int:
         """Writes changes, all or none; they are on disk when this returns.
@@ -96,6 +99,20 @@ class Journal:
         with self._lock:
             rows = self._connection.execute(select, (sequence,)).fetchall()
         return [Change(number, op, item_id, json.loads(item)) for number, op, item_id, item in rows]
+
+    def exported(self, model_version: str) -> int:
+        """The number of the last change before a bundle was first opened with this journal.
+
+        Args:
+            model_version: Of the bundle.
+        """
+        with self._lock, self._connection:
+            execute = self._connection.execute
+            execute("BEGIN IMMEDIATE")
+            row = (model_version, self._last())
+            execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", row)
+            select = "SELECT sequence FROM bundles WHERE model_version = ?"
+            return execute(select, row[:1]).fetchone()[0]
 
     @property
     def last(self) -> int:

@@ -9,9 +9,9 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """Counters of one service.
 
-        metrics = Metrics()
-        metrics.answers.labels("/recommend", 200).inc()
-        metrics.text()
+    metrics = Metrics()
+    metrics.answers.labels("/recommend", 200).inc()
+    metrics.text()
     """
 
     def __init__(self) -> None:
@@ -19,10 +19,18 @@ class Metrics:
         named = {"registry": self._registry, "namespace": "twotower"}
         self.requests = Counter("requests", "By route and status.", ["route", "status"], **named)
         self.seconds = Histogram(
-            "request_seconds", "From the first byte to the answer.", ["route"], buckets=SECONDS, **named
+            "request_seconds",
+            "From the first byte to the answer.",
+            ["route"],
+            buckets=SECONDS,
+            **named,
         )
         self.stage_seconds = Histogram(
-            "stage_seconds", "Of a batch: sources, merge, stages.", ["stage"], buckets=SECONDS, **named
+            "stage_seconds",
+            "Of a batch: sources, merge, stages.",
+            ["stage"],
+            buckets=SECONDS,
+            **named,
         )
         self.batch = Histogram("batch_requests", "Requests of a batch.", buckets=ROWS, **named)
         self.wait = Histogram(

@@ -187,7 +187,7 @@ class Pipeline:
                 name: dataclasses.replace(inlet, deadline=inlet.deadline or source_deadline)
                 for name, inlet in funnel.sources.items()
             }
-        self.default_funnel = "default" if "default" in self.funnels else [*self.funnels][0]
+        self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
         self.catalogue, self._num_exported = bundle.catalogue, len(bundle.catalogue)
         self._cards = Cards(self.catalogue)
         self._removed: np.ndarray = np.empty(0, np.int64)
@@ -267,9 +267,7 @@ class Pipeline:
             exclude.append(np.setdiff1d(catalogue.keys, _where(catalogue, ask.where)))
         times = np.array(ask.times or [-1] * len(known), np.int64)
         ratings = np.array(ask.ratings or [np.nan] * len(known), np.float32)
-        return _Row(
-            history[known], times[known], ratings[known], np.concatenate(exclude), unknown
-        )
+        return _Row(history[known], times[known], ratings[known], np.concatenate(exclude), unknown)
 
     def _answer(
         self,
@@ -284,9 +282,7 @@ class Pipeline:
         count = min(int(answer.candidates.counts[place]), ask.k)
         keys = answer.candidates.keys[place, :count]
         scores = answer.candidates.scores[place, :count].tolist()
-        items = [
-            {**card, "score": round(score, 6)} for card, score in zip(cards.of(keys), scores)
-        ]
+        items = [{**card, "score": round(score, 6)} for card, score in zip(cards.of(keys), scores)]
         found: dict[str, Any] = {
             "items": items,
             "model_version": self.model_version,
@@ -316,7 +312,7 @@ class Pipeline:
         """
         cards, removed, keys = self._cards, self._removed, self.catalogue.keys_of(exclude)
         rows = Ragged.from_rows([np.concatenate([keys[keys >= 0], removed])] * len(vectors))
-        retriever = self._retriever(index)
+        retriever = self.retriever(index)
         try:
             found = retriever.search(vectors, k, exclude=rows)
         except ValueError as error:
@@ -330,14 +326,19 @@ class Pipeline:
             FieldError: No such index; or an item that is not in the catalogue, or has no vector.
         """
         key = self.catalogue.keys_of([item_id])
-        retriever = self._retriever(index)
+        retriever = self.retriever(index)
         keys, vectors = retriever.live()
         row = np.flatnonzero(keys == key[0])
         if not len(row):
             raise FieldError("item_id", "there is no such item in the index")
         return self.search(vectors[row], k, [item_id], index)[0]
 
-    def _retriever(self, index: str) -> Retriever:
+    def retriever(self, index: str) -> Retriever:
+        """The index of that name, with all changes of items; the default one for "".
+
+        Raises:
+            FieldError: There is none.
+        """
         name, names = index or self.index, ["exact", *self.bundle.indexes]
         if name not in names:
             raise FieldError("index", f"expected one of {names}")
@@ -378,12 +379,14 @@ class Pipeline:
 
     # Changes.
 
-    def apply(self, changes: Sequence[Change]) -> None:
+    def apply(self, changes: Sequence[Change], exported: int = 0) -> None:
         """Adds and removes items; the next answer knows of it. A change that is applied already is
         left out.
 
         Args:
             changes: In the order of the journal.
+            exported: Changes up to this number came before the export: an item that was added and
+                that the bundle has keeps the bundle's vector.
 
         Raises:
             ValueError: Columns that do not fit the catalogue's.
@@ -393,7 +396,15 @@ class Pipeline:
             if not changes:
                 return
             last = {change.item_id: change for change in changes}
-            added = [change.item for change in last.values() if change.op == ADD]
+            added = [
+                change.item
+                for change in last.values()
+                if change.op == ADD
+                and (
+                    change.sequence > exported
+                    or self.bundle.catalogue.keys_of([change.item_id])[0] < 0
+                )
+            ]
             gone = self.catalogue.keys_of(
                 [change.item_id for change in last.values() if change.op != ADD]
             )
@@ -435,7 +446,9 @@ class Pipeline:
             }
         )
         names = [spec["name"] for spec in self.bundle.manifest["item_inputs"]]
-        inputs = ItemInputs(Dataset("", events, extended.items, users), np.empty(0, np.int64), names)
+        inputs = ItemInputs(
+            Dataset("", events, extended.items, users), np.empty(0, np.int64), names
+        )
         vectors = self.bundle.item_tower(inputs(np.arange(1, len(table) + 1)))
         if not np.isfinite(vectors).all():
             raise ValueError("the item tower gives vectors that are not finite for these items")
@@ -502,7 +515,10 @@ def _table(items: list[dict[str, Any]]) -> pd.DataFrame:
     """New items as a table; lists are tags, which tables have as tuples."""
     return pd.DataFrame(
         [
-            {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+            {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in row.items()
+            }
             for row in items
         ]
     )

@@ -25,7 +25,9 @@ K = Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # One condition on a column: a value, some values, or a range of numbers.
 Range = Annotated[dict[str, Number | None], Field(max_length=2)]
-Condition = bool | int | Number | Text | Annotated[list[Text | Number], Field(max_length=100)] | Range
+Condition = (
+    bool | int | Number | Text | Annotated[list[Text | Number], Field(max_length=100)] | Range
+)
 
 
 class Body(BaseModel):
@@ -202,6 +204,9 @@ class Deploy(Body):
     """Body of `POST /deploys`."""
 
     version: Name = Field(description="One of the registry's versions, as GET /deploys lists them.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Of the users; below 1 the version is a canary."
+    )
 
 
 class Item(BaseModel):

@@ -2,7 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 import time
@@ -13,19 +15,33 @@ import numpy as np
 
 from twotower.serving import schemas
 from twotower.serving.batching import Batcher
+from twotower.serving.checks import Checks, failed
 from twotower.serving.events import EventLog
 from twotower.serving.histories import Histories
 from twotower.serving.journal import Journal
+from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
 from twotower.serving.pipeline import Ask, FieldError, Pipeline
-from twotower.serving.live import Live
-from twotower.serving.registry import Registry
+from twotower.serving.registry import Active, Registry, verify
 from twotower.serving.sessions import Deed, Session, Sessions
 from twotower.serving.store import MemoryStore, Store
 
 # Seconds between looks for another active version, changes of items by other processes, and
 # events to write as Parquet.
 FOLLOW, FLUSH = 0.5, 60.0
+LOG = logging.getLogger("twotower.serving")
+
+
+class DeployRefused(Exception):
+    """A bundle is not made live; `reasons` has a line for each reason.
+
+    >>> DeployRefused(["recall@100: 0.4; expected 0.95 or more"]).reasons
+    ['recall@100: 0.4; expected 0.95 or more']
+    """
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = list(reasons)
 
 
 class LateError(Exception):
@@ -58,6 +74,7 @@ class Service:
         options: See there.
         registry: Whose active version is followed; None for one bundle for ever.
         load: Opens a bundle's folder as a pipeline, for deploys.
+        checks: What a bundle must show before it serves.
     """
 
     def __init__(
@@ -69,6 +86,7 @@ class Service:
         options: Options | None = None,
         registry: Registry | None = None,
         load: Callable[[pathlib.Path], Pipeline] = Pipeline,
+        checks: Checks | None = None,
     ) -> None:
         self.live, self.options, self.registry = live, options or Options(), registry
         self.metrics, self.store = Metrics(), store or MemoryStore()
@@ -77,8 +95,11 @@ class Service:
         state.mkdir(parents=True, exist_ok=True)
         self.event_log, self.journal = EventLog(state / "events"), Journal(state / "items.sqlite")
         for pipeline in live.pipelines:
-            pipeline.apply(self.journal.since(pipeline.sequence))
-        self._load, self.is_ready, self._refused = load, False, ""
+            self._replay(pipeline)
+        self._load, self._checks, self.is_ready = load, checks or Checks(), False
+        # What the registry named when this service looked last, and what it serves of it.
+        self._active = registry.active if registry is not None else Active()
+        self._versions = [v for v in (self._active.version, self._active.canary) if v]
         self._batcher: Batcher[schemas.Recommend, dict[str, Any]] = Batcher(
             self._recommend, self.options.max_batch, self.options.max_wait, self._observe
         )
@@ -131,9 +152,9 @@ class Service:
             ratings = list(body.ratings or [math.nan] * len(history))
         if lately := {deed.item_id for deed in session.liked} | {*session.refused}:
             kept = [place for place, item in enumerate(history) if item not in lately]
-            history, times, ratings = (
-                [values[place] for place in kept] for values in (history, times, ratings)
-            )
+            history = [history[place] for place in kept]
+            times = [times[place] for place in kept]
+            ratings = [ratings[place] for place in kept]
             history += [deed.item_id for deed in session.liked]
             times += [deed.timestamp for deed in session.liked]
             ratings += [deed.rating for deed in session.liked]
@@ -274,9 +295,7 @@ class Service:
             live = self.live
             added = [item.model_dump() for item in body.add]
             main = live.pipelines[0]
-            unknown = [
-                item for item in body.remove if main.catalogue.keys_of([item])[0] < 0
-            ]
+            unknown = [item for item in body.remove if main.catalogue.keys_of([item])[0] < 0]
             if unknown:
                 raise FieldError("remove", f"not in the catalogue: {unknown[:5]}")
             try:
@@ -301,6 +320,109 @@ class Service:
         for pipeline in self.live.pipelines:
             pipeline.apply(self.journal.since(pipeline.sequence))
 
+    def _replay(self, pipeline: Pipeline) -> None:
+        """Applies all changes of items to a bundle that was just opened."""
+        exported = self.journal.exported(pipeline.model_version)
+        pipeline.apply(self.journal.since(0), exported)
+
+    # Deploys.
+
+    async def deploy(self, version: str, share: float = 1.0) -> dict[str, Any]:
+        """Makes a version of the registry the live one, or the canary of a share of the users.
+
+        Raises:
+            FieldError: No registry, or no such version.
+            DeployRefused: A check failed; the old one serves on.
+        """
+        registry = self._registry()
+        if version not in registry.versions:
+            raise FieldError("version", f"expected one of {registry.versions[-10:]}")
+
+        def deploy() -> None:
+            now = registry.active
+            if share < 1:
+                wanted = dataclasses.replace(now, canary=version, share=share)
+            else:
+                wanted = Active(version)
+            self._follow(wanted)
+            registry.activate(version, share)
+            self._active = registry.active
+
+        await asyncio.get_running_loop().run_in_executor(self._changes, deploy)
+        return self.status()
+
+    async def roll_back(self) -> dict[str, Any]:
+        """Ends the canary, or makes the previous version of the registry the live one.
+
+        Raises:
+            FieldError: No registry, or no previous version.
+            DeployRefused: A check failed; the one that is live serves on.
+        """
+        registry = self._registry()
+
+        def roll_back() -> None:
+            now = registry.active
+            if now.canary:
+                wanted = Active(now.version)
+            elif now.previous in registry.versions:
+                wanted = Active(now.previous)
+            else:
+                raise FieldError("version", "there is no previous version")
+            # What served before may be worse than what serves now: that is why it comes back.
+            self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
+            registry.roll_back()
+            self._active = registry.active
+
+        await asyncio.get_running_loop().run_in_executor(self._changes, roll_back)
+        return self.status()
+
+    def _registry(self) -> Registry:
+        if self.registry is None:
+            raise FieldError("version", "this service has no registry")
+        return self.registry
+
+    def _follow(self, wanted: Active, checks: Checks | None = None) -> None:
+        """Makes live what is wanted, in one step; in the thread of changes.
+
+        Raises:
+            DeployRefused: A check failed; what was live stays.
+        """
+        versions = [version for version in (wanted.version, wanted.canary) if version]
+        known = dict(zip(self._versions, self.live.pipelines))
+        pipelines = []
+        for version in versions:
+            if version in known:
+                pipelines.append(known[version])
+                continue
+            pipelines.append(self._opened(version, checks or self._checks))
+        self.live = Live(tuple(pipelines), wanted.share)
+        self._versions = versions
+        self.metrics.deploys.labels("live").inc()
+        LOG.info("live: %s", ", ".join(versions))
+
+    def _opened(self, version: str, checks: Checks) -> Pipeline:
+        """The pipeline of a version, warm and checked.
+
+        Raises:
+            DeployRefused: A check failed.
+        """
+        registry = self._registry()
+        try:
+            folder = registry.path(version)
+            verify(folder)
+            pipeline = self._load(folder)
+            self._replay(pipeline)
+            pipeline.warm()
+            reasons = failed(pipeline, self.live.pipelines[0], checks)
+        except Exception as error:  # whatever a damaged bundle raises: it does not serve
+            reasons = [f"{type(error).__name__}: {error}"]
+        if reasons:
+            self.metrics.deploys.labels("refused").inc()
+            registry.refuse(version, reasons)
+            LOG.error("version %s is refused: %s", version, "; ".join(reasons))
+            raise DeployRefused(reasons)
+        return pipeline
+
     # Life.
 
     async def start(self) -> None:
@@ -308,11 +430,40 @@ class Service:
         loop = asyncio.get_running_loop()
         for pipeline in self.live.pipelines:
             await loop.run_in_executor(self._changes, pipeline.warm)
+        self._follower = asyncio.create_task(self._keep_following())
         self.is_ready = True
+
+    async def _keep_following(self) -> None:
+        """Looks now and then for what other processes have changed."""
+        loop, flushed = asyncio.get_running_loop(), time.monotonic()
+        while True:
+            await asyncio.sleep(FOLLOW)
+            try:
+                await loop.run_in_executor(self._changes, self._look)
+                if time.monotonic() - flushed > FLUSH:
+                    flushed = time.monotonic()
+                    await loop.run_in_executor(self._others, self.event_log.flush)
+            except Exception:  # a full disk, say; the next look may succeed
+                LOG.exception("following failed")
+
+    def _look(self) -> None:
+        """Applies changes of items, and deploys what the registry names; in the thread of
+        changes. A version that was refused is not tried again before another one is named."""
+        if self.journal.last > min(pipeline.sequence for pipeline in self.live.pipelines):
+            self._catch_up()
+        if self.registry is None:
+            return
+        wanted = self.registry.active
+        if wanted.version and wanted != self._active:
+            self._active = wanted
+            with contextlib.suppress(DeployRefused):
+                self._follow(wanted)
 
     async def stop(self) -> None:
         """Writes what is not yet in a part file, and ends the threads."""
         self.is_ready = False
+        if self._follower is not None:
+            self._follower.cancel()
         self._batcher.close()
         self._events.close()
         for pool in (self._changes, self._others):
@@ -328,6 +479,25 @@ class Service:
             "num_items": self.live.pipelines[0].num_items,
             "funnels": sorted(self.live.pipelines[0].funnels),
             "indexes": ["exact", *self.live.pipelines[0].bundle.indexes],
+            "versions": list(self._versions),
+            "canary_share": self.live.share,
+        }
+
+    def deploys(self) -> dict[str, Any]:
+        """What `GET /deploys` answers."""
+        registry = self._registry()
+        folder = str(registry.folder)
+        refused = {version: registry.refused(version) for version in registry.versions}
+        return {
+            "versions": registry.versions,
+            "active": dataclasses.asdict(registry.active),
+            # A reason may name a file, of which the path inside the registry is enough.
+            "refused": {
+                version: [reason.replace(folder, "") for reason in reasons]
+                for version, reasons in refused.items()
+                if reasons
+            },
+            **self.status(),
         }
 
     def metrics_text(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Sessions: what users did since their history was recorded, so that the next answer knows of it."""
+"""Sessions: what users did since their history was recorded; the next answer knows of it."""
 
 import collections
 import dataclasses
@@ -47,7 +47,8 @@ class Session:
     def of(cls, deeds: Sequence[Deed]) -> "Session":
         """The session of events, oldest first.
 
-        >>> session = Session.of([Deed("a", "watch", 1), Deed("b", "skip", 2), Deed("a", "like", 3)])
+        >>> deeds = [Deed("a", "watch", 1), Deed("b", "skip", 2), Deed("a", "like", 3)]
+        >>> session = Session.of(deeds)
         >>> [deed.timestamp for deed in session.liked], session.refused
         ([3], ['b'])
         """
