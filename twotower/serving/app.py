@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 
 from twotower import __version__
 from twotower.serving import schemas
+from twotower.serving.asks import FieldError
+from twotower.serving.deployer import DeployRefused
 from twotower.serving.guard import Guard, Limits, error_body
-from twotower.serving.pipeline import FieldError
-from twotower.serving.service import DeployRefused, LateError, Service
+from twotower.serving.service import LateError, Service
 
 LOG = logging.getLogger("twotower.serving")
 PAGE = pathlib.Path(__file__).parent / "page"

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 
 from twotower.live import pair
-from twotower.serving.pipeline import Ask, Pipeline
+from twotower.serving.asks import Ask
+from twotower.serving.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)

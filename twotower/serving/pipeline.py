@@ -5,20 +5,15 @@ to ids, so no answer is of two trainings; a deploy assigns the variable.
 """
 
 import dataclasses
-import functools
 import pathlib
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from twotower.bundle.bundle import Bundle, BundleError
-from twotower.data.dataset import Catalogue, Dataset
-from twotower.data.examples import ItemInputs
-from twotower.data.requests import Requests
+from twotower.data.dataset import Dataset
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Answer, Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
@@ -28,112 +23,13 @@ from twotower.ragged import Ragged
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
 from twotower.serving.answers import Cards, explained
+from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
 from twotower.serving.journal import ADD, Change
 from twotower.serving.query_cache import QueryCache
-from twotower.storage import paths
+from twotower.serving.served_bundle import ServedBundle
 
 # The funnel of the two-tower source alone, which every pipeline has.
 TWO_TOWER = "two_tower"
-
-
-class ServedBundle(Bundle):
-    """A bundle whose indexes are loaded once each, so that all funnels search the same one and see
-    its changes."""
-
-    @functools.cached_property
-    def _retrievers(self) -> dict[str, Retriever]:
-        return {}
-
-    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
-        """The index `name`, the same object at each call; see `Bundle.retriever`."""
-        if name not in self._retrievers:
-            self._retrievers[name] = super().retriever(name, allowed_uris)
-        return self._retrievers[name]
-
-    @functools.cached_property
-    def item_tower(self) -> Any:
-        """Raw inputs of items by name -> `[num_items, dim]` float32.
-
-        Raises:
-            BundleError: A tower that is changed, or of another training.
-        """
-        import tensorflow as tf
-
-        model = self.read("item_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
-        version = model.model_version.numpy().decode()
-        if version != self.model_version:
-            raise BundleError(
-                f"{self.directory / 'item_tower'} is of model {version!r}, not of "
-                f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
-            )
-        signature, dtypes = (
-            model.signatures["serving_default"],
-            {spec["name"]: spec["dtype"] for spec in self.manifest["item_inputs"]},
-        )
-
-        def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            tensors = {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
-            return signature(**tensors)["embedding"].numpy()
-
-        tower: Any = embed
-        tower.model = model  # keeps the variables alive
-        return tower
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ask:
-    """A request as a pipeline takes it: ids, and all that the service knows of its user.
-
-    Attributes:
-        user_id: The user; "" for an unknown one.
-        history: Ids of the items, oldest first, those of the session among them.
-        times: Time of each event of the history in seconds, -1 for none.
-        ratings: Rating of each event of the history, NaN for none.
-        context: Further columns of the request, `search_text` among them.
-        time: Time of the request in seconds.
-        k: Length of the list.
-        exclude: Ids of further items not to answer.
-        where: Conditions on columns of the catalogue, as `Catalogue.where` takes them.
-        funnel: Name of a funnel; "" for the default.
-        objective_weights: Objective -> its weight, for funnels that rank.
-        explain: Whether to say why.
-    """
-
-    user_id: str = ""
-    history: Sequence[str] = ()
-    times: Sequence[int] = ()
-    ratings: Sequence[float] = ()
-    context: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    time: int = -1
-    k: int = 10
-    exclude: Sequence[str] = ()
-    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    funnel: str = ""
-    objective_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    explain: bool = False
-
-
-class FieldError(ValueError):
-    """A value of a request that is wrong for this bundle.
-
-    >>> FieldError("funnel", "there is none of this name").field
-    'funnel'
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Row:
-    """A request in keys."""
-
-    history: np.ndarray
-    times: np.ndarray
-    ratings: np.ndarray
-    exclude: np.ndarray
-    unknown: list[str]
 
 
 class Pipeline:
@@ -156,6 +52,7 @@ class Pipeline:
         catalogue: Its items and those added since.
         funnels: Name -> funnel.
         cache: Query vectors of requests that were asked before.
+        observe: Called with each funnel's answer to a batch; None for nobody.
 
     Raises:
         BundleError: A part that is missing, changed, or of another training.
@@ -192,6 +89,7 @@ class Pipeline:
         self._cards = Cards(self.catalogue)
         self._removed: np.ndarray = np.empty(0, np.int64)
         self._changing = threading.Lock()
+        self.observe: Callable[[Answer], None] | None = None
         self.sequence = 0  # last change of the journal that is applied
 
     @property
@@ -219,20 +117,20 @@ class Pipeline:
             deadlines: Whether the sources' deadlines hold.
         """
         answers: list[Any] = [None] * len(asks)
-        rows: dict[int, _Row] = {}
+        rows: dict[int, Row] = {}
         by_funnel: dict[str, list[int]] = {}
         catalogue, cards, removed = self.catalogue, self._cards, self._removed
         for number, ask in enumerate(asks):
             try:
                 name = ask.funnel or self.default_funnel
                 self._check(name, ask)
-                rows[number] = self._row(ask, catalogue, removed)
+                rows[number] = row_of(ask, catalogue, self._num_exported, removed)
                 by_funnel.setdefault(name, []).append(number)
             except ValueError as error:
                 answers[number] = error
         for name, numbers in by_funnel.items():
             k = max(asks[number].k for number in numbers)
-            requests = _requests([asks[n] for n in numbers], [rows[n] for n in numbers])
+            requests = requests_of([asks[n] for n in numbers], [rows[n] for n in numbers])
             begun = time.perf_counter()
             try:
                 answer = self.funnels[name].recommend(requests, k, deadlines)
@@ -241,6 +139,8 @@ class Pipeline:
                     answers[number] = error
                 continue
             seconds = time.perf_counter() - begun
+            if self.observe is not None:
+                self.observe(answer)
             for place, number in enumerate(numbers):
                 answers[number] = self._answer(
                     name, answer, place, asks[number], rows[number], cards, seconds
@@ -257,25 +157,13 @@ class Pipeline:
         if ask.objective_weights.keys() - known:
             raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
 
-    def _row(self, ask: Ask, catalogue: Catalogue, removed: np.ndarray) -> _Row:
-        history = catalogue.keys_of(ask.history)
-        known = (history >= 0) & (history < self._num_exported)
-        unknown = [item for item, is_known in zip(ask.history, known) if not is_known]
-        further = catalogue.keys_of(ask.exclude)
-        exclude = [history[history >= 0], further[further >= 0], removed]
-        if ask.where:
-            exclude.append(np.setdiff1d(catalogue.keys, _where(catalogue, ask.where)))
-        times = np.array(ask.times or [-1] * len(known), np.int64)
-        ratings = np.array(ask.ratings or [np.nan] * len(known), np.float32)
-        return _Row(history[known], times[known], ratings[known], np.concatenate(exclude), unknown)
-
     def _answer(
         self,
         funnel: str,
         answer: Answer,
         place: int,
         ask: Ask,
-        row: _Row,
+        row: Row,
         cards: Cards,
         seconds: float,
     ) -> dict[str, Any]:
@@ -299,8 +187,8 @@ class Pipeline:
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""
-        rows = [self._row(ask, self.catalogue, self._removed) for ask in asks]
-        return self.bundle.encode(_requests(asks, rows)), [row.unknown for row in rows]
+        rows = [row_of(ask, self.catalogue, self._num_exported, self._removed) for ask in asks]
+        return self.bundle.encode(requests_of(asks, rows)), [row.unknown for row in rows]
 
     def search(
         self, vectors: np.ndarray, k: int, exclude: Sequence[str], index: str
@@ -346,7 +234,7 @@ class Pipeline:
 
     @property
     def _live(self) -> dict[str, Retriever]:
-        return self.bundle._retrievers
+        return self.bundle.retrievers
 
     def _opened(self, name: str) -> Retriever:
         """An index that nobody has asked for yet, with the changes of the others."""
@@ -415,11 +303,13 @@ class Pipeline:
             self.sequence = changes[-1].sequence
 
     def _add(self, items: list[dict[str, Any]]) -> None:
-        table, catalogue = _table(items), self.catalogue
-        keys, vectors = self._embedded(table)
-        if (new := keys >= len(catalogue)).any():
-            self.catalogue = catalogue.extend(table[new])
+        table, vectors = self.bundle.vectors_of(items)
+        catalogue = self.catalogue
+        new = catalogue.keys_of(table["item_id"]) < 0
+        if new.any():
+            self.catalogue = catalogue = catalogue.extend(table[new])
             self._cards = Cards(self.catalogue)
+        keys = catalogue.keys_of(table["item_id"])
         for retriever in self._live.values():
             retriever.add(keys, vectors)
         self._removed = np.setdiff1d(self._removed, keys)
@@ -429,32 +319,7 @@ class Pipeline:
     def check_items(self, items: list[dict[str, Any]]) -> None:
         """Raises ValueError for items that `apply` could not add; nothing is changed."""
         if items:
-            self._embedded(_table(items))
-
-    def _embedded(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Keys of items, new ones among them, and their vectors."""
-        known = self.catalogue.keys_of(table["item_id"]) >= 0
-        # A catalogue of the exported columns and the new rows says how values are stored.
-        base = self.bundle.catalogue
-        extended = Catalogue(base.items.iloc[:1].assign(item_id="\0")).extend(table)
-        users = pd.DataFrame({"user_id": np.array([], object)})
-        events = pd.DataFrame(
-            {
-                "user_id": np.array([], object),
-                "item_id": np.array([], object),
-                "timestamp": np.array([], np.int64),
-            }
-        )
-        names = [spec["name"] for spec in self.bundle.manifest["item_inputs"]]
-        inputs = ItemInputs(
-            Dataset("", events, extended.items, users), np.empty(0, np.int64), names
-        )
-        vectors = self.bundle.item_tower(inputs(np.arange(1, len(table) + 1)))
-        if not np.isfinite(vectors).all():
-            raise ValueError("the item tower gives vectors that are not finite for these items")
-        keys = self.catalogue.keys_of(table["item_id"])
-        keys[~known] = len(self.catalogue) + np.arange((~known).sum())
-        return keys, vectors
+            self.bundle.vectors_of(items)
 
     def _remove(self, keys: np.ndarray) -> None:
         for retriever in self._live.values():
@@ -472,56 +337,6 @@ class Pipeline:
     def num_items(self) -> int:
         """Number of items that a search may find."""
         return len(self._live[self.index])
-
-
-def _requests(asks: Sequence[Ask], rows: Sequence[_Row]) -> Requests:
-    """The requests as columns."""
-    history = Ragged.from_rows([row.history for row in rows])
-    offsets = history.offsets
-    names = {name for ask in asks for name in ask.context}
-    return Requests(
-        user_id=np.array([ask.user_id for ask in asks], object),
-        history=history,
-        history_time=Ragged(np.concatenate([row.times for row in rows]), offsets),
-        history_rating=Ragged(np.concatenate([row.ratings for row in rows]), offsets),
-        exclude=Ragged.from_rows([row.exclude for row in rows]),
-        time=np.array([ask.time for ask in asks], np.int64),
-        context={
-            name: np.array([ask.context.get(name, "") for ask in asks], object) for name in names
-        },
-    )
-
-
-def _where(catalogue: Catalogue, conditions: Mapping[str, Any]) -> np.ndarray:
-    """Keys of the items that meet all conditions.
-
-    Raises:
-        FieldError: Columns or values that do not fit the catalogue.
-    """
-    wanted: dict[str, Any] = {}
-    for column, value in conditions.items():
-        if isinstance(value, Mapping):
-            if not value or value.keys() - {"from", "to"}:
-                raise FieldError(f"filters.{column}", 'a range is {"from": 1990, "to": 1999}')
-            value = (value.get("from"), value.get("to"))
-        wanted[column] = value
-    try:
-        return catalogue.where(**wanted)
-    except (ValueError, TypeError) as error:
-        raise FieldError("filters", str(error)) from error
-
-
-def _table(items: list[dict[str, Any]]) -> pd.DataFrame:
-    """New items as a table; lists are tags, which tables have as tuples."""
-    return pd.DataFrame(
-        [
-            {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in row.items()
-            }
-            for row in items
-        ]
-    )
 
 
 def _listed(found: Candidates, cards: Cards) -> list[list[dict[str, Any]]]:

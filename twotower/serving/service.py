@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import math
@@ -13,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from twotower.funnel.funnel import Answer
 from twotower.serving import schemas
+from twotower.serving.asks import Ask, FieldError
 from twotower.serving.batching import Batcher
-from twotower.serving.checks import Checks, failed
+from twotower.serving.checks import Checks
+from twotower.serving.deployer import Deployer
 from twotower.serving.events import EventLog
 from twotower.serving.histories import Histories
 from twotower.serving.journal import Journal
 from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
-from twotower.serving.pipeline import Ask, FieldError, Pipeline
-from twotower.serving.registry import Active, Registry, verify
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.registry import Registry
 from twotower.serving.sessions import Deed, Session, Sessions
 from twotower.serving.store import MemoryStore, Store
 
@@ -30,18 +32,6 @@ from twotower.serving.store import MemoryStore, Store
 # events to write as Parquet.
 FOLLOW, FLUSH = 0.5, 60.0
 LOG = logging.getLogger("twotower.serving")
-
-
-class DeployRefused(Exception):
-    """A bundle is not made live; `reasons` has a line for each reason.
-
-    >>> DeployRefused(["recall@100: 0.4; expected 0.95 or more"]).reasons
-    ['recall@100: 0.4; expected 0.95 or more']
-    """
-
-    def __init__(self, reasons: Sequence[str]) -> None:
-        super().__init__("; ".join(reasons))
-        self.reasons = list(reasons)
 
 
 class LateError(Exception):
@@ -88,18 +78,18 @@ class Service:
         load: Callable[[pathlib.Path], Pipeline] = Pipeline,
         checks: Checks | None = None,
     ) -> None:
-        self.live, self.options, self.registry = live, options or Options(), registry
-        self.metrics, self.store = Metrics(), store or MemoryStore()
+        self.options, self.metrics = options or Options(), Metrics()
+        self.store = store or MemoryStore()
         self.sessions, self._histories = Sessions(self.store), histories
         state = pathlib.Path(state)
         state.mkdir(parents=True, exist_ok=True)
         self.event_log, self.journal = EventLog(state / "events"), Journal(state / "items.sqlite")
         for pipeline in live.pipelines:
-            self._replay(pipeline)
-        self._load, self._checks, self.is_ready = load, checks or Checks(), False
-        # What the registry named when this service looked last, and what it serves of it.
-        self._active = registry.active if registry is not None else Active()
-        self._versions = [v for v in (self._active.version, self._active.canary) if v]
+            self._prepare(pipeline)
+        self._deployer = Deployer(
+            live, registry, load, self._prepare, checks or Checks(), self.metrics
+        )
+        self.is_ready = False
         self._batcher: Batcher[schemas.Recommend, dict[str, Any]] = Batcher(
             self._recommend, self.options.max_batch, self.options.max_wait, self._observe
         )
@@ -108,6 +98,11 @@ class Service:
         self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
         self._others = concurrent.futures.ThreadPoolExecutor(2, "others")
         self._follower: asyncio.Task | None = None
+
+    @property
+    def live(self) -> Live:
+        """What answers. Two reads may give two: keep the first."""
+        return self._deployer.live
 
     # Answers.
 
@@ -244,6 +239,11 @@ class Service:
         loop = asyncio.get_running_loop()
         return await self._in_time(loop.run_in_executor(self._others, function))
 
+    def _observe_funnel(self, answer: Answer) -> None:
+        for step in answer.steps:
+            self.metrics.stage_seconds.labels(step.name).observe(step.seconds)
+        self.metrics.fallback.inc(answer.fallback)
+
     def _observe(self, size: int, waited: float) -> None:
         self.metrics.batch.observe(size)
         self.metrics.wait.observe(waited)
@@ -313,115 +313,37 @@ class Service:
                 "next export",
             }
 
-        return await asyncio.get_running_loop().run_in_executor(self._changes, change)
+        return await self._changed(change)
 
     def _catch_up(self) -> None:
         """Applies the changes of items that the live pipelines lack."""
         for pipeline in self.live.pipelines:
             pipeline.apply(self.journal.since(pipeline.sequence))
 
-    def _replay(self, pipeline: Pipeline) -> None:
+    def _prepare(self, pipeline: Pipeline) -> None:
         """Applies all changes of items to a bundle that was just opened."""
+        pipeline.observe = self._observe_funnel
         exported = self.journal.exported(pipeline.model_version)
         pipeline.apply(self.journal.since(0), exported)
 
     # Deploys.
 
     async def deploy(self, version: str, share: float = 1.0) -> dict[str, Any]:
-        """Makes a version of the registry the live one, or the canary of a share of the users.
-
-        Raises:
-            FieldError: No registry, or no such version.
-            DeployRefused: A check failed; the old one serves on.
-        """
-        registry = self._registry()
-        if version not in registry.versions:
-            raise FieldError("version", f"expected one of {registry.versions[-10:]}")
-
-        def deploy() -> None:
-            now = registry.active
-            if share < 1:
-                wanted = dataclasses.replace(now, canary=version, share=share)
-            else:
-                wanted = Active(version)
-            self._follow(wanted)
-            registry.activate(version, share)
-            self._active = registry.active
-
-        await asyncio.get_running_loop().run_in_executor(self._changes, deploy)
+        """Makes a version of the registry live; see `Deployer.deploy`."""
+        await self._changed(lambda: self._deployer.deploy(version, share))
         return self.status()
 
     async def roll_back(self) -> dict[str, Any]:
-        """Ends the canary, or makes the previous version of the registry the live one.
-
-        Raises:
-            FieldError: No registry, or no previous version.
-            DeployRefused: A check failed; the one that is live serves on.
-        """
-        registry = self._registry()
-
-        def roll_back() -> None:
-            now = registry.active
-            if now.canary:
-                wanted = Active(now.version)
-            elif now.previous in registry.versions:
-                wanted = Active(now.previous)
-            else:
-                raise FieldError("version", "there is no previous version")
-            # What served before may be worse than what serves now: that is why it comes back.
-            self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
-            registry.roll_back()
-            self._active = registry.active
-
-        await asyncio.get_running_loop().run_in_executor(self._changes, roll_back)
+        """Ends the canary, or goes back to the previous version; see `Deployer.roll_back`."""
+        await self._changed(self._deployer.roll_back)
         return self.status()
 
-    def _registry(self) -> Registry:
-        if self.registry is None:
-            raise FieldError("version", "this service has no registry")
-        return self.registry
+    def deploys(self) -> dict[str, Any]:
+        """What `GET /deploys` answers."""
+        return {**self._deployer.described(), **self.status()}
 
-    def _follow(self, wanted: Active, checks: Checks | None = None) -> None:
-        """Makes live what is wanted, in one step; in the thread of changes.
-
-        Raises:
-            DeployRefused: A check failed; what was live stays.
-        """
-        versions = [version for version in (wanted.version, wanted.canary) if version]
-        known = dict(zip(self._versions, self.live.pipelines))
-        pipelines = []
-        for version in versions:
-            if version in known:
-                pipelines.append(known[version])
-                continue
-            pipelines.append(self._opened(version, checks or self._checks))
-        self.live = Live(tuple(pipelines), wanted.share)
-        self._versions = versions
-        self.metrics.deploys.labels("live").inc()
-        LOG.info("live: %s", ", ".join(versions))
-
-    def _opened(self, version: str, checks: Checks) -> Pipeline:
-        """The pipeline of a version, warm and checked.
-
-        Raises:
-            DeployRefused: A check failed.
-        """
-        registry = self._registry()
-        try:
-            folder = registry.path(version)
-            verify(folder)
-            pipeline = self._load(folder)
-            self._replay(pipeline)
-            pipeline.warm()
-            reasons = failed(pipeline, self.live.pipelines[0], checks)
-        except Exception as error:  # whatever a damaged bundle raises: it does not serve
-            reasons = [f"{type(error).__name__}: {error}"]
-        if reasons:
-            self.metrics.deploys.labels("refused").inc()
-            registry.refuse(version, reasons)
-            LOG.error("version %s is refused: %s", version, "; ".join(reasons))
-            raise DeployRefused(reasons)
-        return pipeline
+    async def _changed(self, change: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._changes, change)
 
     # Life.
 
@@ -447,17 +369,10 @@ class Service:
                 LOG.exception("following failed")
 
     def _look(self) -> None:
-        """Applies changes of items, and deploys what the registry names; in the thread of
-        changes. A version that was refused is not tried again before another one is named."""
+        """Applies changes of items, and deploys what the registry names."""
         if self.journal.last > min(pipeline.sequence for pipeline in self.live.pipelines):
             self._catch_up()
-        if self.registry is None:
-            return
-        wanted = self.registry.active
-        if wanted.version and wanted != self._active:
-            self._active = wanted
-            with contextlib.suppress(DeployRefused):
-                self._follow(wanted)
+        self._deployer.look()
 
     async def stop(self) -> None:
         """Writes what is not yet in a part file, and ends the threads."""
@@ -479,25 +394,8 @@ class Service:
             "num_items": self.live.pipelines[0].num_items,
             "funnels": sorted(self.live.pipelines[0].funnels),
             "indexes": ["exact", *self.live.pipelines[0].bundle.indexes],
-            "versions": list(self._versions),
+            "versions": list(self._deployer.versions),
             "canary_share": self.live.share,
-        }
-
-    def deploys(self) -> dict[str, Any]:
-        """What `GET /deploys` answers."""
-        registry = self._registry()
-        folder = str(registry.folder)
-        refused = {version: registry.refused(version) for version in registry.versions}
-        return {
-            "versions": registry.versions,
-            "active": dataclasses.asdict(registry.active),
-            # A reason may name a file, of which the path inside the registry is enough.
-            "refused": {
-                version: [reason.replace(folder, "") for reason in reasons]
-                for version, reasons in refused.items()
-                if reasons
-            },
-            **self.status(),
         }
 
     def metrics_text(self) -> bytes:
