@@ -1,6 +1,7 @@
 """Bundles take each other's place while requests are answered, and bad ones do not."""
 
 import asyncio
+import functools
 import json
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ from twotower.serving.checks import Checks, failed
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Active, Registry
-from twotower.serving.service import Service
+from twotower.serving.service import Options, Service
 
 
 @pytest.fixture
@@ -165,7 +166,11 @@ def served(folder, bundle_folder, other_folder):
     shutil.copytree(registry.path(second), registry.folder / "versions" / bad)
     flip(registry.path(bad) / "items" / "vectors.npy")
     registry.activate(first)
-    service = Service(Live((Pipeline(registry.path(first)),)), folder / "state", registry=registry)
+    # Without a deadline: this machine may be busy.
+    load = functools.partial(Pipeline, source_deadline=60)
+    live = Live((load(registry.path(first)),))
+    options = Options(deadline=60)
+    service = Service(live, folder / "state", registry=registry, load=load, options=options)
     return service, first, second, bad
 
 

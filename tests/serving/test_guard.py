@@ -9,6 +9,7 @@ import pytest
 
 from twotower.serving.guard import Guard, Limits
 from twotower.serving.metrics import Metrics
+from twotower.serving.process import JsonLines
 
 
 async def echo(scope, receive, send):
@@ -112,6 +113,6 @@ def test_request_ids_cannot_write_into_the_log(caplog):
     answers = ask(Limits(), *[post(x_request_id=some) for some in given])
     found = [answer.headers["x-request-id"] for answer in answers]
     assert found[0] == given[0] and not {*found[1:]} & {*given}
-    lines = [json.loads(record.getMessage()) for record in caplog.records]
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
     assert [line["request_id"] for line in lines] == found
     assert all(line["status"] == 200 and line["ms"] >= 0 for line in lines)

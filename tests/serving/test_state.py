@@ -66,7 +66,7 @@ def test_sessions_are_shared_and_keep_the_last_events(make_store):
 def test_an_address_of_no_store():
     with pytest.raises(ValueError, match="a store is 'memory' or redis://"):
         open_store("file:///tmp")
-    with pytest.raises(Exception, match="refused|connect"):
+    with pytest.raises(Exception, match="refused"):
         open_store("redis://127.0.0.1:1/0").ping()
 
 

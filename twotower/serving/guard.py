@@ -135,7 +135,7 @@ class Guard:
                     "status": status,
                     "ms": round(1e3 * seconds, 2),
                 }
-                LOG.info("%s", json.dumps(line))
+                LOG.info(line)
 
     def _admit(self, scope: Message, headers: dict[bytes, bytes]) -> None:
         """Raises Refusal for a caller without a token, or with too many requests."""

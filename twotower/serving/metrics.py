@@ -1,6 +1,15 @@
 """Metrics of a service, as Prometheus reads them."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import os
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
 
 SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -49,5 +58,9 @@ class Metrics:
         self.cache_misses = Gauge("query_cache_misses", "Of the live bundle.", **named)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """All of them, those of other processes of the service too, in Prometheus' text format."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        all_processes = CollectorRegistry()
+        multiprocess.MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
+        return generate_latest(all_processes)

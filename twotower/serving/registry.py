@@ -8,6 +8,7 @@ A bundle is copied beside its place, checked, and moved there in one step, so ha
 version. Whatever a service is asked for is a version's name and never a path.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -98,7 +99,8 @@ class Registry:
                 for path in [temporary, *temporary.rglob("*")]:
                     sync(path)
                 os.utime(temporary)  # its age in the registry, not that of the export
-                os.rename(temporary, place)
+                with contextlib.suppress(FileExistsError):  # another process was quicker
+                    _rename(temporary, place)
                 sync(place.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -199,6 +201,16 @@ def verify(folder: pathlib.Path) -> None:
         bundle.retriever(index)
     for funnel in bundle.funnels:
         bundle.funnel(funnel)
+
+
+def _rename(folder: pathlib.Path, place: pathlib.Path) -> None:
+    """Moves a folder; raises FileExistsError if another one is there."""
+    try:
+        os.rename(folder, place)
+    except OSError as error:
+        if place.exists():
+            raise FileExistsError(place) from error
+        raise
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
