@@ -15,9 +15,12 @@ import pytest
 import tiny
 from test_state import logged, redis_url  # noqa: F401 (a fixture)
 
+from twotower.bundle.bundle import Bundle
 from twotower.serving.registry import Registry
 
 SERVE = str(tiny.ROOT / "experiments" / "serve.py")
+# uvicorn stops, and then lets the signal do what it would have done.
+ENDED = -signal.SIGTERM
 DEADLINES = ("--deadline=60000", "--source_deadline=60000")
 
 
@@ -67,7 +70,7 @@ def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
         bodies = [{"history": [f"i{number:05d}"], "explain": True} for number in range(1, 13)]
         asked = [pool.submit(served.post, "/recommend", body) for body in bodies]
         time.sleep(0.02)
-        assert served.end(signal.SIGTERM) == 0, served.log
+        assert served.end(signal.SIGTERM) == ENDED, served.log
         answers = []
         for future in asked:
             # One that came after the socket was closed was never let in.
@@ -134,7 +137,7 @@ def test_killed_at_any_moment_it_comes_back_with_what_it_acknowledged(
         ended.set()
         for thread in threads:
             thread.join()
-    assert served.end(signal.SIGTERM) == 0
+    assert served.end(signal.SIGTERM) == ENDED
     # An event whose acknowledgement did not arrive may be there; none is missing.
     found = len(logged(tmp_path / "state" / "events"))
     assert noted <= found <= noted + 31
@@ -156,7 +159,7 @@ def test_replicas_agree_through_redis(bundle_folder, tmp_path, redis_url):  # no
         assert replicas[number % 2].post("/events", {"events": [event]}).status_code == 202
         other = replicas[1 - number % 2].post("/recommend", {"user_id": "u", "k": 50})
         assert item["item_id"] not in [found["item_id"] for found in other.json()["items"]]
-    assert [replica.end(signal.SIGTERM) for replica in replicas] == [0, 0]
+    assert [replica.end(signal.SIGTERM) for replica in replicas] == [ENDED, ENDED]
 
 
 @pytest.mark.slow
@@ -173,7 +176,7 @@ def test_nothing_that_the_description_allows_fails(bundle_folder, tmp_path):
 
         @hypothesis.given(case=operation.as_strategy())
         @hypothesis.settings(
-            max_examples=60, deadline=None, suppress_health_check=[*hypothesis.HealthCheck]
+            max_examples=40, deadline=None, suppress_health_check=[*hypothesis.HealthCheck]
         )
         def ask(case):
             answer = case.call()
@@ -192,4 +195,42 @@ def test_nothing_that_the_description_allows_fails(bundle_folder, tmp_path):
         headers = {"content-type": "application/json"}
         assert served.client.post(path, content=content, headers=headers).status_code < 500
     assert served.post("/recommend", {"k": 3}).status_code == 200
-    assert served.end(signal.SIGTERM) == 0
+    assert served.end(signal.SIGTERM) == ENDED
+
+
+@pytest.mark.slow
+def test_what_users_do_trains_the_next_bundle(bundle_folder, tmp_path):
+    """Events in, Parquet out, a training on it, and its bundle live in the same service."""
+    registry = Registry(tmp_path / "registry")
+    served = Process(
+        f"--bundle={bundle_folder}",
+        f"--registry={registry.folder}",
+        f"--state={tmp_path / 'state'}",
+    )
+    rng, first = random.Random(0), registry.active.version
+    for user in range(60):
+        events = [
+            {"user_id": f"n{user}", "item_id": f"i{number:05d}", "event": "watch"}
+            | {"timestamp": 1_700_000_000 + 60 * number}
+            for number in rng.sample(range(1, 200), 12)
+        ]
+        assert served.post("/events", {"events": events}).status_code == 202
+    assert served.end(signal.SIGTERM) == ENDED
+    Bundle(bundle_folder).catalogue.items.to_parquet(tmp_path / "items.parquet")
+    tiny.script(
+        tiny.ROOT / "experiments" / "train.py",
+        f"--interactions={tmp_path / 'state' / 'events'}",
+        f"--items={tmp_path / 'items.parquet'}",
+        "--split=loo",
+        "--epochs=1",
+        "--indexes=hnsw",
+        f"--workdir={tmp_path / 'next'}",
+    )
+    served = Process(f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
+    version = registry.put(tmp_path / "next" / "bundle")
+    answer = served.post("/deploys", {"version": version})
+    assert answer.status_code == 200, registry.refused(version)
+    assert registry.active.version == version != first
+    found = served.post("/recommend", {"history": ["i00003"], "k": 3}).json()
+    assert found["model_version"] == version[:16] and len(found["items"]) == 3
+    assert served.end(signal.SIGTERM) == ENDED
