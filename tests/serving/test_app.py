@@ -8,11 +8,13 @@ from fastapi.testclient import TestClient
 
 from twotower.data.tables import read_tables
 from twotower.serving.app import create_app
+from twotower.serving.asks import Ask
 from twotower.serving.guard import Limits
 from twotower.serving.histories import Histories
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.service import Service
+from twotower.serving.store import StoreError
 
 LIMITS = Limits(body_bytes=200_000)
 
@@ -82,6 +84,31 @@ def test_it_says_why(client):
     for item in found["items"]:
         assert item["because"] in ("i00003", "i00007")
         assert item["sources"] and all(source["rank"] > 0 for source in item["sources"].values())
+
+
+def test_a_request_that_a_tower_cannot_read_costs_the_others_nothing(service):
+    (pipeline,) = service.live.pipelines
+    good = Ask(history=["i00003"], k=5)
+    alone, whole = pipeline.recommend([good])[0], {"two_tower", "ease", "popularity"}
+    # Half a character is no text for TensorFlow. The bodies of requests refuse it.
+    bad, found = pipeline.recommend([Ask(user_id="\ud800", k=5), good])
+    assert bad["missing"].keys() == {"two_tower"} and whole > bad["missing"].keys()
+    assert found == alone and found["missing"] == {}
+
+
+def test_without_the_store_there_are_answers_but_no_events(client, service, monkeypatch):
+    def fail(*_):
+        raise StoreError("Redis does not answer")
+
+    monkeypatch.setattr(service.store, "read", fail)
+    monkeypatch.setattr(service.store, "append", fail)
+    found = recommend(client, user_id="u", history=["i00003"])
+    assert len(ids(found)) == 10 and [*found["missing"]] == ["sessions"]
+    waiting = service.event_log.waiting
+    body = {"events": [{"user_id": "u", "item_id": "i00003"}]}
+    answer = client.post("/events", json=body)
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert service.event_log.waiting == waiting
 
 
 def test_known_users_bring_their_histories(client):

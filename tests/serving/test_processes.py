@@ -202,11 +202,8 @@ def test_nothing_that_the_description_allows_fails(bundle_folder, tmp_path):
 def test_what_users_do_trains_the_next_bundle(bundle_folder, tmp_path):
     """Events in, Parquet out, a training on it, and its bundle live in the same service."""
     registry = Registry(tmp_path / "registry")
-    served = Process(
-        f"--bundle={bundle_folder}",
-        f"--registry={registry.folder}",
-        f"--state={tmp_path / 'state'}",
-    )
+    arguments = (f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
+    served = Process(f"--bundle={bundle_folder}", *arguments)
     rng, first = random.Random(0), registry.active.version
     for user in range(60):
         events = [
@@ -226,7 +223,7 @@ def test_what_users_do_trains_the_next_bundle(bundle_folder, tmp_path):
         "--indexes=hnsw",
         f"--workdir={tmp_path / 'next'}",
     )
-    served = Process(f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
+    served = Process(*arguments)
     version = registry.put(tmp_path / "next" / "bundle")
     answer = served.post("/deploys", {"version": version})
     assert answer.status_code == 200, registry.refused(version)

@@ -12,7 +12,7 @@ import pytest
 from twotower.serving.events import EventLog
 from twotower.serving.journal import Journal
 from twotower.serving.sessions import Deed, Sessions
-from twotower.serving.store import MemoryStore, RedisStore, open_store
+from twotower.serving.store import MemoryStore, RedisStore, StoreError, open_store
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_sessions_are_shared_and_keep_the_last_events(make_store):
 def test_an_address_of_no_store():
     with pytest.raises(ValueError, match="a store is 'memory' or redis://"):
         open_store("file:///tmp")
-    with pytest.raises(Exception, match="refused"):
+    with pytest.raises(StoreError, match="does not answer"):
         open_store("redis://127.0.0.1:1/0").ping()
 
 

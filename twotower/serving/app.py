@@ -18,6 +18,7 @@ from twotower.serving.asks import FieldError
 from twotower.serving.deployer import DeployRefused
 from twotower.serving.guard import Guard, Limits, error_body
 from twotower.serving.service import LateError, Service
+from twotower.serving.store import StoreError
 
 LOG = logging.getLogger("twotower.serving")
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -153,6 +154,11 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
     @app.exception_handler(LateError)
     async def late(request: Request, _: LateError) -> Response:
         return error(request, 503, "late", "the deadline passed; come back later")
+
+    @app.exception_handler(StoreError)
+    async def no_store(request: Request, wrong: StoreError) -> Response:
+        LOG.error("request %s: %s", request.state.request_id, wrong)
+        return error(request, 503, "store", "the store does not answer; come back later")
 
     @app.exception_handler(DeployRefused)
     async def not_deployed(request: Request, wrong: DeployRefused) -> Response:

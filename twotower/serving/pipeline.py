@@ -30,6 +30,8 @@ from twotower.serving.served_bundle import ServedBundle
 
 # The funnel of the two-tower source alone, which every pipeline has.
 TWO_TOWER = "two_tower"
+# How a funnel's reason for a late source begins; all others are errors.
+LATE = "not within"
 
 
 class Pipeline:
@@ -119,7 +121,7 @@ class Pipeline:
         answers: list[Any] = [None] * len(asks)
         rows: dict[int, Row] = {}
         by_funnel: dict[str, list[int]] = {}
-        catalogue, cards, removed = self.catalogue, self._cards, self._removed
+        catalogue, removed = self.catalogue, self._removed
         for number, ask in enumerate(asks):
             try:
                 name = ask.funnel or self.default_funnel
@@ -129,23 +131,37 @@ class Pipeline:
             except ValueError as error:
                 answers[number] = error
         for name, numbers in by_funnel.items():
-            k = max(asks[number].k for number in numbers)
-            requests = requests_of([asks[n] for n in numbers], [rows[n] for n in numbers])
-            begun = time.perf_counter()
-            try:
-                answer = self.funnels[name].recommend(requests, k, deadlines)
-            except Exception as error:
-                for number in numbers:
-                    answers[number] = error
-                continue
-            seconds = time.perf_counter() - begun
-            if self.observe is not None:
-                self.observe(answer)
-            for place, number in enumerate(numbers):
-                answers[number] = self._answer(
-                    name, answer, place, asks[number], rows[number], cards, seconds
-                )
+            some, of_some = [asks[n] for n in numbers], [rows[n] for n in numbers]
+            found = self._ask(name, some, of_some, deadlines)
+            for number, answer in zip(numbers, found):
+                answers[number] = answer
         return answers
+
+    def _ask(
+        self, name: str, asks: Sequence[Ask], rows: Sequence[Row], deadlines: bool
+    ) -> list[Any]:
+        """Answers of one funnel, or an exception for each."""
+        k = max(ask.k for ask in asks)
+        begun = time.perf_counter()
+        try:
+            answer = self.funnels[name].recommend(requests_of(asks, rows), k, deadlines)
+            failed = any(not why.startswith(LATE) for why in answer.missing.values())
+        except Exception as error:
+            if len(asks) == 1:
+                return [error]
+            failed = True
+        if failed and len(asks) > 1:
+            # One request that a source cannot read must not cost the others their answer.
+            return [self._ask(name, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)]
+        seconds = time.perf_counter() - begun
+        if self.observe is not None:
+            self.observe(answer)
+        # Read after the answer, which may have an item that was added meanwhile.
+        cards = self._cards
+        return [
+            self._answer(name, answer, place, ask, row, cards, seconds)
+            for place, (ask, row) in enumerate(zip(asks, rows))
+        ]
 
     def _check(self, name: str, ask: Ask) -> None:
         """Raises FieldError for a funnel or weights that are not of this bundle."""
@@ -198,14 +214,14 @@ class Pipeline:
         Raises:
             FieldError: No such index, or vectors of another length or that are not finite.
         """
-        cards, removed, keys = self._cards, self._removed, self.catalogue.keys_of(exclude)
+        removed, keys = self._removed, self.catalogue.keys_of(exclude)
         rows = Ragged.from_rows([np.concatenate([keys[keys >= 0], removed])] * len(vectors))
         retriever = self.retriever(index)
         try:
             found = retriever.search(vectors, k, exclude=rows)
         except ValueError as error:
             raise FieldError("vectors", str(error)) from error
-        return _listed(found, cards)
+        return _listed(found, self._cards)
 
     def similar(self, item_id: str, k: int, index: str) -> list[dict[str, Any]]:
         """The best `k` items for the vector of an item, without that item.

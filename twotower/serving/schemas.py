@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from twotower.data.columns import LATEST
+
 MAX_K = 500
 MAX_HISTORY = 2_000
 MAX_EXCLUDE = 10_000
 MAX_TEXT = 1_000
 MAX_ROWS = 256  # requests, vectors, events or items in one body
 MAX_SHOWN = 100  # impressions after which an item is left out
-LATEST = 253_402_300_799  # the last second of the year 9999
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -23,6 +24,8 @@ Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Seconds = Annotated[int, Field(ge=-1, le=LATEST)]
 K = Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+# Within float32 by far: beyond it is infinite for a tower.
+Rating = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 # One condition on a column: a value, some values, or a range of numbers.
 Range = Annotated[dict[str, Number | None], Field(max_length=2)]
 Condition = (
@@ -46,7 +49,7 @@ class Request(Body):
         "the service knows of the user. Events sent to /events follow it.",
     )
     times: Annotated[list[Seconds], Field(max_length=MAX_HISTORY)] | None = None
-    ratings: Annotated[list[Number], Field(max_length=MAX_HISTORY)] | None = None
+    ratings: Annotated[list[Rating], Field(max_length=MAX_HISTORY)] | None = None
     search_text: Text = ""
     context: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
         default_factory=dict, description="What else the query tower or a source reads."
@@ -141,8 +144,8 @@ class Event(Body):
     item_id: Id
     event: Annotated[str, Field(pattern="^(impression|click|watch|skip|like|share)$")] = "click"
     timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = None
-    rating: Number | None = None
-    value: Number | None = Field(None, description="What it is worth, such as seconds watched.")
+    rating: Rating | None = None
+    value: Rating | None = Field(None, description="What it is worth, such as seconds watched.")
     search_text: Text = ""
     device: Annotated[str, Field(max_length=64)] = ""
     country: Annotated[str, Field(max_length=64)] = ""

@@ -26,7 +26,7 @@ from twotower.serving.metrics import Metrics
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Registry
 from twotower.serving.sessions import Deed, Session, Sessions
-from twotower.serving.store import MemoryStore, Store
+from twotower.serving.store import MemoryStore, Store, StoreError
 
 # Seconds between looks for another active version, changes of items by other processes, and
 # events to write as Parquet.
@@ -117,7 +117,12 @@ class Service:
 
     def _recommend(self, bodies: Sequence[schemas.Recommend]) -> list[dict[str, Any] | Exception]:
         """Answers of a batch; in the batcher's thread."""
-        live, sessions = self.live, self.sessions.of([body.user_id for body in bodies])
+        live, is_known = self.live, True
+        try:
+            sessions = self.sessions.of([body.user_id for body in bodies])
+        except StoreError as error:  # an answer without the session is better than none
+            LOG.error("sessions are left out: %s", error)
+            sessions, is_known = [Session()] * len(bodies), False
         asks = [self._ask(body, session) for body, session in zip(bodies, sessions)]
         rows: dict[int, list[int]] = {}
         for number, body in enumerate(bodies):
@@ -127,6 +132,10 @@ class Service:
             found = live.pipelines[which].recommend([asks[number] for number in numbers])
             for number, answer in zip(numbers, found):
                 answers[number] = answer
+        if not is_known:
+            for body, answer in zip(bodies, answers):
+                if body.user_id and isinstance(answer, dict):
+                    answer["missing"]["sessions"] = "the store does not answer"
         self._count([answer for answer in answers if isinstance(answer, dict)])
         return answers
 
@@ -263,7 +272,6 @@ class Service:
             for body in bodies
             for event in body.events
         ]
-        self.event_log.append(rows)
         deeds = [
             (
                 row["user_id"],
@@ -276,7 +284,9 @@ class Service:
             )
             for row in rows
         ]
+        # The log last: where the store does not answer, the event is not taken, and may come again.
         self.sessions.add(deeds)
+        self.event_log.append(rows)
         return [None] * len(bodies)
 
     async def change_items(self, body: schemas.Items) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Stores: short lists of text by user, in this process or in Redis, where replicas share them."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import cachetools
@@ -11,8 +11,16 @@ MOST, USERS, SECONDS = 500, 100_000, 7 * 24 * 3600
 PREFIX = "twotower:session:"
 
 
+class StoreError(Exception):
+    """A store that does not answer.
+
+    >>> str(StoreError("Redis does not answer"))
+    'Redis does not answer'
+    """
+
+
 class Store(Protocol):
-    """Keeps the last entries of each user.
+    """Keeps the last entries of each user. Its calls raise StoreError where it does not answer.
 
     store.append({"u1": ["first", "second"]})
     store.read(["u1", "u2"])  # [["first", "second"], []]
@@ -25,7 +33,7 @@ class Store(Protocol):
         """The entries of each user, oldest first."""
 
     def ping(self) -> None:
-        """Raises an error if the store does not answer."""
+        """Raises StoreError if the store does not answer."""
 
 
 class MemoryStore:
@@ -79,7 +87,7 @@ class RedisStore:
             import redis
         except ImportError as error:
             raise ImportError('--store needs redis: pip install "twotower[serving]"') from error
-        self._most, self._seconds = most, seconds
+        self._most, self._seconds, self._errors = most, seconds, redis.RedisError
         self._redis: Any = redis.Redis.from_url(
             url, socket_timeout=1, socket_connect_timeout=1, health_check_interval=30
         )
@@ -91,7 +99,7 @@ class RedisStore:
                 pipeline.rpush(PREFIX + user, *new)
                 pipeline.ltrim(PREFIX + user, -self._most, -1)
                 pipeline.expire(PREFIX + user, self._seconds)
-            pipeline.execute()
+            self._answered(pipeline.execute)
 
     def read(self, users: Sequence[str]) -> list[list[str]]:
         """See `Store`."""
@@ -100,11 +108,18 @@ class RedisStore:
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
                 pipeline.lrange(PREFIX + user, 0, -1)
-            return [[entry.decode() for entry in row] for row in pipeline.execute()]
+            rows = self._answered(pipeline.execute)
+        return [[entry.decode() for entry in row] for row in rows]
 
     def ping(self) -> None:
         """See `Store`."""
-        self._redis.ping()
+        self._answered(self._redis.ping)
+
+    def _answered(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except self._errors as error:
+            raise StoreError(f"Redis does not answer: {error}") from error
 
 
 def open_store(address: str) -> Store:
