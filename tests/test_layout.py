@@ -24,7 +24,7 @@ CHAPTERS = (
     "twotower", "tf", "ragged", "limits", "storage", "data", "retrieval", "evaluation",
     "funnel", "reranking", "towers", "objective", "training", "ranking", "bundle", "live",
     "trainer",
-    "commands",
+    "commands", "serving",
 )  # fmt: skip
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -1,0 +1,220 @@
+"""Bundles take each other's place while requests are answered, and bad ones do not."""
+
+import asyncio
+import functools
+import json
+import pathlib
+import shutil
+
+import httpx2
+import numpy as np
+import pytest
+
+from twotower.bundle.bundle import Bundle, BundleError, write_manifest
+from twotower.retrieval import build
+from twotower.serving.app import create_app
+from twotower.serving.checks import Checks, failed
+from twotower.serving.live import Live
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.registry import Active, Registry
+from twotower.serving.service import Options, Service
+
+
+@pytest.fixture
+def copy(bundle_folder, tmp_path):
+    return pathlib.Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def live(bundle_folder):
+    return Pipeline(bundle_folder)
+
+
+def flip(path: pathlib.Path) -> None:
+    """Changes one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_put_activate_and_roll_back(bundle_folder, other_folder, tmp_path):
+    registry = Registry(tmp_path / "registry")
+    assert registry.active == Active() and registry.versions == []
+    first, second = registry.put(bundle_folder), registry.put(other_folder)
+    assert registry.put(bundle_folder) == first and registry.versions == [first, second]
+    registry.activate(first)
+    registry.activate(second)
+    assert registry.active == Active(second, first)
+    registry.activate(first, share=0.2)
+    assert registry.active == Active(second, first, first, 0.2)
+    assert registry.roll_back() == second and registry.active == Active(second, first)
+    assert registry.roll_back() == first and registry.active == Active(first, second)
+    assert registry.prune(keep=0) == [] and len(registry.versions) == 2
+    for version in ("../versions", "", "x"):
+        with pytest.raises(ValueError, match="no version"):
+            registry.activate(version)
+    with pytest.raises(ValueError, match="share"):
+        registry.activate(first, share=0)
+
+
+def half(folder):
+    shutil.rmtree(folder / "query_tower" / "variables")
+
+
+def changed_index(folder):
+    flip(next((folder / "index" / "hnsw").glob("*.npy")))
+
+
+def mixed_up(folder, other):
+    shutil.rmtree(folder / "funnels")
+    shutil.copytree(other / "funnels", folder / "funnels")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        half,
+        changed_index,
+        lambda folder: flip(folder / "items" / "vectors.npy"),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "query_tower" / "more.pb").write_bytes(b"x"),
+        lambda folder: mixed_up(folder, folder.parent / "other"),
+    ],
+)
+def test_a_damaged_bundle_does_not_get_in(copy, other_folder, damage, tmp_path):
+    shutil.copytree(other_folder / "funnels", tmp_path / "other" / "funnels")
+    damage(copy)
+    registry = Registry(tmp_path / "registry")
+    with pytest.raises(BundleError):
+        registry.put(copy)
+    assert registry.versions == [] and not [*(tmp_path / "registry" / "versions").iterdir()]
+
+
+def test_a_worse_bundle_is_named_by_what_fell(live, copy):
+    assert failed(live, None, Checks()) == []
+    # An index of other vectors: its answers are far from the exact ones.
+    index = Bundle(copy).retriever("hnsw")
+    keys, vectors = index.live()
+    shuffled = np.random.default_rng(0).permutation(vectors)
+    build.save(
+        build.build(build.IndexConfig("hnsw"), keys, shuffled),
+        copy / "index" / "hnsw",
+        live.model_version,
+    )
+    # Worse figures on the same questions.
+    manifest = json.loads((copy / "manifest.json").read_text())
+    figures = {"recall@10": {"mean": 0.1}}
+    manifest["validation"] = {"protocol": "random", "metrics": figures}
+    write_manifest(copy, {k: v for k, v in manifest.items() if k not in ("files", "sha256")})
+    before = {"protocol": "random", "metrics": {"recall@10": {"mean": 0.2}}}
+    live.bundle.manifest["validation"] = before
+    new = Pipeline(copy)
+    reasons = failed(new, live, Checks())
+    live.bundle.manifest.pop("validation")
+    assert any("recall@10: 0.1000; expected 0.1800 or more" in reason for reason in reasons)
+    exact = [reason for reason in reasons if reason.startswith("index exact")]
+    assert not exact and len(reasons) == 1, reasons
+
+
+def test_canaries_take_a_share_of_the_users(live):
+    both = Live((live, live), 0.25)
+    numbers = [both.number_of(f"u{number}") for number in range(400)]
+    assert 60 < sum(numbers) < 140 and numbers == [both.number_of(f"u{n}") for n in range(400)]
+    assert both.number_of("") == 0 and Live((live,)).number_of("u1") == 0
+
+
+BODY = {"history": ["i00003", "i00007", "i00011"], "k": 8, "funnel": "two_tower"}
+
+
+async def deploy_under_load(service, versions, num_deploys):
+    """Answers of requests that went on during the deploys, and the deploys' statuses."""
+    transport = httpx2.ASGITransport(create_app(service))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        answers, done = [], False
+
+        async def ask():
+            while not done:
+                answers.append(await client.post("/recommend", json=BODY))
+                await asyncio.sleep(0.002)
+
+        async def deploy():
+            nonlocal done
+            statuses = []
+            try:
+                for number in range(num_deploys):
+                    version = versions[number % len(versions)]
+                    answer = await client.post("/deploys", json={"version": version})
+                    statuses.append(answer.status_code)
+                    await asyncio.sleep(0.02)
+            finally:
+                done = True
+            return statuses
+
+        await service.start()
+        statuses, *_ = await asyncio.gather(deploy(), ask(), ask(), ask(), ask())
+        back = await client.post("/deploys/rollback")
+        state = (await client.get("/deploys")).json()
+        await service.stop()
+    return answers, statuses, back, state
+
+
+def served(folder, bundle_folder, other_folder):
+    """A service whose registry holds two bundles and one that was damaged later."""
+    registry = Registry(folder / "registry")
+    first, second = registry.put(bundle_folder), registry.put(other_folder)
+    bad = f"{second[:-8]}00000000"
+    shutil.copytree(registry.path(second), registry.folder / "versions" / bad)
+    flip(registry.path(bad) / "items" / "vectors.npy")
+    registry.activate(first)
+    # Without a deadline: this machine may be busy.
+    load = functools.partial(Pipeline, source_deadline=60)
+    live = Live((load(registry.path(first)),))
+    options = Options(deadline=60)
+    service = Service(live, folder / "state", registry=registry, load=load, options=options)
+    return service, first, second, bad
+
+
+def check_deploys(folder, bundle_folder, other_folder, num_deploys):
+    service, first, second, bad = served(folder, bundle_folder, other_folder)
+    truth = {}
+    for path in (bundle_folder, other_folder):
+        bundle = Bundle(path)
+        truth[bundle.model_version] = bundle.recommend(BODY["history"], k=8, index="hnsw").ids
+    assert len({*map(tuple, truth.values())}) == 2
+    versions = [second, first, bad, second, first]
+    answers, statuses, back, state = asyncio.run(deploy_under_load(service, versions, num_deploys))
+    assert statuses == [200, 200, 409, 200, 200] * (num_deploys // 5)
+    assert {answer.status_code for answer in answers} == {200}
+    found = [answer.json() for answer in answers]
+    mixed = [a for a in found if [i["item_id"] for i in a["items"]] != truth[a["model_version"]]]
+    assert not mixed and {answer["model_version"] for answer in found} == {*truth}
+    assert back.json()["versions"] == [second] and state["active"]["version"] == second
+    assert "sha256 differs" in state["refused"][bad][0]
+    assert str(folder) not in json.dumps(state)
+    return answers
+
+
+def test_deploys_under_load(tmp_path, bundle_folder, other_folder):
+    check_deploys(tmp_path, bundle_folder, other_folder, 10)
+
+
+@pytest.mark.slow
+def test_a_hundred_deploys_under_load(tmp_path, bundle_folder, other_folder):
+    check_deploys(tmp_path, bundle_folder, other_folder, 100)
+
+
+def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, other_folder):
+    service, first, second, bad = served(tmp_path, bundle_folder, other_folder)
+
+    def look(version: str) -> str:
+        service._deployer.registry.activate(version)
+        service._look()
+        return service.live.pipelines[0].model_version
+
+    assert look(second) == second[:16]
+    assert look(bad) == second[:16] and service._deployer.registry.refused(bad)
+    # Items added here are in whatever is deployed next.
+    service.journal.append([{"item_id": "n1", "year": 2024}], [])
+    assert look(first) == first[:16]
+    assert service.live.pipelines[0].similar("n1", 1, "")
+    asyncio.run(service.stop())

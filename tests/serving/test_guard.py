@@ -1,0 +1,118 @@
+"""What is refused before it reaches a route, around an app that only says what it got."""
+
+import asyncio
+import json
+import logging
+
+import httpx2
+import pytest
+
+from twotower.serving.guard import Guard, Limits
+from twotower.serving.metrics import Metrics
+from twotower.serving.process import JsonLines
+
+
+async def echo(scope, receive, send):
+    """Answers with the length of the body."""
+    body = b""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.2)
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+
+def ask(limits, *calls):
+    """Answers of calls (method, path, further arguments), which are made at once."""
+
+    async def run():
+        transport = httpx2.ASGITransport(Guard(echo, limits, Metrics()))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.request(m, p, **more) for m, p, more in calls))
+
+    return asyncio.run(run())
+
+
+def post(path="/recommend", content=b"x", **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return "POST", path, {"content": content, "headers": headers}
+
+
+def test_large_bodies_are_not_read():
+    def parts():
+        for _ in range(1000):
+            yield b"x" * 100_000
+
+    async def stream():
+        for part in parts():
+            read.append(len(part))
+            yield part
+
+    read: list[int] = []
+    limits = Limits(body_bytes=250_000)
+    # One that says its length, one that says a wrong one, and one of 100 MB that says none.
+    calls = [post(content=b"x" * 300_000), post(content=b"x" * 200_000)]
+    said, fits = ask(limits, *calls)
+    assert said.status_code == 413 and said.json()["error"]["code"] == "too_large"
+    assert fits.text == "200000"
+    (streamed,) = ask(limits, ("POST", "/recommend", {"content": stream()}))
+    assert streamed.status_code == 413
+
+
+def test_slow_bodies_are_given_up():
+    async def never():
+        yield b"x"
+        await asyncio.sleep(5)
+
+    (answer,) = ask(Limits(body_seconds=0.05), ("POST", "/recommend", {"content": never()}))
+    assert answer.status_code == 408
+
+
+def test_more_at_once_than_allowed():
+    answers = ask(Limits(concurrency=2), *[post("/slow") for _ in range(4)], post("/healthz"))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 503, 503]
+    busy = next(answer for answer in answers if answer.status_code == 503)
+    assert busy.headers["retry-after"] == "1" and answers[-1].status_code == 200
+
+
+def test_too_many_in_a_time():
+    answers = ask(Limits(rate=0.1, burst=2), *[post() for _ in range(3)])
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 10
+
+
+@pytest.mark.parametrize(
+    "path, given, status",
+    [
+        ("/recommend", "", 401),
+        ("/recommend", "Bearer wrong", 401),
+        ("/recommend", "Basic all", 401),
+        ("/recommend", "bearer all", 200),
+        ("/recommend", "Bearer \u00e4", 401),
+        ("/items", "Bearer all", 401),
+        ("/items", "Bearer admin", 200),
+        ("/deploys/rollback", "Bearer all", 401),
+        ("/healthz", "", 200),
+    ],
+)
+def test_tokens(path, given, status):
+    limits = Limits(token="all", admin_token="admin")
+    headers = {"authorization": given.encode()} if given else {}
+    (answer,) = ask(limits, ("POST", path, {"content": b"x", "headers": headers}))
+    assert answer.status_code == status
+    assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+def test_request_ids_cannot_write_into_the_log(caplog):
+    caplog.set_level(logging.INFO, "twotower.serving")
+    given = ["abc-123", 'a"b', "x" * 65, "a%0ab"]
+    answers = ask(Limits(), *[post(x_request_id=some) for some in given])
+    found = [answer.headers["x-request-id"] for answer in answers]
+    assert found[0] == given[0] and not {*found[1:]} & {*given}
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert [line["request_id"] for line in lines] == found
+    assert all(line["status"] == 200 and line["ms"] >= 0 for line in lines)

@@ -1,0 +1,233 @@
+"""A service as a process of its own: stopped, killed, doubled, and given whatever comes."""
+
+import concurrent.futures
+import contextlib
+import os
+import random
+import signal
+import socket
+import tempfile
+import threading
+import time
+
+import httpx2
+import pytest
+import tiny
+from test_state import logged, redis_url  # noqa: F401 (a fixture)
+
+from twotower.bundle.bundle import Bundle
+from twotower.serving.registry import Registry
+
+SERVE = str(tiny.ROOT / "experiments" / "serve.py")
+# uvicorn stops, and then lets the signal do what it would have done.
+ENDED = -signal.SIGTERM
+DEADLINES = ("--deadline=60000", "--source_deadline=60000")
+
+
+class Process:
+    """`experiments/serve.py` on a free port, ready to answer."""
+
+    def __init__(self, *arguments: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._folder = tempfile.mkdtemp()
+        given = [SERVE, f"--port={self.port}", *DEADLINES, *arguments]
+        self.process = tiny.FORKS.Process(
+            target=tiny._run, args=(given, str(tiny.ROOT), self._folder, dict(os.environ))
+        )
+        self.process.start()
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+        end = time.monotonic() + tiny.LIMIT
+        while time.monotonic() < end and self.process.is_alive():
+            with contextlib.suppress(httpx2.TransportError):
+                if self.client.get("/readyz").status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(self.log)
+
+    @property
+    def log(self) -> str:
+        paths = [os.path.join(self._folder, name) for name in ("stdout", "stderr")]
+        return "".join(open(path).read() for path in paths if os.path.exists(path))
+
+    def post(self, path: str, body: dict):
+        return self.client.post(path, json=body)
+
+    def end(self, how: int) -> int | None:
+        """Sends a signal; returns the process' exit code."""
+        os.kill(self.process.pid, how)
+        self.process.join(60)
+        self.client.close()
+        return self.process.exitcode
+
+
+def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
+    served = Process(f"--bundle={bundle_folder}", f"--state={tmp_path}")
+    event = {"user_id": "u", "item_id": "i00003"}
+    assert served.post("/events", {"events": [event]}).status_code == 202
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        bodies = [{"history": [f"i{number:05d}"], "explain": True} for number in range(1, 13)]
+        asked = [pool.submit(served.post, "/recommend", body) for body in bodies]
+        time.sleep(0.02)
+        assert served.end(signal.SIGTERM) == ENDED, served.log
+        answers = []
+        for future in asked:
+            # One that came after the socket was closed was never let in.
+            with contextlib.suppress(httpx2.ConnectError):
+                answers.append(future.result())
+    assert answers and {answer.status_code for answer in answers} == {200}
+    # What was in no part file yet is written at the end, and each line of the log is JSON.
+    assert logged(tmp_path / "events") == ["i00003"]
+    assert '"route": "/recommend", "status": 200' in served.log
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_comes_back_with_what_it_acknowledged(
+    bundle_folder, other_folder, tmp_path
+):
+    registry = Registry(tmp_path / "registry")
+    versions = [registry.put(folder) for folder in (bundle_folder, other_folder)]
+    registry.activate(versions[0])
+    rng, noted, added, removed = random.Random(0), 0, set(), set()
+    arguments = (f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
+    for round_number in range(31):
+        served = Process(*arguments)
+        for item in added:
+            answer = served.post("/similar", {"item_id": item, "k": 1})
+            assert answer.status_code == 200, (item, answer.text)
+        for item in removed:
+            assert served.post("/similar", {"item_id": item}).status_code == 422
+        assert registry.active.version in versions
+        if round_number == 30:
+            break
+        ended = threading.Event()
+
+        def events(served=served, ended=ended):
+            nonlocal noted
+            while not ended.is_set():
+                with contextlib.suppress(httpx2.TransportError):
+                    body = {"events": [{"user_id": "u", "item_id": "i00003"}]}
+                    noted += served.post("/events", body).status_code == 202
+
+        def items(served=served, ended=ended, number=round_number):
+            for count in range(1000):
+                if ended.is_set():
+                    return
+                new, old = f"n{number}-{count}", f"i{rng.randrange(1, 290):05d}"
+                with contextlib.suppress(httpx2.TransportError):
+                    body = {"add": [{"item_id": new, "year": 2000 + count % 20}]}
+                    if served.post("/items", body).status_code == 200:
+                        added.add(new)
+                    if count % 5 == 0:
+                        answer = served.post("/items", {"remove": [old]})
+                        if answer.status_code == 200:
+                            removed.add(old)
+
+        def deploys(served=served, ended=ended):
+            while not ended.is_set():
+                with contextlib.suppress(httpx2.TransportError):
+                    served.post("/deploys", {"version": rng.choice(versions)})
+
+        threads = [threading.Thread(target=some) for some in (events, items, deploys)]
+        for thread in threads:
+            thread.start()
+        time.sleep(rng.uniform(0.05, 3))
+        served.end(signal.SIGKILL)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert served.end(signal.SIGTERM) == ENDED
+    # An event whose acknowledgement did not arrive may be there; none is missing.
+    found = len(logged(tmp_path / "state" / "events"))
+    assert noted <= found <= noted + 31
+    assert added and removed
+
+
+@pytest.mark.slow
+def test_replicas_agree_through_redis(bundle_folder, tmp_path, redis_url):  # noqa: F811
+    replicas = [
+        Process(
+            f"--bundle={bundle_folder}", f"--state={tmp_path / str(number)}", f"--store={redis_url}"
+        )
+        for number in range(2)
+    ]
+    for number in range(10):
+        asked = replicas[number % 2].post("/recommend", {"user_id": "u", "k": 1})
+        (item,) = asked.json()["items"]
+        event = {"user_id": "u", "item_id": item["item_id"], "event": "watch"}
+        assert replicas[number % 2].post("/events", {"events": [event]}).status_code == 202
+        other = replicas[1 - number % 2].post("/recommend", {"user_id": "u", "k": 50})
+        assert item["item_id"] not in [found["item_id"] for found in other.json()["items"]]
+    assert [replica.end(signal.SIGTERM) for replica in replicas] == [ENDED, ENDED]
+
+
+@pytest.mark.slow
+def test_nothing_that_the_description_allows_fails(bundle_folder, tmp_path):
+    schemathesis = pytest.importorskip("schemathesis")
+    import hypothesis
+
+    served = Process(f"--bundle={bundle_folder}", f"--state={tmp_path}")
+    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{served.port}/openapi.json")
+    statuses = []
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.settings(
+            max_examples=40, deadline=None, suppress_health_check=[*hypothesis.HealthCheck]
+        )
+        def ask(case):
+            answer = case.call()
+            statuses.append(answer.status_code)
+            assert answer.status_code < 500, (case.as_curl_command(), answer.text)
+
+        ask()
+    assert 200 in statuses and 422 in statuses
+    # Bytes of any kind, to each route.
+    rng = random.Random(0)
+    for number in range(300):
+        path = rng.choice(["/recommend", "/embed", "/search", "/similar", "/events", "/items"])
+        content = rng.randbytes(rng.randrange(200))
+        if number % 2:
+            content = b'{"' + content + b'": 1}'
+        headers = {"content-type": "application/json"}
+        assert served.client.post(path, content=content, headers=headers).status_code < 500
+    assert served.post("/recommend", {"k": 3}).status_code == 200
+    assert served.end(signal.SIGTERM) == ENDED
+
+
+@pytest.mark.slow
+def test_what_users_do_trains_the_next_bundle(bundle_folder, tmp_path):
+    """Events in, Parquet out, a training on it, and its bundle live in the same service."""
+    registry = Registry(tmp_path / "registry")
+    arguments = (f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
+    served = Process(f"--bundle={bundle_folder}", *arguments)
+    rng, first = random.Random(0), registry.active.version
+    for user in range(60):
+        events = [
+            {"user_id": f"n{user}", "item_id": f"i{number:05d}", "event": "watch"}
+            | {"timestamp": 1_700_000_000 + 60 * number}
+            for number in rng.sample(range(1, 200), 12)
+        ]
+        assert served.post("/events", {"events": events}).status_code == 202
+    assert served.end(signal.SIGTERM) == ENDED
+    Bundle(bundle_folder).catalogue.items.to_parquet(tmp_path / "items.parquet")
+    tiny.script(
+        tiny.ROOT / "experiments" / "train.py",
+        f"--interactions={tmp_path / 'state' / 'events'}",
+        f"--items={tmp_path / 'items.parquet'}",
+        "--split=loo",
+        "--epochs=1",
+        "--indexes=hnsw",
+        f"--workdir={tmp_path / 'next'}",
+    )
+    served = Process(*arguments)
+    version = registry.put(tmp_path / "next" / "bundle")
+    answer = served.post("/deploys", {"version": version})
+    assert answer.status_code == 200, registry.refused(version)
+    assert registry.active.version == version != first
+    found = served.post("/recommend", {"history": ["i00003"], "k": 3}).json()
+    assert found["model_version"] == version[:16] and len(found["items"]) == 3
+    assert served.end(signal.SIGTERM) == ENDED

@@ -1,0 +1,128 @@
+"""State outside of bundles: sessions in memory and in Redis, events and items on disk."""
+
+import shutil
+import socket
+import sqlite3
+import subprocess
+import time
+
+import pyarrow.parquet as parquet
+import pytest
+
+from twotower.serving.events import EventLog
+from twotower.serving.journal import Journal
+from twotower.serving.sessions import Deed, Sessions
+from twotower.serving.store import MemoryStore, RedisStore, StoreError, open_store
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory):
+    """Debian's redis-server on a free port of the loopback interface."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server here: apt-get install redis-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("redis")
+    arguments = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
+    for _ in range(200):
+        try:
+            RedisStore(url).ping()
+            break
+        except Exception:
+            time.sleep(0.05)
+    yield url
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_store(request):
+    """Makes a store: each call another client of the same Redis."""
+    if request.param == "memory":
+        store = MemoryStore(most=3)
+        return lambda: store
+    url = request.getfixturevalue("redis_url")
+    return lambda: RedisStore(url, most=3)
+
+
+def test_sessions_are_shared_and_keep_the_last_events(make_store):
+    first, second = Sessions(make_store()), Sessions(make_store())
+    events = [("u1", Deed(item, "watch", number)) for number, item in enumerate("abcd")]
+    first.add([*events, ("\u00fc \n", Deed("a", "skip", 9, 2.5))])
+    found, other, nobody = second.of(["u1", "\u00fc \n", ""])
+    assert [deed.item_id for deed in found.liked] == ["b", "c", "d"]
+    assert other.refused == ["a"] and nobody.liked == ()
+    # The next event, through the other client.
+    second.add([("u1", Deed("b", "skip", 5)), ("u1", Deed("c", "impression", 6))])
+    (found,) = first.of(["u1"])
+    assert [deed.item_id for deed in found.liked] == ["d"]
+    assert found.refused == ["b"] and found.shown == {"c": 1}
+
+
+def test_an_address_of_no_store():
+    with pytest.raises(ValueError, match="a store is 'memory' or redis://"):
+        open_store("file:///tmp")
+    with pytest.raises(StoreError, match="does not answer"):
+        open_store("redis://127.0.0.1:1/0").ping()
+
+
+def event(number: int) -> dict:
+    return {"user_id": "u", "item_id": f"i{number}", "timestamp": number, "event": "click"}
+
+
+def logged(folder) -> list[str]:
+    """Items of all part files."""
+    tables = [parquet.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    return [item for table in tables for item in table["item_id"].to_pylist()]
+
+
+def test_each_event_is_there_once_whatever_a_crash_left(tmp_path):
+    folder = tmp_path / "events"
+    log = EventLog(folder, rows=3)
+    log.append([event(0), event(1)])
+    assert logged(folder) == []
+    log.append([event(2)])  # the third makes a part file
+    assert logged(folder) == ["i0", "i1", "i2"] and log.waiting == 0
+    log.append([event(3)])
+    # As after `kill -9`: nothing was closed.
+    again = EventLog(folder)
+    assert again.waiting == 1
+    again.flush()
+    assert logged(folder) == ["i0", "i1", "i2", "i3"]
+    # A crash between the part file and the removal of its rows: they are in both.
+    again.append([event(4)])
+    copy = tmp_path / "copy.sqlite"
+    spool = tmp_path / "events.spool.sqlite"
+    shutil.copy(spool, copy)
+    again.close()
+    shutil.copy(copy, spool)
+    last = EventLog(folder)
+    assert last.waiting == 0
+    last.append([event(5)])
+    last.close()
+    assert logged(folder) == [f"i{number}" for number in range(6)]
+
+
+def test_a_disk_that_is_full_acknowledges_nothing(tmp_path):
+    log = EventLog(tmp_path / "events")
+    log._connection.execute("PRAGMA max_page_count = 4")
+    with pytest.raises(sqlite3.Error):
+        log.append([event(number) for number in range(10_000)])
+    assert log.waiting == 0
+    log.append([event(1)])
+    assert log.waiting == 1
+
+
+def test_two_processes_follow_one_journal(tmp_path):
+    first, second = Journal(tmp_path / "items"), Journal(tmp_path / "items")
+    assert first.exported("m1") == 0
+    assert first.append([{"item_id": "n1", "title": "\u00dcber"}], []) == 1
+    assert second.append([], ["n1", "n2"]) == 3
+    assert [change.item_id for change in first.since(1)] == ["n1", "n2"]
+    assert second.since(0)[0].item["title"] == "\u00dcber"
+    # A bundle that is opened later was exported with the changes before.
+    assert (second.exported("m2"), first.exported("m2"), first.exported("m1")) == (3, 3, 0)

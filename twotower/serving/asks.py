@@ -1,0 +1,129 @@
+"""Ask: a request as a pipeline takes it, in ids; and the same in keys and columns."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twotower.data.dataset import Catalogue
+from twotower.data.requests import Requests
+from twotower.ragged import Ragged
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ask:
+    """A request as a pipeline takes it: ids, and all that the service knows of its user.
+
+    Attributes:
+        user_id: The user; "" for an unknown one.
+        history: Ids of the items, oldest first, those of the session among them.
+        times: Time of each event of the history in seconds, -1 for none.
+        ratings: Rating of each event of the history, NaN for none.
+        context: Further columns of the request, `search_text` among them.
+        time: Time of the request in seconds.
+        k: Length of the list.
+        exclude: Ids of further items not to answer.
+        where: Conditions on columns of the catalogue, as `Catalogue.where` takes them.
+        funnel: Name of a funnel; "" for the default.
+        objective_weights: Objective -> its weight, for funnels that rank.
+        explain: Whether to say why.
+    """
+
+    user_id: str = ""
+    history: Sequence[str] = ()
+    times: Sequence[int] = ()
+    ratings: Sequence[float] = ()
+    context: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    time: int = -1
+    k: int = 10
+    exclude: Sequence[str] = ()
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    funnel: str = ""
+    objective_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    explain: bool = False
+
+
+class FieldError(ValueError):
+    """A value of a request that is wrong for this bundle.
+
+    >>> FieldError("funnel", "there is none of this name").field
+    'funnel'
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """A request in keys."""
+
+    history: np.ndarray
+    times: np.ndarray
+    ratings: np.ndarray
+    exclude: np.ndarray
+    unknown: list[str]
+
+
+def row_of(ask: Ask, catalogue: Catalogue, num_exported: int, removed: np.ndarray) -> Row:
+    """A request in keys of a catalogue.
+
+    Args:
+        ask: The request.
+        catalogue: The items of the bundle, and behind them those that were added since.
+        num_exported: Number of the bundle's items; the model does not know the others.
+        removed: `[num_removed]` keys of items that are not to be answered.
+
+    Raises:
+        FieldError: Conditions that do not fit the catalogue.
+    """
+    history = catalogue.keys_of(ask.history)
+    known = (history >= 0) & (history < num_exported)
+    unknown = [item for item, is_known in zip(ask.history, known) if not is_known]
+    further = catalogue.keys_of(ask.exclude)
+    exclude = [history[history >= 0], further[further >= 0], removed]
+    if ask.where:
+        # Sources take exclusions alone, so what a condition does not allow is one.
+        exclude.append(np.setdiff1d(catalogue.keys, keys_where(catalogue, ask.where)))
+    times = np.array(ask.times or [-1] * len(known), np.int64)
+    ratings = np.array(ask.ratings or [np.nan] * len(known), np.float32)
+    return Row(history[known], times[known], ratings[known], np.concatenate(exclude), unknown)
+
+
+def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
+    """The requests as columns."""
+    history = Ragged.from_rows([row.history for row in rows])
+    offsets = history.offsets
+    names = {name for ask in asks for name in ask.context}
+    return Requests(
+        user_id=np.array([ask.user_id for ask in asks], object),
+        history=history,
+        history_time=Ragged(np.concatenate([row.times for row in rows]), offsets),
+        history_rating=Ragged(np.concatenate([row.ratings for row in rows]), offsets),
+        exclude=Ragged.from_rows([row.exclude for row in rows]),
+        time=np.array([ask.time for ask in asks], np.int64),
+        context={
+            name: np.array([ask.context.get(name, "") for ask in asks], object) for name in names
+        },
+    )
+
+
+def keys_where(catalogue: Catalogue, conditions: Mapping[str, Any]) -> np.ndarray:
+    """Keys of the items that meet all conditions.
+
+    Raises:
+        FieldError: Columns or values that do not fit the catalogue.
+    """
+    wanted: dict[str, Any] = {}
+    for column, value in conditions.items():
+        if isinstance(value, Mapping):
+            if not value or value.keys() - {"from", "to"}:
+                raise FieldError(f"filters.{column}", 'a range is {"from": 1990, "to": 1999}')
+            value = (value.get("from"), value.get("to"))
+        wanted[column] = value
+    try:
+        return catalogue.where(**wanted)
+    except (ValueError, TypeError) as error:
+        raise FieldError("filters", str(error)) from error

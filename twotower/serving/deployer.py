@@ -1,0 +1,169 @@
+"""Deployer: which pipelines are live, and how others take their place while they answer."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twotower.serving.asks import FieldError
+from twotower.serving.checks import Checks, failed
+from twotower.serving.live import Live
+from twotower.serving.metrics import Metrics
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.registry import Active, Registry, verify
+
+LOG = logging.getLogger("twotower.serving")
+
+
+class DeployRefused(Exception):
+    """A bundle is not made live; `reasons` has a line for each reason.
+
+    >>> DeployRefused(["recall@100: 0.4; expected 0.95 or more"]).reasons
+    ['recall@100: 0.4; expected 0.95 or more']
+    """
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = list(reasons)
+
+
+class Deployer:
+    """Holds what is live. One thread at a time may call its methods, while others read `live`.
+
+    Args:
+        live: What answers at first: the active version of the registry, if there is one.
+        registry: Where versions come from; None for one bundle for ever.
+        load: Opens a bundle's folder as a pipeline.
+        prepare: Applies all changes of items to a pipeline that was just opened.
+        checks: What a bundle must show before it serves.
+        metrics: Where deploys are counted.
+
+    Attributes:
+        live: What answers.
+        versions: The registry's versions of its pipelines.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        registry: Registry | None,
+        load: Callable[[pathlib.Path], Pipeline],
+        prepare: Callable[[Pipeline], None],
+        checks: Checks,
+        metrics: Metrics,
+    ) -> None:
+        self.live, self._registry, self._load = live, registry, load
+        self._prepare, self._checks, self._metrics = prepare, checks, metrics
+        # What the registry named when it was looked at last.
+        self._active = registry.active if registry is not None else Active()
+        self.versions = [v for v in (self._active.version, self._active.canary) if v]
+
+    @property
+    def registry(self) -> Registry:
+        """The registry.
+
+        Raises:
+            FieldError: There is none.
+        """
+        if self._registry is None:
+            raise FieldError("version", "this service has no registry")
+        return self._registry
+
+    def deploy(self, version: str, share: float = 1.0) -> None:
+        """Makes a version live, or the canary of a share of the users below 1.
+
+        Raises:
+            FieldError: No registry, or no such version.
+            DeployRefused: A check failed; what was live stays.
+        """
+        registry = self.registry
+        if version not in registry.versions:
+            raise FieldError("version", f"expected one of {registry.versions[-10:]}")
+        if share < 1:
+            if not registry.active.version:
+                raise FieldError("share", "a canary needs an active version beside it")
+            wanted = dataclasses.replace(registry.active, canary=version, share=share)
+        else:
+            wanted = Active(version)
+        self._follow(wanted, self._checks)
+        registry.activate(version, share)
+        self._active = registry.active
+
+    def roll_back(self) -> None:
+        """Ends the canary, or makes the previous version live.
+
+        Raises:
+            FieldError: No registry, or no previous version.
+            DeployRefused: A check failed; what was live stays.
+        """
+        now = self.registry.active
+        if now.canary:
+            wanted = Active(now.version)
+        elif now.previous in self.registry.versions:
+            wanted = Active(now.previous)
+        else:
+            raise FieldError("version", "there is no previous version")
+        # Its figures may be worse than those of what serves, which somebody has reasons to leave.
+        self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
+        self.registry.roll_back()
+        self._active = self.registry.active
+
+    def look(self) -> None:
+        """Makes live what the registry names. What was refused is not tried again before the
+        registry names something else."""
+        if self._registry is None:
+            return
+        wanted = self._registry.active
+        if wanted.version and wanted != self._active:
+            self._active = wanted
+            try:
+                self._follow(wanted, self._checks)
+            except DeployRefused:
+                return  # logged, and noted in the registry
+
+    def described(self) -> dict[str, Any]:
+        """Versions, what is active, and why versions were refused."""
+        registry = self.registry
+        found: dict[str, list[str]] = {}
+        for version in registry.versions:
+            # A reason may name a file, of which the path inside the registry is enough.
+            reasons = [r.replace(str(registry.folder), "") for r in registry.refused(version)]
+            found |= {version: reasons} if reasons else {}
+        active = dataclasses.asdict(registry.active)
+        return {"versions": registry.versions, "active": active, "refused": found}
+
+    def _follow(self, wanted: Active, checks: Checks) -> None:
+        """Makes live what is wanted, in one step.
+
+        Raises:
+            DeployRefused: A check failed; what was live stays.
+        """
+        versions = [version for version in (wanted.version, wanted.canary) if version]
+        known = dict(zip(self.versions, self.live.pipelines))
+        pipelines = [known.get(v) or self._opened(v, checks) for v in versions]
+        self.live, self.versions = Live(tuple(pipelines), wanted.share), versions
+        self._metrics.deploys.labels("live").inc()
+        LOG.info("live: %s", ", ".join(versions))
+
+    def _opened(self, version: str, checks: Checks) -> Pipeline:
+        """The pipeline of a version, warm and checked.
+
+        Raises:
+            DeployRefused: A check failed.
+        """
+        try:
+            folder = self.registry.path(version)
+            verify(folder)
+            pipeline = self._load(folder)
+            self._prepare(pipeline)
+            pipeline.warm()
+            reasons = failed(pipeline, self.live.pipelines[0], checks)
+        except Exception as error:  # whatever a damaged bundle raises: it does not serve
+            reasons = [f"{type(error).__name__}: {error}"]
+        if reasons:
+            self._metrics.deploys.labels("refused").inc()
+            self.registry.refuse(version, reasons)
+            LOG.error("version %s is refused: %s", version, "; ".join(reasons))
+            raise DeployRefused(reasons)
+        return pipeline

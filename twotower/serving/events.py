@@ -1,0 +1,128 @@
+"""EventLog: what users did, on disk when it is acknowledged, then Parquet that training reads.
+
+    python experiments/train.py --interactions=W/state/events --items=W/items.parquet ...
+
+Events go to a SQLite file first, since a Parquet file cannot grow. From time to time all of them
+move into a part file, whose name holds the numbers of its events: what `kill -9` leaves in both is
+removed from the SQLite file at the next start, so each event is there once.
+"""
+
+import os
+import pathlib
+import re
+import sqlite3
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from twotower.live.log import sync
+
+# The columns of `Dataset.interactions`.
+COLUMNS = {
+    "user_id": pa.string(),
+    "item_id": pa.string(),
+    "timestamp": pa.int64(),
+    "event": pa.string(),
+    "rating": pa.float32(),
+    "value": pa.float32(),
+    "search_text": pa.string(),
+    "device": pa.string(),
+    "country": pa.string(),
+}
+SCHEMA = pa.schema([*COLUMNS.items()])
+SPOOL = "spool.sqlite"
+PART = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
+
+
+class EventLog:
+    """Events on disk.
+
+        log = EventLog("W/state/events")
+        log.append([{"user_id": "42", "item_id": "260", "timestamp": 978300760, "event": "watch"}])
+        log.flush()
+
+    Args:
+        folder: Of the part files; made where it does not exist. The SQLite file stands beside it.
+        rows: Number of events after which `append` writes a part file.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, rows: int = 100_000) -> None:
+        self.folder, self._rows = pathlib.Path(folder), rows
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(
+            self.folder.with_name(f"{self.folder.name}.{SPOOL}"),
+            timeout=10,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        execute = self._connection.execute
+        execute("PRAGMA synchronous = FULL")
+        names = ", ".join(COLUMNS)
+        execute(
+            f"CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, {names})"
+        )
+        execute("DELETE FROM events WHERE number <= ?", (self._flushed(),))
+
+    def _flushed(self) -> int:
+        """The number of the last event in a part file, 0 for none."""
+        names = (PART.fullmatch(path.name) for path in self.folder.iterdir())
+        return max((int(name[2]) for name in names if name), default=0)
+
+    def append(self, events: Sequence[dict[str, Any]]) -> None:
+        """Writes events, all or none; they are on disk when this returns.
+
+        Args:
+            events: Values by column, one of `COLUMNS` each; the others are missing.
+
+        Raises:
+            sqlite3.Error: Nothing could be written, as on a full disk.
+        """
+        marks = ", ".join("?" * len(COLUMNS))
+        insert = f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES ({marks})"
+        rows = [[event.get(name) for name in COLUMNS] for event in events]
+        with self._lock:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany(insert, rows)
+            if self.waiting >= self._rows:
+                self._flush()
+
+    @property
+    def waiting(self) -> int:
+        """Number of events that are in no part file yet."""
+        return self._connection.execute("SELECT count(*) FROM events").fetchone()[0]
+
+    def flush(self) -> pathlib.Path | None:
+        """Moves the events into a part file; returns it, or None where there are none."""
+        with self._lock:
+            return self._flush()
+
+    def _flush(self) -> pathlib.Path | None:
+        execute = self._connection.execute
+        with self._connection:
+            execute("BEGIN IMMEDIATE")  # another process would write the same events
+            execute("DELETE FROM events WHERE number <= ?", (self._flushed(),))
+            names = ", ".join(("number", *COLUMNS))
+            rows = execute(f"SELECT {names} FROM events ORDER BY number").fetchall()
+            if not rows:
+                return None
+            numbers, *columns = zip(*rows)
+            arrays = [pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())]
+            path = self.folder / f"part-{numbers[0]:012d}-{numbers[-1]:012d}.parquet"
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            parquet.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(self.folder)
+            execute("DELETE FROM events WHERE number <= ?", (numbers[-1],))
+            return path
+
+    def close(self) -> None:
+        """Writes the last part file and releases the files."""
+        self.flush()
+        with self._lock:
+            self._connection.close()

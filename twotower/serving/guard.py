@@ -1,0 +1,220 @@
+"""Guard: what holds for every request, whatever its route: limits, tokens, ids, logs, counts.
+
+An ASGI middleware around the app, so that a body that is too large or a caller without a token
+never reaches a route.
+"""
+
+import asyncio
+import dataclasses
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import cachetools
+
+from twotower.serving.metrics import Metrics
+
+LOG = logging.getLogger("twotower.serving")
+# Request ids that are taken from the caller: no line break or quote can get into the log.
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ADMIN = ("/items", "/deploys")
+OPEN = ("/healthz", "/readyz")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a service refuses, and whom.
+
+    Attributes:
+        body_bytes: Largest body.
+        body_seconds: Seconds within which a body must be there.
+        concurrency: Requests under way at once; further ones are told to come back.
+        rate: Requests a second and caller, 0 for no limit; a caller is a token, or an address.
+        burst: Requests that a caller may send at once, on top of the rate.
+        token: Bearer token of all callers; "" for none.
+        admin_token: Bearer token for changes of items and deploys; "" for that of all callers.
+    """
+
+    body_bytes: int = 1_000_000
+    body_seconds: float = 10.0
+    concurrency: int = 256
+    rate: float = 0.0
+    burst: int = 20
+    token: str = ""
+    admin_token: str = ""
+
+
+class Refusal(Exception):
+    """A request that is not let through."""
+
+    def __init__(self, status: int, code: str, message: str, retry: int = 0) -> None:
+        super().__init__(message)
+        self.status, self.code, self.retry = status, code, retry
+
+
+def error_body(code: str, message: str, request_id: str, field: str = "") -> bytes:
+    """The body of every error.
+
+    >>> error_body("late", "too late", "r1")
+    b'{"error": {"code": "late", "field": "", "message": "too late"}, "request_id": "r1"}'
+    """
+    error = {"code": code, "field": field, "message": message}
+    return json.dumps({"error": error, "request_id": request_id}).encode()
+
+
+class Guard:
+    """The middleware.
+
+    Args:
+        app: The ASGI app inside.
+        limits: What to refuse.
+        metrics: Where requests are counted.
+    """
+
+    def __init__(self, app: Any, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._running = 0
+        # Caller -> (what is left of the burst, when that was).
+        self._callers: Any = cachetools.LRUCache(10_000)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Lets a request through, or answers it with an error."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        begun, headers = time.perf_counter(), dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        self._running += 1
+        self._metrics.running.set(self._running)
+        try:
+            try:
+                self._admit(scope, headers)
+                body = await self._body(headers, receive)
+            except Refusal as refusal:
+                await _refuse(answer, refusal, request_id)
+            else:
+                await self._app(scope, _replayed(body, receive), answer)
+        finally:
+            self._running -= 1
+            self._metrics.running.set(self._running)
+            seconds = time.perf_counter() - begun
+            # A path that no route has must not become a label each.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            if LOG.isEnabledFor(logging.INFO):
+                line = {
+                    "request_id": request_id,
+                    "method": scope["method"][:16],
+                    "route": route,
+                    "status": status,
+                    "ms": round(1e3 * seconds, 2),
+                }
+                LOG.info(line)
+
+    def _admit(self, scope: Message, headers: dict[bytes, bytes]) -> None:
+        """Raises Refusal for a caller without a token, or with too many requests."""
+        limits, path = self._limits, scope["path"]
+        if path in OPEN:
+            return
+        if self._running > limits.concurrency:
+            raise Refusal(503, "busy", "too many requests are under way", retry=1)
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = given.strip() if scheme.lower() == b"bearer" else b""
+        is_admin = path.startswith(ADMIN)
+        wanted = (is_admin and limits.admin_token) or limits.token
+        if wanted and not hmac.compare_digest(given, wanted.encode()):
+            raise Refusal(401, "token", "expected a bearer token")
+        if limits.rate:
+            caller = given or (scope.get("client") or ("",))[0]
+            now = time.monotonic()
+            left, before = self._callers.get(caller, (float(limits.burst), now))
+            left = min(limits.burst, left + limits.rate * (now - before))
+            self._callers[caller] = (max(left - 1, 0.0) if left >= 1 else left, now)
+            if left < 1:
+                wait = max(1, round((1 - left) / limits.rate))
+                raise Refusal(429, "rate", "too many requests; come back later", retry=wait)
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body; raises Refusal for one that is too large or too slow."""
+        most = self._limits.body_bytes
+        too_large = Refusal(413, "too_large", f"a body may have {most} bytes")
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > most:
+            raise too_large
+        if not length and b"transfer-encoding" not in headers:
+            return b""
+
+        async def read() -> bytes:
+            parts, size = [], 0
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refusal(499, "gone", "the client has gone")
+                part = message.get("body", b"")
+                size += len(part)
+                if size > most:
+                    raise too_large
+                parts.append(part)
+                if not message.get("more_body"):
+                    return b"".join(parts)
+
+        try:
+            return await asyncio.wait_for(read(), self._limits.body_seconds)
+        except TimeoutError as error:
+            raise Refusal(408, "slow", "the body did not come in time") from error
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _refuse(send: Send, refusal: Refusal, request_id: str) -> None:
+    body = error_body(refusal.code, str(refusal), request_id)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if refusal.retry:
+        headers.append((b"retry-after", str(refusal.retry).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

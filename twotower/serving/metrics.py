@@ -1,0 +1,66 @@
+"""Metrics of a service, as Prometheus reads them."""
+
+import os
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters of one service.
+
+    metrics = Metrics()
+    metrics.answers.labels("/recommend", 200).inc()
+    metrics.text()
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        named = {"registry": self._registry, "namespace": "twotower"}
+        self.requests = Counter("requests", "By route and status.", ["route", "status"], **named)
+        self.seconds = Histogram(
+            "request_seconds",
+            "From the first byte to the answer.",
+            ["route"],
+            buckets=SECONDS,
+            **named,
+        )
+        self.stage_seconds = Histogram(
+            "stage_seconds",
+            "Of a batch: sources, merge, stages.",
+            ["stage"],
+            buckets=SECONDS,
+            **named,
+        )
+        self.batch = Histogram("batch_requests", "Requests of a batch.", buckets=ROWS, **named)
+        self.wait = Histogram(
+            "batch_wait_seconds", "Of the first request of a batch.", buckets=SECONDS, **named
+        )
+        self.missing = Counter("sources_missing", "Late or failed sources.", ["source"], **named)
+        self.empty = Counter("empty_answers", "Answers without an item.", **named)
+        self.fallback = Counter("fallback_answers", "Answers by the fallback source.", **named)
+        self.events = Counter("events", "Acknowledged events.", ["event"], **named)
+        self.deploys = Counter("deploys", "By result: live, refused.", ["result"], **named)
+        self.running = Gauge("requests_running", "Requests under way.", **named)
+        self.queued = Gauge("requests_queued", "Requests that wait for a batch.", **named)
+        self.items = Gauge("index_items", "Items that a search may find.", **named)
+        self.version = Gauge("model_info", "1 for what is live.", ["model_version"], **named)
+        self.cache_hits = Gauge("query_cache_hits", "Of the live bundle.", **named)
+        self.cache_misses = Gauge("query_cache_misses", "Of the live bundle.", **named)
+
+    def text(self) -> bytes:
+        """All of them, those of other processes of the service too, in Prometheus' text format."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        all_processes = CollectorRegistry()
+        multiprocess.MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
+        return generate_latest(all_processes)

@@ -1,0 +1,364 @@
+"""Pipeline: one loaded bundle with its funnels and indexes, which answers a batch of requests.
+
+A service holds one pipeline in one variable. A batch reads it once and is answered by it from ids
+to ids, so no answer is of two trainings; a deploy assigns the variable.
+"""
+
+import dataclasses
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from twotower.data.dataset import Dataset
+from twotower.funnel.filters import Available, Filters, Seen
+from twotower.funnel.funnel import Answer, Funnel, Inlet
+from twotower.funnel.merge import ReciprocalRank
+from twotower.funnel.sources.popularity import Popularity
+from twotower.funnel.sources.two_tower import TwoTower
+from twotower.ragged import Ragged
+from twotower.retrieval.base import Retriever
+from twotower.retrieval.candidates import Candidates
+from twotower.serving.answers import Cards, explained
+from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
+from twotower.serving.journal import ADD, Change
+from twotower.serving.query_cache import QueryCache
+from twotower.serving.served_bundle import ServedBundle
+
+# The funnel of the two-tower source alone, which every pipeline has.
+TWO_TOWER = "two_tower"
+# How a funnel's reason for a late source begins; all others are errors.
+LATE = "not within"
+
+
+class Pipeline:
+    """Answers requests from one bundle.
+
+    Threads may call it at once. Changes of items come from one thread at a time.
+
+    Args:
+        directory: The bundle's folder.
+        dataset: Knows columns of known users, where the query tower reads any; None for none.
+        source_deadline: Seconds after which a funnel goes on without a source for which the bundle
+            names no deadline.
+        cache_size: Number of query vectors that are kept.
+        cache_seconds: How long they are kept.
+        index: Index of the funnel `two_tower` and of searches that name none; by default `hnsw`
+            where the bundle has it, else `exact`.
+
+    Attributes:
+        bundle: The bundle.
+        catalogue: Its items and those added since.
+        funnels: Name -> funnel.
+        cache: Query vectors of requests that were asked before.
+        observe: Called with each funnel's answer to a batch; None for nobody.
+
+    Raises:
+        BundleError: A part that is missing, changed, or of another training.
+        ValueError: No such index.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        dataset: Dataset | None = None,
+        source_deadline: float = 1.0,
+        cache_size: int = 10_000,
+        cache_seconds: float = 30.0,
+        index: str = "",
+    ) -> None:
+        self.bundle = bundle = ServedBundle(directory)
+        encode = bundle.encode if dataset is None else bundle.encoder(dataset)
+        names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
+        self.cache = QueryCache(encode, names, bundle.manifest["dim"], cache_size, cache_seconds)
+        bundle.encode = self.cache
+        self.index = index or ("hnsw" if "hnsw" in bundle.indexes else "exact")
+        bundle.retriever(self.index)
+        self.funnels = {name: bundle.funnel(name) for name in bundle.funnels}
+        if TWO_TOWER not in self.funnels:
+            sources = {TWO_TOWER: Inlet(TwoTower(bundle, self.index))}
+            self.funnels[TWO_TOWER] = Funnel(sources, ReciprocalRank(), [Filters([Seen()])])
+        for funnel in self.funnels.values():
+            funnel.sources = {
+                name: dataclasses.replace(inlet, deadline=inlet.deadline or source_deadline)
+                for name, inlet in funnel.sources.items()
+            }
+        self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
+        self.catalogue, self._num_exported = bundle.catalogue, len(bundle.catalogue)
+        self._cards = Cards(self.catalogue)
+        self._removed: np.ndarray = np.empty(0, np.int64)
+        self._changing = threading.Lock()
+        self.observe: Callable[[Answer], None] | None = None
+        self.sequence = 0  # last change of the journal that is applied
+
+    @property
+    def model_version(self) -> str:
+        """Names the training."""
+        return self.bundle.model_version
+
+    def warm(self) -> None:
+        """Answers one request by each funnel, which prepares TensorFlow's graphs."""
+        item = self.catalogue.ids_of(self.bundle.keys[:1]).tolist()
+        for name in self.funnels:
+            for answer in self.recommend([Ask(history=item, funnel=name), Ask(funnel=name)], False):
+                if isinstance(answer, Exception):
+                    raise answer
+
+    # Answers.
+
+    def recommend(
+        self, asks: Sequence[Ask], deadlines: bool = True
+    ) -> list[dict[str, Any] | Exception]:
+        """For each request its answer, or what was wrong with it; the others are answered.
+
+        Args:
+            asks: The requests.
+            deadlines: Whether the sources' deadlines hold.
+        """
+        answers: list[Any] = [None] * len(asks)
+        rows: dict[int, Row] = {}
+        by_funnel: dict[str, list[int]] = {}
+        catalogue, removed = self.catalogue, self._removed
+        for number, ask in enumerate(asks):
+            try:
+                name = ask.funnel or self.default_funnel
+                self._check(name, ask)
+                rows[number] = row_of(ask, catalogue, self._num_exported, removed)
+                by_funnel.setdefault(name, []).append(number)
+            except ValueError as error:
+                answers[number] = error
+        for name, numbers in by_funnel.items():
+            some, of_some = [asks[n] for n in numbers], [rows[n] for n in numbers]
+            found = self._ask(name, some, of_some, deadlines)
+            for number, answer in zip(numbers, found):
+                answers[number] = answer
+        return answers
+
+    def _ask(
+        self, name: str, asks: Sequence[Ask], rows: Sequence[Row], deadlines: bool
+    ) -> list[Any]:
+        """Answers of one funnel, or an exception for each."""
+        k = max(ask.k for ask in asks)
+        begun = time.perf_counter()
+        try:
+            answer = self.funnels[name].recommend(requests_of(asks, rows), k, deadlines)
+            failed = any(not why.startswith(LATE) for why in answer.missing.values())
+        except Exception as error:
+            if len(asks) == 1:
+                return [error]
+            failed = True
+        if failed and len(asks) > 1:
+            # One request that a source cannot read must not cost the others their answer.
+            return [self._ask(name, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)]
+        seconds = time.perf_counter() - begun
+        if self.observe is not None:
+            self.observe(answer)
+        # Read after the answer, which may have an item that was added meanwhile.
+        cards = self._cards
+        return [
+            self._answer(name, answer, place, ask, row, cards, seconds)
+            for place, (ask, row) in enumerate(zip(asks, rows))
+        ]
+
+    def _check(self, name: str, ask: Ask) -> None:
+        """Raises FieldError for a funnel or weights that are not of this bundle."""
+        if name not in self.funnels:
+            raise FieldError("funnel", f"expected one of {sorted(self.funnels)}")
+        known: set[str] = set()
+        for stage in self.funnels[name].stages:
+            known.update(getattr(stage, "objectives", ()))
+        if ask.objective_weights.keys() - known:
+            raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
+
+    def _answer(
+        self,
+        funnel: str,
+        answer: Answer,
+        place: int,
+        ask: Ask,
+        row: Row,
+        cards: Cards,
+        seconds: float,
+    ) -> dict[str, Any]:
+        count = min(int(answer.candidates.counts[place]), ask.k)
+        keys = answer.candidates.keys[place, :count]
+        scores = answer.candidates.scores[place, :count].tolist()
+        items = [{**card, "score": round(score, 6)} for card, score in zip(cards.of(keys), scores)]
+        found: dict[str, Any] = {
+            "items": items,
+            "model_version": self.model_version,
+            "funnel": funnel,
+            "unknown": row.unknown,
+            # The reason may name a path of this machine, which is no business of a client.
+            "missing": {name: why.split(":")[0] for name, why in answer.missing.items()},
+        }
+        if ask.explain:
+            found |= explained(
+                answer, place, keys, row.history, self.bundle, self.catalogue, items, seconds
+            )
+        return found
+
+    def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
+        """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""
+        rows = [row_of(ask, self.catalogue, self._num_exported, self._removed) for ask in asks]
+        return self.bundle.encode(requests_of(asks, rows)), [row.unknown for row in rows]
+
+    def search(
+        self, vectors: np.ndarray, k: int, exclude: Sequence[str], index: str
+    ) -> list[list[dict[str, Any]]]:
+        """The best `k` items of each vector of this training, from one index.
+
+        Raises:
+            FieldError: No such index, or vectors of another length or that are not finite.
+        """
+        removed, keys = self._removed, self.catalogue.keys_of(exclude)
+        rows = Ragged.from_rows([np.concatenate([keys[keys >= 0], removed])] * len(vectors))
+        retriever = self.retriever(index)
+        try:
+            found = retriever.search(vectors, k, exclude=rows)
+        except ValueError as error:
+            raise FieldError("vectors", str(error)) from error
+        return _listed(found, self._cards)
+
+    def similar(self, item_id: str, k: int, index: str) -> list[dict[str, Any]]:
+        """The best `k` items for the vector of an item, without that item.
+
+        Raises:
+            FieldError: No such index; or an item that is not in the catalogue, or has no vector.
+        """
+        key = self.catalogue.keys_of([item_id])
+        retriever = self.retriever(index)
+        keys, vectors = retriever.live()
+        row = np.flatnonzero(keys == key[0])
+        if not len(row):
+            raise FieldError("item_id", "there is no such item in the index")
+        return self.search(vectors[row], k, [item_id], index)[0]
+
+    def retriever(self, index: str) -> Retriever:
+        """The index of that name, with all changes of items; the default one for "".
+
+        Raises:
+            FieldError: There is none.
+        """
+        name, names = index or self.index, ["exact", *self.bundle.indexes]
+        if name not in names:
+            raise FieldError("index", f"expected one of {names}")
+        return self._live[name] if name in self._live else self._opened(name)
+
+    @property
+    def _live(self) -> dict[str, Retriever]:
+        return self.bundle.retrievers
+
+    def _opened(self, name: str) -> Retriever:
+        """An index that nobody has asked for yet, with the changes of the others."""
+        with self._changing:
+            if name not in self._live:
+                some = self._live[self.index]
+                retriever = self.bundle.retriever(name)
+                keys, vectors = some.live()
+                added = keys >= self._num_exported
+                if added.any():
+                    retriever.add(keys[added], vectors[added])
+                gone = retriever.keys[~np.isin(retriever.keys, keys)]
+                if len(gone):
+                    retriever.remove(gone)
+        return self._live[name]
+
+    def onboarding(self, size: int) -> list[dict[str, Any]]:
+        """Items to ask a new user about: the most popular ones that a funnel knows of.
+
+        Raises:
+            FieldError: No funnel of this bundle has a source of popular items.
+        """
+        for funnel in self.funnels.values():
+            for inlet in funnel.sources.values():
+                if isinstance(inlet.source, Popularity):
+                    keys = inlet.source.keys
+                    keys = keys[~np.isin(keys, self._removed)][:size]
+                    return self._cards.of(keys)
+        raise FieldError("size", "no funnel of this bundle knows popular items")
+
+    # Changes.
+
+    def apply(self, changes: Sequence[Change], exported: int = 0) -> None:
+        """Adds and removes items; the next answer knows of it. A change that is applied already is
+        left out.
+
+        Args:
+            changes: In the order of the journal.
+            exported: Changes up to this number came before the export: an item that was added and
+                that the bundle has keeps the bundle's vector.
+
+        Raises:
+            ValueError: Columns that do not fit the catalogue's.
+        """
+        with self._changing:
+            changes = [change for change in changes if change.sequence > self.sequence]
+            if not changes:
+                return
+            last = {change.item_id: change for change in changes}
+            added = [
+                change.item
+                for change in last.values()
+                if change.op == ADD
+                and (
+                    change.sequence > exported
+                    or self.bundle.catalogue.keys_of([change.item_id])[0] < 0
+                )
+            ]
+            gone = self.catalogue.keys_of(
+                [change.item_id for change in last.values() if change.op != ADD]
+            )
+            if added:
+                self._add(added)
+            if len(gone := gone[gone >= 0]):
+                self._remove(gone)
+            self.sequence = changes[-1].sequence
+
+    def _add(self, items: list[dict[str, Any]]) -> None:
+        table, vectors = self.bundle.vectors_of(items)
+        catalogue = self.catalogue
+        new = catalogue.keys_of(table["item_id"]) < 0
+        if new.any():
+            self.catalogue = catalogue = catalogue.extend(table[new])
+            self._cards = Cards(self.catalogue)
+        keys = catalogue.keys_of(table["item_id"])
+        for retriever in self._live.values():
+            retriever.add(keys, vectors)
+        self._removed = np.setdiff1d(self._removed, keys)
+        for part in self._availables():
+            part.keys = np.union1d(part.keys, keys)
+
+    def check_items(self, items: list[dict[str, Any]]) -> None:
+        """Raises ValueError for items that `apply` could not add; nothing is changed."""
+        if items:
+            self.bundle.vectors_of(items)
+
+    def _remove(self, keys: np.ndarray) -> None:
+        for retriever in self._live.values():
+            if len(known := keys[retriever.knows(keys)]):
+                retriever.remove(known)
+        self._removed = np.union1d(self._removed, keys)
+
+    def _availables(self) -> list[Available]:
+        """Filters of the funnels that keep available items alone."""
+        stages = [stage for funnel in self.funnels.values() for stage in funnel.stages]
+        filters = [f for stage in stages if isinstance(stage, Filters) for f in stage.filters]
+        return [some for some in filters if isinstance(some, Available)]
+
+    @property
+    def num_items(self) -> int:
+        """Number of items that a search may find."""
+        return len(self._live[self.index])
+
+
+def _listed(found: Candidates, cards: Cards) -> list[list[dict[str, Any]]]:
+    """Items and scores of each row."""
+    rows = []
+    for keys, scores, count in zip(found.keys, found.scores.tolist(), found.counts):
+        listed = zip(cards.of(keys[:count]), scores)
+        rows.append([{**card, "score": round(score, 6)} for card, score in listed])
+    return rows

@@ -1,0 +1,192 @@
+"""One process of a service: opens its bundle, state and store as settings say, and makes the app.
+
+Processes of one service share the listening socket, the state's folder and the store. Each has its
+own copy of the bundle. uvicorn starts them anew if they die, and on SIGTERM lets each answer what
+it has before it ends.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+from twotower.data import load_dataset
+from twotower.data.dataset import Dataset
+from twotower.serving.app import create_app
+from twotower.serving.guard import Limits
+from twotower.serving.histories import Histories
+from twotower.serving.live import Live
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.registry import Registry
+from twotower.serving.service import Options, Service
+from twotower.serving.store import open_store
+
+# Settings reach the processes that uvicorn starts by the environment; tokens do, too, and are no
+# flags, which every user of a machine can read.
+SETTINGS = "TWOTOWER_SERVING"
+TOKEN, ADMIN_TOKEN = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
+# Seconds that requests under way have after SIGTERM.
+GRACE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a process needs to know.
+
+    Attributes:
+        bundle: Folder of a bundle; "" for the registry's active one.
+        registry: Folder of a registry; "" for none. A bundle is put into it and made active where
+            nothing else is.
+        state: Folder for events and changes of items.
+        data_dir: Data with the histories and columns of users; "" for none.
+        store: Of the sessions: `memory`, or an address of Redis.
+        index: Of the two-tower funnel and of searches; "" for `hnsw` if there is one.
+        source_deadline: Seconds that a source of a funnel may take.
+        options: Of the service.
+        limits: What is refused.
+    """
+
+    bundle: str
+    registry: str
+    state: str
+    data_dir: str = ""
+    store: str = "memory"
+    index: str = ""
+    source_deadline: float = 1.0
+    options: Options = dataclasses.field(default_factory=Options)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Settings":
+        """The settings of `json.dumps(dataclasses.asdict(settings))`."""
+        entries = json.loads(text)
+        options, limits = Options(**entries.pop("options")), Limits(**entries.pop("limits"))
+        return cls(**entries, options=options, limits=limits)
+
+
+def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: For each process.
+        host: Address to listen on.
+        port: Its port.
+        workers: Number of processes.
+
+    Raises:
+        ValueError: Several processes whose sessions would differ.
+    """
+    import uvicorn
+
+    if workers > 1 and settings.store == "memory":
+        raise ValueError(
+            f"{workers} processes need a store that they share, or a user's next request would "
+            "meet another session: give --store=redis://HOST:PORT/0, or --workers=1."
+        )
+    os.environ[SETTINGS] = json.dumps(dataclasses.asdict(settings))
+    with tempfile.TemporaryDirectory() as counts:
+        if workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+        uvicorn.run(
+            "twotower.serving.process:app",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            http="httptools",
+            loop="uvloop",
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            timeout_graceful_shutdown=GRACE,
+        )
+
+
+def app() -> Any:
+    """The app of the settings in the environment; uvicorn calls it in each process."""
+    import tensorflow as tf
+
+    # Several threads for one small request cost more than they give, and other processes' cores.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    # A thread that loads a bundle lets go of the interpreter sooner for one that answers.
+    sys.setswitchinterval(0.001)
+    log_as_json()
+    settings = Settings.from_json(os.environ[SETTINGS])
+    limits = dataclasses.replace(
+        settings.limits,
+        token=os.environ.get(TOKEN, ""),
+        admin_token=os.environ.get(ADMIN_TOKEN, ""),
+    )
+    return create_app(service_of(settings), limits)
+
+
+def service_of(settings: Settings) -> Service:
+    """The service of settings.
+
+    Raises:
+        BundleError: A bundle that is damaged.
+        ValueError: Neither a bundle nor an active version of a registry.
+    """
+    registry = Registry(settings.registry) if settings.registry else None
+    folders = [pathlib.Path(settings.bundle)] if settings.bundle else []
+    share = 0.0
+    if registry is not None:
+        if not registry.active.version and settings.bundle:
+            registry.activate(registry.put(settings.bundle))
+        active, share = registry.active, registry.active.share
+        folders = [registry.path(v) for v in (active.version, active.canary) if v]
+    if not folders:
+        raise ValueError("there is nothing to serve: give a bundle, or a registry with one.")
+    dataset = _dataset(folders[0], settings.data_dir)
+    load = functools.partial(
+        Pipeline, dataset=dataset, source_deadline=settings.source_deadline, index=settings.index
+    )
+    return Service(
+        Live(tuple(map(load, folders)), share),
+        settings.state,
+        store=open_store(settings.store),
+        histories=None if dataset is None else Histories(dataset),
+        options=settings.options,
+        registry=registry,
+        load=load,
+    )
+
+
+def _dataset(bundle: pathlib.Path, data_dir: str) -> Dataset | None:
+    """The data of a bundle, if there is a folder to look for it."""
+    if not data_dir:
+        return None
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    return load_dataset(manifest["dataset"], data_dir, **manifest.get("dataset_reading", {}))
+
+
+class JsonLines(logging.Formatter):
+    """Each record as a line of JSON, so that nothing in a message can begin another record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        line |= record.msg if isinstance(record.msg, dict) else {"message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_as_json() -> None:
+    """Writes the logs of this package and of uvicorn to standard error, as lines of JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name in ("twotower.serving", "uvicorn", "absl"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.WARNING if name == "absl" else logging.INFO)

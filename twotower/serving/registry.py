@@ -1,0 +1,222 @@
+"""Registry: a folder of bundles, one of which is active, and the last one to roll back to.
+
+    active.json             which version is active, which was before, and a canary with its share
+    versions/<version>/     bundles as they were exported
+    refused/<version>.json  why a service refused a version
+
+A bundle is copied beside its place, checked, and moved there in one step, so half a copy is never a
+version. Whatever a service is asked for is a version's name and never a path.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+
+from twotower.bundle.bundle import Bundle, BundleError
+from twotower.live.log import sync
+from twotower.storage import paths
+
+VERSION = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
+# What describes the parts of a bundle, and so together its whole content.
+DESCRIPTIONS = "manifest.json", "index/*/index.json", "funnels/*/funnel.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Active:
+    """What a registry says is to serve.
+
+    Attributes:
+        version: The active one, "" before any.
+        previous: The one before it, for a roll-back.
+        canary: A version for a share of the users, "" for none.
+        share: That share.
+
+    >>> Active("16eea292fb850412-0a1b2c3d").canary
+    ''
+    """
+
+    version: str = ""
+    previous: str = ""
+    canary: str = ""
+    share: float = 0.0
+
+
+class Registry:
+    """Bundles by version.
+
+        registry = Registry("W/registry")
+        version = registry.put("W/bundle")
+        registry.activate(version)
+
+    Args:
+        folder: Made where it does not exist.
+    """
+
+    def __init__(self, folder: str | pathlib.Path) -> None:
+        self.folder = paths.literal(folder)
+        for name in ("versions", "refused"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def versions(self) -> list[str]:
+        """Names of the bundles, the oldest first."""
+        found = [p for p in (self.folder / "versions").iterdir() if VERSION.fullmatch(p.name)]
+        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
+    def path(self, version: str) -> pathlib.Path:
+        """The folder of a version.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if version not in self.versions:
+            raise ValueError(f"no version {version!r}; there are {self.versions}.")
+        return self.folder / "versions" / version
+
+    def put(self, bundle: str | pathlib.Path) -> str:
+        """Copies a bundle into the registry; returns its version, which its content determines.
+
+        Raises:
+            BundleError: A file that is missing, changed, or of another training; nothing is kept.
+        """
+        bundle = paths.local(bundle)
+        temporary = self.folder / "versions" / f".new-{secrets.token_hex(4)}"
+        try:
+            try:
+                shutil.copytree(bundle, temporary)
+            except (OSError, shutil.Error) as error:
+                raise BundleError(f"{bundle} cannot be copied: {error}") from error
+            verify(temporary)
+            version = version_of(temporary)
+            place = self.folder / "versions" / version
+            if not place.exists():
+                for path in [temporary, *temporary.rglob("*")]:
+                    sync(path)
+                os.utime(temporary)  # its age in the registry, not that of the export
+                with contextlib.suppress(FileExistsError):  # another process was quicker
+                    _rename(temporary, place)
+                sync(place.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return version
+
+    @property
+    def active(self) -> Active:
+        """What is to serve."""
+        try:
+            return Active(**json.loads((self.folder / "active.json").read_text()))
+        except FileNotFoundError:
+            return Active()
+
+    def activate(self, version: str, share: float = 1.0) -> None:
+        """Makes a version the active one, or the canary for a share of the users below 1.
+
+        Raises:
+            ValueError: No such version, or a share that is not within 0 and 1.
+        """
+        self.path(version)
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1; got {share}.")
+        now = self.active
+        if share < 1:
+            if not now.version:
+                raise ValueError("a canary needs an active version beside it.")
+            self._write(dataclasses.replace(now, canary=version, share=share))
+        elif version != now.version or now.canary:
+            previous = now.version if version != now.version else now.previous
+            self._write(Active(version, previous))
+
+    def roll_back(self) -> str:
+        """Ends the canary if there is one, else makes the previous version active; returns the
+        active version.
+
+        Raises:
+            ValueError: There is no previous version.
+        """
+        now = self.active
+        if now.canary:
+            self._write(dataclasses.replace(now, canary="", share=0.0))
+            return now.version
+        self.path(now.previous)
+        self._write(Active(now.previous, now.version))
+        return now.previous
+
+    def _write(self, active: Active) -> None:
+        text = json.dumps(dataclasses.asdict(active), indent=1)
+        _replace(self.folder / "active.json", text)
+
+    def refuse(self, version: str, reasons: list[str]) -> None:
+        """Notes why a service refused a version."""
+        _replace(self.folder / "refused" / f"{version}.json", json.dumps(reasons))
+
+    def refused(self, version: str) -> list[str]:
+        """Why a service refused a version; nothing where none did."""
+        path = self.folder / "refused" / f"{version}.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def prune(self, keep: int = 3) -> list[str]:
+        """Removes the oldest versions; the active and previous ones, the canary, and the newest
+        `keep` stay. Returns what was removed."""
+        now = self.active
+        stay = {now.version, now.previous, now.canary, *self.versions[-keep:]}
+        gone = [version for version in self.versions if version not in stay]
+        for version in gone:
+            # Renamed first, so that no half of it is a version.
+            temporary = self.folder / "versions" / f".old-{version}"
+            os.rename(self.folder / "versions" / version, temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+        return gone
+
+
+def version_of(folder: pathlib.Path) -> str:
+    """The version of a bundle: its training, and a hash of all that it holds.
+
+    Raises:
+        BundleError: No bundle.
+    """
+    digest = hashlib.sha256()
+    for pattern in DESCRIPTIONS:
+        for path in sorted(folder.glob(pattern)):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
+    return f"{Bundle(folder, verify=False).model_version}-{digest.hexdigest()[:8]}"
+
+
+def verify(folder: pathlib.Path) -> None:
+    """Compares every file of a bundle with its hash, and loads its indexes and funnels.
+
+    Raises:
+        BundleError: A file that is missing, changed, not listed, or of another training.
+    """
+    bundle = Bundle(folder)
+    for part in sorted({pathlib.PurePath(name).parts[0] for name in bundle.manifest["files"]}):
+        bundle.read(part, lambda path: None, verify=True)
+    for index in bundle.indexes:
+        bundle.retriever(index)
+    for funnel in bundle.funnels:
+        bundle.funnel(funnel)
+
+
+def _rename(folder: pathlib.Path, place: pathlib.Path) -> None:
+    """Moves a folder; raises FileExistsError if another one is there."""
+    try:
+        os.rename(folder, place)
+    except OSError as error:
+        if place.exists():
+            raise FileExistsError(place) from error
+        raise
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one step."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_text(text)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)

@@ -1,0 +1,234 @@
+"""Bodies of requests, with their limits and examples, from which OpenAPI is made.
+
+Numbers and texts must have their type: `"10"`, `10.0` and `true` are no whole numbers here.
+Fields that nobody knows are refused, so that a misspelt one is noticed.
+"""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from twotower.data.columns import LATEST
+
+MAX_K = 500
+MAX_HISTORY = 2_000
+MAX_EXCLUDE = 10_000
+MAX_TEXT = 1_000
+MAX_ROWS = 256  # requests, vectors, events or items in one body
+MAX_SHOWN = 100  # impressions after which an item is left out
+
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Seconds = Annotated[int, Field(ge=-1, le=LATEST)]
+K = Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+# Within float32 by far: beyond it is infinite for a tower.
+Rating = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+# One condition on a column: a value, some values, or a range of numbers.
+Range = Annotated[dict[str, Number | None], Field(max_length=2)]
+Condition = (
+    bool | int | Number | Text | Annotated[list[Text | Number], Field(max_length=100)] | Range
+)
+
+
+class Body(BaseModel):
+    """What all bodies share: strict types, no further fields, finite numbers."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Request(Body):
+    """Who asks, and what is known of the request."""
+
+    user_id: Annotated[str, Field(max_length=256)] = ""
+    history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] | None = Field(
+        None,
+        description="Ids of items that the user liked, oldest first. Without it, the history that "
+        "the service knows of the user. Events sent to /events follow it.",
+    )
+    times: Annotated[list[Seconds], Field(max_length=MAX_HISTORY)] | None = None
+    ratings: Annotated[list[Rating], Field(max_length=MAX_HISTORY)] | None = None
+    search_text: Text = ""
+    context: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
+        default_factory=dict, description="What else the query tower or a source reads."
+    )
+    time: Seconds | None = Field(None, description="Of the request, in seconds; now by default.")
+
+    @model_validator(mode="after")
+    def _aligned(self) -> "Request":
+        """Raises ValueError for times or ratings that are not one for each item."""
+        for name in ("times", "ratings"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.history or ()):
+                raise ValueError(
+                    f"{name}: expected one for each of {len(self.history or ())} items of history; "
+                    f"got {len(values)}"
+                )
+        return self
+
+
+class Recommend(Request):
+    """Body of `POST /recommend`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"history": ["260", "1196", "1210"], "k": 5},
+                {"user_id": "42", "k": 10, "filters": {"genres": ["Comedy"]}, "explain": True},
+                {"search_text": "space opera", "k": 10, "filters": {"year": {"from": 1990}}},
+            ]
+        }
+    )
+    k: K = 10
+    exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE)] = Field(
+        default_factory=list, description="Further items that must not be answered."
+    )
+    filters: Annotated[dict[Name, Condition], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description='Column of the catalogue -> a value, several values, or {"from": 1990, '
+        '"to": 1999}.',
+    )
+    funnel: Annotated[str, Field(max_length=64)] = Field(
+        "", description="Name of a funnel of the bundle; the service's default if empty."
+    )
+    objective_weights: Annotated[dict[Name, Number], Field(max_length=16)] = Field(
+        default_factory=dict, description="For funnels whose ranking weighs several objectives."
+    )
+    hide_shown: Annotated[int, Field(ge=0, le=MAX_SHOWN)] = Field(
+        0, description="Leave out items with so many impressions in this session; 0 for none."
+    )
+    explain: bool = Field(
+        False, description="Whether to say why each item is there, and what each stage did."
+    )
+
+
+class Embed(Body):
+    """Body of `POST /embed`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"requests": [{"history": ["260", "1196"]}]}]}
+    )
+    requests: Annotated[list[Request], Field(min_length=1, max_length=MAX_ROWS)]
+
+
+class Search(Body):
+    """Body of `POST /search`."""
+
+    vectors: Annotated[
+        list[Annotated[list[Number], Field(min_length=1, max_length=8192)]],
+        Field(min_length=1, max_length=MAX_ROWS),
+    ]
+    model_version: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description="The training that the vectors are of, as /embed answers it."
+    )
+    k: K = 10
+    index: Annotated[str, Field(max_length=64)] = ""
+    exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE)] = Field(default_factory=list)
+
+
+class Similar(Body):
+    """Body of `POST /similar`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "260", "k": 5}]})
+    item_id: Id
+    k: K = 10
+    index: Annotated[str, Field(max_length=64)] = ""
+
+
+class Event(Body):
+    """What a user did."""
+
+    user_id: Id
+    item_id: Id
+    event: Annotated[str, Field(pattern="^(impression|click|watch|skip|like|share)$")] = "click"
+    timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = None
+    rating: Rating | None = None
+    value: Rating | None = Field(None, description="What it is worth, such as seconds watched.")
+    search_text: Text = ""
+    device: Annotated[str, Field(max_length=64)] = ""
+    country: Annotated[str, Field(max_length=64)] = ""
+
+
+class Events(Body):
+    """Body of `POST /events`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"events": [{"user_id": "42", "item_id": "260", "event": "watch"}]}]
+        }
+    )
+    events: Annotated[list[Event], Field(min_length=1, max_length=MAX_ROWS)]
+
+
+class NewItem(BaseModel):
+    """An item and what is known of it; further fields are columns of the catalogue."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    item_id: Id
+
+    @model_validator(mode="after")
+    def _plain(self) -> "NewItem":
+        """Raises ValueError for columns that are neither text, numbers nor lists of texts."""
+        columns = self.model_extra or {}
+        if len(columns) > 64:
+            raise ValueError(f"expected 64 columns or fewer; got {len(columns)}")
+        for name, value in columns.items():
+            if not _is_plain(value):
+                raise ValueError(f"{name[:64]}: expected a text, a number or a list of texts")
+        return self
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 100 and all(type(v) is str and len(v) <= 256 for v in value)
+    if isinstance(value, str):
+        return len(value) <= 10 * MAX_TEXT
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 2**53
+
+
+class Items(Body):
+    """Body of `POST /items`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"add": [{"item_id": "new-1", "title": "Tin Moon", "genres": ["Drama"]}]},
+                {"remove": ["260"]},
+            ]
+        }
+    )
+    add: Annotated[list[NewItem], Field(max_length=MAX_ROWS)] = Field(default_factory=list)
+    remove: Annotated[list[Id], Field(max_length=MAX_ROWS)] = Field(default_factory=list)
+
+
+class Deploy(Body):
+    """Body of `POST /deploys`."""
+
+    version: Name = Field(description="One of the registry's versions, as GET /deploys lists them.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Of the users; below 1 the version is a canary."
+    )
+
+
+class Item(BaseModel):
+    """One answered item; further fields are columns of the catalogue."""
+
+    model_config = ConfigDict(extra="allow")
+    item_id: str
+    score: float
+
+
+class Recommended(BaseModel):
+    """Answer of `POST /recommend`."""
+
+    items: list[Item]
+    model_version: str
+    funnel: str
+    unknown: list[str] = Field(
+        description="Items of the history that the model does not know, such as those added after "
+        "its export: they have no effect before the next one."
+    )
+    missing: dict[str, str] = Field(description="Sources that were left out, and why.")
+    request_id: str

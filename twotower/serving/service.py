@@ -1,0 +1,421 @@
+"""Service: pipeline, sessions, events and items together, as the routes of `app.py` call them."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from twotower.funnel.funnel import Answer
+from twotower.serving import schemas
+from twotower.serving.asks import Ask, FieldError
+from twotower.serving.batching import Batcher
+from twotower.serving.checks import Checks
+from twotower.serving.deployer import Deployer
+from twotower.serving.events import EventLog
+from twotower.serving.histories import Histories
+from twotower.serving.journal import Journal
+from twotower.serving.live import Live
+from twotower.serving.metrics import Metrics
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.registry import Registry
+from twotower.serving.sessions import Deed, Session, Sessions
+from twotower.serving.store import MemoryStore, Store, StoreError
+
+# Seconds between looks for another active version, changes of items by other processes, and
+# events to write as Parquet.
+FOLLOW, FLUSH = 0.5, 60.0
+LOG = logging.getLogger("twotower.serving")
+
+
+class LateError(Exception):
+    """The deadline of a request passed before it was answered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Choices of a service.
+
+    Attributes:
+        max_batch: Most requests that are answered by one call.
+        max_wait: Seconds that a request may wait for others, if there are any.
+        deadline: Seconds after which a request is given up.
+    """
+
+    max_batch: int = 64
+    max_wait: float = 0.002
+    deadline: float = 2.0
+
+
+class Service:
+    """Answers requests from the live pipeline, and changes its state.
+
+    Args:
+        live: The pipelines that answer.
+        state: Folder for events and changes of items; made where it does not exist.
+        store: Of the sessions; in memory by default.
+        histories: Of known users.
+        options: See there.
+        registry: Whose active version is followed; None for one bundle for ever.
+        load: Opens a bundle's folder as a pipeline, for deploys.
+        checks: What a bundle must show before it serves.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        state: str | pathlib.Path,
+        store: Store | None = None,
+        histories: Histories | None = None,
+        options: Options | None = None,
+        registry: Registry | None = None,
+        load: Callable[[pathlib.Path], Pipeline] = Pipeline,
+        checks: Checks | None = None,
+    ) -> None:
+        self.options, self.metrics = options or Options(), Metrics()
+        self.store = store or MemoryStore()
+        self.sessions, self._histories = Sessions(self.store), histories
+        state = pathlib.Path(state)
+        state.mkdir(parents=True, exist_ok=True)
+        self.event_log, self.journal = EventLog(state / "events"), Journal(state / "items.sqlite")
+        for pipeline in live.pipelines:
+            self._prepare(pipeline)
+        self._deployer = Deployer(
+            live, registry, load, self._prepare, checks or Checks(), self.metrics
+        )
+        self.is_ready = False
+        self._batcher: Batcher[schemas.Recommend, dict[str, Any]] = Batcher(
+            self._recommend, self.options.max_batch, self.options.max_wait, self._observe
+        )
+        self._events: Batcher[schemas.Events, None] = Batcher(self._note, 256, 0.0)
+        # Changes of items and deploys, one after another; and everything else that takes long.
+        self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
+        self._others = concurrent.futures.ThreadPoolExecutor(2, "others")
+        self._follower: asyncio.Task | None = None
+
+    @property
+    def live(self) -> Live:
+        """What answers. Two reads may give two: keep the first."""
+        return self._deployer.live
+
+    # Answers.
+
+    async def recommend(self, body: schemas.Recommend) -> dict[str, Any]:
+        """The answer of `POST /recommend`, without its request id.
+
+        Raises:
+            FieldError: A value that does not fit the live bundle.
+            LateError: The deadline has passed.
+        """
+        return await self._in_time(self._batcher.submit(body))
+
+    def _recommend(self, bodies: Sequence[schemas.Recommend]) -> list[dict[str, Any] | Exception]:
+        """Answers of a batch; in the batcher's thread."""
+        live, is_known = self.live, True
+        try:
+            sessions = self.sessions.of([body.user_id for body in bodies])
+        except StoreError as error:  # an answer without the session is better than none
+            LOG.error("sessions are left out: %s", error)
+            sessions, is_known = [Session()] * len(bodies), False
+        asks = [self._ask(body, session) for body, session in zip(bodies, sessions)]
+        rows: dict[int, list[int]] = {}
+        for number, body in enumerate(bodies):
+            rows.setdefault(live.number_of(body.user_id), []).append(number)
+        answers: list[Any] = [None] * len(bodies)
+        for which, numbers in rows.items():
+            found = live.pipelines[which].recommend([asks[number] for number in numbers])
+            for number, answer in zip(numbers, found):
+                answers[number] = answer
+        if not is_known:
+            for body, answer in zip(bodies, answers):
+                if body.user_id and isinstance(answer, dict):
+                    answer["missing"]["sessions"] = "the store does not answer"
+        self._count([answer for answer in answers if isinstance(answer, dict)])
+        return answers
+
+    def _count(self, answers: Sequence[dict[str, Any]]) -> None:
+        for answer in answers:
+            if not answer["items"]:
+                self.metrics.empty.inc()
+            for name in answer["missing"]:
+                self.metrics.missing.labels(name).inc()
+
+    def _ask(self, body: schemas.Request, session: Session) -> Ask:
+        """A body and what the service knows of its user, as the pipeline takes it."""
+        if body.history is None and self._histories is not None:
+            history, times, ratings = self._histories.of(body.user_id)
+        else:
+            history = list(body.history or ())
+            times = list(body.times or [-1] * len(history))
+            ratings = list(body.ratings or [math.nan] * len(history))
+        if lately := {deed.item_id for deed in session.liked} | {*session.refused}:
+            kept = [place for place, item in enumerate(history) if item not in lately]
+            history = [history[place] for place in kept]
+            times = [times[place] for place in kept]
+            ratings = [ratings[place] for place in kept]
+            history += [deed.item_id for deed in session.liked]
+            times += [deed.timestamp for deed in session.liked]
+            ratings += [deed.rating for deed in session.liked]
+        context = dict(body.context)
+        if body.search_text:
+            context["search_text"] = body.search_text
+        ask = Ask(
+            user_id=body.user_id,
+            history=history,
+            times=times,
+            ratings=ratings,
+            context=context,
+            time=int(time.time()) if body.time is None else body.time,
+        )
+        if not isinstance(body, schemas.Recommend):
+            return ask
+        hidden = [
+            item for item, n in session.shown.items() if body.hide_shown and n >= body.hide_shown
+        ]
+        return dataclasses.replace(
+            ask,
+            k=body.k,
+            exclude=[*body.exclude, *session.refused, *hidden],
+            where=body.filters,
+            funnel=body.funnel,
+            objective_weights=body.objective_weights,
+            explain=body.explain,
+        )
+
+    async def embed(self, body: schemas.Embed) -> dict[str, Any]:
+        """The answer of `POST /embed`."""
+        pipeline = self.live.pipelines[0]
+
+        def embed() -> dict[str, Any]:
+            sessions = self.sessions.of([request.user_id for request in body.requests])
+            asks = [self._ask(*pair) for pair in zip(body.requests, sessions)]
+            vectors, unknown = pipeline.embed(asks)
+            version = pipeline.model_version
+            return {"vectors": vectors.tolist(), "unknown": unknown, "model_version": version}
+
+        return await self._elsewhere(embed)
+
+    async def search(self, body: schemas.Search) -> dict[str, Any]:
+        """The answer of `POST /search`.
+
+        Raises:
+            FieldError: Vectors of another training or length, or no such index.
+        """
+        pipeline = self.live.of_version(body.model_version)
+        if pipeline is None:
+            live = self.live.pipelines[0].model_version
+            raise FieldError("model_version", f"the index holds vectors of {live}; embed again")
+
+        def search() -> dict[str, Any]:
+            dim = pipeline.bundle.manifest["dim"]
+            if wrong := [len(row) for row in body.vectors if len(row) != dim]:
+                raise FieldError("vectors", f"expected {dim} numbers each; got {wrong[0]}")
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
+                vectors = np.array(body.vectors, np.float64).astype(np.float32)
+            rows = pipeline.search(vectors, body.k, body.exclude, body.index)
+            return {"items": rows, "model_version": pipeline.model_version}
+
+        return await self._elsewhere(search)
+
+    async def similar(self, body: schemas.Similar) -> dict[str, Any]:
+        """The answer of `POST /similar`."""
+        pipeline = self.live.pipelines[0]
+
+        def similar() -> dict[str, Any]:
+            items = pipeline.similar(body.item_id, body.k, body.index)
+            return {"items": items, "model_version": pipeline.model_version}
+
+        return await self._elsewhere(similar)
+
+    async def onboarding(self, size: int) -> dict[str, Any]:
+        """The answer of `GET /onboarding`."""
+        pipeline = self.live.pipelines[0]
+        return {"items": pipeline.onboarding(size), "model_version": pipeline.model_version}
+
+    async def _in_time(self, call: Any) -> Any:
+        try:
+            return await asyncio.wait_for(call, self.options.deadline)
+        except TimeoutError as error:
+            raise LateError from error
+
+    async def _elsewhere(self, function: Callable[[], Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        return await self._in_time(loop.run_in_executor(self._others, function))
+
+    def _observe_funnel(self, answer: Answer) -> None:
+        for step in answer.steps:
+            self.metrics.stage_seconds.labels(step.name).observe(step.seconds)
+        self.metrics.fallback.inc(answer.fallback)
+
+    def _observe(self, size: int, waited: float) -> None:
+        self.metrics.batch.observe(size)
+        self.metrics.wait.observe(waited)
+
+    # Changes.
+
+    async def note(self, body: schemas.Events) -> None:
+        """Records events: on disk and in the sessions when this returns."""
+        await self._events.submit(body)
+        for event in body.events:
+            self.metrics.events.labels(event.event).inc()
+
+    def _note(self, bodies: Sequence[schemas.Events]) -> list[None]:
+        now = int(time.time())
+        rows = [
+            {**event.model_dump(), "timestamp": now if event.timestamp is None else event.timestamp}
+            for body in bodies
+            for event in body.events
+        ]
+        deeds = [
+            (
+                row["user_id"],
+                Deed(
+                    row["item_id"],
+                    row["event"],
+                    row["timestamp"],
+                    math.nan if row["rating"] is None else row["rating"],
+                ),
+            )
+            for row in rows
+        ]
+        # The log last: where the store does not answer, the event is not taken, and may come again.
+        self.sessions.add(deeds)
+        self.event_log.append(rows)
+        return [None] * len(bodies)
+
+    async def change_items(self, body: schemas.Items) -> dict[str, Any]:
+        """Adds and removes items: on disk and in the indexes when this returns.
+
+        Raises:
+            FieldError: Items that do not fit the catalogue; nothing is changed then.
+        """
+        if not body.add and not body.remove:
+            raise FieldError("add", "expected items to add or to remove")
+        ids = [item.item_id for item in body.add]
+        if len({*ids, *body.remove}) < len(ids) + len({*body.remove}):
+            raise FieldError("add", "an item is there twice")
+
+        def change() -> dict[str, Any]:
+            live = self.live
+            added = [item.model_dump() for item in body.add]
+            main = live.pipelines[0]
+            unknown = [item for item in body.remove if main.catalogue.keys_of([item])[0] < 0]
+            if unknown:
+                raise FieldError("remove", f"not in the catalogue: {unknown[:5]}")
+            try:
+                for pipeline in live.pipelines:
+                    pipeline.check_items(added)
+            except ValueError as error:
+                raise FieldError("add", str(error)) from error
+            sequence = self.journal.append(added, body.remove)
+            self._catch_up()
+            return {
+                "sequence": sequence,
+                "num_items": main.num_items,
+                "model_version": main.model_version,
+                "note": "added items are answered from now on, and unknown in histories until the "
+                "next export",
+            }
+
+        return await self._changed(change)
+
+    def _catch_up(self) -> None:
+        """Applies the changes of items that the live pipelines lack."""
+        for pipeline in self.live.pipelines:
+            pipeline.apply(self.journal.since(pipeline.sequence))
+
+    def _prepare(self, pipeline: Pipeline) -> None:
+        """Applies all changes of items to a bundle that was just opened."""
+        pipeline.observe = self._observe_funnel
+        exported = self.journal.exported(pipeline.model_version)
+        pipeline.apply(self.journal.since(0), exported)
+
+    # Deploys.
+
+    async def deploy(self, version: str, share: float = 1.0) -> dict[str, Any]:
+        """Makes a version of the registry live; see `Deployer.deploy`."""
+        await self._changed(lambda: self._deployer.deploy(version, share))
+        return self.status()
+
+    async def roll_back(self) -> dict[str, Any]:
+        """Ends the canary, or goes back to the previous version; see `Deployer.roll_back`."""
+        await self._changed(self._deployer.roll_back)
+        return self.status()
+
+    def deploys(self) -> dict[str, Any]:
+        """What `GET /deploys` answers."""
+        return {**self._deployer.described(), **self.status()}
+
+    async def _changed(self, change: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._changes, change)
+
+    # Life.
+
+    async def start(self) -> None:
+        """Warms the pipelines and begins to follow the registry and the journal."""
+        loop = asyncio.get_running_loop()
+        for pipeline in self.live.pipelines:
+            await loop.run_in_executor(self._changes, pipeline.warm)
+        self._follower = asyncio.create_task(self._keep_following())
+        self.is_ready = True
+
+    async def _keep_following(self) -> None:
+        """Looks now and then for what other processes have changed."""
+        loop, flushed = asyncio.get_running_loop(), time.monotonic()
+        while True:
+            await asyncio.sleep(FOLLOW)
+            try:
+                await loop.run_in_executor(self._changes, self._look)
+                if time.monotonic() - flushed > FLUSH:
+                    flushed = time.monotonic()
+                    await loop.run_in_executor(self._others, self.event_log.flush)
+            except Exception:  # a full disk, say; the next look may succeed
+                LOG.exception("following failed")
+
+    def _look(self) -> None:
+        """Applies changes of items, and deploys what the registry names."""
+        if self.journal.last > min(pipeline.sequence for pipeline in self.live.pipelines):
+            self._catch_up()
+        self._deployer.look()
+
+    async def stop(self) -> None:
+        """Writes what is not yet in a part file, and ends the threads."""
+        self.is_ready = False
+        if self._follower is not None:
+            self._follower.cancel()
+        self._batcher.close()
+        self._events.close()
+        for pool in (self._changes, self._others):
+            pool.shutdown(wait=True)
+        self.event_log.close()
+        self.journal.close()
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /readyz` answers."""
+        return {
+            "status": "ready" if self.is_ready else "starting",
+            "model_version": self.live.pipelines[0].model_version,
+            "num_items": self.live.pipelines[0].num_items,
+            "funnels": sorted(self.live.pipelines[0].funnels),
+            "indexes": ["exact", *self.live.pipelines[0].bundle.indexes],
+            "versions": list(self._deployer.versions),
+            "canary_share": self.live.share,
+        }
+
+    def metrics_text(self) -> bytes:
+        """What `GET /metrics` answers."""
+        live, metrics = self.live, self.metrics
+        metrics.queued.set(self._batcher.queued)
+        metrics.items.set(live.pipelines[0].num_items)
+        metrics.version.clear()
+        for pipeline in live.pipelines:
+            metrics.version.labels(pipeline.model_version).set(1)
+        metrics.cache_hits.set(sum(p.cache.hits for p in live.pipelines))
+        metrics.cache_misses.set(sum(p.cache.misses for p in live.pipelines))
+        return metrics.text()

@@ -1,0 +1,103 @@
+"""Sessions: what users did since their history was recorded; the next answer knows of it."""
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+
+from twotower.serving.store import Store
+
+# Events after which an item belongs to the history; and one after which it is not answered again.
+LIKED, REFUSED, SHOWN = ("click", "watch", "like", "share"), "skip", "impression"
+
+
+@dataclasses.dataclass(frozen=True)
+class Deed:
+    """One event of a user.
+
+    Attributes:
+        item_id: The item.
+        event: `impression`, `click`, `watch`, `skip`, `like` or `share`.
+        timestamp: In seconds.
+        rating: NaN where there is none.
+    """
+
+    item_id: str
+    event: str
+    timestamp: int
+    rating: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What a user did lately.
+
+    Attributes:
+        liked: Events that belong to the history, oldest first, the last one of each item.
+        refused: Ids of items that the user skipped and did not choose afterwards.
+        shown: Id of an item -> how often it was shown.
+    """
+
+    liked: Sequence[Deed] = ()
+    refused: Sequence[str] = ()
+    shown: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    @classmethod
+    def of(cls, deeds: Sequence[Deed]) -> "Session":
+        """The session of events, oldest first.
+
+        >>> deeds = [Deed("a", "watch", 1), Deed("b", "skip", 2), Deed("a", "like", 3)]
+        >>> session = Session.of(deeds)
+        >>> [deed.timestamp for deed in session.liked], session.refused
+        ([3], ['b'])
+        """
+        liked: dict[str, Deed] = {}
+        refused: dict[str, None] = {}
+        shown: collections.Counter = collections.Counter()
+        for deed in deeds:
+            if deed.event in LIKED:
+                liked.pop(deed.item_id, None)
+                liked[deed.item_id] = deed
+                refused.pop(deed.item_id, None)
+            elif deed.event == REFUSED:
+                refused[deed.item_id] = None
+                liked.pop(deed.item_id, None)
+            else:
+                shown[deed.item_id] += 1
+        return cls([*liked.values()], [*refused], shown)
+
+
+class Sessions:
+    """The sessions of users, in a store.
+
+        sessions = Sessions(MemoryStore())
+        sessions.add([("u1", Deed("260", "watch", 978300760))])
+        sessions.of(["u1"])[0].liked
+
+    Args:
+        store: Where events are kept.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def add(self, deeds: Sequence[tuple[str, Deed]]) -> None:
+        """Adds events of users; the next `of` knows of them."""
+        by_user: dict[str, list[str]] = {}
+        for user, deed in deeds:
+            rating = None if math.isnan(deed.rating) else deed.rating
+            entry = json.dumps([deed.item_id, deed.event, deed.timestamp, rating])
+            by_user.setdefault(user, []).append(entry)
+        self._store.append(by_user)
+
+    def of(self, users: Sequence[str]) -> list[Session]:
+        """The session of each user; an empty one for "" and for users without events."""
+        known = [*{user for user in users if user}]
+        found = {}
+        for user, entries in zip(known, self._store.read(known) if known else ()):
+            rows = map(json.loads, entries)
+            deeds = [Deed(i, e, t, math.nan if r is None else r) for i, e, t, r in rows]
+            found[user] = Session.of(deeds)
+        nothing = Session()
+        return [found.get(user, nothing) for user in users]
