@@ -64,7 +64,7 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
     Raises:
         ValueError: A value that is none.
     """
-    given = FLAGS[flag].value
+    given = FLAGS[flag].value or []
     try:
         return tuple(map(int, given))
     except ValueError:

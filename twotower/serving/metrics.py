@@ -1,6 +1,7 @@
 """Metrics of a service, as Prometheus reads them."""
 
 import os
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,7 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        named = {"registry": self._registry, "namespace": "twotower"}
+        named: dict[str, Any] = {"registry": self._registry, "namespace": "twotower"}
         self.requests = Counter("requests", "By route and status.", ["route", "status"], **named)
         self.seconds = Histogram(
             "request_seconds",

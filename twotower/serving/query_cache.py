@@ -37,7 +37,9 @@ class QueryCache:
         self, encode: Encode, names: Sequence[str], dim: int, size: int, seconds: float
     ) -> None:
         self._encode, self._names, self._dim = encode, list(names), dim
-        self._known = cachetools.TTLCache(max(size, 1), seconds) if size else None
+        self._known: cachetools.TTLCache | None = None
+        if size:
+            self._known = cachetools.TTLCache(size, seconds)
         self._lock, self.hits, self.misses = threading.Lock(), 0, 0
         # Several sources of a funnel ask for the same requests.
         self._once = once(self._vectors)
