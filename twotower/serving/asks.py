@@ -97,6 +97,7 @@ def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
     history = Ragged.from_rows([row.history for row in rows])
     offsets = history.offsets
     names = {name for ask in asks for name in ask.context}
+    heads = sorted({head for ask in asks for head in ask.objective_weights})
     return Requests(
         user_id=np.array([ask.user_id for ask in asks], object),
         history=history,
@@ -106,6 +107,16 @@ def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
         time=np.array([ask.time for ask in asks], np.int64),
         context={
             name: np.array([ask.context.get(name, "") for ask in asks], object) for name in names
+        },
+        # A head that a request does not name counts nothing; one that names none has NaN for all.
+        objectives={
+            head: np.array(
+                [
+                    ask.objective_weights.get(head, 0.0) if ask.objective_weights else np.nan
+                    for ask in asks
+                ]
+            )
+            for head in heads
         },
     )
 

@@ -20,6 +20,7 @@ from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.sources.two_tower import TwoTower
 from twotower.ragged import Ragged
+from twotower.ranking.stage import Rank
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
 from twotower.serving.answers import Cards, explained
@@ -167,9 +168,8 @@ class Pipeline:
         """Raises FieldError for a funnel or weights that are not of this bundle."""
         if name not in self.funnels:
             raise FieldError("funnel", f"expected one of {sorted(self.funnels)}")
-        known: set[str] = set()
-        for stage in self.funnels[name].stages:
-            known.update(getattr(stage, "objectives", ()))
+        ranks = [stage for stage in self.funnels[name].stages if isinstance(stage, Rank)]
+        known = {head for stage in ranks for head in stage.ranker.heads}
         if ask.objective_weights.keys() - known:
             raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
 

@@ -24,7 +24,12 @@ from twotower.storage import paths
 
 VERSION = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 # What describes the parts of a bundle, and so together its whole content.
-DESCRIPTIONS = "manifest.json", "index/*/index.json", "funnels/*/funnel.json"
+DESCRIPTIONS = (
+    "manifest.json",
+    "index/*/index.json",
+    "funnels/*/funnel.json",
+    "rankers/*/ranker.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +194,7 @@ def version_of(folder: pathlib.Path) -> str:
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Compares every file of a bundle with its hash, and loads its indexes and funnels.
+    """Compares every file of a bundle with its hash, and loads its indexes, rankers and funnels.
 
     Raises:
         BundleError: A file that is missing, changed, not listed, or of another training.
@@ -199,6 +204,8 @@ def verify(folder: pathlib.Path) -> None:
         bundle.read(part, lambda path: None, verify=True)
     for index in bundle.indexes:
         bundle.retriever(index)
+    for ranker in bundle.rankers:
+        bundle.ranker(ranker)
     for funnel in bundle.funnels:
         bundle.funnel(funnel)
 
