@@ -35,8 +35,9 @@ class Cards:
         return [_folded(title) if isinstance(title, str) else "" for title in self._titles]
 
     def search(self, text: str, k: int, without: np.ndarray) -> np.ndarray:
-        """Keys of `k` items whose titles contain all words of a text, shortest titles first; of
-        the first items for "".
+        """Keys of `k` items whose titles contain all words of a text; of the first items for "".
+
+        Titles with words that begin with those of the text come first, and the shortest of them.
 
         Args:
             text: Its case and accents do not matter.
@@ -55,7 +56,7 @@ class Cards:
             if key not in hidden and all(word in title for word in words)
         ]
         if words:
-            found.sort(key=lambda key: len(self._words[key]))
+            found.sort(key=lambda key: (_inside(words, self._words[key]), len(self._words[key])))
         return np.array(found[:k], np.int64)
 
     def of(self, keys: np.ndarray) -> list[dict[str, Any]]:
@@ -65,6 +66,11 @@ class Cards:
             {name: _plain(value) for name, value in zip(columns, values)}
             for values in zip(*columns.values())
         ]
+
+
+def _inside(words: list[str], title: str) -> int:
+    """Number of words that no word of a title begins with."""
+    return sum(f" {word}" not in f" {title}" for word in words)
 
 
 def _folded(text: str) -> str:

@@ -284,13 +284,16 @@ class Pipeline:
         Raises:
             FieldError: No funnel of this bundle has a source of popular items.
         """
-        for funnel in self.funnels.values():
-            for inlet in funnel.sources.values():
-                if isinstance(inlet.source, Popularity):
-                    keys = inlet.source.keys
-                    keys = keys[~np.isin(keys, self._removed)][:size]
-                    return self._cards.of(keys)
-        raise FieldError("size", "no funnel of this bundle knows popular items")
+        source = self._popularity()
+        if source is None:
+            raise FieldError("size", "no funnel of this bundle knows popular items")
+        keys = source.keys
+        return self._cards.of(keys[~np.isin(keys, self._removed)][:size])
+
+    def _popularity(self) -> Popularity | None:
+        """The first source of popular items of any funnel."""
+        inlets = [inlet for funnel in self.funnels.values() for inlet in funnel.sources.values()]
+        return next((i.source for i in inlets if isinstance(i.source, Popularity)), None)
 
     def titles(self, text: str, k: int) -> list[dict[str, Any]]:
         """The first `k` items whose titles contain all words of a text."""
@@ -314,6 +317,7 @@ class Pipeline:
             "indexes": ["exact", *self.bundle.indexes],
             "inputs": inputs,
             "genres": self._genres,
+            "has_onboarding": self._popularity() is not None,
         }
 
     @functools.cached_property

@@ -14,8 +14,8 @@ export function Picks({ state, change, cards, like, answer, choices }) {
 
   // Suggestions for a start: popular titles, or the first ones where nothing is known of them.
   useEffect(() => {
-    get("onboarding", { size: FOUND })
-      .catch(() => get("titles", { k: FOUND }))
+    if (!choices) return;
+    (choices.has_onboarding ? get("onboarding", { size: FOUND }) : get("titles", { k: FOUND }))
       .then((answer) => setPopular(answer.items), () => {});
   }, [choices?.model_version]);
 
