@@ -1,5 +1,7 @@
 """What an answer says of its items: columns of the catalogue, and on request why each is there."""
 
+import functools
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,37 @@ class Cards:
     def __init__(self, catalogue: Catalogue) -> None:
         names = [name for name in SHOWN if name in catalogue.items]
         self._columns = {name: catalogue.items[name].to_numpy(object) for name in names}
+        self._titles = self._columns.get("title", self._columns["item_id"])
+
+    @functools.cached_property
+    def _words(self) -> list[str]:
+        """Titles as they are searched."""
+        return [_folded(title) if isinstance(title, str) else "" for title in self._titles]
+
+    def search(self, text: str, k: int, without: np.ndarray) -> np.ndarray:
+        """Keys of `k` items whose titles contain all words of a text; of the first items for "".
+
+        Titles with words that begin with those of the text come first, and the shortest of them.
+
+        Args:
+            text: Its case and accents do not matter.
+            k: Most items to find.
+            without: Keys of items that are not to be found.
+
+        >>> import pandas as pd
+        >>> items = pd.DataFrame({"item_id": ["7", "8"], "title": ["Heat and Dust", "HEAT"]})
+        >>> Cards(Catalogue(items)).search("h\u00e9at", 5, np.array([])).tolist()
+        [1, 0]
+        """
+        words, hidden = _folded(text).split(), {*without.tolist()}
+        found = [
+            key
+            for key, title in enumerate(self._words)
+            if key not in hidden and all(word in title for word in words)
+        ]
+        if words:
+            found.sort(key=lambda key: (_inside(words, self._words[key]), len(self._words[key])))
+        return np.array(found[:k], np.int64)
 
     def of(self, keys: np.ndarray) -> list[dict[str, Any]]:
         """One dictionary an item."""
@@ -33,6 +66,17 @@ class Cards:
             {name: _plain(value) for name, value in zip(columns, values)}
             for values in zip(*columns.values())
         ]
+
+
+def _inside(words: list[str], title: str) -> int:
+    """Number of words that no word of a title begins with."""
+    return sum(f" {word}" not in f" {title}" for word in words)
+
+
+def _folded(text: str) -> str:
+    """Without case and accents."""
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(part for part in parts if not unicodedata.combining(part)).casefold()
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -22,6 +23,14 @@ from twotower.serving.store import StoreError
 
 LOG = logging.getLogger("twotower.serving")
 PAGE = pathlib.Path(__file__).parent / "page"
+# The page runs its own files alone and asks its own service alone, whatever a title contains.
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+}
 
 
 class ErrorAnswer(schemas.BaseModel):
@@ -120,6 +129,25 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """Items to ask a new user about. Those that the user picks are the history of a request."""
         return _json(await service.onboarding(size))
 
+    @app.get("/titles", responses=ERRORS)
+    async def titles(
+        search: Annotated[str, Query(max_length=schemas.MAX_TEXT)] = "",
+        item_id: Annotated[list[schemas.Id], Query(max_length=schemas.MAX_ROWS)] = [],  # noqa: B006
+        k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 20,
+    ) -> Response:
+        """Items by words of their titles; or by their ids, of which unknown ones are left out."""
+        return _json(await service.titles(search, item_id, k))
+
+    @app.get("/choices", responses=ERRORS)
+    async def choices() -> Response:
+        """What a request may choose: funnels and their objectives, indexes, inputs, genres."""
+        return _json(service.choices())
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The playground, which asks the other routes."""
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
     @app.get("/healthz")
     async def healthz() -> Response:
         """Whether the process answers."""
@@ -175,8 +203,7 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         LOG.error("request %s failed", request.state.request_id, exc_info=wrong)
         return error(request, 500, "internal", "the service failed; its log has the reason")
 
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return Guard(app, limits or Limits(), service.metrics)
 
 

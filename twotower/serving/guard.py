@@ -24,6 +24,8 @@ LOG = logging.getLogger("twotower.serving")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ADMIN = ("/items", "/deploys")
 OPEN = ("/healthz", "/readyz")
+# The playground's files say nothing of the data; the page asks its reader for a token.
+PAGE = ("/", "/page/")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -140,7 +142,7 @@ class Guard:
     def _admit(self, scope: Message, headers: dict[bytes, bytes]) -> None:
         """Raises Refusal for a caller without a token, or with too many requests."""
         limits, path = self._limits, scope["path"]
-        if path in OPEN:
+        if path in OPEN or path == PAGE[0] or path.startswith(PAGE[1]):
             return
         if self._running > limits.concurrency:
             raise Refusal(503, "busy", "too many requests are under way", retry=1)

@@ -4,7 +4,9 @@ A service holds one pipeline in one variable. A batch reads it once and is answe
 to ids, so no answer is of two trainings; a deploy assigns the variable.
 """
 
+import collections
 import dataclasses
+import functools
 import pathlib
 import threading
 import time
@@ -33,6 +35,10 @@ from twotower.serving.served_bundle import ServedBundle
 TWO_TOWER = "two_tower"
 # How a funnel's reason for a late source begins; all others are errors.
 LATE = "not within"
+# Newest items of a history that an explained answer names.
+SHOWN_HISTORY = 100
+# Genres among which a request may choose.
+MAX_GENRES = 40
 
 
 class Pipeline:
@@ -168,10 +174,14 @@ class Pipeline:
         """Raises FieldError for a funnel or weights that are not of this bundle."""
         if name not in self.funnels:
             raise FieldError("funnel", f"expected one of {sorted(self.funnels)}")
-        ranks = [stage for stage in self.funnels[name].stages if isinstance(stage, Rank)]
-        known = {head for stage in ranks for head in stage.ranker.heads}
+        known = self._objectives(name)
         if ask.objective_weights.keys() - known:
             raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
+
+    def _objectives(self, name: str) -> set[str]:
+        """What the ranking of a funnel weighs; empty for funnels without one."""
+        ranks = [stage for stage in self.funnels[name].stages if isinstance(stage, Rank)]
+        return {head for stage in ranks for head in stage.ranker.heads}
 
     def _answer(
         self,
@@ -199,6 +209,7 @@ class Pipeline:
             found |= explained(
                 answer, place, keys, row.history, self.bundle, self.catalogue, items, seconds
             )
+            found["history"] = cards.of(row.history[-SHOWN_HISTORY:])
         return found
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
@@ -273,13 +284,50 @@ class Pipeline:
         Raises:
             FieldError: No funnel of this bundle has a source of popular items.
         """
-        for funnel in self.funnels.values():
-            for inlet in funnel.sources.values():
-                if isinstance(inlet.source, Popularity):
-                    keys = inlet.source.keys
-                    keys = keys[~np.isin(keys, self._removed)][:size]
-                    return self._cards.of(keys)
-        raise FieldError("size", "no funnel of this bundle knows popular items")
+        source = self._popularity()
+        if source is None:
+            raise FieldError("size", "no funnel of this bundle knows popular items")
+        keys = source.keys
+        return self._cards.of(keys[~np.isin(keys, self._removed)][:size])
+
+    def _popularity(self) -> Popularity | None:
+        """The first source of popular items of any funnel."""
+        inlets = [inlet for funnel in self.funnels.values() for inlet in funnel.sources.values()]
+        return next((i.source for i in inlets if isinstance(i.source, Popularity)), None)
+
+    def titles(self, text: str, k: int) -> list[dict[str, Any]]:
+        """The first `k` items whose titles contain all words of a text."""
+        cards, removed = self._cards, self._removed
+        return cards.of(cards.search(text, k, removed))
+
+    def items_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The items of ids, without those that are not in the catalogue."""
+        cards, keys = self._cards, self.catalogue.keys_of(ids)
+        return cards.of(keys[keys >= 0])
+
+    def choices(self) -> dict[str, Any]:
+        """What a request to this bundle may choose."""
+        inputs = [spec["name"] for spec in self.bundle.manifest["query_inputs"]]
+        return {
+            "funnels": {
+                name: {"sources": [*funnel.sources], "objectives": sorted(self._objectives(name))}
+                for name, funnel in self.funnels.items()
+            },
+            "default_funnel": self.default_funnel,
+            "indexes": ["exact", *self.bundle.indexes],
+            "inputs": inputs,
+            "genres": self._genres,
+            "has_onboarding": self._popularity() is not None,
+        }
+
+    @functools.cached_property
+    def _genres(self) -> list[str]:
+        """The most frequent genres of the exported items, by name."""
+        items = self.bundle.catalogue.items
+        if "genres" not in items:
+            return []
+        counts = collections.Counter(genre for genres in items["genres"] for genre in genres)
+        return sorted(genre for genre, _ in counts.most_common(MAX_GENRES))
 
     # Changes.
 

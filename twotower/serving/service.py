@@ -238,6 +238,26 @@ class Service:
         pipeline = self.live.pipelines[0]
         return {"items": pipeline.onboarding(size), "model_version": pipeline.model_version}
 
+    async def titles(self, text: str, ids: Sequence[str], k: int) -> dict[str, Any]:
+        """The answer of `GET /titles`."""
+        pipeline = self.live.pipelines[0]
+
+        def titles() -> dict[str, Any]:
+            items = pipeline.items_of(ids) if ids else pipeline.titles(text, k)
+            return {"items": items, "model_version": pipeline.model_version}
+
+        return await self._elsewhere(titles)
+
+    def choices(self) -> dict[str, Any]:
+        """The answer of `GET /choices`."""
+        pipeline = self.live.pipelines[0]
+        return {
+            **pipeline.choices(),
+            "num_items": pipeline.num_items,
+            "knows_histories": self._histories is not None,
+            "model_version": pipeline.model_version,
+        }
+
     async def _in_time(self, call: Any) -> Any:
         try:
             return await asyncio.wait_for(call, self.options.deadline)

@@ -1,0 +1,204 @@
+"""The page at GET /: its files, its routes, and a browser that reads it."""
+
+import contextlib
+import importlib.util
+import pathlib
+import re
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+import tiny
+import uvicorn
+from fastapi.testclient import TestClient
+from setuptools import Distribution
+
+from twotower.serving.app import PAGE, create_app
+from twotower.serving.guard import Limits
+from twotower.serving.histories import Histories
+from twotower.serving.live import Live
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.service import Service
+
+FILES = sorted(path for path in PAGE.rglob("*") if path.is_file())
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+REASON = "no browser: install chromium, chromium-driver and selenium"
+HAS_BROWSER = bool(
+    shutil.which("chromium")
+    and shutil.which("chromedriver")
+    and importlib.util.find_spec("selenium")
+)
+
+
+@pytest.fixture(scope="module")
+def app(bundle_folder, tmp_path_factory):
+    live = Live((Pipeline(bundle_folder),))
+    service = Service(live, tmp_path_factory.mktemp("state"), histories=Histories(tiny.dataset()))
+    return create_app(service, Limits())
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    with TestClient(app) as client:
+        added = client.post("/items", json={"add": [{"item_id": "h&1", "title": HOSTILE}]})
+        assert added.status_code == 200, added.text
+        yield client
+
+
+def test_the_page_is_served_with_all_it_needs(client):
+    page = client.get("/")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    size, todo, seen = len(page.content), re.findall(r'(?:src|href)="([^"]+)"', page.text), set()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        answer = client.get(f"/{path}")
+        assert answer.status_code == 200, path
+        size += len(answer.content)
+        if path.endswith(".js"):
+            assert "javascript" in answer.headers["content-type"]
+            folder = pathlib.PurePosixPath(path).parent
+            todo += [str(folder / name) for name in re.findall(r'from "\./([^"]+)"', answer.text)]
+    unused = {f"page/{path.relative_to(PAGE)}" for path in FILES} - seen
+    assert {pathlib.PurePosixPath(path).name for path in unused} == {
+        "index.html", "README.md", "LICENSE.htm", "LICENSE.preact"
+    }  # fmt: skip
+    assert size <= 150_000
+    assert client.get("/page/../app.py").status_code == 404
+    assert client.get("/page/%2e%2e/app.py").status_code == 404
+
+
+def test_no_file_names_another_host_or_sets_html():
+    # Names of XML namespaces, which are never asked for.
+    names = ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/")
+    for path in FILES:
+        text = path.read_text()
+        if path.suffix in (".js", ".html", ".css", ".svg"):
+            for name in names:
+                text = text.replace(name, "")
+            assert not re.search(r"https?://|url\(|@import|['\"]//", text), path
+        if path.suffix == ".js" and path.parent.name != "vendor":
+            wrong = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function"
+            assert not re.search(wrong, text), path
+
+
+def test_every_file_is_in_the_wheel(monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    build = Distribution()
+    build.parse_config_files(["setup.cfg"])
+    command = build.get_command_obj("build_py")
+    command.ensure_finalized()
+    command.manifest_files = {}
+    packed = command.find_data_files("twotower.serving", "twotower/serving")
+    assert {pathlib.Path(path).resolve() for path in packed} >= {*FILES}
+
+
+def test_titles_are_found_by_their_words(client):
+    def found(**query):
+        answer = client.get("/titles", params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["items"]
+
+    items = tiny.dataset().items
+    title = items["title"].iloc[7]
+    assert title in [item["title"] for item in found(search=title.upper())]
+    assert found(search=f"{title} zzz") == [] and len(found(k=3)) == 3
+    ids = [item["item_id"] for item in found(item_id=["i00005", "none", "i00002"])]
+    assert ids == ["i00005", "i00002"]
+    assert client.get("/titles", params={"k": 0}).status_code == 422
+    # A removed item is not offered.
+    client.post("/items", json={"add": [{"item_id": "gone", "title": "Quixotic zebra"}]})
+    assert found(search="quix ZEB") and client.post("/items", json={"remove": ["gone"]})
+    assert found(search="quix ZEB") == []
+
+
+def test_hostile_titles_are_data_alone(client):
+    answer = client.get("/titles", params={"search": "<script>alert"})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.json()["items"][0]["title"] == HOSTILE
+
+
+def test_choices_are_those_of_the_bundle(client):
+    choices = client.get("/choices").json()
+    assert choices["funnels"]["default"]["sources"] == ["two_tower", "ease", "popularity"]
+    assert choices["default_funnel"] == "default" and choices["indexes"] == ["exact", "hnsw"]
+    assert choices["has_onboarding"]
+    assert choices["inputs"] == ["user_id", "history"] and choices["knows_histories"]
+    genres = {genre for genres in tiny.dataset().items["genres"] for genre in genres}
+    assert choices["genres"] == sorted(genres)
+
+
+def test_an_explained_answer_names_the_history(client):
+    body = {"history": ["i00003", "i00007"], "explain": True}
+    named = client.post("/recommend", json=body).json()["history"]
+    assert [item["item_id"] for item in named] == ["i00003", "i00007"] and named[0]["title"]
+
+
+def test_the_page_needs_no_token_and_the_data_do(bundle_folder, tmp_path):
+    service = Service(Live((Pipeline(bundle_folder),)), tmp_path)
+    client = TestClient(create_app(service, Limits(token="t")))
+    assert client.get("/").status_code == client.get("/page/main.js").status_code == 200
+    for path in ("/titles", "/choices", "/onboarding", "/pages", "//"):
+        assert client.get(path).status_code == 401, path
+
+
+@contextlib.contextmanager
+def served(app):
+    """The address of an app on a free port of the loopback interface."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
+def test_clicks_change_the_list_and_titles_stay_text(app, client, tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+        "disable-background-networking", "disable-component-update", f"user-data-dir={tmp_path}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with served(app) as address, webdriver.Chrome(options, service) as browser:
+        wait = WebDriverWait(browser, 60)
+
+        def titles(selector=".list strong"):
+            script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+            return browser.execute_script(script, selector)
+
+        browser.get(f"{address}#like=h%261")
+        wait.until(lambda _: any(HOSTILE in text for text in titles(".picked li")))
+        first = wait.until(lambda _: titles())
+        assert len(first) == 10
+        browser.find_element(By.CSS_SELECTOR, ".list > li .row button").click()
+        second = wait.until(lambda _: (new := titles()) != first and new)
+        assert first[0] not in second and len(titles(".picked li")) == 2
+        assert browser.current_url.count("like=") == 2
+        # The pressed button went with its row: the keyboard goes on at the list's heading.
+        assert browser.switch_to.active_element.get_attribute("id") == "list"
+        browser.back()
+        wait.until(lambda _: titles() == first)
+        # An alert would have made each call fail; and no title became an element.
+        assert titles("#root script") == titles("#root img") == []
+        assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]

@@ -1,0 +1,44 @@
+// Calls of the service that this page comes from.
+
+let token = "";
+
+/** Takes the token that further calls carry. It is kept until the page is left. */
+export function setToken(text) {
+  token = text;
+}
+
+/** An answer that is no success; `status` is 401 where a token is missing. */
+export class CallError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function call(path, options = {}) {
+  const headers = { ...options.headers };
+  if (token) headers.authorization = `Bearer ${token}`;
+  const answer = await fetch(path, { ...options, headers });
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) {
+    const { field, message } = body.error ?? {};
+    const text = message ?? `the service answered ${answer.status}`;
+    throw new CallError(answer.status, field ? `${field}: ${text}` : text);
+  }
+  return body;
+}
+
+/** The answer of a GET. A value that is a list is sent several times. */
+export function get(path, query = {}, signal) {
+  const pairs = Object.entries(query).flatMap(([name, value]) =>
+    [value].flat().map((part) => [name, part]),
+  );
+  const text = new URLSearchParams(pairs).toString();
+  return call(text ? `${path}?${text}` : path, { signal });
+}
+
+/** The answer of a POST. */
+export function post(path, body, signal) {
+  const headers = { "content-type": "application/json" };
+  return call(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+}

@@ -1,0 +1,35 @@
+// How many candidates each stage of the funnel left, and the time that it took.
+
+import { html } from "./vendor/preact-htm.js";
+
+export function Funnel({ answer }) {
+  if (!answer) return null;
+  const most = Math.max(1, ...answer.stages.map((stage) => stage.candidates));
+  return html`
+    <section aria-labelledby="funnel">
+      <h2 id="funnel">Funnel</h2>
+      <div class="scroll" tabindex="0" role="group" aria-label="Stages of the funnel">
+        <table>
+          <thead>
+            <tr><th scope="col">Stage</th><th scope="col" class="number">Candidates</th><td></td><th scope="col" class="number">ms</th><th scope="col">Lost</th></tr>
+          </thead>
+          <tbody>
+            ${answer.stages.map((stage, row) => html`
+              <tr key=${row}>
+                <th scope="row">${stage.name}</th>
+                <td class="number">${stage.candidates}</td>
+                <td class="bars" aria-hidden="true"><span style=${{ width: `${(100 * stage.candidates) / most}%` }}></span></td>
+                <td class="number">${stage.ms.toFixed(2)}</td>
+                <td>${Object.entries(stage.lost).map(([name, count]) => `${name} ${count}`).join(", ")}</td>
+              </tr>`)}
+          </tbody>
+        </table>
+      </div>
+      <p class="small">
+        ${answer.batch.ms.toFixed(1)} ms in all, with ${answer.batch.requests === 1
+          ? "no other request" : `${answer.batch.requests - 1} other requests`} in the batch.
+        ${answer.relaxed?.length > 0 && ` Relaxed: ${[answer.relaxed].flat().join(", ")}.`}
+      </p>
+    </section>
+  `;
+}

@@ -1,0 +1,144 @@
+// The page: its state, what it asks the service at each change, and where the parts stand.
+// Titles reach the document as text alone: htm makes text nodes, and no part sets HTML.
+
+import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { CallError, get, post, setToken } from "./api.js";
+import { Compare, search as searchIndexes } from "./compare.js";
+import { Funnel } from "./funnel.js";
+import { Picks } from "./picks.js";
+import { Recommendations } from "./recommendations.js";
+import { Switches } from "./switches.js";
+import { bodyOf, read, write } from "./state.js";
+
+function Page() {
+  const [state, setState] = useState(() => read(location.hash));
+  const [choices, setChoices] = useState(null);
+  const [cards, setCards] = useState({}); // id -> item, of all titles seen so far
+  const [answer, setAnswer] = useState(null);
+  const [lists, setLists] = useState(null); // of the indexes
+  const [busy, setBusy] = useState(true);
+  const [error, setError] = useState(null);
+  const [round, setRound] = useState(0); // counts what changes an answer beside the state
+  const latest = useRef(0);
+
+  const learn = (items) =>
+    setCards((known) => ({ ...known, ...Object.fromEntries(items.map((i) => [i.item_id, i])) }));
+
+  const change = (changes) => {
+    const next = { ...state, ...changes };
+    history.pushState(null, "", write(next));
+    setState(next);
+  };
+
+  useEffect(() => {
+    const follow = () => setState(read(location.hash));
+    addEventListener("popstate", follow);
+    addEventListener("hashchange", follow);
+    return () => {
+      removeEventListener("popstate", follow);
+      removeEventListener("hashchange", follow);
+    };
+  }, []);
+
+  useEffect(() => {
+    get("choices").then(setChoices, setError);
+  }, [round]);
+
+  // Titles of a link's ids.
+  useEffect(() => {
+    const ids = [...state.likes, ...state.exclude].filter((id) => !cards[id]).slice(0, 200);
+    if (ids.length) get("titles", { item_id: ids }).then((found) => learn(found.items), setError);
+  }, [state, round]);
+
+  useEffect(() => {
+    const number = ++latest.current;
+    const gone = new AbortController();
+    const show = (set) => (value) => number === latest.current && set(value);
+    setBusy(true);
+    performance.mark("asked");
+    post("recommend", bodyOf(state), gone.signal)
+      .then((found) => {
+        if (number !== latest.current) return;
+        learn([...found.items, ...found.history]);
+        setAnswer(found);
+        setError(null);
+        setBusy(false);
+        if (!state.compare) return setLists(null);
+        return searchIndexes(state, found, choices?.indexes ?? ["exact"], gone.signal)
+          .then(show(setLists));
+      })
+      .catch((wrong) => {
+        if (wrong.name === "AbortError" || number !== latest.current) return;
+        setError(wrong);
+        setBusy(false);
+      });
+    return () => gone.abort();
+  }, [write(state), round, state.compare && choices]);
+
+  // A button that was pressed may be gone with its row; the reader goes on at the heading.
+  useEffect(() => {
+    document.querySelector("#root").dataset.answers = latest.current;
+    if (answer && document.activeElement === document.body && navigator.userActivation?.hasBeenActive)
+      document.querySelector("#list")?.focus({ preventScroll: true });
+  }, [answer]);
+
+  const like = async (item) => {
+    learn([item]);
+    if (!state.user) return change({ likes: [...state.likes, item.item_id] });
+    try {
+      const event = { user_id: state.user, item_id: item.item_id, event: "like" };
+      await post("events", { events: [event] });
+      setRound(round + 1);
+    } catch (wrong) {
+      setError(wrong);
+    }
+  };
+  const exclude = (item) => change({ exclude: [...state.exclude, item.item_id] });
+
+  return html`
+    <header>
+      <h1>Two towers at work</h1>
+      <p>
+        ${choices
+          ? `${choices.num_items.toLocaleString("en")} titles, model ${choices.model_version}.`
+          : "Waiting for the service."}
+        ${" "}Each choice becomes a query vector, and the nearest titles come back.
+      </p>
+    </header>
+    ${error && html`<${Problem} error=${error} again=${() => setRound(round + 1)} />`}
+    <div class="columns">
+      <div class="side">
+        <${Picks} ...${{ state, change, cards, like, answer, choices }} />
+        <${Switches} ...${{ state, change, cards, choices }} />
+      </div>
+      <main>
+        <${Recommendations} ...${{ state, answer, cards, busy, like, exclude }} />
+        <${Compare} ...${{ state, change, lists, choices }} />
+        <${Funnel} answer=${answer} />
+      </main>
+    </div>
+  `;
+}
+
+function Problem({ error, again }) {
+  const submit = (event) => {
+    event.preventDefault();
+    setToken(new FormData(event.target).get("token").trim());
+    again();
+  };
+  return html`
+    <section class="problem" role="alert" aria-label="Problem">
+      <p>${error.message}</p>
+      ${error instanceof CallError && error.status === 401
+        ? html`<form onSubmit=${submit}>
+            <label>Token of this service <input name="token" type="password" autocomplete="off" required /></label>
+            <button>Use it</button>
+          </form>`
+        : html`<button type="button" onClick=${again}>Ask again</button>`}
+    </section>
+  `;
+}
+
+const root = document.querySelector("#root");
+root.textContent = "";
+render(html`<${Page} />`, root);

@@ -1,0 +1,93 @@
+// What the query is made of: titles that are liked, or a user of the service.
+
+import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { get } from "./api.js";
+
+const FOUND = 8;
+
+export function Picks({ state, change, cards, like, answer, choices }) {
+  const [text, setText] = useState("");
+  const [found, setFound] = useState([]);
+  const [popular, setPopular] = useState([]);
+  const [user, setUser] = useState(state.user);
+  useEffect(() => setUser(state.user), [state.user]);
+
+  // Suggestions for a start: popular titles, or the first ones where nothing is known of them.
+  useEffect(() => {
+    if (!choices) return;
+    (choices.has_onboarding ? get("onboarding", { size: FOUND }) : get("titles", { k: FOUND }))
+      .then((answer) => setPopular(answer.items), () => {});
+  }, [choices?.model_version]);
+
+  useEffect(() => {
+    if (!text.trim()) return setFound([]);
+    const gone = new AbortController();
+    get("titles", { search: text, k: FOUND }, gone.signal).then(
+      (answer) => setFound(answer.items),
+      () => {},
+    );
+    return () => gone.abort();
+  }, [text]);
+
+  const history = state.user
+    ? [...(answer?.history ?? [])].reverse()
+    : state.likes.map((id) => cards[id] ?? { item_id: id, title: id }).reverse();
+  const known = new Set(history.map((item) => item.item_id));
+  const offered = (text.trim() ? found : popular).filter((item) => !known.has(item.item_id));
+  const submit = (event) => {
+    event.preventDefault();
+    change({ user: user.trim(), likes: [] });
+  };
+  const remove = (id) => change({ likes: state.likes.filter((liked) => liked !== id) });
+
+  return html`
+    <section aria-labelledby="picks">
+      <h2 id="picks" tabindex="-1">${state.user ? `User ${state.user}` : "Titles you like"}</h2>
+      <label for="search">Find a title</label>
+      <input id="search" type="search" autocomplete="off" value=${text} onInput=${(e) => setText(e.target.value)} />
+      <p role="status" class="small">
+        ${text.trim() ? `${offered.length} found. ` : "Suggestions. "}
+        ${state.user ? `A click sends a like of user ${state.user} to the service, which keeps it.` : "A click adds a title."}
+      </p>
+      <ul class="chips" aria-label=${text.trim() ? "Titles found" : "Suggestions"}>
+        ${offered.map((item) => html`
+          <li key=${item.item_id}>
+            <button type="button" onClick=${() => like(item)}>
+              <span class="sign" aria-hidden="true">+</span> ${nameOf(item)}
+            </button>
+          </li>`)}
+      </ul>
+      <h3>${state.user ? "History the service knows, newest first" : "Your titles, newest first"}</h3>
+      ${history.length
+        ? html`<ul class="chips picked">
+            ${history.slice(0, 30).map((item) => html`
+              <li key=${item.item_id}>
+                ${state.user
+                  ? html`<span class="chip">${nameOf(item)}</span>`
+                  : html`<button type="button" aria-label=${`Remove ${nameOf(item)}`} onClick=${() => remove(item.item_id)}>
+                      ${nameOf(item)} <span class="sign" aria-hidden="true">×</span>
+                    </button>`}
+              </li>`)}
+          </ul>`
+        : html`<p class="small">${state.user ? "None." : "None yet: the list is what everybody gets."}</p>`}
+      ${history.length > 30 && html`<p class="small">And older ones.</p>`}
+      <form onSubmit=${submit} class="row">
+        <label>Or a user's id
+          <input name="user" autocomplete="off" maxlength="256" value=${user} onInput=${(e) => setUser(e.target.value)} />
+        </label>
+        <button>Show</button>
+        <button type="button" onClick=${() => change({ user: "", likes: [], exclude: [], search: "" })}>Start anew</button>
+      </form>
+      ${state.user && choices && !choices.knows_histories && html`<p class="small">
+        The service was started without histories of users: it knows the events of this session alone.
+      </p>`}
+    </section>
+  `;
+}
+
+/** Title and year of an item. */
+export function nameOf(item) {
+  const title = item.title || item.item_id;
+  // MovieLens has the year in the title, too.
+  return item.year && !title.includes(String(item.year)) ? `${title} (${item.year})` : title;
+}

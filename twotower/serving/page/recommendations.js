@@ -1,0 +1,49 @@
+// The list, and why each title is on it.
+
+import { html } from "./vendor/preact-htm.js";
+import { nameOf } from "./picks.js";
+
+export function Recommendations({ answer, cards, busy, like, exclude }) {
+  const items = answer?.items ?? [];
+  const sources = answer ? [...new Set(items.flatMap((item) => Object.keys(item.sources)))] : [];
+  return html`
+    <section aria-labelledby="list" aria-busy=${busy}>
+      <h2 id="list" tabindex="-1">Recommendations</h2>
+      <p role="status" class="small">${summary(answer)}</p>
+      <ol class="list">
+        ${items.map((item) => html`
+          <li key=${item.item_id}>
+            <div class="what">
+              <strong>${nameOf(item)}</strong>
+              ${item.genres?.length > 0 && html` <span class="small">${item.genres.join(", ")}</span>`}
+              <p class="small why">
+                ${item.because && html`Near <em>${nameOf(cards[item.because] ?? { item_id: item.because })}</em>. `}
+                ${sources.filter((name) => item.sources[name]).map((name) => html`
+                  <span class="source" key=${name}>${name} #${item.sources[name].rank}, score ${short(item.sources[name].score)}</span> `)}
+              </p>
+            </div>
+            <div class="row">
+              <button type="button" aria-label=${`Like ${nameOf(item)}`} onClick=${() => like(item)}>Like</button>
+              <button type="button" aria-label=${`Leave out ${nameOf(item)}`} onClick=${() => exclude(item)}>Leave out</button>
+            </div>
+          </li>`)}
+      </ol>
+    </section>
+  `;
+}
+
+function summary(answer) {
+  if (!answer) return "Waiting for the first list.";
+  const parts = [`${answer.items.length} titles of the funnel ${answer.funnel}.`];
+  if (answer.items.length) parts.push(`First: ${nameOf(answer.items[0])}.`);
+  else parts.push("Nothing is left: allow more genres, or leave out fewer titles.");
+  if (answer.unknown.length) parts.push(`Not known to the model: ${answer.unknown.join(", ")}.`);
+  const missing = Object.entries(answer.missing);
+  if (missing.length) parts.push(`Without ${missing.map(([n, why]) => `${n} (${why})`).join(", ")}.`);
+  return parts.join(" ");
+}
+
+/** A score with three significant digits. */
+export function short(score) {
+  return Number(score.toPrecision(3)).toString();
+}

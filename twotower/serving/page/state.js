@@ -1,0 +1,62 @@
+// State of the page, kept in the address after "#": a link shows what its sender saw.
+
+export const START = {
+  user: "", // id of a user; the titles below are not sent then
+  likes: [], // ids, oldest first
+  exclude: [], // ids
+  search: "", // text for the query tower
+  funnel: "", // "" for the service's default
+  k: 10,
+  genre: "", // "" for any
+  weights: {}, // objective -> weight
+  compare: false, // the indexes side by side
+};
+export const MAX_K = 100;
+
+/** The state of an address; what does not fit is left out. */
+export function read(hash) {
+  const query = new URLSearchParams(hash.replace(/^#/, ""));
+  const state = { ...START, weights: {} };
+  for (const name of ["user", "search", "funnel", "genre"]) state[name] = query.get(name) ?? "";
+  state.likes = [...new Set(query.getAll("like"))].filter(Boolean);
+  state.exclude = [...new Set(query.getAll("exclude"))].filter(Boolean);
+  const k = Number(query.get("k"));
+  if (Number.isInteger(k) && k >= 1 && k <= MAX_K) state.k = k;
+  state.compare = query.get("compare") === "1";
+  for (const [name, value] of query) {
+    const weight = Number(value);
+    if (name.startsWith("weight.") && Number.isFinite(weight)) state.weights[name.slice(7)] = weight;
+  }
+  return state;
+}
+
+/** The address of a state; what is as at the start is left out. */
+export function write(state) {
+  const query = new URLSearchParams();
+  for (const name of ["user", "search", "funnel", "genre"]) {
+    if (state[name]) query.set(name, state[name]);
+  }
+  for (const id of state.likes) query.append("like", id);
+  for (const id of state.exclude) query.append("exclude", id);
+  if (state.k !== START.k) query.set("k", state.k);
+  if (state.compare) query.set("compare", "1");
+  for (const [name, value] of Object.entries(state.weights)) query.set(`weight.${name}`, value);
+  const text = query.toString();
+  return text ? `#${text}` : "#";
+}
+
+/** The body of POST /recommend for a state. */
+export function bodyOf(state) {
+  const body = { ...requestOf(state), k: state.k, exclude: state.exclude, explain: true };
+  if (state.funnel) body.funnel = state.funnel;
+  if (state.genre) body.filters = { genres: [state.genre] };
+  if (Object.keys(state.weights).length) body.objective_weights = state.weights;
+  return body;
+}
+
+/** Who asks: what POST /embed takes, too. */
+export function requestOf(state) {
+  const request = state.user ? { user_id: state.user } : { history: state.likes };
+  if (state.search) request.search_text = state.search;
+  return request;
+}
