@@ -12,6 +12,9 @@ NAMES = {
     "filters": "after the filters",
     "fresh": "fresh items",
     "exploration_slots": "after the slots",
+    "rank": "after the ranker",
+    "context": "context popularity",
+    "trending": "trending",
 }
 
 
@@ -46,7 +49,7 @@ def stages(name: str) -> str:
 def ahead(name: str) -> str:
     """The end of the funnel, and its difference from each source alone, user by user."""
     (row,) = read(name)["rows"]
-    metrics = ("ndcg@10", "recall_micro@100", "recall@500", "mrr@500")
+    metrics = ("hit_rate@10", "ndcg@10", "recall_micro@100", "recall@500")
     body = [["the funnel", *(share(row["metrics"][metric]) for metric in metrics)]]
     for source, figures in row["ahead"].items():
         cells = [
