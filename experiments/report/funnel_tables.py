@@ -108,26 +108,28 @@ def diversity(name: str = "funnel/diversity") -> str:
     first = rows[0]
     losses = [*next(row for row in rows if "more_distance at loss" in row)["more_distance at loss"]]
     figures = ("ndcg@10", "genre_distance@10", "divergence@10")
-    body = [["the funnel's order", *[""] * len(losses), ""]]
-    body[0] += [share(first["metrics"][figure]) for figure in figures]
+    start = [share(first["metrics"][figure]) for figure in figures]
+    body = [["the funnel's order", *[""] * len(losses), "", *start, ""]]
     for way, title in WAYS.items():
         of_way = [row for row in rows if row["name"] == way]
         gains = next(
             row["more_distance at loss"] for row in of_way if "more_distance at loss" in row
         )
         chosen = next(row for row in of_way if row.get("chosen"))
+        time = next(row["p50_processor_ms"] for row in of_way if "p50_processor_ms" in row)
         body.append(
             [
                 title,
                 *(f"{gain:+.1%}" for gain in gains.values()),
                 f"{chosen['weight']:g}",
                 *(share(chosen["metrics"][figure]) for figure in figures),
+                f"{time:.1f}",
             ]
         )
     header = [
         f"`{first['protocol']}`, {first['part']}",
         *(f"distance at a loss of {loss}" for loss in losses),
-        *("weight", "ndcg@10", "genre distance", "divergence"),
+        *("weight", "ndcg@10", "genre distance", "divergence", "median ms"),
     ]
     about = (
         "The loss is one of NDCG@10, relative to the funnel's order; the distance there lies "
