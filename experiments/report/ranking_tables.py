@@ -5,7 +5,7 @@ from published import CTR_1M
 from results import origin, read, table
 
 NETWORKS = {"dcn": "DCN-v2", "deepfm": "DeepFM", "dlrm": "DLRM", "mlp": "MLP"}
-RANKED = ("ndcg@1", "ndcg@10", "mrr@500", "recall@10")
+RANKED = ("ndcg@1", "ndcg@10", "mrr@500", "recall_micro@100")
 ORDERS = {
     "given": "**the order given (the merge)**",
     "default": "**ranker**",

@@ -1,7 +1,7 @@
 """Committed results: their form, and the Markdown that tables are made of.
 
 A run's output has everything that was measured. Its committed form keeps the figures that tables,
-plots and claims read, to seven digits, and where they come from: protocol, part, seed, command,
+plots and claims read, to five digits, and where they come from: protocol, part, seed, command,
 commit, hardware and date. It has a row a line.
 """
 
@@ -17,7 +17,7 @@ RESULTS = ROOT / "experiments" / "results"
 # The metrics that are reported. A run's output has all of them at six cut-offs.
 METRICS = (
     *("recall@100", "recall@500", "recall_micro@100", "hit_rate@10", "hit_rate@50", "hit_rate@200"),
-    *("ndcg@10", "mrr@500", "coverage@10", "coverage@500", "mean_popularity@10"),
+    *("ndcg@1", "ndcg@10", "mrr@500", "coverage@10", "coverage@500", "mean_popularity@10"),
 )
 FAMILIES = "recall|recall_micro|hit_rate|precision|ndcg|mrr|coverage|mean_popularity"
 METRIC = re.compile(rf"({FAMILIES})@\d+")
@@ -28,7 +28,7 @@ LEFT_OUT = {"segments", "versions", "python"}
 def committed(value):
     """A result, or a part of it, in its committed form."""
     if isinstance(value, float):
-        return float(f"{value:.7g}")
+        return float(f"{value:.5g}")
     if isinstance(value, list):
         return [committed(entry) for entry in value]
     if not isinstance(value, dict):

@@ -278,9 +278,11 @@ def test_histories_tell_more_than_popularity(name):
     config = synthetic.SyntheticConfig(num_users=400, num_items=300, num_interactions=24_000)
     dataset = synthetic.generate(config).dataset
     split = make_split(dataset, "random", "test")
+    # The default pull towards zero is that for a million rows.
+    weaker = {"regularization": 20.0} if name.endswith("ials") else {}
     reports = [
         evaluate(model.fit(dataset, split.train, split.candidates).recommend, split, ks=(20,))
-        for model in (baselines.make(name), baselines.make("popularity"))
+        for model in (baselines.make(name, **weaker), baselines.make("popularity"))
     ]
     assert reports[0].compare(reports[1], "recall_micro@20")["low"] > 0
 

@@ -14,7 +14,7 @@ def test_what_is_kept():
     entry = {"mean": 0.123456789, "low": 0.1, "high": 2000.123456}
     row = {"name": "a", "seed": 0, "metrics": {"ndcg@10": entry, "ndcg@20": entry}}
     row |= {"command": "python x.py", "segments": {"x": 1}, "versions": {"numpy": "2"}}
-    kept = {"mean": 0.1234568, "low": 0.1, "high": 2000.123}
+    kept = {"mean": 0.12346, "low": 0.1, "high": 2000.1}
     assert results.committed({"rows": [row]}) == {
         "rows": [{"name": "a", "seed": 0, "metrics": {"ndcg@10": kept}, "command": "python x.py"}]
     }
