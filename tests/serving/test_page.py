@@ -1,5 +1,6 @@
 """The page at GET /: its files, its routes, and a browser that reads it."""
 
+import asyncio
 import contextlib
 import importlib.util
 import pathlib
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from setuptools import Distribution
 
+from twotower.serving import schemas
 from twotower.serving.app import PAGE, create_app
 from twotower.serving.guard import Limits
 from twotower.serving.histories import Histories
@@ -33,15 +35,10 @@ HAS_BROWSER = bool(
 
 
 @pytest.fixture(scope="module")
-def app(bundle_folder, tmp_path_factory):
+def client(bundle_folder, tmp_path_factory):
     live = Live((Pipeline(bundle_folder),))
     service = Service(live, tmp_path_factory.mktemp("state"), histories=Histories(tiny.dataset()))
-    return create_app(service, Limits())
-
-
-@pytest.fixture(scope="module")
-def client(app):
-    with TestClient(app) as client:
+    with TestClient(create_app(service, Limits())) as client:
         added = client.post("/items", json={"add": [{"item_id": "h&1", "title": HOSTILE}]})
         assert added.status_code == 200, added.text
         yield client
@@ -145,8 +142,9 @@ def test_the_page_needs_no_token_and_the_data_do(bundle_folder, tmp_path):
     service = Service(Live((Pipeline(bundle_folder),)), tmp_path)
     client = TestClient(create_app(service, Limits(token="t")))
     assert client.get("/").status_code == client.get("/page/main.js").status_code == 200
-    for path in ("/titles", "/choices", "/onboarding", "/pages", "//"):
+    for path in ("/titles", "/choices", "/onboarding", "/pages"):
         assert client.get(path).status_code == 401, path
+    assert client.get("/page/%2e%2e/titles").status_code == 404
 
 
 @contextlib.contextmanager
@@ -155,19 +153,23 @@ def served(app):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, log_config=None, timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
-def test_clicks_change_the_list_and_titles_stay_text(app, client, tmp_path):
+def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
     from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
@@ -176,11 +178,16 @@ def test_clicks_change_the_list_and_titles_stay_text(app, client, tmp_path):
     options.binary_location = shutil.which("chromium")
     for flag in (
         "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-        "disable-background-networking", "disable-component-update", f"user-data-dir={tmp_path}",
+        "disable-background-networking", "disable-component-update",
+        f"user-data-dir={tmp_path / 'browser'}",
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    with served(app) as address, webdriver.Chrome(options, service) as browser:
+    service = Service(Live((Pipeline(bundle_folder),)), tmp_path / "state")
+    item = schemas.Items.model_validate({"add": [{"item_id": "h&1", "title": HOSTILE}]})
+    asyncio.run(service.change_items(item))
+    app = create_app(service, Limits())
+    driver = webdriver.ChromeService(shutil.which("chromedriver"))
+    with served(app) as address, webdriver.Chrome(options, driver) as browser:
         wait = WebDriverWait(browser, 60)
 
         def titles(selector=".list strong"):

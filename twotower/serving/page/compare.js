@@ -27,6 +27,9 @@ export function Compare({ state, change, lists, choices }) {
         <input type="checkbox" checked=${state.compare} onChange=${(e) => change({ compare: e.target.checked })} />
         Search ${(choices?.indexes ?? ["exact"]).join(", ")} with the same query vector
       </label>
+      ${lists && state.user && html`<p class="small">
+        The newest 100 titles of the history are left out here; older ones may come back.
+      </p>`}
       ${lists && html`<div class="lists">
         ${lists.map(({ index, items }) => {
           const same = items.filter((item) => exact.has(item.item_id)).length;

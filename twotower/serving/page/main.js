@@ -44,11 +44,13 @@ function Page() {
     get("choices").then(setChoices, setError);
   }, [round]);
 
-  // Titles of a link's ids.
+  // Titles of a link's ids, and of old titles of a history that recommendations are near to.
   useEffect(() => {
-    const ids = [...state.likes, ...state.exclude].filter((id) => !cards[id]).slice(0, 200);
+    const near = (answer?.items ?? []).map((item) => item.because).filter(Boolean);
+    const named = new Set([...state.likes, ...state.exclude, ...near]);
+    const ids = [...named].filter((id) => !cards[id]).slice(0, 200);
     if (ids.length) get("titles", { item_id: ids }).then((found) => learn(found.items), setError);
-  }, [state, round]);
+  }, [state, round, answer]);
 
   useEffect(() => {
     const number = ++latest.current;

@@ -4,6 +4,7 @@ import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import { get } from "./api.js";
 
 const FOUND = 8;
+const SHOWN = 12; // titles of a history
 
 export function Picks({ state, change, cards, like, answer, choices }) {
   const [text, setText] = useState("");
@@ -60,7 +61,7 @@ export function Picks({ state, change, cards, like, answer, choices }) {
       <h3>${state.user ? "History the service knows, newest first" : "Your titles, newest first"}</h3>
       ${history.length
         ? html`<ul class="chips picked">
-            ${history.slice(0, 30).map((item) => html`
+            ${history.slice(0, SHOWN).map((item) => html`
               <li key=${item.item_id}>
                 ${state.user
                   ? html`<span class="chip">${nameOf(item)}</span>`
@@ -70,7 +71,7 @@ export function Picks({ state, change, cards, like, answer, choices }) {
               </li>`)}
           </ul>`
         : html`<p class="small">${state.user ? "None." : "None yet: the list is what everybody gets."}</p>`}
-      ${history.length > 30 && html`<p class="small">And older ones.</p>`}
+      ${history.length > SHOWN && html`<p class="small">And older ones.</p>`}
       <form onSubmit=${submit} class="row">
         <label>Or a user's id
           <input name="user" autocomplete="off" maxlength="256" value=${user} onInput=${(e) => setUser(e.target.value)} />
