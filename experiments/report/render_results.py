@@ -169,6 +169,7 @@ TABLES = {
     "diversity": funnel_tables.diversity,
     "funnel_speed": funnel_tables.speed,
     "ranking_random": lambda: ranking_tables.rankers("random"),
+    "ranking_loo": lambda: ranking_tables.rankers("loo_5core"),
     "ranking_temporal_last": lambda: ranking_tables.rankers("temporal_last"),
     "ctr": ranking_tables.ctr,
     "multi_task": ranking_tables.multi_task,

@@ -17,7 +17,7 @@ RESULTS = ROOT / "experiments" / "results"
 # The metrics that are reported. A run's output has all of them at six cut-offs.
 METRICS = (
     *("recall@100", "recall@500", "recall_micro@100", "hit_rate@10", "hit_rate@50", "hit_rate@200"),
-    *("ndcg@1", "ndcg@10", "mrr@500", "coverage@10", "coverage@500", "mean_popularity@10"),
+    *("ndcg@1", "ndcg@10", "mrr@500", "coverage@10", "mean_popularity@10"),
 )
 FAMILIES = "recall|recall_micro|hit_rate|precision|ndcg|mrr|coverage|mean_popularity"
 METRIC = re.compile(rf"({FAMILIES})@\d+")
