@@ -117,10 +117,10 @@ def test_a_policy_at_the_end_takes_what_all_others_let_pass():
     policy = Filters([Blocked.of({"u1": [6]})])
     inlets = {"promoted": Inlet(Promoted(np.array([6])), keep=1)}
     stages = [Filters([Seen()]), PromotedSlots(np.array([6]), [1])]
-    before = funnel_of(ReciprocalRank(weights={"promoted": 0}))
+    before, merge = funnel_of(ReciprocalRank()), ReciprocalRank(weights={"promoted": 0})
     requests = ask([], [], user_id=["u1", "u2"])
     for last, expected in (([], [6, 0, 1]), ([policy], [0, 1, 2])):
-        funnel = Funnel(before.sources | inlets, before.merge, [*stages, *last])
+        funnel = Funnel(before.sources | inlets, merge, [*stages, *last])
         assert funnel(requests, 3).keys.tolist() == [expected, [6, 0, 1]]
 
 
