@@ -220,6 +220,23 @@ class Bundle:
             items["genres"] = [tuple(genres) for genres in items["genres"]]
         return Catalogue(items)
 
+    def tower_model(self, part: str) -> Any:
+        """The SavedModel of `query_tower` or `item_tower`.
+
+        Raises:
+            BundleError: A tower that is changed, or of another training.
+        """
+        import tensorflow as tf
+
+        model = self.read(part, lambda path: tf.saved_model.load(str(paths.literal(path))))
+        version = model.model_version.numpy().decode()
+        if version != self.model_version:
+            raise BundleError(
+                f"{self.directory / part} is of model {version!r}, not of "
+                f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
+            )
+        return model
+
     @functools.cached_property
     def query_tower(self) -> Any:
         """Raw inputs by name (arrays with a batch dimension) -> `[batch_size, dim]` float32.
@@ -227,15 +244,7 @@ class Bundle:
         Raises:
             BundleError: A tower that is changed, or of another training.
         """
-        import tensorflow as tf
-
-        model = self.read("query_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
-        version = model.model_version.numpy().decode()
-        if version != self.model_version:
-            raise BundleError(
-                f"{self.directory / 'query_tower'} is of model {version!r}, not of "
-                f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
-            )
+        model = self.tower_model("query_tower")
         signature = model.signatures["serving_default"]
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -390,7 +399,7 @@ class Bundle:
             ValueError: A name with a path in it, or a part that cannot be saved.
             BundleError: Another bundle has replaced this one.
         """
-        require_funnel_name(name)
+        require_name(name, "a funnel")
         self.require_in_place()
         saving.save(funnel, self.directory / "funnels" / name, self.model_version)
 
@@ -440,8 +449,7 @@ class Bundle:
             ValueError: A name with a path in it, or models of another kind.
             BundleError: Another bundle has replaced this one.
         """
-        if not is_index_name(name):
-            raise ValueError(f"a ranker has one plain name, such as 'default'; got {name!r}.")
+        require_name(name, "a ranker")
         self.require_in_place()
         path = self.directory / "rankers" / name
         ranker_files.save(ranker, models, path, self.model_version, about or {})
@@ -520,10 +528,16 @@ def is_index_name(name: str) -> bool:
     return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
 
 
-def require_funnel_name(name: str) -> None:
-    """Raises ValueError unless a funnel may have this name, as an index may."""
+def require_name(name: str, what: str, such_as: str = "'default'") -> None:
+    """Raises ValueError for a name that is no plain name of a folder.
+
+    Args:
+        name: Of an index, a funnel or a ranker.
+        what: Which of these, for the message: "a funnel".
+        such_as: Names that it could have, for the message.
+    """
     if not is_index_name(name):
-        raise ValueError(f"a funnel has one plain name, such as 'default'; got {name!r}.")
+        raise ValueError(f"{what} has one plain name, such as {such_as}; got {name!r}.")
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:

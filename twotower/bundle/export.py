@@ -15,7 +15,7 @@ from twotower.bundle.bundle import (
     LINEAGE,
     Bundle,
     BundleError,
-    is_index_name,
+    require_name,
     write_manifest,
 )
 from twotower.bundle.provenance import provenance
@@ -192,8 +192,7 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig) -> Retriever
         BundleError: Damaged vectors, or another bundle has replaced this one before the index was
             finished. No index is added then.
     """
-    if not is_index_name(name):
-        raise ValueError(f"an index has one plain name, such as 'hnsw' or 'small'; got {name!r}.")
+    require_name(name, "an index", "'hnsw' or 'small'")
     bundle.require_in_place()
     try:
         with build.replacing(bundle.directory / "index" / name, "index.json") as folder:

@@ -76,13 +76,13 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
 def main() -> None:
     """Builds the funnel, and says what the merge believes."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
-    from twotower.bundle.bundle import Bundle, require_funnel_name
+    from twotower.bundle.bundle import Bundle, require_name
     from twotower.commands import judging
     from twotower.data import splits
     from twotower.funnel import making
     from twotower.reranking import making as reranking
 
-    require_funnel_name(FLAGS.name)
+    require_name(FLAGS.name, "a funnel")
     config = making.FunnelConfig(
         making.parse_sources(FLAGS.sources),
         FLAGS.merge,

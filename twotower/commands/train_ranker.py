@@ -66,7 +66,7 @@ def define_flags() -> None:
 def main() -> None:
     """Trains the ranker and stores it."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
-    from twotower.bundle.bundle import Bundle
+    from twotower.bundle.bundle import Bundle, require_name
     from twotower.commands import judging
     from twotower.data import splits
     from twotower.ranking import making
@@ -90,7 +90,7 @@ def main() -> None:
         seed=FLAGS.seed,
         shuffle_labels=FLAGS.shuffle_labels,
     )
-    making.check_name(FLAGS.name)
+    require_name(FLAGS.name, "a ranker")
     begun = time.perf_counter()
     final = Bundle(FLAGS.bundle)
     before = judging.to_judge(FLAGS.bundle, "validation")

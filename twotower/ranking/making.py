@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -222,12 +221,6 @@ def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:
     filters = [number for number, stage in enumerate(stages) if isinstance(stage, Filters)]
     behind = filters[0] + 1 if filters else 0
     funnel.stages = [*stages[:behind], Rank(ranker, name), *stages[behind:]]
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError for a name that is no plain name of a folder."""
-    if not name or pathlib.PurePath(name).name != name or name.startswith("."):
-        raise ValueError(f"a ranker has one plain name, such as 'default'; got {name!r}.")
 
 
 def parse_weights(entries: Sequence[str]) -> dict[str, float]:

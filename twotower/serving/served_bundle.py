@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
 from twotower.data.dataset import Catalogue, Dataset
 from twotower.data.examples import ItemInputs
 from twotower.retrieval.base import Retriever
-from twotower.storage import paths
 
 
 class ServedBundle(Bundle):
@@ -38,13 +37,7 @@ class ServedBundle(Bundle):
         """
         import tensorflow as tf
 
-        model = self.read("item_tower", lambda path: tf.saved_model.load(str(paths.literal(path))))
-        version = model.model_version.numpy().decode()
-        if version != self.model_version:
-            raise BundleError(
-                f"{self.directory / 'item_tower'} is of model {version!r}, not of "
-                f"{self.model_version!r}. Two bundles were mixed up; export one of them again."
-            )
+        model = self.tower_model("item_tower")
         signature, dtypes = (
             model.signatures["serving_default"],
             {spec["name"]: spec["dtype"] for spec in self.manifest["item_inputs"]},
