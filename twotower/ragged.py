@@ -34,7 +34,7 @@ class Ragged:
             raise ValueError(f"values must be [num_values], row after row; got {values.shape}.")
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0:
             raise ValueError(f"offsets must be [num_rows + 1] and start at 0; got {offsets!r}.")
-        if offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+        if offsets[-1] != len(values) or (offsets[1:] < offsets[:-1]).any():
             raise ValueError(
                 f"offsets must ascend to the {len(values)} values; they end at {offsets[-1]}."
             )
@@ -161,6 +161,8 @@ def integers(values: ArrayLike, name: str, dtype: DTypeLike = np.int64) -> np.nd
             (2**64 - 1).
     """
     values = np.asarray(values)
+    if values.dtype == dtype:  # the usual case, many times a request
+        return values
     if values.size and values.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers; got {values.dtype}.")
     if values.size and values.dtype != dtype:

@@ -9,10 +9,11 @@ import tiny
 
 from twotower.bundle.bundle import Bundle, BundleError, state_version
 from twotower.bundle.export import export, model_version
-from twotower.bundle.session import Session, direct
+from twotower.bundle.session import Session
 from twotower.data.examples import QueryInputs
 from twotower.evaluation.evaluate import evaluate
 from twotower.tf import tf
+from twotower.towers.signatures import direct
 from twotower.training.trainer import Training
 
 SEQUENTIAL = tiny.recipe(

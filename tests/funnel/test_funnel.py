@@ -291,3 +291,34 @@ def test_whatever_is_put_together(sources, histories, merge, blocked, backwards,
             alone = [mentions[0], *[0] * (len(sources) - 1)]  # what the fallback found
             assert any(ranks) and ranks in ([mentions, alone] if fallback else [mentions])
     funnel.close()
+
+
+class Counted(Always):
+    """Notes how many candidates it is asked for, and in which thread."""
+
+    def __call__(self, requests: Requests, k: int) -> Candidates:
+        self.asked, self.thread = k, threading.current_thread()
+        return super().__call__(requests, k)
+
+
+def test_a_source_without_k_is_asked_for_as_many_as_the_list_has():
+    source, other = Counted(*range(NUM_ITEMS)), Counted(1)
+    funnel = Funnel({"a": Inlet(source, k=None), "b": Inlet(other)}, ReciprocalRank(), pool=7)
+    assert funnel.recommend(ask([]), k=3).candidates.keys.shape == (1, 3)
+    assert (source.asked, other.asked) == (3, 500)
+    assert len(funnel.find(ask([]))[0].candidates.keys[0]) == 7  # no list: the pool
+
+
+def test_one_source_that_is_waited_for_answers_in_the_thread_of_the_caller():
+    sources = {name: Counted(1) for name in ("a", "b", "c")}
+    inlets = {name: Inlet(source) for name, source in sources.items()}
+    inlets["c"] = Inlet(sources["c"], deadline=20)
+    funnel = Funnel(inlets, ReciprocalRank())
+    here = threading.current_thread()
+    funnel.recommend(ask([]), k=1)
+    assert [source.thread is here for source in sources.values()] == [False, True, False]
+    funnel.recommend(ask([]), k=1, deadlines=False)
+    assert [source.thread is here for source in sources.values()] == [False, False, True]
+    funnel.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        funnel.recommend(ask([]), k=1)

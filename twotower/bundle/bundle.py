@@ -29,6 +29,7 @@ from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import METRICS
 from twotower.storage import description, paths
+from twotower.towers.signatures import direct
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -245,10 +246,10 @@ class Bundle:
             BundleError: A tower that is changed, or of another training.
         """
         model = self.tower_model("query_tower")
-        signature = model.signatures["serving_default"]
+        call = direct(model.signatures["serving_default"])
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            return signature(**self.query_tensors(inputs))["embedding"].numpy()
+            return call(self.query_tensors(inputs))["embedding"].numpy()
 
         tower: Any = embed
         tower.model = model  # keeps the variables alive

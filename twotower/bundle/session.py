@@ -1,12 +1,12 @@
 """Session: query vectors of users, kept up to date event by event through a bundle's SavedModel."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from twotower.bundle.bundle import Bundle, BundleError, state_version
 from twotower.bundle.inputs import as_type
+from twotower.towers.signatures import direct
 
 
 class Session:
@@ -133,31 +133,3 @@ class Session:
         event besides.)"""
         found = self.state.get("state_reread")
         return np.zeros(len(self.vector), np.int32) if found is None else found.numpy()
-
-
-def direct(signature: Any) -> Callable[[dict], dict]:
-    """A loaded signature as a function of its input tensors by name, by one op.
-
-    `signature(**inputs)` has Python look at each input, output and weight: a third of the time of
-    a session's event. The op checks the inputs' types itself. Operations run one after another:
-    for many small ones a queue of those that are ready costs more than it gives.
-    """
-    import tensorflow as tf
-
-    weights = signature.captured_inputs
-    names = [tensor.name.removesuffix(":0") for tensor in signature.inputs]
-    names = names[: len(names) - len(weights)]
-    answers = sorted(signature.structured_outputs)  # the order in which they come
-    types = [signature.structured_outputs[name].dtype for name in answers]
-    config = tf.compat.v1.ConfigProto()
-    config.experimental.executor_type = "SINGLE_THREADED_EXECUTOR"
-    config = config.SerializeToString()
-
-    def call(inputs: dict) -> dict:
-        args = [inputs[name] for name in names] + weights
-        found = tf.raw_ops.StatefulPartitionedCall(
-            args=args, Tout=types, f=signature, config_proto=config
-        )
-        return dict(zip(answers, found))
-
-    return call

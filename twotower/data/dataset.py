@@ -7,6 +7,7 @@ Everything outside this file that sees an item as a number sees a *key*; everyth
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -220,7 +221,7 @@ class Catalogue:
         check_ids("items", self.items["item_id"])
         # Position -1 is the id of "no item", so that ids_of is one indexing operation.
         self._ids = np.append(self.items["item_id"].to_numpy(object), "")
-        self._index = pd.Index(self._ids[:-1], dtype=object)
+        self._key_of = dict(zip(self._ids[:-1], range(len(self.items))))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -233,7 +234,8 @@ class Catalogue:
     def keys_of(self, ids: Iterable[str]) -> np.ndarray:
         """Keys of ids, in the shape given, int64; -1 for an unknown id."""
         ids = np.asarray(ids, object)
-        return self._index.get_indexer(ids.ravel()).astype(np.int64).reshape(ids.shape)
+        found = map(self._key_of.get, ids.ravel(), itertools.repeat(-1))
+        return np.fromiter(found, np.int64, ids.size).reshape(ids.shape)
 
     def require_keys(self, ids: Sequence[str]) -> np.ndarray:
         """Keys of ids, `[num_ids]` int64.

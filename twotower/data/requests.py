@@ -132,7 +132,10 @@ class Requests:
 
     def take(self, rows: np.ndarray) -> Self:
         """The requests `rows`, in that order: indices, or a boolean mask `[num_requests]`."""
-        rows = np.arange(len(self))[rows]
+        every = np.arange(len(self))
+        rows = every[rows]
+        if np.array_equal(rows, every):
+            return self  # also, what was computed for them `once` holds
         taken: dict[int, Any] = {}  # an array that is two columns (history, exclude) is taken once
 
         def take(values):

@@ -35,7 +35,7 @@ class Inlet:
 
     Attributes:
         source: The source.
-        k: How many candidates it is asked for.
+        k: How many candidates it is asked for; None for as many as the request asks the funnel for.
         deadline: Seconds after which the funnel goes on without it; None waits for ever.
         keep: How many of its first candidates are in the merged list, whatever the merge makes of
             them: for stages that look for them there, such as slots for fresh items.
@@ -45,12 +45,13 @@ class Inlet:
     """
 
     source: Source
-    k: int = 500
+    k: int | None = 500
     deadline: float | None = None
     keep: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", whole_number(self.k, "k", 1))
+        if self.k is not None:
+            object.__setattr__(self, "k", whole_number(self.k, "k", 1))
         object.__setattr__(self, "keep", whole_number(self.keep, "keep"))
         if self.deadline is not None and not 0 < self.deadline <= threading.TIMEOUT_MAX:
             raise ValueError(
@@ -163,7 +164,7 @@ class Funnel:
         Raises:
             RuntimeError: A source that fails.
         """
-        asked = {name: inlet.k for name, inlet in self.sources.items()}
+        asked = {name: inlet.k or self.pool for name, inlet in self.sources.items()}
         found, missing = self._ask(asked, requests, deadlines=False)
         if missing:
             raise RuntimeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
@@ -186,13 +187,15 @@ class Funnel:
                 closed.
         """
         whole_number(k, "k", 1)
-        asked = {name: inlet.k for name, inlet in self.sources.items()}
+        asked = {name: inlet.k or k for name, inlet in self.sources.items()}
         found, missing = self._ask(asked, requests, deadlines)
         if not found:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise RuntimeError(f"no source of this funnel answered. {reasons}.")
         failed: dict[str, str] = {}
-        merged, relaxed = self._finish(requests, found, self.pool, failed)
+        # Not wider than what was found: columns of nothing would cost as much as others.
+        width = sum(step.candidates.keys.shape[1] for step in found)
+        merged, relaxed = self._finish(requests, found, min(self.pool, max(k, width)), failed)
         candidates = merged[-1].candidates.head(k)
         left = np.flatnonzero(candidates.counts == 0) if self.fallback else np.empty(0, np.int64)
         # A few at a time: each gets a list of all items.
@@ -219,10 +222,21 @@ class Funnel:
             found = _checked(self.sources[name].source(requests, k), len(requests))
             return Step(name, found, time.perf_counter() - begun)
 
+        # One of those that are waited for in any case answers in this thread: going to another and
+        # back takes as long as a small source.
+        patient = [n for n in asked if not deadlines or self.sources[n].deadline is None]
+        own = patient[-1] if patient else ""
         begun = time.perf_counter()
-        futures = {name: self._threads[name].submit(answer, name, k) for name, k in asked.items()}
+        futures = {
+            name: self._threads[name].submit(answer, name, k)
+            for name, k in asked.items()
+            if name != own
+        }
+        if own:
+            futures[own] = self._threads[own].here(answer, own, asked[own])
         steps, missing = [], {}
-        for name, future in futures.items():
+        for name in asked:
+            future = futures[name]
             left = deadline = self.sources[name].deadline if deadlines else None
             if deadline is not None:
                 left = max(0.0, deadline - (time.perf_counter() - begun))

@@ -40,14 +40,28 @@ class Threads:
         """
         future: concurrent.futures.Future = concurrent.futures.Future()
         with self._lock:
-            if not self._end.alive:
-                raise RuntimeError(f"{self._name} is closed, and answers no more.")
+            self._require_open()
             self._calls.put((future, function, arguments))
             if not self._idle.acquire(blocking=False) and self._started < self._most:
                 self._started += 1
                 given = self._calls, self._idle
                 threading.Thread(target=_work, args=given, name=self._name, daemon=True).start()
         return future
+
+    def here(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
+        """As `submit`, in the thread of the caller: the future is done.
+
+        Raises:
+            RuntimeError: After `close`.
+        """
+        self._require_open()
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        _run(future, function, arguments)
+        return future
+
+    def _require_open(self) -> None:
+        if not self._end.alive:
+            raise RuntimeError(f"{self._name} is closed, and answers no more.")
 
     def close(self) -> None:
         """Cancels what waits, and lets the threads end; calls that hang are not waited for."""
@@ -59,12 +73,16 @@ def _work(calls: queue.SimpleQueue, idle: threading.Semaphore) -> None:
     while (call := calls.get()) is not None:
         future, function, arguments = call
         if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
+            _run(future, function, arguments)
         del call, future, function, arguments  # while it waits for the next, nothing is kept
         idle.release()
+
+
+def _run(future: concurrent.futures.Future, function: Callable[..., Any], arguments: tuple) -> None:
+    try:
+        future.set_result(function(*arguments))
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _end(calls: queue.SimpleQueue, most: int) -> None:

@@ -24,6 +24,7 @@ from twotower.ranking.probability import Probability
 from twotower.ranking.trees import table
 from twotower.storage import description, paths
 from twotower.storage.replacing import replacing
+from twotower.towers.signatures import direct
 
 FORMAT_VERSION = 1
 DESCRIPTION = "ranker.json"
@@ -210,8 +211,7 @@ def _network(directory: pathlib.Path) -> Outputs:
     from twotower.tf import tf
 
     model = tf.saved_model.load(str(paths.literal(directory)))
-    signature = model.signatures["serving_default"]
-    return _called(lambda columns: signature(**columns), model)
+    return _called(direct(model.signatures["serving_default"]), model)
 
 
 def _called(heads: Callable[[dict], dict], model: Any = None) -> Outputs:

@@ -86,13 +86,14 @@ class Pipeline:
         bundle.retriever(self.index)
         self.funnels = {name: bundle.funnel(name) for name in bundle.funnels}
         if TWO_TOWER not in self.funnels:
-            sources = {TWO_TOWER: Inlet(TwoTower(bundle, self.index))}
+            sources = {TWO_TOWER: Inlet(TwoTower(bundle, self.index), k=None)}
             self.funnels[TWO_TOWER] = Funnel(sources, ReciprocalRank(), [Filters([Seen()])])
         for funnel in self.funnels.values():
-            funnel.sources = {
-                name: dataclasses.replace(inlet, deadline=inlet.deadline or source_deadline)
-                for name, inlet in funnel.sources.items()
-            }
+            if len(funnel.sources) > 1:  # without its only source a funnel could not go on
+                funnel.sources = {
+                    name: dataclasses.replace(inlet, deadline=inlet.deadline or source_deadline)
+                    for name, inlet in funnel.sources.items()
+                }
         self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
         self.catalogue, self._num_exported = bundle.catalogue, len(bundle.catalogue)
         self._cards = Cards(self.catalogue)
