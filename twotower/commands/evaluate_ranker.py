@@ -44,7 +44,7 @@ def main() -> None:
     from twotower.data import splits
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
-    from twotower.ranking import making, report
+    from twotower.ranking import making, probability, report
 
     bundle = judging.to_judge(FLAGS.bundle, FLAGS.part)
     dataset = judging.dataset_of(bundle, FLAGS.data_dir)
@@ -76,8 +76,8 @@ def main() -> None:
         row = {"name": name, "metrics": reports[name].metrics, "ahead": ahead}
         row["about"] = bundle.ranker_entries(name)["about"]
         if found[name].calibration is not None:
-            row["calibration_error"] = found[name].calibration_error
-            print(f"expected calibration error, {report.BINS} bins: {row['calibration_error']:.4f}")
+            row["calibration_error"] = error = found[name].calibration_error
+            print(f"expected calibration error, {probability.BINS} bins: {error:.4f}")
         if FLAGS.timed:
             taken = 1000 * report.seconds(funnel, rankers[name], split.cases, FLAGS.timed)
             row["milliseconds"] = {q: float(np.percentile(taken, q)) for q in (50, 99)}

@@ -12,7 +12,7 @@ first. The funnel's stage of the name `rank` is replaced, or comes behind its fi
 
 import time
 
-from absl import flags
+from absl import flags, logging
 
 from twotower.commands import script
 
@@ -109,6 +109,11 @@ def main() -> None:
             made = making.train(config, funnel, bundle, dataset, split)
             shown = ", ".join(f"{name} {value:.4f}" for name, value in made.held_out.items())
             print(f"ndcg@10 of requests that a model did not learn from: {shown}")
+            if made.held_out["ranked"] <= made.held_out["given"]:
+                logging.warning(
+                    "the ranker does not better the order that it is given. Take more validation "
+                    "rows or sources, or serve without it (--noplace)."
+                )
         ranker = made.on(bundle, dataset, split)
         bundle.add_ranker(ranker, made.models, FLAGS.name, made.about)
         if FLAGS.place:

@@ -8,7 +8,7 @@ import numpy as np
 from twotower.data.requests import Requests
 from twotower.ranking.columns import CandidateColumns
 from twotower.ranking.examples import RATING, WATCH
-from twotower.ranking.objectives import check_weights, weighted_score
+from twotower.ranking.objectives import check_weights, sigmoid, weighted_sum
 from twotower.ranking.probability import Probability
 from twotower.retrieval.candidates import NO_SCORE, Candidates
 
@@ -82,7 +82,7 @@ class CandidateRanker:
     def _shown(self, head: str, outputs: np.ndarray) -> np.ndarray:
         if head == WATCH and self.probability is not None:
             return self.probability(outputs)
-        return weighted_score({head: outputs}, {head: 1.0}, NUMBERS)
+        return outputs if head in NUMBERS else sigmoid(outputs)
 
     def _scores(self, requests: Requests, values: dict[str, np.ndarray]) -> np.ndarray:
         """The weighted sum of the heads' probabilities and numbers, with each request's weights."""
@@ -95,7 +95,7 @@ class CandidateRanker:
                 total[rows] = np.sign(asked[WATCH]) * values[WATCH][rows]
             else:
                 shown = {head: self._shown(head, values[head][rows]) for head in asked}
-                total[rows] = sum(asked[head] * shown[head] for head in asked)
+                total[rows] = weighted_sum(shown, asked)
         return total
 
 

@@ -1,6 +1,7 @@
 """Trains a ranker's network on examples, and stops where it orders held-out users best."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
@@ -78,7 +79,7 @@ def fit(
     if inputs.numbers:
         inputs = inputs.fitted(examples.columns[NUMBERS][examples.valid])
     ranker = make_ranker(inputs, config, (WATCH, *fitting.heads))
-    step = _step(ranker, _optimizer(fitting), fitting)
+    step, call = _step(ranker, _optimizer(fitting), fitting), _call(ranker)
     steps = -(-len(examples) // fitting.batch_size)
     best, best_weights, since = -1.0, ranker.get_weights(), 0
     for epoch in range(1, fitting.epochs + 1):
@@ -86,7 +87,7 @@ def fit(
             float(step(*_tensors(_drawn(examples.take(rows), fitting.candidates, rng))))
             for rows in np.array_split(rng.permutation(len(examples)), steps)
         ]
-        found = float(held.ndcg(scores(ranker, held, fitting.residual)).mean())
+        found = float(held.ndcg(_scores(call, held, fitting.residual)).mean())
         logging.info("ranker, epoch %d: loss %.4f, ndcg@10 %.4f", epoch, np.mean(losses), found)
         if found > best:
             best, best_weights, since = found, ranker.get_weights(), 0
@@ -98,9 +99,17 @@ def fit(
     return ranker
 
 
-def scores(ranker: Ranker, examples: Examples, residual: bool, batch: int = 64) -> np.ndarray:
+def scores(ranker: Ranker, examples: Examples, residual: bool) -> np.ndarray:
     """Logits of `relevance`, with the given score if they are residual, `[num_requests, k]`."""
-    call = tf.function(lambda columns: ranker(columns), reduce_retracing=True)
+    return _scores(_call(ranker), examples, residual)
+
+
+def _call(ranker: Ranker) -> Callable[[dict], dict]:
+    """A ranker as a graph, which is traced once however its weights change."""
+    return tf.function(lambda columns: ranker(columns), reduce_retracing=True)
+
+
+def _scores(call: Callable, examples: Examples, residual: bool, batch: int = 64) -> np.ndarray:
     parts = []
     for start in range(0, len(examples), batch):
         rows = np.arange(start, min(start + batch, len(examples)))

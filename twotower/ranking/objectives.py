@@ -27,21 +27,22 @@ def check_weights(weights: Mapping[str, float], heads: Collection[str]) -> None:
         )
 
 
-def weighted_score(
-    outputs: Mapping[str, np.ndarray],
-    weights: Mapping[str, float],
-    numbers: Collection[str] = (),
-) -> np.ndarray:
-    """The sum over heads of weight * value: a probability, or the number that a head predicts.
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits, of the same shape, float64."""
+    # Written with tanh, because exp overflows for a large negative logit.
+    return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, np.float64))
 
-    A negative weight takes candidates down, such as that of a head for complaints. Values and not
-    logits are added, so that a weight is what the event is worth and the score what a candidate
-    is expected to bring.
+
+def weighted_sum(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The sum over heads of weight * value.
+
+    Values are probabilities or numbers such as a rating, and no logits, so that a weight is what
+    the event is worth and the sum what a candidate is expected to bring. A negative weight takes
+    candidates down, such as that of a head for complaints.
 
     Args:
-        outputs: Head -> its outputs, `[...]`.
+        values: Head -> its values, `[...]`.
         weights: Head -> weight; a head that is left out has weight 0.
-        numbers: Heads whose outputs are numbers. All others are logits.
 
     Returns:
         `[...]` float64, larger is better.
@@ -49,14 +50,12 @@ def weighted_score(
     Raises:
         ValueError: See `check_weights`.
 
-    >>> outputs = {"watch": np.array([0.0, 0.0]), "rating": np.array([4.0, 2.0])}
-    >>> weighted_score(outputs, {"watch": 2.0, "rating": -1.0}, numbers=("rating",)).tolist()
+    >>> values = {"watch": np.array([0.5, 0.5]), "rating": np.array([4.0, 2.0])}
+    >>> weighted_sum(values, {"watch": 2.0, "rating": -1.0}).tolist()
     [-3.0, -1.0]
     """
-    check_weights(weights, outputs)
-    total = np.zeros(np.shape(next(iter(outputs.values()))))
+    check_weights(weights, values)
+    total = np.zeros(np.shape(next(iter(values.values()))))
     for head, weight in weights.items():
-        values = np.asarray(outputs[head], np.float64)
-        # Written with tanh, because exp overflows for a large negative logit.
-        total += weight * (values if head in numbers else 0.5 + 0.5 * np.tanh(0.5 * values))
+        total += weight * np.asarray(values[head])
     return total

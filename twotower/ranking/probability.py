@@ -1,9 +1,40 @@
 """Probability: from a ranker's score to how likely the item is a target, learned on held-out
-requests."""
+requests; and how far probabilities are from what happens."""
 
 import dataclasses
 
 import numpy as np
+
+BINS = 15
+
+
+def binned(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[BINS, 3]`, a row for each bin of probabilities: how many, their sum, the sum of labels.
+
+    The bins are of equal width. Tables of parts add up to the table of all.
+
+    Args:
+        probabilities: `[n]` in [0, 1].
+        labels: `[n]` of 0 and 1.
+    """
+    place = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+    weights = (np.ones(len(place)), probabilities, labels)
+    return np.stack([np.bincount(place, weight, BINS) for weight in weights], 1)
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """Expected calibration error (Guo et al., ICML 2017, equation 3): the mean over rows of
+    |share of positives - mean probability| of the row's bin.
+
+    Args:
+        bins: As `binned` gives them.
+
+    >>> bins = binned(np.array([0.5, 0.5, 0.9, 0.9]), np.array([0, 1, 1, 1]))
+    >>> round(calibration_error(bins), 3)
+    0.05
+    """
+    count, probability, labels = bins.T
+    return float(np.abs(labels - probability).sum() / max(count.sum(), 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,12 @@ from twotower.funnel.filters import Filters, is_among
 from twotower.funnel.funnel import Funnel
 from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.ranking.examples import WATCH
+from twotower.ranking.probability import BINS, binned, calibration_error
 from twotower.retrieval.candidates import NO_KEY, Candidates, widened
 
 # The order that rankers are given.
 GIVEN = "given"
-BATCH, BINS = 512, 15
+BATCH = 512
 
 
 @dataclasses.dataclass
@@ -26,8 +27,8 @@ class Order:
 
     Attributes:
         keys: `[num_cases, k]` int32, best first, -1 behind the end.
-        calibration: `[BINS, 3]` of candidates by their probability: how many, the sum of the
-            probabilities, and the number of targets. None for an order without probabilities.
+        calibration: `[BINS, 3]`, the candidates' probabilities and whether they are targets as
+            `binned` gives them. None for an order without probabilities.
     """
 
     keys: np.ndarray
@@ -35,11 +36,9 @@ class Order:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: mean over candidates of |share of targets - mean probability|
-        in their bin (Guo et al., ICML 2017, equation 3), with `BINS` bins of equal width."""
+        """That of the probabilities."""
         assert self.calibration is not None
-        count, probability, targets = self.calibration.T
-        return float(np.abs(targets - probability).sum() / max(count.sum(), 1))
+        return calibration_error(self.calibration)
 
     def recommend(self) -> Recommend:
         """A recommender that answers the cases in the order in which they were asked, for
@@ -84,7 +83,7 @@ def orders(
             if ranker.probability is not None:
                 is_target = is_among(ranked.keys, part.targets)[ranked.valid]
                 probability = ranked.columns[f"ranker_{WATCH}"][ranked.valid]
-                calibration[name] += _binned(probability, is_target)
+                calibration[name] += binned(probability, is_target)
     return {
         name: Order(
             np.concatenate(keys),
@@ -113,9 +112,3 @@ def seconds(
 def _fixed(found: Candidates, width: int) -> np.ndarray:
     keys = np.where(found.valid, found.keys, NO_KEY).astype(np.int32)
     return widened(keys, width, np.int32(NO_KEY))[:, :width]
-
-
-def _binned(probabilities: np.ndarray, is_target: np.ndarray) -> np.ndarray:
-    place = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
-    weights = (np.ones(len(place)), probabilities, is_target)
-    return np.stack([np.bincount(place, weight, BINS) for weight in weights], 1)

@@ -8,6 +8,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
     multiprocess,
 )
@@ -26,6 +27,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, processor time, open files
         named: dict[str, Any] = {"registry": self._registry, "namespace": "twotower"}
         self.requests = Counter("requests", "By route and status.", ["route", "status"], **named)
         self.seconds = Histogram(

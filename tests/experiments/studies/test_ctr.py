@@ -16,6 +16,7 @@ import ctr_table
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
 from twotower.ranking.config import RankerConfig
+from twotower.ranking.probability import binned, calibration_error
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +83,13 @@ def test_similar_films_tell_the_groups_apart(table):
     assert ((column > 0) == (table.labels > 0)).mean() > 0.95
 
 
-def test_calibration_error():
-    # Bins of a 15th: .5 and .9 lie apart. (|1 - 2 * .5| + |2 - 2 * .9|) / 4 = .05
-    error = ctr_fit.calibration_error(np.array([0, 1, 1, 1]), np.array([0.5, 0.5, 0.9, 0.9]))
-    assert error == pytest.approx(0.05)
-    # 1 belongs to the last bin. All wrong: the error is the whole probability.
-    assert ctr_fit.calibration_error(np.zeros(3), np.ones(3)) == 1
-
-
 def test_calibrations_mend_logits_that_are_too_large():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=4000)
     labels = (rng.random(4000) < 1 / (1 + np.exp(-logits))).astype(float)
     maps = ctr_fit.calibrations(3 * logits + 1, labels)
     errors = {
-        name: ctr_fit.calibration_error(labels, map_(3 * logits + 1)) for name, map_ in maps.items()
+        name: calibration_error(binned(map_(3 * logits + 1), labels)) for name, map_ in maps.items()
     }
     assert errors["none"] > 0.1
     assert errors["platt"] < 0.02 and errors["isotonic"] < 0.02
