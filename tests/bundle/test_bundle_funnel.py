@@ -1,4 +1,4 @@
-"""A funnel in a bundle: kept with it, replaced with it, and refused where it is of another."""
+"""A funnel and a map in a bundle: kept with it, replaced with it, refused in another one."""
 
 import shutil
 
@@ -8,6 +8,7 @@ import tiny
 
 from twotower.bundle.bundle import Bundle, BundleError
 from twotower.bundle.export import export
+from twotower.bundle.item_map import ItemMap
 from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
@@ -30,6 +31,7 @@ def bundle(tmp_path_factory):
     funnel = make_funnel(CONFIG, made, tiny.dataset(), tiny.split())
     funnel.merge = fitted(funnel, tiny.split().cases, bounds=(0, 20))
     made.add_funnel(funnel)
+    made.add_map(ItemMap(made.keys[:2], np.float32([[0, 0], [1, 1]]), 1.0))
     return Bundle(folder)
 
 
@@ -102,16 +104,27 @@ def test_a_copy_of_another_training_is_refused(bundle, tmp_path):
         tmp_path / "other",
         scann=False,
     )
-    shutil.copytree(bundle.directory / "funnels", other.directory / "funnels")
+    with pytest.raises(BundleError, match="has no map"):
+        other.item_map()
+    for part in ("funnels", "map"):
+        shutil.copytree(bundle.directory / part, other.directory / part)
     with pytest.raises(BundleError, match="funnel was made for model"):
         other.funnel()
+    with pytest.raises(BundleError, match="map shows vectors of model"):
+        other.item_map()
+    bundle.add_map(ItemMap(np.array([10**6]), np.float32([[0, 1]]), 1.0))
+    with pytest.raises(BundleError, match="items that the bundle does not have"):
+        bundle.item_map()
     with pytest.raises(BundleError, match=r"no funnel 'small'; it has \['default'\]"):
         bundle.funnel("small")
     with pytest.raises(ValueError, match=r"one plain name.*got 'a/b'"):
         bundle.add_funnel(bundle.funnel(), "a/b")
-    # A new export takes the place of bundle, indexes and funnels alike.
+    # What a killed writer of a map left is no obstacle.
+    (other.directory / ".map.partial-aaaaaaaa" / "new").mkdir(parents=True)
+    # A new export takes the place of bundle, indexes, funnels and map alike.
     export(Training(tiny.dataset(), tiny.split(), tiny.recipe()), other.directory, scann=False)
-    assert Bundle(other.directory).funnels == []
+    new = Bundle(other.directory)
+    assert new.funnels == [] and not new.has_map
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """A bundle that has learned nothing, with a funnel and an index, and services around it."""
 
+import numpy as np
 import pytest
 import tiny
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import add_index, export
+from twotower.bundle.item_map import ItemMap
 from twotower.funnel.making import FunnelConfig, make_funnel, parse_sources
 from twotower.retrieval.build import IndexConfig
 from twotower.training.trainer import Training
@@ -15,12 +17,14 @@ CONFIG = FunnelConfig(
 
 
 def exported(folder, seed: int = 0):
-    """The folder of a bundle."""
+    """The folder of a bundle, whose map is a grid: nobody has to wait for a real one."""
     made = export(
         Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"seed": seed})), folder, scann=False
     )
     made.add_funnel(make_funnel(CONFIG, made, tiny.dataset(), tiny.split()))
     add_index(made, "hnsw", IndexConfig("hnsw"))
+    grid = np.stack(np.divmod(np.arange(len(made.keys)), 20), 1) / 20
+    made.add_map(ItemMap(np.asarray(made.keys), grid.astype(np.float32), 0.5))
     return folder
 
 

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 from fastapi.testclient import TestClient
 
+from twotower.bundle.bundle import Bundle
 from twotower.data.tables import read_tables
 from twotower.serving.app import create_app
 from twotower.serving.asks import Ask
@@ -84,6 +86,47 @@ def test_it_says_why(client):
     for item in found["items"]:
         assert item["because"] in ("i00003", "i00007")
         assert item["sources"] and all(source["rank"] > 0 for source in item["sources"].values())
+
+
+def test_the_map_is_sent_once(client, bundle):
+    answer = client.get("/map")
+    found = answer.json()
+    assert found["ids"] == bundle.catalogue.ids_of(bundle.keys).tolist()
+    assert (found["x"][41], found["y"][41]) == (0.1, 0.05)  # the third row of the grid, its second
+    genres = bundle.catalogue.items["genres"]
+    assert found["genres"][found["genre"][7]] == genres.iloc[bundle.keys[7]][0]
+    assert found["model_version"] == bundle.model_version and found["trustworthiness"] == 0.5
+    tag = {"if-none-match": answer.headers["etag"]}
+    again = client.get("/map", params={"model_version": bundle.model_version}, headers=tag)
+    assert again.status_code == 304 and again.content == b""
+    wrong = client.get("/map", params={"model_version": "x"})
+    assert wrong.status_code == 422 and bundle.model_version in wrong.json()["error"]["message"]
+    # A removed item is on no map, so the map is another one.
+    client.post("/items", json={"remove": [found["ids"][3]]})
+    less = client.get("/map", headers=tag)
+    assert less.status_code == 200 and found["ids"][3] not in less.json()["ids"]
+
+
+def test_where_a_query_is_on_the_map(client, service, bundle, monkeypatch):
+    body = {"requests": [{"history": ["i00003", "i00007"]}, {}], "on_map": True}
+    found = client.post("/embed", json=body).json()
+    there = client.get("/map").json()["ids"]
+    rows = np.isin(bundle.catalogue.ids_of(bundle.keys), there)
+    points = bundle.item_map().points[rows]
+    for vector, point in zip(found["vectors"], found["points"]):
+        scores = np.float32(vector) @ bundle.vectors[rows].T
+        best = np.argsort(-scores)[:10]
+        weights = np.exp(scores[best] / scores[best].std())
+        expected = (weights[:, None] * points[best]).sum(0) / weights.sum()
+        assert point == pytest.approx(expected, abs=2e-3)
+    assert "points" not in client.post("/embed", json={"requests": [{}]}).json()
+    # Of a bundle without a map.
+    (pipeline,) = service.live.pipelines
+    monkeypatch.delitem(vars(pipeline), "_item_map")
+    monkeypatch.setattr(Bundle, "has_map", False)
+    assert not client.get("/choices").json()["has_map"]
+    assert "build_map" in refused(client, "/embed", body)["message"]
+    assert client.get("/map").status_code == 422
 
 
 def test_a_request_that_a_tower_cannot_read_costs_the_others_nothing(service):

@@ -12,7 +12,9 @@ import pytest
 
 from twotower.bundle.bundle import Bundle, BundleError, write_manifest
 from twotower.retrieval import build
+from twotower.serving import schemas
 from twotower.serving.app import create_app
+from twotower.serving.asks import FieldError
 from twotower.serving.checks import Checks, failed
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
@@ -76,6 +78,7 @@ def mixed_up(folder, other):
         half,
         changed_index,
         lambda folder: flip(folder / "items" / "vectors.npy"),
+        lambda folder: flip(folder / "map" / "points.npy"),
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "query_tower" / "more.pb").write_bytes(b"x"),
         lambda folder: mixed_up(folder, folder.parent / "other"),
@@ -121,6 +124,11 @@ def test_canaries_take_a_share_of_the_users(live):
     numbers = [both.number_of(f"u{number}") for number in range(400)]
     assert 60 < sum(numbers) < 140 and numbers == [both.number_of(f"u{n}") for n in range(400)]
     assert both.number_of("") == 0 and Live((live,)).number_of("u1") == 0
+    named = Live((live, live), 0.25, ("old", "new"))
+    assert {named.number_of(f"u{number}", "new") for number in range(9)} == {1}
+    assert named.number_of("", "old") == 0 and Live((live,)).names == [live.model_version]
+    with pytest.raises(FieldError, match="not loaded; there are old, new"):
+        named.number_of("", live.model_version)
 
 
 BODY = {"history": ["i00003", "i00007", "i00011"], "k": 8, "funnel": "two_tower"}
@@ -201,6 +209,20 @@ def test_deploys_under_load(tmp_path, bundle_folder, other_folder):
 @pytest.mark.slow
 def test_a_hundred_deploys_under_load(tmp_path, bundle_folder, other_folder):
     check_deploys(tmp_path, bundle_folder, other_folder, 100)
+
+
+def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_folder):
+    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
+    asyncio.run(service.deploy(second, 0.5))
+    assert service.choices()["versions"] == service.status()["versions"] == [first, second]
+    bodies = [schemas.Recommend(**BODY, version=version) for version in (second, "x", first)]
+    new, wrong, old = service._recommend(bodies)
+    assert (new["model_version"], old["model_version"]) == (second[:16], first[:16])
+    assert isinstance(wrong, FieldError) and wrong.field == "version"
+    asyncio.run(service.roll_back())
+    (gone,) = service._recommend(bodies[:1])
+    assert str(gone) == f"not loaded; there are {first}"
+    asyncio.run(service.stop())
 
 
 def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, other_folder):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import json
 import pathlib
 import re
 import shutil
@@ -10,12 +11,15 @@ import socket
 import threading
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import uvicorn
 from fastapi.testclient import TestClient
 from setuptools import Distribution
 
+from twotower.bundle.bundle import write_manifest
 from twotower.serving import schemas
 from twotower.serving.app import PAGE, create_app
 from twotower.serving.guard import Limits
@@ -26,6 +30,7 @@ from twotower.serving.service import Service
 
 FILES = sorted(path for path in PAGE.rglob("*") if path.is_file())
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+MIDDLE = 210  # row of the item at (.5, .5) of the map's grid
 REASON = "no browser: install chromium, chromium-driver and selenium"
 HAS_BROWSER = bool(
     shutil.which("chromium")
@@ -168,26 +173,37 @@ def served(app):
         thread.join()
 
 
-@pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
-def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
+@contextlib.contextmanager
+def opened(folder):
+    """A browser whose files are in a folder."""
     from selenium import webdriver
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in (
         "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
         "disable-background-networking", "disable-component-update",
-        f"user-data-dir={tmp_path / 'browser'}",
+        f"user-data-dir={folder / 'browser'}",
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
+    driver = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options, driver) as browser:
+        yield browser
+        # An alert would have made each call fail; and no title became an element.
+        assert not browser.execute_script("return document.querySelector('#root :is(script, img)')")
+        assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+
+
+@pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
+def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
     service = Service(Live((Pipeline(bundle_folder),)), tmp_path / "state")
     item = schemas.Items.model_validate({"add": [{"item_id": "h&1", "title": HOSTILE}]})
     asyncio.run(service.change_items(item))
     app = create_app(service, Limits())
-    driver = webdriver.ChromeService(shutil.which("chromedriver"))
-    with served(app) as address, webdriver.Chrome(options, driver) as browser:
+    with served(app) as address, opened(tmp_path) as browser:
         wait = WebDriverWait(browser, 60)
 
         def titles(selector=".list strong"):
@@ -206,6 +222,61 @@ def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
         assert browser.switch_to.active_element.get_attribute("id") == "list"
         browser.back()
         wait.until(lambda _: titles() == first)
-        # An alert would have made each call fail; and no title became an element.
-        assert titles("#root script") == titles("#root img") == []
-        assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def hostile_folder(bundle_folder, tmp_path):
+    """The bundle with a hostile title on its map, in the middle of the grid."""
+    folder = pathlib.Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+    path = folder / "items" / "catalogue.parquet"
+    items = pd.read_parquet(path)
+    items.loc[items.index[np.load(folder / "items" / "keys.npy")[MIDDLE]], "title"] = HOSTILE
+    items.to_parquet(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "sha256")})
+    return folder
+
+
+@pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
+def test_the_map_and_the_versions(hostile_folder, bundle_folder, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pipelines = (Pipeline(hostile_folder), Pipeline(bundle_folder))
+    service = Service(Live(pipelines, 0.1, ("old", "new")), tmp_path / "state")
+    with served(create_app(service, Limits())) as address, opened(tmp_path) as browser:
+        wait = WebDriverWait(browser, 60)
+        liked = [item["item_id"] for item in pipelines[0].titles("", 2)]
+        browser.get(f"{address}#like={liked[0]}&versions=1")
+        boxes = "[...document.querySelectorAll('.lists h3')].map(e => e.parentElement.innerText)"
+        first, second = wait.until(lambda _: browser.execute_script(f"return {boxes}"))
+        # Two bundles of one training: the same items.
+        assert first.startswith("old\n") and "It shares 10 of 10 with the other" in second
+        # What the map needs is asked for when somebody opens it.
+        asked = "return performance.getEntriesByType('resource').map(e => e.name).join(' ')"
+        assert "/map?" not in browser.execute_script(asked)
+        browser.find_element(By.XPATH, "//label[contains(., 'on a map')]/input").click()
+        plane = wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".plane"))[0]
+        before = wait.until(lambda _: plane.get_attribute("data-point"))
+        assert "/map?" in browser.execute_script(asked) and "map=1" in browser.current_url
+
+        def pointed_at() -> str:
+            return browser.find_element(By.CSS_SELECTOR, ".active span").text
+
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plane)
+        ActionChains(browser).move_to_element(plane).perform()
+        wait.until(lambda _: pointed_at().startswith(HOSTILE))
+        assert browser.find_element(By.CSS_SELECTOR, ".tip").text.startswith(HOSTILE)
+        ActionChains(browser).click().perform()
+        wait.until(lambda _: plane.get_attribute("data-point") != before)
+        assert browser.current_url.count("like=") == 2
+        words = browser.find_element(By.CSS_SELECTOR, "details").text
+        assert HOSTILE in words and "Recommended" in words
+        # The grid's next column, and back to where the query is.
+        plane.send_keys(Keys.ARROW_RIGHT)
+        right = pipelines[0].items_of([pipelines[0].mapped()["ids"][MIDDLE + 20]])[0]["title"]
+        wait.until(lambda _: pointed_at().startswith(right))
+        plane.send_keys(Keys.HOME)
+        wait.until(lambda _: not pointed_at().startswith(right))

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from twotower.bundle import item_map as map_files
 from twotower.bundle.inputs import SAME_LENGTH, as_type, query_inputs
+from twotower.bundle.item_map import ItemMap
 from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.dataset import Catalogue, Dataset
 from twotower.data.examples import REQUEST_INPUTS, QueryInputs
@@ -46,6 +48,7 @@ ENTRIES = {
 }
 INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
 REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
+LISTED_THEMSELVES = ("index/", "funnels/", "rankers/", "map/")
 
 # Requests that the query tower encodes at once, and the most cells of their padded histories.
 QUERIES, CELLS = 256, 2**15
@@ -70,11 +73,11 @@ def state_version(model_version: str) -> int:
 
 def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
     """Writes the manifest with the sha256 of every file below `directory`, but for indexes,
-    funnels and rankers, which list their files themselves."""
+    funnels, rankers and the map, which list their files themselves."""
     files = {
         name: digest
         for name, digest in description.hashes(directory).items()
-        if name != MANIFEST and not name.startswith(("index/", "funnels/", "rankers/"))
+        if name != MANIFEST and not name.startswith(LISTED_THEMSELVES)
     }
     entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
     description.write(directory / MANIFEST, entries)
@@ -454,6 +457,40 @@ class Bundle:
         self.require_in_place()
         path = self.directory / "rankers" / name
         ranker_files.save(ranker, models, path, self.model_version, about or {})
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the bundle has a map of its items."""
+        return (self.directory / "map" / map_files.DESCRIPTION).is_file()
+
+    def item_map(self) -> ItemMap:
+        """The map of the items, or of a part of them.
+
+        Raises:
+            BundleError: No map, or one of another training.
+        """
+        if not self.has_map:
+            raise BundleError(
+                f"{self.directory} has no map. `twotower build_map --bundle={self.directory}` "
+                "makes one."
+            )
+        path = self.directory / "map"
+        try:
+            found = map_files.load(path, self.model_version)
+            if not np.isin(found.keys, self.keys).all():
+                raise ValueError("it has items that the bundle does not have. Make it again.")
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
+        return found
+
+    def add_map(self, item_map: ItemMap) -> None:
+        """Saves a map as `map/`; one that is there is replaced.
+
+        Raises:
+            BundleError: Another bundle has replaced this one.
+        """
+        self.require_in_place()
+        map_files.save(item_map, self.directory / "map", self.model_version)
 
     def recommend(
         self,

@@ -9,6 +9,7 @@ COMMANDS = {
     "evaluate": "compare bundles and baselines on known answers",
     "recommend": "print what a bundle recommends to somebody",
     "build_index": "build one more index into a bundle",
+    "build_map": "draw a map of a bundle's items into it",
     "build_funnel": "build a funnel of many sources into a bundle",
     "train_ranker": "train a ranker on what a funnel finds",
     "evaluate_funnel": "say what each stage of a funnel gives and loses",

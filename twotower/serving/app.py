@@ -1,6 +1,7 @@
 """The routes: bodies in, answers out. What they do stands in `service.py`."""
 
 import contextlib
+import hashlib
 import logging
 import pathlib
 from collections.abc import AsyncIterator
@@ -138,9 +139,25 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """Items by words of their titles; or by their ids, of which unknown ones are left out."""
         return _json(await service.titles(search, item_id, k))
 
+    @app.get("/map", responses=ERRORS | {304: {"description": "The map is the one of the ETag."}})
+    async def item_map(
+        request: Request,
+        model_version: Annotated[str, Query(max_length=64)] = "",
+    ) -> Response:
+        """A map of the items, where similar ones are neighbours: ids, x and y from 0 to 1, and of
+        each item its first genre, as a number among `genres`."""
+        body = orjson.dumps(await service.item_map(model_version))
+        tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        # It is asked for again each time, and sent again where it has changed.
+        headers = {"etag": tag, "cache-control": "private, no-cache"}
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
+
     @app.get("/choices", responses=ERRORS)
     async def choices() -> Response:
-        """What a request may choose: funnels and their objectives, indexes, inputs, genres."""
+        """What a request may choose: funnels and their objectives, indexes, inputs, genres,
+        versions."""
         return _json(service.choices())
 
     @app.get("/", include_in_schema=False)

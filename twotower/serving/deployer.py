@@ -41,7 +41,6 @@ class Deployer:
 
     Attributes:
         live: What answers.
-        versions: The registry's versions of its pipelines.
     """
 
     def __init__(
@@ -53,11 +52,12 @@ class Deployer:
         checks: Checks,
         metrics: Metrics,
     ) -> None:
-        self.live, self._registry, self._load = live, registry, load
+        self._registry, self._load = registry, load
         self._prepare, self._checks, self._metrics = prepare, checks, metrics
         # What the registry named when it was looked at last.
         self._active = registry.active if registry is not None else Active()
-        self.versions = [v for v in (self._active.version, self._active.canary) if v]
+        versions = tuple(v for v in (self._active.version, self._active.canary) if v)
+        self.live = dataclasses.replace(live, versions=versions) if versions else live
 
     @property
     def registry(self) -> Registry:
@@ -140,9 +140,9 @@ class Deployer:
             DeployRefused: A check failed; what was live stays.
         """
         versions = [version for version in (wanted.version, wanted.canary) if version]
-        known = dict(zip(self.versions, self.live.pipelines))
+        known = dict(zip(self.live.versions, self.live.pipelines))
         pipelines = [known.get(v) or self._opened(v, checks) for v in versions]
-        self.live, self.versions = Live(tuple(pipelines), wanted.share), versions
+        self.live = Live(tuple(pipelines), wanted.share, tuple(versions))
         self._metrics.deploys.labels("live").inc()
         LOG.info("live: %s", ", ".join(versions))
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from twotower.funnel.filters import fractions
+from twotower.serving.asks import FieldError
 from twotower.serving.pipeline import Pipeline
 
 
@@ -13,6 +14,7 @@ class Live:
     Attributes:
         pipelines: The live one, and the canary if there is one.
         share: Share of the users whom the canary answers, by a hash of their ids.
+        versions: What the registry calls each of them; () without a registry.
 
         live = Live((Pipeline("W/bundle"),))
         live.pipelines[live.number_of("42")].recommend([Ask("42")])
@@ -20,9 +22,27 @@ class Live:
 
     pipelines: tuple[Pipeline, ...]
     share: float = 0.0
+    versions: tuple[str, ...] = ()
 
-    def number_of(self, user_id: str) -> int:
-        """The place of the user's pipeline; unknown users get the live one."""
+    @property
+    def names(self) -> list[str]:
+        """By what a request can name each of the pipelines."""
+        return [*self.versions] or [pipeline.model_version for pipeline in self.pipelines]
+
+    def number_of(self, user_id: str, version: str = "") -> int:
+        """Which of the pipelines answers.
+
+        Args:
+            user_id: Of a canary's share or not; unknown users get the live one.
+            version: One of `names`, which answers whoever the user is; "" for none.
+
+        Raises:
+            FieldError: No such version.
+        """
+        if version:
+            if version not in self.names:
+                raise FieldError("version", f"not loaded; there are {', '.join(self.names)}")
+            return self.names.index(version)
         if len(self.pipelines) == 1 or not user_id:
             return 0
         return int(fractions([user_id], "canary")[0] < self.share)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from twotower.bundle.item_map import ItemMap
 from twotower.data.dataset import Dataset
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Answer, Funnel, Inlet
@@ -37,6 +38,8 @@ TWO_TOWER = "two_tower"
 LATE = "not within"
 # Newest items of a history that an explained answer names.
 SHOWN_HISTORY = 100
+# Mapped items from whose points that of a query is computed.
+NEAREST = 10
 # Genres among which a request may choose.
 MAX_GENRES = 40
 
@@ -235,6 +238,52 @@ class Pipeline:
             raise FieldError("vectors", str(error)) from error
         return _listed(found, self._cards)
 
+    def mapped(self) -> dict[str, Any]:
+        """The map of the items as `GET /map` answers it, without items that were removed.
+
+        Of each item its id, x and y from 0 to 1, and its first genre as a number: its place in
+        `genres`, the most frequent first; -1 for none.
+
+        Raises:
+            FieldError: The bundle has no map.
+        """
+        item_map = self._item_map
+        is_there = ~np.isin(item_map.keys, self._removed)
+        keys, points = item_map.keys[is_there], item_map.points[is_there]
+        x, y = np.round(points.astype(np.float64), 3).T.tolist()
+        items = self.bundle.catalogue.items
+        columns = items["genres"].iloc[keys] if "genres" in items else [()] * len(keys)
+        first = [genres[0] if genres else "" for genres in columns]
+        genres = [name for name, _ in collections.Counter(filter(None, first)).most_common()]
+        numbers = {name: number for number, name in enumerate(genres)}
+        return {
+            "model_version": self.model_version,
+            "ids": self.bundle.catalogue.ids_of(keys).tolist(),
+            "x": x,
+            "y": y,
+            "genre": [numbers.get(name, -1) for name in first],
+            "genres": genres,
+            "trustworthiness": round(item_map.trustworthiness, 4),
+        }
+
+    def locate(self, vectors: np.ndarray) -> list[list[float] | None]:
+        """x and y of query vectors on the map, as `ItemMap.locate` computes them from the ten
+        nearest mapped items of each; None where all mapped items were removed.
+
+        Raises:
+            FieldError: The bundle has no map.
+        """
+        item_map = self._item_map
+        found = self.retriever("exact").search(vectors, NEAREST, allow=item_map.keys)
+        points = np.round(item_map.locate(found), 4)
+        return [point.tolist() if np.isfinite(point).all() else None for point in points]
+
+    @functools.cached_property
+    def _item_map(self) -> ItemMap:
+        if not self.bundle.has_map:
+            raise FieldError("map", "this bundle has no map; `twotower build_map` makes one")
+        return self.bundle.item_map()
+
     def similar(self, item_id: str, k: int, index: str) -> list[dict[str, Any]]:
         """The best `k` items for the vector of an item, without that item.
 
@@ -318,6 +367,7 @@ class Pipeline:
             "indexes": ["exact", *self.bundle.indexes],
             "inputs": inputs,
             "genres": self._genres,
+            "has_map": self.bundle.has_map,
             "has_onboarding": self._popularity() is not None,
         }
 

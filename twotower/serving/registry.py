@@ -29,6 +29,7 @@ DESCRIPTIONS = (
     "index/*/index.json",
     "funnels/*/funnel.json",
     "rankers/*/ranker.json",
+    "map/map.json",
 )
 
 
@@ -194,7 +195,8 @@ def version_of(folder: pathlib.Path) -> str:
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Compares every file of a bundle with its hash, and loads its indexes, rankers and funnels.
+    """Compares every file of a bundle with its hash, and loads its indexes, rankers, funnels and
+    map.
 
     Raises:
         BundleError: A file that is missing, changed, not listed, or of another training.
@@ -208,6 +210,8 @@ def verify(folder: pathlib.Path) -> None:
         bundle.ranker(ranker)
     for funnel in bundle.funnels:
         bundle.funnel(funnel)
+    if bundle.has_map:
+        bundle.item_map()
 
 
 def _rename(folder: pathlib.Path, place: pathlib.Path) -> None:

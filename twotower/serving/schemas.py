@@ -102,6 +102,11 @@ class Recommend(Request):
     explain: bool = Field(
         False, description="Whether to say why each item is there, and what each stage did."
     )
+    version: Annotated[str, Field(max_length=64)] = Field(
+        "",
+        description="A loaded version that is to answer, one of those of GET /choices; by default "
+        "the live one, or the canary for its share of the users.",
+    )
 
 
 class Embed(Body):
@@ -111,6 +116,9 @@ class Embed(Body):
         json_schema_extra={"examples": [{"requests": [{"history": ["260", "1196"]}]}]}
     )
     requests: Annotated[list[Request], Field(min_length=1, max_length=MAX_ROWS)]
+    on_map: bool = Field(
+        False, description="Whether to answer `points` too: x and y of each on the map of GET /map."
+    )
 
 
 class Search(Body):

@@ -125,9 +125,12 @@ class Service:
             sessions, is_known = [Session()] * len(bodies), False
         asks = [self._ask(body, session) for body, session in zip(bodies, sessions)]
         rows: dict[int, list[int]] = {}
-        for number, body in enumerate(bodies):
-            rows.setdefault(live.number_of(body.user_id), []).append(number)
         answers: list[Any] = [None] * len(bodies)
+        for number, body in enumerate(bodies):
+            try:
+                rows.setdefault(live.number_of(body.user_id, body.version), []).append(number)
+            except FieldError as error:
+                answers[number] = error
         for which, numbers in rows.items():
             found = live.pipelines[which].recommend([asks[number] for number in numbers])
             for number, answer in zip(numbers, found):
@@ -196,8 +199,10 @@ class Service:
             sessions = self.sessions.of([request.user_id for request in body.requests])
             asks = [self._ask(*pair) for pair in zip(body.requests, sessions)]
             vectors, unknown = pipeline.embed(asks)
-            version = pipeline.model_version
-            return {"vectors": vectors.tolist(), "unknown": unknown, "model_version": version}
+            answer = {"vectors": vectors.tolist(), "unknown": unknown}
+            if body.on_map:
+                answer["points"] = pipeline.locate(vectors)
+            return {**answer, "model_version": pipeline.model_version}
 
         return await self._elsewhere(embed)
 
@@ -222,6 +227,19 @@ class Service:
             return {"items": rows, "model_version": pipeline.model_version}
 
         return await self._elsewhere(search)
+
+    async def item_map(self, model_version: str) -> dict[str, Any]:
+        """The answer of `GET /map`.
+
+        Raises:
+            FieldError: No such training is loaded, or its bundle has no map.
+        """
+        live = self.live
+        pipeline = live.of_version(model_version) if model_version else live.pipelines[0]
+        if pipeline is None:
+            loaded = ", ".join(pipeline.model_version for pipeline in live.pipelines)
+            raise FieldError("model_version", f"not loaded; there are {loaded}")
+        return await self._elsewhere(pipeline.mapped)
 
     async def similar(self, body: schemas.Similar) -> dict[str, Any]:
         """The answer of `POST /similar`."""
@@ -250,10 +268,12 @@ class Service:
 
     def choices(self) -> dict[str, Any]:
         """The answer of `GET /choices`."""
-        pipeline = self.live.pipelines[0]
+        live = self.live
+        pipeline = live.pipelines[0]
         return {
             **pipeline.choices(),
             "num_items": pipeline.num_items,
+            "versions": live.names,
             "knows_histories": self._histories is not None,
             "model_version": pipeline.model_version,
         }
@@ -424,7 +444,7 @@ class Service:
             "num_items": self.live.pipelines[0].num_items,
             "funnels": sorted(self.live.pipelines[0].funnels),
             "indexes": ["exact", *self.live.pipelines[0].bundle.indexes],
-            "versions": list(self._deployer.versions),
+            "versions": [*self.live.versions],
             "canary_share": self.live.share,
         }
 

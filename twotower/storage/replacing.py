@@ -22,10 +22,12 @@ KINDS = {
     "index.json": "an index",
     "funnel.json": "a funnel",
     "ranker.json": "a ranker",
+    "map.json": "a map",
 }
-# Descriptions of what is inside a snapshot or a bundle: indexes, funnels and rankers.
+# Descriptions of what is inside a snapshot or a bundle: indexes, funnels, rankers and a map.
 INSIDE = (
     "index/index.json", "index/*/index.json", "funnels/*/funnel.json", "rankers/*/ranker.json",
+    "map/map.json",
 )  # fmt: skip
 LOCK, NEW, OLD = "lock", "new", "old"
 TOKEN = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
@@ -117,7 +119,7 @@ def _known(path: pathlib.Path) -> set[pathlib.Path]:
 
 def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """Files and links below a folder, but for what killed writers left among its indexes, funnels
-    and rankers."""
+    and rankers, and beside its map."""
 
     def fail(error: OSError):
         raise error
@@ -126,7 +128,7 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         root = pathlib.Path(root)
         for name in [*names, *(name for name in folders if (root / name).is_symlink())]:
             yield root / name
-        if root in [directory / part for part in ("index", "funnels", "rankers")]:
+        if root in [directory / part for part in ("", "index", "funnels", "rankers")]:
             folders[:] = [name for name in folders if not _is_temporary(root / name)]
 
 

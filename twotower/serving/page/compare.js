@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/preact-htm.js";
 import { post } from "./api.js";
-import { nameOf } from "./picks.js";
+import { Lists } from "./lists.js";
 import { requestOf } from "./state.js";
 
 /** [{index, items}] for the query vector of a state; without the history and what is left out. */
@@ -30,20 +30,14 @@ export function Compare({ state, change, lists, choices }) {
       ${lists && state.user && html`<p class="small">
         The newest 100 titles of the history are left out here; older ones may come back.
       </p>`}
-      ${lists && html`<div class="lists">
-        ${lists.map(({ index, items }) => {
-          const same = items.filter((item) => exact.has(item.item_id)).length;
-          return html`<div key=${index}>
-            <h3>${index}</h3>
-            <p class="small">${index === "exact" ? "The true nearest." : `${same} of ${exact.size} of the true nearest.`}</p>
-            <ol>
-              ${items.map((item) => html`<li key=${item.item_id} class=${exact.has(item.item_id) ? "" : "differs"}>
-                ${nameOf(item)}${!exact.has(item.item_id) && html` <span class="small">(not among the exact)</span>`}
-              </li>`)}
-            </ol>
-          </div>`;
-        })}
-      </div>`}
+      ${lists && html`<${Lists} lists=${lists.map(({ index, items }) => listOf(index, items, exact))} />`}
     </section>
   `;
+}
+
+function listOf(index, items, exact) {
+  const same = items.filter((item) => exact.has(item.item_id)).length;
+  const note = index === "exact" ? "The true nearest." : `${same} of ${exact.size} of the true nearest.`;
+  const mark = (item) => (exact.has(item.item_id) ? "" : "not among the exact");
+  return { name: index, note, items, mark };
 }

@@ -5,10 +5,12 @@ import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.j
 import { CallError, get, post, setToken } from "./api.js";
 import { Compare, search as searchIndexes } from "./compare.js";
 import { Funnel } from "./funnel.js";
+import { ItemMap } from "./map.js";
 import { Picks } from "./picks.js";
 import { Recommendations } from "./recommendations.js";
 import { Switches } from "./switches.js";
 import { bodyOf, read, write } from "./state.js";
+import { Versions } from "./versions.js";
 
 function Page() {
   const [state, setState] = useState(() => read(location.hash));
@@ -115,6 +117,8 @@ function Page() {
       </div>
       <main>
         <${Recommendations} ...${{ state, answer, cards, busy, like, exclude }} />
+        <${ItemMap} ...${{ state, change, choices, answer, cards, learn, like, fail: setError }} />
+        <${Versions} ...${{ state, change, choices, answer }} />
         <${Compare} ...${{ state, change, lists, choices }} />
         <${Funnel} answer=${answer} />
       </main>

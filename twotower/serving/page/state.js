@@ -10,19 +10,23 @@ export const START = {
   genre: "", // "" for any
   weights: {}, // objective -> weight
   compare: false, // the indexes side by side
+  versions: false, // the loaded versions side by side
+  map: false, // the map of the titles
 };
 export const MAX_K = 100;
+const TEXTS = ["user", "search", "funnel", "genre"];
+const OPEN = ["compare", "versions", "map"];
 
 /** The state of an address; what does not fit is left out. */
 export function read(hash) {
   const query = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { ...START, weights: {} };
-  for (const name of ["user", "search", "funnel", "genre"]) state[name] = query.get(name) ?? "";
+  for (const name of TEXTS) state[name] = query.get(name) ?? "";
   state.likes = [...new Set(query.getAll("like"))].filter(Boolean);
   state.exclude = [...new Set(query.getAll("exclude"))].filter(Boolean);
   const k = Number(query.get("k"));
   if (Number.isInteger(k) && k >= 1 && k <= MAX_K) state.k = k;
-  state.compare = query.get("compare") === "1";
+  for (const name of OPEN) state[name] = query.get(name) === "1";
   for (const [name, value] of query) {
     const weight = Number(value);
     if (name.startsWith("weight.") && Number.isFinite(weight)) state.weights[name.slice(7)] = weight;
@@ -33,13 +37,13 @@ export function read(hash) {
 /** The address of a state; what is as at the start is left out. */
 export function write(state) {
   const query = new URLSearchParams();
-  for (const name of ["user", "search", "funnel", "genre"]) {
+  for (const name of TEXTS) {
     if (state[name]) query.set(name, state[name]);
   }
   for (const id of state.likes) query.append("like", id);
   for (const id of state.exclude) query.append("exclude", id);
   if (state.k !== START.k) query.set("k", state.k);
-  if (state.compare) query.set("compare", "1");
+  for (const name of OPEN) if (state[name]) query.set(name, "1");
   for (const [name, value] of Object.entries(state.weights)) query.set(`weight.${name}`, value);
   const text = query.toString();
   return text ? `#${text}` : "#";
