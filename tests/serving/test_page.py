@@ -147,7 +147,7 @@ def test_the_page_needs_no_token_and_the_data_do(bundle_folder, tmp_path):
     service = Service(Live((Pipeline(bundle_folder),)), tmp_path)
     client = TestClient(create_app(service, Limits(token="t")))
     assert client.get("/").status_code == client.get("/page/main.js").status_code == 200
-    for path in ("/titles", "/choices", "/onboarding", "/pages"):
+    for path in ("/titles", "/choices", "/onboarding", "/map", "/pages"):
         assert client.get(path).status_code == 401, path
     assert client.get("/page/%2e%2e/titles").status_code == 404
 

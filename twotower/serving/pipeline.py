@@ -241,8 +241,8 @@ class Pipeline:
     def mapped(self) -> dict[str, Any]:
         """The map of the items as `GET /map` answers it, without items that were removed.
 
-        Of each item its id, x and y from 0 to 1, and its first genre as a number: its place in
-        `genres`, the most frequent first; -1 for none.
+        Of each item its id, x and y from 0 to 1, and its first genre as a position in `genres`, the
+        most frequent first; -1 for none.
 
         Raises:
             FieldError: The bundle has no map.
@@ -274,7 +274,7 @@ class Pipeline:
             FieldError: The bundle has no map.
         """
         item_map = self._item_map
-        found = self.retriever("exact").search(vectors, NEAREST, allow=item_map.keys)
+        found = self.retriever("").search(vectors, NEAREST, allow=item_map.keys)
         points = np.round(item_map.locate(found), 4)
         return [point.tolist() if np.isfinite(point).all() else None for point in points]
 
