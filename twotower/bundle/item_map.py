@@ -1,6 +1,6 @@
 """ItemMap: items as points of a plane where similar ones are neighbours; stored in a bundle.
 
-map.json      format and model version, trustworthiness, how it was made, sha256 of every file
+map.json      format and model version, trustworthiness, sha256 of every file
 keys.npy      [num_mapped] int64, ascending
 points.npy    [num_mapped, 2] float32 between 0 and 1
 """
@@ -89,7 +89,7 @@ class ItemMap:
 def make_map(keys: np.ndarray, vectors: np.ndarray, metric: str = "dot", seed: int = 0) -> ItemMap:
     """A map by t-SNE (van der Maaten and Hinton, JMLR 2008), from `scikit-learn`.
 
-    It takes about a minute for 4,000 items, and a little more than proportionally longer for more.
+    On one core it takes a minute or two for 4,000 items, and up to ten for 10,000.
 
     Args:
         keys: `[num_items]` int64, ascending.
