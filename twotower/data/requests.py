@@ -131,11 +131,14 @@ class Requests:
         return len(self.user_id)
 
     def take(self, rows: np.ndarray) -> Self:
-        """The requests `rows`, in that order: indices, or a boolean mask `[num_requests]`."""
+        """The requests `rows`, in that order: indices, or a boolean mask `[num_requests]`.
+
+        All rows in their order are these requests themselves, and no copy.
+        """
         every = np.arange(len(self))
         rows = every[rows]
         if np.array_equal(rows, every):
-            return self  # also, what was computed for them `once` holds
+            return self
         taken: dict[int, Any] = {}  # an array that is two columns (history, exclude) is taken once
 
         def take(values):

@@ -45,7 +45,9 @@ class Calibration(Greedy):
         self.tags, self.weight, self.alpha = checked_tags(tags), check_weight(weight), alpha
         # The last row is that of items which the table does not have.
         shares = np.pad(self.tags, ((0, 1), (0, 0))).astype(np.float32)
-        self._shares = shares / np.maximum(shares.sum(1, keepdims=True), 1)
+        shares /= np.maximum(shares.sum(1, keepdims=True), 1)
+        # Items of the same genres gain the same, and a catalogue has few combinations of genres.
+        self._kinds, self._kind_of = np.unique(shares, axis=0, return_inverse=True)
 
     @property
     def num_features(self) -> int:
@@ -70,26 +72,53 @@ class Calibration(Greedy):
         return _divergence(self.target(requests), total, self.alpha)[:, 0]
 
     def gains(self, requests: Requests, candidates: Candidates) -> Gains:
-        target, shares = self.target(requests), self._of(candidates.keys)
-        return _Calibrated(relevance(candidates), target, shares, self.weight, self.alpha)
+        found, kind = np.unique(self._kind(candidates.keys), return_inverse=True)
+        kind = kind.reshape(candidates.keys.shape)
+        relevant = (1 - self.weight) * relevance(candidates)
+        target = self.target(requests)
+        return _Calibrated(relevant, target, self._kinds[found], kind, self.weight, self.alpha)
+
+    def _kind(self, keys: np.ndarray) -> np.ndarray:
+        """The combination of genres of each item, a row of `_kinds`."""
+        return self._kind_of[np.where((keys < 0) | (keys >= len(self._kind_of)), -1, keys)]
 
     def _of(self, keys: np.ndarray) -> np.ndarray:
         """The shares of each item, `[..., num_tags]`."""
-        return self._shares[np.where((keys < 0) | (keys >= len(self._shares)), -1, keys)]
+        return self._kinds[self._kind(keys)]
 
 
 class _Calibrated(Gains):
-    def __init__(self, relevant, target, shares, weight: float, alpha: float) -> None:
-        self._relevant, self._weight, self._alpha = (1 - weight) * relevant, weight, alpha
-        self._target, self._shares = target, shares
+    """The gains of the candidates by their combination of genres.
+
+    Args:
+        relevant: `[num_requests, k]` relevance by its weight.
+        target: p, `[num_requests, num_tags]`.
+        kinds: `[num_kinds, num_tags]` shares of the combinations that occur.
+        kind: `[num_requests, k]` the candidates' rows of `kinds`.
+        weight: Of the divergence.
+        alpha: Its smoothing.
+    """
+
+    def __init__(
+        self,
+        relevant: np.ndarray,
+        target: np.ndarray,
+        kinds: np.ndarray,
+        kind: np.ndarray,
+        weight: float,
+        alpha: float,
+    ) -> None:
+        self._relevant, self._target, self._kinds, self._kind = relevant, target, kinds, kind
+        self._weight, self._alpha, self._rows = weight, alpha, np.arange(len(kind))
         self._total = np.zeros_like(target)  # of the chosen items
 
     def values(self) -> np.ndarray:
-        total = self._total[:, None] + self._shares  # [num_requests, k, num_tags]
-        return self._relevant - self._weight * _divergence(self._target, total, self._alpha)
+        total = self._total[:, None] + self._kinds  # [num_requests, num_kinds, num_tags]
+        divergence = self._weight * _divergence(self._target, total, self._alpha)
+        return self._relevant - divergence[self._rows[:, None], self._kind]
 
     def add(self, column: np.ndarray) -> None:
-        self._total += self._shares[np.arange(len(column)), column]
+        self._total += self._kinds[self._kind[self._rows, column]]
 
 
 def _divergence(target: np.ndarray, total: np.ndarray, alpha: float) -> np.ndarray:

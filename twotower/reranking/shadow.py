@@ -1,10 +1,10 @@
 """Shadow: a stage that runs beside the answer. What it finds is recorded and not shown."""
 
 import concurrent.futures
+import copy
 import threading
 from collections.abc import Callable
 
-import numpy as np
 from absl import logging
 
 from twotower.data.requests import Requests
@@ -57,8 +57,7 @@ class Shadow(Stage):
             with self._lock:
                 self._waiting = {future for future in self._waiting if not future.done()}
                 if len(self._waiting) < self.backlog:
-                    copied = requests.take(np.arange(len(requests)))
-                    copies = copied, _copy(candidates), _copy(candidates)
+                    copies = map(copy.deepcopy, (requests, candidates, candidates))
                     self._waiting.add(self._threads.submit(self._run, *copies))
                 else:
                     self.left_out += 1
@@ -87,10 +86,3 @@ class Shadow(Stage):
     def close(self) -> None:
         """Cancels what waits, and lets the thread end."""
         self._threads.close()
-
-
-def _copy(candidates: Candidates) -> Candidates:
-    columns = {name: values.copy() for name, values in candidates.columns.items()}
-    return Candidates(
-        candidates.keys.copy(), candidates.scores.copy(), candidates.counts.copy(), columns
-    )
