@@ -49,7 +49,7 @@ def funnel_of(merge) -> Funnel:
     ]  # fmt: skip
     counts = np.arange(12, dtype=np.float32)
     sources = {"up": Inlet(Counted(counts), 7, 0.25, keep=2), "down": Inlet(Counted(-counts))}
-    return Funnel(sources, merge, [Filters(rules)], pool=6, fallback="down")
+    return Funnel(sources, merge, [Filters(rules)], 6, "down", onboarding=[4, 2])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,16 @@ def test_what_comes_back_answers_alike(tmp_path, merge):
     assert back.sources["up"].k == 7 and back.sources["up"].deadline == 0.25
     assert back.sources["up"].keep == 2
     assert (back.pool, back.fallback) == (6, "down")
+    assert back.onboarding.tolist() == [4, 2] and back.onboarding.dtype == np.int64
     assert not [path for path in tmp_path.rglob("*") if path.suffix not in ("", ".npy", ".json")]
+
+
+def test_a_funnel_without_an_onboarding_list(tmp_path):
+    # As those of earlier versions are.
+    funnel = funnel_of(ReciprocalRank())
+    saving.save(Funnel(funnel.sources, funnel.merge), tmp_path / "f", "m1")
+    assert not (tmp_path / "f" / "onboarding.npy").exists()
+    assert saving.load(tmp_path / "f", None, "m1").onboarding.tolist() == []
 
 
 def test_a_funnel_of_another_training_and_damages(tmp_path):

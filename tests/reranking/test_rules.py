@@ -141,7 +141,9 @@ def test_choices_stand_in_their_order():
     assert (dpp.weight, dpp.length, calibration.weight, calibration.length) == (0.3, 10, 0.1, 10)
     assert limits.settings() == {"in_a_row": 2, "in_all": 5, "length": 10}
     plain = funnel_of(ReciprocalRank())
-    assert with_reranking(plain, RerankingConfig(), MODEL).stages == plain.stages
+    plain.onboarding = np.array([3, 1])
+    same = with_reranking(plain, RerankingConfig(), MODEL)
+    assert same.stages == plain.stages and same.onboarding.tolist() == [3, 1]
 
 
 @pytest.mark.parametrize(

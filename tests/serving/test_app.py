@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from twotower.bundle.bundle import Bundle
 from twotower.data.tables import read_tables
+from twotower.funnel.cold_start import most_popular, most_telling
 from twotower.serving.app import create_app
 from twotower.serving.asks import Ask
 from twotower.serving.guard import Limits
@@ -213,10 +214,21 @@ def test_similar_items(client, bundle):
     assert refused(client, "/similar", {"item_id": "i00003", "index": "../x"})["field"] == "index"
 
 
-def test_onboarding_lists_popular_items(client):
-    items = client.get("/onboarding", params={"size": 3}).json()["items"]
-    counts = tiny.dataset().interactions["item_id"].value_counts()
-    assert len(items) == 3 and counts[items[0]["item_id"]] >= counts[items[2]["item_id"]]
+def test_onboarding_lists_the_items_that_tell_most(client, service, monkeypatch):
+    def asked(size):
+        answer = client.get("/onboarding", params={"size": size}).json()
+        return ids(answer), answer["chosen"]
+
+    lists = [make(tiny.dataset(), tiny.split().train, 50) for make in (most_telling, most_popular)]
+    telling, popular = [tiny.dataset().catalogue.ids_of(keys).tolist() for keys in lists]
+    assert telling[:3] != popular[:3] and asked(3) == (telling[:3], "telling")
+    # A longer list goes on with popular items, none of them twice.
+    rest = [item for item in popular if item not in telling]
+    assert asked(50 + len(rest)) == (telling + rest, "telling")
+    # A bundle of which no funnel has such a list.
+    for funnel in service.live.pipelines[0].funnels.values():
+        monkeypatch.setattr(funnel, "onboarding", ())
+    assert asked(3) == (popular[:3], "popular")
     assert client.get("/onboarding", params={"size": 0}).status_code == 422
 
 

@@ -46,6 +46,12 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "bounds", ["0"], "Least number of events of each bucket of users with its weights."
     )
+    flags.DEFINE_integer(
+        "onboarding",
+        50,
+        "Items that new users are asked about, those whose picks tell most; 0 for none.",
+        lower_bound=0,
+    )
     flags.DEFINE_list(
         "rerank",
         [],
@@ -95,6 +101,7 @@ def main() -> None:
         whole_numbers("slots"),
         FLAGS.shown_until,
         whole_numbers("bounds"),
+        FLAGS.onboarding,
     )
     reranking_config = reranking.RerankingConfig(
         reranking.parse_rerank(FLAGS.rerank),

@@ -118,6 +118,9 @@ class Funnel:
         pool: Length of the merged list.
         fallback: Name of the source that answers a request whose list is empty after all stages. It
             is asked for all its items, and its answer goes through the stages as well. "" for none.
+        onboarding: Keys of the items that a new user is asked about, in that order, such as those
+            of `cold_start.most_telling`. It is kept with the funnel for whoever serves it; no
+            answer depends on it.
 
     Raises:
         ValueError: No source, a name that is no identifier, or a fallback that is no source; or a
@@ -131,6 +134,7 @@ class Funnel:
         stages: Sequence[Stage] = (),
         pool: int = 500,
         fallback: str = "",
+        onboarding: np.ndarray | Sequence[int] = (),
     ) -> None:
         if not sources or not all(name.isidentifier() for name in sources):
             raise ValueError(
@@ -145,6 +149,7 @@ class Funnel:
             )
         self.sources, self.merge, self.stages = dict(sources), merge, list(stages)
         self.pool, self.fallback = whole_number(pool, "pool", 1), fallback
+        self.onboarding = integers(onboarding, "onboarding")
         self._threads = {name: Threads(f"the funnel's source {name}", THREADS) for name in sources}
 
     def __call__(self, requests: Requests, k: int) -> Candidates:

@@ -10,7 +10,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.funnel.attributes import Attribute
-from twotower.funnel.cold_start import ExplorationSlots, check_slots
+from twotower.funnel.cold_start import ExplorationSlots, check_slots, most_telling
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge, Quotas, ReciprocalRank, WeightedSum, check_bounds
@@ -68,6 +68,8 @@ class FunnelConfig:
         shown_until: See `slots`.
         bounds: Least number of events of each bucket of users, ascending from 0. The weights are
             fitted for each bucket.
+        onboarding: Number of items that new users are asked about, those whose picks tell most
+            (`cold_start.most_telling`); 0 for none.
     """
 
     sources: Mapping[str, int]
@@ -81,6 +83,7 @@ class FunnelConfig:
     slots: tuple[int, ...] = ()
     shown_until: int = 100
     bounds: tuple[int, ...] = (0,)
+    onboarding: int = 50
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.sources if name not in SOURCES]
@@ -98,7 +101,7 @@ class FunnelConfig:
             raise ValueError(f"half_life must be a positive number of days; got {self.half_life}.")
         check_bounds(self.bounds)
         check_slots(self.slots)
-        at_least(self, pool=1, deadline=0, half_life=0, fresh_below=1, shown_until=1)
+        at_least(self, pool=1, deadline=0, half_life=0, fresh_below=1, shown_until=1, onboarding=0)
 
 
 def make_funnel(
@@ -138,7 +141,9 @@ def make_funnel(
     if config.slots:
         counts = np.zeros(len(dataset.items), np.int64)
         stages.append(ExplorationSlots(counts, config.slots, config.shown_until))
-    return Funnel(inlets, merge, stages, config.pool, config.fallback)
+    size = config.onboarding
+    telling = most_telling(dataset, split.train, size) if size else np.empty(0, np.int64)
+    return Funnel(inlets, merge, stages, config.pool, config.fallback, telling)
 
 
 def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> WeightedSum:

@@ -2,6 +2,7 @@
 
     funnel.json               format and model version, sources, merge, stages, sha256 of every file
     sources/<name>/<array>.npy, merge/<array>.npy, stages/<number>/<array>.npy
+    onboarding.npy            keys of the items that new users are asked about, if it has any
 
 `two_tower` and other parts that answer from a trained model save only their settings: the model is
 that of the bundle around the funnel, whose version `funnel.json` names.
@@ -25,6 +26,7 @@ from twotower.storage.replacing import replacing
 
 FORMAT_VERSION = 1
 DESCRIPTION = "funnel.json"
+ONBOARDING = "onboarding.npy"
 ENTRIES = {
     "model_version": str,
     "sources": dict,
@@ -108,6 +110,8 @@ def save(funnel: Funnel, directory: str | pathlib.Path, model_version: str) -> N
             "fallback": funnel.fallback,
             "twotower": __version__,
         }
+        if len(funnel.onboarding):
+            np.save(folder / ONBOARDING, funnel.onboarding, allow_pickle=False)
         entries["files"] = description.hashes(folder)
         # Settings may be of NumPy's types, which JSON does not know.
         plain = json.loads(json.dumps(entries, default=lambda value: value.tolist()))
@@ -165,7 +169,9 @@ def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -
         _read(entry, directory, files, f"stages/{number}", model, Stage)
         for number, entry in enumerate(entries["stages"])
     ]
-    return Funnel(sources, merge, stages, entries["pool"], entries["fallback"])
+    is_there = ONBOARDING in files
+    onboarding = np.load(directory / ONBOARDING, allow_pickle=False) if is_there else ()
+    return Funnel(sources, merge, stages, entries["pool"], entries["fallback"], onboarding)
 
 
 def _write(part: Part, folder: pathlib.Path, place: str) -> dict[str, Any]:

@@ -212,7 +212,8 @@ def _cross_fitted(
 def unranked(funnel: Funnel) -> Funnel:
     """The funnel with its filters alone: what a ranker is given."""
     filters = [stage for stage in funnel.stages if isinstance(stage, Filters)][:1]
-    return Funnel(funnel.sources, funnel.merge, filters, funnel.pool, funnel.fallback)
+    parts = funnel.sources, funnel.merge, filters
+    return Funnel(*parts, funnel.pool, funnel.fallback, funnel.onboarding)
 
 
 def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:

@@ -103,7 +103,7 @@ def with_reranking(funnel: Funnel, config: RerankingConfig, model: Model) -> Fun
         sources = {**sources, Promoted.kind: Inlet(Promoted(keys), len(keys), None, len(keys))}
         merge = _without_promoted(merge)
     stages = [*filters, *stages, *slots, *promoted]
-    return Funnel(sources, merge, stages, funnel.pool, funnel.fallback)
+    return Funnel(sources, merge, stages, funnel.pool, funnel.fallback, funnel.onboarding)
 
 
 def parse_rerank(entries: list[str]) -> tuple[tuple[str, float], ...]:

@@ -328,22 +328,35 @@ class Pipeline:
                     retriever.remove(gone)
         return self._live[name]
 
-    def onboarding(self, size: int) -> list[dict[str, Any]]:
-        """Items to ask a new user about: the most popular ones that a funnel knows of.
+    def onboarding(self, size: int) -> tuple[list[dict[str, Any]], str]:
+        """Items to ask a new user about, and how they were chosen.
+
+        `telling` are those that a funnel of the bundle names as the ones whose picks tell most of
+        a taste. Where more are asked for, popular items follow. If no funnel names any, all are
+        `popular`.
 
         Raises:
-            FieldError: No funnel of this bundle has a source of popular items.
+            FieldError: No funnel of this bundle names such items or has a source of popular ones.
         """
-        source = self._popularity()
-        if source is None:
-            raise FieldError("size", "no funnel of this bundle knows popular items")
-        keys = source.keys
-        return self._cards.of(keys[~np.isin(keys, self._removed)][:size])
+        telling, popular = self._telling(), self._popular()
+        keys = np.concatenate([telling, popular[~np.isin(popular, telling)]])
+        if not len(keys):
+            raise FieldError("size", "no funnel of this bundle knows telling or popular items")
+        items = self._cards.of(keys[~np.isin(keys, self._removed)][:size])
+        return items, "telling" if len(telling) else "popular"
 
-    def _popularity(self) -> Popularity | None:
-        """The first source of popular items of any funnel."""
+    def _telling(self) -> np.ndarray:
+        """Keys of the first onboarding list of any funnel; empty if there is none."""
+        lists = (funnel.onboarding for funnel in self.funnels.values())
+        return next((keys for keys in lists if len(keys)), np.empty(0, np.int64))
+
+    def _popular(self) -> np.ndarray:
+        """Keys of the first source of popular items of any funnel, the most popular one first;
+        empty if there is none."""
         inlets = [inlet for funnel in self.funnels.values() for inlet in funnel.sources.values()]
-        return next((i.source for i in inlets if isinstance(i.source, Popularity)), None)
+        sources = (inlet.source for inlet in inlets)
+        found = (source.keys for source in sources if isinstance(source, Popularity))
+        return next(found, np.empty(0, np.int64))
 
     def titles(self, text: str, k: int) -> list[dict[str, Any]]:
         """The first `k` items whose titles contain all words of a text."""
@@ -368,7 +381,7 @@ class Pipeline:
             "inputs": inputs,
             "genres": self._genres,
             "has_map": self.bundle.has_map,
-            "has_onboarding": self._popularity() is not None,
+            "has_onboarding": bool(len(self._telling()) or len(self._popular())),
         }
 
     @functools.cached_property

@@ -254,7 +254,12 @@ class Service:
     async def onboarding(self, size: int) -> dict[str, Any]:
         """The answer of `GET /onboarding`."""
         pipeline = self.live.pipelines[0]
-        return {"items": pipeline.onboarding(size), "model_version": pipeline.model_version}
+
+        def onboarding() -> dict[str, Any]:
+            items, chosen = pipeline.onboarding(size)
+            return {"items": items, "chosen": chosen, "model_version": pipeline.model_version}
+
+        return await self._elsewhere(onboarding)
 
     async def titles(self, text: str, ids: Sequence[str], k: int) -> dict[str, Any]:
         """The answer of `GET /titles`."""
