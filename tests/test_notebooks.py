@@ -133,6 +133,8 @@ def test_runs_on_its_small_setting(path, committed, tmp_path, monkeypatch):
     assert path.read_bytes() == before
     if path.stem == "02_retrieval":
         agrees_with_its_text(ran)
+    if path.stem == "08_serving":
+        nothing_was_lost(ran)
 
 
 def agrees_with_its_text(retrieval):
@@ -148,8 +150,19 @@ def agrees_with_its_text(retrieval):
     assert as_it_is[1] > 0.9 and as_it_is[2] > 0.95 and max(reduced) < as_it_is[0]
 
 
-def test_the_committed_notebook_agrees_with_its_text():
-    agrees_with_its_text(nbformat.read(ROOT / "notebooks" / "02_retrieval.ipynb", as_version=4))
+def nothing_was_lost(serving):
+    """Text: "no request failed" in the deploys, and at the end the service "answers what it has"."""
+    said = "\n".join(texts(serving))
+    assert re.search(r"^[\d,]+ requests, 0 of them failed$", said, re.MULTILINE)
+    answered = re.search(r"what twelve threads got: .*\b200: (\d+)", said)
+    assert answered and f"let in, says the log: {answered[1]} |" in said
+
+
+@pytest.mark.parametrize(
+    "stem, check", [("02_retrieval", agrees_with_its_text), ("08_serving", nothing_was_lost)]
+)
+def test_committed_notebooks_agree_with_their_text(stem, check):
+    check(nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4))
 
 
 @pytest.mark.slow
