@@ -151,7 +151,7 @@ def agrees_with_its_text(retrieval):
 
 
 def nothing_was_lost(serving):
-    """Text: "no request failed" in the deploys, and at the end the service "answers what it has"."""
+    """Text: no request failed in the deploys, and at the end "the service answers what it has"."""
     said = "\n".join(texts(serving))
     assert re.search(r"^[\d,]+ requests, 0 of them failed$", said, re.MULTILINE)
     answered = re.search(r"what twelve threads got: .*\b200: (\d+)", said)

@@ -35,12 +35,13 @@ class Cards:
         return [_folded(title) if isinstance(title, str) else "" for title in self._titles]
 
     def search(self, text: str, k: int, without: np.ndarray) -> np.ndarray:
-        """Keys of `k` items whose titles contain all words of a text; of the first items for "".
+        """Keys of at most `k` items whose titles contain all words of a text.
 
-        Titles with words that begin with those of the text come first, and the shortest of them.
+        Titles in which each of these words begins a word come first, and short ones before long
+        ones. For an empty text the catalogue's first items are found.
 
         Args:
-            text: Its case and accents do not matter.
+            text: Words; case and accents do not matter.
             k: Most items to find.
             without: Keys of items that are not to be found.
 

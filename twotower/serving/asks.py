@@ -1,4 +1,4 @@
-"""Ask: a request as a pipeline takes it, in ids; and the same in keys and columns."""
+"""Ask: one request in ids, as a pipeline takes it; and how asks become `Requests` in keys."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ from twotower.ragged import Ragged
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ask:
-    """A request as a pipeline takes it: ids, and all that the service knows of its user.
+    """One request in ids, with all that the service knows of its user.
 
     Attributes:
         user_id: The user; "" for an unknown one.
-        history: Ids of the items, oldest first, those of the session among them.
+        history: Ids of the items that the user liked, oldest first; the session is its end.
         times: Time of each event of the history in seconds, -1 for none.
         ratings: Rating of each event of the history, NaN for none.
         context: Further columns of the request, `search_text` among them.
         time: Time of the request in seconds.
         k: Length of the list.
-        exclude: Ids of further items not to answer.
+        exclude: Ids of items that must not be answered, besides those of the history.
         where: Conditions on columns of the catalogue, as `Catalogue.where` takes them.
         funnel: Name of a funnel; "" for the default.
         objective_weights: Objective -> its weight, for funnels that rank.
-        explain: Whether to say why.
+        explain: Whether the answer says why each item is there.
     """
 
     user_id: str = ""
@@ -58,7 +58,15 @@ class FieldError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """A request in keys."""
+    """A request in keys of the catalogue.
+
+    Attributes:
+        history: `[num_events]` int64, the items that the model knows.
+        times: `[num_events]` seconds, -1 for none.
+        ratings: `[num_events]`, NaN for none.
+        exclude: Keys of all items that must not be answered.
+        unknown: Ids of the history that the model does not know.
+    """
 
     history: np.ndarray
     times: np.ndarray
@@ -68,7 +76,7 @@ class Row:
 
 
 def row_of(ask: Ask, catalogue: Catalogue, num_exported: int, removed: np.ndarray) -> Row:
-    """A request in keys of a catalogue.
+    """The keys of one request.
 
     Args:
         ask: The request.
@@ -85,7 +93,7 @@ def row_of(ask: Ask, catalogue: Catalogue, num_exported: int, removed: np.ndarra
     further = catalogue.keys_of(ask.exclude)
     exclude = [history[history >= 0], further[further >= 0], removed]
     if ask.where:
-        # Sources take exclusions alone, so what a condition does not allow is one.
+        # Sources know no conditions, so the items that fail one are excluded.
         exclude.append(np.setdiff1d(catalogue.keys, keys_where(catalogue, ask.where)))
     times = np.array(ask.times or [-1] * len(known), np.int64)
     ratings = np.array(ask.ratings or [np.nan] * len(known), np.float32)
@@ -93,7 +101,7 @@ def row_of(ask: Ask, catalogue: Catalogue, num_exported: int, removed: np.ndarra
 
 
 def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
-    """The requests as columns."""
+    """The requests as columns, a row for each ask."""
     history = Ragged.from_rows([row.history for row in rows])
     offsets = history.offsets
     names = {name for ask in asks for name in ask.context}
@@ -108,7 +116,8 @@ def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
         context={
             name: np.array([ask.context.get(name, "") for ask in asks], object) for name in names
         },
-        # A head that a request does not name counts nothing; one that names none has NaN for all.
+        # An objective that a request does not name weighs 0. A request that names none has NaN for
+        # all, which stands for the ranker's weights.
         objectives={
             head: np.array(
                 [

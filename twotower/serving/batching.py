@@ -11,10 +11,11 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Collects items while the call before is under way, and then for a moment more.
+    """Answers items that arrive at about the same time by one call.
 
-    An item that arrives alone begins at once: only where the last batch had several is there a wait
-    for more of them, at most `max_wait` seconds and until as many as last time are there.
+    While a call is under way, new items gather for the next one. An item that arrives alone is
+    answered at once. Only after a batch of several items does the next batch wait: until as many
+    items are there again, and for at most `max_wait` seconds.
 
         batcher = Batcher(answer_all, max_batch=64, max_wait=0.002)
         answer = await batcher.submit(request)
@@ -23,7 +24,7 @@ class Batcher(Generic[Item, Result]):
         function: Items -> a result or an exception for each. It runs in a thread of the batcher,
             one call at a time.
         max_batch: Most items of a call.
-        max_wait: Seconds.
+        max_wait: Seconds that the first item of a batch may wait for others.
         observe: Called with the number of items of each batch and the seconds that its first one
             waited.
     """

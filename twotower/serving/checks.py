@@ -1,4 +1,4 @@
-"""What a bundle must show before it serves: whole, of the same items, no worse, and it answers."""
+"""What is checked before a bundle serves: its indexes, its items, its figures and its answers."""
 
 import dataclasses
 import itertools
@@ -12,15 +12,15 @@ from twotower.serving.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-    """Bounds.
+    """Least values that a bundle must reach.
 
     Attributes:
         recall: Least share of the exact top k that each index finds on the bundle's own queries.
         k: That k.
         probes: Number of queries.
         same_items: Least share of the live bundle's items that the new one has.
-        quality: Least share of the live bundle's validation figures, where both have the same
-            protocol.
+        quality: Least ratio of a validation figure to that of the live bundle. Bundles of
+            different protocols are not compared.
 
     >>> Checks().recall
     0.95

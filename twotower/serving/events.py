@@ -3,8 +3,9 @@
     python experiments/train.py --interactions=W/state/events --items=W/items.parquet ...
 
 Events go to a SQLite file first, since a Parquet file cannot grow. From time to time all of them
-move into a part file, whose name holds the numbers of its events: what `kill -9` leaves in both is
-removed from the SQLite file at the next start, so each event is there once.
+move into a part file, whose name holds the numbers of its events. A process that is killed during
+the move may leave events in both. The next start knows them by their numbers and removes them from
+the SQLite file, so each event is there once.
 """
 
 import os
@@ -76,7 +77,8 @@ class EventLog:
         """Writes events, all or none; they are on disk when this returns.
 
         Args:
-            events: Values by column, one of `COLUMNS` each; the others are missing.
+            events: A dictionary for each event, from names of `COLUMNS` to values. A column that is
+                left out is missing.
 
         Raises:
             sqlite3.Error: Nothing could be written, as on a full disk.

@@ -1,8 +1,9 @@
-"""Journal: items that were added and removed while a bundle serves, on disk before they count.
+"""Journal: which items were added and removed while bundles serve.
 
-It holds ids and columns, and no keys and vectors as the log of one index does (`live/log.py`): a
-deploy brings a catalogue with other keys and a tower with other vectors, and several indexes and
-processes follow the same changes. SQLite handles torn writes, fsync and several processes.
+A change is on disk before an answer knows of it. The journal holds ids and columns of items, where
+the log of one index (`live/log.py`) holds keys and vectors: a deploy brings a catalogue with other
+keys and a tower with other vectors, and several indexes and processes follow the same changes.
+SQLite handles torn writes, fsync and several processes.
 """
 
 import dataclasses

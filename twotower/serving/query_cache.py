@@ -1,8 +1,7 @@
 """QueryCache: query vectors of requests that were asked before, kept for a short time.
 
-A vector is found by all that the query tower reads of a request. So an event, which changes the
-history, asks for another vector by itself, and each deploy begins with an empty cache. No entry can
-be out of date.
+The key of a vector is all that the query tower reads of a request. An event changes the history,
+and so the key; a deploy begins with an empty cache. So no entry is ever out of date.
 """
 
 import threading

@@ -4,8 +4,8 @@
     versions/<version>/     bundles as they were exported
     refused/<version>.json  why a service refused a version
 
-A bundle is copied beside its place, checked, and moved there in one step, so half a copy is never a
-version. Whatever a service is asked for is a version's name and never a path.
+`put` copies a bundle beside its place, checks it, and moves it there in one step, so half a copy is
+never a version. Services are asked for a version by its name, never by a path.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from twotower.serving.store import Store
 
-# Events after which an item belongs to the history; and one after which it is not answered again.
+# Events that put an item into the history; the one that keeps it away; the one that is counted.
 LIKED, REFUSED, SHOWN = ("click", "watch", "like", "share"), "skip", "impression"
 
 
