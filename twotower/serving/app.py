@@ -127,7 +127,10 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
     async def onboarding(
         size: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 20,
     ) -> Response:
-        """Items to ask a new user about. Those that the user picks are the history of a request."""
+        """Items to ask a new user about; those that the user picks are the history of a request.
+
+        `chosen` is `telling` for items whose picks tell most of a taste, else `popular`.
+        """
         return _json(await service.onboarding(size))
 
     @app.get("/titles", responses=ERRORS)
