@@ -68,7 +68,7 @@ def single(funnel: Funnel, cases: Requests, count: int) -> dict:
                 steps.setdefault(step.name, []).append(1e3 * step.seconds)
     p50, p99 = np.percentile(1e3 * np.array(seconds), [50, 99])
     found = {"p50_ms": float(p50), "p99_ms": float(p99), "requests": count}
-    found["steps_ms"] = {name: float(np.median(values)) for name, values in steps.items()}
+    found["steps_p50_p99_ms"] = {n: np.percentile(v, [50, 99]).tolist() for n, v in steps.items()}
     found["sources_left_out"] = sorted(answer.missing)
     found["candidates"] = int(answer.candidates.counts[0])
     return found
