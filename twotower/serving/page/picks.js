@@ -9,15 +9,15 @@ const SHOWN = 12; // titles of a history
 export function Picks({ state, change, cards, like, answer, choices }) {
   const [text, setText] = useState("");
   const [found, setFound] = useState([]);
-  const [popular, setPopular] = useState([]);
+  const [suggested, setSuggested] = useState([]);
   const [user, setUser] = useState(state.user);
   useEffect(() => setUser(state.user), [state.user]);
 
-  // Suggestions for a start: popular titles, or the first ones where nothing is known of them.
+  // Suggestions for a start: titles that tell most of a taste or popular ones, else the first ones.
   useEffect(() => {
     if (!choices) return;
     (choices.has_onboarding ? get("onboarding", { size: FOUND }) : get("titles", { k: FOUND }))
-      .then((answer) => setPopular(answer.items), () => {});
+      .then((answer) => setSuggested(answer.items), () => {});
   }, [choices?.model_version]);
 
   useEffect(() => {
@@ -34,7 +34,7 @@ export function Picks({ state, change, cards, like, answer, choices }) {
     ? [...(answer?.history ?? [])].reverse()
     : state.likes.map((id) => cards[id] ?? { item_id: id, title: id }).reverse();
   const known = new Set(history.map((item) => item.item_id));
-  const offered = (text.trim() ? found : popular).filter((item) => !known.has(item.item_id));
+  const offered = (text.trim() ? found : suggested).filter((item) => !known.has(item.item_id));
   const submit = (event) => {
     event.preventDefault();
     change({ user: user.trim(), likes: [] });
