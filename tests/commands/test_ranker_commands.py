@@ -61,6 +61,11 @@ def test_rankers_are_compared_with_what_they_are_given(folder, tmp_path):
     for metric in ("recall@500", "recall_micro@500"):
         assert rows["default"]["metrics"][metric] == rows["given"]["metrics"][metric]
     assert [stage.kind for stage in Bundle(folder).funnel().stages] == ["filters", "rank"]
+    some = tiny.script(
+        SCRIPTS / "evaluate_ranker.py", f"--bundle={folder}", "--users=7", f"--output={output}"
+    )
+    assert "7 questions" in some.stdout  # this protocol has one for each user
+    assert {row["users"] for row in json.loads(output.read_text())["rows"]} == {7}
 
 
 @pytest.mark.parametrize(

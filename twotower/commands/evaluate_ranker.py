@@ -10,6 +10,7 @@ are paired by user. The default is the validation part, from which the rankers h
 else than --part=test reads test data. `twotower train_ranker` makes rankers.
 """
 
+import dataclasses
 import pathlib
 
 from absl import flags
@@ -30,6 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same rows.")
     flags.DEFINE_string("funnel", "default", "Name of the funnel that makes the candidates.")
     flags.DEFINE_list("rankers", [], "Names of rankers in the bundle; all by default.")
+    flags.DEFINE_integer("users", 0, "Number of users, drawn at random; 0 for all.", 0)
     flags.DEFINE_integer("timed", 0, "Number of single requests to time each ranker with.")
     script.DEFINE_path("output", None, "JSON file to write.")
 
@@ -54,6 +56,11 @@ def main() -> None:
     split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
     split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
     judging.check_unseen(bundle, dataset, split)
+    if FLAGS.users:
+        users = np.unique(split.cases.user_id.astype(str))
+        chosen = np.random.default_rng(0).permutation(users)[: FLAGS.users]
+        asked = split.cases.take(np.isin(split.cases.user_id.astype(str), chosen))
+        split = dataclasses.replace(split, cases=asked)
     names = FLAGS.rankers or bundle.rankers
     if not names:
         raise ValueError(f"{FLAGS.bundle} has no rankers; `twotower train_ranker` makes one.")
@@ -87,6 +94,8 @@ def main() -> None:
         {"name": name, "metrics": reports[name].metrics} for name in reports if name not in names
     ]
     common = {"protocol": split.protocol, "part": split.part, **provenance()}
+    if FLAGS.users:
+        common["users"] = len(chosen)
     if FLAGS.output:
         output = pathlib.Path(FLAGS.output)
         output.parent.mkdir(parents=True, exist_ok=True)
