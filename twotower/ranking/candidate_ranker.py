@@ -1,4 +1,4 @@
-"""CandidateRanker: requests and candidates -> a value of each head, by a network or by trees."""
+"""CandidateRanker: scores the candidates of requests with a trained network or trees."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,15 +21,16 @@ BATCH = 128
 
 @dataclasses.dataclass
 class CandidateRanker:
-    """What a trained ranker makes of candidates.
+    """A trained ranker: a network or trees, and the features they read.
 
     Attributes:
-        columns: What it reads.
-        outputs: Columns -> head -> `[num_requests, k]`.
-        heads: Names of the heads; `relevance` is one of them.
-        residual: Whether `relevance` is added to the score that the candidates came with.
-        probability: From that score to the probability that the item is watched.
-        weights: Head -> what it counts, unless a request says otherwise.
+        columns: The features that it computes and reads.
+        outputs: The model: features -> {head: outputs `[num_requests, k]`}.
+        heads: Names of the model's outputs; `relevance` is one of them.
+        residual: Whether `relevance` is added to the score that a candidate had before.
+        probability: Calibration: from the output `relevance` (with `residual`, the sum) to the
+            probability that the item is watched. None for none.
+        weights: Head -> its weight in the score, unless a request has weights of its own.
     """
 
     columns: CandidateColumns
@@ -64,10 +65,11 @@ class CandidateRanker:
         return {head: np.concatenate([part[head] for part in parts]) for head in self.heads}
 
     def rank(self, requests: Requests, candidates: Candidates) -> Candidates:
-        """The candidates in the order of the ranker, each with its heads as columns.
+        """The candidates in the order of the ranker.
 
-        The columns are `ranker_<head>`: probabilities of `relevance` (where these were learned) and
-        `like`, and the rating; and `ranker_given`, the score that the candidate came with.
+        Adds a column `ranker_<head>` for each head: the probability of `relevance` (if it was
+        calibrated) and of `like`, and the predicted rating. The column `ranker_given` is the score
+        that the candidate had before.
         """
         values = self(requests, candidates)
         columns = {

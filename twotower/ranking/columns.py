@@ -1,4 +1,4 @@
-"""CandidateColumns: what a ranker reads of each request and candidate. Numpy only.
+"""CandidateColumns: the features that a ranker reads for each request and candidate. Numpy only.
 
     of the order so far    score, its distance from the best one, rank
     of each source         rank, score, and the score standardised within the request
@@ -7,8 +7,8 @@
     of both                affinity to the genres and their ratings, years between, similarity to
                            the history and to its end, rating of similar films
 
-An affinity needs the history and the item together, so a retrieval model, which sees them apart,
-cannot have it as an input.
+The last group needs the history and the item together. A two-tower model encodes them apart, so it
+cannot have these inputs.
 """
 
 from collections.abc import Sequence
@@ -45,23 +45,24 @@ ORDER = ("score", "behind_best", "log_rank")
 
 
 class CandidateColumns(Part):
-    """The inputs of a ranker for the candidates of requests, from what training rows say.
+    """Computes the features of a ranker for candidates, with statistics of the training rows.
 
         columns = CandidateColumns.fit(dataset, split.train, bundle, ["two_tower", "ease"])
         ranker(columns(requests, candidates))
 
-    A number that is not known is NaN: the rating of a user without ratings, the rank at a source
-    that did not find the item.
+    An unknown number is NaN, such as the mean rating of a user without ratings, or the rank at a
+    source that did not find the item.
 
     Args:
         sources: Sources whose ranks and scores are read.
-        fields: Columns of codes: `genres`, and attributes of the user in the order of `values`.
-        rows: `[num_items]` training rows of each item.
-        mean_rating: `[num_items]`, pulled towards the mean of all; NaN in data without ratings.
+        fields: Categorical features: `genres`, and attributes of the user in the order of `values`.
+        rows: `[num_items]` number of training rows of each item.
+        mean_rating: `[num_items]`, shrunk towards the mean of all ratings; NaN in data without
+            ratings.
         year: `[num_items]`, NaN where it is not known.
         tags: `[num_items, num_tags]` 1 where the item has the genre.
-        common: `[num_tags]` share of training rows whose item has the genre.
-        vectors: `[num_items, components]`, of length 1; zeros for items without a vector.
+        common: `[num_tags]` share of the training rows whose item has the genre.
+        vectors: `[num_items, components]` item vectors of length 1; zeros for items without one.
         user_id: `[num_users]` users whose attributes are known.
         values: `[num_users, num_attributes]` their values.
     """
@@ -124,16 +125,15 @@ class CandidateColumns(Part):
         sources: Sequence[str],
         fields: Sequence[str] = (),
     ) -> "CandidateColumns":
-        """The columns with statistics of training rows, and similarity by a model's item vectors.
+        """Fits the statistics to training rows, and takes a model's item vectors for similarities.
 
         Args:
             dataset: The data.
             train: Rows of the interactions that may be learned from.
-            model: Its item vectors, of whose directions the `COMPONENTS` with the most variance
-                are kept.
-            sources: Sources of the funnel.
-            fields: Columns of codes, some of `ATTRIBUTES` and `genres`. Each code has a vector to
-                learn, for which a few thousand requests are too few.
+            model: Its item vectors are reduced to their first `COMPONENTS` principal components.
+            sources: Names of the funnel's sources.
+            fields: Categorical features, some of `ATTRIBUTES` and `genres`. The ranker learns an
+                embedding for each value; a few thousand requests are too few for that.
 
         Raises:
             ValueError: A field that the data does not have.
@@ -176,13 +176,13 @@ class CandidateColumns(Part):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Names of the numbers, in their order."""
+        """Names of the numeric features, in their order."""
         found = [f"{name}_{what}" for name in self.sources for what in ("log_rank", "score", "z")]
         return (*ORDER, *found, *ITEM, *USER, *PAIRS)
 
     @property
     def inputs(self) -> RankerInputs:
-        """What a ranker of these columns reads."""
+        """The inputs of a network that reads these features."""
         fields = [Field(name, max(len(self._codes[name]), 1)) for name in self.attributes]
         if GENRES in self.fields:
             fields.append(Field(GENRES, max(self.tags.shape[1], 1), max(self._genres.shape[1], 2)))

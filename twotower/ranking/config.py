@@ -13,27 +13,27 @@ class RankerConfig:
     """Which network ranks, and its sizes.
 
     Attributes:
-        interaction: How columns meet. `dcn`: cross layers beside dense layers (DCN-v2, Wang et
+        interaction: How features interact. `dcn`: cross layers beside dense layers (DCN-v2, Wang et
             al., WWW 2021, parallel structure); `deepfm`: a factorisation machine beside dense
             layers (Guo et al., IJCAI 2017); `dlrm`: dense layers over all dot products (Naumov et
             al., 2019); `mlp`: dense layers alone.
-        dim: Length of the vector of a code.
+        dim: Length of the embedding of a categorical value.
         hidden: Widths of the dense layers.
         cross_layers: Number of cross layers.
-        cross_rank: Rank of their matrices; 0 for full matrices.
+        cross_rank: Rank of the cross layers' matrices; 0 for full matrices.
         dropout: Share of hidden activations dropped in training.
         batch_norm: Whether the dense layers are batch-normalised.
-        l2: Weight of the squared components of the vectors of codes. The sum stands in the model's
-            `losses`; Keras' `fit` adds it to the loss, and a loop of your own must do so.
-        tasks: What stands between the interactions and the heads. `shared_bottom`: the same dense
-            layers for all heads; `mmoe`: experts that each head mixes (Ma et al., KDD 2018);
-            `ple`: shared experts and those of one head (Tang et al., RecSys 2020).
-        expert_hidden: Widths of an expert, or of the shared bottom. With () the heads of a shared
-            bottom read the interactions themselves.
-        experts: Number of experts; with `ple`, of the shared ones and of those of each head.
+        l2: Weight of the L2 penalty on the embeddings. The model has it in `losses`: Keras' `fit`
+            adds it to the loss, and a training loop of your own must do so.
+        tasks: The layers between the interaction and the heads. `shared_bottom`: the same dense
+            layers for all heads; `mmoe`: experts that each head mixes (Ma et al., KDD 2018); `ple`:
+            shared experts, and experts of one head each (Tang et al., RecSys 2020).
+        expert_hidden: Widths of the dense layers of an expert, or of the shared bottom. With () the
+            heads of a shared bottom read the output of the interaction.
+        experts: Number of experts; with `ple`, of the shared ones, and of each head's.
         levels: Number of layers of experts.
-        positions: Number of places in a list whose effect on the labels is learned beside the
-            network, for training alone (see position.py); 0 for none.
+        positions: Number of positions in a list whose effect on the labels is learned, for use in
+            training only (see position.py); 0 for none.
         position_dropout: Share of training rows whose position is hidden.
 
     Raises:

@@ -1,11 +1,12 @@
-"""Examples: the candidates that a funnel found for validation cases, with labels.
+"""Examples: the training data of a ranker: a funnel's candidates for validation cases, with labels.
 
     older rows     -> towers, sources, merge            (the bundle from before its refit)
     newer rows     -> the cases: their rows are the labels, and no source has learned from them
     all rows       -> the same towers and sources again, for serving
 
-If the ranker learned from the rows that its sources were fitted on, the filter of seen items would
-take every positive, and the scores of the others would be those of items learned by heart.
+A ranker must not be trained on the rows that its sources were fitted on. The filter of seen items
+would remove every positive. Without the filter, the sources would score the positives as items they
+have memorised.
 """
 
 import dataclasses
@@ -29,17 +30,17 @@ BATCH = 512
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Candidates as a ranker reads them, with labels; a row is a request.
+    """Features and labels of the candidates of requests; a row is a request.
 
     Attributes:
-        columns: What `CandidateColumns` gives, `[num_requests, k, ...]` each.
-        scores: `[num_requests, k]` float32, the order that the ranker was given; -inf behind the
+        columns: The features from `CandidateColumns`, `[num_requests, k, ...]` each.
+        scores: `[num_requests, k]` float32, the candidates' scores before ranking; -inf behind the
             end of a row.
         labels: Head -> `[num_requests, k]` float32. `relevance` is 1 for a target and 0 for other
             candidates; `like` (whether the rating is 4 or more) and `rating` are NaN where there is
             none.
-        num_targets: `[num_requests]` targets, found or not.
-        users: `[num_requests]` int, the same for requests of one user.
+        num_targets: `[num_requests]` number of targets, found by the funnel or not.
+        users: `[num_requests]` int, a number for each user.
     """
 
     columns: dict[str, np.ndarray]
@@ -53,7 +54,7 @@ class Examples:
 
     @property
     def valid(self) -> np.ndarray:
-        """`[num_requests, k]` whether there is a candidate."""
+        """`[num_requests, k]` bool, False behind the end of a row."""
         return self.scores > -np.inf
 
     def take(self, rows: np.ndarray) -> "Examples":
@@ -72,13 +73,14 @@ class Examples:
         return np.flatnonzero((self.labels[WATCH] > 0).any(1))
 
     def folds(self, count: int, seed: int) -> np.ndarray:
-        """`[num_requests]` a fold below `count` for each, the same for all requests of a user."""
+        """`[num_requests]` a random fold, from 0 to `count` - 1. All requests of a user are in one
+        fold."""
         names, user = np.unique(self.users, return_inverse=True)
         return np.random.default_rng(seed).permutation(len(names))[user] % count
 
     def shuffled(self, seed: int) -> "Examples":
-        """The same candidates with the labels of each request in a random order: nothing can be
-        learned from them but by chance, which a test of a ranker must see."""
+        """The same candidates with the labels of each request shuffled. Nothing can be learned from
+        them, so a ranker trained on them must be no better than chance."""
         draw = np.random.default_rng(seed).random(self.scores.shape)
         # Random among the candidates of a row; what is behind its end stays there.
         order = np.argsort(np.where(self.valid, draw, 2.0), axis=1)
@@ -86,8 +88,8 @@ class Examples:
         return dataclasses.replace(self, labels=labels)
 
     def ndcg(self, scores: np.ndarray, k: int = 10) -> np.ndarray:
-        """`[num_requests]` NDCG@k of an order by `scores` `[num_requests, k]`, where targets that
-        the funnel did not find count as missed."""
+        """`[num_requests]` NDCG@k of the order by `scores` `[num_requests, k]`. Targets that the
+        funnel did not find count as missed."""
         order = np.argsort(-np.where(self.valid, scores, -np.inf), axis=1, kind="stable")[:, :k]
         hits = np.take_along_axis(self.labels[WATCH], order, 1)
         gains = 1 / np.log2(np.arange(2, k + 2))
@@ -98,13 +100,13 @@ class Examples:
 def make_examples(
     funnel: Funnel, columns: CandidateColumns, cases: EvalCases, dataset: Dataset
 ) -> Examples:
-    """What a funnel finds for cases, with their labels.
+    """The candidates that a funnel finds for cases, with features and labels.
 
     Args:
         funnel: Without a ranker; none of its sources has learned from the targets.
         columns: Fitted on the rows that the funnel was fitted on.
-        cases: Requests with right answers.
-        dataset: Whose interactions say how the targets were rated.
+        cases: Requests with known targets.
+        dataset: The data; its interactions have the targets' ratings.
     """
     parts = [(case, funnel(case, funnel.pool)) for case in cases.batches(BATCH)]
     return labelled(parts, columns, dataset)
@@ -119,10 +121,10 @@ def random_examples(
     negatives: int = 100,
     seed: int = 0,
 ) -> Examples:
-    """The targets beside random items: how rankers are often trained, and the mistake.
+    """The targets beside random items: how rankers are often trained. Here it is for comparison.
 
-    Most random items are found by no source and are easy to tell from a target. At the top of a
-    funnel's list there are none of them.
+    Most random items are found by no source and are easy to tell from a target. A funnel's list has
+    few such items, so what is learned hardly helps to order it.
 
     Args:
         funnel: As `make_examples` takes it.
@@ -130,8 +132,8 @@ def random_examples(
         cases: As there.
         dataset: As there.
         candidates: Keys that may be drawn.
-        negatives: Random items beside the targets of each case.
-        seed: Of the draws.
+        negatives: Number of random items beside the targets of each case.
+        seed: Seed of the draws.
     """
     rng, parts = np.random.default_rng(seed), []
     for case in cases.batches(BATCH):

@@ -1,4 +1,4 @@
-"""A ranker to disk and back: nothing pickled.
+"""Saves and loads rankers; nothing is pickled.
 
 ranker.json           format and model version, inputs, heads, weights, how it was trained, sha256
                       of every file
@@ -52,10 +52,10 @@ def save(
 
     Args:
         ranker: The ranker.
-        models: `Ranker` networks or LightGBM `Booster`s, whose outputs are averaged.
-        directory: A ranker that is there is replaced.
-        model_version: Of the bundle that its candidates come from.
-        about: How it was trained, as JSON.
+        models: `Ranker` networks or LightGBM `Booster`s; the saved ranker averages their outputs.
+        directory: Folder to write; a ranker in it is replaced.
+        model_version: Version of the bundle whose candidates it was trained on.
+        about: Settings and figures of its training, as JSON values.
 
     Raises:
         ValueError: Models of another kind, or a folder that may not be replaced.
@@ -97,7 +97,7 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
 
     Args:
         directory: What `save` wrote.
-        model_version: Of the bundle; the ranker must have been saved with it.
+        model_version: Version of the bundle. A ranker that was saved with another is refused.
 
     Raises:
         ValueError: No ranker, another format, a file that is missing, changed or not listed, a
@@ -144,7 +144,7 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
 
 
 def entries(directory: str | pathlib.Path) -> dict[str, Any]:
-    """The description of a ranker.
+    """The contents of `ranker.json`, checked.
 
     Raises:
         ValueError: No ranker, a description that is changed, or another format.
@@ -157,14 +157,14 @@ def entries(directory: str | pathlib.Path) -> dict[str, Any]:
 
 
 def of_networks(networks: Sequence[Any]) -> Outputs:
-    """Mean outputs of `Ranker`s that are in memory."""
+    """A function that averages the outputs of `Ranker`s."""
     from twotower.tf import tf
 
     return _called(tf.function(_mean(networks), reduce_retracing=True))
 
 
 def of_trees(boosters: Sequence[Any], inputs: RankerInputs) -> Outputs:
-    """Mean outputs of LightGBM's trees."""
+    """A function that averages the outputs of LightGBM `Booster`s."""
 
     def outputs(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = table(columns, inputs)

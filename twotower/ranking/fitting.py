@@ -24,19 +24,20 @@ class FitConfig:
     """How a ranker is trained.
 
     Attributes:
-        loss: Of the head `relevance`: `listwise`, `pairwise` or `pointwise`.
-        heads: Further heads: `like`, `rating`; each learns from the targets alone, so that `like`
-            is the probability that somebody who watches the item likes it.
-        residual: Whether the network's output is added to the score that the candidate came with,
-            so that it begins with the order it was given.
+        loss: Loss of the head `relevance`: `listwise`, `pairwise` or `pointwise`.
+        heads: Further heads: `like`, `rating`. They are trained only on targets, so `like` is the
+            probability that somebody who watches the item likes it.
+        residual: Whether the network's output is added to the score that a candidate had before, so
+            that training begins with the order of these scores.
         learning_rate: Of AdamW.
         weight_decay: Of AdamW (Loshchilov and Hutter, ICLR 2019).
         batch_size: Requests in a step.
-        candidates: Candidates of a request in a step: its targets, and others drawn anew in each
-            epoch.
-        epochs: At most so many passes.
-        patience: Epochs without a better NDCG@10 of the held-out requests after which it ends.
-        seed: Of weights and order.
+        candidates: Number of candidates of a request in a step: its targets, and others that are
+            drawn again in each epoch.
+        epochs: Largest number of epochs.
+        patience: Training ends after this many epochs without a better NDCG@10 on the held-out
+            requests.
+        seed: Seed of the weights and of the order of requests.
     """
 
     loss: str = "listwise"
@@ -65,13 +66,13 @@ def fit(
     config: RankerConfig,
     fitting: FitConfig,
 ) -> Ranker:
-    """A network that is trained on examples, with the weights of the epoch that orders `held` best.
+    """A network trained on examples, with the weights of the epoch whose NDCG@10 on `held` is best.
 
     Args:
-        examples: What to learn from.
-        held: Requests of others, which choose the epoch by NDCG@10.
-        inputs: Of the columns of both; means and deviations are taken from `examples`.
-        config: The network.
+        examples: Training examples.
+        held: Examples of other users, which select the epoch.
+        inputs: Features of both. Their means and deviations are computed from `examples`.
+        config: Architecture and sizes of the network.
         fitting: How it is trained.
     """
     tf.keras.utils.set_random_seed(fitting.seed)
@@ -100,7 +101,8 @@ def fit(
 
 
 def scores(ranker: Ranker, examples: Examples, residual: bool) -> np.ndarray:
-    """Logits of `relevance`, with the given score if they are residual, `[num_requests, k]`."""
+    """Scores by the head `relevance`, `[num_requests, k]`. With `residual`, the candidates' scores
+    from before are added to its logits."""
     return _scores(_call(ranker), examples, residual)
 
 

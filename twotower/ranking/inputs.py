@@ -1,4 +1,4 @@
-"""RankerInputs: the columns that a ranker reads, as integer codes and numbers. Needs no
+"""RankerInputs: the features that a ranker reads, as integer codes and numbers. Needs no
 TensorFlow."""
 
 import dataclasses
@@ -15,13 +15,13 @@ NUMBERS, POSITION = "numbers", "position"
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A column of integer codes, such as the item or its genres.
+    """A categorical feature as integer codes, such as the item or its genres.
 
     Attributes:
         name: Name of the input.
         size: Number of known values. Their codes are 1 to `size`; 0 is an unknown or absent one.
-        width: 1 for one code in a row. More for a set of up to so many codes, padded with 0, whose
-            vectors are averaged.
+        width: 1 for one code a row. A larger width is for a set of up to `width` codes, padded with
+            0; their embeddings are averaged.
 
     >>> Field("genres", size=18, width=6).shape
     (6,)
@@ -49,8 +49,8 @@ class RankerInputs:
     num_numbers]`, NaN for a number that is not known.
 
     Attributes:
-        fields: Columns of codes.
-        numbers: Names of the numbers.
+        fields: Categorical features.
+        numbers: Names of the numeric features.
         means: Mean of each number in the training rows, see `fitted`. () for zeros.
         deviations: Standard deviation of each number there. () for ones.
 
@@ -91,7 +91,7 @@ class RankerInputs:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name of each input -> shape of a row."""
+        """Name of an input -> shape of one row of it."""
         shapes = {field.name: field.shape for field in self.fields}
         return {**shapes, NUMBERS: (len(self.numbers),)} if self.numbers else shapes
 
@@ -99,8 +99,8 @@ class RankerInputs:
         """The same inputs with the mean and deviation of each number.
 
         Args:
-            numbers: The training rows, `[..., num_numbers]`. NaN is left out. A number that is
-                constant or never known gets the deviation 1.
+            numbers: Numbers of the training rows, `[..., num_numbers]`. NaN is left out. A number
+                that is constant, or NaN in all rows, gets the deviation 1.
         """
         values = np.asarray(numbers, np.float64).reshape(-1, len(self.numbers))
         known = np.isfinite(values)
@@ -114,7 +114,7 @@ class RankerInputs:
         )
 
     def check(self, columns: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        """Checks the arrays of a call; returns their leading dimensions.
+        """Checks the arrays of a call, and returns their leading dimensions.
 
         Raises:
             ValueError: An input that is absent, of another shape or kind, a code that is out of

@@ -1,4 +1,4 @@
-"""How the columns of a candidate meet: cross layers, factorisation machine, dot products, MLP.
+"""Feature interactions: cross layers, factorisation machine, dot products, MLP.
 
 Each interaction is a layer with the same arguments,
 
@@ -61,7 +61,7 @@ class Dense(tf.keras.layers.Layer):
 
 
 def flat(vectors: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """All columns one after the other, `[n, num_fields * dim + 2 * num_numbers]`."""
+    """All features concatenated, `[n, num_fields * dim + 2 * num_numbers]`."""
     size = vectors.shape[1] * vectors.shape[2]
     # Not -1 for the rows: it cannot be found where there are no fields.
     return tf.concat([tf.reshape(vectors, [tf.shape(vectors)[0], size]), numbers], 1)
@@ -73,10 +73,10 @@ def no_term(features: tf.Tensor) -> tf.Tensor:
 
 
 class Interaction(tf.keras.layers.Layer):
-    """Base of all interactions: the dense layers that each has.
+    """Base class of the interactions, with the dense layers that each of them has.
 
     Attributes:
-        extra_dim: Components of each vector beyond `RankerConfig.dim`.
+        extra_dim: Number of components of each embedding beyond `RankerConfig.dim`.
     """
 
     extra_dim = 0
@@ -87,7 +87,7 @@ class Interaction(tf.keras.layers.Layer):
 
 
 class MLP(Interaction):
-    """Dense layers over all columns."""
+    """Dense layers over all features, and nothing else."""
 
     def call(
         self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False
@@ -99,9 +99,9 @@ class MLP(Interaction):
 class DCN(Interaction):
     """Cross layers beside dense layers (DCN-v2, Wang et al., WWW 2021, equation 1).
 
-    A cross layer is x_{l+1} = x_0 * (W x_l + b) + x_l, so l layers hold products of up to l + 1
-    columns. It is `tfrs.layers.feature_interaction.Cross`. `MultiLayerDCN` of the same package is
-    a stack with low-rank matrices alone, so it has no form for `cross_rank=0`.
+    A cross layer is x_{l+1} = x_0 * (W x_l + b) + x_l, so l layers have products of up to l + 1
+    features. It is `tfrs.layers.feature_interaction.Cross`. `MultiLayerDCN` of the same package has
+    only low-rank matrices, so it has none for `cross_rank=0`.
     """
 
     def __init__(self, config: RankerConfig) -> None:
@@ -148,7 +148,8 @@ class DeepFM(Interaction):
     """A factorisation machine beside dense layers that share its vectors (Guo et al., IJCAI 2017).
 
     The term is the second-order term plus the first-order one, which is the last component of each
-    vector. A number has a vector, too, which is multiplied by the number, and so has its flag.
+    vector. A number has an embedding, too, which is multiplied by the number; so has the flag of an
+    unknown number.
     """
 
     extra_dim = 1
@@ -175,9 +176,9 @@ class DeepFM(Interaction):
 class DLRM(Interaction):
     """Dense layers over the dot products of all pairs of vectors (Naumov et al., 2019, section 2).
 
-    The numbers become one more vector, by the bottom dense layers. As in the paper the top dense
-    layers read this vector beside the dot products. Where a ranker has no numbers they read the
-    vectors of the fields in its place, or the network would know nothing of a column alone.
+    The bottom dense layers turn the numbers into one more vector. As in the paper, the top dense
+    layers read this vector and the dot products. If a ranker has no numbers, they read the
+    embeddings of the fields in its place. Otherwise the network would read no feature by itself.
     `tfrs.layers.feature_interaction.DotInteraction` makes the dot products.
     """
 

@@ -1,8 +1,8 @@
-"""Losses of a list of candidates: pointwise, pairwise and listwise.
+"""Losses over a list of candidates: pointwise, pairwise and listwise.
 
 Each takes logits and labels `[num_requests, k]`, 1 for a target and 0 for another candidate, and
-`valid` `[num_requests, k]`, and returns one loss a request, `[num_requests]`; 0 for a request that
-has no target, or nothing but targets.
+`valid` `[num_requests, k]`, and returns one loss for each request, `[num_requests]`. It is 0 for a
+request without a target, or with nothing but targets.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ NOTHING = -1e9
 
 
 def pointwise(logits: tf.Tensor, labels: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of each candidate alone, summed over the list and divided by its targets.
+    """Binary cross-entropy of each candidate, summed over the list and divided by the number of
+    targets.
 
     >>> logits, labels = tf.zeros([1, 2]), tf.constant([[1.0, 0.0]])
     >>> print(f"{float(pointwise(logits, labels, tf.fill([1, 2], True))[0]):.3f}")

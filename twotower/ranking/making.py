@@ -1,4 +1,4 @@
-"""From a few choices to a ranker behind a funnel."""
+"""Trains a ranker by a few settings, and adds it to a funnel."""
 
 import dataclasses
 import math
@@ -28,28 +28,29 @@ NEGATIVES = ("funnel", "random")
 
 @dataclasses.dataclass(frozen=True)
 class RankingConfig:
-    """Choices of a ranker behind a funnel; those of a network do nothing for `trees`.
+    """Settings of a ranker behind a funnel. Those of a network have no effect on `trees`.
 
     Attributes:
         model: `mlp`, `dcn`, `deepfm`, `dlrm` or `trees`.
-        negatives: `funnel`: what it found for the same request; `random`: items drawn at random,
-            the mistake.
+        negatives: `funnel`: the other candidates that the funnel found for the request; `random`:
+            random items, for comparison.
         loss: `listwise`, `pairwise` or `pointwise`.
         heads: Further heads, `like` and `rating`.
-        weights: Head -> what it counts unless a request says otherwise.
-        residual: Whether the output is added to the score that the candidate came with.
-        fields: Columns of codes that are read beside the numbers, such as `genres` and `age`.
-        dim: Length of the vector of a code.
+        weights: Head -> its weight in the score, unless a request has weights of its own.
+        residual: Whether the output is added to the score that a candidate had before.
+        fields: Categorical features that are read beside the numbers, such as `genres` and `age`.
+        dim: Length of the embedding of a categorical value.
         hidden: Widths of the dense layers.
         dropout: Share of activations dropped in training.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        candidates: Of a request in a step of the training.
-        epochs: At most so many passes.
-        folds: Parts into which the requests are cut by user. A model is trained for each, on the
-            others, and stopped where it orders this one best; the ranker is the mean of all.
-        seed: Of weights, order and folds.
-        shuffle_labels: Whether labels are shuffled, so that nothing can be learned.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        candidates: Number of candidates of a request in a training step.
+        epochs: Largest number of epochs.
+        folds: Number of folds, by user. One model is trained for each fold, on the others, and
+            stopped by its NDCG@10 on this fold. The ranker is the mean of the models.
+        seed: Seed of the weights, the order and the folds.
+        shuffle_labels: Whether labels are shuffled within each request, so that nothing can be
+            learned: a test.
     """
 
     model: str = "mlp"
@@ -86,12 +87,12 @@ class RankingConfig:
 
     @property
     def network(self) -> RankerConfig:
-        """Of the network."""
+        """The network's part of the settings."""
         return RankerConfig(self.model, self.dim, self.hidden, dropout=self.dropout)
 
     @property
     def fitting(self) -> Any:
-        """Of its training."""
+        """The training's part of the settings."""
         from twotower.ranking.fitting import FitConfig  # loads TensorFlow
 
         return FitConfig(
@@ -108,13 +109,14 @@ class RankingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model, for the candidates of one bundle or of several with the same funnel.
+    """A trained ranker that is not yet joined to a bundle: bundles with the same funnel can share
+    it.
 
     Attributes:
-        models: A network or trees of each fold, whose outputs are averaged.
-        make: Columns -> the ranker that reads them.
-        held_out: NDCG@10 of held-out requests, `given` order and `ranked` one.
-        about: How it was trained, as JSON.
+        models: A network or trees for each fold; their outputs are averaged.
+        make: Makes the ranker from fitted features.
+        held_out: NDCG@10 on held-out requests: `given` before ranking, `ranked` after it.
+        about: Settings and figures of the training, as JSON values.
     """
 
     models: list[Any]
@@ -133,17 +135,17 @@ class Trained:
 def train(
     config: RankingConfig, funnel: Funnel, bundle: Model, dataset: Dataset, split: Split
 ) -> Trained:
-    """A ranker that has learned from the validation cases' candidates.
+    """Trains a ranker on the funnel's candidates for the validation cases.
 
     Args:
-        config: The choices.
+        config: The settings.
         funnel: Fitted on the split's training rows, without a ranker.
-        bundle: The model that the funnel answers from.
+        bundle: The bundle of the funnel.
         dataset: The data.
-        split: Its cases are learned from.
+        split: Its cases are the training requests.
 
     Raises:
-        ValueError: No targets among the candidates.
+        ValueError: No target is among the candidates.
     """
     sources = tuple(funnel.sources)
     columns = CandidateColumns.fit(dataset, split.train, bundle, sources, config.fields)
@@ -210,14 +212,14 @@ def _cross_fitted(
 
 
 def unranked(funnel: Funnel) -> Funnel:
-    """The funnel with its filters alone: what a ranker is given."""
+    """The funnel with only its filters as stages: a ranker orders its lists."""
     filters = [stage for stage in funnel.stages if isinstance(stage, Filters)][:1]
     parts = funnel.sources, funnel.merge, filters
     return Funnel(*parts, funnel.pool, funnel.fallback, funnel.onboarding)
 
 
 def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:
-    """Puts a ranker behind the first filters of a funnel, in the place of one that is there."""
+    """The funnel with a ranker behind its first filters. A ranker that it already has is replaced."""
     stages = [stage for stage in funnel.stages if not isinstance(stage, Rank)]
     filters = [number for number, stage in enumerate(stages) if isinstance(stage, Filters)]
     behind = filters[0] + 1 if filters else 0

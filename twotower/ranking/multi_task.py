@@ -1,4 +1,4 @@
-"""What stands between the interactions of columns and the heads: shared bottom, MMoE, PLE.
+"""Multi-task layers between the feature interaction and the heads: shared bottom, MMoE, PLE.
 
 Each is a layer `[n, size]` -> head -> `[n, width]`. Three ways for tasks to share layers:
 
@@ -16,11 +16,11 @@ from twotower.tf import tf
 
 
 def mixed(gate: tf.Tensor, experts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The experts' outputs, weighed by the softmax of the gate.
+    """The mean of the experts' outputs, weighted by the softmax of the gate.
 
     Args:
         gate: Logits `[n, num_experts]`.
-        experts: Their outputs, `[n, width]` each.
+        experts: Outputs of the experts, `[n, width]` each.
 
     Returns:
         `[n, width]`.
@@ -30,7 +30,7 @@ def mixed(gate: tf.Tensor, experts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 class Bottom(tf.keras.layers.Layer):
-    """Base: the heads, and the dense layers that make an expert."""
+    """Base class: the heads, and the dense layers of an expert."""
 
     def __init__(self, config: RankerConfig, heads: Sequence[str]) -> None:
         super().__init__(name=config.tasks)
@@ -66,12 +66,12 @@ class MMoE(Bottom):
 
 
 class Extraction(Bottom):
-    """One level of PLE, customised gate control: what each group of experts passes on.
+    """One level of PLE (customised gate control).
 
     Args:
         config: Sizes.
         heads: Names of the heads.
-        is_last: Whether heads follow, so that the shared group passes nothing on.
+        is_last: Whether the heads follow. Then the shared group has no output.
 
     Call args:
         state: Group (a head, or `SHARED`) -> the input of its experts, `[n, size]`.
@@ -102,8 +102,8 @@ class Extraction(Bottom):
 class PLE(Bottom):
     """Progressive layered extraction (Tang et al., RecSys 2020, section 4).
 
-    On each level a head mixes its experts and the shared ones. Between two levels the shared
-    experts' input is a mixture of all experts, those of the heads included.
+    On each level a head mixes its own experts and the shared ones. The input of the shared experts
+    on the next level is a mixture of all experts.
     """
 
     def __init__(self, config: RankerConfig, heads: Sequence[str]) -> None:
@@ -127,7 +127,8 @@ def masked_loss(kind: str) -> Any:
     """A Keras loss of one head that leaves out rows whose label is NaN.
 
     Args:
-        kind: `logit` for a probability, by cross-entropy; `number` for a value, by squared error.
+        kind: `logit`: the output is a logit, and the loss cross-entropy. `number`: the output is a
+            value, and the loss its squared error.
 
     Returns:
         `(labels [...], outputs [...]) -> [...]`, 0 where the label is NaN.

@@ -1,4 +1,4 @@
-"""One score of several heads, with weights that a request may choose. Needs no TensorFlow."""
+"""One score from several heads, with weights that a request may choose. Needs no TensorFlow."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,9 +1,10 @@
-"""PositionBias: the part of a label that is due to the place in the list, learned beside it.
+"""PositionBias: learns the effect of the position in a list on the labels.
 
-What stands first is clicked more because it stands first. A ranker that is trained on such clicks
-and does not know the place takes the old order for quality. A shallow tower over the place alone
-is therefore added to the logit in training and left out in serving (Zhao et al., "Recommending what
-video to watch next", RecSys 2019; PAL, Guo et al., RecSys 2019, multiplies probabilities instead).
+The first item of a list is clicked more often because it is first. A ranker that is trained on such
+clicks, without the position, mistakes the old order for quality. Therefore the logit of a shallow
+tower, which reads only the position, is added in training and left out in serving (Zhao et al.,
+"Recommending what video to watch next", RecSys 2019). PAL (Guo et al., RecSys 2019) multiplies
+probabilities instead.
 """
 
 from collections.abc import Sequence
@@ -12,17 +13,17 @@ from twotower.tf import tf
 
 
 class PositionBias(tf.keras.layers.Layer):
-    """A logit for each place and head, `[n]` int32 -> head -> `[n]`.
+    """A logit for each position and head, `[n]` int32 -> head -> `[n]`.
 
-    Place 0, and any beyond the last one, is unknown and adds nothing. The logits are relative: a
-    constant moves freely between them and the bias of the head. So in serving, without a place,
-    the order of candidates is right but probabilities need a calibration.
+    Position 0, and any beyond the last one, is unknown and adds nothing. The logits are determined
+    only up to a constant, which the bias of the head can compensate. So in serving, without a
+    position, the order of candidates is right, but probabilities need calibration.
 
     Args:
-        positions: Number of places, 1 for the first one.
+        positions: Number of positions; the first is 1.
         heads: Names of the heads.
-        dropout: Share of rows whose place is hidden in training, so that the network does not
-            leave to the place what it can learn itself.
+        dropout: Share of rows whose position is hidden in training, so that the network relies less
+            on it.
     """
 
     def __init__(self, positions: int, heads: Sequence[str], dropout: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Ranker: codes and numbers of candidates -> a logit for each head."""
+"""Ranker: a Keras network that gives each candidate an output for each head."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -38,21 +38,21 @@ class KnownRows(tf.keras.initializers.RandomNormal):
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class Ranker(tf.keras.Model):
-    """A network that gives each candidate a logit for each head.
+    """A network that gives each candidate an output for each head.
 
     All weights exist after construction. Any leading dimensions will do: `[num_rows]` in
     training, `[num_queries, num_candidates]` for lists.
 
     Args:
-        inputs: What it reads, with the means and deviations of the numbers.
-        config: Which network, and its sizes.
-        heads: Names of what it predicts. Whether an output is a logit or a number is for the loss
-            to say (`masked_loss`).
+        inputs: The features, with the means and deviations of the numbers.
+        config: Architecture and sizes of the network.
+        heads: Names of the outputs. The loss decides whether an output is a logit or a number
+            (`masked_loss`).
 
     Call args:
-        columns: Name -> `[..., *shape]` for each of `inputs.shapes`. `position`, int32 `[...]`
-            with 1 for the first place and 0 for none, may stand beside them if the config has
-            positions: give it in training and leave it out in serving.
+        columns: Name -> `[..., *shape]` for each of `inputs.shapes`. If the config has positions,
+        also `position`, int32 `[...]`: 1 for the first, 0 for unknown. Give it in training and
+        leave it out in serving.
 
     Call returns:
         Head -> float32 `[...]`.
@@ -101,7 +101,7 @@ class Ranker(tf.keras.Model):
         self({name: tf.constant(row) for name, row in rows.items()})
 
     def vectors(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """The vector of each field, `[n, num_fields, dim]`; of a set, the mean of its codes'."""
+        """The embedding of each field, `[n, num_fields, dim]`; for a set, their mean."""
         found = []
         for field in self.inputs_read.fields:
             codes = tf.reshape(tf.cast(columns[field.name], tf.int32), [-1, *field.shape])
@@ -114,7 +114,7 @@ class Ranker(tf.keras.Model):
         return tf.stack(found, 1)
 
     def standardised(self, numbers: tf.Tensor) -> tf.Tensor:
-        """Numbers less their mean over their deviation, and a flag for each that is not known.
+        """Standardised numbers, and a flag for each number that is unknown.
 
         Returns:
             `[n, 2 * num_numbers]`.

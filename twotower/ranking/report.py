@@ -1,4 +1,4 @@
-"""Orders: what a funnel, each of its sources and rankers make of the same cases."""
+"""Compares the orders of a funnel, its sources and rankers on the same cases."""
 
 import dataclasses
 import time
@@ -23,7 +23,7 @@ BATCH = 512
 
 @dataclasses.dataclass
 class Order:
-    """One way to order the candidates of some cases.
+    """The lists of one method for some cases.
 
     Attributes:
         keys: `[num_cases, k]` int32, best first, -1 behind the end.
@@ -41,8 +41,8 @@ class Order:
         return calibration_error(self.calibration)
 
     def recommend(self) -> Recommend:
-        """A recommender that answers the cases in the order in which they were asked, for
-        `evaluate`; an order is a score that falls by 1."""
+        """A recommender for `evaluate`, which must ask for the cases in their order. The scores of
+        a list fall by 1."""
         place = 0
 
         def recommend(requests: Requests, k: int) -> Candidates:
@@ -59,11 +59,11 @@ class Order:
 def orders(
     funnel: Funnel, rankers: Mapping[str, CandidateRanker], cases: EvalCases
 ) -> dict[str, Order]:
-    """The order of the funnel's merge (`given`), of each source alone, and of each ranker.
+    """The lists of the funnel's merge (`given`), of each source, and of each ranker.
 
     Args:
-        funnel: Without a ranker. The sources' lists go through its filters, too.
-        rankers: Name -> ranker; each orders what the funnel's merge and filters left.
+        funnel: A funnel without a ranker. Its filters also apply to the sources' lists.
+        rankers: Name -> ranker; each orders the candidates that the merge and the filters left.
         cases: The questions.
     """
     found: dict[str, list[np.ndarray]] = {name: [] for name in (GIVEN, *funnel.sources, *rankers)}
@@ -96,7 +96,7 @@ def orders(
 def seconds(
     funnel: Funnel, ranker: CandidateRanker, cases: EvalCases, count: int = 300
 ) -> np.ndarray:
-    """`[count]` seconds that the ranker takes for one request each; the funnel's are not in it."""
+    """`[count]` seconds of the ranker for single requests, without the time of the funnel."""
     asked = [cases.take(np.array([row])) for row in range(min(count, len(cases)))]
     given = [funnel(case, funnel.pool) for case in asked]
     for case, found in zip(asked[:20], given[:20]):  # warm

@@ -14,12 +14,12 @@ from twotower.retrieval.candidates import Candidates
 class Rank(Stage):
     """Orders candidates by a ranker of the bundle; see `CandidateRanker.rank`.
 
-    A request chooses what counts by `Requests.objectives`, such as 1 for `relevance` and .5 for
+    A request may weight the heads by `Requests.objectives`, such as 1 for `relevance` and .5 for
     `like`.
 
     Args:
         ranker: The ranker.
-        name: Its name in the bundle, from which a saved funnel takes it.
+        name: Its name in the bundle, by which a saved funnel loads it.
     """
 
     kind = "rank"

@@ -1,4 +1,4 @@
-"""Trees: LambdaMART on the columns that a network reads, as a baseline that is hard to beat."""
+"""LambdaMART on the features that a network reads: a strong baseline."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -52,16 +52,16 @@ def fit(
     rounds: int = 600,
     patience: int = 40,
 ) -> "lightgbm.Booster":
-    """LambdaMART (Burges, 2010) by LightGBM, with as many trees as order `held` best by NDCG@10.
+    """LambdaMART (Burges, 2010) by LightGBM; NDCG@10 on `held` selects the number of trees.
 
     Args:
-        examples: What to learn from.
-        held: Requests of others, which choose the number of trees.
-        inputs: Of the columns of both.
-        residual: Whether trees are added to the score that the candidate came with.
-        seed: Of the samples for each tree.
-        rounds: At most so many trees.
-        patience: Trees without a better NDCG@10 after which it ends.
+        examples: Training examples.
+        held: Examples of other users, which select the number of trees.
+        inputs: Features of both.
+        residual: Whether trees are added to the score that a candidate had before.
+        seed: Seed of the samples for each tree.
+        rounds: Largest number of trees.
+        patience: Training ends after this many trees without a better NDCG@10.
     """
     import lightgbm
 
