@@ -1,4 +1,4 @@
-"""Attribute: one column of requests, such as an age or a region, as the funnel's parts read it."""
+"""Attribute: an attribute of requests, such as an age or a region, for sources and filters."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,7 @@ from twotower.data.requests import Requests
 
 
 class Attribute:
-    """A value of each request: that of its context, else that of its user; "" where neither is
-    known.
+    """The value of an attribute for each request: from its context, else from its user, else "".
 
     Args:
         name: Column of `Requests.context` and of `Dataset.users`; or `hour`, the hour of the
@@ -39,9 +38,9 @@ class Attribute:
         """The attribute with the values of the dataset's users.
 
         Args:
-            dataset: Whose users have the column, if any has.
+            dataset: The data; its users may have the column.
             name: The column.
-            short: Makes a value of a user's, such as the first digit of a zip code.
+            short: Changes each user's value, such as to the first digit of a zip code.
         """
         if name not in dataset.users:
             return cls(name)

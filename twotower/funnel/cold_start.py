@@ -1,4 +1,4 @@
-"""Cold start: which items a new user is asked about, and slots in which new items are shown."""
+"""Cold start: which items to ask a new user about, and slots that show new items."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def most_telling(
     pool: int = 300,
     regularization: float = 100.0,
 ) -> np.ndarray:
-    """Items to ask a new user about, so that the picks tell most about what else the user likes.
+    """Items to ask a new user about: those whose answers tell most about the other items.
 
     Chooses greedily, each time the item that reduces the error of predicting all others the most,
     given the answers to those chosen before: the criterion of Golbandi, Koren and Lempel (CIKM
@@ -43,15 +43,16 @@ def most_telling(
         gain(i) = sum over j of C_ij ** 2 / (C_ii + regularization)
         C <- C - outer(C_i, C_i) / (C_ii + regularization)    for the item i that was chosen
 
-    A popular item gains much, since many will know it; one that is like a chosen item gains little.
-    The picks become the history of a request: `picked`.
+    A popular item has a large gain, since many users know it. An item similar to a chosen one has a
+    small gain. `picked` makes the picks the history of a request.
 
     Args:
         dataset: The data.
         train: Rows of `dataset.interactions`, such as a split's `train`.
         size: Length of the list.
-        pool: Only this many of the most popular items are looked at, and predicted.
-        regularization: Number of users that an answer must outweigh, positive.
+        pool: Only this many of the most popular items are considered, both to ask about and to
+            predict.
+        regularization: Positive; lowers the gain of items that few users have.
 
     Returns:
         `[size]` int64 keys in the order in which they were chosen; fewer if the pool is smaller.
@@ -85,14 +86,15 @@ def most_telling(
 
 
 def picked(requests: Asked, shown: np.ndarray, most: int = 5) -> Asked:
-    """The requests as new users would make them after onboarding.
+    """The requests that these users would make as new users after onboarding.
 
-    Of the list, a user picks the items of the history: the first `most` of them, in the list's
-    order. They are the history of the new request, whose user is unknown. Times and ratings are not
-    known; all else stays: what is excluded, the time, the context, and the targets of cases.
+    A user picks from the list the items of the old history, in the order of the list and at most
+    `most`. The picks are the history of the new request, without times and ratings, and its user is
+    unknown. All else stays: the excluded items, the request time, the context, and the targets of
+    cases.
 
     Args:
-        requests: What known users would ask.
+        requests: Requests of known users.
         shown: `[size]` int64 keys, the list.
         most: Number of picks, 1 or more.
     """
@@ -115,21 +117,21 @@ def picked(requests: Asked, shown: np.ndarray, most: int = 5) -> Asked:
 class ExplorationSlots(Stage):
     """Shows items at fixed slots until each has been shown often enough.
 
-    For each slot, in order, the best item that still needs to be shown moves up to the slot from
-    behind it; what stands between shifts back by one. Of several such items the one with the best
-    score in `source` comes first. Only items that `source` found are moved, and one that stands
-    before the slot by its score alone stays there. Where none is left behind a slot, nothing moves.
+    For each slot, in order, one item that still needs to be shown moves up to the slot, and the
+    items between shift back by one. Of several such items, the one with the best score in `source`
+    moves. Only items that `source` found are moved. An item that is already before the slot stays
+    there. If no such item is left behind a slot, nothing moves.
 
-    Scores stay at their positions, as `reordered` says.
+    Scores stay at their positions, see `reordered`.
 
         slots = ExplorationSlots(np.zeros(len(catalogue), np.int64), slots=(10, 15), until=100)
         slots.counts[shown_keys] += 1  # after each answer, by the caller
 
     Args:
         counts: `[num_items]` int64, how often each item has been shown. The caller updates it in
-            place. An item behind its end has not been shown.
+            place. An item beyond its end has not been shown.
         slots: Positions from 1, ascending.
-        until: An item that was shown so often needs no slot.
+        until: Number of times that each item is to be shown.
         source: Name of the source of fresh items in the funnel.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Filters: which candidates may not be shown. Filters of a funnel stand together in one stage."""
+"""Filters: remove candidates that must not be shown. A stage of a funnel holds several filters."""
 
 import abc
 import dataclasses
@@ -21,28 +21,30 @@ CELLS = 2**24
 
 
 class Filter(Part):
-    """Says which candidates to keep.
+    """Decides which candidates to keep.
 
     Attributes:
-        strict: Whether it may empty a list. If a filter that is not strict would do so, it leaves
-            this list as it is, and the funnel's answer counts the request under `relaxed`.
+        strict: Whether it may remove all candidates of a request. If not, and it would remove all,
+            it keeps them all, and the funnel's answer counts the request under `relaxed`.
     """
 
     strict = True
 
     @abc.abstractmethod
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
-        """Which candidates stay, `[num_requests, k]` bool; entries behind the end do not matter."""
+        """Which candidates to keep, `[num_requests, k]` bool; entries behind the end of a list do
+        not matter."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Filtered:
-    """What filters left.
+    """The candidates after filtering, and what was removed.
 
     Attributes:
-        candidates: The candidates that all of them keep.
-        lost: Kind of a filter -> number of candidates that it took away, after those before it.
-        relaxed: Kind of a filter -> number of requests that it would have emptied, and let pass.
+        candidates: The candidates that all filters keep.
+        lost: Kind of a filter -> number of candidates that it removed and no earlier filter had.
+        relaxed: Kind of a filter -> number of requests of which it would have removed all
+            candidates, and so removed none.
     """
 
     candidates: Candidates
@@ -51,10 +53,10 @@ class Filtered:
 
 
 class Filters(Stage):
-    """Applies filters in order, and closes the gaps once.
+    """A stage that applies filters in order, and then moves the remaining candidates up.
 
     Args:
-        filters: Each is given all candidates, also those that a filter before it took away.
+        filters: Each sees all candidates, also those that an earlier filter removed.
     """
 
     kind = "filters"
@@ -67,7 +69,7 @@ class Filters(Stage):
         return self.apply(requests, candidates).candidates
 
     def apply(self, requests: Requests, candidates: Candidates) -> Filtered:
-        """The candidates that are left, and what each filter took away."""
+        """The remaining candidates, and how many each filter removed."""
         keep = candidates.valid
         lost: dict[str, int] = {}
         relaxed: dict[str, int] = {}
@@ -84,9 +86,9 @@ class Filters(Stage):
 
 
 def is_among(keys: np.ndarray, rows: Ragged) -> np.ndarray:
-    """Which of `keys` `[num_rows, k]` stand in their row of `rows`; -1 stands in none.
+    """Which of `keys` `[num_rows, k]` are in their row of `rows`; -1 is in none.
 
-    Keys may be of any size, such as those of items that came after the training.
+    Keys may have any value, such as those of items added after training.
 
     >>> is_among(np.array([[4, 9], [9, -1]]), Ragged.from_rows([[9], [3]])).tolist()
     [[False, True], [False, False]]
@@ -111,7 +113,7 @@ def is_among(keys: np.ndarray, rows: Ragged) -> np.ndarray:
 
 
 class Seen(Filter):
-    """Drops what the request excludes: what its user has seen, and what it names besides."""
+    """Drops the items that a request excludes: those its user has seen, and any that it names."""
 
     kind = "seen"
 
@@ -120,12 +122,12 @@ class Seen(Filter):
 
 
 class PerUser(Filter):
-    """Drops items that a list of their user names; the base of `Blocked` and `Shown`.
+    """Drops the items in a list of each user; base class of `Blocked` and `Shown`.
 
     Args:
         user_id: `[num_users]` strings, no duplicates.
-        keys: `[num_pairs]` int64, the items of the users, one user after the other.
-        offsets: `[num_users + 1]`; those of user `i` are `keys[offsets[i]:offsets[i + 1]]`.
+        keys: `[num_pairs]` int64, the items of all users, concatenated.
+        offsets: `[num_users + 1]`; the items of user `i` are `keys[offsets[i]:offsets[i + 1]]`.
     """
 
     ARRAYS = (
@@ -142,7 +144,7 @@ class PerUser(Filter):
 
     @classmethod
     def of(cls, lists: Mapping[str, Iterable[int]]) -> Self:
-        """The filter of lists of keys by user."""
+        """The filter from lists of keys by user."""
         rows = Ragged.from_rows([sorted(set(keys)) for keys in lists.values()])
         return cls(np.array([*lists], str), rows.values, rows.offsets)
 
@@ -162,14 +164,14 @@ class Blocked(PerUser):
 
     @classmethod
     def where(cls, catalogue: Catalogue, rules: Mapping[str, Mapping[str, Any]]) -> Self:
-        """The filter of conditions by user, as `Catalogue.where` takes them."""
+        """The filter from conditions by user, in the form that `Catalogue.where` takes."""
         return cls.of({user: catalogue.where(**rule).tolist() for user, rule in rules.items()})
 
 
 class Shown(PerUser):
-    """Drops what a user was shown too often without taking it: an impression threshold.
+    """Drops items that a user was shown too often without choosing them (an impression cap).
 
-    Not strict: if everything was shown too often to a user, the user gets it again.
+    Not strict: if all candidates were shown too often to a user, they are shown again.
     """
 
     kind = "shown"
@@ -177,11 +179,11 @@ class Shown(PerUser):
 
     @classmethod
     def count(cls, user_id: Sequence[str], keys: np.ndarray, at_least: int = 3) -> Self:
-        """The filter of the pairs of user and item that are among the rows `at_least` times.
+        """The filter that drops an item for a user if the rows have this pair `at_least` times.
 
         Args:
-            user_id: `[num_rows]` users to whom something was shown, and who did not take it.
-            keys: `[num_rows]` int64, what was shown.
+            user_id: `[num_rows]` users who were shown an item and did not choose it.
+            keys: `[num_rows]` int64, the items.
             at_least: The threshold, 1 or more.
         """
         users, row = np.unique(np.asarray(user_id, str), return_inverse=True)
@@ -192,7 +194,7 @@ class Shown(PerUser):
 
 
 class Available(Filter):
-    """Keeps the items that can be shown at all, such as those in stock or licensed.
+    """Keeps only the items that are available, such as those in stock or licensed.
 
     Args:
         keys: `[num_available]` int64.
@@ -209,15 +211,16 @@ class Available(Filter):
 
 
 class MinimumAge(Filter):
-    """Drops items whose least age is above the age of the request's user.
+    """Drops items whose minimum age is above the age of the request's user.
 
     Args:
-        least: `[num_items]` float32, the age from which on each item may be shown; items behind its
-            end are for `unknown_item`.
-        user_id: `[num_users]` users whose age is known; a request's context may give another.
-        age: `[num_users]` their ages, as text; of a range such as "18-24" its lower bound counts.
-        unknown_age: The age of somebody whose age is not known, or is no number.
-        unknown_item: The least age of an item that `least` does not have.
+        least: `[num_items]` float32, the minimum age of each item. Items beyond its end have
+            `unknown_item`.
+        user_id: `[num_users]` users whose age is known. An age in the request's context takes
+            precedence.
+        age: `[num_users]` their ages, as text; a range such as "18-24" counts as its lower bound.
+        unknown_age: The age of a user whose age is unknown or not a number.
+        unknown_item: The minimum age of an item that `least` does not have.
     """
 
     kind = "minimum_age"
@@ -248,13 +251,13 @@ class MinimumAge(Filter):
         ages: Attribute | None = None,
         **settings: Any,
     ) -> Self:
-        """The filter of rules (age, condition), such as `(18, {"genres": ["Horror"]})`.
+        """The filter from rules (age, condition), such as `(18, {"genres": ["Horror"]})`.
 
         Args:
-            catalogue: The items; what no rule names is for everybody.
-            rules: The condition is one of `Catalogue.where`.
+            catalogue: The items. An item that no rule names has no minimum age.
+            rules: Pairs of a minimum age and a condition for `Catalogue.where`.
             ages: `Attribute.of(dataset, "age")`, for users whose age is known.
-            **settings: Of the filter.
+            **settings: Further arguments of the filter.
         """
         least = np.zeros(len(catalogue), np.float32)
         for age, condition in rules:
@@ -271,11 +274,13 @@ class MinimumAge(Filter):
 
 
 class HoldOut(Filter):
-    """Holds items back from everybody, by a hash of their ids, to measure what they bring.
+    """Hides a random share of the items from all users, by a hash of their ids, to measure their
+    value.
 
     Args:
-        fraction: `[num_items]` a hash of each item as a number in [0, 1); further items stay.
-        share: Items whose hash is below it are held back.
+        fraction: `[num_items]` a hash of each item as a number in [0, 1). Items beyond its end are
+            kept.
+        share: Items whose hash is below this are hidden.
     """
 
     kind = "hold_out"
@@ -289,7 +294,7 @@ class HoldOut(Filter):
 
     @classmethod
     def of(cls, catalogue: Catalogue, share: float, experiment: str) -> Self:
-        """The filter that holds back a share of a catalogue; another experiment, other items."""
+        """The filter that hides a share of a catalogue; each experiment hides other items."""
         return cls(fractions(catalogue.ids_of(catalogue.keys), experiment), share)
 
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Funnel: from requests to a list, through sources in parallel, a merge, and stages in turn."""
+"""Funnel: sources in parallel, a merge of their candidates, and stages in sequence."""
 
 import concurrent.futures
 import dataclasses
@@ -31,14 +31,14 @@ NO_CATALOGUE = 2**41
 
 @dataclasses.dataclass(frozen=True)
 class Inlet:
-    """A source in a funnel.
+    """A source of a funnel, and how the funnel calls it.
 
     Attributes:
         source: The source.
         k: How many candidates it is asked for; None for as many as the request asks the funnel for.
-        deadline: Seconds after which the funnel goes on without it; None waits for ever.
-        keep: How many of its first candidates are in the merged list, whatever the merge makes of
-            them: for stages that look for them there, such as slots for fresh items.
+        deadline: Seconds after which the funnel goes on without it; None waits until it returns.
+        keep: Number of its first candidates that are in the merged list whatever their merged
+            score. Stages such as slots for fresh items need them there.
 
     Raises:
         ValueError: `k`, `deadline` or `keep` out of bounds.
@@ -62,14 +62,13 @@ class Inlet:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one step of a funnel left.
+    """The candidates after one step of a funnel.
 
     Attributes:
         name: Name of a source, `merge`, or kind of a stage.
         candidates: What it returned.
-        seconds: How long it took; sources run in parallel.
-        lost: Kind of a filter -> number of candidates that it took away, if this is a step of
-            filters.
+        seconds: Time of the step. Sources run in parallel, so their times overlap.
+        lost: Kind of a filter -> number of candidates that it removed, if the step is filters.
     """
 
     name: str
@@ -80,19 +79,19 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a funnel found, and what happened on the way.
+    """The lists that a funnel recommends, and what went wrong on the way.
 
     Attributes:
         candidates: The lists, with the columns of `Merge`: which sources found an item, at which
             rank, with which score.
-        missing: Name of a source that was left out -> why: its deadline, or what it raised.
-        failed: Kind of a stage that raised, such as a re-ranker -> what. The list went on without
-            it.
-        relaxed: Kind of a filter -> number of requests whose list it would have emptied and so
-            left as it was.
-        fallback: Number of requests whose list was empty, so that the fallback source was asked.
-        steps: What each source, the merge and each stage left, in order; the fallback's are not
-            among them.
+        missing: Name of a source that was left out -> reason: its deadline, or its error.
+        failed: Kind of a stage that raised, such as a re-ranker -> its error. The stage was
+            skipped.
+        relaxed: Kind of a filter -> number of requests of which it would have removed all
+            candidates, and so removed none.
+        fallback: Number of requests whose list was empty, so the fallback source answered.
+        steps: The candidates after each source, the merge and each stage, in order, without the
+            steps of the fallback.
     """
 
     candidates: Candidates
@@ -104,7 +103,7 @@ class Answer:
 
 
 class Funnel:
-    """Sources in parallel, a merge, and stages in turn.
+    """Recommends items: sources in parallel, a merge, and stages in sequence.
 
         sources = {"two_tower": Inlet(TwoTower(bundle)), "popular": Inlet(popular)}
         funnel = Funnel(sources, ReciprocalRank(), [Filters([Seen()])], fallback="popular")
@@ -113,14 +112,13 @@ class Funnel:
 
     Args:
         sources: Name -> source, with how many candidates it is asked for and how long it may take.
-        merge: Makes one list of them.
-        stages: What follows, in order: filters, rankers, re-rankers.
+        merge: Merges their candidates into one list.
+        stages: Filters, rankers and re-rankers, in their order.
         pool: Length of the merged list.
         fallback: Name of the source that answers a request whose list is empty after all stages. It
-            is asked for all its items, and its answer goes through the stages as well. "" for none.
-        onboarding: Keys of the items that a new user is asked about, in that order, such as those
-            of `cold_start.most_telling`. It is kept with the funnel for whoever serves it; no
-            answer depends on it.
+            is asked for all its items, and they pass through the stages, too. "" for none.
+        onboarding: Keys of the items to ask a new user about, in order, such as from
+            `cold_start.most_telling`. It is stored for services; no answer depends on it.
 
     Raises:
         ValueError: No source, a name that is no identifier, or a fallback that is no source; or a
@@ -164,7 +162,7 @@ class Funnel:
         return answer.candidates
 
     def find(self, requests: Requests) -> list[Step]:
-        """What each source finds, without deadlines, as an evaluation wants it.
+        """The candidates of each source, without deadlines: for evaluations.
 
         Raises:
             RuntimeError: A source that fails.
@@ -176,20 +174,19 @@ class Funnel:
         return found
 
     def recommend(self, requests: Requests, k: int, deadlines: bool = True) -> Answer:
-        """The best `k` items of each request, and what happened on the way.
+        """Recommends `k` items for each request.
 
-        A source that is late, raises, or gives an answer that breaks the rules of `Candidates` is
-        left out of this answer and named in it. So is a stage that raises, if it is not required.
+        A source that is late, raises, or returns invalid `Candidates` is left out of this answer,
+        which names it. The same holds for a stage that raises, if it is not required.
 
         Args:
-            requests: What is asked; one request or thousands.
+            requests: One request or thousands.
             k: Length of the lists.
             deadlines: Whether the sources' deadlines hold.
 
         Raises:
-            RuntimeError: No source answered; the message has their reasons. Or a required stage
-                such as the filters failed, without which nothing may be shown; or the funnel is
-                closed.
+            RuntimeError: No source answered (the message says why), a required stage such as the
+                filters failed, or the funnel is closed.
         """
         whole_number(k, "k", 1)
         asked = {name: inlet.k or k for name, inlet in self.sources.items()}
@@ -290,7 +287,7 @@ class Funnel:
         return steps, relaxed
 
     def close(self) -> None:
-        """Lets the threads go; sources that hang are not waited for."""
+        """Ends the threads, without waiting for sources that hang."""
         for threads in self._threads.values():
             threads.close()
 

@@ -1,4 +1,4 @@
-"""From a few choices to a funnel: which sources, how many candidates of each, which merge."""
+"""Makes a funnel from a few settings: its sources, their numbers of candidates, and the merge."""
 
 import dataclasses
 import re
@@ -51,24 +51,24 @@ MERGES = ("weighted_sum", "reciprocal_rank", "quotas")
 
 @dataclasses.dataclass(frozen=True)
 class FunnelConfig:
-    """Choices of a funnel.
+    """Settings of a funnel.
 
     Attributes:
         sources: Name of a source, one of `SOURCES` -> number of candidates it is asked for.
         merge: `weighted_sum`, whose weights are fitted on validation; `reciprocal_rank`; or
             `quotas`, in the proportion of the numbers of candidates.
         pool: Length of the merged list.
-        fallback: Source that answers where nothing else is left; "" for none.
-        deadline: Seconds that a source may take; 0 for as long as it takes.
-        index: Index of the two-tower source.
-        half_life: Of `trending`, in days.
+        fallback: Source that answers requests whose list is empty; "" for none.
+        deadline: Seconds that a source may take; 0 for no limit.
+        index: Name of the index of the two-tower source.
+        half_life: Days after which an event counts half in `trending`.
         fresh_below: `fresh` are the items with fewer training rows than this.
-        slots: Positions at which fresh items are shown until each was shown `shown_until` times;
-            needs the source `fresh`. None by default.
-        shown_until: See `slots`.
-        bounds: Least number of events of each bucket of users, ascending from 0. The weights are
-            fitted for each bucket.
-        onboarding: Number of items that new users are asked about, those whose picks tell most
+        slots: Positions at which fresh items are shown until each has been shown `shown_until`
+            times. They need the source `fresh`. None by default.
+        shown_until: Number of times that each fresh item is shown in the slots.
+        bounds: Smallest history length of each bucket of users, ascending from 0. The weights of
+            the merge are fitted for each bucket.
+        onboarding: Number of items to ask new users about, those whose picks tell most
             (`cold_start.most_telling`); 0 for none.
     """
 
@@ -110,15 +110,15 @@ def make_funnel(
     """A funnel whose sources are fitted on a split's training rows.
 
     Args:
-        config: The choices.
+        config: The settings.
         model: A model trained on these rows.
         dataset: The data.
-        split: Its training rows are learned from; its candidates may be answered.
+        split: Sources are fitted on its training rows, and only its candidates are recommended.
         merge: The merge to use, such as one whose weights were fitted on validation. By default
             one of the kind that `config.merge` names; a `weighted_sum` then has weights of 1.
 
     Raises:
-        ValueError: A fallback that is none of the sources, or whatever a source raises.
+        ValueError: A fallback that is not one of the sources, or an error of a source.
     """
     inlets = {
         name: Inlet(
@@ -147,7 +147,7 @@ def make_funnel(
 
 
 def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> WeightedSum:
-    """The weights with which a funnel's sources make the targets of validation cases likely."""
+    """A weighted sum whose weights are fitted to the targets of validation cases."""
     found = {step.name: step.candidates for step in funnel.find(cases)}
     return WeightedSum.fit(found, cases, bounds)
 
@@ -156,7 +156,7 @@ def parse_sources(entries: list[str]) -> dict[str, int]:
     """`["ease:300", "ials"]` as name -> number of candidates, 500 where none is given.
 
     Raises:
-        ValueError: A number that is none or 0, or a source that stands twice.
+        ValueError: Something that is not a positive number, or a source that is named twice.
     """
     found: dict[str, int] = {}
     for entry in entries:
@@ -168,8 +168,8 @@ def parse_sources(entries: list[str]) -> dict[str, int]:
 
 
 def attributes(dataset: Dataset, names: Sequence[str]) -> list[Attribute]:
-    """Those of the attributes `names` that users or interactions have; of a zip code the region,
-    which is its first digit."""
+    """The attributes among `names` that users or interactions have. A zip code becomes its region,
+    the first digit."""
     known = [name for name in names if name in dataset.users or name in dataset.interactions]
     return [
         Attribute.of(dataset, name, short=lambda text: text[:1])

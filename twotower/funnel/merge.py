@@ -1,9 +1,9 @@
-"""Merge: from what each source found to one list, each item once.
+"""Merge: makes one list of what the sources found, with each item once.
 
-A merge scores every item of the pool from its ranks and scores at the sources. Three ways to do so:
+A merge scores every item of the pool by its ranks and scores at the sources:
 
     reciprocal rank    sum over sources of weight / (constant + rank)
-    quotas             an item stands where rank / quota is smallest
+    quotas             -min over sources of rank / quota, which interleaves the sources
     weighted sum       sum over sources of weight * normalised score, weights fitted on validation
 """
 
@@ -63,7 +63,7 @@ class Merge(Part):
     @property
     @abc.abstractmethod
     def named(self) -> list[str]:
-        """Names of the sources that it has a weight or a quota for."""
+        """Names of the sources for which it has a weight or a quota."""
 
     @abc.abstractmethod
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
@@ -71,13 +71,13 @@ class Merge(Part):
 
 
 class ReciprocalRank(Merge):
-    """Reciprocal-rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): knows ranks alone.
+    """Reciprocal-rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009), which uses only ranks.
 
         score(item) = sum over sources s of weight_s / (constant + rank_s(item))
 
     Args:
-        constant: The larger, the less the first ranks stand out. 60 in the paper.
-        weights: Name of a source -> its weight; 1 for those that are not named.
+        constant: A larger one favours the first ranks less. 60 in the paper.
+        weights: Name of a source -> its weight; 1 for sources that are not named.
 
     >>> from twotower.data.dataset import Catalogue
     >>> import pandas as pd
@@ -113,16 +113,16 @@ class ReciprocalRank(Merge):
 
 
 class Quotas(Merge):
-    """Every source gets its share of the list, which interleaves them by their quotas.
+    """Interleaves the sources, so that each fills its share of the list.
 
         score(item) = -min over the sources s that found it of rank_s(item) / quota_s
 
-    A list as long as the sum of the quotas holds the first quota_s items of every source s, however
-    much the sources overlap. What overlaps leave free is filled in the same proportion.
+    A list as long as the sum of the quotas has the first quota_s items of every source s. If
+    sources overlap, further items fill the list in the same proportion.
 
     Args:
-        quotas: Name of a source -> its number of items, positive; a source that is not named gives
-            nothing.
+        quotas: Name of a source -> its number of items, positive. A source that is not named adds
+            none.
     """
 
     kind = "quotas"
@@ -147,20 +147,20 @@ class Quotas(Merge):
 
 
 class WeightedSum(Merge):
-    """A weighted sum of the sources' scores, with weights for each length of history.
+    """A weighted sum of the sources' scores, with weights by the length of the history.
 
         score(item) = sum over sources s of w[b, s] z_s(item),   z_s = (x_s - least_s) / std_s
 
-    x_s is the score that source s gave the item, least_s and std_s are the least and the standard
-    deviation of what it gave to this request's items. z_s is 0 for the last item that it found, and
-    for those that it did not find; where it gave all items one score, z_s is 1 for them. b is the
-    bucket of the request's number of events, so the sources weigh differently for users of whom
-    little is known.
+    x_s is the score of the item at source s. least_s and std_s are the smallest score and the
+    standard deviation of the scores of this source for the request. So z_s is 0 for the last item
+    that the source found, and for items that it did not find. If all its scores are equal, z_s is 1
+    for all it found. b is the bucket of the length of the history, so users with short histories
+    can have other weights.
 
     Args:
-        names: The sources, `num_sources` of them; others count nothing.
+        names: The `num_sources` sources; others have no weight.
         weights: `[num_buckets, num_sources]`, 0 or more.
-        bounds: `[num_buckets]` least number of events of each bucket, ascending from 0.
+        bounds: `[num_buckets]` smallest history length of each bucket, ascending from 0.
 
     Raises:
         ValueError: Weights of another shape, negative or not finite; or bounds that do not ascend
@@ -193,19 +193,19 @@ class WeightedSum(Merge):
         bounds: Sequence[int] = (0,),
         pull: float = 10.0,
     ) -> "WeightedSum":
-        """The weights that make the targets likely, with a softmax over each request's pool.
+        """Fits the weights by cross-entropy, with a softmax over the pool of each request.
 
             loss(w) = - sum over cases of the mean over targets t in the pool of
                         log softmax(score)[t]
             w_all minimises loss(w) over all cases, w_b loss(w) + pull * |w - w_all|^2 over bucket b
 
-        So a bucket with few cases keeps close to the weights of all.
+        So the weights of a bucket with few cases stay close to the weights over all cases.
 
         Args:
-            found: What each source found for the cases; they must be validation cases, whose
-                targets no source has learned from.
+            found: Name of a source -> what it found for the cases. No source may have been fitted
+                on their targets, so take validation cases.
             cases: The cases.
-            bounds: Least number of events of each bucket, ascending from 0.
+            bounds: Smallest history length of each bucket, ascending from 0.
             pull: Weight of the penalty on a bucket's squared distance from the weights of all.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Pool: what several sources found for the same requests, every item once."""
+"""Pool: the union of what several sources found for the same requests."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates, best_of_
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The union of several sources' candidates, a row a request, every item once a row.
+    """The union of the sources' candidates for each request, each item once.
 
     Attributes:
         names: Names of the sources, `num_sources` of them.
@@ -35,7 +35,8 @@ class Pool:
 
     @classmethod
     def of(cls, found: Mapping[str, Candidates]) -> "Pool":
-        """The union of answers to the same requests; a source's repeats of an item are dropped.
+        """The union of answers to the same requests. If a source repeats an item, its first rank
+        counts.
 
         Args:
             found: Name of a source -> what it found, at least one.
@@ -83,13 +84,15 @@ class Pool:
     def best(self, scores: np.ndarray, k: int, keep: Mapping[str, int] | None = None) -> Candidates:
         """The `k` items of each request with the highest scores `[num_requests, width]`.
 
-        The columns `<source>_rank` and `<source>_score` say who found an item, and how.
+        The columns `<source>_rank` and `<source>_score` have the rank and score of each item at
+        each source.
 
         Args:
             scores: Larger is better.
             k: 1 or more.
-            keep: Name of a source -> how many of its first items are among the `k` in any case, at
-                the end if their scores are low. Where these alone are more than `k`, some are not.
+            keep: Name of a source -> number of its first items that are among the `k` even if their
+                scores are low; they are then at the end. If there are more than `k` of these, some
+                are left out.
         """
         columns = {f"{name}_rank": ranks for name, ranks in zip(self.names, self.ranks)}
         columns |= {f"{name}_score": values for name, values in zip(self.names, self.scores)}
@@ -122,6 +125,6 @@ class Pool:
 
 
 def sources_of(candidates: Candidates) -> tuple[str, ...]:
-    """Names of the sources that candidates of a funnel carry in their columns."""
+    """Names of the sources that a funnel's candidates have columns of."""
     names = (name.removesuffix("_rank") for name in candidates.columns if name.endswith("_rank"))
     return tuple(name for name in names if f"{name}_score" in candidates.columns)

@@ -1,4 +1,4 @@
-"""Candidates in another order, with scores that still descend."""
+"""Puts candidates into another order, with scores that still descend."""
 
 import numpy as np
 
@@ -11,15 +11,15 @@ RELEVANCE = "relevance"
 def reordered(candidates: Candidates, order: np.ndarray) -> Candidates:
     """The same items in another order.
 
-    Scores stay at their positions, so an item gets the score of its new position and the list still
-    descends. In a list that was changed, equal scores are lowered by the smallest step of float32
-    each, since equal scores would have to stand by key. The score that an item had before is in
-    the column `relevance`. Where several stages reorder, it is the score before the first of them.
+    Scores stay at their positions: an item gets the score of its new position, so scores still
+    descend. `Candidates` orders items of equal scores by key. So in a list that changes, each equal
+    score is lowered by the smallest step of float32. The column `relevance` has the score of each
+    item before, or, if several stages reorder, before the first of them.
 
     Args:
         candidates: The lists, best first.
-        order: `[num_requests, k]` int64, the present column of each item of the new list; behind
-            the end of a list, the columns themselves.
+        order: `[num_requests, k]` int64, the old position, from 0, of each item of the new list.
+            Behind the end of a list positions must stay.
 
     >>> found = Candidates.rank(np.array([[5, 3, 8]]), np.float32([[4, 2, 1]]), k=3)
     >>> moved = reordered(found, np.array([[2, 0, 1]]))

@@ -1,7 +1,7 @@
-"""What each step of a funnel gives and loses.
+"""Reports what each step of a funnel gains and loses.
 
-Recall of every source and of the pool, which targets one source alone found, what filters took
-away, and how long each step took.
+It has the recall of every source and of the pool, the targets that only one source found, the
+number of candidates that filters removed, and the time of each step.
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ BATCH = 1024
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What one step of a funnel left of the targets.
+    """The quality of the candidates after one step of a funnel.
 
     Attributes:
         name: Name of a source, `merge`, or kind of a stage.
-        recall: k -> mean over cases of the share of the targets among its first k candidates, with
-            its 95% interval. A step with fewer than k candidates has all of them.
-        found: `[num_targets]` whether the step has the target at all.
-        only: Share of the targets that this source found and no other; None for later steps.
+        recall: k -> mean over cases of the share of the targets among the first k candidates, with
+            its 95% interval. If a step has fewer than k candidates, all count.
+        found: `[num_targets]` whether the target is among the candidates.
+        only: Share of the targets that only this source found; None for later steps.
         without: Mean recall of the pool, at its length, when this source is left out; None for
             later steps.
         candidates: Mean number of candidates a case.
-        seconds: That the step took for all cases.
-        lost: Kind of a filter -> mean number of candidates a case that it took away, for a step of
-            filters.
+        seconds: Time of the step for all cases.
+        lost: Kind of a filter -> mean number of candidates that it removed for a case, if the step
+            is filters.
     """
 
     name: str
@@ -59,11 +59,11 @@ class StepReport:
 
 
 def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[StepReport]:
-    """Asks a funnel all cases, and looks at the targets after every step.
+    """Runs a funnel on all cases, and reports on the targets after every step.
 
     Args:
         funnel: The funnel; every source is waited for.
-        cases: Requests with right answers.
+        cases: Requests with known targets.
         ks: Lengths at which recall is measured.
     """
     steps: list[list[Step]] = []
@@ -127,17 +127,17 @@ def _ranks(cases: EvalCases, candidates: Candidates) -> np.ndarray:
 def exploration(
     funnel: Funnel, cases: EvalCases, top: int = 20, seed: int = 0, batch: int = 50
 ) -> dict[str, float]:
-    """How many fresh items are shown to anybody, when requests come in a random order.
+    """How many fresh items are shown to any user, if requests come in a random order.
 
-    The counts of the funnel's `ExplorationSlots` go up as items are shown, as in a service. At the
-    end they have their first values again.
+    The counts of the funnel's `ExplorationSlots` increase as items are shown, as in a service. At
+    the end they are reset to their first values.
 
     Args:
         funnel: With the stage and its source.
         cases: The requests.
-        top: Length of a list that counts as shown.
+        top: Number of first items of a list that count as shown.
         seed: Of the order.
-        batch: Requests that are answered between two updates of the counts.
+        batch: Number of requests between two updates of the counts.
 
     Returns:
         The number of fresh items, and which share of them was shown; 0 where there are none.
@@ -168,7 +168,7 @@ def exploration(
 
 
 def table(rows: Sequence[StepReport], title: str) -> str:
-    """The report as a table for a terminal, a line a step."""
+    """The report as text: a table with a line for each step."""
     ks = [*rows[0].recall]
     head = f"{'':16s}" + "".join(f"{f'recall@{k}':>12s}" for k in ks)
     lines = [title, head + f"{'alone':>9s}{'without':>9s}{'candidates':>12s}{'seconds':>9s}"]
@@ -183,12 +183,12 @@ def table(rows: Sequence[StepReport], title: str) -> str:
 
 
 def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]:
-    """How little known and how unlike each other the first ten items are, with intervals.
+    """Novelty and diversity of the first ten items, with intervals.
 
     Args:
-        keys: `[num_cases, 10]` what was answered, best first, -1 behind the end.
+        keys: `[num_cases, 10]` the recommended items, best first, -1 behind the end.
         dataset: The data; without genres there is no distance.
-        split: Its training rows say how well known an item is.
+        split: Its training rows give the popularity of an item.
 
     Returns:
         `novelty@10`: mean over items of -log2 of the share of users who have the item (Zhou et al.,
@@ -219,7 +219,8 @@ def tag_table(tags: Iterable[Sequence[str]]) -> np.ndarray:
 
 
 def gains(first: Sequence[Mapping], second: Sequence[Mapping]) -> str:
-    """Which stage ate a gain: the first funnel's recall minus the second's after each stage.
+    """The first funnel's recall minus the second's after each stage: shows which stage loses a
+    gain.
 
     Args:
         first: `StepReport.to_json()` of the steps of one funnel.

@@ -1,11 +1,11 @@
-"""A funnel to disk and back: settings as JSON, arrays as .npy, nothing pickled.
+"""Saves and loads funnels: settings as JSON, arrays as .npy, nothing pickled.
 
     funnel.json               format and model version, sources, merge, stages, sha256 of every file
     sources/<name>/<array>.npy, merge/<array>.npy, stages/<number>/<array>.npy
     onboarding.npy            keys of the items that new users are asked about, if it has any
 
-`two_tower` and other parts that answer from a trained model save only their settings: the model is
-that of the bundle around the funnel, whose version `funnel.json` names.
+Parts that use the trained model, such as `two_tower`, save only their settings. The model is that
+of the bundle around the funnel; `funnel.json` has its version.
 """
 
 import importlib
@@ -79,9 +79,9 @@ def save(funnel: Funnel, directory: str | pathlib.Path, model_version: str) -> N
     """Writes a funnel to a temporary folder, which then replaces `directory`.
 
     Args:
-        funnel: With all that its parts have learned.
+        funnel: The funnel.
         directory: A funnel that is there is replaced; a folder of something else is refused.
-        model_version: Of the model that its parts answer from; `load` demands it.
+        model_version: Version of the model that its parts use; `load` requires the same.
 
     Raises:
         ValueError: A part of a kind that `KINDS` does not have, with arrays of another type or
@@ -123,8 +123,8 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
 
     Args:
         directory: What `save` wrote.
-        model: What its parts answer from.
-        model_version: Of that model; the funnel must have been saved with it.
+        model: The model that its parts use, such as a bundle.
+        model_version: Version of that model. A funnel that was saved with another is refused.
 
     Raises:
         ValueError: No funnel, another format, a file that is missing, changed or not listed, parts
@@ -214,7 +214,7 @@ def _read(
 
 
 def write_arrays(part: Part, folder: pathlib.Path) -> None:
-    """Writes what a part has learned as `folder/<array>.npy`; nothing for a part without arrays.
+    """Writes the arrays of a part as `folder/<array>.npy`, if it has any.
 
     Raises:
         ValueError: An array of another type or shape than the part says.

@@ -1,10 +1,10 @@
-"""Part, Source and Stage: the shapes of which a funnel is made. Numpy only.
+"""Part, Source and Stage: the interfaces of the parts of a funnel. Numpy only.
 
     requests -> sources -> merge -> stages -> candidates
 
 A source finds candidates for requests. A stage takes candidates and returns those that it keeps, in
-its order: filters, rankers and re-rankers are stages. Both see a whole batch of requests at once,
-be it one or thousands.
+its order: filters, rankers and re-rankers are stages. Both get a whole batch of requests at once,
+one or thousands.
 """
 
 import abc
@@ -23,10 +23,10 @@ KINDS = {"int": "iu", "float": "f", "text": "U"}
 
 
 class Model(Protocol):
-    """What parts of a funnel use of a trained model; a `Bundle` is one.
+    """The interface of a trained model that parts of a funnel use; a `Bundle` has it.
 
     Attributes:
-        keys: `[num_items]` int64 ascending, keys of the items that may be answered.
+        keys: `[num_items]` int64 ascending, keys of the items that may be recommended.
         vectors: `[num_items, dim]` float32, their vectors.
     """
 
@@ -42,17 +42,17 @@ class Model(Protocol):
         """Requests -> `[num_requests, dim]` float32, the query tower's vectors."""
 
     def retriever(self, name: str = "exact") -> Retriever:
-        """The index of that name, or exact search for `exact`."""
+        """The index of this name, or exact search for `exact`."""
 
     def ranker(self, name: str = "default") -> Any:
-        """The ranker of that name, which the stage `Rank` asks for."""
+        """The ranker of this name, for the stage `Rank`."""
 
 
 class Part(abc.ABC):
-    """A source, merge or stage: something with a name in `funnel.json`, settings and arrays.
+    """Base class of sources, merges and stages: has a name in `funnel.json`, settings and arrays.
 
-    What a part has learned it keeps as arrays, so that it is saved without pickles. By default its
-    constructor takes settings and arrays by their names, and both are attributes of those names.
+    Fitted values are arrays, so that a part is saved without pickles. By default the constructor
+    takes the settings and arrays as keywords, and each is an attribute of the same name.
     """
 
     # Name of the class in `saving.KINDS` and in `funnel.json`.
@@ -64,11 +64,11 @@ class Part(abc.ABC):
     ARRAYS: ClassVar[tuple[str, ...]] = ()
 
     def settings(self) -> dict[str, Any]:
-        """What JSON can hold of this part."""
+        """The settings of this part, as JSON values."""
         return {name: getattr(self, name) for name in self.SETTINGS}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What it has learned, name -> array of numbers or of text (dtype `U`)."""
+        """The fitted arrays: name -> numbers or text (dtype `U`)."""
         return {name: getattr(self, name) for name in self.array_names()}
 
     @classmethod
@@ -101,8 +101,8 @@ class Part(abc.ABC):
 class Source(Part):
     """Finds candidates: `source(requests, k)`.
 
-    An answer leaves out `requests.exclude`. A source that knows nothing of a request (a search
-    without a text) gives it an empty row; what it raises is named in the funnel's answer.
+    It leaves out `requests.exclude`. If it cannot answer a request, such as a search without a
+    text, it returns an empty row. If it raises, the funnel's answer has the error.
     """
 
     @abc.abstractmethod
@@ -113,8 +113,8 @@ class Source(Part):
 class Stage(Part):
     """Filters, scores or reorders candidates: `stage(requests, candidates)`.
 
-    If a stage raises, the funnel goes on without it and names it in its answer. If the stage is
-    `required`, no answer is given instead.
+    If a stage raises, the funnel skips it, and its answer has the error. If the stage is
+    `required`, the funnel raises instead.
     """
 
     # Whether a list may not be shown without this stage, as without filters.

@@ -1,4 +1,4 @@
-"""Threads: in which a source answers. They end with the process, also where the source hangs."""
+"""Threads in which sources run. They let the process end even if a source hangs."""
 
 import concurrent.futures
 import queue
@@ -9,15 +9,16 @@ from typing import Any
 
 
 class Threads:
-    """Runs calls in threads, at most `most` at a time; further ones wait.
+    """Runs calls in threads, at most `most` at a time; further calls wait.
 
-    Like `ThreadPoolExecutor`, but a call that never returns does not keep the process from ending:
-    the interpreter waits for the threads of an executor, and not for daemons. Threads are started
-    as calls need them, and end when the object is closed or collected.
+    Like `ThreadPoolExecutor`, but with daemon threads. The interpreter waits at exit for the
+    threads of an executor, and not for daemons, so a call that hangs does not keep the process from
+    ending. Threads start when calls need them, and end when the object is closed or
+    garbage-collected.
 
     Args:
-        name: Of the threads, in a debugger.
-        most: Number of threads, 1 or more.
+        name: Name of the threads, for debuggers.
+        most: Largest number of threads, 1 or more.
 
     >>> threads = Threads("example", 2)
     >>> threads.submit(max, 3, 5).result()
@@ -33,7 +34,7 @@ class Threads:
         self._end.atexit = False
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
-        """The call's future; `cancel` works until a thread takes it.
+        """The future of the call; it can be cancelled until a thread takes it.
 
         Raises:
             RuntimeError: After `close`.
@@ -49,7 +50,7 @@ class Threads:
         return future
 
     def here(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
-        """As `submit`, in the thread of the caller: the future is done.
+        """Like `submit`, but runs in the thread of the caller; the returned future is done.
 
         Raises:
             RuntimeError: After `close`.
@@ -64,7 +65,7 @@ class Threads:
             raise RuntimeError(f"{self._name} is closed, and answers no more.")
 
     def close(self) -> None:
-        """Cancels what waits, and lets the threads end; calls that hang are not waited for."""
+        """Cancels waiting calls and ends the threads, without waiting for calls that hang."""
         with self._lock:
             self._end()
 

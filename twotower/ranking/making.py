@@ -109,8 +109,7 @@ class RankingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained ranker that is not yet joined to a bundle: bundles with the same funnel can share
-    it.
+    """A trained ranker that is not yet part of a bundle. Bundles with the same funnel can share it.
 
     Attributes:
         models: A network or trees for each fold; their outputs are averaged.
@@ -219,7 +218,7 @@ def unranked(funnel: Funnel) -> Funnel:
 
 
 def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:
-    """The funnel with a ranker behind its first filters. A ranker that it already has is replaced."""
+    """The funnel with a ranker behind its first filters, in place of one that it already has."""
     stages = [stage for stage in funnel.stages if not isinstance(stage, Rank)]
     filters = [number for number, stage in enumerate(stages) if isinstance(stage, Filters)]
     behind = filters[0] + 1 if filters else 0

@@ -51,8 +51,8 @@ class Ranker(tf.keras.Model):
 
     Call args:
         columns: Name -> `[..., *shape]` for each of `inputs.shapes`. If the config has positions,
-        also `position`, int32 `[...]`: 1 for the first, 0 for unknown. Give it in training and
-        leave it out in serving.
+            also `position`, int32 `[...]`: 1 for the first, 0 for unknown. Give it in training and
+            leave it out in serving.
 
     Call returns:
         Head -> float32 `[...]`.
