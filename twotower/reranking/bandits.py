@@ -1,7 +1,7 @@
-"""Bandits that draw, so that their logs tell what others would earn: epsilon-greedy and Thompson.
+"""Randomised bandits: epsilon-greedy and Thompson sampling. Their logs allow off-policy estimates.
 
-Both know of each item how often it was clicked, and nothing of who clicked. A user comes in through
-the prior: the column of a ranker with the probability of a click.
+Both count the clicks of each item over all users. They are personal only through the prior: a
+ranker's column with the probability of a click.
 """
 
 import functools
@@ -65,13 +65,13 @@ class _Counted(Bandit):
 
     @classmethod
     def empty(cls, num_items: int, **settings: Any) -> Self:
-        """A bandit that has seen nothing yet."""
+        """A bandit without any feedback."""
         return cls(np.zeros(num_items), np.zeros(num_items), **settings)
 
     def update(
         self, keys: np.ndarray, rewards: np.ndarray, examination: np.ndarray | float = 1.0
     ) -> None:
-        """Learns from logged feedback.
+        """Updates the counts with logged feedback.
 
         Args:
             keys: `[n]` items that were shown.
@@ -80,15 +80,15 @@ class _Counted(Bandit):
                 at position 10 without a click says less than one at position 1.
 
         Raises:
-            ValueError: Keys that are none of the items, or values out of bounds.
+            ValueError: Unknown keys, or values out of bounds.
         """
         keys, rewards, seen = feedback(keys, rewards, examination, len(self.clicks))
         np.add.at(self.clicks, keys, rewards)
         np.add.at(self.seen, keys, seen)
 
     def posterior(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
-        """Parameters of each candidate's Beta distribution, two arrays `[num_requests, k]`: clicks
-        and times without a click, the prior's among them."""
+        """Parameters of each candidate's Beta distribution, two arrays `[num_requests, k]`: the
+        numbers of times with and without a click, including those of the prior."""
         prior = np.full(candidates.keys.shape, self.prior)
         if self.prior_column:
             prior = column_of(candidates, self.prior_column)
@@ -102,14 +102,15 @@ class _Counted(Bandit):
 
 
 class EpsilonGreedy(_Counted):
-    """In each slot the best of the remaining items, or with probability `epsilon` any of them.
+    """Fills each slot with the best remaining item, or with probability `epsilon` with a random
+    one.
 
-    Best is the largest expected reward (prior and clicks); of equal ones the first in the list. So
-    before any feedback, and without a `prior_column`, best is the order that was given. An item is
-    drawn without replacement: each of those that stand in no slot yet is as likely, the best one
-    among them.
+    The best item has the largest expected reward (from prior and clicks), and of equal ones the
+    first in the list. So without feedback and `prior_column`, the order stays as it was. A random
+    item is drawn uniformly from all items that are in no slot yet, the best one included.
 
-    The propensity is exact: `slot_probabilities`. `epsilon` 0 is the greedy policy, 1 a random one.
+    The propensity is exact, see `slot_probabilities`. An `epsilon` of 0 is the greedy policy, 1 is
+    a uniformly random one.
 
         stage = EpsilonGreedy.empty(len(catalogue), epsilon=0.1)
         shown = stage(requests, candidates)
@@ -128,7 +129,7 @@ class EpsilonGreedy(_Counted):
         self.epsilon = epsilon
 
     def greedy_order(self, candidates: Candidates) -> np.ndarray:
-        """Columns of the candidates, largest expected reward first, `[num_requests, k]`."""
+        """Positions of the candidates, largest expected reward first, `[num_requests, k]`."""
         clicks, others = self.posterior(candidates)
         value = np.where(candidates.valid, clicks / (clicks + others), -np.inf)
         return np.argsort(-value, axis=1, kind="stable")
@@ -160,8 +161,9 @@ class EpsilonGreedy(_Counted):
 def slot_probabilities(num_items: int, slots: int, epsilon: float) -> np.ndarray:
     """Probability that epsilon-greedy puts the item of each greedy rank into each slot.
 
-    It is the marginal probability, over all that may stand before. The item of rank r (from 0) is
-    still left before slot j with a of the r better items taken; then n - j items are left, and
+    It is the marginal probability over all choices for the slots before. Suppose that, before slot
+    j, the item of rank r (from 0) is left and a of the r better items are taken. Then n - j items
+    are left, and
 
         P(it is taken)          = (1 - epsilon) * [a = r] + epsilon / (n - j)
         P(a better one is)      = (1 - epsilon) * [a < r] + epsilon * (r - a) / (n - j)
@@ -192,19 +194,19 @@ def slot_probabilities(num_items: int, slots: int, epsilon: float) -> np.ndarray
 
 
 class Thompson(_Counted):
-    """The items in the order of a draw from what is known of each: Beta-Bernoulli sampling.
+    """Thompson sampling: orders items by a draw from the Beta distribution of each item's reward.
 
     Thompson (Biometrika 1933); Chapelle and Li (NIPS 2011). The reward of an item has the
     distribution Beta(strength * prior + clicks, strength * (1 - prior) + times without a click).
 
-    The propensity p has no closed form. With `draws` above 0 it is the share of `draws` + 1 draws,
-    the shown one among them, in which the item stands at the position. All draws are alike, so an
-    importance weight that is made of this share expects 1 - (1 - p) ** (draws + 1) where the right
-    one expects 1: for p = 0.05 a hundred draws leave 0.6% of an item's reward out. With `draws` 0
-    it is NaN, and `off_policy` refuses it.
+    The propensity p has no closed form. It is estimated by the share of `draws` + 1 draws,
+    including the one that is shown, in which the item is at the position. This biases importance
+    weights: their expectation is 1 - (1 - p) ** (draws + 1) in place of 1. With p = 0.05 and a
+    hundred draws, estimates miss 0.6% of an item's reward. With `draws` 0 the propensity is NaN,
+    which `off_policy` refuses.
 
     Args:
-        draws: Further draws of each list, for the propensity alone.
+        draws: Number of further draws for each list, used only for the propensity.
     """
 
     kind = "thompson"

@@ -1,4 +1,4 @@
-"""Calibrated lists: the genres of a list in the proportions of the user's history. Numpy only."""
+"""Calibrated lists: genres in the proportions of the user's history. Numpy only."""
 
 import numpy as np
 
@@ -8,25 +8,26 @@ from twotower.retrieval.candidates import Candidates
 
 
 class Calibration(Greedy):
-    """Brings the shares of genres in a list near to those in the history (Steck, RecSys 2018).
+    """Re-ranks a list so that its genres have about their shares in the history (Steck, RecSys
+    2018).
 
         gain(i) = (1 - weight) * relevance(i) - weight * KL(p, q of chosen + i)
         KL(p, q) = sum over genres g of p[g] * log(p[g] / ((1 - alpha) * q[g] + alpha * p[g]))
 
-    p are the shares in `requests.history`, q those in the list; an item of n genres is 1 / n of
-    each. What has no genre counts in neither. The list of a request whose history has no genre
-    stays as it is. `weight` is lambda of the paper, and `alpha` its smoothing.
+    p are the shares in `requests.history`, and q those in the list. An item with n genres counts 1
+    / n for each; items without a genre do not count. If the history has no genre, the list stays as
+    it is. `weight` is lambda of the paper, and `alpha` its smoothing.
 
-    The paper adds up the relevance of the whole list. What the chosen items add is the same for all
+    The paper adds up the relevance of the whole list. The chosen items add the same for all
     candidates, so it is left out here.
 
         Calibration(genre_table(catalogue), weight=0.3)(requests, candidates)
 
     Args:
         tags: `[num_items, num_tags]` 1 where an item has a genre, else 0.
-        weight: From 0, which leaves the order as it is, to 1, for the genres alone.
-        length: Number of positions that are filled; the rest follows in its old order.
-        alpha: Above 0, so that a genre which is not in the list yet costs no infinity, below 1.
+        weight: From 0, which keeps the order, to 1, which considers only the genres.
+        length: Number of positions to re-rank; the other items follow in their old order.
+        alpha: Between 0 and 1, both excluded. It keeps KL finite if a genre is not in the list yet.
 
     Raises:
         ValueError: A setting out of bounds, or no tags.
@@ -54,7 +55,7 @@ class Calibration(Greedy):
         return self.tags.shape[1]
 
     def target(self, requests: Requests) -> np.ndarray:
-        """p, `[num_requests, num_tags]` float32; 0 throughout where the history has no genre."""
+        """p, `[num_requests, num_tags]` float32; all 0 if the history has no genre."""
         history = requests.history
         shares = self._of(history.values)
         total = np.zeros((len(history), shares.shape[1]), np.float32)
@@ -62,7 +63,7 @@ class Calibration(Greedy):
         return total / np.maximum(total.sum(1, keepdims=True), 1e-9)
 
     def divergence(self, requests: Requests, keys: np.ndarray) -> np.ndarray:
-        """KL(p, q) of whole lists, `[num_requests]`; 0 where the history has no genre.
+        """KL(p, q) of whole lists, `[num_requests]`; 0 if the history has no genre.
 
         Args:
             requests: With their histories.

@@ -3,8 +3,8 @@
     Mmr.of_tags(genre_table(catalogue), weight=0.3)(requests, candidates)
     Dpp.of_vectors(bundle, weight=0.3, length=40, window=10)(requests, candidates)
 
-Both fill a list item by item. Each time they add up how relevant an item is and how unlike those
-that were chosen it is, so `weight` trades accuracy for variety. An item is compared by its tags or
+Both fill a list item by item. The gain of an item combines its relevance with its dissimilarity to
+the items chosen before; `weight` trades accuracy for diversity. Items are compared by their tags or
 by the model's vectors (similarity.py).
 """
 
@@ -27,12 +27,12 @@ SHARE = 0.5
 
 
 class Varied(Greedy):
-    """What `Mmr` and `Dpp` have in common: settings, and what items are compared by.
+    """Base class of `Mmr` and `Dpp`: settings, and the similarity of items.
 
     Args:
-        weight: From 0, which leaves the order as it is, to 1, for variety alone.
-        length: Number of positions that are filled; the rest follows in its old order.
-        window: Number of the last items that the next one is to differ from; 0 for all.
+        weight: From 0, which keeps the order, to 1, which considers only diversity.
+        length: Number of positions to re-rank; the other items follow in their old order.
+        window: The next item is compared with this many of the last items; 0 for all.
         tags: `[num_items, num_tags]` 1 where an item has a tag, else 0. None or an empty table
             compares items by the model's vectors.
         model: The trained model; not needed if there are tags.
@@ -126,9 +126,9 @@ class Dpp(Varied):
         gain(i) = (1 - weight) * relevance(i) + weight * log(det S[chosen + i] / det S[chosen])
         S[i, j] = 0.5 * similarity(i, j), and 1 on the diagonal
 
-    The ratio of determinants is the part of item i that the chosen ones do not explain. It follows
-    from one row of a Cholesky factor, which an item that is chosen adds. Where the window moves on,
-    the factor is made anew for the items in it; it is as small as the window.
+    The ratio of determinants is the part of item i that the chosen items do not explain. It is
+    computed from a Cholesky factor, to which each chosen item adds a row. When the window moves on,
+    the factor is computed again for the items in it; it is only as large as the window.
 
     `weight` is 1 - theta of the paper.
     """

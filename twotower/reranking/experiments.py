@@ -1,4 +1,4 @@
-"""Experiments: A/B tests, from who sees which variant to the difference and whether to trust it.
+"""Experiments: A/B tests, from the assignment of users to the difference and checks of validity.
 
     experiment = Experiment("new-ranker", {"control": 0.5, "treatment": 0.5})
     variants = experiment.assign(requests.user_id)
@@ -7,9 +7,9 @@
     sample_ratio([num_control, num_treatment], [0.5, 0.5])    # below 0.001: something is broken
     difference(values[treated], values[~treated])             # values: one a user
 
-The unit is the user, since a user's requests are not independent: whatever is compared has one
-value a user, such as the clicks of the whole test. Users who were never exposed stay out on both
-sides. How many users a test needs: power.py.
+The unit is the user, since the requests of a user are not independent. So compare one value for
+each user, such as the clicks during the whole test. Leave out users who were never exposed, in all
+variants. power.py computes how many users a test needs.
 """
 
 import dataclasses
@@ -30,15 +30,16 @@ from twotower.retrieval.candidates import Candidates
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Who sees which variant: a hash of user and experiment decides, so nothing is stored.
+    """Assigns users to variants by a hash of user and experiment, so nothing is stored.
 
     A user sees the same variant on every machine and at every request. Two experiments are
-    independent, since the name goes into the hash. To change the shares of a running experiment
-    moves users from one variant to another: give it a new name.
+    independent, since the name is part of the hash. Do not change the shares of a running
+    experiment, since users would move between variants. Give it a new name instead.
 
     Attributes:
         name: Name of the experiment.
-        variants: Name -> share of the users; together 1 at most. Who is beyond sees none of them.
+        variants: Name -> share of the users. If the shares sum to less than 1, the other users are
+            in none.
 
     Raises:
         ValueError: No name, no variants, or shares that are not above 0 or are more than 1.
@@ -61,8 +62,8 @@ class Experiment:
             )
 
     def assign(self, user_ids: Sequence[str] | np.ndarray) -> np.ndarray:
-        """The variant of each user, `[n]` strings; "" for a user who is in none, and for the
-        unknown user "", who would be many people in one variant."""
+        """The variant of each user, `[n]` strings; "" for a user who is in none. The unknown user
+        "" is in none, since many people share this id."""
         names = np.array([*self.variants, ""], object)
         ends = np.cumsum([*self.variants.values()])
         if ends[-1] > 1 - 1e-9:
@@ -80,16 +81,16 @@ def exposures(
     catalogue: Catalogue,
     k: int,
 ) -> list[dict[str, Any]]:
-    """What was shown to users of an experiment, a row for each item, as JSON can hold it.
+    """Log rows of what was shown to users of an experiment, one for each item, as JSON values.
 
-    It is written where the list is shown, and not where it is made: a list that nobody saw is no
-    exposure. `propensity` is None where no bandit made it.
+    Write them when a list is shown, not when it is made: a list that nobody saw is no exposure.
+    `propensity` is None if no bandit made the list.
 
     Args:
-        requests: What was asked.
-        candidates: What was answered.
+        requests: The requests.
+        candidates: The lists that were shown.
         experiment: The experiment.
-        variants: `[num_requests]`, as `assign` says; a request with "" has no rows.
+        variants: `[num_requests]`, from `assign`. A request with "" has no rows.
         catalogue: Has the ids of the items.
         k: Length of the list that was shown.
 
@@ -127,7 +128,7 @@ def exposures(
 def difference(treatment: np.ndarray, control: np.ndarray) -> dict:
     """Mean of the treatment minus mean of the control, with its 95% interval.
 
-    The variances may differ (Welch); the interval is normal, so it wants some hundred users.
+    The variances may differ (Welch). The interval assumes normal means, so take some hundred users.
 
     Args:
         treatment: `[n]`, a value for each user.
@@ -146,18 +147,19 @@ def difference(treatment: np.ndarray, control: np.ndarray) -> dict:
 
 
 def cuped(values: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Values without what was known of the users before the experiment (Deng et al., WSDM 2013).
+    """Adjusts values by what was known of the users before the experiment (Deng et al., WSDM 2013).
 
         adjusted = value - theta * (before - mean(before))
         theta    = cov(value, before) / var(before)
 
-    The expected difference of two variants stays, and the variance falls by the squared correlation
-    of the two. Compute it over all variants together, then compare the variants.
+    The expected difference between variants stays the same. The variance is multiplied by one minus
+    the squared correlation of value and before. Call this once for all variants together, then
+    compare the variants.
 
     Args:
         values: `[n]`, a value for each user of all variants.
-        before: `[n]`, something of the same users from before their first exposure, such as the
-            same measure. A new user has the mean of the others.
+        before: `[n]`, a value of the same users from before their first exposure, such as the same
+            metric. Give new users the mean of the others.
 
     Returns:
         `[n]` with the mean of `values`; `values` themselves where `before` is constant.
@@ -174,15 +176,15 @@ def cuped(values: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
-    """Probability of counts as far from their shares as these, or farther, by chance (chi-square).
+    """The p-value of a sample-ratio mismatch: a chi-square test of the numbers of users.
 
-    Below 0.001, take it as a sample-ratio mismatch: who is counted depends on the variant, through
-    crashes, redirects or a filter, and no difference of such a test can be trusted (Fabijan et al.,
-    KDD 2019).
+    Below 0.001, take it as a mismatch: which users are counted depends on the variant, through
+    crashes, redirects or a filter. No difference in such a test can be trusted (Fabijan et al., KDD
+    2019).
 
     Args:
-        counts: Exposed users of each variant.
-        shares: Share of each variant that was meant; only their ratios count.
+        counts: Number of exposed users in each variant.
+        shares: Intended share of each variant; only their ratios matter.
 
     Raises:
         ValueError: Fewer than two variants, shares that are not above 0, or no users.

@@ -1,12 +1,12 @@
-"""Exploration: what all bandits do alike. They fill the first positions of lists.
+"""Exploration: the base class of bandits, which fill the first positions of lists.
 
-A bandit writes the column `propensity`: the probability, given the candidates, that this item
-stands at this position. `off_policy` needs it. So nothing may be moved or taken away after a
-bandit: filters and rules stand before it.
+A bandit writes the column `propensity`: the probability, given the candidates, that this item is at
+this position. `off_policy` needs it. So no stage after a bandit may move or remove items: put
+filters and rules before it.
 
-What is drawn for a request depends on the seed and on the request alone (user, time, history, and
-`request_id` of its context, if there is one), and not on the requests beside it. A request that is
-asked again without another time or `request_id` gets the same list.
+The draws for a request depend only on the seed and the request (user, time, history, and the
+`request_id` of its context, if any), not on other requests of its batch. So the same request gets
+the same list again, unless its time or `request_id` differs.
 """
 
 import abc
@@ -24,10 +24,10 @@ from twotower.retrieval.candidates import Candidates
 
 
 class Bandit(Stage):
-    """Fills the first positions of each list from its first candidates.
+    """Base class: fills the first positions (slots) of each list from its first candidates.
 
     Args:
-        slots: Number of positions to fill. Behind them the other candidates keep their order.
+        slots: Number of positions to fill. The other candidates follow in their old order.
         among: Only this many of a request's first candidates may come into the slots.
     """
 
@@ -38,15 +38,15 @@ class Bandit(Stage):
 
     @abc.abstractmethod
     def choose(self, requests: Requests, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
-        """What stands in the slots.
+        """Chooses the candidates of the slots.
 
         Args:
-            requests: What is asked.
-            candidates: Those that may be chosen, `k` columns. A request may have none.
+            requests: The requests.
+            candidates: The candidates to choose from, `k` columns. A request may have none.
 
         Returns:
-            The column of the candidate in each slot, `[num_requests, min(slots, k)]`; beyond the
-            candidates of a request it does not matter. And the propensity of each.
+            The position, among the candidates, of the item in each slot, `[num_requests, min(slots,
+            k)]`, and the propensity of each. Values beyond a request's candidates are ignored.
         """
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
@@ -78,7 +78,7 @@ class Bandit(Stage):
 
 
 def generators(requests: Requests, seed: int) -> Iterator[np.random.Generator]:
-    """Random numbers of each request, whatever requests are beside it."""
+    """A random generator for each request, independent of the other requests of the batch."""
     request_id = requests.texts("request_id")
     for row in range(len(requests)):
         text = f"{seed}:{requests.user_id[row]}:{requests.time[row]}:{request_id[row]}:"
@@ -105,8 +105,8 @@ def column_of(candidates: Candidates, name: str) -> np.ndarray:
 
 
 def of_items(values: np.ndarray, candidates: Candidates) -> np.ndarray:
-    """The value of each candidate, `[num_requests, k]`; 0 for an item behind the end of `values`,
-    which came later, and behind the end of a list."""
+    """The value of each candidate, `[num_requests, k]`. It is 0 for newer items, beyond the end of
+    `values`, and behind the end of a list."""
     inside = candidates.valid & (candidates.keys < len(values))
     if not len(values):
         return np.zeros(inside.shape)

@@ -20,7 +20,7 @@ BEHIND = np.float32(-1e30)
 
 
 class Gains(abc.ABC):
-    """What each candidate would add to the lists that were begun for some requests."""
+    """The gain of each candidate, given the items chosen so far for each request."""
 
     @abc.abstractmethod
     def values(self) -> np.ndarray:
@@ -32,15 +32,16 @@ class Gains(abc.ABC):
 
 
 class Greedy(Stage):
-    """Fills the first positions of a list one by one, each with the item that then gains most.
+    """Base class: fills the first positions of a list one by one, each with the item of largest
+    gain.
 
-    All requests of a batch get their next item at once. Of equal gains, the item that stood first
-    is taken. What was not chosen follows in its old order. Items behind the first 2,000 of a list
-    are not chosen. Scores stay at their positions, and the
-    column `relevance` has those that the items had (`twotower.funnel.reordering`).
+    The lists of all requests of a batch are filled in parallel. Of equal gains, the item that was
+    first is taken. Items that are not chosen follow in their old order. Only the first 2,000 items
+    of a list can be chosen. Scores stay at their positions, and the column `relevance` has the
+    scores that the items had before (`twotower.funnel.reordering`).
 
     Args:
-        length: Number of positions that are filled, 1 or more.
+        length: Number of positions to re-rank, 1 or more.
     """
 
     def __init__(self, length: int) -> None:
@@ -48,12 +49,12 @@ class Greedy(Stage):
 
     @abc.abstractmethod
     def gains(self, requests: Requests, candidates: Candidates) -> Gains:
-        """The gains for lists that are still empty."""
+        """The gains before any item is chosen."""
 
     @property
     @abc.abstractmethod
     def num_features(self) -> int:
-        """Values that `gains` holds of each candidate."""
+        """Number of values that `gains` stores for each candidate."""
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
         # What stands behind the first `REACH` keeps its position.
@@ -87,13 +88,12 @@ class Greedy(Stage):
 
 
 def relevance(candidates: Candidates) -> np.ndarray:
-    """How much an item is worth by its score, on one scale for all rankers: NDCG's discount.
+    """The relevance of each item by its rank, with NDCG's discount: one scale for all rankers.
 
         relevance = 1 / log2(1 + rank)
 
-    Only the order of the scores counts, so it does not matter whether they are logits,
-    probabilities or sums of reciprocal ranks. Items of equal scores have the rank of the first of
-    them.
+    It depends only on the order of the scores, so they may be logits, probabilities or sums of
+    reciprocal ranks. Items with equal scores have the rank of the first of them.
 
     Returns:
         `[num_requests, k]` float32; 0 behind the end of a list.

@@ -1,4 +1,4 @@
-"""From a few choices to the stages that re-rank a funnel's lists."""
+"""Makes the stages that re-rank a funnel's lists from a few settings."""
 
 import dataclasses
 import re
@@ -37,14 +37,14 @@ WAYS: dict[str, Callable[[Model, float, int], Stage]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RerankingConfig:
-    """Choices of re-ranking.
+    """Settings of re-ranking.
 
     Attributes:
-        rerank: Ways of `WAYS` in order, each with its weight from 0 to 1.
-        max_in_a_row: Most items of a genre that may follow each other; 0 for any number.
-        max_in_all: Most items of a genre among the first `length`; 0 for any number.
-        length: Number of positions that are filled anew.
-        promoted: Id of an item and its slot, the slots ascending from 1.
+        rerank: Methods from `WAYS`, in order, each with its weight from 0 to 1.
+        max_in_a_row: Largest number of consecutive items of a genre; 0 for no limit.
+        max_in_all: Largest number of items of a genre among the first `length`; 0 for no limit.
+        length: Number of positions to re-rank.
+        promoted: Ids of items with their slots; slots ascend from 1.
     """
 
     rerank: tuple[tuple[str, float], ...] = ()
@@ -67,12 +67,12 @@ def with_reranking(funnel: Funnel, config: RerankingConfig, model: Model) -> Fun
 
         filters, re-ranking, limits, slots for fresh items, slots for promoted items, filters
 
-    Promoted items get a source whose items do not count in the merge. The filters stand at the end
-    again, so that nothing passes that a stage might have brought back.
+    Promoted items get a source without weight in the merge. The filters run again at the end, so
+    that no stage can bring back an item that they remove.
 
     Args:
         funnel: From `make_funnel`.
-        config: The choices.
+        config: The settings.
         model: The model around which the funnel was made.
 
     Raises:

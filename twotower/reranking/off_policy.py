@@ -1,6 +1,6 @@
-"""Off-policy estimates: what another policy would have earned, from the log of the one that ran.
+"""Off-policy estimates: the reward of another policy, estimated from the log of the one that ran.
 
-A log has, of each request, what was shown, its reward, and the probability with which it was shown
+For each request, a log has what was shown, its reward, and the probability with which it was shown
 (the column `propensity` of a bandit). `Logged` adds the probability with which the other policy,
 the target, would have shown the same. With weight = probability / propensity:
 
@@ -9,14 +9,14 @@ the target, would have shown the same. With weight = probability / propensity:
     direct method  mean(expected)                                    the model's bias
     doubly robust  mean(expected + weight * (reward - predicted))    no bias, narrow
 
-`predicted` is a model's prediction of the reward of what was shown, and `expected` its mean over
-what the target would show. `reward_models` fits such models so that no row is predicted by a model
-that has seen it.
+`predicted` is a model's prediction of the reward of what was shown. `expected` is the mean of its
+predictions over what the target would show. `reward_models` fits such models by cross-fitting: no
+row is predicted by a model that was fitted on it.
 
-What is out of scope: effects beyond the request. A list today that changes what a user does
-tomorrow needs reinforcement learning over sessions (SlateQ: Ie et al., IJCAI 2019), and nothing
-here estimates it. `item_positions` takes the reward of an item to depend on its position alone, and
-not on the other items of its list. A reward that comes late must be in the log before it is read.
+Effects beyond the request are out of scope: if a list changes what a user does tomorrow, estimating
+this needs reinforcement learning over sessions (SlateQ: Ie et al., IJCAI 2019). `item_positions`
+assumes that the reward of an item depends only on its position, and not on the other items of its
+list. Wait until late rewards are in the log.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ SAMPLES, CELLS = 1000, 2**20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Logged:
-    """A log, with the target policy's probabilities beside it.
+    """A log, with the target policy's probabilities.
 
     Attributes:
-        rewards: `[n]`, of what was shown.
+        rewards: `[n]`, the reward of what was shown.
         propensities: `[n]`, probability with which it was shown, in (0, 1].
         probabilities: `[n]`, probability with which the target would show it, in [0, 1].
-        clusters: `[n]` int, rows that belong together, such as those of one user. The intervals
-            take clusters as the sample; by default each row is a cluster.
+        clusters: `[n]` int, the same for rows that belong together, such as those of one user.
+            Intervals treat clusters as the independent samples; by default each row is a cluster.
 
     Raises:
         ValueError: No rows, columns of different lengths, NaN, or probabilities out of bounds.
@@ -76,7 +76,7 @@ class Logged:
         """Importance weights, `[n]`: how many rows of the target's log a row stands for.
 
         Raises:
-            ValueError: All are 0, so that the log says nothing of the target.
+            ValueError: All are 0, so the log has no information on the target.
         """
         weights = self.probabilities / self.propensities
         if not weights.any():
@@ -88,8 +88,8 @@ class Logged:
 
     @property
     def effective_size(self) -> float:
-        """Number of rows of the target's own log that would say as much (Kish): sum(weights)^2 /
-        sum(weights^2). Where it is small, no interval can be trusted."""
+        """Effective sample size (Kish): sum(weights)^2 / sum(weights^2). About so many rows of the
+        target's own log have the same information. If it is small, do not trust the intervals."""
         return float(self.weights.sum() ** 2 / (self.weights**2).sum())
 
 
@@ -98,10 +98,11 @@ def ips(logged: Logged, bootstrap: bool = False, seed: int = 0) -> dict:
 
     Args:
         logged: The log.
-        bootstrap: Whether the interval is that of the studentised bootstrap (`bootstrap_interval`)
-            and not the normal one. In short logs, where few rows have large weights, it covers
-            better for IPS, a little better for SNIPS, and worse for the doubly robust estimate.
-        seed: Of the bootstrap.
+        bootstrap: Whether to compute the interval by the studentised bootstrap
+            (`bootstrap_interval`) and not by the normal distribution. In short logs, where few rows
+            have large weights, its coverage is better for IPS and SNIPS, and worse for the doubly
+            robust estimate.
+        seed: Seed of the bootstrap.
 
     Returns:
         `mean`, and `low` and `high` of its 95% interval; these are None for a single cluster.
@@ -112,8 +113,8 @@ def ips(logged: Logged, bootstrap: bool = False, seed: int = 0) -> dict:
 def snips(logged: Logged, bootstrap: bool = False, seed: int = 0) -> dict:
     """Self-normalised IPS (Swaminathan and Joachims, NIPS 2015); arguments as in `ips`.
 
-    Adding a number to all rewards adds it to the estimate, which is not so for IPS. It stays within
-    the rewards that were seen.
+    If a number is added to all rewards, the estimate grows by that number, which does not hold for
+    IPS. The estimate lies within the range of the logged rewards.
     """
     return _estimate(logged.rewards, logged.weights, logged.clusters, bootstrap, seed)
 
@@ -124,10 +125,10 @@ def direct_method(
     bootstrap: bool = False,
     seed: int = 0,
 ) -> dict:
-    """The mean of a reward model's expectations; other arguments as in `ips`.
+    """The mean of a reward model's expected rewards; other arguments as in `ips`.
 
-    Its interval takes the model as right: it says how much the requests vary, and nothing of the
-    model's bias. Where the model is wrong it covers the truth seldom.
+    Its interval assumes that the model is right: it covers the variation between requests, and not
+    the model's bias. If the model is wrong, it seldom contains the truth.
 
     Args:
         expected: `[n]`, the model's mean reward of what the target would show.
@@ -151,8 +152,8 @@ def doubly_robust(
 ) -> dict:
     """Doubly robust (Dudík, Langford and Li, ICML 2011); other arguments as in `ips`.
 
-    Right where the propensities are, whatever the model says, or where the model is. A good model
-    makes the interval narrow; with a model that says 0 it is IPS.
+    It is unbiased if the propensities are right or the model is, whichever holds. A good model
+    makes the interval narrow. With a model that predicts 0 it is IPS.
 
     Args:
         logged: The log.
@@ -180,9 +181,10 @@ def item_positions(
 ) -> dict:
     """IPS of whole lists by item and position (Li et al., KDD 2018): a list's mean sum of rewards.
 
-    Each item has the weight of its position, in place of one weight of the whole list, which would
-    be a product and grow with its length. It is unbiased where the reward of an item depends on its
-    position and not on the other items; a click that ends the reading breaks this.
+    Each item has the importance weight of its position. One weight for the whole list would be a
+    product over its positions, and its variance would grow with the length. The estimate is
+    unbiased if the reward of an item depends on its position and not on the other items. This does
+    not hold if users stop reading after a click.
 
     Args:
         rewards: `[num_lists, k]`.
@@ -215,9 +217,10 @@ def bootstrap_interval(
 ) -> dict:
     """Weighted mean with the 95% interval of the studentised bootstrap (bootstrap-t).
 
-    Efron and Tibshirani, An Introduction to the Bootstrap, section 12.5. Clusters are drawn with
-    replacement. Of each of 1,000 samples the mean and its standard error are taken, so that the
-    interval learns how far t lies from normal; for skewed values it lies asymmetrically:
+    Efron and Tibshirani, An Introduction to the Bootstrap, section 12.5. Draws 1,000 samples of
+    clusters with replacement, and computes the mean and its standard error for each. So it
+    estimates the distribution of t, which need not be normal. For skewed values the interval is
+    asymmetric:
 
         t = (mean of the sample - mean) / standard error of the sample
         interval = mean - [97.5th, 2.5th percentile of t] * standard error

@@ -1,4 +1,4 @@
-"""Power: how many users an A/B test needs, and which effects it can find."""
+"""Power analysis: how many users an A/B test needs, and which effects it can detect."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from twotower.limits import whole_number
 
 
 def power(deviation: float, effect: float, size: int, level: float = 0.05) -> float:
-    """Probability that a test finds an effect, two-sided, with `size` users a variant.
+    """Probability that a two-sided test detects an effect, with `size` users in each variant.
 
     Args:
-        deviation: Standard deviation of a user's value; with CUPED that of the adjusted value.
+        deviation: Standard deviation of the users' values; with CUPED of the adjusted values.
         effect: True difference of the means.
-        size: Users of each of two variants.
-        level: Share of tests without an effect that find one.
+        size: Number of users in each of two variants.
+        level: Significance level: share of tests without an effect that report one.
 
     Raises:
         ValueError: A deviation, size or level out of bounds.
@@ -31,18 +31,18 @@ def power(deviation: float, effect: float, size: int, level: float = 0.05) -> fl
 
 
 def sample_size(deviation: float, effect: float, target: float = 0.8, level: float = 0.05) -> int:
-    """Users that each of two variants needs, so that an effect is found with power `target`.
+    """Number of users that each of two variants needs to detect an effect with power `target`.
 
         size = 2 * ((z(1 - level / 2) + z(target)) * deviation / effect)^2
 
     Args:
         deviation: As in `power`.
-        effect: The smallest effect that should be found.
-        target: Probability with which it is found.
+        effect: The smallest effect to detect.
+        target: Probability of detecting it.
         level: As in `power`.
 
     Raises:
-        ValueError: Values out of bounds, or an effect of 0, which nobody finds.
+        ValueError: Values out of bounds, or an effect of 0.
 
     >>> sample_size(deviation=1.0, effect=0.1)
     1570

@@ -4,9 +4,8 @@
     sources["promoted"] = Inlet(Promoted(keys), k=2, keep=2)
     stages = [Filters([Seen(), blocked]), Mmr.of_tags(tags, 0.3), PromotedSlots(keys, [1, 5])]
 
-The source puts them into the pool of every request, at its end if no other source finds them, and
-filters take them away like all other items. So no slot shows an item that the request excludes or
-that is blocked.
+The source puts them into the pool of every request, at the end if no other source finds them.
+Filters remove them like other items, so no slot shows an item that is excluded or blocked.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from twotower.retrieval.candidates import Candidates
 
 
 class Promoted(Source):
-    """The same items for everybody, in the order given.
+    """A source that finds the same items for all requests, in the given order.
 
     Args:
         keys: `[num_promoted]` int64, none twice.
@@ -49,9 +48,9 @@ class Promoted(Source):
 class PromotedSlots(Stage):
     """Moves promoted items up to their slots.
 
-    A promoted item comes to its slot from behind; what stands between shifts back by one. One that
-    stands before its slot by its score stays there, or shifts back to the slot at most. A slot
-    whose item is not among the candidates, since it was excluded or blocked, is left to the others.
+    A promoted item moves up to its slot, and the items between shift back by one. An item that is
+    already before its slot stays there, or shifts back at most to the slot. If an item is not among
+    the candidates, because it was excluded or blocked, its slot goes to the other items.
 
     Args:
         keys: `[num_promoted]` int64, none twice.

@@ -1,8 +1,8 @@
 """Reward models for off-policy estimates, cross-fitted: no row is predicted from its own reward.
 
-The rows are cut into folds, and the rewards of each fold are predicted by a model of the others. A
-model that has seen a row's reward would predict it too well, and the doubly robust estimate and its
-interval would be off (Chernozhukov et al., The Econometrics Journal 2018).
+The rows are split into folds, and the rewards of each fold are predicted by a model fitted on the
+others. A model that was fitted on a row predicts its reward too well, which would bias the doubly
+robust estimate and its interval (Chernozhukov et al., The Econometrics Journal 2018).
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,14 @@ def cross_fitted_ridge(
         weights = argmin sum(error^2) + regularization * |weights|^2
 
     Args:
-        features: `[n, dim]`, of what was shown.
+        features: `[n, dim]`, the features of what was shown.
         rewards: `[n]`.
         of_actions: `[n, num_actions, dim]`, the features of everything that could be shown.
-        regularization: Bring the features to similar sizes, since it is the same for all.
+        regularization: Strength of the L2 penalty. It is the same for all features, so scale them
+            alike.
         folds: 2 or more.
         clusters: `[n]`, rows that must be in one fold, such as those of one user.
-        seed: Of the cut.
+        seed: Seed of the split.
 
     Returns:
         `[n, num_actions]`.
@@ -74,15 +75,15 @@ def cross_fitted_means(
     clusters: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Predicted reward of every action in every row: the mean reward of the action, for all alike.
+    """Predicted reward of every action in every row: the mean reward of the action, for all users.
 
         (sum of rewards + strength * mean of all rewards) / (times shown + strength)
 
     Args:
         actions: `[n]`, what was shown, from 0.
         rewards: `[n]`.
-        num_actions: How many there are.
-        strength: How many times shown the mean of all rewards counts as, above 0.
+        num_actions: Number of actions.
+        strength: Weight of the mean of all rewards, in times shown; above 0.
         folds: As in `cross_fitted_ridge`.
         clusters: As there.
         seed: As there.
@@ -91,7 +92,7 @@ def cross_fitted_means(
         `[n, num_actions]`.
 
     Raises:
-        ValueError: As there; or an action that is none.
+        ValueError: As there; or an unknown action.
     """
     actions, rewards = integers(actions, "actions"), np.asarray(rewards, np.float64)
     if actions.ndim != 1 or actions.shape != rewards.shape or not np.isfinite(rewards).all():
@@ -114,7 +115,8 @@ def cross_fitted_means(
 def expectations(
     predictions: np.ndarray, actions: np.ndarray, policy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `off_policy.doubly_robust` needs of a model, `predicted` and `expected`, both `[n]`.
+    """The inputs of `off_policy.doubly_robust` from a model: `predicted` and `expected`, both
+    `[n]`.
 
     Args:
         predictions: `[n, num_actions]`, as the models here return.

@@ -1,4 +1,4 @@
-"""Limits to how many items of a list may be of one maker or genre. Numpy only."""
+"""Limits the number of items of one maker or genre in a list. Numpy only."""
 
 from typing import Self
 
@@ -12,20 +12,20 @@ from twotower.retrieval.candidates import Candidates
 
 
 class AtMost(Greedy):
-    """At most so many items in a row, and in all, of one maker or of one genre.
+    """Limits the items of one maker or genre, both consecutive ones and all in a list.
 
-    Each position gets the first item that no limit forbids there. An item with several genres must
-    be within the limits of each; one without any is always allowed. Where the limits forbid all
-    that is left, the first of it follows all the same: a list never gets shorter.
+    Each position gets the first remaining item that the limits allow there. An item with several
+    genres must be within the limits of each; one without any is always allowed. If the limits
+    forbid all remaining items, the first one follows nevertheless: a list never gets shorter.
 
         AtMost.of(catalogue, "genres", in_a_row=2, in_all=5, length=10)(requests, candidates)
 
     Args:
-        groups: `[num_items, most]` int64, the numbers of each item's makers or genres from 0, -1
-            behind their end. An item behind the table's end is of none.
-        in_a_row: Most items of a group that may follow each other; 0 for any number.
-        in_all: Most items of a group among the first `length`; 0 for any number.
-        length: Number of positions that are filled; the rest follows in its old order.
+        groups: `[num_items, most]` int64, codes (from 0) of each item's makers or genres, padded
+            with -1. An item beyond the table's end has none.
+        in_a_row: Largest number of consecutive items of a group; 0 for no limit.
+        in_all: Largest number of items of a group among the first `length`; 0 for no limit.
+        length: Number of positions to re-rank; the other items follow in their old order.
 
     Raises:
         ValueError: A setting out of bounds, or no limit.
@@ -48,10 +48,10 @@ class AtMost(Greedy):
 
     @classmethod
     def of(cls, catalogue: Catalogue, column: str, **settings: int) -> Self:
-        """The limits on a column of the catalogue: one text an item (`maker`), or tags (`genres`).
+        """Limits on a column of the catalogue: a text (`maker`) or tags (`genres`).
 
         Raises:
-            ValueError: A column that the catalogue does not have, or of numbers or vectors.
+            ValueError: A column that the catalogue does not have, or that has numbers or vectors.
         """
         if column not in catalogue.items:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Shadow: a stage that runs beside the answer. What it finds is recorded and not shown."""
+"""Shadow: runs a stage on real requests, and records its results without showing them."""
 
 import concurrent.futures
 import copy
@@ -15,26 +15,26 @@ from twotower.retrieval.candidates import Candidates
 
 
 class Shadow(Stage):
-    """Runs a stage on real requests without showing what it finds, as before an A/B test.
+    """Runs a stage on real requests without showing its results, such as before an A/B test.
 
-    The candidates go on at once and as they came. The stage gets copies, in a thread of its own.
-    So an answer is neither delayed nor changed, whatever the stage does: raise, hang, or write into
-    its arrays. Where it is slower than the requests come, what is too much is left out and counted.
+    The candidates pass through unchanged and at once. The stage gets copies, in another thread. So
+    an answer is neither delayed nor changed if the stage raises, hangs, or writes into its arrays.
+    If the stage is slower than requests come, some calls are left out and counted.
 
         shadow = Shadow(new_ranker, record)
         funnel = Funnel(sources, merge, [filters, ranker, shadow])
 
-    It is not saved with a funnel; put it into one after it was loaded.
+    It is not saved with a funnel: add it after loading one.
 
     Attributes:
         failed: Number of calls in which the stage or `record` raised.
-        left_out: Number of calls that came while `backlog` others waited.
+        left_out: Number of calls that were left out because `backlog` others waited or ran.
 
     Args:
-        stage: Such as a new ranker.
-        record: Called with the requests, the candidates as they were shown, and those that the
-            stage returned.
-        backlog: Calls that may wait or run at once, 1 or more.
+        stage: The stage to run, such as a new ranker.
+        record: Called with the requests, the candidates that went on, and those that the stage
+            returned.
+        backlog: Largest number of calls that wait or run, 1 or more.
     """
 
     kind = "shadow"
@@ -78,11 +78,12 @@ class Shadow(Stage):
         )
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits for the calls so far, as at the end of an evaluation; whether all have ended."""
+        """Waits for the calls so far, such as at the end of an evaluation. Returns whether all have
+        ended."""
         with self._lock:
             waiting = set(self._waiting)
         return not concurrent.futures.wait(waiting, seconds).not_done
 
     def close(self) -> None:
-        """Cancels what waits, and lets the thread end."""
+        """Cancels waiting calls, and ends the thread."""
         self._threads.close()

@@ -1,4 +1,4 @@
-"""How alike items are: by their tags, such as genres, or by a model's vectors. Numpy only."""
+"""Similarity of items by their tags, such as genres, or by a model's vectors. Numpy only."""
 
 import abc
 from collections.abc import Callable
@@ -14,10 +14,10 @@ ToColumn = Callable[[np.ndarray], np.ndarray]
 
 
 class Similarity(abc.ABC):
-    """Similarity of items, from 0 to 1; a matrix of it has no negative eigenvalue.
+    """Interface: similarity of items from 0 to 1, whose matrix is positive semidefinite.
 
     Attributes:
-        num_features: Values by which an item is compared.
+        num_features: Number of values that describe an item.
     """
 
     num_features: int
@@ -30,7 +30,8 @@ class Similarity(abc.ABC):
 class TagSimilarity(Similarity):
     """Jaccard's similarity of tags: |common tags| / |tags of either|.
 
-    Items without tags are alike, as in `metrics.tag_distance`; so are those behind the table's end.
+    Two items without tags have similarity 1, as in `metrics.tag_distance`; items beyond the table's
+    end have no tags.
 
     Args:
         tags: `[num_items, num_tags]` 1 where an item has a tag, else 0.

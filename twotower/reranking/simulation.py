@@ -1,4 +1,4 @@
-"""A simulation with a known truth: the planted service, with clicks drawn where lists are shown."""
+"""Simulation: clicks on lists with known probabilities, from the synthetic dataset."""
 
 import dataclasses
 from typing import Self
@@ -16,16 +16,16 @@ SPREAD = 0.3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulation:
-    """Users, items, how likely a click is, and how likely a position is looked at.
+    """Simulated users, with the probabilities of clicks and of looking at a position.
 
-    An item is clicked if it is looked at and attracts; both are independent. So is each item of a
-    list from the others in `clicks` (the position-based model). In `cascade` a user reads from the
-    top and leaves with the first click.
+    An item is clicked if the user looks at it and it attracts the user; both are independent. In
+    `clicks`, the items of a list are independent of each other (the position-based model). In
+    `cascade`, a user reads from the top and leaves after the first click.
 
     Attributes:
-        attraction: `[num_users, num_items]`, probability of a click where an item is looked at.
+        attraction: `[num_users, num_items]`, probability of a click if the item is looked at.
         log_minutes: `[num_users, num_items]`, mean logarithm of the minutes of a watch.
-        features: `[num_users, num_items, dim]`, what a model may know of a user with an item.
+        features: `[num_users, num_items, dim]`, features of user and item that a model may read.
         examination: `[num_positions]`, probability that a position is looked at.
 
     >>> none = np.zeros((1, 2))
@@ -49,7 +49,7 @@ class Simulation:
         spread: float = 1.0,
         decay: float = 1.0,
     ) -> Self:
-        """A simulation on the planted truth, at the end of its time.
+        """A simulation from the true scores of a synthetic dataset, at the end of its period.
 
         With z the best possible score of a user and an item, in standard deviations from the mean:
 
@@ -59,10 +59,10 @@ class Simulation:
             features     = taste * profile in each dimension, popularity, 1
 
         Args:
-            made: The planted service.
+            made: The synthetic dataset with its true scores.
             num_items: Takes this many of the most popular items.
             num_positions: Length of the lists.
-            rate: Attraction of a user and an item of mean score.
+            rate: Attraction at the mean score.
             spread: How much attraction varies with the score.
             decay: How fast attention falls with the position.
         """
@@ -88,7 +88,7 @@ class Simulation:
         return len(self.attraction)
 
     def requests(self, users: np.ndarray, time: int = 0) -> Requests:
-        """Requests of users; their order in time makes each a draw of its own.
+        """Requests of users, each at another time, so that bandits draw independently for each.
 
         Args:
             users: `[n]` rows of users.
@@ -107,12 +107,12 @@ class Simulation:
     def candidates(
         self, users: np.ndarray, scores: np.ndarray, features: bool = False
     ) -> Candidates:
-        """All items in the order of scores, as a ranker would leave them.
+        """All items as candidates, ordered by the scores of a ranker.
 
         Args:
             users: `[n]` rows of users.
             scores: `[num_users, num_items]`, of a ranker.
-            features: Whether they have the columns `feature_0` and so on.
+            features: Whether to add the columns `feature_0` and so on.
         """
         keys = np.tile(np.arange(scores.shape[1]), (len(users), 1))
         columns = {}
@@ -139,7 +139,7 @@ class Simulation:
         return attracts & (np.cumsum(attracts, axis=1) == 1)
 
     def minutes(self, users: np.ndarray, keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Logarithms of the minutes that users watch what they are shown, `[n]`.
+        """Logarithms of the minutes that users watch, `[n]`.
 
         Args:
             users: `[n]` rows of users.

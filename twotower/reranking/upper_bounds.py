@@ -1,7 +1,7 @@
-"""Bandits that take the largest upper confidence bounds: without a draw, so propensities are 1.
+"""Upper-confidence-bound bandits: CascadeUCB1 and LinUCB.
 
-What they show is a function of the request, so their logs tell nothing of what another policy would
-have got: `off_policy` needs a policy that draws.
+They are deterministic: their propensities are 1, so their logs do not allow off-policy estimates.
+`off_policy` needs a randomised policy.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,17 @@ from twotower.retrieval.candidates import Candidates
 class CascadeUcb(Bandit):
     """CascadeUCB1 (Kveton et al., ICML 2015, Algorithm 1 with UCB1's bound).
 
-    A user reads a list from its top, clicks the first item that attracts, and leaves. So everything
-    above the click was seen without attracting, and nothing below it was seen.
+    A user reads a list from the top, clicks the first attractive item, and leaves. So all items
+    above the click were seen and not attractive, and no item below it was seen.
 
         bound(item) = clicks / seen + sqrt(1.5 * log(rounds) / seen)
 
-    Items that nobody has seen come first, in the order that was given.
+    Items that nobody has seen come first, in their old order.
 
     Args:
-        clicks: `[num_items]` float64, how often each item was the one that was clicked. `update`
-            adds to it in place.
+        clicks: `[num_items]` float64, number of clicks of each item. `update` adds to it in place.
         seen: `[num_items]` float64, how often each item was seen.
-        rounds: Number of lists that it has learned from.
+        rounds: Number of lists that it was updated with.
         slots: As in `Bandit`.
         among: As in `Bandit`.
     """
@@ -61,14 +60,14 @@ class CascadeUcb(Bandit):
         return _largest(bounds, candidates, self.slots)
 
     def update(self, keys: np.ndarray, clicks: np.ndarray) -> None:
-        """Learns from lists that were shown.
+        """Updates the counts with lists that were shown.
 
         Args:
             keys: `[num_lists, k]` items from the top, -1 behind the end of a list.
             clicks: `[num_lists, k]` bool. Only the first click of a list counts.
 
         Raises:
-            ValueError: Arrays of different shapes, or keys that are none of the items.
+            ValueError: Arrays of different shapes, or unknown keys.
         """
         keys, clicks = np.asarray(keys), np.asarray(clicks, bool)
         if keys.ndim != 2 or keys.shape != clicks.shape:
@@ -86,22 +85,23 @@ class CascadeUcb(Bandit):
 class LinUcb(Bandit):
     """LinUCB (Li et al., WWW 2010, section 3), with one vector of weights for all items.
 
-    The expected reward is linear in a context x, which holds columns of the candidates (what is
-    known of this user with this item: scores of sources and rankers) and a vector of the item.
+    The expected reward is linear in a context x. It consists of columns of the candidates, such as
+    scores of sources and rankers for this user and item, and of a vector of the item.
     With A = I + sum(x x') and b = sum(reward * x) over what was shown:
 
         bound(x) = x' A^-1 b + alpha * sqrt(x' A^-1 x)
 
-    The paper's Algorithm 1 has A and b of each item, which thousands of items would take too long
-    to fill. Put a 1 into each vector for an intercept, and bring the columns to similar sizes.
+    The paper's Algorithm 1 has A and b for each item, which would need too much feedback for
+    thousands of items. Add a constant 1 to each vector for an intercept, and scale the columns
+    alike.
 
     Args:
-        vectors: `[num_items, dim]` floats, the vector of each item; `dim` may be 0. Items behind
+        vectors: `[num_items, dim]` floats, the vector of each item; `dim` may be 0. Items beyond
             its end have zeros.
         precision: `[size, size]` float64, A, with `size` = number of columns + `dim`.
         response: `[size]` float64, b.
-        columns: Names of the candidates' columns in the context.
-        alpha: How many standard errors are added.
+        columns: Names of the candidates' columns that are in the context.
+        alpha: Width of the bound, in standard errors.
         slots: As in `Bandit`.
         among: As in `Bandit`.
     """
@@ -150,8 +150,8 @@ class LinUcb(Bandit):
         return cls(vectors, np.eye(size), np.zeros(size), columns, alpha, slots, among)
 
     def contexts(self, candidates: Candidates) -> np.ndarray:
-        """The context of each candidate, `[num_requests, k, size]` float64. They belong into the
-        log, since `update` needs them as they were.
+        """The context of each candidate, `[num_requests, k, size]` float64. Log them, since
+        `update` needs them as they were.
 
         Raises:
             ValueError: Candidates without one of the columns, or NaN in it.
