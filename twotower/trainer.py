@@ -128,7 +128,7 @@ class Trainer:
     def evaluate(self) -> Comparison:
         """Validation metrics of the selected model and of popularity; `print` shows a table.
 
-        Test figures come from `twotower evaluate` and nowhere else.
+        Test figures come from `twotower evaluate --part=test`.
         """
         split = self.split
         popular = Popularity().fit(self.dataset, split.train, split.candidates)

@@ -5,9 +5,9 @@ answers.
     twotower evaluate_ranker --bundle=W/bundle --data_dir=ml-1m --part=test \\
         --rankers=default,trees,random --output=ranking.json
 
-All order the same candidates, those that the funnel's merge and filters left, so that differences
-are paired by user. The default is the validation part, from which the rankers have learned; nothing
-else than --part=test reads test data. `twotower train_ranker` makes rankers.
+The merge and all rankers order the same candidates, those that the merge and the filters left. Each
+source orders its own. Differences are paired by user. The default is the validation part, on which
+the rankers were trained. Only --part=test reads test data. `twotower train_ranker` makes rankers.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
     twotower train --data_dir=ml-1m --workdir=W
 
 writes W/metrics.json (validation figures only) and W/bundle. Interrupted, the same command goes on
-after the last finished epoch. Test figures come from `twotower evaluate` and nowhere else.
+after the last finished epoch. Test figures come from `twotower evaluate --part=test`.
 
 With --refit (the default) the model is trained twice: on the training rows without validation, to
 select the epoch and to report, and then on all of them for that many epochs, for the bundle. The
