@@ -238,5 +238,5 @@ def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, oth
     # Items added here are in whatever is deployed next.
     service.journal.append([{"item_id": "n1", "year": 2024}], [])
     assert look(first) == first[:16]
-    assert service.live.pipelines[0].similar("n1", 1, "")
+    assert service.live.pipelines[0].bundle.similar("n1", 1, "")
     asyncio.run(service.stop())

@@ -8,6 +8,7 @@ import numpy as np
 from twotower.live import pair
 from twotower.serving.asks import Ask
 from twotower.serving.pipeline import Pipeline
+from twotower.serving.served_bundle import ServedBundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,24 +43,31 @@ def failed(new: Pipeline, live: Pipeline | None, checks: Checks) -> list[str]:
         checks: The bounds.
     """
     return [
-        *_indexes(new, live, checks),
+        *failed_indexes(new.bundle, 0 if live is None else live.bundle.num_items, checks),
         *([] if live is None else [*_foreign(new, live, checks), *_worse(new, live, checks)]),
         *_smoke(new),
     ]
 
 
-def _indexes(new: Pipeline, live: Pipeline | None, checks: Checks) -> list[str]:
-    queries = np.asarray(new.bundle.sample_queries)[: checks.probes]
+def failed_indexes(new: ServedBundle, num_live: int, checks: Checks) -> list[str]:
+    """The reasons why the indexes of a bundle must not serve; none for good ones.
+
+    Args:
+        new: The bundle.
+        num_live: Number of items of the live one; 0 for none.
+        checks: The bounds.
+    """
+    queries = np.asarray(new.sample_queries)[: checks.probes]
     if not len(queries):
         return []
     wanted = pair.Checks(
         {"vectors": queries}, min(checks.k, new.num_items), checks.recall, min_items=0.5
     )
     reasons = []
-    for name in ["exact", *new.bundle.indexes]:
+    for name in ["exact", *new.indexes]:
         version = new.model_version
         some = pair.Pair(lambda inputs: inputs["vectors"], new.retriever(name), version, version)
-        found = pair.failed_checks(some, wanted, live.num_items if live is not None else 0)
+        found = pair.failed_checks(some, wanted, num_live)
         reasons += [f"index {name}: {reason}" for reason in found]
     return reasons
 

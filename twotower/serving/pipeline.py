@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 
 from twotower.bundle.item_map import ItemMap
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import Catalogue, Dataset
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Answer, Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.sources.two_tower import TwoTower
-from twotower.ragged import Ragged
 from twotower.ranking.stage import Rank
-from twotower.retrieval.base import Retriever
-from twotower.retrieval.candidates import Candidates
 from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
 from twotower.serving.journal import ADD, Change
@@ -61,7 +58,6 @@ class Pipeline:
 
     Attributes:
         bundle: The bundle.
-        catalogue: Its items and those added since.
         funnels: Name -> funnel.
         cache: Query vectors of requests that were asked before.
         observe: Called with each funnel's answer to a batch; None for nobody.
@@ -80,16 +76,14 @@ class Pipeline:
         cache_seconds: float = 30.0,
         index: str = "",
     ) -> None:
-        self.bundle = bundle = ServedBundle(directory)
+        self.bundle = bundle = ServedBundle(directory, index)
         encode = bundle.encode if dataset is None else bundle.encoder(dataset)
         names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
         self.cache = QueryCache(encode, names, bundle.manifest["dim"], cache_size, cache_seconds)
         bundle.encode = self.cache
-        self.index = index or ("hnsw" if "hnsw" in bundle.indexes else "exact")
-        bundle.retriever(self.index)
         self.funnels = {name: bundle.funnel(name) for name in bundle.funnels}
         if TWO_TOWER not in self.funnels:
-            sources = {TWO_TOWER: Inlet(TwoTower(bundle, self.index), k=None)}
+            sources = {TWO_TOWER: Inlet(TwoTower(bundle, bundle.index), k=None)}
             self.funnels[TWO_TOWER] = Funnel(sources, ReciprocalRank(), [Filters([Seen()])])
         for funnel in self.funnels.values():
             if len(funnel.sources) > 1:  # without its only source a funnel could not go on
@@ -98,9 +92,7 @@ class Pipeline:
                     for name, inlet in funnel.sources.items()
                 }
         self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
-        self.catalogue, self._num_exported = bundle.catalogue, len(bundle.catalogue)
-        self._cards = Cards(self.catalogue)
-        self._removed: np.ndarray = np.empty(0, np.int64)
+        self._num_exported = len(bundle.catalogue)
         self._changing = threading.Lock()
         self.observe: Callable[[Answer], None] | None = None
         self.sequence = 0  # last change of the journal that is applied
@@ -109,6 +101,11 @@ class Pipeline:
     def model_version(self) -> str:
         """Names the training."""
         return self.bundle.model_version
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The bundle's items and those added since."""
+        return self.bundle.items_now
 
     def warm(self) -> None:
         """Answers one request by each funnel, which prepares TensorFlow's graphs."""
@@ -132,7 +129,7 @@ class Pipeline:
         answers: list[Any] = [None] * len(asks)
         rows: dict[int, Row] = {}
         by_funnel: dict[str, list[int]] = {}
-        catalogue, removed = self.catalogue, self._removed
+        catalogue, removed = self.catalogue, self.bundle.removed
         for number, ask in enumerate(asks):
             try:
                 name = ask.funnel or self.default_funnel
@@ -168,7 +165,7 @@ class Pipeline:
         if self.observe is not None:
             self.observe(answer)
         # Read after the answer, which may have an item that was added meanwhile.
-        cards = self._cards
+        cards = self.bundle.cards
         return [
             self._answer(name, answer, place, ask, row, cards, seconds)
             for place, (ask, row) in enumerate(zip(asks, rows))
@@ -218,25 +215,10 @@ class Pipeline:
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""
-        rows = [row_of(ask, self.catalogue, self._num_exported, self._removed) for ask in asks]
+        rows = [
+            row_of(ask, self.catalogue, self._num_exported, self.bundle.removed) for ask in asks
+        ]
         return self.bundle.encode(requests_of(asks, rows)), [row.unknown for row in rows]
-
-    def search(
-        self, vectors: np.ndarray, k: int, exclude: Sequence[str], index: str
-    ) -> list[list[dict[str, Any]]]:
-        """The best `k` items of each vector of this training, from one index.
-
-        Raises:
-            FieldError: No such index, or vectors of another length or that are not finite.
-        """
-        removed, keys = self._removed, self.catalogue.keys_of(exclude)
-        rows = Ragged.from_rows([np.concatenate([keys[keys >= 0], removed])] * len(vectors))
-        retriever = self.retriever(index)
-        try:
-            found = retriever.search(vectors, k, exclude=rows)
-        except ValueError as error:
-            raise FieldError("vectors", str(error)) from error
-        return _listed(found, self._cards)
 
     def mapped(self) -> dict[str, Any]:
         """The map of the items as `GET /map` answers it, without items that were removed.
@@ -248,7 +230,7 @@ class Pipeline:
             FieldError: The bundle has no map.
         """
         item_map = self._item_map
-        is_there = ~np.isin(item_map.keys, self._removed)
+        is_there = ~np.isin(item_map.keys, self.bundle.removed)
         keys, points = item_map.keys[is_there], item_map.points[is_there]
         x, y = np.round(points.astype(np.float64), 3).T.tolist()
         items = self.bundle.catalogue.items
@@ -274,7 +256,7 @@ class Pipeline:
             FieldError: The bundle has no map.
         """
         item_map = self._item_map
-        found = self.retriever("").search(vectors, NEAREST, allow=item_map.keys)
+        found = self.bundle.named("").search(vectors, NEAREST, allow=item_map.keys)
         points = np.round(item_map.locate(found), 4)
         return [point.tolist() if np.isfinite(point).all() else None for point in points]
 
@@ -283,50 +265,6 @@ class Pipeline:
         if not self.bundle.has_map:
             raise FieldError("map", "this bundle has no map; `twotower build_map` makes one")
         return self.bundle.item_map()
-
-    def similar(self, item_id: str, k: int, index: str) -> list[dict[str, Any]]:
-        """The best `k` items for the vector of an item, without that item.
-
-        Raises:
-            FieldError: No such index; or an item that is not in the catalogue, or has no vector.
-        """
-        key = self.catalogue.keys_of([item_id])
-        retriever = self.retriever(index)
-        keys, vectors = retriever.live()
-        row = np.flatnonzero(keys == key[0])
-        if not len(row):
-            raise FieldError("item_id", "there is no such item in the index")
-        return self.search(vectors[row], k, [item_id], index)[0]
-
-    def retriever(self, index: str) -> Retriever:
-        """The index of that name, with all changes of items; the default one for "".
-
-        Raises:
-            FieldError: There is none.
-        """
-        name, names = index or self.index, ["exact", *self.bundle.indexes]
-        if name not in names:
-            raise FieldError("index", f"expected one of {names}")
-        return self._live[name] if name in self._live else self._opened(name)
-
-    @property
-    def _live(self) -> dict[str, Retriever]:
-        return self.bundle.retrievers
-
-    def _opened(self, name: str) -> Retriever:
-        """An index that nobody has asked for yet, with the changes of the others."""
-        with self._changing:
-            if name not in self._live:
-                some = self._live[self.index]
-                retriever = self.bundle.retriever(name)
-                keys, vectors = some.live()
-                added = keys >= self._num_exported
-                if added.any():
-                    retriever.add(keys[added], vectors[added])
-                gone = retriever.keys[~np.isin(retriever.keys, keys)]
-                if len(gone):
-                    retriever.remove(gone)
-        return self._live[name]
 
     def onboarding(self, size: int) -> tuple[list[dict[str, Any]], str]:
         """Items to ask a new user about, and how they were chosen.
@@ -342,7 +280,7 @@ class Pipeline:
         keys = np.concatenate([telling, popular[~np.isin(popular, telling)]])
         if not len(keys):
             raise FieldError("size", "no funnel of this bundle knows telling or popular items")
-        items = self._cards.of(keys[~np.isin(keys, self._removed)][:size])
+        items = self.bundle.cards.of(keys[~np.isin(keys, self.bundle.removed)][:size])
         return items, "telling" if len(telling) else "popular"
 
     def _telling(self) -> np.ndarray:
@@ -360,12 +298,12 @@ class Pipeline:
 
     def titles(self, text: str, k: int) -> list[dict[str, Any]]:
         """The first `k` items whose titles contain all words of a text."""
-        cards, removed = self._cards, self._removed
+        cards, removed = self.bundle.cards, self.bundle.removed
         return cards.of(cards.search(text, k, removed))
 
     def items_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """The items of ids, without those that are not in the catalogue."""
-        cards, keys = self._cards, self.catalogue.keys_of(ids)
+        cards, keys = self.bundle.cards, self.catalogue.keys_of(ids)
         return cards.of(keys[keys >= 0])
 
     def choices(self) -> dict[str, Any]:
@@ -427,20 +365,11 @@ class Pipeline:
             if added:
                 self._add(added)
             if len(gone := gone[gone >= 0]):
-                self._remove(gone)
+                self.bundle.remove_items(gone)
             self.sequence = changes[-1].sequence
 
     def _add(self, items: list[dict[str, Any]]) -> None:
-        table, vectors = self.bundle.vectors_of(items)
-        catalogue = self.catalogue
-        new = catalogue.keys_of(table["item_id"]) < 0
-        if new.any():
-            self.catalogue = catalogue = catalogue.extend(table[new])
-            self._cards = Cards(self.catalogue)
-        keys = catalogue.keys_of(table["item_id"])
-        for retriever in self._live.values():
-            retriever.add(keys, vectors)
-        self._removed = np.setdiff1d(self._removed, keys)
+        keys = self.bundle.add_items(*self.bundle.vectors_of(items))
         for part in self._availables():
             part.keys = np.union1d(part.keys, keys)
 
@@ -449,28 +378,8 @@ class Pipeline:
         if items:
             self.bundle.vectors_of(items)
 
-    def _remove(self, keys: np.ndarray) -> None:
-        for retriever in self._live.values():
-            if len(known := keys[retriever.knows(keys)]):
-                retriever.remove(known)
-        self._removed = np.union1d(self._removed, keys)
-
     def _availables(self) -> list[Available]:
         """Filters of the funnels that keep available items alone."""
         stages = [stage for funnel in self.funnels.values() for stage in funnel.stages]
         filters = [f for stage in stages if isinstance(stage, Filters) for f in stage.filters]
         return [some for some in filters if isinstance(some, Available)]
-
-    @property
-    def num_items(self) -> int:
-        """Number of items that a search may find."""
-        return len(self._live[self.index])
-
-
-def _listed(found: Candidates, cards: Cards) -> list[list[dict[str, Any]]]:
-    """Items and scores of each row."""
-    rows = []
-    for keys, scores, count in zip(found.keys, found.scores.tolist(), found.counts):
-        listed = zip(cards.of(keys[:count]), scores)
-        rows.append([{**card, "score": round(score, 6)} for card, score in listed])
-    return rows

@@ -1,7 +1,9 @@
-"""ServedBundle: a bundle whose parts are loaded once, and which embeds items that come later."""
+"""ServedBundle: a bundle whose indexes are loaded once, with the items that came and went since."""
 
 import functools
-from collections.abc import Collection, Mapping
+import pathlib
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,23 +12,161 @@ import pandas as pd
 from twotower.bundle.bundle import Bundle
 from twotower.data.dataset import Catalogue, Dataset
 from twotower.data.examples import ItemInputs
+from twotower.ragged import Ragged
 from twotower.retrieval.base import Retriever
+from twotower.retrieval.vectors import KeyedVectors
+from twotower.serving.answers import Cards
+from twotower.serving.asks import FieldError
 
 
 class ServedBundle(Bundle):
     """A bundle whose indexes are loaded once each, so that all funnels search the same one and see
-    its changes."""
+    its changes.
 
-    @functools.cached_property
-    def retrievers(self) -> dict[str, Retriever]:
-        """The indexes that were loaded so far, by name."""
-        return {}
+    Threads may search at once. Changes of items come from one thread at a time.
+
+    Args:
+        directory: The bundle's folder.
+        index: Index of searches that name none; by default `hnsw` where the bundle has it, else
+            `exact`.
+
+    Attributes:
+        index: That index.
+        items_now: The bundle's items, and behind them those that were added since.
+        cards: What an answer says of these items.
+        removed: Keys of the items that are not to be answered.
+
+    Raises:
+        BundleError: A file is missing, changed, or of another training; or no such index.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, index: str = "") -> None:
+        super().__init__(directory)
+        self.index = index or ("hnsw" if "hnsw" in self.indexes else "exact")
+        self.items_now = self.catalogue
+        self.cards = Cards(self.items_now)
+        self.removed: np.ndarray = np.empty(0, np.int64)
+        self._retrievers: dict[str, Retriever] = {}
+        # Key -> vector of an item that was added or replaced, None for one that was removed: what
+        # an index lacks that is opened later.
+        self._changed: dict[int, np.ndarray | None] = {}
+        self._changing = threading.Lock()
+        self.retriever(self.index)
 
     def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
-        """The index `name`, the same object at each call; see `Bundle.retriever`."""
-        if name not in self.retrievers:
-            self.retrievers[name] = super().retriever(name, allowed_uris)
-        return self.retrievers[name]
+        """The index `name` with all changes of items, the same object at each call; see
+        `Bundle.retriever`."""
+        if name not in self._retrievers:
+            with self._changing:
+                if name not in self._retrievers:
+                    retriever = self._open_index(name, allowed_uris)
+                    self._update(retriever, self._changed)
+                    self._retrievers[name] = retriever
+        return self._retrievers[name]
+
+    def _open_index(self, name: str, allowed_uris: Collection[str]) -> Retriever:
+        return super().retriever(name, allowed_uris)
+
+    @staticmethod
+    def _update(retriever: Retriever, changed: Mapping[int, np.ndarray | None]) -> None:
+        added = {key: vector for key, vector in changed.items() if vector is not None}
+        if added:
+            retriever.add(np.array([*added]), np.stack([*added.values()]))
+        gone = np.array([key for key, vector in changed.items() if vector is None], np.int64)
+        if len(gone := gone[retriever.knows(gone)]):
+            retriever.remove(gone)
+
+    # Searches.
+
+    def named(self, index: str) -> Retriever:
+        """The index that a request names; the default one for "".
+
+        Raises:
+            FieldError: There is none of this name.
+        """
+        name, names = index or self.index, ["exact", *self.indexes]
+        if name not in names:
+            raise FieldError("index", f"expected one of {names}")
+        return self.retriever(name)
+
+    def search(
+        self, vectors: np.ndarray, k: int, exclude: Sequence[str], index: str
+    ) -> list[list[dict[str, Any]]]:
+        """The best `k` items of each vector of this training, from one index.
+
+        Raises:
+            FieldError: No such index, or vectors of another length or that are not finite.
+        """
+        keys = self.items_now.keys_of(exclude)
+        rows = Ragged.from_rows([np.concatenate([keys[keys >= 0], self.removed])] * len(vectors))
+        retriever = self.named(index)
+        try:
+            found = retriever.search(vectors, k, exclude=rows)
+        except ValueError as error:
+            raise FieldError("vectors", str(error)) from error
+        # Read after the search, which may find an item that was added meanwhile.
+        cards, lists = self.cards, []
+        for row, scores, count in zip(found.keys, found.scores.tolist(), found.counts):
+            listed = zip(cards.of(row[:count]), scores)
+            lists.append([{**card, "score": round(score, 6)} for card, score in listed])
+        return lists
+
+    def similar(self, item_id: str, k: int, index: str) -> list[dict[str, Any]]:
+        """The best `k` items for the vector of an item, without that item.
+
+        Raises:
+            FieldError: No such index; or an item that is not in the catalogue, or has no vector.
+        """
+        key = self.items_now.keys_of([item_id])
+        keys, vectors = self.named(index).live()
+        row = np.flatnonzero(keys == key[0])
+        if not len(row):
+            raise FieldError("item_id", "there is no such item in the index")
+        return self.search(vectors[row], k, [item_id], index)[0]
+
+    @property
+    def num_items(self) -> int:
+        """Number of items that a search may find."""
+        return len(self._retrievers[self.index])
+
+    # Changes.
+
+    def add_items(self, table: pd.DataFrame, vectors: np.ndarray) -> np.ndarray:
+        """Adds items to all indexes, or replaces their vectors; returns their keys.
+
+        Args:
+            table: A row an item: `item_id`, and columns of the catalogue.
+            vectors: `[num_items, dim]` float32.
+
+        Raises:
+            ValueError: Vectors of another length, or that are not finite; nothing is changed then.
+        """
+        new = self.items_now.keys_of(table["item_id"]) < 0
+        items = self.items_now.extend(table[new]) if new.any() else self.items_now
+        keys = items.keys_of(table["item_id"])
+        metric, dim = self.manifest["metric"], self.manifest["dim"]
+        KeyedVectors.checked(keys, vectors, metric, dim)
+        if new.any():  # before a search can find them
+            self.items_now, self.cards = items, Cards(items)
+        self._change(dict(zip(keys.tolist(), vectors)))
+        self.removed = np.setdiff1d(self.removed, keys)
+        return keys
+
+    def remove_items(self, keys: np.ndarray) -> None:
+        """Removes items from all indexes; keys that an index does not have do no harm."""
+        self._change(dict.fromkeys(keys.tolist()))
+        self.removed = np.union1d(self.removed, keys)
+
+    def _change(self, changed: Mapping[int, np.ndarray | None]) -> None:
+        with self._changing:
+            for retriever in self._retrievers.values():
+                self._update(retriever, changed)
+            self._changed |= changed
+
+    def send_changes(self) -> None:
+        """Tells indexes elsewhere of the changes that they lack: here there are none elsewhere."""
+
+    # Items.
 
     @functools.cached_property
     def item_tower(self) -> Any:

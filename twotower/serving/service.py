@@ -223,7 +223,7 @@ class Service:
                 raise FieldError("vectors", f"expected {dim} numbers each; got {wrong[0]}")
             with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
                 vectors = np.array(body.vectors, np.float64).astype(np.float32)
-            rows = pipeline.search(vectors, body.k, body.exclude, body.index)
+            rows = pipeline.bundle.search(vectors, body.k, body.exclude, body.index)
             return {"items": rows, "model_version": pipeline.model_version}
 
         return await self._elsewhere(search)
@@ -246,7 +246,7 @@ class Service:
         pipeline = self.live.pipelines[0]
 
         def similar() -> dict[str, Any]:
-            items = pipeline.similar(body.item_id, body.k, body.index)
+            items = pipeline.bundle.similar(body.item_id, body.k, body.index)
             return {"items": items, "model_version": pipeline.model_version}
 
         return await self._elsewhere(similar)
@@ -277,7 +277,7 @@ class Service:
         pipeline = live.pipelines[0]
         return {
             **pipeline.choices(),
-            "num_items": pipeline.num_items,
+            "num_items": pipeline.bundle.num_items,
             "versions": live.names,
             "knows_histories": self._histories is not None,
             "model_version": pipeline.model_version,
@@ -362,7 +362,7 @@ class Service:
             self._catch_up()
             return {
                 "sequence": sequence,
-                "num_items": main.num_items,
+                "num_items": main.bundle.num_items,
                 "model_version": main.model_version,
                 "note": "added items are answered from now on, and unknown in histories until the "
                 "next export",
@@ -446,7 +446,7 @@ class Service:
         return {
             "status": "ready" if self.is_ready else "starting",
             "model_version": self.live.pipelines[0].model_version,
-            "num_items": self.live.pipelines[0].num_items,
+            "num_items": self.live.pipelines[0].bundle.num_items,
             "funnels": sorted(self.live.pipelines[0].funnels),
             "indexes": ["exact", *self.live.pipelines[0].bundle.indexes],
             "versions": [*self.live.versions],
@@ -457,7 +457,7 @@ class Service:
         """What `GET /metrics` answers."""
         live, metrics = self.live, self.metrics
         metrics.queued.set(self._batcher.queued)
-        metrics.items.set(live.pipelines[0].num_items)
+        metrics.items.set(live.pipelines[0].bundle.num_items)
         metrics.version.clear()
         for pipeline in live.pipelines:
             metrics.version.labels(pipeline.model_version).set(1)
