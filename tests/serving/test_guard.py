@@ -73,16 +73,34 @@ def test_slow_bodies_are_given_up():
 
 
 def test_more_at_once_than_allowed():
-    answers = ask(Limits(concurrency=2), *[post("/slow") for _ in range(4)], post("/healthz"))
-    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 503, 503]
-    busy = next(answer for answer in answers if answer.status_code == 503)
-    assert busy.headers["retry-after"] == "1" and answers[-1].status_code == 200
+    calls = [*[post("/slow") for _ in range(3)], ("GET", "/page/main.js", {}), post("/healthz")]
+    answers = ask(Limits(concurrency=2), *calls)
+    assert [answer.status_code for answer in answers] == [200, 200, 503, 503, 200]
+    assert answers[2].headers["retry-after"] == "1"
 
 
 def test_too_many_in_a_time():
     answers = ask(Limits(rate=0.1, burst=2), *[post() for _ in range(3)])
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert 1 <= int(answers[2].headers["retry-after"]) <= 10
+
+
+def test_a_new_token_is_no_new_caller():
+    tokens = [f"Bearer {number}" for number in range(3)]
+    answers = ask(Limits(rate=0.1, burst=2), *[post(authorization=token) for token in tokens])
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    # Guesses are of an address, and the caller with the right token is another one.
+    limits = Limits(rate=0.1, burst=2, token="right")
+    calls = [*[post(authorization=token) for token in tokens], post(authorization="Bearer right")]
+    assert [answer.status_code for answer in ask(limits, *calls)] == [401, 401, 429, 200]
+
+
+def test_files_of_the_page_need_no_token_and_have_a_rate_of_their_own():
+    # Ten files are a view of the page, so the rate lets ten times as many through: here 2 x 10.
+    limits = Limits(rate=0.01, burst=2, token="right")
+    files = [("GET", path, {}) for path in ["/", "/page/main.js"] * 11]
+    answers = ask(limits, *files, post(authorization="Bearer right"), ("GET", "/healthz", {}))
+    assert [answer.status_code for answer in answers] == [200] * 20 + [429] * 2 + [200] * 2
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ LOG = logging.getLogger("twotower.serving")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ADMIN = ("/items", "/deploys")
 OPEN = ("/healthz", "/readyz")
-# The playground's files say nothing of the data; the page asks its reader for a token.
-PAGE = ("/", "/page/")
+# The playground's files say nothing of the data, so they need no token; the page asks its reader
+# for one. It consists of about so many files, so the rate for files is so many times as high.
+PAGE, PAGE_FILES = ("/", "/page/"), 10
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -40,7 +41,8 @@ class Limits:
         body_bytes: Largest body.
         body_seconds: Seconds within which a body must be there.
         concurrency: Requests under way at once; further ones are told to come back.
-        rate: Requests a second and caller, 0 for no limit; a caller is a token, or an address.
+        rate: Requests a second and caller, 0 for no limit. A caller is a token that is right, or an
+            address; views of the page are counted apart from other requests.
         burst: Requests that a caller may send at once, on top of the rate.
         token: Bearer token of all callers; "" for none.
         admin_token: Bearer token for changes of items and deploys; "" for that of all callers.
@@ -142,25 +144,34 @@ class Guard:
     def _admit(self, scope: Message, headers: dict[bytes, bytes]) -> None:
         """Raises Refusal for a caller without a token, or with too many requests."""
         limits, path = self._limits, scope["path"]
-        if path in OPEN or path == PAGE[0] or path.startswith(PAGE[1]):
+        if path in OPEN:  # a balancer asks these also where there is too much to do
             return
         if self._running > limits.concurrency:
             raise Refusal(503, "busy", "too many requests are under way", retry=1)
+        is_page = path == PAGE[0] or path.startswith(PAGE[1])
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         given = given.strip() if scheme.lower() == b"bearer" else b""
         is_admin = path.startswith(ADMIN)
-        wanted = (is_admin and limits.admin_token) or limits.token
-        if wanted and not hmac.compare_digest(given, wanted.encode()):
+        wanted = "" if is_page else (is_admin and limits.admin_token) or limits.token
+        is_right = wanted != "" and hmac.compare_digest(given, wanted.encode())
+        # A token that was not compared names nobody: each request could bring another one.
+        self._take(given if is_right else (scope.get("client") or ("",))[0], is_page)
+        if wanted and not is_right:  # counted already, so that tokens are not guessed quickly
             raise Refusal(401, "token", "expected a bearer token")
-        if limits.rate:
-            caller = given or (scope.get("client") or ("",))[0]
-            now = time.monotonic()
-            left, before = self._callers.get(caller, (float(limits.burst), now))
-            left = min(limits.burst, left + limits.rate * (now - before))
-            self._callers[caller] = (max(left - 1, 0.0) if left >= 1 else left, now)
-            if left < 1:
-                wait = max(1, round((1 - left) / limits.rate))
-                raise Refusal(429, "rate", "too many requests; come back later", retry=wait)
+
+    def _take(self, caller: str | bytes, is_page: bool) -> None:
+        """Counts a request of a caller; raises Refusal for one too many."""
+        times = PAGE_FILES if is_page else 1
+        rate, burst = times * self._limits.rate, times * self._limits.burst
+        if not rate:
+            return
+        now = time.monotonic()
+        left, before = self._callers.get((caller, is_page), (float(burst), now))
+        left = min(burst, left + rate * (now - before))
+        self._callers[caller, is_page] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if left < 1:
+            wait = max(1, round((1 - left) / rate))
+            raise Refusal(429, "rate", "too many requests; come back later", retry=wait)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body; raises Refusal for one that is too large or too slow."""
