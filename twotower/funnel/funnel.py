@@ -68,13 +68,31 @@ class Step:
         name: Name of a source, `merge`, or kind of a stage.
         candidates: What it returned.
         seconds: Time of the step. Sources run in parallel, so their times overlap.
+        begun: When it began, by `time.perf_counter`.
         lost: Kind of a filter -> number of candidates that it removed, if the step is filters.
     """
 
     name: str
     candidates: Candidates
     seconds: float
+    begun: float
     lost: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+class NoSourceError(RuntimeError):
+    """No source of a funnel answered.
+
+    Attributes:
+        missing: Name of each source -> why it was left out.
+
+    >>> NoSourceError({"ease": "ValueError: no history"}).missing
+    {'ease': 'ValueError: no history'}
+    """
+
+    def __init__(self, missing: Mapping[str, str]) -> None:
+        reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+        super().__init__(f"no source of this funnel answered. {reasons}.")
+        self.missing = dict(missing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,15 +203,14 @@ class Funnel:
             deadlines: Whether the sources' deadlines hold.
 
         Raises:
-            RuntimeError: No source answered (the message says why), a required stage such as the
-                filters failed, or the funnel is closed.
+            NoSourceError: No source answered; the message says why.
+            RuntimeError: A required stage such as the filters failed, or the funnel is closed.
         """
         whole_number(k, "k", 1)
         asked = {name: inlet.k or k for name, inlet in self.sources.items()}
         found, missing = self._ask(asked, requests, deadlines)
         if not found:
-            reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-            raise RuntimeError(f"no source of this funnel answered. {reasons}.")
+            raise NoSourceError(missing)
         failed: dict[str, str] = {}
         # Not wider than what was found: columns of nothing would cost as much as others.
         width = sum(step.candidates.keys.shape[1] for step in found)
@@ -222,7 +239,7 @@ class Funnel:
         def answer(name: str, k: int) -> Step:
             begun = time.perf_counter()
             found = _checked(self.sources[name].source(requests, k), len(requests))
-            return Step(name, found, time.perf_counter() - begun)
+            return Step(name, found, time.perf_counter() - begun, begun)
 
         # One of those that are waited for in any case answers in this thread: going to another and
         # back takes as long as a small source.
@@ -264,7 +281,7 @@ class Funnel:
         keep = {name: inlet.keep for name, inlet in self.sources.items()}
         candidates = self.merge(requests, parts, pool, keep)
         relaxed: dict[str, int] = {}
-        steps = [Step("merge", candidates, time.perf_counter() - begun)]
+        steps = [Step("merge", candidates, time.perf_counter() - begun, begun)]
         for stage in self.stages:
             begun = time.perf_counter()
             lost: dict[str, int] = {}
@@ -283,7 +300,7 @@ class Funnel:
                 logging.log_every_n_seconds(
                     logging.WARNING, "stage %s left out: %s", 10, stage.kind, why
                 )
-            steps.append(Step(stage.kind, candidates, time.perf_counter() - begun, lost))
+            steps.append(Step(stage.kind, candidates, time.perf_counter() - begun, begun, lost))
         return steps, relaxed
 
     def close(self) -> None:
