@@ -3,6 +3,8 @@
     python experiments/serve.py --bundle=W/bundle
     python experiments/serve.py
     python experiments/serve.py --registry=W/registry --store=redis://127.0.0.1:6379/0 --workers=2
+    python experiments/serve.py --registry=W/registry --role=index --port=8001
+    python experiments/serve.py --registry=W/registry --role=query --index_url=http://127.0.0.1:8001
 
 Without a bundle and a registry it makes the bundle of quickstart.py first. Then, in another shell:
 
@@ -10,7 +12,8 @@ Without a bundle and a registry it makes the bundle of quickstart.py first. Then
 
 GET /openapi.json describes all routes. It listens on the loopback interface alone unless --host
 says otherwise, and asks for a bearer token if TWOTOWER_TOKEN is in the environment; for changes of
-items and deploys it asks for TWOTOWER_ADMIN_TOKEN, if that is there.
+items and deploys it asks for TWOTOWER_ADMIN_TOKEN, if that is there. A query process sends
+TWOTOWER_INDEX_TOKEN to its index process.
 """
 
 import os
@@ -33,11 +36,13 @@ flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 flags.DEFINE_integer("port", 8000, "Port to listen on.", 0, 65535)
 flags.DEFINE_integer("workers", 1, "Processes; as many as cores, with Redis.", 1, 64)
 flags.DEFINE_string("index", "", "Of the two-tower source and of searches; hnsw if there is one.")
+flags.DEFINE_enum("role", "all", ["all", "query", "index"], "Towers, vectors, or both.")
+flags.DEFINE_string("index_url", "", "Address of the index process, with --role=query.")
 flags.DEFINE_float("max_wait", 2.0, "Milliseconds that a request may wait for others.", 0)
 flags.DEFINE_integer("max_batch", 64, "Most requests that are answered together.", 1)
 flags.DEFINE_float("deadline", 2000.0, "Milliseconds after which a request is given up.", 1)
 flags.DEFINE_float("source_deadline", 1000.0, "Milliseconds that one source may take.", 1)
-flags.DEFINE_integer("body_bytes", 1_000_000, "Largest body.", 1)
+flags.DEFINE_integer("body_bytes", None, "Largest body; 1 MB, and 64 MB of an index process.", 1)
 flags.DEFINE_integer("concurrency", 256, "Requests under way at once, in each process.", 1)
 flags.DEFINE_float("rate", 0.0, "Requests a second and caller; 0 for no limit.", 0)
 
@@ -55,6 +60,8 @@ def main() -> None:
         raise ImportError(f'{error}: pip install "twotower[serving]"') from error
     bundle = FLAGS.bundle or ("" if FLAGS.registry else quickstart())
     beside = pathlib.Path(FLAGS.registry or bundle).resolve().parent
+    # One call of a query process has the exclusions of a whole batch, and a filter is one, too.
+    body_bytes = FLAGS.body_bytes or (64_000_000 if FLAGS.role == "index" else 1_000_000)
     settings = Settings(
         bundle=bundle,
         registry=FLAGS.registry or "",
@@ -63,8 +70,10 @@ def main() -> None:
         store=FLAGS.store,
         index=FLAGS.index,
         source_deadline=FLAGS.source_deadline / 1e3,
+        role=FLAGS.role,
+        index_url=FLAGS.index_url,
         options=Options(FLAGS.max_batch, FLAGS.max_wait / 1e3, FLAGS.deadline / 1e3),
-        limits=Limits(body_bytes=FLAGS.body_bytes, concurrency=FLAGS.concurrency, rate=FLAGS.rate),
+        limits=Limits(body_bytes, concurrency=FLAGS.concurrency, rate=FLAGS.rate),
     )
     print(f"http://{FLAGS.host}:{FLAGS.port} serves {FLAGS.registry or bundle}", flush=True)
     run(settings, FLAGS.host, FLAGS.port, FLAGS.workers)

@@ -24,13 +24,17 @@ ENDED = -signal.SIGTERM
 DEADLINES = ("--deadline=60000", "--source_deadline=60000")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Process:
     """`experiments/serve.py` on a free port, ready to answer."""
 
     def __init__(self, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._folder = tempfile.mkdtemp()
         given = [SERVE, f"--port={self.port}", *DEADLINES, *arguments]
         self.process = tiny.FORKS.Process(

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from twotower.bundle.bundle import read_manifest
 from twotower.serving.asks import FieldError
 from twotower.serving.checks import Checks, failed
 from twotower.serving.live import Live
@@ -38,6 +39,8 @@ class Deployer:
         prepare: Applies all changes of items to a pipeline that was just opened.
         checks: What a bundle must show before it serves.
         metrics: Where deploys are counted.
+        lacks: Says why an index process cannot answer for a training yet, "" where it can; None
+            where the indexes are in this process.
 
     Attributes:
         live: What answers.
@@ -51,9 +54,11 @@ class Deployer:
         prepare: Callable[[Pipeline], None],
         checks: Checks,
         metrics: Metrics,
+        lacks: Callable[[str], str] | None = None,
     ) -> None:
         self._registry, self._load = registry, load
         self._prepare, self._checks, self._metrics = prepare, checks, metrics
+        self._lacks = lacks
         # What the registry named when it was looked at last.
         self._active = registry.active if registry is not None else Active()
         versions = tuple(v for v in (self._active.version, self._active.canary) if v)
@@ -86,6 +91,8 @@ class Deployer:
             wanted = dataclasses.replace(registry.active, canary=version, share=share)
         else:
             wanted = Active(version)
+        if why := self._missing(wanted):
+            raise FieldError("version", why)
         self._follow(wanted, self._checks)
         registry.activate(version, share)
         self._active = registry.active
@@ -104,23 +111,37 @@ class Deployer:
             wanted = Active(now.previous)
         else:
             raise FieldError("version", "there is no previous version")
+        if why := self._missing(wanted):
+            raise FieldError("version", why)
         # Its figures may be worse than those of what serves, which somebody has reasons to leave.
         self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
         self.registry.roll_back()
         self._active = self.registry.active
 
     def look(self) -> None:
-        """Makes live what the registry names. What was refused is not tried again before the
-        registry names something else."""
+        """Makes live what the registry names, once an index process elsewhere has it. What was
+        refused is not tried again before the registry names something else."""
         if self._registry is None:
             return
         wanted = self._registry.active
         if wanted.version and wanted != self._active:
+            if why := self._missing(wanted):
+                LOG.info("version %s waits: %s", wanted.version, why)
+                return
             self._active = wanted
             try:
                 self._follow(wanted, self._checks)
             except DeployRefused:
                 return  # logged, and noted in the registry
+
+    def _missing(self, wanted: Active) -> str:
+        """Why an index process elsewhere cannot answer for what is wanted; "" where it can."""
+        for version in (wanted.version, wanted.canary):
+            if self._lacks is not None and version in self.registry.versions:
+                training = read_manifest(self.registry.path(version))["model_version"]
+                if why := self._lacks(training):
+                    return why
+        return ""
 
     def described(self) -> dict[str, Any]:
         """Versions, what is active, and why versions were refused."""

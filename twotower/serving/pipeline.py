@@ -18,21 +18,24 @@ import numpy as np
 from twotower.bundle.item_map import ItemMap
 from twotower.data.dataset import Catalogue, Dataset
 from twotower.funnel.filters import Available, Filters, Seen
-from twotower.funnel.funnel import Answer, Funnel, Inlet
+from twotower.funnel.funnel import Answer, Funnel, Inlet, NoSourceError
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.sources.two_tower import TwoTower
 from twotower.ranking.stage import Rank
 from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
+from twotower.serving.index_client import IndexCallError, IndexClient
 from twotower.serving.journal import ADD, Change
 from twotower.serving.query_cache import QueryCache
+from twotower.serving.remote_index import QueryBundle
 from twotower.serving.served_bundle import ServedBundle
 
 # The funnel of the two-tower source alone, which every pipeline has.
 TWO_TOWER = "two_tower"
-# How a funnel's reason for a late source begins; all others are errors.
-LATE = "not within"
+# How a funnel's reason begins for a source that is late, and for one whose index elsewhere does not
+# answer; all others are errors.
+LATE, NO_INDEX = "not within", f"{IndexCallError.__name__}: "
 # Newest items of a history that an explained answer names.
 SHOWN_HISTORY = 100
 # Mapped items from whose points that of a query is computed.
@@ -55,6 +58,7 @@ class Pipeline:
         cache_seconds: How long they are kept.
         index: Index of the funnel `two_tower` and of searches that name none; by default `hnsw`
             where the bundle has it, else `exact`.
+        client: Calls the process that has the indexes; None for indexes in this process.
 
     Attributes:
         bundle: The bundle.
@@ -75,8 +79,13 @@ class Pipeline:
         cache_size: int = 10_000,
         cache_seconds: float = 30.0,
         index: str = "",
+        client: IndexClient | None = None,
     ) -> None:
-        self.bundle = bundle = ServedBundle(directory, index)
+        self.bundle = bundle = (
+            ServedBundle(directory, index)
+            if client is None
+            else QueryBundle(directory, client, index)
+        )
         encode = bundle.encode if dataset is None else bundle.encoder(dataset)
         names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
         self.cache = QueryCache(encode, names, bundle.manifest["dim"], cache_size, cache_seconds)
@@ -112,7 +121,7 @@ class Pipeline:
         item = self.catalogue.ids_of(self.bundle.keys[:1]).tolist()
         for name in self.funnels:
             for answer in self.recommend([Ask(history=item, funnel=name), Ask(funnel=name)], False):
-                if isinstance(answer, Exception):
+                if isinstance(answer, Exception) and not _passes(answer):
                     raise answer
 
     # Answers.
@@ -153,10 +162,10 @@ class Pipeline:
         begun = time.perf_counter()
         try:
             answer = self.funnels[name].recommend(requests_of(asks, rows), k, deadlines)
-            failed = any(not why.startswith(LATE) for why in answer.missing.values())
+            failed = not all(map(passing, answer.missing.values()))
         except Exception as error:
-            if len(asks) == 1:
-                return [error]
+            if len(asks) == 1 or _passes(error):
+                return [error] * len(asks)
             failed = True
         if failed and len(asks) > 1:
             # One request that a source cannot read must not cost the others their answer.
@@ -203,8 +212,7 @@ class Pipeline:
             "model_version": self.model_version,
             "funnel": funnel,
             "unknown": row.unknown,
-            # The reason may name a path of this machine, which is no business of a client.
-            "missing": {name: why.split(":")[0] for name, why in answer.missing.items()},
+            "missing": {name: public(why) for name, why in answer.missing.items()},
         }
         if ask.explain:
             found |= explained(
@@ -383,3 +391,26 @@ class Pipeline:
         stages = [stage for funnel in self.funnels.values() for stage in funnel.stages]
         filters = [f for stage in stages if isinstance(stage, Filters) for f in stage.filters]
         return [some for some in filters if isinstance(some, Available)]
+
+
+def passing(why: str) -> bool:
+    """Whether a source is missing for a reason that concerns all requests alike, and passes: it is
+    late, or its index elsewhere does not answer.
+
+    >>> passing("not within its deadline of 30 ms"), passing("ValueError: no text")
+    (True, False)
+    """
+    return why.startswith((LATE, NO_INDEX))
+
+
+def public(why: str) -> str:
+    """The reason as a client may read it: that of most errors may name a path of this machine.
+
+    >>> public("OSError: /srv/W/bundle is gone"), public("IndexCallError: it does not answer")
+    ('OSError', 'it does not answer')
+    """
+    return why.removeprefix(NO_INDEX) if why.startswith(NO_INDEX) else why.split(":")[0]
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, NoSourceError) and all(map(passing, error.missing.values()))

@@ -21,6 +21,9 @@ from twotower.data.dataset import Dataset
 from twotower.serving.app import create_app
 from twotower.serving.guard import Limits
 from twotower.serving.histories import Histories
+from twotower.serving.index_app import create_index_app
+from twotower.serving.index_client import IndexClient
+from twotower.serving.index_service import IndexService
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Registry
@@ -31,6 +34,8 @@ from twotower.serving.store import open_store
 # flags, which every user of a machine can read.
 SETTINGS = "TWOTOWER_SERVING"
 TOKEN, ADMIN_TOKEN = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
+# What a query process sends to its index process.
+INDEX_TOKEN = "TWOTOWER_INDEX_TOKEN"
 # Seconds that requests under way have after SIGTERM.
 GRACE = 20
 
@@ -48,6 +53,9 @@ class Settings:
         store: Of the sessions: `memory`, or an address of Redis.
         index: Of the two-tower funnel and of searches; "" for `hnsw` if there is one.
         source_deadline: Seconds that a source of a funnel may take.
+        role: `query` has towers, funnels and sessions, and asks an index process;
+            `index` has vectors and indexes; `all` has both in one process.
+        index_url: Address of the index process, for the role `query`.
         options: Of the service.
         limits: What is refused.
     """
@@ -59,6 +67,8 @@ class Settings:
     store: str = "memory"
     index: str = ""
     source_deadline: float = 1.0
+    role: str = "all"
+    index_url: str = ""
     options: Options = dataclasses.field(default_factory=Options)
     limits: Limits = dataclasses.field(default_factory=Limits)
 
@@ -80,10 +90,22 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         workers: Number of processes.
 
     Raises:
-        ValueError: Several processes whose sessions would differ.
+        ValueError: Several processes whose sessions or vectors would differ; or an address of an
+            index for another role than `query`.
     """
     import uvicorn
 
+    if (settings.role == "query") != bool(settings.index_url):
+        raise ValueError(
+            "a query process, and no other, has the address of its index: give --role=query "
+            f"--index_url=http://127.0.0.1:8001; got the role {settings.role!r} and the address "
+            f"{settings.index_url!r}."
+        )
+    if workers > 1 and settings.role == "index":
+        raise ValueError(
+            f"an index process is one, which searches in as many threads as there are cores; got "
+            f"--workers={workers}."
+        )
     if workers > 1 and settings.store == "memory":
         raise ValueError(
             f"{workers} processes need a store that they share, or a user's next request would "
@@ -110,11 +132,6 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
 
 def app() -> Any:
     """The app of the settings in the environment; uvicorn calls it in each process."""
-    import tensorflow as tf
-
-    # Several threads for one small request cost more than they give, and other processes' cores.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     # A thread that loads a bundle lets go of the interpreter sooner for one that answers.
     sys.setswitchinterval(0.001)
     log_as_json()
@@ -124,6 +141,13 @@ def app() -> Any:
         token=os.environ.get(TOKEN, ""),
         admin_token=os.environ.get(ADMIN_TOKEN, ""),
     )
+    if settings.role == "index":  # which never needs TensorFlow
+        return create_index_app(index_service_of(settings), limits)
+    import tensorflow as tf
+
+    # Several threads for one small request cost more than they give, and other processes' cores.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     return create_app(service_of(settings), limits)
 
 
@@ -134,19 +158,22 @@ def service_of(settings: Settings) -> Service:
         BundleError: A bundle that is damaged.
         ValueError: Neither a bundle nor an active version of a registry.
     """
-    registry = Registry(settings.registry) if settings.registry else None
-    folders = [pathlib.Path(settings.bundle)] if settings.bundle else []
-    share = 0.0
+    registry = registry_of(settings)
+    folders, share = [pathlib.Path(settings.bundle)], 0.0
     if registry is not None:
-        if not registry.active.version and settings.bundle:
-            registry.activate(registry.put(settings.bundle))
         active, share = registry.active, registry.active.share
         folders = [registry.path(v) for v in (active.version, active.canary) if v]
-    if not folders:
-        raise ValueError("there is nothing to serve: give a bundle, or a registry with one.")
     dataset = _dataset(folders[0], settings.data_dir)
+    client = None
+    if settings.index_url:
+        token = os.environ.get(INDEX_TOKEN, "")
+        client = IndexClient(settings.index_url, settings.source_deadline, token)
     load = functools.partial(
-        Pipeline, dataset=dataset, source_deadline=settings.source_deadline, index=settings.index
+        Pipeline,
+        dataset=dataset,
+        source_deadline=settings.source_deadline,
+        index=settings.index,
+        client=client,
     )
     return Service(
         Live(tuple(map(load, folders)), share),
@@ -156,7 +183,39 @@ def service_of(settings: Settings) -> Service:
         options=settings.options,
         registry=registry,
         load=load,
+        lacks=None if client is None else client.lacks,
     )
+
+
+def index_service_of(settings: Settings) -> IndexService:
+    """The index process of settings.
+
+    Raises:
+        BundleError: A bundle that is damaged.
+        ValueError: Neither a bundle nor an active version of a registry.
+    """
+    return IndexService(
+        settings.state,
+        settings.bundle,
+        registry_of(settings),
+        settings.index,
+        settings.options.deadline,
+    )
+
+
+def registry_of(settings: Settings) -> Registry | None:
+    """The registry of settings, with an active version, or None.
+
+    Raises:
+        BundleError: A bundle that is damaged.
+        ValueError: Neither a bundle nor an active version of a registry.
+    """
+    registry = Registry(settings.registry) if settings.registry else None
+    if registry is not None and not registry.active.version and settings.bundle:
+        registry.activate(registry.put(settings.bundle))
+    if not settings.bundle and (registry is None or not registry.active.version):
+        raise ValueError("there is nothing to serve: give a bundle, or a registry with one.")
+    return registry
 
 
 def _dataset(bundle: pathlib.Path, data_dir: str) -> Dataset | None:

@@ -121,19 +121,47 @@ class Embed(Body):
     )
 
 
+Version = Annotated[str, Field(min_length=1, max_length=64)]
+Vector = Annotated[list[Number], Field(min_length=1, max_length=8192)]
+
+
 class Search(Body):
     """Body of `POST /search`."""
 
-    vectors: Annotated[
-        list[Annotated[list[Number], Field(min_length=1, max_length=8192)]],
-        Field(min_length=1, max_length=MAX_ROWS),
-    ]
-    model_version: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+    vectors: Annotated[list[Vector], Field(min_length=1, max_length=MAX_ROWS)]
+    model_version: Version = Field(
         description="The training that the vectors are of, as /embed answers it."
     )
     k: K = 10
     index: Annotated[str, Field(max_length=64)] = ""
     exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE)] = Field(default_factory=list)
+
+
+class Retrieve(Body):
+    """Body of `POST /retrieve`, by which query processes ask an index process."""
+
+    model_version: Version = Field(description="The training that the vectors are of.")
+    vectors: str = Field(description="float32, little-endian, vector after vector, as base64.")
+    k: Annotated[int, Field(ge=1, lt=2**31)] = 10
+    index: Annotated[str, Field(max_length=64)] = ""
+    exclude: list[list[Id]] = Field(
+        default_factory=list, description="Items not to find, a list for each vector; or no list."
+    )
+
+
+class NewVector(Body):
+    """An item and its vector."""
+
+    item_id: Id
+    vector: Vector
+
+
+class Vectors(Body):
+    """Body of `POST /items` of an index process."""
+
+    model_version: Version = Field(description="The training that the vectors are of.")
+    add: Annotated[list[NewVector], Field(max_length=MAX_ROWS)] = Field(default_factory=list)
+    remove: Annotated[list[Id], Field(max_length=MAX_ROWS)] = Field(default_factory=list)
 
 
 class Similar(Body):

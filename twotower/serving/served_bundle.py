@@ -124,6 +124,18 @@ class ServedBundle(Bundle):
             raise FieldError("item_id", "there is no such item in the index")
         return self.search(vectors[row], k, [item_id], index)[0]
 
+    def as_vectors(self, rows: Sequence[Sequence[float]]) -> np.ndarray:
+        """Vectors of a request, `[num_vectors, dim]` float32.
+
+        Raises:
+            FieldError: Rows of another length than this bundle's vectors.
+        """
+        dim = self.manifest["dim"]
+        if wrong := [len(row) for row in rows if len(row) != dim]:
+            raise FieldError("vectors", f"expected {dim} numbers each; got {wrong[0]}")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused by a search
+            return np.array(rows, np.float64).astype(np.float32).reshape(-1, dim)
+
     @property
     def num_items(self) -> int:
         """Number of items that a search may find."""

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from twotower.funnel.funnel import Answer
 from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError
@@ -20,6 +18,7 @@ from twotower.serving.checks import Checks
 from twotower.serving.deployer import Deployer
 from twotower.serving.events import EventLog
 from twotower.serving.histories import Histories
+from twotower.serving.index_client import IndexCallError
 from twotower.serving.journal import Journal
 from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
@@ -65,6 +64,8 @@ class Service:
         registry: Whose active version is followed; None for one bundle for ever.
         load: Opens a bundle's folder as a pipeline, for deploys.
         checks: What a bundle must show before it serves.
+        lacks: Says why an index process cannot answer for a training yet, "" where it can; None
+            where the indexes are in this process.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Service:
         registry: Registry | None = None,
         load: Callable[[pathlib.Path], Pipeline] = Pipeline,
         checks: Checks | None = None,
+        lacks: Callable[[str], str] | None = None,
     ) -> None:
         self.options, self.metrics = options or Options(), Metrics()
         self.store = store or MemoryStore()
@@ -85,9 +87,12 @@ class Service:
         state.mkdir(parents=True, exist_ok=True)
         self.event_log, self.journal = EventLog(state / "events"), Journal(state / "items.sqlite")
         for pipeline in live.pipelines:
-            self._prepare(pipeline)
+            try:
+                self._prepare(pipeline)
+            except IndexCallError as error:  # other sources answer; `_look` sends the items later
+                LOG.error("added items are not in the index yet: %s", error)
         self._deployer = Deployer(
-            live, registry, load, self._prepare, checks or Checks(), self.metrics
+            live, registry, load, self._prepare, checks or Checks(), self.metrics, lacks
         )
         self.is_ready = False
         self._batcher: Batcher[schemas.Recommend, dict[str, Any]] = Batcher(
@@ -218,11 +223,7 @@ class Service:
             raise FieldError("model_version", f"the index holds vectors of {live}; embed again")
 
         def search() -> dict[str, Any]:
-            dim = pipeline.bundle.manifest["dim"]
-            if wrong := [len(row) for row in body.vectors if len(row) != dim]:
-                raise FieldError("vectors", f"expected {dim} numbers each; got {wrong[0]}")
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
-                vectors = np.array(body.vectors, np.float64).astype(np.float32)
+            vectors = pipeline.bundle.as_vectors(body.vectors)
             rows = pipeline.bundle.search(vectors, body.k, body.exclude, body.index)
             return {"items": rows, "model_version": pipeline.model_version}
 
@@ -374,12 +375,14 @@ class Service:
         """Applies the changes of items that the live pipelines lack."""
         for pipeline in self.live.pipelines:
             pipeline.apply(self.journal.since(pipeline.sequence))
+            pipeline.bundle.send_changes()
 
     def _prepare(self, pipeline: Pipeline) -> None:
         """Applies all changes of items to a bundle that was just opened."""
         pipeline.observe = self._observe_funnel
         exported = self.journal.exported(pipeline.model_version)
         pipeline.apply(self.journal.since(0), exported)
+        pipeline.bundle.send_changes()
 
     # Deploys.
 
@@ -425,8 +428,10 @@ class Service:
 
     def _look(self) -> None:
         """Applies changes of items, and deploys what the registry names."""
-        if self.journal.last > min(pipeline.sequence for pipeline in self.live.pipelines):
+        try:
             self._catch_up()
+        except IndexCallError as error:
+            LOG.error("changes of items wait for the index: %s", error)
         self._deployer.look()
 
     async def stop(self) -> None:
