@@ -38,6 +38,7 @@ flags.DEFINE_integer("workers", 1, "Processes; as many as cores, with Redis.", 1
 flags.DEFINE_string("index", "", "Of the two-tower source and of searches; hnsw if there is one.")
 flags.DEFINE_enum("role", "all", ["all", "query", "index"], "Towers, vectors, or both.")
 flags.DEFINE_string("index_url", "", "Address of the index process, with --role=query.")
+flags.DEFINE_string("trace", "", "OpenTelemetry collector, such as http://127.0.0.1:4318.")
 flags.DEFINE_float("max_wait", 2.0, "Milliseconds that a request may wait for others.", 0)
 flags.DEFINE_integer("max_batch", 64, "Most requests that are answered together.", 1)
 flags.DEFINE_float("deadline", 2000.0, "Milliseconds after which a request is given up.", 1)
@@ -72,6 +73,7 @@ def main() -> None:
         source_deadline=FLAGS.source_deadline / 1e3,
         role=FLAGS.role,
         index_url=FLAGS.index_url,
+        trace=FLAGS.trace,
         options=Options(FLAGS.max_batch, FLAGS.max_wait / 1e3, FLAGS.deadline / 1e3),
         limits=Limits(body_bytes, concurrency=FLAGS.concurrency, rate=FLAGS.rate),
     )

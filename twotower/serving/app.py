@@ -41,6 +41,8 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         await service.start()
         yield
         await service.stop()
+        if service.tracing is not None:
+            service.tracing.close()
 
     app = FastAPI(
         title="twotower", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
@@ -158,4 +160,4 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
 
     answer_errors(app)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    return Guard(app, limits or Limits(), service.metrics)
+    return Guard(app, limits or Limits(), service.metrics, service.tracing)

@@ -28,6 +28,7 @@ class Ask:
         funnel: Name of a funnel; "" for the default.
         objective_weights: Objective -> its weight, for funnels that rank.
         explain: Whether the answer says why each item is there.
+        span: Of the trace that the request belongs to; None for none.
     """
 
     user_id: str = ""
@@ -42,6 +43,7 @@ class Ask:
     funnel: str = ""
     objective_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     explain: bool = False
+    span: Any = None
 
 
 class FieldError(ValueError):

@@ -13,11 +13,14 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cachetools
 
 from twotower.serving.metrics import Metrics
+
+if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
+    from twotower.serving.tracing import Tracing
 
 LOG = logging.getLogger("twotower.serving")
 # Request ids that are taken from the caller: no line break or quote can get into the log.
@@ -82,10 +85,14 @@ class Guard:
         app: The ASGI app inside.
         limits: What to refuse.
         metrics: Where requests are counted.
+        tracing: Makes a span for each request; None for no traces.
     """
 
-    def __init__(self, app: Any, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: Any, limits: Limits, metrics: Metrics, tracing: "Tracing | None" = None
+    ) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
+        self._tracing = tracing
         self._running = 0
         # Caller -> (what is left of the burst, when that was).
         self._callers: Any = cachetools.LRUCache(10_000)
@@ -96,11 +103,27 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        begun, headers = time.perf_counter(), dict(scope["headers"])
+        headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        if self._tracing is None or scope["path"] in OPEN:
+            await self._answer(scope, headers, receive, send, request_id)
+        else:
+            with self._tracing.request(headers, scope["method"][:16], request_id) as span:
+                await self._answer(scope, headers, receive, send, request_id, span)
+
+    async def _answer(
+        self,
+        scope: Message,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        span: Any = None,
+    ) -> None:
+        """Has a request answered, and counts and logs it."""
+        begun, status = time.perf_counter(), 0
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -131,6 +154,8 @@ class Guard:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(seconds)
+            if self._tracing is not None and span is not None:
+                self._tracing.answered(span, scope["method"][:16], route, status)
             if LOG.isEnabledFor(logging.INFO):
                 line = {
                     "request_id": request_id,

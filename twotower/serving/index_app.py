@@ -26,6 +26,8 @@ def create_index_app(service: IndexService, limits: Limits | None = None) -> Any
         await service.start()
         yield
         await service.stop()
+        if service.tracing is not None:
+            service.tracing.close()
 
     app = FastAPI(
         title="twotower index",
@@ -71,4 +73,4 @@ def create_index_app(service: IndexService, limits: Limits | None = None) -> Any
         return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")
 
     answer_errors(app)
-    return Guard(app, limits or Limits(), service.metrics)
+    return Guard(app, limits or Limits(), service.metrics, service.tracing)

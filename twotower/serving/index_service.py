@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from twotower.serving.metrics import Metrics
 from twotower.serving.registry import Registry, verify
 from twotower.serving.served_bundle import ServedBundle
 from twotower.serving.service import FOLLOW, LateError
+
+if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
+    from twotower.serving.tracing import Tracing
 
 LOG = logging.getLogger("twotower.serving")
 
@@ -54,6 +57,7 @@ class IndexService:
         index: Index of searches that name none; see `ServedBundle`.
         deadline: Seconds after which a request is given up.
         checks: What an index must show before it serves.
+        tracing: Makes the spans of requests; None for no traces.
 
     Raises:
         BundleError: A bundle that is damaged.
@@ -68,8 +72,9 @@ class IndexService:
         index: str = "",
         deadline: float = 2.0,
         checks: Checks | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
-        self.metrics, self.is_ready = Metrics(), False
+        self.metrics, self.tracing, self.is_ready = Metrics(), tracing, False
         self._registry, self._index, self._deadline = registry, index, deadline
         self._checks = checks or Checks()
         state = pathlib.Path(state)

@@ -42,6 +42,8 @@ SHOWN_HISTORY = 100
 NEAREST = 10
 # Genres among which a request may choose.
 MAX_GENRES = 40
+# When the vectors of a batch were computed.
+Encoded = tuple[float, float] | None
 
 
 class Pipeline:
@@ -64,7 +66,8 @@ class Pipeline:
         bundle: The bundle.
         funnels: Name -> funnel.
         cache: Query vectors of requests that were asked before.
-        observe: Called with each funnel's answer to a batch; None for nobody.
+        observe: Called with each batch, the funnel's answer to it, and when its vectors were
+            computed (`QueryCache.took`), None where they were not; None for nobody.
 
     Raises:
         BundleError: A part that is missing, changed, or of another training.
@@ -103,7 +106,7 @@ class Pipeline:
         self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
         self._num_exported = len(bundle.catalogue)
         self._changing = threading.Lock()
-        self.observe: Callable[[Answer], None] | None = None
+        self.observe: Callable[[Sequence[Ask], Answer, Encoded], None] | None = None
         self.sequence = 0  # last change of the journal that is applied
 
     @property
@@ -158,10 +161,10 @@ class Pipeline:
         self, name: str, asks: Sequence[Ask], rows: Sequence[Row], deadlines: bool
     ) -> list[Any]:
         """Answers of one funnel, or an exception for each."""
-        k = max(ask.k for ask in asks)
+        requests, k = requests_of(asks, rows), max(ask.k for ask in asks)
         begun = time.perf_counter()
         try:
-            answer = self.funnels[name].recommend(requests_of(asks, rows), k, deadlines)
+            answer = self.funnels[name].recommend(requests, k, deadlines)
             failed = not all(map(passing, answer.missing.values()))
         except Exception as error:
             if len(asks) == 1 or _passes(error):
@@ -172,7 +175,7 @@ class Pipeline:
             return [self._ask(name, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)]
         seconds = time.perf_counter() - begun
         if self.observe is not None:
-            self.observe(answer)
+            self.observe(asks, answer, self.cache.took.get(requests))
         # Read after the answer, which may have an item that was added meanwhile.
         cards = self.bundle.cards
         return [

@@ -14,7 +14,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
@@ -29,6 +29,9 @@ from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Registry
 from twotower.serving.service import Options, Service
 from twotower.serving.store import open_store
+
+if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
+    from twotower.serving.tracing import Tracing
 
 # Settings reach the processes that uvicorn starts by the environment; tokens do, too, and are no
 # flags, which every user of a machine can read.
@@ -56,6 +59,7 @@ class Settings:
         role: `query` has towers, funnels and sessions, and asks an index process;
             `index` has vectors and indexes; `all` has both in one process.
         index_url: Address of the index process, for the role `query`.
+        trace: Address of an OpenTelemetry collector; "" for no traces.
         options: Of the service.
         limits: What is refused.
     """
@@ -69,6 +73,7 @@ class Settings:
     source_deadline: float = 1.0
     role: str = "all"
     index_url: str = ""
+    trace: str = ""
     options: Options = dataclasses.field(default_factory=Options)
     limits: Limits = dataclasses.field(default_factory=Limits)
 
@@ -95,6 +100,8 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     """
     import uvicorn
 
+    if settings.trace:
+        import twotower.serving.tracing  # noqa: F401 (an error here is easier to read)
     if (settings.role == "query") != bool(settings.index_url):
         raise ValueError(
             "a query process, and no other, has the address of its index: give --role=query "
@@ -151,6 +158,20 @@ def app() -> Any:
     return create_app(service_of(settings), limits)
 
 
+def tracing_of(settings: Settings) -> "Tracing | None":
+    """What makes the spans of settings, or None.
+
+    Raises:
+        ImportError: The extra `tracing` is not installed.
+    """
+    if not settings.trace:
+        return None
+    from twotower.serving.tracing import Tracing
+
+    name = "twotower" if settings.role == "all" else f"twotower-{settings.role}"
+    return Tracing.to(settings.trace, name)
+
+
 def service_of(settings: Settings) -> Service:
     """The service of settings.
 
@@ -184,6 +205,7 @@ def service_of(settings: Settings) -> Service:
         registry=registry,
         load=load,
         lacks=None if client is None else client.lacks,
+        tracing=tracing_of(settings),
     )
 
 
@@ -200,6 +222,7 @@ def index_service_of(settings: Settings) -> IndexService:
         registry_of(settings),
         settings.index,
         settings.options.deadline,
+        tracing=tracing_of(settings),
     )
 
 
@@ -245,7 +268,8 @@ def log_as_json() -> None:
     """Writes the logs of this package and of uvicorn to standard error, as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name in ("twotower.serving", "uvicorn", "absl"):
+    for name in ("twotower.serving", "uvicorn", "absl", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING if name == "absl" else logging.INFO)
+        is_ours = name in ("twotower.serving", "uvicorn")
+        logger.setLevel(logging.INFO if is_ours else logging.WARNING)

@@ -5,6 +5,8 @@ and so the key; a deploy begins with an empty cache. So no entry is ever out of 
 """
 
 import threading
+import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import cachetools
@@ -30,6 +32,8 @@ class QueryCache:
     Attributes:
         hits: Number of vectors that were found.
         misses: Number of vectors that were computed.
+        took: Requests whose vectors were asked for -> when that began and ended, by
+            `time.perf_counter`, as long as the requests are there.
     """
 
     def __init__(
@@ -40,11 +44,18 @@ class QueryCache:
         if size:
             self._known = cachetools.TTLCache(size, seconds)
         self._lock, self.hits, self.misses = threading.Lock(), 0, 0
+        self.took: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         # Several sources of a funnel ask for the same requests.
-        self._once = once(self._vectors)
+        self._once = once(self._timed)
 
     def __call__(self, requests: Requests) -> np.ndarray:
         return self._once(requests)
+
+    def _timed(self, requests: Requests) -> np.ndarray:
+        begun = time.perf_counter()
+        vectors = self._vectors(requests)
+        self.took[requests] = begun, time.perf_counter()
+        return vectors
 
     def _vectors(self, requests: Requests) -> np.ndarray:
         if self._known is None:

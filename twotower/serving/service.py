@@ -8,7 +8,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twotower.funnel.funnel import Answer
 from twotower.serving import schemas
@@ -22,10 +22,13 @@ from twotower.serving.index_client import IndexCallError
 from twotower.serving.journal import Journal
 from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
-from twotower.serving.pipeline import Pipeline
+from twotower.serving.pipeline import Encoded, Pipeline
 from twotower.serving.registry import Registry
 from twotower.serving.sessions import Deed, Session, Sessions
 from twotower.serving.store import MemoryStore, Store, StoreError
+
+if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
+    from twotower.serving.tracing import Tracing
 
 # Seconds between looks for another active version, changes of items by other processes, and
 # events to write as Parquet.
@@ -66,6 +69,7 @@ class Service:
         checks: What a bundle must show before it serves.
         lacks: Says why an index process cannot answer for a training yet, "" where it can; None
             where the indexes are in this process.
+        tracing: Makes the spans of requests; None for no traces.
     """
 
     def __init__(
@@ -79,8 +83,9 @@ class Service:
         load: Callable[[pathlib.Path], Pipeline] = Pipeline,
         checks: Checks | None = None,
         lacks: Callable[[str], str] | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
-        self.options, self.metrics = options or Options(), Metrics()
+        self.options, self.metrics, self.tracing = options or Options(), Metrics(), tracing
         self.store = store or MemoryStore()
         self.sessions, self._histories = Sessions(self.store), histories
         state = pathlib.Path(state)
@@ -95,7 +100,7 @@ class Service:
             live, registry, load, self._prepare, checks or Checks(), self.metrics, lacks
         )
         self.is_ready = False
-        self._batcher: Batcher[schemas.Recommend, dict[str, Any]] = Batcher(
+        self._batcher: Batcher[tuple[schemas.Recommend, Any], dict[str, Any]] = Batcher(
             self._recommend, self.options.max_batch, self.options.max_wait, self._observe
         )
         self._events: Batcher[schemas.Events, None] = Batcher(self._note, 256, 0.0)
@@ -118,17 +123,21 @@ class Service:
             FieldError: A value that does not fit the live bundle.
             LateError: The deadline has passed.
         """
-        return await self._in_time(self._batcher.submit(body))
+        span = None if self.tracing is None else self.tracing.current()
+        return await self._in_time(self._batcher.submit((body, span)))
 
-    def _recommend(self, bodies: Sequence[schemas.Recommend]) -> list[dict[str, Any] | Exception]:
-        """Answers of a batch; in the batcher's thread."""
+    def _recommend(
+        self, asked: Sequence[tuple[schemas.Recommend, Any]]
+    ) -> list[dict[str, Any] | Exception]:
+        """Answers of a batch of bodies with their spans; in the batcher's thread."""
+        bodies = [body for body, _ in asked]
         live, is_known = self.live, True
         try:
             sessions = self.sessions.of([body.user_id for body in bodies])
         except StoreError as error:  # an answer without the session is better than none
             LOG.error("sessions are left out: %s", error)
             sessions, is_known = [Session()] * len(bodies), False
-        asks = [self._ask(body, session) for body, session in zip(bodies, sessions)]
+        asks = [self._ask(body, session, span) for (body, span), session in zip(asked, sessions)]
         rows: dict[int, list[int]] = {}
         answers: list[Any] = [None] * len(bodies)
         for number, body in enumerate(bodies):
@@ -154,7 +163,7 @@ class Service:
             for name in answer["missing"]:
                 self.metrics.missing.labels(name).inc()
 
-    def _ask(self, body: schemas.Request, session: Session) -> Ask:
+    def _ask(self, body: schemas.Request, session: Session, span: Any = None) -> Ask:
         """A body and what the service knows of its user, as the pipeline takes it."""
         if body.history is None and self._histories is not None:
             history, times, ratings = self._histories.of(body.user_id)
@@ -194,6 +203,7 @@ class Service:
             funnel=body.funnel,
             objective_weights=body.objective_weights,
             explain=body.explain,
+            span=span,
         )
 
     async def embed(self, body: schemas.Embed) -> dict[str, Any]:
@@ -294,10 +304,14 @@ class Service:
         loop = asyncio.get_running_loop()
         return await self._in_time(loop.run_in_executor(self._others, function))
 
-    def _observe_funnel(self, answer: Answer) -> None:
+    def _observe_funnel(self, asks: Sequence[Ask], answer: Answer, encoded: Encoded) -> None:
+        if encoded is not None:
+            self.metrics.stage_seconds.labels("encode").observe(encoded[1] - encoded[0])
         for step in answer.steps:
             self.metrics.stage_seconds.labels(step.name).observe(step.seconds)
         self.metrics.fallback.inc(answer.fallback)
+        if self.tracing is not None:
+            self.tracing.steps(asks, answer, encoded)
 
     def _observe(self, size: int, waited: float) -> None:
         self.metrics.batch.observe(size)
