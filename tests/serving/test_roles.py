@@ -16,7 +16,7 @@ import pytest
 import tiny
 import urllib3
 from fastapi.testclient import TestClient
-from test_processes import DEADLINES, ENDED, SERVE, Process, free_port
+from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz
 
 from twotower.bundle.bundle import Bundle
 from twotower.ragged import Ragged
@@ -48,6 +48,9 @@ class IndexProcess:
             [sys.executable, "-c", code], stdout=self._log, stderr=self._log, env=environment
         )
         self.client = httpx2.Client(base_url=self.url, timeout=120)
+
+    def wait(self) -> None:
+        """Waits until it answers."""
         end = time.monotonic() + tiny.LIMIT
         while time.monotonic() < end and self.process.poll() is None:
             with contextlib.suppress(httpx2.TransportError):
@@ -106,7 +109,8 @@ def test_two_processes_answer_as_one_and_change_their_training_together(
     follows, index_state = f"--registry={registry.folder}", f"--state={tmp_path / 'index'}"
     index = started(IndexProcess, follows, index_state)
     where = f"--state={tmp_path / 'query'}", "--role=query", f"--index_url={index.url}"
-    query = started(Process, follows, *where)
+    query = started(Process, follows, *where)  # which may be there before its index is
+    index.wait()
 
     history = ["i00003", "i00007", "i00011"]
     body = {"history": history, "k": 8, "funnel": "two_tower"}
@@ -152,7 +156,11 @@ def test_two_processes_answer_as_one_and_change_their_training_together(
     held = index.client.post("/deploys", json={"version": second}).json()
     assert held["model_versions"] == versions
     assert query.client.get("/readyz").json()["model_version"] == versions[0]
-    assert query.post("/deploys", {"version": second}).status_code == 200
+    addresses = f"--index_url={index.url}", f"--url=http://127.0.0.1:{query.port}"
+    tiny.script(
+        tiny.ROOT / "experiments" / "deploy.py", follows, f"--bundle={other_folder}", *addresses
+    )
+    assert query.client.get("/readyz").json()["model_version"] == versions[1]
     assert "new-1" in (names := answered())
     assert [name for name in names if name != "new-1"][:8] == later[:8]
     # Without calls both follow the registry.
@@ -173,9 +181,18 @@ def test_two_processes_answer_as_one_and_change_their_training_together(
     assert error(query.post("/items", {"add": [{"item_id": "new-2"}]}), 503)["code"] == "index"
     # It comes back with its items, and hears of those that came meanwhile.
     index = started(IndexProcess, follows, index_state, port=index.port)
+    index.wait()
     waited_for(lambda: {"new-1", "new-2"} <= {*answered()}, True)
     assert gone not in answered()
     assert query.end(signal.SIGTERM) == ENDED and index.end() == 0
+
+
+@pytest.mark.slow
+def test_nothing_that_the_description_of_an_index_allows_fails(bundle_folder, tmp_path, started):
+    index = started(IndexProcess, f"--bundle={bundle_folder}", f"--state={tmp_path}")
+    index.wait()
+    fuzz(index.client, index.url, ["/search", "/retrieve", "/items", "/deploys"])
+    assert index.end() == 0
 
 
 @pytest.fixture(scope="module")
