@@ -166,9 +166,7 @@ def test_two_processes_answer_as_one_and_change_their_training_together(
     # Without calls both follow the registry.
     registry.roll_back()
     waited_for(lambda: query.client.get("/readyz").json()["model_version"], versions[0])
-    assert [name for name in answered() if name != "new-1"][:3] == [i for i in truth if i != gone][
-        :3
-    ]
+    assert {*truth} - {gone} <= {*answered(9)}
 
     # Without its index the funnel goes on without that source, and says so where it has no other.
     assert index.end() == 0, index.log
