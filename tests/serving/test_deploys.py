@@ -216,11 +216,11 @@ def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_fold
     asyncio.run(service.deploy(second, 0.5))
     assert service.choices()["versions"] == service.status()["versions"] == [first, second]
     bodies = [schemas.Recommend(**BODY, version=version) for version in (second, "x", first)]
-    new, wrong, old = service._recommend(bodies)
+    new, wrong, old = service._recommend([(body, None) for body in bodies])
     assert (new["model_version"], old["model_version"]) == (second[:16], first[:16])
     assert isinstance(wrong, FieldError) and wrong.field == "version"
     asyncio.run(service.roll_back())
-    (gone,) = service._recommend(bodies[:1])
+    (gone,) = service._recommend([(bodies[0], None)])
     assert str(gone) == f"not loaded; there are {first}"
     asyncio.run(service.stop())
 
