@@ -1,8 +1,6 @@
 """Query towers and indexes as processes of their own."""
 
-import base64
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -11,18 +9,12 @@ import tempfile
 import time
 
 import httpx2
-import numpy as np
 import pytest
 import tiny
-import urllib3
-from fastapi.testclient import TestClient
 from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz
 
 from twotower.bundle.bundle import Bundle
-from twotower.ragged import Ragged
-from twotower.serving.index_app import create_index_app
-from twotower.serving.index_client import IndexCallError, IndexClient
-from twotower.serving.index_service import IndexService
+from twotower.serving.index_client import IndexClient
 from twotower.serving.process import Settings, run
 from twotower.serving.registry import Registry
 
@@ -191,120 +183,6 @@ def test_nothing_that_the_description_of_an_index_allows_fails(bundle_folder, tm
     index.wait()
     fuzz(index.client, index.url, ["/search", "/retrieve", "/items", "/deploys"])
     assert index.end() == 0
-
-
-@pytest.fixture(scope="module")
-def service(bundle_folder, tmp_path_factory):
-    return IndexService(tmp_path_factory.mktemp("index"), str(bundle_folder))
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with TestClient(create_index_app(service)) as client:
-        yield client
-
-
-def packed(vectors) -> str:
-    return base64.b64encode(np.asarray(vectors, "<f4").tobytes()).decode()
-
-
-def test_retrieve_takes_and_gives_bytes(client, bundle):
-    vectors = bundle.sample_queries[:2]
-    truth = bundle.retriever("exact").search(vectors, 4)
-    names = bundle.catalogue.ids_of(truth.keys)
-    body = {"model_version": bundle.model_version, "vectors": packed(vectors), "index": "exact"}
-    found = client.post("/retrieve", json={**body, "k": 4}).json()
-    assert found["items"] == names.tolist()
-    scores = np.frombuffer(base64.b64decode(found["scores"]), "<f4")
-    np.testing.assert_array_equal(scores, truth.scores.ravel())
-    # Each vector has its own exclusions, and an item that is not here does no harm.
-    exclude = [[names[0, 0], "never"], []]
-    less = client.post("/retrieve", json={**body, "k": 3, "exclude": exclude}).json()["items"]
-    assert less == [names[0, 1:].tolist(), names[1, :3].tolist()]
-
-
-@pytest.mark.parametrize(
-    "change, field",
-    [
-        ({"model_version": "another"}, "model_version"),
-        ({"vectors": "***"}, "vectors"),
-        ({"vectors": packed([1, 2, 3])}, "vectors"),
-        ({"vectors": ""}, "vectors"),
-        ({"vectors": packed([np.nan] * 8)}, "vectors"),
-        ({"exclude": [[], []]}, "exclude"),
-        ({"index": "ivf"}, "index"),
-        ({"k": 0}, "k"),
-    ],
-)
-def test_a_wrong_search_is_named(client, bundle, change, field):
-    body = {"model_version": bundle.model_version, "vectors": packed(bundle.sample_queries[:1])}
-    wrong = error(client.post("/retrieve", json={**body, **change}), 422)
-    assert wrong["field"] == field and wrong["message"]
-
-
-def test_wrong_vectors_change_nothing(client, bundle):
-    before, version = client.get("/readyz").json()["num_items"], bundle.model_version
-    add = [{"item_id": "n1", "vector": [0.5] * 8}]
-    long, huge = ([{"item_id": "n2", "vector": v}] for v in ([0.5] * 9, [1e300] * 8))
-    for body, field in (
-        ({"model_version": version, "add": long}, "vectors"),
-        ({"model_version": version, "add": huge}, "add"),
-        ({"model_version": version, "add": add, "remove": ["n1"]}, "add"),
-        ({"model_version": "another", "add": add}, "model_version"),
-    ):
-        assert error(client.post("/items", json=body), 422)["field"] == field
-    assert client.get("/readyz").json()["num_items"] == before
-    body = {"model_version": version, "add": add, "remove": ["never"]}
-    assert client.post("/items", json=body).json()["num_items"] == before + 1
-    assert "twotower_index_items 2" in client.get("/metrics").text
-
-
-class Answers:
-    """What an index process may answer, in the place of a pool of connections."""
-
-    def __init__(self, *answers) -> None:
-        self.answers = list(answers)
-
-    def urlopen(self, *_, **__):
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        status, content = answer
-        return urllib3.HTTPResponse(content, status=status)
-
-
-CLOSED = urllib3.exceptions.ProtocolError("Connection aborted")
-LATE = urllib3.exceptions.ReadTimeoutError(None, "/retrieve", "late")
-FOUND = {"model_version": "v1", "items": [["a"], []], "scores": packed([2.0])}
-FOREIGN = {"error": {"field": "model_version", "message": "this index holds vectors of ['v2']"}}
-BUSY = {"error": {"field": "", "message": "too many requests are under way"}}
-
-
-def answered(*answers):
-    client = IndexClient("http://127.0.0.1:1")
-    client._pool = Answers(*answers)
-    return client.retrieve("v1", "hnsw", np.zeros((2, 3), np.float32), 5, Ragged.empty(2, object))
-
-
-def test_a_connection_that_was_closed_is_opened_again():
-    ids, scores = answered(CLOSED, (200, json.dumps(FOUND)))
-    assert [row.tolist() for row in ids] == [["a"], []] and scores.tolist() == [2.0]
-
-
-@pytest.mark.parametrize(
-    "answers, match",
-    [
-        ([CLOSED, CLOSED], "does not answer; come back later"),
-        ([LATE], "does not answer; come back later"),
-        ([(422, json.dumps(FOREIGN))], "no vectors of model v1; deploy the bundle at the index"),
-        ([(503, json.dumps(BUSY))], "answers 503: too many requests"),
-        ([(502, "<html>Bad gateway")], "answers 502: no JSON"),
-        ([(200, json.dumps({**FOUND, "model_version": "v2"}))], "for another training"),
-    ],
-)
-def test_what_an_index_may_do_wrong_is_an_error_that_says_so(answers, match):
-    with pytest.raises(IndexCallError, match=match):
-        answered(*answers)
 
 
 @pytest.mark.parametrize(

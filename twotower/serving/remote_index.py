@@ -65,7 +65,7 @@ class RemoteIndex(BruteForceIndex):
 
 
 class QueryBundle(ServedBundle):
-    """A bundle whose indexes are in another process, which hears of every change of items.
+    """A bundle whose indexes are in another process, which gets every change of items.
 
     Changes count here at once. Those that the index did not take wait for `send_changes`.
 

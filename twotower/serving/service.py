@@ -389,6 +389,7 @@ class Service:
         """Applies the changes of items that the live pipelines lack."""
         for pipeline in self.live.pipelines:
             pipeline.apply(self.journal.since(pipeline.sequence))
+        for pipeline in self.live.pipelines:
             pipeline.bundle.send_changes()
 
     def _prepare(self, pipeline: Pipeline) -> None:

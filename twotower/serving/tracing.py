@@ -111,7 +111,7 @@ class Tracing:
         zero = time.time() - time.perf_counter()
         names = [step.name for step in answer.steps]
         num_sources = names.index("merge")
-        for place, ask in enumerate(asks):
+        for row, ask in enumerate(asks):
             if ask.span is None:
                 continue
             context = trace.set_span_in_context(ask.span)
@@ -128,7 +128,7 @@ class Tracing:
                 add("encode", *encoded)
             for number, step in enumerate(answer.steps):
                 name = f"source {step.name}" if number < num_sources else step.name
-                found = int(step.candidates.counts[place])
+                found = int(step.candidates.counts[row])
                 add(name, step.begun, step.begun + step.seconds, candidates=found)
 
     def close(self) -> None:
