@@ -268,7 +268,7 @@ def log_as_json() -> None:
     """Writes the logs of this package and of uvicorn to standard error, as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name in ("twotower.serving", "uvicorn", "absl", "opentelemetry"):
+    for name in ("twotower.serving", "uvicorn", "absl", "opentelemetry", "urllib3"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         is_ours = name in ("twotower.serving", "uvicorn")
