@@ -87,7 +87,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(DeployRefused)
     async def not_deployed(request: Request, wrong: DeployRefused) -> Response:
         # What a check found is for the administrator, and may name the registry's folder.
-        text = f"{len(wrong.reasons)} checks failed; the log has the reasons, and GET /deploys"
+        text = f"failed checks: {len(wrong.reasons)}; GET /deploys and the log have the reasons"
         return error(request, 409, "refused", text, "version")
 
     @app.exception_handler(HTTPException)
