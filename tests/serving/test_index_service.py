@@ -95,7 +95,7 @@ def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(
 
     def held(look: bool = True) -> list[str]:
         if look:
-            service.look()
+            service._shelf.look()
         return service.status()["versions"]
 
     assert held() == [first]
@@ -108,7 +108,7 @@ def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(
     # The registry's order: the live one is first, and the previous one goes on to answer.
     registry.activate(second)
     assert held() == [second, first]
-    service._asked = ""
+    service._shelf._asked = ""
     registry.activate(bad)  # nobody checked it: it is not held, and the others answer
     assert held() == [second]
     asyncio.run(service.stop())

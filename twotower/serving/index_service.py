@@ -1,13 +1,8 @@
-"""IndexService: an index process, which has vectors and indexes, and no towers and funnels.
-
-It holds the indexes of several trainings at once. Every call names its training, so during a deploy
-query processes of the old one and of the new one are answered, each by its own.
-"""
+"""IndexService: an index process, which has vectors and indexes, and no towers and funnels."""
 
 import asyncio
 import base64
 import concurrent.futures
-import dataclasses
 import logging
 import os
 import pathlib
@@ -15,18 +10,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from twotower.ragged import Ragged
 from twotower.serving import schemas
-from twotower.serving.added_vectors import AddedVectors
 from twotower.serving.asks import FieldError
-from twotower.serving.checks import Checks, failed_indexes
-from twotower.serving.deployer import DeployRefused
+from twotower.serving.checks import Checks
 from twotower.serving.metrics import Metrics
-from twotower.serving.registry import Registry, verify
-from twotower.serving.served_bundle import ServedBundle
+from twotower.serving.registry import Registry
 from twotower.serving.service import FOLLOW, LateError
+from twotower.serving.shelf import Shelf
 
 if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
     from twotower.serving.tracing import Tracing
@@ -36,19 +28,8 @@ LOG = logging.getLogger("twotower.serving")
 Result = TypeVar("Result")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Held:
-    """A bundle that answers, and its version in the registry ("" without one)."""
-
-    version: str
-    bundle: ServedBundle
-
-
 class IndexService:
     """Answers searches from the indexes of one or several bundles.
-
-    With a registry it holds the active version, the previous one, the canary, and the one that
-    `deploy` was called with last.
 
     Args:
         state: Folder for the vectors of added items; made where it does not exist.
@@ -75,16 +56,8 @@ class IndexService:
         tracing: "Tracing | None" = None,
     ) -> None:
         self.metrics, self.tracing, self.is_ready = Metrics(), tracing, False
-        self._registry, self._index, self._deadline = registry, index, deadline
-        self._checks = checks or Checks()
-        state = pathlib.Path(state)
-        state.mkdir(parents=True, exist_ok=True)
-        self._added = AddedVectors(state / "vectors.sqlite")
-        self._asked, self._refused = "", set[str]()
-        if registry is not None:
-            bundle = str(registry.path(registry.active.version))
-        self.held = [Held(registry.active.version if registry else "", self._opened(bundle))]
-        self.look()
+        self._deadline = deadline
+        self._shelf = Shelf(state, bundle, registry, index, checks or Checks(), self.metrics)
         # Changes of items and deploys, one after another; and searches.
         self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
         self._searches = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "searches")
@@ -92,33 +65,13 @@ class IndexService:
 
     # Searches.
 
-    def of(self, model_version: str) -> ServedBundle:
-        """The bundle of a training.
-
-        Raises:
-            FieldError: It is not here.
-        """
-        for held in self.held:
-            if held.bundle.model_version == model_version:
-                return held.bundle
-        raise FieldError(
-            "model_version",
-            f"this index holds vectors of {self.model_versions} and not of {model_version!r}; "
-            "embed by a query tower of these, or deploy that bundle here first",
-        )
-
-    @property
-    def model_versions(self) -> list[str]:
-        """The trainings whose vectors are here, the live one first."""
-        return [*dict.fromkeys(held.bundle.model_version for held in self.held)]
-
     async def search(self, body: schemas.Search) -> dict[str, Any]:
         """The answer of `POST /search`.
 
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        bundle = self.of(body.model_version)
+        bundle = self._shelf.of(body.model_version)
         vectors = bundle.as_vectors(body.vectors)
 
         def search() -> dict[str, Any]:
@@ -133,7 +86,7 @@ class IndexService:
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        bundle = self.of(body.model_version)
+        bundle = self._shelf.of(body.model_version)
         vectors = decoded(body.vectors, bundle.manifest["dim"])
         if body.exclude and len(body.exclude) != len(vectors):
             raise FieldError("exclude", f"expected a list for each of {len(vectors)} vectors")
@@ -172,18 +125,14 @@ class IndexService:
         Raises:
             FieldError: Vectors of another training or length; nothing is changed then.
         """
-        bundle = self.of(body.model_version)
+        bundle = self._shelf.of(body.model_version)
         vectors = bundle.as_vectors([item.vector for item in body.add])
         added = {item.item_id: vector for item, vector in zip(body.add, vectors)}
         if len({*added, *body.remove}) < len(body.add) + len({*body.remove}):
             raise FieldError("add", "an item is there twice")
 
         def change() -> dict[str, Any]:
-            # All bundles of the training, which differ in their indexes.
-            for held in self.held:
-                if held.bundle.model_version == body.model_version:
-                    change_vectors(held.bundle, {**added, **dict.fromkeys(body.remove)})
-            self._added.write(body.model_version, added, body.remove)
+            self._shelf.change(body.model_version, added, body.remove)
             return {"num_items": bundle.num_items, "model_version": bundle.model_version}
 
         return await self._changed(change)
@@ -200,87 +149,12 @@ class IndexService:
             FieldError: No registry, or no such version.
             DeployRefused: A check failed.
         """
-        registry = self.registry
-        if version not in registry.versions:
-            raise FieldError("version", f"expected one of {registry.versions[-10:]}")
 
         def deploy() -> dict[str, Any]:
-            self._hold([*self._wanted(), version], retry=version)
-            self._asked = version
+            self._shelf.deploy(version)
             return self.status()
 
         return await self._changed(deploy)
-
-    @property
-    def registry(self) -> Registry:
-        """The registry.
-
-        Raises:
-            FieldError: There is none.
-        """
-        if self._registry is None:
-            raise FieldError("version", "this index has no registry")
-        return self._registry
-
-    def look(self) -> None:
-        """Holds what the registry names, and lets go of what it names no more."""
-        if self._registry is not None:
-            self._hold(self._wanted())
-
-    def _wanted(self) -> list[str]:
-        """Versions to hold, the live one first."""
-        active, there = self.registry.active, self.registry.versions
-        named = (active.version, active.canary, active.previous, self._asked)
-        return [version for version in dict.fromkeys(named) if version in there]
-
-    def _hold(self, versions: list[str], retry: str = "") -> None:
-        """Holds these versions and no others.
-
-        Raises:
-            DeployRefused: A check of the version `retry` failed.
-        """
-        known = {held.version: held for held in self.held}
-        versions = [*dict.fromkeys(versions)]
-        for version in [v for v in versions if v not in known]:
-            if version in self._refused and version != retry:
-                continue
-            try:
-                known[version] = Held(version, self._checked(version))
-                LOG.info("held: %s", version)
-            except DeployRefused:
-                self._refused.add(version)
-                if version == retry:
-                    raise
-        held = [known[version] for version in versions if version in known]
-        if held and [some.version for some in held] != [some.version for some in self.held]:
-            self.held = held
-            self._added.keep(self.model_versions)
-
-    def _checked(self, version: str) -> ServedBundle:
-        """The bundle of a version.
-
-        Raises:
-            DeployRefused: A check failed.
-        """
-        try:
-            folder = self.registry.path(version)
-            verify(folder)
-            bundle = self._opened(folder)
-            reasons = failed_indexes(bundle, self.held[0].bundle.num_items, self._checks)
-        except Exception as error:  # whatever a damaged bundle raises: it does not serve
-            reasons = [f"{type(error).__name__}: {error}"]
-        self.metrics.deploys.labels("refused" if reasons else "live").inc()
-        if reasons:
-            self.registry.refuse(version, reasons)
-            LOG.error("version %s is refused: %s", version, "; ".join(reasons))
-            raise DeployRefused(reasons)
-        return bundle
-
-    def _opened(self, folder: str | pathlib.Path) -> ServedBundle:
-        """The bundle of a folder, with the items that were added since."""
-        bundle = ServedBundle(folder, self._index)
-        change_vectors(bundle, self._added.read(bundle.model_version))
-        return bundle
 
     # Life.
 
@@ -293,7 +167,7 @@ class IndexService:
         while True:
             await asyncio.sleep(FOLLOW)
             try:
-                await self._changed(self.look)
+                await self._changed(self._shelf.look)
             except Exception:  # a full disk, say; the next look may succeed
                 LOG.exception("following failed")
 
@@ -304,24 +178,24 @@ class IndexService:
             self._follower.cancel()
         for pool in (self._changes, self._searches):
             pool.shutdown(wait=True)
-        self._added.close()
+        self._shelf.close()
 
     def status(self) -> dict[str, Any]:
         """What `GET /readyz` answers."""
-        live = self.held[0].bundle
+        live = self._shelf.held[0].bundle
         return {
             "status": "ready" if self.is_ready else "starting",
-            "model_versions": self.model_versions,
-            "versions": [held.version for held in self.held if held.version],
+            "model_versions": self._shelf.model_versions,
+            "versions": [held.version for held in self._shelf.held if held.version],
             "num_items": live.num_items,
             "indexes": ["exact", *live.indexes],
         }
 
     def metrics_text(self) -> bytes:
         """What `GET /metrics` answers."""
-        self.metrics.items.set(self.held[0].bundle.num_items)
+        self.metrics.items.set(self._shelf.held[0].bundle.num_items)
         self.metrics.version.clear()
-        for model_version in self.model_versions:
+        for model_version in self._shelf.model_versions:
             self.metrics.version.labels(model_version).set(1)
         return self.metrics.text()
 
@@ -343,24 +217,3 @@ def decoded(text: str, dim: int) -> np.ndarray:
         found = f"expected {dim} float32 each, {4 * dim} bytes; got {len(content)}"
         raise FieldError("vectors", found)
     return np.frombuffer(content, "<f4").reshape(-1, dim)
-
-
-def change_vectors(bundle: ServedBundle, changed: dict[str, np.ndarray | None]) -> None:
-    """Adds or replaces items of a bundle, and removes those without a vector.
-
-    Args:
-        bundle: Whose items.
-        changed: Id -> `[dim]` float32, or None.
-
-    Raises:
-        FieldError: Vectors that the bundle's indexes cannot hold; nothing is changed then.
-    """
-    added = {item: vector for item, vector in changed.items() if vector is not None}
-    gone = bundle.items_now.keys_of([item for item, vector in changed.items() if vector is None])
-    if added:
-        try:
-            bundle.add_items(pd.DataFrame({"item_id": [*added]}), np.stack([*added.values()]))
-        except ValueError as error:
-            raise FieldError("add", str(error)) from error
-    if len(gone := gone[gone >= 0]):
-        bundle.remove_items(gone)
