@@ -143,10 +143,29 @@ def test_an_event_that_came_later_is_left_out():
     )
 
 
+def test_a_candidate_that_came_later_has_nothing_but_its_sources():
+    """The others are read as ever: one new item must not cost a list its ranking."""
+    found = fitted()(requests(), candidates([[9, 2, 4]]))
+    fitted().inputs.check(found)
+    assert found["genres"][0].tolist() == [[0, 0], [2, 0], [0, 0]]
+    assert number(found, "rows")[0] == [0, 0, 0]
+    for name in ("mean_rating", "year", "year_gap"):
+        assert np.isnan(number(found, name)[0]).tolist() == [True, False, True]
+    assert number(found, "similarity")[0] == [0, 0, 0]  # c is at a right angle to b
+    assert number(found, "one_score")[0] == [3, 2, 1]
+    plain = fitted()(requests(), candidates([[1, 2, 3]]))
+    np.testing.assert_array_equal(found[NUMBERS][:, 1], plain[NUMBERS][:, 1])
+
+
+def test_an_endless_rating_is_unknown():
+    found = fitted()(requests(ratings=(np.inf, 1)), candidates([[2, 3, 0]]))
+    unknown = fitted()(requests(ratings=(np.nan, 1)), candidates([[2, 3, 0]]))
+    np.testing.assert_array_equal(found[NUMBERS], unknown[NUMBERS])
+
+
 @pytest.mark.parametrize(
     "lists, message",
     [
-        (candidates([[9, 1, 0]]), "knows the items 0 to 3; got the key 9"),
         (candidates([[2, 1, 0]]).__class__.empty(1, 3), r"columns \['one_rank', 'one_score'"),
     ],
 )

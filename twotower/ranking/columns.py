@@ -51,7 +51,8 @@ class CandidateColumns(Part):
         ranker(columns(requests, candidates))
 
     An unknown number is NaN, such as the mean rating of a user without ratings, or the rank at a
-    source that did not find the item.
+    source that did not find the item. An item that came into the catalogue after
+    these columns were fitted has no training rows, rating, year or genres, and a vector of zeros.
 
     Args:
         sources: Sources whose ranks and scores are read.
@@ -98,7 +99,11 @@ class CandidateColumns(Part):
         self.rows, self.mean_rating, self.year = rows, mean_rating, year
         self.tags, self.common, self.vectors = tags, common, vectors
         self.user_id, self.values = user_id, values
-        self._popularity = np.log1p(rows).astype(np.float32)
+        # The row behind those of the items is that of all that came later.
+        self._popularity = np.append(np.log1p(rows), 0).astype(np.float32)
+        self._mean_rating = np.append(mean_rating, np.float32(np.nan))
+        self._year = np.append(year, np.float32(np.nan))
+        self._vectors = np.pad(vectors, ((0, 1), (0, 0)))
         known = mean_rating[np.isfinite(mean_rating)]
         self._neutral = float(known.mean()) if len(known) else 0.0
         self._codes = {
@@ -109,6 +114,7 @@ class CandidateColumns(Part):
             name: Attribute(name, user_id, values[:, column])
             for column, name in enumerate(self.attributes)
         }
+        tags = np.pad(tags, ((0, 1), (0, 0)))
         width = int(tags.sum(1).max(initial=0))
         # [num_items, width], codes of each item's genres, 0 behind their end.
         order = np.argsort(1 - tags, axis=1, kind="stable")[:, :width]
@@ -155,7 +161,7 @@ class CandidateColumns(Part):
                 mean = ((sums + prior) / (counts + RATING_PRIOR)).astype(np.float32)
         year = np.full(len(items), np.nan, np.float32)
         if "year" in items:
-            year = items["year"].to_numpy(np.float32)
+            year = items["year"].to_numpy(np.float32, copy=True)
             year[year <= 0] = np.nan
         tags = tag_table(items[GENRES]) if GENRES in items else np.zeros((len(items), 0), bool)
         attributes = [name for name in fields if name != GENRES]
@@ -192,8 +198,7 @@ class CandidateColumns(Part):
         """The columns by the names of `inputs`, `[num_requests, k, ...]`.
 
         Raises:
-            ValueError: Candidates without a column of one of the sources, or of an item that these
-                columns do not know.
+            ValueError: Candidates without a column of one of the sources.
         """
         missing = [
             f"{source}_{what}"
@@ -207,12 +212,7 @@ class CandidateColumns(Part):
                 f"have {[*candidates.columns]}. Use the funnel that it was trained behind, or "
                 "train it behind this one."
             )
-        if candidates.keys.max(initial=-1) >= len(self.rows):
-            raise ValueError(
-                f"the ranker knows the items 0 to {len(self.rows) - 1}; got the key "
-                f"{candidates.keys.max()}. Train it on data with that item."
-            )
-        keys = np.where(candidates.valid, candidates.keys, 0)
+        keys = np.minimum(np.where(candidates.valid, candidates.keys, 0), len(self.rows))
         shape = keys.shape
         columns = {
             name: np.broadcast_to(self._coded(name, requests)[:, None], shape)
@@ -225,8 +225,8 @@ class CandidateColumns(Part):
             **_order(candidates),
             **_sources(self.sources, candidates),
             "rows": self._popularity[keys],
-            "mean_rating": self.mean_rating[keys],
-            "year": self.year[keys],
+            "mean_rating": self._mean_rating[keys],
+            "year": self._year[keys],
             **self._of_history(requests, keys),
         }
         numbers = np.empty((*shape, len(self.numbers)), np.float32)
@@ -257,7 +257,8 @@ class CandidateColumns(Part):
         user_rating = mean(requests.history_rating.values)
         popularity = mean(self._popularity[events])
         # How much better than usual the user found each event; 0 where that is not known.
-        better = np.nan_to_num(requests.history_rating.values - user_rating[row])
+        better = requests.history_rating.values - user_rating[row]
+        better = np.where(np.isfinite(better), better, 0)
         shares = _sums(self._share[events], history)
         affinity = shares / np.maximum(length, 1)[:, None] / (self.common + 0.01)
         tags = self.tags[events].astype(np.float32)
@@ -270,7 +271,7 @@ class CandidateColumns(Part):
             "user_popularity": popularity,
             "genre_affinity": np.matmul(candidate, affinity[:, :, None].astype(np.float32))[..., 0],
             "genre_rating": np.matmul(candidate, rated[:, :, None].astype(np.float32))[..., 0],
-            "year_gap": self.year[keys] - mean(self.year[events])[:, None],
+            "year_gap": self._year[keys] - mean(self._year[events])[:, None],
             "popularity_gap": self._popularity[keys] - popularity[:, None],
             **similarity,
         }
@@ -292,8 +293,8 @@ class CandidateColumns(Part):
             place = newest.offsets[rows][:, None] + np.arange(width)
             real = np.arange(width) < lengths[:, None]  # [rows, width]
             place = np.where(real, place, 0)
-            events = self.vectors[newest.values[place]]
-            cosine = self.vectors[keys[block]] @ events.transpose(0, 2, 1)  # [rows, k, width]
+            events = self._vectors[newest.values[place]]
+            cosine = self._vectors[keys[block]] @ events.transpose(0, 2, 1)  # [rows, k, width]
             cosine = np.where(real[:, None], cosine, -np.inf)
             any_event = (lengths > 0)[:, None]
             found["similarity"][block] = np.where(any_event, cosine.max(2), np.nan)
