@@ -4,12 +4,17 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+# Sizes between which weights must lie that are not 0. Beyond them sums in float32 are infinite or
+# 0, and all candidates would tie.
+LEAST, MOST = 1e-9, 1e9
+
 
 def check_weights(weights: Mapping[str, float], heads: Collection[str]) -> None:
     """Checks the weights of a request.
 
     Raises:
-        ValueError: An unknown head, a weight that is not finite, or weights that are all 0.
+        ValueError: An unknown head, a weight that is not finite, is too large or too small, or
+            weights that are all 0.
 
     >>> check_weights({"watch": 0.0}, ("watch", "like"))
     Traceback (most recent call last):
@@ -21,7 +26,13 @@ def check_weights(weights: Mapping[str, float], heads: Collection[str]) -> None:
     wrong = {name: weight for name, weight in weights.items() if not np.isfinite(weight)}
     if wrong:
         raise ValueError(f"weights must be finite numbers; got {wrong}.")
-    if not any(weights.values()):
+    sizes = {name: abs(weight) for name, weight in weights.items() if weight}
+    if extreme := [name for name, size in sizes.items() if not LEAST <= size <= MOST]:
+        raise ValueError(
+            f"weights must be 0 or from {LEAST:g} to {MOST:g} in size, only their ratios count; "
+            f"got {extreme[0]}={weights[extreme[0]]:g}."
+        )
+    if not sizes:
         raise ValueError(
             f"weights must not all be 0, or all candidates would tie; got {dict(weights)}."
         )

@@ -115,5 +115,5 @@ def _smoke(new: Pipeline) -> list[str]:
         elif {*found} & {*history} or len({*found}) < len(found):
             reasons.append(f"{what}: it answers items of the history, or one twice")
         if answer["missing"]:
-            reasons.append(f"{what}: its sources {sorted(answer['missing'])} fail")
+            reasons.append(f"{what}: its parts {sorted(answer['missing'])} fail")
     return reasons

@@ -22,6 +22,7 @@ from twotower.funnel.funnel import Answer, Funnel, Inlet, NoSourceError
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.sources.two_tower import TwoTower
+from twotower.ranking.objectives import check_weights
 from twotower.ranking.stage import Rank
 from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
@@ -165,13 +166,13 @@ class Pipeline:
         begun = time.perf_counter()
         try:
             answer = self.funnels[name].recommend(requests, k, deadlines)
-            failed = not all(map(passing, answer.missing.values()))
+            failed = bool(answer.failed) or not all(map(passing, answer.missing.values()))
         except Exception as error:
             if len(asks) == 1 or _passes(error):
                 return [error] * len(asks)
             failed = True
         if failed and len(asks) > 1:
-            # One request that a source cannot read must not cost the others their answer.
+            # One request that a source or a stage cannot read must not cost the others theirs.
             return [self._ask(name, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)]
         seconds = time.perf_counter() - begun
         if self.observe is not None:
@@ -190,6 +191,11 @@ class Pipeline:
         known = self._objectives(name)
         if ask.objective_weights.keys() - known:
             raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
+        if ask.objective_weights:
+            try:
+                check_weights(ask.objective_weights, known)
+            except ValueError as error:
+                raise FieldError("objective_weights", str(error)) from error
 
     def _objectives(self, name: str) -> set[str]:
         """What the ranking of a funnel weighs; empty for funnels without one."""
@@ -215,7 +221,9 @@ class Pipeline:
             "model_version": self.model_version,
             "funnel": funnel,
             "unknown": row.unknown,
-            "missing": {name: public(why) for name, why in answer.missing.items()},
+            "missing": {
+                name: public(why) for name, why in {**answer.missing, **answer.failed}.items()
+            },
         }
         if ask.explain:
             found |= explained(

@@ -266,5 +266,5 @@ class Recommended(BaseModel):
         description="Items of the history that the model does not know, such as those added after "
         "its export: they have no effect before the next one."
     )
-    missing: dict[str, str] = Field(description="Sources that were left out, and why.")
+    missing: dict[str, str] = Field(description="Sources and stages, such as the ranker, that were left out, and why.")
     request_id: str
