@@ -292,6 +292,24 @@ class Catalogue:
 
         The new rows are converted as those of a Dataset are, to the forms that these columns have.
         """
+        return Catalogue(self._with(items))
+
+    def updated(self, items: pd.DataFrame) -> "Catalogue":
+        """As `extend`, but items that are there already get the columns given, and no others.
+
+        >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]}))
+        >>> catalogue.updated(pd.DataFrame({"item_id": ["a"], "title": ["Z"]})).items["title"][0]
+        'Z'
+        """
+        table = self._with(items)
+        keys, rows = self.keys_of(items["item_id"]), np.arange(len(self), len(table))
+        order = np.arange(len(table))
+        order[keys[keys >= 0]] = rows[keys >= 0]
+        stays = np.append(np.ones(len(self), bool), keys < 0)
+        return Catalogue(table.iloc[order[stays]])
+
+    def _with(self, items: pd.DataFrame) -> pd.DataFrame:
+        """The table of these items, and behind them further ones."""
         if "item_id" not in items:
             raise ValueError(f"further items lack 'item_id'; they have {list(items.columns)}.")
         is_known = {column: known(self.items[column]).any() for column in self.items}
@@ -300,7 +318,7 @@ class Catalogue:
         check_ids("items", new["item_id"])
         # A column of which nothing was known takes the form of the new values.
         blank = [name for name in new if name not in IDS and not is_known.get(name, True)]
-        return Catalogue(pd.concat([self.items.drop(columns=blank), new], ignore_index=True))
+        return pd.concat([self.items.drop(columns=blank), new], ignore_index=True)
 
 
 def _matches(values: pd.Series, wanted) -> np.ndarray:

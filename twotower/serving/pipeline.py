@@ -7,6 +7,7 @@ to ids, so no answer is of two trainings; a deploy assigns the variable.
 import collections
 import dataclasses
 import functools
+import logging
 import pathlib
 import threading
 import time
@@ -32,6 +33,7 @@ from twotower.serving.query_cache import QueryCache
 from twotower.serving.remote_index import QueryBundle
 from twotower.serving.served_bundle import ServedBundle
 
+LOG = logging.getLogger("twotower.serving")
 # The funnel of the two-tower source alone, which every pipeline has.
 TWO_TOWER = "two_tower"
 # How a funnel's reason begins for a source that is late, and for one whose index elsewhere does not
@@ -360,9 +362,6 @@ class Pipeline:
             changes: In the order of the journal.
             exported: Changes up to this number came before the export: an item that was added and
                 that the bundle has keeps the bundle's vector.
-
-        Raises:
-            ValueError: Columns that do not fit the catalogue's.
         """
         with self._changing:
             changes = [change for change in changes if change.sequence > self.sequence]
@@ -388,7 +387,18 @@ class Pipeline:
             self.sequence = changes[-1].sequence
 
     def _add(self, items: list[dict[str, Any]]) -> None:
-        keys = self.bundle.add_items(*self.bundle.vectors_of(items))
+        try:
+            catalogue, keys, vectors = self.bundle.vectors_of(items)
+        except ValueError as error:
+            # An item of the journal that fitted another bundle, or items whose columns agree one
+            # after another and not in one table. None may keep a service from starting.
+            if len(items) > 1:
+                for item in items:
+                    self._add([item])
+            else:
+                LOG.error("item %r is left out: %s", items[0]["item_id"], error)
+            return
+        self.bundle.add_items(catalogue, keys, vectors)
         for part in self._availables():
             part.keys = np.union1d(part.keys, keys)
 

@@ -211,6 +211,8 @@ class NewItem(BaseModel):
         if len(columns) > 64:
             raise ValueError(f"expected 64 columns or fewer; got {len(columns)}")
         for name, value in columns.items():
+            if not 0 < len(name) <= 64:
+                raise ValueError(f"{name[:64]!r}: names of columns have 1 to 64 characters")
             if not _is_plain(value):
                 raise ValueError(f"{name[:64]}: expected a text, a number or a list of texts")
         return self
@@ -266,5 +268,7 @@ class Recommended(BaseModel):
         description="Items of the history that the model does not know, such as those added after "
         "its export: they have no effect before the next one."
     )
-    missing: dict[str, str] = Field(description="Sources and stages, such as the ranker, that were left out, and why.")
+    missing: dict[str, str] = Field(
+        description="Sources and stages, such as the ranker, that were left out, and why."
+    )
     request_id: str

@@ -143,26 +143,22 @@ class ServedBundle(Bundle):
 
     # Changes.
 
-    def add_items(self, table: pd.DataFrame, vectors: np.ndarray) -> np.ndarray:
-        """Adds items to all indexes, or replaces their vectors; returns their keys.
+    def add_items(self, items: Catalogue, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Adds items to all indexes, or replaces their vectors.
 
         Args:
-            table: A row an item: `item_id`, and columns of the catalogue.
-            vectors: `[num_items, dim]` float32.
+            items: The items from now on: those of `items_now`, and behind them the new ones.
+            keys: `[num_added]` their keys there.
+            vectors: `[num_added, dim]` float32.
 
         Raises:
             ValueError: Vectors of another length, or that are not finite; nothing is changed then.
         """
-        new = self.items_now.keys_of(table["item_id"]) < 0
-        items = self.items_now.extend(table[new]) if new.any() else self.items_now
-        keys = items.keys_of(table["item_id"])
-        metric, dim = self.manifest["metric"], self.manifest["dim"]
-        KeyedVectors.checked(keys, vectors, metric, dim)
-        if new.any():  # before a search can find them
+        KeyedVectors.checked(keys, vectors, self.manifest["metric"], self.manifest["dim"])
+        if items is not self.items_now:  # before a search can find them
             self.items_now, self.cards = items, Cards(items)
         self._change(dict(zip(keys.tolist(), vectors)))
         self.removed = np.setdiff1d(self.removed, keys)
-        return keys
 
     def remove_items(self, keys: np.ndarray) -> None:
         """Removes items from all indexes; keys that an index does not have do no harm."""
@@ -203,13 +199,17 @@ class ServedBundle(Bundle):
         tower.model = model  # keeps the variables alive
         return tower
 
-    def vectors_of(self, items: list[dict[str, Any]]) -> tuple[pd.DataFrame, np.ndarray]:
-        """New items as a table, and their vectors `[num_items, dim]` float32.
+    def vectors_of(self, items: list[dict[str, Any]]) -> tuple[Catalogue, np.ndarray, np.ndarray]:
+        """The items from now on with new ones among them, the keys of these, and their vectors.
 
         What the item tower reads and an item does not have is missing, as in training.
 
         Args:
-            items: Columns of each, `item_id` among them; lists are tags.
+            items: Columns of each, `item_id` among them; lists are tags. One whose id is
+                there already takes its place.
+
+        Returns:
+            The catalogue, keys `[num_items]`, and vectors `[num_items, dim]` float32.
 
         Raises:
             ValueError: Columns that do not fit the catalogue's, or vectors that are not finite.
@@ -218,15 +218,14 @@ class ServedBundle(Bundle):
         table = pd.DataFrame(
             [{n: as_tags.get(type(v), lambda v: v)(v) for n, v in row.items()} for row in items]
         )
-        # An exported row in front says how the values of each column are stored.
-        first = self.catalogue.items.iloc[:1].assign(item_id="\0")
-        extended = Catalogue(first).extend(table)
+        catalogue = self.items_now.updated(table)
+        keys = catalogue.keys_of(table["item_id"])
         kinds = {"user_id": object, "item_id": object, "timestamp": np.int64}
         nothing = pd.DataFrame({name: np.array([], kind) for name, kind in kinds.items()})
-        data = Dataset("", nothing, extended.items, nothing[["user_id"]])
+        data = Dataset("", nothing, catalogue.items.iloc[keys], nothing[["user_id"]])
         names = [spec["name"] for spec in self.manifest["item_inputs"]]
         inputs = ItemInputs(data, np.empty(0, np.int64), names)
-        vectors = self.item_tower(inputs(np.arange(1, len(extended))))
+        vectors = self.item_tower(inputs(np.arange(len(keys))))
         if not np.isfinite(vectors).all():
             raise ValueError("the item tower gives vectors that are not finite for these items.")
-        return table, vectors
+        return catalogue, keys, vectors

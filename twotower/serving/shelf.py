@@ -211,8 +211,11 @@ def change_vectors(bundle: ServedBundle, changed: Mapping[str, np.ndarray | None
     added = {item: vector for item, vector in changed.items() if vector is not None}
     gone = bundle.items_now.keys_of([item for item, vector in changed.items() if vector is None])
     if added:
+        items, new = bundle.items_now, [*added]
+        if unknown := [item for item, key in zip(new, items.keys_of(new)) if key < 0]:
+            items = items.extend(pd.DataFrame({"item_id": unknown}))
         try:
-            bundle.add_items(pd.DataFrame({"item_id": [*added]}), np.stack([*added.values()]))
+            bundle.add_items(items, items.keys_of(new), np.stack([*added.values()]))
         except ValueError as error:
             raise FieldError("add", str(error)) from error
     if len(gone := gone[gone >= 0]):

@@ -1,0 +1,90 @@
+"""Items that come, change and do not fit, through the routes and after a restart."""
+
+import pytest
+from fastapi.testclient import TestClient
+
+from twotower.serving.app import create_app
+from twotower.serving.journal import ADD, Change
+from twotower.serving.live import Live
+from twotower.serving.pipeline import Pipeline
+from twotower.serving.service import Service
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def client(bundle_folder, state):
+    service = Service(Live((Pipeline(bundle_folder),)), state)
+    with TestClient(create_app(service)) as client:
+        yield client
+
+
+def add(client, status=200, **item) -> dict:
+    answer = client.post("/items", json={"add": [item]})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def titled(client, item_id: str) -> dict:
+    return client.get("/titles", params={"item_id": item_id}).json()["items"][0]
+
+
+def test_an_item_takes_the_place_of_the_one_that_was_there(client):
+    add(client, item_id="n1", title="Tin Moon", year=1990, genres=["Drama"])
+    before = add(client, item_id="n2", title="Tin Sun", year=1991)["num_items"]
+    answer = add(client, item_id="n1", title="Tin Moon II", year=2031, genres=["War"])
+    assert answer["num_items"] == before
+    card = {"item_id": "n1", "title": "Tin Moon II", "genres": ["War"], "year": 2031}
+    assert titled(client, "n1") == card
+    # Conditions read the new columns, too. So does an exported item.
+    add(client, item_id="i00003", title="Tin Star", year=2031)
+    body = {"k": 9, "filters": {"year": 2031}, "funnel": "two_tower"}
+    found = client.post("/recommend", json=body).json()["items"]
+    assert {item["item_id"]: item["title"] for item in found} == {
+        "n1": "Tin Moon II",
+        "i00003": "Tin Star",
+    }
+    assert titled(client, "n2")["title"] == "Tin Sun"
+
+
+def test_an_item_that_does_not_fit_those_before_is_refused_and_the_next_is_taken(
+    client, bundle_folder, state
+):
+    add(client, item_id="n3", brand="a")
+    assert add(client, 422, item_id="n4", brand=["x"])["error"]["field"] == "add"
+    before = add(client, item_id="n5", brand=5)["num_items"]  # text "5", as in a table
+    # All changes come back in one table, where a text and a number stand in one column.
+    again = Service(Live((Pipeline(bundle_folder),)), state)
+    (pipeline,) = again.live.pipelines
+    assert pipeline.num_items == before
+    assert pipeline.catalogue.where(brand="5").tolist() == pipeline.catalogue.keys_of(["n5"])
+
+
+def test_a_change_that_fits_no_longer_costs_the_others_nothing(bundle_folder, caplog):
+    pipeline = Pipeline(bundle_folder)
+    before = pipeline.num_items
+    items = [{"item_id": "a", "year": "old"}, {"item_id": "b", "title": "Tin Moon"}]
+    pipeline.apply([Change(n, ADD, item["item_id"], item) for n, item in enumerate(items, 1)])
+    assert pipeline.num_items == before + 1 and pipeline.sequence == 2
+    assert "item 'a' is left out: items, row 0: year is 'old'" in caplog.text
+
+
+def test_an_index_that_is_opened_later_has_the_new_vector_of_an_old_item(bundle_folder):
+    pipeline = Pipeline(bundle_folder)
+    pipeline.apply([Change(1, ADD, "i00003", {"item_id": "i00003", "title": "Tin Moon"})])
+    key = pipeline.catalogue.keys_of(["i00003"])[0]
+    vectors = []
+    for name in ("hnsw", "exact"):
+        keys, found = pipeline.retriever(name).live()
+        vectors.append(found[keys == key][0].tolist())
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65])
+def test_a_column_needs_a_name(client, name):
+    assert (
+        "1 to 64 characters" in add(client, 422, **{"item_id": "n6", name: 1})["error"]["message"]
+    )
