@@ -11,7 +11,7 @@ import pytest
 
 from twotower.serving.events import EventLog
 from twotower.serving.journal import Journal
-from twotower.serving.sessions import Deed, Sessions
+from twotower.serving.sessions import Deed, Session, Sessions
 from twotower.serving.store import MemoryStore, RedisStore, StoreError, open_store
 
 
@@ -59,8 +59,20 @@ def test_sessions_are_shared_and_keep_the_last_events(make_store):
     # The next event, through the other client.
     second.add([("u1", Deed("b", "skip", 5)), ("u1", Deed("c", "impression", 6))])
     (found,) = first.of(["u1"])
-    assert [deed.item_id for deed in found.liked] == ["d"]
+    assert [deed.item_id for deed in found.liked] == ["c", "d"]
     assert found.refused == ["b"] and found.shown == {"c": 1}
+    # Any number of impressions pushes out none of what the user did.
+    second.add([("u1", Deed("e", "impression", 7))] * 4)
+    (found,) = first.of(["u1"])
+    assert [deed.item_id for deed in found.liked] == ["c", "d"] and found.shown == {"e": 3}
+
+
+def test_a_session_is_in_the_order_of_its_times():
+    """An event that arrives late, or while the clock went back, is no newer than it is."""
+    deeds = [Deed("a", "watch", 30), Deed("b", "watch", 10), Deed("c", "skip", 20)]
+    late = Deed("c", "click", 15)
+    session = Session.of([*deeds, late])
+    assert [deed.item_id for deed in session.liked] == ["b", "a"] and session.refused == ["c"]
 
 
 def test_an_address_of_no_store():
@@ -105,6 +117,36 @@ def test_each_event_is_there_once_whatever_a_crash_left(tmp_path):
     last.append([event(5)])
     last.close()
     assert logged(folder) == [f"i{number}" for number in range(6)]
+
+
+def test_numbers_go_on_behind_the_part_files_without_the_file_beside_them(tmp_path):
+    """As where the folder was copied to another machine."""
+    folder = tmp_path / "events"
+    log = EventLog(folder)
+    log.append([event(number) for number in range(5)])
+    log.close()
+    (tmp_path / "events.spool.sqlite").unlink()
+    again = EventLog(folder)
+    again.append([event(5), event(6)])
+    again.close()
+    assert logged(folder) == [f"i{number}" for number in range(7)]
+
+
+def test_events_that_are_on_disk_are_acknowledged_though_no_part_file_can_be_written(
+    tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "events"
+    log = EventLog(folder, rows=2)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("twotower.serving.events.parquet.write_table", full)
+        log.append([event(0), event(1)])  # sent again, it would be there twice
+    assert "no space left" in caplog.text and log.waiting == 2
+    log.append([event(2)])
+    assert logged(folder) == ["i0", "i1", "i2"] and not [*folder.glob(".*")]
 
 
 def test_a_disk_that_is_full_acknowledges_nothing(tmp_path):

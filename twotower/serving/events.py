@@ -8,6 +8,7 @@ the move may leave events in both. The next start knows them by their numbers an
 the SQLite file, so each event is there once.
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ import pyarrow.parquet as parquet
 
 from twotower.live.log import sync
 
+LOG = logging.getLogger("twotower.serving")
 # The columns of `Dataset.interactions`.
 COLUMNS = {
     "user_id": pa.string(),
@@ -66,7 +68,16 @@ class EventLog:
         execute(
             f"CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, {names})"
         )
-        execute("DELETE FROM events WHERE number <= ?", (self._flushed(),))
+        with self._connection:
+            execute("BEGIN IMMEDIATE")
+            flushed = self._flushed()
+            execute("DELETE FROM events WHERE number <= ?", (flushed,))
+            # A new file beside old part files would count from 1, and its events would be taken for
+            # those of the part files.
+            select = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events'"
+            if execute(select).fetchone()[0] < flushed:
+                execute("DELETE FROM sqlite_sequence WHERE name = 'events'")
+                execute("INSERT INTO sqlite_sequence VALUES ('events', ?)", (flushed,))
 
     def _flushed(self) -> int:
         """The number of the last event in a part file, 0 for none."""
@@ -91,7 +102,11 @@ class EventLog:
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.executemany(insert, rows)
             if self.waiting >= self._rows:
-                self._flush()
+                try:
+                    self._flush()
+                except (OSError, sqlite3.Error, pa.ArrowException) as error:
+                    # The events are on disk: who sends them again has them twice.
+                    LOG.error("no part file of %d events: %s", self.waiting, error)
 
     @property
     def waiting(self) -> int:
@@ -116,9 +131,12 @@ class EventLog:
             arrays = [pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())]
             path = self.folder / f"part-{numbers[0]:012d}-{numbers[-1]:012d}.parquet"
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            parquet.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary)
-            sync(temporary)
-            os.replace(temporary, path)
+            try:
+                parquet.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary)
+                sync(temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
             sync(self.folder)
             execute("DELETE FROM events WHERE number <= ?", (numbers[-1],))
             return path

@@ -45,7 +45,7 @@ class Session:
 
     @classmethod
     def of(cls, deeds: Sequence[Deed]) -> "Session":
-        """The session of events, oldest first.
+        """The session of events, in the order of their times; of equal times, as given.
 
         >>> deeds = [Deed("a", "watch", 1), Deed("b", "skip", 2), Deed("a", "like", 3)]
         >>> session = Session.of(deeds)
@@ -55,7 +55,7 @@ class Session:
         liked: dict[str, Deed] = {}
         refused: dict[str, None] = {}
         shown: collections.Counter = collections.Counter()
-        for deed in deeds:
+        for deed in sorted(deeds, key=lambda deed: deed.timestamp):
             if deed.event in LIKED:
                 liked.pop(deed.item_id, None)
                 liked[deed.item_id] = deed
@@ -70,6 +70,8 @@ class Session:
 
 class Sessions:
     """The sessions of users, in a store.
+
+    Impressions are a list of their own: there are many, and they must not push out what a user did.
 
         sessions = Sessions(MemoryStore())
         sessions.add([("u1", Deed("260", "watch", 978300760))])
@@ -88,16 +90,23 @@ class Sessions:
         for user, deed in deeds:
             rating = None if math.isnan(deed.rating) else deed.rating
             entry = json.dumps([deed.item_id, deed.event, deed.timestamp, rating])
-            by_user.setdefault(user, []).append(entry)
+            by_user.setdefault(_name(user, deed.event), []).append(entry)
         self._store.append(by_user)
 
     def of(self, users: Sequence[str]) -> list[Session]:
         """The session of each user; an empty one for "" and for users without events."""
         known = [*{user for user in users if user}]
+        names = [_name(user, event) for user in known for event in ("", SHOWN)]
+        read = iter(self._store.read(names) if known else ())
         found = {}
-        for user, entries in zip(known, self._store.read(known) if known else ()):
-            rows = map(json.loads, entries)
+        for user in known:
+            rows = map(json.loads, [*next(read), *next(read)])
             deeds = [Deed(i, e, t, math.nan if r is None else r) for i, e, t, r in rows]
             found[user] = Session.of(deeds)
         nothing = Session()
         return [found.get(user, nothing) for user in users]
+
+
+def _name(user: str, event: str) -> str:
+    """Name of the list in the store that holds such events of a user."""
+    return f"{'shown' if event == SHOWN else 'done'}:{user}"
