@@ -260,8 +260,9 @@ def test_a_probability_rises_and_stays_within_the_labels():
     curve = Probability.fit(scores, rng.random(4000) < truth)
     assert np.abs(curve(scores) - truth).mean() < 0.03
     assert (np.diff(curve(np.linspace(-9, 9, 50))) >= 0).all()
-    with pytest.raises(ValueError, match="ascending"):
-        Probability((1.0, 0.0), (0.1, 0.2))
+    for scores in ((1.0, 0.0), (0.0, np.nan)):
+        with pytest.raises(ValueError, match="ascending"):
+            Probability(scores, (0.1, 0.2))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,9 @@ def test_a_probability_rises_and_stays_within_the_labels():
         ({"weights": {WATCH: 0.0}}, "must not all be 0"),
         ({"folds": 1}, "folds"),
         ({"hidden": (0,)}, "hidden"),
+        ({"learning_rate": np.nan}, "learning_rate must be above 0; got nan"),
+        ({"heads": (LIKE, LIKE)}, "heads stand once each"),
+        ({"fields": ("age", "age")}, "fields stand once each"),
     ],
 )
 def test_choices_that_make_no_ranker(choices, message):
@@ -288,6 +292,19 @@ def test_a_funnel_that_finds_no_target(bundle):
     nothing = dataclasses.replace(split, cases=split.cases.take(np.arange(1)))
     with pytest.raises(ValueError, match="of 4 users at least"):
         making.train(making.RankingConfig(), bundle.funnel(), bundle, tiny.dataset(), nothing)
+
+
+def test_a_part_without_cases(bundle):
+    split = tiny.split()
+    nothing = dataclasses.replace(split, cases=split.cases.take(np.arange(0)))
+    with pytest.raises(ValueError, match="no requests to learn from"):
+        making.train(making.RankingConfig(), bundle.funnel(), bundle, tiny.dataset(), nothing)
+
+
+def test_a_training_that_diverges_says_so(bundle):
+    config = making.RankingConfig(learning_rate=1e30, **SMALL)
+    with pytest.raises(ValueError, match="in epoch 1. Take a smaller learning_rate than 1e"):
+        making.train(config, bundle.funnel(), bundle, tiny.dataset(), tiny.split())
 
 
 def test_unknown_users_and_new_items(bundle, trained):

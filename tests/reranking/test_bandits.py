@@ -233,6 +233,26 @@ def test_settings_out_of_bounds(settings, message):
         EpsilonGreedy.empty(9, **settings)
 
 
+@pytest.mark.parametrize("kind", [EpsilonGreedy, CascadeUcb])
+@pytest.mark.parametrize(
+    "clicks, seen, message",
+    [
+        ([1, 2, 3], [1, 2], r"clicks and seen \[num_items\]; got \[3\] and \[2\]"),
+        ([np.nan, 0], [1, 1], "clicks must be finite"),
+        ([0, 0], [-1, 1], "seen must be finite and 0 or more"),
+    ],
+)
+def test_counts_that_are_none(kind, clicks, seen, message):
+    with pytest.raises(ValueError, match=message):
+        kind(np.array(clicks, float), np.array(seen, float))
+
+
+def test_half_a_reward_counts_though_the_counts_were_whole_numbers():
+    stage = EpsilonGreedy(np.zeros(2, int), np.zeros(2, int))
+    stage.update(np.array([1]), np.array([0.5]))
+    assert stage.clicks.tolist() == [0, 0.5]
+
+
 @pytest.mark.parametrize(
     "feedback, message",
     [

@@ -153,6 +153,14 @@ def test_the_bootstrap_leans_where_the_values_do():
     assert (same["low"], same["high"]) == (1, 1)
 
 
+def test_a_bootstrap_of_samples_without_rewards_is_no_narrower_than_the_log_allows():
+    """A third of the samples has no reward at all, so nothing bounds the mean from above."""
+    values = np.eye(1, 50)[0]
+    assert off_policy.bootstrap_interval(values) == off_policy.interval(values)
+    two = np.array([1.0, 0.0])
+    assert off_policy.bootstrap_interval(two) == off_policy.interval(two)
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -164,6 +172,7 @@ def test_the_bootstrap_leans_where_the_values_do():
         ({"rewards": [np.inf, 0]}, "1 of 2 rewards are NaN or infinite"),
         ({"probabilities": [0.5]}, r"expected probabilities \[n\] with n = 2"),
         ({"clusters": [1]}, r"clusters must be \[2\]"),
+        ({"propensities": [0.5, 1e-200]}, "1 of 2 propensities are so small .* 1e-200"),
         ({"rewards": [], "propensities": [], "probabilities": []}, "The log is empty"),
         ({"rewards": [[1.0, 0.0]]}, r"expected rewards \[n\]"),
     ],
@@ -188,6 +197,10 @@ def test_what_estimates_refuse():
         off_policy.direct_method(np.array([]))
     with pytest.raises(ValueError, match=r"three arrays \[num_lists, k\]"):
         off_policy.item_positions(np.zeros((2, 2)), np.ones((2, 2)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"clusters must be \[3\]; got \[2\]"):
+        off_policy.direct_method(np.ones(3), clusters=np.zeros(2))
+    with pytest.raises(ValueError, match=r"clusters must be \[2\]; got \[4\]"):
+        off_policy.item_positions(*np.ones((3, 2, 2)), clusters=np.arange(4))
     # One row has an estimate and no interval.
     assert off_policy.ips(Logged(np.array([2.0]), np.array([0.5]), np.array([0.25]))) == {
         "mean": 1, "low": None, "high": None,

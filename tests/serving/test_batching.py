@@ -50,6 +50,26 @@ def test_a_call_that_fails_fails_its_batch_alone():
     assert asyncio.run(run()) == 2
 
 
+@pytest.mark.parametrize("function", [lambda items: items[1:], lambda items: [*items, 9]])
+def test_an_answer_that_is_missing_is_an_error_and_no_wait_for_ever(function):
+    async def run():
+        waiting = [Batcher(function).submit(item) for item in range(3)]
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+
+    assert all("results for 1 items" in str(error) for error in asyncio.run(run()))
+
+
+def test_an_observer_that_fails_is_an_error_and_no_wait_for_ever():
+    def observe(size, waited):
+        raise OSError("disk full")
+
+    async def run():
+        await asyncio.wait_for(Batcher(lambda items: items, observe=observe).submit(1), 5)
+
+    with pytest.raises(OSError, match="disk full"):
+        asyncio.run(run())
+
+
 def test_who_has_gone_costs_nothing():
     release, seen = threading.Event(), []
 

@@ -59,6 +59,25 @@ def test_put_activate_and_roll_back(bundle_folder, other_folder, tmp_path):
         registry.activate(first, share=0)
 
 
+def test_a_first_version_has_none_before_it(bundle_folder, tmp_path):
+    registry = Registry(tmp_path)
+    registry.activate(registry.put(bundle_folder))
+    with pytest.raises(ValueError, match="no version came before the active one"):
+        registry.roll_back()
+    with pytest.raises(ValueError, match="no name of a version"):
+        registry.refuse("../active", [])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"version": 5}', '{"versions": ""}', '{"version": "../x"}', '{"share": 2}']
+)
+def test_a_damaged_note_of_what_is_active(text, tmp_path):
+    registry = Registry(tmp_path)
+    (tmp_path / "active.json").write_text(text)
+    with pytest.raises(ValueError, match=r"active.json is damaged: .* activate one of \[\]"):
+        _ = registry.active
+
+
 def half(folder):
     shutil.rmtree(folder / "query_tower" / "variables")
 
@@ -88,8 +107,9 @@ def test_a_damaged_bundle_does_not_get_in(copy, other_folder, damage, tmp_path):
     shutil.copytree(other_folder / "funnels", tmp_path / "other" / "funnels")
     damage(copy)
     registry = Registry(tmp_path / "registry")
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=str(copy)) as raised:
         registry.put(copy)
+    assert ".new-" not in str(raised.value)  # the copy, which is gone
     assert registry.versions == [] and not [*(tmp_path / "registry" / "versions").iterdir()]
 
 

@@ -51,8 +51,8 @@ class CandidateColumns(Part):
         ranker(columns(requests, candidates))
 
     An unknown number is NaN, such as the mean rating of a user without ratings, or the rank at a
-    source that did not find the item. An item that came into the catalogue after
-    these columns were fitted has no training rows, rating, year or genres, and a vector of zeros.
+    source that did not find the item. An item that came into the catalogue after these columns were
+    fitted has no training rows, rating, year or genres, and a vector of zeros.
 
     Args:
         sources: Sources whose ranks and scores are read.

@@ -1,6 +1,7 @@
 """Trains a ranker's network on examples, and stops where it orders held-out users best."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -56,6 +57,10 @@ class FitConfig:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}.")
         if unknown := [head for head in self.heads if head not in KINDS]:
             raise ValueError(f"heads are some of {', '.join(KINDS)}; got {unknown}.")
+        if len({*self.heads}) < len(self.heads):
+            raise ValueError(f"heads stand once each; got {list(self.heads)}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         at_least(self, weight_decay=0, batch_size=1, candidates=2, epochs=1, patience=1)
 
 
@@ -74,6 +79,9 @@ def fit(
         inputs: Features of both. Their means and deviations are computed from `examples`.
         config: Architecture and sizes of the network.
         fitting: How it is trained.
+
+    Raises:
+        ValueError: A loss that is not finite.
     """
     tf.keras.utils.set_random_seed(fitting.seed)
     rng = np.random.default_rng(fitting.seed)
@@ -88,6 +96,11 @@ def fit(
             float(step(*_tensors(_drawn(examples.take(rows), fitting.candidates, rng))))
             for rows in np.array_split(rng.permutation(len(examples)), steps)
         ]
+        if not np.isfinite(losses).all():
+            raise ValueError(
+                f"the loss is no finite number in epoch {epoch}. Take a smaller learning_rate than "
+                f"{fitting.learning_rate:g}."
+            )
         found = float(held.ndcg(_scores(call, held, fitting.residual)).mean())
         logging.info("ranker, epoch %d: loss %.4f, ndcg@10 %.4f", epoch, np.mean(losses), found)
         if found > best:

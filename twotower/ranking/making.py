@@ -79,6 +79,8 @@ class RankingConfig:
             raise ValueError(f"negatives must be one of {NEGATIVES}; got {self.negatives!r}.")
         if self.model == TREES and self.heads:
             raise ValueError(f"trees have no further heads; got {list(self.heads)}.")
+        if len({*self.fields}) < len(self.fields):
+            raise ValueError(f"fields stand once each; got {list(self.fields)}.")
         at_least(self, dim=1, epochs=1, folds=2)
         check_weights(self.weights, (WATCH, *self.heads))
         if self.model != TREES:
@@ -144,8 +146,10 @@ def train(
         split: Its cases are the training requests.
 
     Raises:
-        ValueError: No target is among the candidates.
+        ValueError: The split has no cases, or no target is among the candidates.
     """
+    if not len(split.cases):
+        raise ValueError("the split has no requests to learn from. Take one with validation rows.")
     sources = tuple(funnel.sources)
     columns = CandidateColumns.fit(dataset, split.train, bundle, sources, config.fields)
     if config.negatives == "funnel":

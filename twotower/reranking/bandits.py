@@ -11,7 +11,7 @@ import numpy as np
 
 from twotower.data.requests import Requests
 from twotower.limits import whole_number
-from twotower.reranking.exploration import Bandit, column_of, feedback, generators, of_items
+from twotower.reranking.exploration import Bandit, column_of, counted, feedback, generators, of_items
 from twotower.retrieval.candidates import Candidates
 
 # Prior probabilities of 0 and 1, such as isotonic calibration gives, would never be left.
@@ -60,7 +60,8 @@ class _Counted(Bandit):
             raise ValueError(
                 f"prior must lie within 0 and 1 and strength above 0; got {prior}, {strength}."
             )
-        self.clicks, self.seen, self.seed = clicks, seen, seed
+        self.clicks, self.seen = counted(clicks, seen)
+        self.seed = seed
         self.prior, self.prior_column, self.strength = prior, prior_column, strength
 
     @classmethod

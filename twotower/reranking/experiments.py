@@ -102,6 +102,7 @@ def exposures(
         raise ValueError(
             f"got {len(requests)} requests, {len(candidates)} lists and {len(variants)} variants."
         )
+    variants = np.asarray(variants, object)
     if unknown := {*variants} - {*experiment.variants, ""}:
         raise ValueError(f"{experiment.name} has no variants {sorted(unknown)}.")
     shown = candidates.head(whole_number(k, "k", 1))
@@ -194,7 +195,10 @@ def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
     """
     found, meant = np.asarray(counts, np.float64), np.asarray(shares, np.float64)
     fits = found.ndim == 1 and found.shape == meant.shape and len(found) > 1
-    if not fits or not (found >= 0).all() or not (meant > 0).all() or not found.sum() > 0:
+    if fits:
+        bounded = (found >= 0) & (meant > 0) & np.isfinite(found) & np.isfinite(meant)
+        fits = bounded.all() and found.sum() > 0
+    if not fits:
         raise ValueError(
             "expected counts of 0 or more, one above 0, and shares above 0 of two variants or "
             f"more; got {counts} and {shares}."

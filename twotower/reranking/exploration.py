@@ -113,6 +113,23 @@ def of_items(values: np.ndarray, candidates: Candidates) -> np.ndarray:
     return np.where(inside, values[np.where(inside, candidates.keys, 0)], 0.0)
 
 
+def counted(clicks: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a bandit knows of each item, two float64 arrays `[num_items]`.
+
+    Raises:
+        ValueError: Arrays of different shapes, or numbers that are negative or not finite.
+    """
+    clicks, seen = np.asarray(clicks, np.float64), np.asarray(seen, np.float64)
+    if clicks.ndim != 1 or clicks.shape != seen.shape:
+        raise ValueError(
+            f"expected clicks and seen [num_items]; got {[*clicks.shape]} and {[*seen.shape]}."
+        )
+    for name, values in (("clicks", clicks), ("seen", seen)):
+        if not ((values >= 0) & (values < np.inf)).all():
+            raise ValueError(f"{name} must be finite and 0 or more, without NaN.")
+    return clicks, seen
+
+
 def feedback(
     keys: np.ndarray, rewards: np.ndarray, examination: np.ndarray | float, num_items: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -55,10 +55,9 @@ class Logged:
 
     def __post_init__(self) -> None:
         num = len(np.atleast_1d(self.rewards))
+        _check_clusters(self.clusters, num)
         for name in ("rewards", "propensities", "probabilities"):
             object.__setattr__(self, name, _values(getattr(self, name), name, num))
-        if self.clusters is not None and np.shape(self.clusters) != (num,):
-            raise ValueError(f"clusters must be [{num}]; got {[*np.shape(self.clusters)]}.")
         if not (self.propensities > 0).all():
             raise ValueError(
                 f"{int((self.propensities <= 0).sum())} of {num} propensities are 0 or less, so "
@@ -70,6 +69,13 @@ class Logged:
                 raise ValueError(
                     f"{name} must lie within 0 and 1; got {values.min()} to {values.max()}."
                 )
+        with np.errstate(over="ignore"):
+            too_large = ~np.isfinite((self.probabilities / self.propensities) ** 2)
+        if too_large.any():
+            raise ValueError(
+                f"{int(too_large.sum())} of {num} propensities are so small that their weights "
+                f"overflow; the least is {self.propensities.min():g}. Log a policy that explores."
+            )
 
     @property
     def weights(self) -> np.ndarray:
@@ -220,7 +226,8 @@ def bootstrap_interval(
     Efron and Tibshirani, An Introduction to the Bootstrap, section 12.5. Draws 1,000 samples of
     clusters with replacement, and computes the mean and its standard error for each. So it
     estimates the distribution of t, which need not be normal. For skewed values the interval is
-    asymmetric:
+    asymmetric. Where so many samples have equal values that t has no bounds, as in a log with one
+    reward, the normal interval is returned:
 
         t = (mean of the sample - mean) / standard error of the sample
         interval = mean - [97.5th, 2.5th percentile of t] * standard error
@@ -234,6 +241,7 @@ def bootstrap_interval(
     Raises:
         ValueError: No values, or weights that sum to 0.
     """
+    _check_clusters(clusters, len(np.atleast_1d(values)))
     normal = interval(values, weights, clusters)
     if normal["low"] is None or normal["low"] == normal["high"]:
         return normal
@@ -256,18 +264,29 @@ def bootstrap_interval(
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = total / size
             squared = squares - 2 * mean * products + mean**2 * sizes
+            # A sample of equal values has no error but that of rounding, and t has no bound.
+            squared = np.where(squared > 1e-12 * (squares + mean**2 * sizes), squared, 0)
             found.append(mean / np.sqrt(num / (num - 1) * squared / size**2))
     t = np.concatenate(found)
-    low, high = np.percentile(t[np.isfinite(t)], [2.5, 97.5])
+    with np.errstate(invalid="ignore"):
+        low, high = np.percentile(t[~np.isnan(t)], [2.5, 97.5])
+    if not np.isfinite([low, high]).all():
+        return normal
     error = (normal["high"] - normal["mean"]) / Z95
     mean = normal["mean"]
     return {"mean": mean, "low": float(mean - high * error), "high": float(mean - low * error)}
 
 
 def _estimate(values, weights, clusters, bootstrap: bool, seed: int) -> dict:
+    _check_clusters(clusters, len(values))
     if bootstrap:
         return bootstrap_interval(values, weights, clusters, seed)
     return interval(values, weights, clusters)
+
+
+def _check_clusters(clusters: np.ndarray | None, num: int) -> None:
+    if clusters is not None and np.shape(clusters) != (num,):
+        raise ValueError(f"clusters must be [{num}]; got {[*np.shape(clusters)]}.")
 
 
 def _values(values: np.ndarray, name: str, num: int) -> np.ndarray:

@@ -9,6 +9,10 @@ from scipy.special import ndtr, ndtri
 from twotower.limits import whole_number
 
 
+# No test has as many users.
+MOST_USERS = 2.0**63
+
+
 def power(deviation: float, effect: float, size: int, level: float = 0.05) -> float:
     """Probability that a two-sided test detects an effect, with `size` users in each variant.
 
@@ -19,12 +23,14 @@ def power(deviation: float, effect: float, size: int, level: float = 0.05) -> fl
         level: Significance level: share of tests without an effect that report one.
 
     Raises:
-        ValueError: A deviation, size or level out of bounds.
+        ValueError: A deviation, size or level out of bounds, or an effect that is not finite.
 
     >>> round(power(deviation=1.0, effect=0.1, size=1570), 3)
     0.8
     """
     _check_level(deviation, level)
+    if not math.isfinite(effect):
+        raise ValueError(f"effect must be finite; got {effect}.")
     shift = effect / (deviation * math.sqrt(2 / whole_number(size, "size", 1)))
     bound = -ndtri(level / 2)
     return float(ndtr(shift - bound) + ndtr(-bound - shift))
@@ -53,7 +59,11 @@ def sample_size(deviation: float, effect: float, target: float = 0.8, level: flo
             f"effect must not be 0, and target lie within {level} and 1; got {effect}, {target}."
         )
     bounds = -ndtri(level / 2) + ndtri(target)
-    return math.ceil(2 * (bounds * deviation / effect) ** 2)
+    with np.errstate(over="ignore"):
+        size = 2 * np.square(np.float64(bounds * deviation / effect))
+    if not size < MOST_USERS:
+        raise ValueError(f"an effect of {effect} beside a deviation of {deviation} is too small.")
+    return math.ceil(size)
 
 
 def power_table(

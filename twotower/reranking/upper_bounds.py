@@ -10,7 +10,8 @@ from typing import Self
 import numpy as np
 
 from twotower.data.requests import Requests
-from twotower.reranking.exploration import Bandit, column_of, feedback, of_items
+from twotower.limits import whole_number
+from twotower.reranking.exploration import Bandit, column_of, counted, feedback, of_items
 from twotower.retrieval.candidates import Candidates
 
 
@@ -45,7 +46,8 @@ class CascadeUcb(Bandit):
         among: int = 100,
     ) -> None:
         super().__init__(slots, among)
-        self.clicks, self.seen, self.rounds = clicks, seen, rounds
+        self.clicks, self.seen = counted(clicks, seen)
+        self.rounds = whole_number(rounds, "rounds")
 
     @classmethod
     def empty(cls, num_items: int, slots: int = 10, among: int = 100) -> Self:

@@ -77,12 +77,14 @@ class Batcher(Generic[Item, Result]):
                 if not batch:
                     continue
                 self._last = len(batch)
-                if self._observe is not None:
-                    self._observe(len(batch), time.perf_counter() - batch[0][2])
                 items = [item for item, _, _ in batch]
                 results: Sequence[Any]
                 try:
+                    if self._observe is not None:
+                        self._observe(len(batch), time.perf_counter() - batch[0][2])
                     results = await loop.run_in_executor(self._thread, self._function, items)
+                    if len(results) != len(batch):  # the others would wait for ever
+                        raise RuntimeError(f"{len(results)} results for {len(batch)} items")
                 except Exception as error:
                     results = [error] * len(batch)
                 for (_, future, _), result in zip(batch, results):

@@ -98,7 +98,10 @@ class Registry:
                 shutil.copytree(bundle, temporary)
             except (OSError, shutil.Error) as error:
                 raise BundleError(f"{bundle} cannot be copied: {error}") from error
-            verify(temporary)
+            try:
+                verify(temporary)
+            except BundleError as error:  # of the copy, which nobody knows
+                raise BundleError(str(error).replace(str(temporary), str(bundle))) from error
             version = version_of(temporary)
             place = self.folder / "versions" / version
             if not place.exists():
@@ -114,11 +117,26 @@ class Registry:
 
     @property
     def active(self) -> Active:
-        """What is to serve."""
+        """What is to serve.
+
+        Raises:
+            ValueError: A file that no registry has written.
+        """
+        path = self.folder / "active.json"
         try:
-            return Active(**json.loads((self.folder / "active.json").read_text()))
+            found = Active(**json.loads(path.read_text()))
+            names = [found.version, found.previous, found.canary]
+            if not all(name == "" or VERSION.fullmatch(name) for name in names):
+                raise ValueError(f"it names {names}")
+            if not 0 <= found.share < 1:
+                raise ValueError(f"its share is {found.share}")
         except FileNotFoundError:
             return Active()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}. Remove it and activate one of {self.versions}."
+            ) from error
+        return found
 
     def activate(self, version: str, share: float = 1.0) -> None:
         """Makes a version the active one, or the canary for a share of the users below 1.
@@ -149,6 +167,8 @@ class Registry:
         if now.canary:
             self._write(dataclasses.replace(now, canary="", share=0.0))
             return now.version
+        if not now.previous:
+            raise ValueError(f"no version came before the active one, {now.version!r}.")
         self.path(now.previous)
         self._write(Active(now.previous, now.version))
         return now.previous
@@ -159,12 +179,17 @@ class Registry:
 
     def refuse(self, version: str, reasons: list[str]) -> None:
         """Notes why a service refused a version."""
-        _replace(self.folder / "refused" / f"{version}.json", json.dumps(reasons))
+        _replace(self._refused(version), json.dumps(reasons))
 
     def refused(self, version: str) -> list[str]:
         """Why a service refused a version; nothing where none did."""
-        path = self.folder / "refused" / f"{version}.json"
+        path = self._refused(version)
         return json.loads(path.read_text()) if path.is_file() else []
+
+    def _refused(self, version: str) -> pathlib.Path:
+        if not VERSION.fullmatch(version):
+            raise ValueError(f"{version!r} is no name of a version.")
+        return self.folder / "refused" / f"{version}.json"
 
     def prune(self, keep: int = 3) -> list[str]:
         """Removes the oldest versions; the active and previous ones, the canary, and the newest
