@@ -18,6 +18,7 @@ from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.ranking.examples import LIKE, RATING, WATCH, make_examples, random_examples
 from twotower.ranking.probability import Probability, binned, calibration_error
 from twotower.ranking.stage import Rank
+from twotower.reranking.making import RerankingConfig, with_reranking
 from twotower.training.trainer import Training
 
 CONFIG = FunnelConfig(parse_sources(["two_tower:60", "ease:40", "popularity:30"]))
@@ -138,6 +139,8 @@ def test_requests_choose_what_counts(bundle, trained):
         ({WATCH: [0.0]}, "must not all be 0"),
         ({WATCH: [1.0], RATING: [np.nan]}, "finite"),
         ({WATCH: [np.inf]}, "finite"),
+        ({WATCH: [[1.0, 2.0]]}, "a number a request"),
+        ({WATCH: [1e-60]}, "from 1e-09 to 1e\\+09 in size"),
     ],
 )
 def test_weights_that_make_no_order(bundle, trained, objectives, message):
@@ -173,6 +176,20 @@ def test_it_comes_back_from_its_files_and_from_a_funnel(bundle, trained):
     np.testing.assert_allclose(again_found.scores, expected.scores, atol=1e-4)
     making.place(again, trained, "small")  # in place of the other
     assert [stage.kind for stage in again.stages] == ["filters", "rank"]
+
+
+def test_a_ranker_goes_behind_funnels_with_its_sources_alone(bundle, trained):
+    config = FunnelConfig(parse_sources(["two_tower:60", "popularity:30"]))
+    funnel = make_funnel(config, bundle, tiny.dataset(), tiny.split())
+    with pytest.raises(ValueError, match=r"reads the sources \['ease'\], and the funnel has"):
+        making.place(funnel, trained, "small")
+
+
+def test_re_ranking_keeps_the_ranker(bundle, trained):
+    funnel = bundle.funnel()
+    making.place(funnel, trained, "small")
+    again = with_reranking(funnel, RerankingConfig(rerank=(("mmr", 0.5),)), bundle)
+    assert [stage.kind for stage in again.stages] == ["filters", "rank", "mmr"]
 
 
 def test_trees(bundle):
@@ -303,7 +320,7 @@ def test_a_part_without_cases(bundle):
 
 def test_a_training_that_diverges_says_so(bundle):
     config = making.RankingConfig(learning_rate=1e30, **SMALL)
-    with pytest.raises(ValueError, match="in epoch 1. Take a smaller learning_rate than 1e"):
+    with pytest.raises(ValueError, match=r"epoch 1\. .* smaller learning_rate than 1e"):
         making.train(config, bundle.funnel(), bundle, tiny.dataset(), tiny.split())
 
 

@@ -109,6 +109,8 @@ def _groups(
         return [(dict(default), np.arange(len(requests)))]
     names = list(requests.objectives)
     table = np.stack([np.asarray(requests.objectives[name], float) for name in names], 1)
+    if table.ndim != 2:
+        raise ValueError(f"objectives are a number a request; got {[*table.shape]}.")
     # A request that says nothing has NaN for all.
     silent = np.isnan(table).all(1)
     found = [(dict(default), np.flatnonzero(silent))] if silent.any() else []

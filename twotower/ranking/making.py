@@ -222,7 +222,16 @@ def unranked(funnel: Funnel) -> Funnel:
 
 
 def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:
-    """The funnel with a ranker behind its first filters, in place of one that it already has."""
+    """The funnel with a ranker behind its first filters, in place of one that it already has.
+
+    Raises:
+        ValueError: The ranker reads a source that the funnel does not have.
+    """
+    if missing := [name for name in ranker.columns.sources if name not in funnel.sources]:
+        raise ValueError(
+            f"the ranker reads the sources {missing}, and the funnel has {[*funnel.sources]}. Use "
+            "the funnel that it was trained behind, or train it behind this one."
+        )
     stages = [stage for stage in funnel.stages if not isinstance(stage, Rank)]
     filters = [number for number, stage in enumerate(stages) if isinstance(stage, Filters)]
     behind = filters[0] + 1 if filters else 0

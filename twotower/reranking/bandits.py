@@ -11,7 +11,14 @@ import numpy as np
 
 from twotower.data.requests import Requests
 from twotower.limits import whole_number
-from twotower.reranking.exploration import Bandit, column_of, counted, feedback, generators, of_items
+from twotower.reranking.exploration import (
+    Bandit,
+    column_of,
+    counted,
+    feedback,
+    generators,
+    of_items,
+)
 from twotower.retrieval.candidates import Candidates
 
 # Prior probabilities of 0 and 1, such as isotonic calibration gives, would never be left.

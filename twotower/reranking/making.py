@@ -12,6 +12,7 @@ from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge, Quotas, ReciprocalRank
 from twotower.funnel.stage import Model, Stage
 from twotower.limits import at_least
+from twotower.ranking.stage import Rank
 from twotower.reranking.calibration import Calibration
 from twotower.reranking.diversity import Dpp, Mmr
 from twotower.reranking.greedy import check_weight
@@ -65,13 +66,13 @@ class RerankingConfig:
 def with_reranking(funnel: Funnel, config: RerankingConfig, model: Model) -> Funnel:
     """The funnel with stages that re-rank, each where it belongs.
 
-        filters, re-ranking, limits, slots for fresh items, slots for promoted items, filters
+        filters, ranker, re-ranking, limits, slots for fresh items, promoted items, filters
 
     Promoted items get a source without weight in the merge. The filters run again at the end, so
     that no stage can bring back an item that they remove.
 
     Args:
-        funnel: From `make_funnel`.
+        funnel: From `make_funnel`, with a ranker or without one.
         config: The settings.
         model: The model around which the funnel was made.
 
@@ -80,6 +81,7 @@ def with_reranking(funnel: Funnel, config: RerankingConfig, model: Model) -> Fun
             or items without genres where a choice needs them.
     """
     filters = [stage for stage in funnel.stages if isinstance(stage, Filters)]
+    ranks = [stage for stage in funnel.stages if isinstance(stage, Rank)]
     slots = [stage for stage in funnel.stages if isinstance(stage, ExplorationSlots)]
     stages: list[Stage] = [WAYS[way](model, w, config.length) for way, w in config.rerank]
     if config.max_in_a_row or config.max_in_all:
@@ -102,7 +104,7 @@ def with_reranking(funnel: Funnel, config: RerankingConfig, model: Model) -> Fun
         promoted = [PromotedSlots(keys, [slot for _, slot in config.promoted]), *filters]
         sources = {**sources, Promoted.kind: Inlet(Promoted(keys), len(keys), None, len(keys))}
         merge = _without_promoted(merge)
-    stages = [*filters, *stages, *slots, *promoted]
+    stages = [*filters, *ranks, *stages, *slots, *promoted]
     return Funnel(sources, merge, stages, funnel.pool, funnel.fallback, funnel.onboarding)
 
 

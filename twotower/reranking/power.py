@@ -8,7 +8,6 @@ from scipy.special import ndtr, ndtri
 
 from twotower.limits import whole_number
 
-
 # No test has as many users.
 MOST_USERS = 2.0**63
 
