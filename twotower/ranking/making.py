@@ -222,7 +222,7 @@ def unranked(funnel: Funnel) -> Funnel:
 
 
 def place(funnel: Funnel, ranker: CandidateRanker, name: str) -> None:
-    """The funnel with a ranker behind its first filters, in place of one that it already has.
+    """Puts a ranker behind the first filters of a funnel, in place of one that it already has.
 
     Raises:
         ValueError: The ranker reads a source that the funnel does not have.

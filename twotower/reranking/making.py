@@ -12,7 +12,6 @@ from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge, Quotas, ReciprocalRank
 from twotower.funnel.stage import Model, Stage
 from twotower.limits import at_least
-from twotower.ranking.stage import Rank
 from twotower.reranking.calibration import Calibration
 from twotower.reranking.diversity import Dpp, Mmr
 from twotower.reranking.greedy import check_weight
@@ -81,7 +80,7 @@ def with_reranking(funnel: Funnel, config: RerankingConfig, model: Model) -> Fun
             or items without genres where a choice needs them.
     """
     filters = [stage for stage in funnel.stages if isinstance(stage, Filters)]
-    ranks = [stage for stage in funnel.stages if isinstance(stage, Rank)]
+    ranks = [stage for stage in funnel.stages if stage.kind == "rank"]
     slots = [stage for stage in funnel.stages if isinstance(stage, ExplorationSlots)]
     stages: list[Stage] = [WAYS[way](model, w, config.length) for way, w in config.rerank]
     if config.max_in_a_row or config.max_in_all:
