@@ -1,5 +1,6 @@
 """Items that come, change and do not fit, through the routes and after a restart."""
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -7,6 +8,7 @@ from twotower.serving.app import create_app
 from twotower.serving.journal import ADD, Change
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
+from twotower.serving.served_bundle import ServedBundle
 from twotower.serving.service import Service
 
 
@@ -59,28 +61,26 @@ def test_an_item_that_does_not_fit_those_before_is_refused_and_the_next_is_taken
     # All changes come back in one table, where a text and a number stand in one column.
     again = Service(Live((Pipeline(bundle_folder),)), state)
     (pipeline,) = again.live.pipelines
-    assert pipeline.num_items == before
+    assert pipeline.bundle.num_items == before
     assert pipeline.catalogue.where(brand="5").tolist() == pipeline.catalogue.keys_of(["n5"])
 
 
 def test_a_change_that_fits_no_longer_costs_the_others_nothing(bundle_folder, caplog):
     pipeline = Pipeline(bundle_folder)
-    before = pipeline.num_items
+    before = pipeline.bundle.num_items
     items = [{"item_id": "a", "year": "old"}, {"item_id": "b", "title": "Tin Moon"}]
     pipeline.apply([Change(n, ADD, item["item_id"], item) for n, item in enumerate(items, 1)])
-    assert pipeline.num_items == before + 1 and pipeline.sequence == 2
+    assert pipeline.bundle.num_items == before + 1 and pipeline.sequence == 2
     assert "item 'a' is left out: items, row 0: year is 'old'" in caplog.text
 
 
 def test_an_index_that_is_opened_later_has_the_new_vector_of_an_old_item(bundle_folder):
-    pipeline = Pipeline(bundle_folder)
-    pipeline.apply([Change(1, ADD, "i00003", {"item_id": "i00003", "title": "Tin Moon"})])
-    key = pipeline.catalogue.keys_of(["i00003"])[0]
-    vectors = []
-    for name in ("hnsw", "exact"):
-        keys, found = pipeline.retriever(name).live()
-        vectors.append(found[keys == key][0].tolist())
-    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
+    bundle = ServedBundle(bundle_folder, "hnsw")
+    items, keys, vectors = bundle.vectors_of([{"item_id": "i00003", "title": "Tin Moon"}])
+    bundle.add_items(items, keys, vectors)
+    found_keys, found = bundle.named("exact").live()
+    np.testing.assert_allclose(found[found_keys == keys[0]], vectors, atol=1e-6)
+    assert not np.allclose(bundle.vectors[bundle.keys == keys[0]], vectors, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65])
