@@ -36,7 +36,7 @@ def main() -> None:
     pipeline.warm()
     bundle, rng = pipeline.bundle, np.random.default_rng(0)
     ids = bundle.catalogue.ids_of(bundle.keys)
-    index = pipeline.retriever("")
+    index = bundle.named("")
     seconds: dict[str, dict[str, list[float]]] = {}
 
     def note(stage: str, way: str, begun: float) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         rows.append({"stage": stage, **median, "ratio": median["each"] / median["together"]})
         print(rows[-1])
     if FLAGS.output:
-        common = {"requests": FLAGS.requests, "index": pipeline.index, **provenance()}
+        common = {"requests": FLAGS.requests, "index": bundle.index, **provenance()}
         write_result(FLAGS.output, {**common, "rows": rows})
 
 

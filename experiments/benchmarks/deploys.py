@@ -35,6 +35,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("bundles", None, "Folders of two bundles with a graph index.", required=True)
 flags.DEFINE_integer("deploys", 100, "Number of deploys.", 5)
 flags.DEFINE_integer("clients", 4, "Clients that ask all the time.", 1, 64)
+flags.DEFINE_float("calm", 20.0, "Seconds without a deploy at the start.", 0)
 flags.DEFINE_float("pause", 1.0, "Seconds between a deploy and the next one.", 0)
 script.DEFINE_path("output", None, "JSON file to write.")
 
@@ -149,7 +150,7 @@ def measured(address: tuple[str, int], histories: list[list[str]], versions: lis
     control = http.client.HTTPConnection(*address, timeout=120)
     time.sleep(2)  # connections, caches
     before = time.perf_counter()
-    time.sleep(20)
+    time.sleep(FLAGS.calm)
     statuses, seconds, memory, swaps = [], [], [], []
     for number in range(FLAGS.deploys):
         begun = time.perf_counter()
