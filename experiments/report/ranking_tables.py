@@ -108,6 +108,8 @@ def rankers(name: str) -> str:
         if "milliseconds" in row
     )
     about = f"One request, p50 / p99 in ms: {times}. " if times else ""
+    if "users" in rows[0]:
+        about += f"{rows[0]['users']} users, drawn at random. "
     return table(header, body) + "\n\n" + about + origin(rows[0])
 
 

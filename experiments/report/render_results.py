@@ -18,6 +18,7 @@ import ranking_tables
 import results
 import retrieval_tables
 import sequence_tables
+import serving_tables
 import simulation_tables
 import update_tables
 from ablation_tables import mean
@@ -171,8 +172,15 @@ TABLES = {
     "ranking_random": lambda: ranking_tables.rankers("random"),
     "ranking_loo": lambda: ranking_tables.rankers("loo_5core"),
     "ranking_temporal_last": lambda: ranking_tables.rankers("temporal_last"),
+    "ranking_temporal_successive": lambda: ranking_tables.rankers("temporal_successive"),
     "ctr": ranking_tables.ctr,
     "multi_task": ranking_tables.multi_task,
+    "serving_loads": serving_tables.loads,
+    "serving_stages": serving_tables.stages,
+    "serving_batching": serving_tables.batching,
+    "serving_deploys": serving_tables.deploys,
+    "serving_memory": serving_tables.memory,
+    "serving_targets": serving_tables.targets,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,
     "sequences": sequence_tables.study,

@@ -22,7 +22,10 @@ METRICS = (
 FAMILIES = "recall|recall_micro|hit_rate|precision|ndcg|mrr|coverage|mean_popularity"
 METRIC = re.compile(rf"({FAMILIES})@\d+")
 # Figures that no page shows. A run's output has them.
-LEFT_OUT = {"segments", "versions", "python"}
+LEFT_OUT = {
+    *("segments", "versions", "python", "mining_seconds", "new_in_answers"),
+    *("disk_bytes_per_vector", "peak_rss_gib", "peak_rss_gib_searching"),
+}
 
 
 def committed(value):
