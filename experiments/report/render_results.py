@@ -179,7 +179,6 @@ TABLES = {
     "serving_stages": serving_tables.stages,
     "serving_batching": serving_tables.batching,
     "serving_deploys": serving_tables.deploys,
-    "serving_memory": serving_tables.memory,
     "serving_targets": serving_tables.targets,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,

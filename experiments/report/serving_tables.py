@@ -81,19 +81,6 @@ def deploys() -> str:
     return table(["", f"{result['clients']} clients"], body) + "\n\n" + origin(result)
 
 
-def memory() -> str:
-    """Memory of the process after many requests."""
-    report = read("serving/load_long")
-    body, total = [], 0
-    for row in report["rows"]:
-        total += row["requests"]
-        body.append(
-            [f"{total:,}", f"{row['resident_mib_before']:,.0f}", f"{row['resident_mib']:,.0f}"]
-        )
-    header = ["requests so far", "resident MiB before", "after"]
-    return table(header, body) + "\n\n" + origin(report)
-
-
 def targets() -> str:
     """What companies are said to reach, and what was measured."""
     latency = {row["name"]: row for row in read("speed/latency")["rows"]}

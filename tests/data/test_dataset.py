@@ -244,4 +244,4 @@ def test_fingerprint_is_of_the_strings_whatever_holds_them():
 
 
 def test_the_example_in_the_docstring():
-    assert doctest.testmod(dataset_module) == (0, 4)
+    assert doctest.testmod(dataset_module) == (0, 6)

@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page):
 
 def test_there_is_a_page_for_every_folder_of_results():
     folders = {path.parent.name for path in (tiny.ROOT / "experiments/results").glob("*/*.json")}
-    expected = "movielens sequences funnel ranking indexes studies speed"
+    expected = "movielens sequences funnel ranking indexes studies speed serving"
     assert folders == set(expected.split())
     assert {page.parent.name for page in render_results.PAGES[1:]} == folders
 
