@@ -1,19 +1,17 @@
 """The routes: bodies in, answers out. What they do stands in `service.py`."""
 
-import contextlib
 import hashlib
 import pathlib
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from twotower import __version__
 from twotower.serving import schemas
-from twotower.serving.errors import ERRORS, answer_errors, json_answer
+from twotower.serving.bare_app import bare_app
+from twotower.serving.errors import ERRORS, json_answer
 from twotower.serving.guard import Guard, Limits
 from twotower.serving.service import Service
 
@@ -36,17 +34,7 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         limits: What is refused.
     """
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        yield
-        await service.stop()
-        if service.tracing is not None:
-            service.tracing.close()
-
-    app = FastAPI(
-        title="twotower", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
-    )
+    app = bare_app("twotower", service)
 
     def post(path: str, model: Any = None, **more: Any) -> Any:
         return app.post(path, responses=ERRORS, response_model=model, **more)
@@ -143,21 +131,5 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """The playground, which asks the other routes."""
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        """Whether the process answers."""
-        return json_answer({"status": "ok"})
-
-    @app.get("/readyz", responses={503: ERRORS[503]})
-    async def readyz() -> Response:
-        """Whether the service answers, and what is live."""
-        return json_answer(service.status(), 200 if service.is_ready else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Counters, in Prometheus' text format."""
-        return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")
-
-    answer_errors(app)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return Guard(app, limits or Limits(), service.metrics, service.tracing)

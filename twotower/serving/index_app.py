@@ -1,14 +1,12 @@
 """The routes of an index process. What they do stands in `index_service.py`."""
 
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Response
+from fastapi import Body, Response
 
-from twotower import __version__
 from twotower.serving import schemas
-from twotower.serving.errors import ERRORS, answer_errors, json_answer
+from twotower.serving.bare_app import bare_app
+from twotower.serving.errors import ERRORS, json_answer
 from twotower.serving.guard import Guard, Limits
 from twotower.serving.index_service import IndexService
 
@@ -21,21 +19,7 @@ def create_index_app(service: IndexService, limits: Limits | None = None) -> Any
         limits: What is refused.
     """
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        yield
-        await service.stop()
-        if service.tracing is not None:
-            service.tracing.close()
-
-    app = FastAPI(
-        title="twotower index",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = bare_app("twotower index", service)
 
     @app.post("/search", responses=ERRORS)
     async def search(body: schemas.Search) -> Response:
@@ -57,20 +41,4 @@ def create_index_app(service: IndexService, limits: Limits | None = None) -> Any
         """Checks a version of the registry and holds it beside the others."""
         return json_answer(await service.deploy(version))
 
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        """Whether the process answers."""
-        return json_answer({"status": "ok"})
-
-    @app.get("/readyz", responses={503: ERRORS[503]})
-    async def readyz() -> Response:
-        """Whether the index answers, and for which trainings."""
-        return json_answer(service.status(), 200 if service.is_ready else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Counters, in Prometheus' text format."""
-        return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")
-
-    answer_errors(app)
     return Guard(app, limits or Limits(), service.metrics, service.tracing)
