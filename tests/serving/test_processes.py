@@ -30,6 +30,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def gets_ready(client, is_running) -> bool:
+    """Waits until a service answers; whether it did before it ended."""
+    end = time.monotonic() + tiny.LIMIT
+    while time.monotonic() < end and is_running():
+        with contextlib.suppress(httpx2.TransportError):
+            if client.get("/readyz").status_code == 200:
+                return True
+        time.sleep(0.05)
+    return False
+
+
 class Process:
     """`experiments/serve.py` on a free port, ready to answer."""
 
@@ -42,13 +53,7 @@ class Process:
         )
         self.process.start()
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
-        end = time.monotonic() + tiny.LIMIT
-        while time.monotonic() < end and self.process.is_alive():
-            with contextlib.suppress(httpx2.TransportError):
-                if self.client.get("/readyz").status_code == 200:
-                    return
-            time.sleep(0.05)
-        raise AssertionError(self.log)
+        assert gets_ready(self.client, self.process.is_alive), self.log
 
     @property
     def log(self) -> str:

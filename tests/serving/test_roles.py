@@ -1,6 +1,5 @@
 """Query towers and indexes as processes of their own."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 import httpx2
 import pytest
 import tiny
-from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz
+from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz, gets_ready
 
 from twotower.bundle.bundle import Bundle
 from twotower.serving.index_client import IndexClient
@@ -43,13 +42,7 @@ class IndexProcess:
 
     def wait(self) -> None:
         """Waits until it answers."""
-        end = time.monotonic() + tiny.LIMIT
-        while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(httpx2.TransportError):
-                if self.client.get("/readyz").status_code == 200:
-                    return
-            time.sleep(0.05)
-        raise AssertionError(self.log)
+        assert gets_ready(self.client, lambda: self.process.poll() is None), self.log
 
     @property
     def log(self) -> str:
