@@ -1,6 +1,7 @@
 """Milvus over a server on loopback and inside this process: failures, what stays, what goes."""
 
 import gc
+import os
 import pathlib
 import signal
 import socket
@@ -63,6 +64,11 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def hang(self) -> None:
+        """Stop it, and return when its last thread stands still: until then it may answer."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def collections(self) -> list[str]:
         client = pymilvus.MilvusClient(self.uri, timeout=10, dedicated=True)
@@ -363,7 +369,7 @@ def test_killed_in_mid_query_and_started_again(own):
             rows(index)
         caught.append(str(error.value))
 
-    own.process.send_signal(signal.SIGSTOP)  # so that the query is under way when it is killed
+    own.hang()  # so that the query is under way when it is killed
     thread = threading.Thread(target=search)
     thread.start()
     time.sleep(0.5)
@@ -384,7 +390,7 @@ def test_killed_in_mid_query_and_started_again(own):
 
 def test_a_server_that_hangs(own):
     index = axes(**where(own), timeout=1.0)
-    own.process.send_signal(signal.SIGSTOP)
+    own.hang()
     started = time.monotonic()
     with pytest.raises(ConnectionError, match="no answer"):
         rows(index)
