@@ -1,5 +1,8 @@
 """Query towers and indexes as processes of their own."""
 
+import dataclasses
+import gc
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +15,8 @@ import pytest
 import tiny
 from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz, gets_ready
 
-from twotower.bundle.bundle import Bundle
+from twotower.bundle.bundle import Bundle, BundleError
+from twotower.serving import process
 from twotower.serving.index_client import IndexClient
 from twotower.serving.process import Settings, run
 from twotower.serving.registry import Registry
@@ -114,8 +118,8 @@ def test_two_processes_answer_as_one_and_change_their_training_together(
     search = query.post("/embed", {"requests": [{"history": history}]}).json()
     search |= {"k": 8, "exclude": history, "index": "hnsw"}
     del search["unknown"]
-    for process in (query.client, index.client):
-        (found,) = process.post("/search", json=search).json()["items"]
+    for one in (query.client, index.client):
+        (found,) = one.post("/search", json=search).json()["items"]
         assert [item["item_id"] for item in found] == truth
 
     # An item that is added at the query process is found through both, a removed one through none.
@@ -191,3 +195,15 @@ def test_roles_that_cannot_be(settings, workers, match):
         run(Settings("W/bundle", "", "W/state", **settings), "127.0.0.1", 0, workers)
     with pytest.raises(ValueError, match=r"an address such as http://127\.0\.0\.1:8001; got 'file"):
         IndexClient("file:///etc/passwd")
+
+
+def test_garbage_collections_leave_the_modules_out(tmp_path, monkeypatch):
+    settings = Settings(str(tmp_path / "none"), "", str(tmp_path / "state"), role="index")
+    monkeypatch.setenv(process.SETTINGS, json.dumps(dataclasses.asdict(settings)))
+    monkeypatch.setattr(process, "log_as_json", lambda: None)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+    gc.unfreeze()
+    with pytest.raises(BundleError):  # which is opened last
+        process.app()
+    assert gc.get_freeze_count() > 10_000
+    gc.unfreeze()

@@ -7,6 +7,7 @@ it has before it ends.
 
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import os
@@ -148,13 +149,18 @@ def app() -> Any:
         token=os.environ.get(TOKEN, ""),
         admin_token=os.environ.get(ADMIN_TOKEN, ""),
     )
-    if settings.role == "index":  # which never needs TensorFlow
-        return create_index_app(index_service_of(settings), limits)
-    import tensorflow as tf
+    if settings.role != "index":  # which never needs TensorFlow
+        import tensorflow as tf
 
-    # Several threads for one small request cost more than they give, and other processes' cores.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+        # Several threads for a small request cost more than they give, and other processes' cores.
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    # A full garbage collection walks through all objects while every request waits. The modules
+    # stay, so it leaves them out: with the 350,000 objects of TensorFlow's it takes 0.25 s.
+    gc.collect()
+    gc.freeze()
+    if settings.role == "index":
+        return create_index_app(index_service_of(settings), limits)
     return create_app(service_of(settings), limits)
 
 
