@@ -43,7 +43,31 @@ def stages(name: str) -> str:
         f"`{row['protocol']}`, {row['part']}. Recall is the mean over users of the share of their "
         "targets among the first so many; `found by it alone` is a share of all targets. "
     )
-    return table(header, body) + "\n\n" + about + origin(row)
+    return table(header, body) + "\n\n" + about + origin(row) + segments(row)
+
+
+def segments(row: dict) -> str:
+    """Figures of new users, niche users and cold items; "" for a result without them."""
+    if "by_segment" not in row:
+        return ""
+    sources, body = [*row["alone"]], []
+    everything = {**row["metrics"], "others": row["alone"]}
+    for label, found in {"all": everything, **row["by_segment"]}.items():
+        cells = [label.replace("_", " "), f"{found['num_cases']:,}" if "num_cases" in found else ""]
+        if found.get("num_cases") == 0:
+            body.append([*cells, *[""] * (2 + len(sources))])
+            continue
+        for metric in ("ndcg@10", "recall@500"):
+            alone = [share(found["others"][source][metric]) for source in sources]
+            body.append([*cells, f"`{metric}`", share(found[metric]), *alone])
+            cells = ["", ""]
+    header = ["queries of", "number", "", "the funnel", *(NAMES[source] for source in sources)]
+    about = (
+        "New users have fewer than 10 training rows. Niche users are the fifth whose history has "
+        "the least popular items. Cold items are targets with fewer than 10 training rows; other "
+        "targets of a query do not count there."
+    )
+    return "\n\n" + table(header, body) + "\n\n" + about
 
 
 def ahead(name: str) -> str:

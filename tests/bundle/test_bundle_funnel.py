@@ -1,5 +1,7 @@
 """A funnel and a map in a bundle: kept with it, replaced with it, refused in another one."""
 
+import collections
+import dataclasses
 import shutil
 
 import numpy as np
@@ -12,10 +14,12 @@ from twotower.bundle.item_map import ItemMap
 from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
-from twotower.funnel.funnel import Inlet
+from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.fresh import Fresh
+from twotower.funnel.stage import Source
+from twotower.retrieval.candidates import Candidates
 from twotower.training.trainer import Training
 
 CONFIG = FunnelConfig(parse_sources(["two_tower:50", "ease:40", "context:30", "popularity:60"]))
@@ -85,6 +89,59 @@ def test_the_report_says_who_found_what(bundle):
     assert "+0.0000" in gains and gains.count("\n") == 6
 
 
+class Counted(Source):
+    """Another source, which counts how often it is asked for each user."""
+
+    kind = "counted"
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.asked = source, collections.Counter()
+
+    def __call__(self, requests: Requests, k: int) -> Candidates:
+        self.asked.update(requests.user_id)
+        return self.source(requests, k)
+
+
+def test_a_recording_asks_each_source_once_and_gives_the_same_figures(bundle):
+    split, given = tiny.split(), bundle.funnel()
+    sources = {
+        name: dataclasses.replace(inlet, source=Counted(inlet.source))
+        for name, inlet in given.sources.items()
+    }
+    funnel = Funnel(sources, given.merge, given.stages, 120, given.fallback)
+    recording = report.Recording(funnel)
+    size = len(split.cases) // 2  # batches, so that their answers are put together
+    reports = {"": evaluate(recording, split, batch_size=size)}
+    reports |= {n: evaluate(recording.alone(n), split, batch_size=size) for n in sources}
+    rows = recording.report()
+    for inlet in sources.values():
+        assert set(inlet.source.asked.values()) == {1}
+        assert len(inlet.source.asked) == len(split.cases)
+    # As when everything is asked anew.
+    assert reports[""].metrics == evaluate(funnel, split).metrics
+    for name, inlet in given.sources.items():
+        single = Funnel({name: inlet}, ReciprocalRank(), given.stages, 120)
+        assert reports[name].metrics == evaluate(single, split).metrics
+    assert (recording.first_ten == funnel(split.cases, 10).keys).all()
+
+    def without_ease(requests, k):
+        found = {
+            name: inlet.source(requests, inlet.k)
+            for name, inlet in given.sources.items()
+            if name != "ease"
+        }
+        return funnel.merge(requests, found, 120)
+
+    at_120 = evaluate(without_ease, split, ks=(120,)).metrics["recall@120"]["mean"]
+    assert rows[1].without == pytest.approx(at_120)
+    again = report.report(funnel, split.cases)
+    for row, other in zip(rows, again, strict=True):
+        assert {**row.to_json(), "seconds": 0} == {**other.to_json(), "seconds": 0}
+    for step, other in zip(recording.found, funnel.find(split.cases), strict=True):
+        assert step.name == other.name
+        assert (step.candidates.keys == other.candidates.keys).all()
+
+
 def recall_of(found: np.ndarray, cases) -> float:
     hits = np.bincount(cases.targets.row_index, found, len(cases))
     return float((hits / cases.targets.lengths).mean())
@@ -147,18 +204,20 @@ def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):
     funnel = make_funnel(config, bundle, tiny.dataset(), tiny.split())
     fresh = funnel.sources["fresh"].source.arrays()["keys"]
     assert 10 < len(fresh) < 100  # twice each is less than the slots that there are
-    found = report.exploration(funnel, tiny.split().cases, top=5, batch=5)
+    cases = tiny.split().cases
+    found = report.exploration(funnel, cases, funnel.find(cases), top=5, batch=5)
     assert found["fresh_items"] == len(fresh) and found["shown_in_5"] > 0.9
     assert not funnel.stages[1].counts.any()  # as it was
     funnel.sources = {"fresh": Inlet(Fresh(bundle, np.array([], np.int64)))}
     funnel.merge = ReciprocalRank()
-    assert report.exploration(funnel, tiny.split().cases.take(np.arange(3)), top=5) == {
+    few = cases.take(np.arange(3))
+    assert report.exploration(funnel, few, funnel.find(few), top=5) == {
         "fresh_items": 0, "shown_in_5": 0, "shown_in_5 fully": 0,
     }  # fmt: skip
     plain = make_funnel(
         FunnelConfig(sources, "quotas", fresh_below=9), bundle, tiny.dataset(), tiny.split()
     )
     with pytest.raises(ValueError, match="one stage of exploration slots; there are 0"):
-        report.exploration(plain, tiny.split().cases)
+        report.exploration(plain, cases, plain.find(cases))
     with pytest.raises(ValueError, match="add it to the sources"):
         FunnelConfig(parse_sources(["ease"]), slots=(3,))

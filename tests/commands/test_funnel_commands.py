@@ -41,7 +41,13 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         f"--bundle={folder}",
         f"--output={output}",
     )
-    for text in ("random, validation", "seen took", "minus each source alone", "after each stage"):
+    for text in (
+        "random, validation",
+        "seen took",
+        "minus each source alone",
+        "after each stage",
+        "niche_users",
+    ):
         assert text in run.stdout, text
     first, second = json.loads(output.read_text())["rows"]
     assert [stage["name"] for stage in first["stages"]] == [
@@ -53,6 +59,10 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
     alone = first["alone"]["popularity"]["ndcg@10"]["mean"]
     assert ahead == pytest.approx(first["metrics"]["ndcg@10"]["mean"] - alone)
     assert 0 < first["metrics"]["genre_distance@10"]["mean"] < 1
+    assert set(first["by_segment"]) == {"new_users", "niche_users", "cold_items"}
+    niche = first["by_segment"]["niche_users"]
+    assert 0 < niche["num_cases"] < 60 and 0 < niche["recall@500"]["mean"] <= 1
+    assert set(niche["others"]) == set(first["alone"])
     assert Bundle(folder).funnel().merge.bounds == [0, 10]
 
 

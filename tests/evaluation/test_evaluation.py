@@ -185,12 +185,13 @@ def test_three_cases_by_hand(batch_size):
 
 def test_segments_by_hand():
     report = evaluate(answer_by_hand, by_hand(), ks=(1, 10))
-    segments = report.by_segment(["recall@1", "recall_micro@10", "no such metric"])
+    segments = report.segments
     # Histories of 1, 12 and 0 items.
     users = segments["history_length"]
     assert {name: row["num_cases"] for name, row in users.items()} == {"0": 1, "1-9": 1, "10-19": 1}
-    assert users["1-9"]["recall@1"] == {"mean": 0.5, "low": None, "high": None}  # one user
-    assert set(users["0"]) == {"num_cases", "recall@1", "recall_micro@10"}
+    # Rank 4 of the only target: 1 / 4. One user has no interval.
+    assert users["10-19"]["mrr@500"] == {"mean": 0.25, "low": None, "high": None}
+    assert set(users["0"]) == {"num_cases", "recall@10", "ndcg@10", "mrr@500"}
     # Targets 1, 3, 0, 4 have 0, 30, 6 and 400 training rows and ranks 3, 1, 4, 1.
     items = segments["item_popularity"]
     assert {name: row["num_targets"] for name, row in items.items()} == dict.fromkeys(

@@ -307,6 +307,28 @@ def test_a_source_without_k_is_asked_for_as_many_as_the_list_has():
     assert funnel.recommend(ask([]), k=3).candidates.keys.shape == (1, 3)
     assert (source.asked, other.asked) == (3, 500)
     assert len(funnel.find(ask([]))[0].candidates.keys[0]) == 7  # no list: the pool
+    assert len(funnel.find(ask([]), 4)[0].candidates.keys[0]) == 4
+
+
+def test_what_was_found_gives_the_same_answer_and_asks_nobody():
+    source = Counted(*range(NUM_ITEMS))
+    sources = {"a": Inlet(source, k=4), "b": Inlet(Always(7, 2))}
+    funnel = Funnel(sources, ReciprocalRank(), [Filters([Seen()])], fallback="a")
+    requests = ask([], [3])
+    found = funnel.find(requests)
+    source.asked = 0
+    answer, again = funnel.answer(requests, found, 5), funnel.recommend(requests, 5)
+    assert source.asked == 4  # by `recommend`
+    assert answer.candidates.keys.tolist() == again.candidates.keys.tolist()
+    assert [step.name for step in answer.steps] == ["a", "b", "merge", "filters"]
+    source.asked = 0
+    assert funnel.answer(requests, found[1:], 2).candidates.keys.tolist() == [[7, 2], [7, 2]]
+    assert source.asked == 0
+    # Of what was found nothing is left for the second: the fallback is asked.
+    assert funnel.answer(ask([], [7, 2]), found[1:], 1).candidates.keys.tolist() == [[7], [0]]
+    assert source.asked > NUM_ITEMS
+    with pytest.raises(ValueError, match=r"candidates of 1 requests; got {'a': 2, 'b': 2}"):
+        funnel.answer(ask([]), found, 5)
 
 
 def test_one_source_that_is_waited_for_answers_in_the_thread_of_the_caller():

@@ -143,6 +143,10 @@ def test_concat_stacks_rows(found):
     assert both.scores.tolist() == [[5, -INF, -INF], [3, 2, 1], [-INF] * 3]
     assert both.counts.tolist() == [1, 3, 0]
     assert both.columns["source"].tolist() == [[2, 0, 0], [1, 2, 1], [0, 0, 0]]
+    narrow = Candidates.concat([found.take(np.array([1])).head(1), found.take(np.array([0, 2]))])
+    assert narrow.keys.tolist() == both.keys.tolist()
+    assert narrow.scores.tolist() == both.scores.tolist()
+    assert narrow.columns["source"].tolist() == both.columns["source"].tolist()
 
 
 def test_shapes_that_do_not_belong_together(found):

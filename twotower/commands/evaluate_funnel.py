@@ -4,9 +4,11 @@
     twotower evaluate_funnel --bundle=W/bundle --data_dir=ml-1m --part=test --output=funnel.json
     twotower evaluate_funnel --bundle=A/bundle --bundle=B/bundle --data_dir=ml-1m
 
-Recall of every source and of the pool; what a source alone found; the pool without it; what filters
-took away; and accuracy, coverage, novelty and diversity at the end. With several bundles it tells
-which stage ate a gain: A's recall minus B's after each stage.
+Each source is asked once for a case, and all figures come from these answers: the recall of every
+source and of the pool; what a source alone found; the pool without it; what filters took away; and
+accuracy, coverage, novelty and diversity at the end. Queries of new users, of niche users, and for
+cold items are shown apart (twotower/evaluation/segments.py says which they are). With several
+bundles it tells which stage ate a gain: A's recall minus B's after each stage.
 
 The default is the validation part; nothing else than --part=test reads test data. `twotower
 build_funnel` makes the funnel.
@@ -20,7 +22,6 @@ from twotower.commands import script
 
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "data_dir", "part", "name", "newest")
-SEGMENT_SHOWN = ("ndcg@10", "recall@500")
 SHOWN = ("ndcg@10", "recall@10", "recall_micro@100", "recall@500", "hit_rate@10", "mrr@500")
 
 
@@ -45,18 +46,14 @@ def main() -> None:
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     import dataclasses
 
-    import numpy as np
-
     from twotower.bundle.provenance import provenance, result_text
     from twotower.commands import judging
     from twotower.data import splits
+    from twotower.evaluation import segments
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
     from twotower.funnel import report
     from twotower.funnel.cold_start import ExplorationSlots
-    from twotower.funnel.filters import Filters
-    from twotower.funnel.funnel import Funnel
-    from twotower.funnel.merge import ReciprocalRank
 
     bundles = [judging.to_judge(path, FLAGS.part) for path in FLAGS.bundle]
     judging.check_alike(bundles)
@@ -73,36 +70,29 @@ def main() -> None:
         judging.check_unseen(bundle, dataset, split)
         bundle.encode = bundle.encoder(dataset)
         funnel = bundle.funnel(FLAGS.name)
-        stages = report.report(funnel, split.cases)
+        recording = report.Recording(funnel)
         ks = tuple(sorted({10, 100, 500, funnel.pool}))
-        first_ten: list[np.ndarray] = []
-
-        def recommend(requests, k, funnel=funnel, first_ten=first_ten):
-            found = funnel(requests, k)
-            first_ten.append(found.keys[:, :10])
-            return found
-
-        found = evaluate(recommend, split, dataset, ks=ks)
+        found = evaluate(recording, split, dataset, ks=ks)
+        stages = recording.report()
         print(report.table(stages, f"{path}, {FLAGS.name}: {heading(split)}"))
-        variety = report.variety(np.concatenate(first_ten), dataset, split)
-        alone, ahead, by_segment = {}, {}, {"funnel": found.by_segment(SEGMENT_SHOWN)}
-        for name, inlet in funnel.sources.items():
-            # The same filters, so that nothing but the other sources and the merge differ.
-            filters = [stage for stage in funnel.stages if isinstance(stage, Filters)]
-            single = Funnel({name: inlet}, ReciprocalRank(), filters, funnel.pool)
-            source = evaluate(single, split, dataset, ks=ks)
-            alone[name] = source.metrics
-            by_segment[name] = source.by_segment(SEGMENT_SHOWN)
-            ahead[name] = {metric: found.compare(source, metric) for metric in SHOWN}
-        print(
-            Comparison("\nthe funnel minus each source alone, user by user", ahead).table(
-                SHOWN, "+"
-            )
-        )
-        slots = any(stage.kind == ExplorationSlots.kind for stage in funnel.stages)
+        variety = report.variety(recording.first_ten, dataset, split)
+        alone = {
+            name: evaluate(recording.alone(name), split, dataset, ks=ks) for name in funnel.sources
+        }
+        ahead = {
+            name: {metric: found.compare(source, metric) for metric in SHOWN}
+            for name, source in alone.items()
+        }
+        title = "\nthe funnel minus each source alone, user by user"
+        print(Comparison(title, ahead).table(SHOWN, "+"))
+        by_segment = segments.by_segment(found, alone, dataset, split)
+        print("\n" + segments.table(by_segment, "the funnel"))
+        exploration = {}
+        if any(stage.kind == ExplorationSlots.kind for stage in funnel.stages):
+            exploration["exploration"] = report.exploration(funnel, split.cases, recording.found)
         rows.append(
             {
-                **({"exploration": report.exploration(funnel, split.cases)} if slots else {}),
+                **exploration,
                 "name": FLAGS.name,
                 "bundle": path,
                 "newest": FLAGS.newest,
@@ -110,7 +100,7 @@ def main() -> None:
                 "part": split.part,
                 "stages": [stage.to_json() for stage in stages],
                 "metrics": found.metrics | variety,
-                "alone": alone,
+                "alone": {name: source.metrics for name, source in alone.items()},
                 "ahead": ahead,
                 "by_segment": by_segment,
                 **provenance(),

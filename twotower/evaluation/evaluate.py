@@ -60,20 +60,13 @@ class Report:
 
     @property
     def segments(self) -> dict:
-        """`by_segment()` as it stands in result files."""
-        return self.by_segment()
-
-    def by_segment(self, names: Sequence[str] = SEGMENT_METRICS) -> dict:
         """Figures of users by length of their history, and of targets by popularity; JSON-ready.
 
-        Args:
-            names: Metrics of the segments of users; those that were not computed are left out.
-
         Returns:
-            `history_length`: segment such as `20-49` -> number of cases and metrics.
+            `history_length`: segment such as `20-49` -> number of cases and `SEGMENT_METRICS`.
             `item_popularity`: segment of training rows such as `1-9` -> number of targets and
-            `recall_micro@k`; `0` are the cold items, targets that no training row has.
-            `hidden_items`, if the split hides items: the same of the targets that it hides.
+            `recall_micro@k`; `0` are the targets that no training row has. `hidden_items`, if the
+            split hides items: the same of the targets that it hides.
         """
         segments: dict = {"history_length": {}}
         for name, rows in _segments(self.cases.history.lengths, HISTORY_LENGTHS):
@@ -81,7 +74,7 @@ class Report:
                 "num_cases": len(rows),
                 **{
                     metric: self._interval(metric, rows)
-                    for metric in names
+                    for metric in SEGMENT_METRICS
                     if metric in self.values
                 },
             }
@@ -139,7 +132,7 @@ class Report:
 
 
 def evaluate(
-    recommend: Recommend,
+    recommend: Callable[[EvalCases, int], Candidates],
     split: Split | EvalCases,
     dataset: Dataset | None = None,
     ks: Sequence[int] = KS,

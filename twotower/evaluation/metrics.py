@@ -49,6 +49,23 @@ class TargetRanks:
         """Sum of `values` `[num_targets]` over the targets of each case, `[num_cases]`."""
         return np.bincount(self.case, weights=values, minlength=len(self.offsets) - 1)
 
+    def only(self, chosen: np.ndarray) -> tuple["TargetRanks", np.ndarray]:
+        """Ranks as if only some of the targets had been asked for.
+
+        Args:
+            chosen: `[num_targets]` bool.
+
+        Returns:
+            Their ranks, and the cases that have one, ascending; others are left out.
+
+        >>> found = TargetRanks(np.array([1, 5, 2]), np.array([0, 2, 3]))
+        >>> some, cases = found.only(np.array([False, True, False]))
+        >>> some.ranks.tolist(), some.offsets.tolist(), cases.tolist()
+        ([5], [0, 1], [0])
+        """
+        cases, lengths = np.unique(self.case[chosen], return_counts=True)
+        return TargetRanks(self.ranks[chosen], np.append(0, np.cumsum(lengths))), cases
+
 
 def target_ranks(
     keys: np.ndarray,

@@ -179,14 +179,17 @@ class Funnel:
             raise RuntimeError("; ".join(f"{name}: {why}" for name, why in answer.failed.items()))
         return answer.candidates
 
-    def find(self, requests: Requests) -> list[Step]:
+    def find(self, requests: Requests, k: int | None = None) -> list[Step]:
         """The candidates of each source, without deadlines: for evaluations.
+
+        Args:
+            requests: What is asked.
+            k: Length of the lists, for sources that are asked for as many; the pool's by default.
 
         Raises:
             RuntimeError: A source that fails.
         """
-        asked = {name: inlet.k or self.pool for name, inlet in self.sources.items()}
-        found, missing = self._ask(asked, requests, deadlines=False)
+        found, missing = self._ask(self._asked(k or self.pool), requests, deadlines=False)
         if missing:
             raise RuntimeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
         return found
@@ -207,10 +210,34 @@ class Funnel:
             RuntimeError: A required stage such as the filters failed, or the funnel is closed.
         """
         whole_number(k, "k", 1)
-        asked = {name: inlet.k or k for name, inlet in self.sources.items()}
-        found, missing = self._ask(asked, requests, deadlines)
+        found, missing = self._ask(self._asked(k), requests, deadlines)
         if not found:
             raise NoSourceError(missing)
+        answer = self.answer(requests, found, k, deadlines)
+        return dataclasses.replace(answer, missing=missing | answer.missing)
+
+    def answer(
+        self, requests: Requests, found: Sequence[Step], k: int, deadlines: bool = False
+    ) -> Answer:
+        """The answer to requests whose candidates are known: the merge, the stages, the fallback.
+
+        Only requests whose list is empty after all stages ask a source, the fallback.
+
+        Args:
+            requests: What was asked.
+            found: What `find` returned for them, or a part of it.
+            k: Length of the lists.
+            deadlines: Whether the deadline of the fallback holds.
+
+        Raises:
+            ValueError: Candidates of another number of requests.
+            RuntimeError: A required stage such as the filters failed, or the funnel is closed.
+        """
+        if wrong := {
+            s.name: len(s.candidates) for s in found if len(s.candidates) != len(requests)
+        }:
+            raise ValueError(f"expected candidates of {len(requests)} requests; got {wrong}.")
+        missing: dict[str, str] = {}
         failed: dict[str, str] = {}
         # Not wider than what was found: columns of nothing would cost as much as others.
         width = sum(step.candidates.keys.shape[1] for step in found)
@@ -230,6 +257,10 @@ class Funnel:
             relaxed = _sums(relaxed, let_pass)
             candidates = _with_rows(candidates, rows, steps[-1].candidates.head(k))
         return Answer(candidates, missing, failed, relaxed, len(left), [*found, *merged])
+
+    def _asked(self, k: int) -> dict[str, int]:
+        """How many candidates each source is asked for, for lists of `k`."""
+        return {name: inlet.k or k for name, inlet in self.sources.items()}
 
     def _ask(
         self, asked: Mapping[str, int], requests: Requests, deadlines: bool

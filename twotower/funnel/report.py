@@ -14,9 +14,12 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.evaluation import metrics
+from twotower.evaluation.evaluate import Recommend
 from twotower.funnel.cold_start import ExplorationSlots
+from twotower.funnel.filters import Filters
 from twotower.funnel.funnel import Funnel, Step
-from twotower.retrieval.candidates import Candidates
+from twotower.funnel.merge import ReciprocalRank
+from twotower.retrieval.candidates import NO_KEY, Candidates, widened
 
 KS = (100, 500, 2000)
 # Metrics of `variety`.
@@ -58,6 +61,147 @@ class StepReport:
         return entries
 
 
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What one step made of one batch of cases.
+
+    Attributes:
+        name: Name of the step.
+        ranks: `[num_targets]` rank of each target among its candidates.
+        without: `[num_targets]` the same in the pool without this source; None for later steps, and
+            for an only source.
+        candidates: Number of its candidates, of all cases together.
+        seconds: Its time.
+        lost: Kind of a filter -> number of candidates that it removed.
+    """
+
+    name: str
+    ranks: np.ndarray
+    without: np.ndarray | None
+    candidates: int
+    seconds: float
+    lost: dict[str, int]
+
+
+class Recording:
+    """A funnel as a recommender for `evaluate`, which keeps what its sources found.
+
+    Each source is asked once for a case. What is reported of the steps and of each source alone
+    comes from these answers, through the merge and the filters.
+
+        recording = Recording(funnel)
+        at_the_end = evaluate(recording, split)
+        ease_alone = evaluate(recording.alone("ease"), split)
+        print(table(recording.report(), "random, test"))
+
+    Args:
+        funnel: The funnel; every source is waited for.
+    """
+
+    def __init__(self, funnel: Funnel) -> None:
+        self.funnel = funnel
+        # An entry for each batch of cases.
+        self._found: list[list[Step]] = []
+        self._outcomes: list[list[_Outcome]] = []
+        self._num_targets: list[np.ndarray] = []
+        self._first_ten: list[np.ndarray] = []
+
+    def __call__(self, cases: EvalCases, k: int) -> Candidates:
+        """The funnel's lists of `k` items for further cases.
+
+        Raises:
+            RuntimeError: A source or a stage fails.
+        """
+        found = self.funnel.find(cases, k)
+        answer = self.funnel.answer(cases, found, k)
+        if answer.failed:
+            raise RuntimeError(f"stages failed: {answer.failed}")
+        self._found.append(found)
+        self._num_targets.append(cases.targets.lengths)
+        self._first_ten.append(widened(answer.candidates.keys[:, :10], 10, NO_KEY))
+        self._outcomes.append([self._outcome(cases, found, step) for step in answer.steps])
+        return answer.candidates
+
+    def _outcome(self, cases: EvalCases, found: Sequence[Step], step: Step) -> _Outcome:
+        others = {other.name: other.candidates for other in found if other is not step}
+        without = None
+        if 0 < len(others) < len(found):  # the step is a source, and not the only one
+            without = _ranks(cases, self.funnel.merge(cases, others, self.funnel.pool))
+        ranks, counts = _ranks(cases, step.candidates), step.candidates.counts
+        return _Outcome(step.name, ranks, without, int(counts.sum()), step.seconds, step.lost)
+
+    @property
+    def found(self) -> list[Step]:
+        """What each source found for all cases, as from `Funnel.find`."""
+        return [
+            dataclasses.replace(
+                parts[0],
+                candidates=Candidates.concat([part.candidates for part in parts]),
+                seconds=sum(part.seconds for part in parts),
+            )
+            for parts in zip(*self._found)
+        ]
+
+    @property
+    def first_ten(self) -> np.ndarray:
+        """Keys of the funnel's first ten items of each case, `[num_cases, 10]`; -1 for none."""
+        return np.concatenate(self._first_ten)
+
+    def alone(self, name: str) -> Recommend:
+        """A funnel of one of the sources and the same filters, as a recommender for `evaluate`.
+
+        It must be asked for the same cases in the same batches as the recording was.
+        """
+        # So that nothing but the other sources and the merge differ.
+        filters = [stage for stage in self.funnel.stages if isinstance(stage, Filters)]
+        inlets = {name: self.funnel.sources[name]}
+        single = Funnel(inlets, ReciprocalRank(), filters, self.funnel.pool)
+        steps = (step for found in self._found for step in found if step.name == name)
+        return lambda requests, k: single.answer(requests, [next(steps)], k).candidates
+
+    def report(self, ks: Sequence[int] = KS) -> list[StepReport]:
+        """Reports on the targets of all cases after every step.
+
+        Args:
+            ks: Lengths at which recall is measured.
+        """
+        num_cases = sum(map(len, self._num_targets))
+        offsets = np.append(0, np.cumsum(np.concatenate(self._num_targets)))
+        steps = [*zip(*self._outcomes)]  # for each step, its outcomes by batch
+        num_sources = len(self.funnel.sources)
+
+        def joined(ranks: Sequence[np.ndarray]) -> metrics.TargetRanks:
+            return metrics.TargetRanks(np.concatenate(ranks), offsets)
+
+        ranks = [joined([part.ranks for part in step]) for step in steps]
+        found = [ranked.ranks < metrics.NOT_FOUND for ranked in ranks]
+        found_once = np.sum(found[:num_sources], axis=0) == 1
+        rows = []
+        for index, step in enumerate(steps):
+            only = without = None
+            if index < num_sources:
+                only = float((found[index] & found_once).mean())
+            left_out = [part.without for part in step if part.without is not None]
+            if left_out:
+                without = float(metrics.recall(joined(left_out), self.funnel.pool).mean())
+            rows.append(
+                StepReport(
+                    step[0].name,
+                    {k: metrics.share_interval(metrics.recall(ranks[index], k)) for k in ks},
+                    found[index],
+                    only,
+                    without,
+                    sum(part.candidates for part in step) / num_cases,
+                    sum(part.seconds for part in step),
+                    {
+                        kind: sum(part.lost[kind] for part in step) / num_cases
+                        for kind in step[0].lost
+                    },
+                )
+            )
+        return rows
+
+
 def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[StepReport]:
     """Runs a funnel on all cases, and reports on the targets after every step.
 
@@ -66,50 +210,10 @@ def report(funnel: Funnel, cases: EvalCases, ks: Sequence[int] = KS) -> list[Ste
         cases: Requests with known targets.
         ks: Lengths at which recall is measured.
     """
-    steps: list[list[Step]] = []
-    ranks: list[list[np.ndarray]] = []  # of the targets, after each step of each batch
-    left_out: list[list[np.ndarray]] = []  # the same in the pool, without each source
+    recording = Recording(funnel)
     for part in cases.batches(BATCH):
-        answer = funnel.recommend(part, k=1, deadlines=False)
-        if answer.missing:
-            raise RuntimeError(f"sources failed: {answer.missing}")
-        if answer.failed:
-            raise RuntimeError(f"stages failed: {answer.failed}")
-        steps.append(answer.steps)
-        ranks.append([_ranks(part, step.candidates) for step in answer.steps])
-        found = {step.name: step.candidates for step in answer.steps[: len(funnel.sources)]}
-        others = [{n: c for n, c in found.items() if n != name} for name in found]
-        left_out.append(
-            [_ranks(part, funnel.merge(part, rest, funnel.pool)) for rest in others if rest]
-        )
-    targets = np.concatenate(ranks, axis=1)  # [num_steps, num_targets]
-    without = np.concatenate(left_out, axis=1) if len(funnel.sources) > 1 else None
-    of_sources = targets[: len(funnel.sources)] < metrics.NOT_FOUND
-
-    def recall(ranks: np.ndarray, k: int) -> np.ndarray:
-        return metrics.recall(metrics.TargetRanks(ranks, cases.targets.offsets), k)
-
-    rows = []
-    for index, first in enumerate(steps[0]):
-        is_source = index < len(funnel.sources)
-        found_alone = of_sources[index] & (of_sources.sum(0) == 1) if is_source else None
-        lacking = without[index] if is_source and without is not None else None
-        rows.append(
-            StepReport(
-                first.name,
-                {k: metrics.share_interval(recall(targets[index], k)) for k in ks},
-                targets[index] < metrics.NOT_FOUND,
-                None if found_alone is None else float(found_alone.mean()),
-                None if lacking is None else float(recall(lacking, funnel.pool).mean()),
-                float(np.concatenate([part[index].candidates.counts for part in steps]).mean()),
-                sum(part[index].seconds for part in steps),
-                {
-                    kind: sum(part[index].lost[kind] for part in steps) / len(cases)
-                    for kind in first.lost
-                },
-            )
-        )
-    return rows
+        recording(part, funnel.pool)
+    return recording.report(ks)
 
 
 def _ranks(cases: EvalCases, candidates: Candidates) -> np.ndarray:
@@ -125,7 +229,12 @@ def _ranks(cases: EvalCases, candidates: Candidates) -> np.ndarray:
 
 
 def exploration(
-    funnel: Funnel, cases: EvalCases, top: int = 20, seed: int = 0, batch: int = 50
+    funnel: Funnel,
+    cases: EvalCases,
+    found: Sequence[Step],
+    top: int = 20,
+    seed: int = 0,
+    batch: int = 50,
 ) -> dict[str, float]:
     """How many fresh items are shown to any user, if requests come in a random order.
 
@@ -135,6 +244,7 @@ def exploration(
     Args:
         funnel: With the stage and its source.
         cases: The requests.
+        found: What its sources found for them, `Recording.found` or from `Funnel.find`.
         top: Number of first items of a list that count as shown.
         seed: Of the order.
         batch: Number of requests between two updates of the counts.
@@ -144,6 +254,7 @@ def exploration(
 
     Raises:
         ValueError: A funnel without the stage.
+        RuntimeError: A stage fails.
     """
     slots = [stage for stage in funnel.stages if isinstance(stage, ExplorationSlots)]
     if len(slots) != 1:
@@ -153,7 +264,12 @@ def exploration(
     order = np.random.default_rng(seed).permutation(len(cases))
     shown = np.zeros(len(before), np.int64)
     for start in range(0, len(cases), batch):
-        keys = funnel(cases.take(order[start : start + batch]), top).keys
+        rows = order[start : start + batch]
+        steps = [dataclasses.replace(step, candidates=step.candidates.take(rows)) for step in found]
+        answer = funnel.answer(cases.take(rows), steps, top)
+        if answer.failed:
+            raise RuntimeError(f"stages failed: {answer.failed}")
+        keys = answer.candidates.keys
         shown += np.bincount(keys[keys >= 0], minlength=len(shown))
         slots[0].counts[:] = before + shown
     slots[0].counts[:] = before

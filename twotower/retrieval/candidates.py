@@ -291,13 +291,21 @@ class Candidates:
 
     @staticmethod
     def concat(parts: Sequence["Candidates"]) -> "Candidates":
-        """Stacks answers to further queries; all parts have the same `k` and columns."""
+        """Stacks answers to further queries; all have the same columns.
+
+        It is as wide as the widest part.
+        """
+        width = max(part.keys.shape[1] for part in parts)
+
+        def stacked(values: list[np.ndarray], fill: Any) -> np.ndarray:
+            return np.concatenate([widened(some, width, fill) for some in values])
+
         return Candidates(
-            np.concatenate([part.keys for part in parts]),
-            np.concatenate([part.scores for part in parts]),
+            stacked([part.keys for part in parts], NO_KEY),
+            stacked([part.scores for part in parts], NO_SCORE),
             np.concatenate([part.counts for part in parts]),
             {
-                name: np.concatenate([part.columns[name] for part in parts])
-                for name in parts[0].columns
+                name: stacked([part.columns[name] for part in parts], values.dtype.type())
+                for name, values in parts[0].columns.items()
             },
         )
