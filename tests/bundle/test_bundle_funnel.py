@@ -167,7 +167,7 @@ def test_a_copy_of_another_training_is_refused(bundle, tmp_path):
         shutil.copytree(bundle.directory / part, other.directory / part)
     with pytest.raises(BundleError, match="funnel was made for model"):
         other.funnel()
-    with pytest.raises(BundleError, match="map shows vectors of model"):
+    with pytest.raises(BundleError, match="map was made for model"):
         other.item_map()
     bundle.add_map(ItemMap(np.array([10**6]), np.float32([[0, 1]]), 1.0))
     with pytest.raises(BundleError, match="items that the bundle does not have"):

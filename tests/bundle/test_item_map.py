@@ -71,7 +71,7 @@ def test_to_disk_and_back(tmp_path):
     read = item_map.load(folder, "v1")
     assert read.keys.tolist() == [2, 5, 9] and read.trustworthiness == 0.75
     np.testing.assert_array_equal(read.points, POINTS)
-    with pytest.raises(ValueError, match="vectors of model 'v1', not of 'v2'"):
+    with pytest.raises(ValueError, match="made for model 'v1', not for 'v2'"):
         item_map.load(folder, "v2")
     (folder / "more.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"more\.npy is no part"):

@@ -225,7 +225,7 @@ def test_another_training_and_mixed_parts_are_refused(bundle, trained):
 def test_another_bundle_is_refused(bundle, trained, tmp_path):
     from twotower.ranking import files
 
-    with pytest.raises(ValueError, match="Train one for this bundle"):
+    with pytest.raises(ValueError, match="Make one for this bundle"):
         files.load(bundle.directory / "rankers" / "small", "0" * 16)
     with pytest.raises(ValueError, match="holds no ranker"):
         files.load(tmp_path, bundle.model_version)

@@ -12,7 +12,7 @@ import numpy as np
 
 from twotower import __version__
 from twotower.retrieval.candidates import NO_KEY, Candidates
-from twotower.storage import description, paths
+from twotower.storage import bundle_part, description
 from twotower.storage.replacing import replacing
 
 FORMAT_VERSION = 1
@@ -160,23 +160,12 @@ def load(directory: str | pathlib.Path, model_version: str) -> ItemMap:
         ValueError: No map, another format, a file that is missing, changed or not listed, or a map
             of another model.
     """
-    directory = paths.local(directory)
 
-    def read() -> ItemMap:
-        path = directory / DESCRIPTION
-        try:
-            entries = description.read(path, "a map", ENTRIES, FORMAT_VERSION)
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} does not exist, so {directory} holds no map.") from error
-        if entries["model_version"] != model_version:
-            raise ValueError(
-                f"{path}: the map shows vectors of model {entries['model_version']!r}, not of "
-                f"{model_version!r}. Make one for this bundle."
-            )
-        with description.checked(directory, entries["files"]):
-            description.require_no_more(directory, [*entries["files"], DESCRIPTION])
-            names = ("keys.npy", "points.npy")
-            keys, points = (np.load(directory / name, allow_pickle=False) for name in names)
+    def make(directory: pathlib.Path, entries: dict) -> ItemMap:
+        names = ("keys.npy", "points.npy")
+        keys, points = (np.load(directory / name, allow_pickle=False) for name in names)
         return ItemMap(keys, points, entries["trustworthiness"])
 
-    return description.consistently(directory, read)
+    return bundle_part.load(
+        directory, DESCRIPTION, "a map", ENTRIES, FORMAT_VERSION, model_version, make
+    )

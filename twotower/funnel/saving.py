@@ -21,7 +21,7 @@ from twotower.funnel.filters import Filter, Filters
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge
 from twotower.funnel.stage import Model, Part, Source, Stage
-from twotower.storage import description, paths
+from twotower.storage import bundle_part, description
 from twotower.storage.replacing import replacing
 
 FORMAT_VERSION = 1
@@ -130,27 +130,17 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
         ValueError: No funnel, another format, a file that is missing, changed or not listed, parts
             that do not fit together, or a funnel of another model; the message names the file.
     """
-    directory = paths.local(directory)
 
-    def read() -> Funnel:
-        path = directory / DESCRIPTION
+    def make(directory: pathlib.Path, entries: dict) -> Funnel:
         try:
-            entries = description.read(path, "a funnel", ENTRIES, FORMAT_VERSION)
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} does not exist, so {directory} holds no funnel.") from error
-        if entries["model_version"] != model_version:
-            raise ValueError(
-                f"{path}: the funnel was made for model {entries['model_version']!r}, not for "
-                f"{model_version!r}. Make it again from this bundle."
-            )
-        with description.checked(directory, entries["files"]):
-            description.require_no_more(directory, [*entries["files"], DESCRIPTION])
-            try:
-                return _funnel(entries, directory, model)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}: its parts do not fit together: {error}") from error
+            return _funnel(entries, directory, model)
+        except (KeyError, TypeError, ValueError) as error:
+            path = directory / DESCRIPTION
+            raise ValueError(f"{path}: its parts do not fit together: {error}") from error
 
-    return description.consistently(directory, read)
+    return bundle_part.load(
+        directory, DESCRIPTION, "a funnel", ENTRIES, FORMAT_VERSION, model_version, make
+    )
 
 
 def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -> Funnel:

@@ -22,7 +22,7 @@ from twotower.ranking.examples import WATCH
 from twotower.ranking.inputs import NUMBERS, RankerInputs
 from twotower.ranking.probability import Probability
 from twotower.ranking.trees import table
-from twotower.storage import description, paths
+from twotower.storage import bundle_part, description, paths
 from twotower.storage.replacing import replacing
 from twotower.towers.signatures import direct
 
@@ -103,33 +103,22 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
         ValueError: No ranker, another format, a file that is missing, changed or not listed, a
             ranker of another model, or one whose columns are not what its model reads.
     """
-    directory = paths.local(directory)
 
-    def read() -> CandidateRanker:
-        path, described = directory / DESCRIPTION, entries(directory)
-        if described["model_version"] != model_version:
+    def make(directory: pathlib.Path, described: dict) -> CandidateRanker:
+        arrays: Any = read_arrays(CandidateColumns, directory, described["files"], "columns")
+        columns = CandidateColumns(**described["columns"], **arrays)
+        inputs = RankerInputs.from_json(described["inputs"])
+        if inputs.shapes != columns.inputs.shapes or inputs.numbers != columns.numbers:
             raise ValueError(
-                f"{path}: the ranker was trained on candidates of model "
-                f"{described['model_version']!r}, not of {model_version!r}. Train one for this "
-                "bundle."
+                f"{directory / DESCRIPTION}: the model reads {[*inputs.shapes]} with the numbers "
+                f"{inputs.numbers}, the columns give {[*columns.inputs.shapes]} with "
+                f"{columns.numbers}. Parts of two rankers were mixed up; train one again."
             )
-        files = described["files"]
-        with description.checked(directory, files):
-            description.require_no_more(directory, [*files, DESCRIPTION])
-            arrays: Any = read_arrays(CandidateColumns, directory, files, "columns")
-            columns = CandidateColumns(**described["columns"], **arrays)
-            inputs = RankerInputs.from_json(described["inputs"])
-            if inputs.shapes != columns.inputs.shapes or inputs.numbers != columns.numbers:
-                raise ValueError(
-                    f"{path}: the model reads {[*inputs.shapes]} with the numbers "
-                    f"{inputs.numbers}, the columns give {[*columns.inputs.shapes]} with "
-                    f"{columns.numbers}. Parts of two rankers were mixed up; train one again."
-                )
-            if described["model"] == TREES:
-                texts = sorted(name for name in files if name.startswith(f"{TREES}/"))
-                outputs = of_trees([_booster(directory / name) for name in texts], inputs)
-            else:
-                outputs = _network(directory / NETWORK)
+        if described["model"] == TREES:
+            texts = sorted(name for name in described["files"] if name.startswith(f"{TREES}/"))
+            outputs = of_trees([_booster(directory / name) for name in texts], inputs)
+        else:
+            outputs = _network(directory / NETWORK)
         points = described["probability"]
         return CandidateRanker(
             columns,
@@ -140,7 +129,9 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
             described["weights"],
         )
 
-    return description.consistently(directory, read)
+    return bundle_part.load(
+        directory, DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION, model_version, make
+    )
 
 
 def entries(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -149,11 +140,8 @@ def entries(directory: str | pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: No ranker, a description that is changed, or another format.
     """
-    path = paths.local(directory) / DESCRIPTION
-    try:
-        return description.read(path, "a ranker", ENTRIES, FORMAT_VERSION)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist, so {directory} holds no ranker.") from error
+    directory = paths.local(directory)
+    return bundle_part.described(directory, DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION)
 
 
 def of_networks(networks: Sequence[Any]) -> Outputs:

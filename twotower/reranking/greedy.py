@@ -64,9 +64,7 @@ class Greedy(Stage):
         step = max(1, CELLS // max(1, width * self.num_features))
         for start in range(0, len(candidates), step):
             rows = np.arange(start, min(start + step, len(candidates)))
-            whole = len(rows) == len(candidates)
-            part = (requests, first) if whole else (requests.take(rows), first.take(rows))
-            order[rows, :width] = self._order(*part)
+            order[rows, :width] = self._order(requests.take(rows), first.take(rows))
         return reordered(candidates, order)
 
     def _order(self, requests: Requests, candidates: Candidates) -> np.ndarray:

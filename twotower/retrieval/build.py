@@ -13,7 +13,7 @@ import numpy as np
 
 from twotower import __version__
 from twotower.retrieval.base import Retriever
-from twotower.storage import description, paths
+from twotower.storage import bundle_part, description, paths
 from twotower.storage.replacing import replacing
 
 FORMAT_VERSION = 1
@@ -145,7 +145,9 @@ def load(
     directory = paths.local(directory)
 
     def read() -> Retriever:
-        described = _described(directory)
+        described = bundle_part.described(
+            directory, "index.json", "an index", ENTRIES, FORMAT_VERSION
+        )
         path, uri = directory / "index.json", described["parameters"].get("uri")
         if model_version is not None and described["model_version"] != model_version:
             raise ValueError(
@@ -165,15 +167,6 @@ def load(
         return _loaded(directory, described, mmap)
 
     return description.consistently(directory, read)
-
-
-def _described(directory: pathlib.Path) -> dict:
-    """The entries of index.json."""
-    path = directory / "index.json"
-    try:
-        return description.read(path, "an index", ENTRIES, FORMAT_VERSION)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist, so {directory} holds no index.") from error
 
 
 def _loaded(directory: pathlib.Path, described: dict, mmap: bool) -> Retriever:
