@@ -3,7 +3,8 @@
 import numpy as np
 
 from twotower.data.cases import EvalCases
-from twotower.data.examples import Examples, ItemInputs, QueryInputs
+from twotower.data.examples import Examples
+from twotower.data.inputs import ItemInputs, QueryInputs
 from twotower.data.sequences import Sequences
 from twotower.ragged import Ragged
 from twotower.tf import tf

@@ -15,8 +15,9 @@ from twotower.evaluation.comparison import Comparison, heading
 from twotower.evaluation.evaluate import Report, evaluate
 from twotower.retrieval.build import IndexConfig, make
 from twotower.storage import paths
+from twotower.training.checkpoints import FitResult
 from twotower.training.defaults import recipe_for
-from twotower.training.fitting import FitResult, fit
+from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
 from twotower.training.trainer import Training
 

@@ -18,7 +18,7 @@ from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from twotower.bundle.bundle import Bundle
 from twotower.commands.judging import dataset_of
 from twotower.data import splits
-from twotower.data.examples import QueryInputs
+from twotower.data.inputs import QueryInputs
 from twotower.tf import tf
 
 # The flags are the calling script's own, so that its --help shows them.

@@ -38,7 +38,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import provenance, write_result
 from twotower.commands.judging import dataset_of
 from twotower.data import splits
-from twotower.data.examples import QueryInputs
+from twotower.data.inputs import QueryInputs
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import evaluate
 from twotower.live.index import Answer, LiveIndex

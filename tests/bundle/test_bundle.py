@@ -16,8 +16,9 @@ import pytest
 import tiny
 
 from twotower.bundle import export as exporting
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import add_index, export, warm_start
+from twotower.bundle.manifest import BundleError
 from twotower.data.splits import make_split
 from twotower.live.pair import Pair
 from twotower.retrieval import build

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
 from twotower.bundle.item_map import ItemMap
+from twotower.bundle.manifest import BundleError
 from twotower.data.requests import Requests
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report

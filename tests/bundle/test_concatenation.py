@@ -5,10 +5,11 @@ import pytest
 import tiny
 
 import twotower.bundle.export as exporting
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.concatenation import concatenate, side_by_side
 from twotower.bundle.export import add_index, export, warm_start
-from twotower.data.examples import QueryInputs
+from twotower.bundle.manifest import BundleError
+from twotower.data.inputs import QueryInputs
 from twotower.evaluation.evaluate import evaluate
 from twotower.retrieval.build import IndexConfig
 from twotower.tf import tf

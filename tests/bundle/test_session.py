@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from twotower.bundle.bundle import Bundle, BundleError, state_version
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export, model_version
+from twotower.bundle.manifest import BundleError, state_version
 from twotower.bundle.session import Session
-from twotower.data.examples import QueryInputs
+from twotower.data.inputs import QueryInputs
 from twotower.evaluation.evaluate import evaluate
 from twotower.tf import tf
 from twotower.towers.signatures import direct

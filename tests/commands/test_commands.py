@@ -16,8 +16,9 @@ import pytest
 import tiny
 from absl import flags
 
-from twotower.bundle.bundle import LINEAGE, Bundle, read_manifest, write_manifest
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import warm_start
+from twotower.bundle.manifest import LINEAGE, read_manifest, write_manifest
 from twotower.commands.train import next_steps
 from twotower.training.recipe import CHOICES, Recipe
 from twotower.training.trainer import Training

@@ -15,7 +15,8 @@ from asked import asked
 
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
-from twotower.data.examples import DAY, Examples, ExamplesConfig, ItemInputs, QueryInputs
+from twotower.data.examples import Examples, ExamplesConfig
+from twotower.data.inputs import DAY, ItemInputs, QueryInputs
 from twotower.data.splits import PARTS, PROTOCOLS, Split, make_split
 from twotower.objective.negatives import in_batch_probability
 from twotower.tf import tf

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from twotower.data.dataset import Catalogue, Dataset
-from twotower.data.examples import QueryInputs
+from twotower.data.inputs import QueryInputs
 from twotower.data.requests import Requests
 from twotower.ragged import Ragged
 

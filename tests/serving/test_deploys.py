@@ -10,7 +10,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from twotower.bundle.bundle import Bundle, BundleError, write_manifest
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import BundleError, write_manifest
 from twotower.retrieval import build
 from twotower.serving import schemas
 from twotower.serving.app import create_app

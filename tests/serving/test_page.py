@@ -19,7 +19,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from setuptools import Distribution
 
-from twotower.bundle.bundle import write_manifest
+from twotower.bundle.manifest import write_manifest
 from twotower.serving import schemas
 from twotower.serving.app import PAGE, create_app
 from twotower.serving.guard import Limits

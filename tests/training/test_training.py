@@ -20,8 +20,9 @@ import pandas as pd
 import pytest
 import tiny
 
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import _save_weights, warm_start
+from twotower.bundle.manifest import BundleError
 from twotower.data.dataset import Dataset
 from twotower.data.splits import make_split
 from twotower.evaluation import baselines
@@ -34,9 +35,9 @@ from twotower.towers.features import Clock
 from twotower.towers.history.config import CONFIGS, GRUConfig, HSTUConfig, MeanConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
-from twotower.training import fitting
+from twotower.training import checkpoints, fitting
 from twotower.training import trainer as training_module
-from twotower.training.callbacks import FitResult
+from twotower.training.checkpoints import FitResult
 from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import FitConfig, Recipe
@@ -251,10 +252,10 @@ def saved_by(recipe: Recipe) -> dict:
 def test_another_recipe_is_named_by_what_differs(changes, named, tmp_path):
     here = tiny.recipe(QUIET, **changes)
     with pytest.raises(ValueError, match=f"checkpoint of another recipe {named}"):
-        fitting._check_same(tmp_path, saved_by(QUIET), here, "the same")
+        checkpoints._check_same(tmp_path, saved_by(QUIET), here, "the same")
     # More epochs are no other recipe.
     more = tiny.recipe(QUIET, fit={"epochs": 4})
-    fitting._check_same(tmp_path, saved_by(QUIET), more, "the same")
+    checkpoints._check_same(tmp_path, saved_by(QUIET), more, "the same")
 
 
 def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch):
@@ -262,30 +263,30 @@ def test_a_checkpoint_of_before_a_field_was_known_goes_on(tmp_path, monkeypatch)
     values = QUIET.to_json()
     del values["negatives"]["num_hardest"]
     saved = {"recipe": json.dumps(values), "data": "the same"}
-    fitting._check_same(tmp_path, saved, QUIET, "the same")
+    checkpoints._check_same(tmp_path, saved, QUIET, "the same")
     catalogue = {"negatives": ("catalogue",), "num_hardest": 7}
     other = tiny.recipe(QUIET, negatives=catalogue, task={"correction": "none"})
     with pytest.raises(ValueError, match="another recipe"):
-        fitting._check_same(tmp_path, saved, other, "the same")
+        checkpoints._check_same(tmp_path, saved, other, "the same")
     # One that is refused by now is another, too.
     monkeypatch.setattr(Recipe, "from_json", lambda values: FitConfig(patience=-1))
     with pytest.raises(ValueError, match="another recipe"):
-        fitting._check_same(tmp_path, saved, QUIET, "the same")
+        checkpoints._check_same(tmp_path, saved, QUIET, "the same")
 
 
 def test_more_epochs_of_a_schedule_are_told(said):
     schedule = FitConfig(epochs=3, cosine=True, warmup_steps=0)
     for before, expected in ((1, 1), (3, 0)):
         said.clear()
-        fitting._log_more_epochs({"fit": {"epochs": before}}, schedule, FitResult(epoch=before))
+        checkpoints._log_more_epochs({"fit": {"epochs": before}}, schedule, FitResult(epoch=before))
         assert len(said) == expected
         assert all(line.startswith("epochs grow from 1 to 3: the learning rate") for line in said)
     said.clear()
     without = FitConfig(epochs=3, cosine=False, warmup_steps=0)
-    fitting._log_more_epochs({"fit": {"epochs": 1}}, without, FitResult(epoch=1))
+    checkpoints._log_more_epochs({"fit": {"epochs": 1}}, without, FitResult(epoch=1))
     assert not said
     stopped = FitResult(epoch=1, stopped=True)
-    fitting._log_more_epochs({"fit": {"epochs": 1}}, schedule, stopped)
+    checkpoints._log_more_epochs({"fit": {"epochs": 1}}, schedule, stopped)
     assert "early stopping ended" in said[0]
 
 

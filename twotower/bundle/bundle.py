@@ -5,21 +5,23 @@ written and replaced together, and each is compared with the manifest when it is
 Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
 """
 
+import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from twotower.bundle import item_map as map_files
-from twotower.bundle.inputs import SAME_LENGTH, as_type, query_inputs
+from twotower.bundle.inputs import query_inputs, query_tensors
 from twotower.bundle.item_map import ItemMap
+from twotower.bundle.manifest import LINEAGE, BundleError, read_manifest
 from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.dataset import Catalogue, Dataset
-from twotower.data.examples import REQUEST_INPUTS, QueryInputs
+from twotower.data.inputs import REQUEST_INPUTS, QueryInputs
 from twotower.data.lineage import Lineage
 from twotower.data.requests import Requests, once
 from twotower.funnel import saving
@@ -29,91 +31,13 @@ from twotower.ranking import files as ranker_files
 from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.vectors import METRICS
 from twotower.storage import description, paths
 from twotower.towers.signatures import direct
-
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
-LINEAGE = "training/rows.npy"
-# Entries that a manifest must hold besides its format version; those of each of its query inputs;
-# and files that it must list.
-ENTRIES = {
-    "model_version": str,
-    "dim": int,
-    "metric": str,
-    "num_items": int,
-    "query_inputs": list,
-    "files": dict,
-}
-INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
-REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
-LISTED_THEMSELVES = ("index/", "funnels/", "rankers/", "map/")
 
 # Requests that the query tower encodes at once, and the most cells of their padded histories.
 QUERIES, CELLS = 256, 2**15
 
 T = TypeVar("T")
-
-
-class BundleError(ValueError):
-    """A bundle that is incomplete, changed, foreign, newer than this code, or mixed up.
-
-    try:
-        bundle = Bundle("W/bundle")
-    except BundleError as error:
-        print(error)  # what is wrong, and what to do
-    """
-
-
-def state_version(model_version: str) -> int:
-    """The number by which a session's state knows its model; it fits an int64."""
-    return int(model_version, 16) >> 1
-
-
-def write_manifest(directory: pathlib.Path, manifest: Mapping) -> None:
-    """Writes the manifest with the sha256 of every file below `directory`, but for indexes,
-    funnels, rankers and the map, which list their files themselves."""
-    files = {
-        name: digest
-        for name, digest in description.hashes(directory).items()
-        if name != MANIFEST and not name.startswith(LISTED_THEMSELVES)
-    }
-    entries = {**manifest, "format_version": FORMAT_VERSION, "files": files}
-    description.write(directory / MANIFEST, entries)
-
-
-def read_manifest(directory: str | pathlib.Path) -> dict:
-    """The manifest of a bundle; no other file is read.
-
-    Raises:
-        BundleError: No bundle, a manifest that was changed, or one of another format.
-    """
-    path = pathlib.Path(directory) / MANIFEST
-    try:
-        manifest = description.read(path, "a bundle", ENTRIES, FORMAT_VERSION)
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{path} does not exist, so {directory} is no bundle. `twotower train` writes one "
-            "to <workdir>/bundle; was an export interrupted?"
-        ) from error
-    except ValueError as error:
-        raise BundleError(str(error)) from error
-    inputs = [entry if isinstance(entry, dict) else {} for entry in manifest["query_inputs"]]
-    faults = {
-        "model_version must not be empty": not manifest["model_version"],
-        f"metric must be one of {METRICS}": manifest["metric"] not in METRICS,
-        f"files must hold {sorted(REQUIRED_FILES)}": not manifest["files"].keys() >= REQUIRED_FILES,
-        "query_inputs must hold a name, dtype and shape each": any(
-            type(entry.get(name)) is not kind
-            for entry in inputs
-            for name, kind in INPUT_ENTRIES.items()
-        ),
-    }
-    for fault, is_there in faults.items():
-        if is_there:
-            raise BundleError(f"{path} does not describe a bundle: {fault}.")
-    return manifest
 
 
 class Bundle:
@@ -260,85 +184,13 @@ class Bundle:
 
     @functools.cached_property
     def _query_inputs(self) -> dict[str, tuple[str, list]]:
-        """Type and shape of each."""
+        """Name of each input of the query tower -> its dtype and shape."""
         specs = self.manifest["query_inputs"]
         return {spec["name"]: (spec["dtype"], spec["shape"]) for spec in specs}
 
     def query_tensors(self, inputs: Mapping[str, np.ndarray], is_event: bool = False) -> dict:
-        """Raw inputs of the query tower as tensors.
-
-        Args:
-            inputs: Arrays by name, a row a query.
-            is_event: Whether they are one event for each query, `[num_queries]` instead of
-                each history.
-
-        Raises:
-            ValueError: An input that is missing, or that the tower does not have; values of another
-                type or rank, rows of different length, numbers that are infinite, or times that
-                are no whole seconds.
-        """
-        import tensorflow as tf
-
-        wanted = self._query_inputs
-        missing, unknown = wanted.keys() - inputs.keys(), inputs.keys() - wanted.keys()
-        if missing or unknown:
-            raise ValueError(
-                f"the query tower takes {sorted(wanted)}; missing {sorted(missing)}, unknown "
-                f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
-            )
-        tensors = {}
-        for name, (dtype, shape) in wanted.items():
-            values = inputs[name] if dtype == "string" else as_type(name, inputs[name], dtype)
-            try:
-                tensors[name] = values = tf.constant(values, dtype)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
-            if not is_event and not values.shape.is_compatible_with(shape):
-                raise ValueError(
-                    f"{name}: expected the shape {tuple(shape)}, a row a query; got "
-                    f"{tuple(values.shape)}."
-                )
-        for name, values in tensors.items():
-            events, _, what = name.rpartition("_")
-            if what not in ("time", "rating") or events not in tensors:
-                continue
-            if values.shape != (expected := tensors[events].shape):
-                raise ValueError(f"{name}: {values.shape} and {events}: {expected} differ.")
-        if len({tuple(values.shape[:1]) for values in tensors.values()}) > 1:
-            rows = {name: values.shape[:1] for name, values in tensors.items()}
-            raise ValueError(f"inputs have a row a query each; got {rows}.")
-        return tensors
-
-    @property
-    def indexes(self) -> list[str]:
-        """Names of the indexes in the bundle, besides `exact`."""
-        found = (path.parent.name for path in self.directory.glob("index/*/index.json"))
-        return sorted(name for name in found if is_index_name(name))
-
-    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
-        """The index `name`, or exact search over the bundle's vectors for `exact`.
-
-        Args:
-            name: One of `indexes`, or `exact`.
-            allowed_uris: Addresses that the index may connect to; see `build.load`.
-
-        Raises:
-            BundleError: No such index, one of another training, or one that names an address which
-                is not allowed.
-        """
-        if name == "exact":
-            config = build.IndexConfig("exact", self.manifest["metric"])
-            return build.build(config, np.asarray(self.keys), np.asarray(self.vectors))
-        if name not in self.indexes:
-            raise BundleError(
-                f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "
-                f"`twotower build_index --bundle={self.directory}` makes more."
-            )
-        path = self.directory / "index" / name
-        try:
-            return build.load(path, self.model_version, allowed_uris=allowed_uris)
-        except ValueError as error:
-            raise BundleError(f"{path}: {error}") from error
+        """Raw inputs of the query tower as tensors, checked; see `inputs.query_tensors`."""
+        return query_tensors(self._query_inputs, inputs, is_event)
 
     @functools.cached_property
     def encode(self) -> Callable[[Requests], np.ndarray]:
@@ -372,125 +224,6 @@ class Bundle:
             return vectors
 
         return once(encode)
-
-    @property
-    def funnels(self) -> list[str]:
-        """Names of the funnels in the bundle."""
-        found = (path.parent.name for path in self.directory.glob("funnels/*/funnel.json"))
-        return sorted(name for name in found if is_index_name(name))
-
-    def funnel(self, name: str = "default") -> Funnel:
-        """The funnel `name`, whose sources answer from this bundle.
-
-            requests = Requests.of(bundle.catalogue, [["260", "1196"]])
-            answer = bundle.funnel().recommend(requests, k=20)
-
-        Raises:
-            BundleError: No such funnel, or one of another training.
-        """
-        if name not in self.funnels:
-            raise BundleError(f"{self.directory} has no funnel {name!r}; it has {self.funnels}.")
-        path = self.directory / "funnels" / name
-        try:
-            return saving.load(path, self, self.model_version)
-        except ValueError as error:
-            raise BundleError(f"{path}: {error}") from error
-
-    def add_funnel(self, funnel: Funnel, name: str = "default") -> None:
-        """Saves a funnel as `funnels/<name>/`; one of that name is replaced.
-
-        Raises:
-            ValueError: A name with a path in it, or a part that cannot be saved.
-            BundleError: Another bundle has replaced this one.
-        """
-        require_name(name, "a funnel")
-        self.require_in_place()
-        saving.save(funnel, self.directory / "funnels" / name, self.model_version)
-
-    @property
-    def rankers(self) -> list[str]:
-        """Names of the rankers in the bundle."""
-        found = (path.parent.name for path in self.directory.glob("rankers/*/ranker.json"))
-        return sorted(name for name in found if is_index_name(name))
-
-    def ranker(self, name: str = "default") -> CandidateRanker:
-        """The ranker `name`, for candidates of the funnel that it was trained behind.
-
-        Raises:
-            BundleError: No such ranker, or one of another training.
-        """
-        if name not in self.rankers:
-            raise BundleError(
-                f"{self.directory} has no ranker {name!r}; it has {self.rankers}. "
-                f"`twotower train_ranker --bundle={self.directory}` makes one."
-            )
-        path = self.directory / "rankers" / name
-        try:
-            return ranker_files.load(path, self.model_version)
-        except ValueError as error:
-            raise BundleError(f"{path}: {error}") from error
-
-    def ranker_entries(self, name: str) -> dict[str, Any]:
-        """What `ranker.json` says of a ranker; how it was trained stands in `about`."""
-        return ranker_files.entries(self.directory / "rankers" / name)
-
-    def add_ranker(
-        self,
-        ranker: CandidateRanker,
-        models: Sequence[Any],
-        name: str = "default",
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Saves a ranker as `rankers/<name>/`; one of that name is replaced.
-
-        Args:
-            ranker: What it reads, and how its outputs become scores.
-            models: The networks or trees behind `ranker.outputs`.
-            name: A plain name.
-            about: How it was trained, as JSON, for `ranker.json`.
-
-        Raises:
-            ValueError: A name with a path in it, or models of another kind.
-            BundleError: Another bundle has replaced this one.
-        """
-        require_name(name, "a ranker")
-        self.require_in_place()
-        path = self.directory / "rankers" / name
-        ranker_files.save(ranker, models, path, self.model_version, about or {})
-
-    @property
-    def has_map(self) -> bool:
-        """Whether the bundle has a map of its items."""
-        return (self.directory / "map" / map_files.DESCRIPTION).is_file()
-
-    def item_map(self) -> ItemMap:
-        """The map of the items, or of a part of them.
-
-        Raises:
-            BundleError: No map, or one of another training.
-        """
-        if not self.has_map:
-            raise BundleError(
-                f"{self.directory} has no map. `twotower build_map --bundle={self.directory}` "
-                "makes one."
-            )
-        path = self.directory / "map"
-        try:
-            found = map_files.load(path, self.model_version)
-            if not np.isin(found.keys, self.keys).all():
-                raise ValueError("it has items that the bundle does not have. Make it again.")
-        except ValueError as error:
-            raise BundleError(f"{path}: {error}") from error
-        return found
-
-    def add_map(self, item_map: ItemMap) -> None:
-        """Saves a map as `map/`; one that is there is replaced.
-
-        Raises:
-            BundleError: Another bundle has replaced this one.
-        """
-        self.require_in_place()
-        map_files.save(item_map, self.directory / "map", self.model_version)
 
     def recommend(
         self,
@@ -559,23 +292,160 @@ class Bundle:
         is_known = user_id in json.loads(ids).get("query_tower/user_id", [])
         return is_known and self._query_inputs.keys() <= {"user_id", "time"}
 
+    # What is added to an exported bundle: indexes, funnels, rankers and a map.
 
-def is_index_name(name: str) -> bool:
-    """Whether an index may have this name: the plain name of a folder directly in `index/`, without
-    a leading dot, which marks unfinished writes."""
-    return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
+    def _names(self, pattern: str) -> list[str]:
+        """Names of the parts whose descriptions fit the pattern, without unfinished ones."""
+        names = (path.parent.name for path in self.directory.glob(pattern))
+        return sorted(filter(paths.is_plain_name, names))
+
+    @property
+    def indexes(self) -> list[str]:
+        """Names of the indexes in the bundle, besides `exact`."""
+        return self._names("index/*/index.json")
+
+    def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
+        """The index `name`, or exact search over the bundle's vectors for `exact`.
+
+        Args:
+            name: One of `indexes`, or `exact`.
+            allowed_uris: Addresses that the index may connect to; see `build.load`.
+
+        Raises:
+            BundleError: No such index, one of another training, or one that names an address which
+                is not allowed.
+        """
+        if name == "exact":
+            config = build.IndexConfig("exact", self.manifest["metric"])
+            return build.build(config, np.asarray(self.keys), np.asarray(self.vectors))
+        if name not in self.indexes:
+            raise BundleError(
+                f"{self.directory} has no index {name!r}; it has {['exact', *self.indexes]}. "
+                f"`twotower build_index --bundle={self.directory}` makes more."
+            )
+        path = self.directory / "index" / name
+        with _of_bundle(path):
+            return build.load(path, self.model_version, allowed_uris=allowed_uris)
+
+    @property
+    def funnels(self) -> list[str]:
+        """Names of the funnels in the bundle."""
+        return self._names("funnels/*/funnel.json")
+
+    def funnel(self, name: str = "default") -> Funnel:
+        """The funnel `name`, whose sources answer from this bundle.
+
+            requests = Requests.of(bundle.catalogue, [["260", "1196"]])
+            answer = bundle.funnel().recommend(requests, k=20)
+
+        Raises:
+            BundleError: No such funnel, or one of another training.
+        """
+        if name not in self.funnels:
+            raise BundleError(f"{self.directory} has no funnel {name!r}; it has {self.funnels}.")
+        path = self.directory / "funnels" / name
+        with _of_bundle(path):
+            return saving.load(path, self, self.model_version)
+
+    def add_funnel(self, funnel: Funnel, name: str = "default") -> None:
+        """Saves a funnel as `funnels/<name>/`; one of that name is replaced.
+
+        Raises:
+            ValueError: A name with a path in it, or a part that cannot be saved.
+            BundleError: Another bundle has replaced this one.
+        """
+        paths.require_plain_name(name, "a funnel")
+        self.require_in_place()
+        saving.save(funnel, self.directory / "funnels" / name, self.model_version)
+
+    @property
+    def rankers(self) -> list[str]:
+        """Names of the rankers in the bundle."""
+        return self._names("rankers/*/ranker.json")
+
+    def ranker(self, name: str = "default") -> CandidateRanker:
+        """The ranker `name`, for candidates of the funnel that it was trained behind.
+
+        Raises:
+            BundleError: No such ranker, or one of another training.
+        """
+        if name not in self.rankers:
+            raise BundleError(
+                f"{self.directory} has no ranker {name!r}; it has {self.rankers}. "
+                f"`twotower train_ranker --bundle={self.directory}` makes one."
+            )
+        path = self.directory / "rankers" / name
+        with _of_bundle(path):
+            return ranker_files.load(path, self.model_version)
+
+    def ranker_entries(self, name: str) -> dict[str, Any]:
+        """What `ranker.json` says of a ranker; how it was trained stands in `about`."""
+        return ranker_files.entries(self.directory / "rankers" / name)
+
+    def add_ranker(
+        self,
+        ranker: CandidateRanker,
+        models: Sequence[Any],
+        name: str = "default",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves a ranker as `rankers/<name>/`; one of that name is replaced.
+
+        Args:
+            ranker: What it reads, and how its outputs become scores.
+            models: The networks or trees behind `ranker.outputs`.
+            name: A plain name.
+            about: How it was trained, as JSON, for `ranker.json`.
+
+        Raises:
+            ValueError: A name with a path in it, or models of another kind.
+            BundleError: Another bundle has replaced this one.
+        """
+        paths.require_plain_name(name, "a ranker")
+        self.require_in_place()
+        path = self.directory / "rankers" / name
+        ranker_files.save(ranker, models, path, self.model_version, about or {})
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the bundle has a map of its items."""
+        return (self.directory / "map" / map_files.DESCRIPTION).is_file()
+
+    def item_map(self) -> ItemMap:
+        """The map of the items, or of a part of them.
+
+        Raises:
+            BundleError: No map, or one of another training.
+        """
+        if not self.has_map:
+            raise BundleError(
+                f"{self.directory} has no map. `twotower build_map --bundle={self.directory}` "
+                "makes one."
+            )
+        path = self.directory / "map"
+        with _of_bundle(path):
+            found = map_files.load(path, self.model_version)
+            if not np.isin(found.keys, self.keys).all():
+                raise ValueError("it has items that the bundle does not have. Make it again.")
+            return found
+
+    def add_map(self, item_map: ItemMap) -> None:
+        """Saves a map as `map/`; one that is there is replaced.
+
+        Raises:
+            BundleError: Another bundle has replaced this one.
+        """
+        self.require_in_place()
+        map_files.save(item_map, self.directory / "map", self.model_version)
 
 
-def require_name(name: str, what: str, such_as: str = "'default'") -> None:
-    """Raises ValueError for a name that is no plain name of a folder.
-
-    Args:
-        name: Of an index, a funnel or a ranker.
-        what: Which of these, for the message: "a funnel".
-        such_as: Names that it could have, for the message.
-    """
-    if not is_index_name(name):
-        raise ValueError(f"{what} has one plain name, such as {such_as}; got {name!r}.")
+@contextlib.contextmanager
+def _of_bundle(path: pathlib.Path) -> Iterator[None]:
+    """Turns a ValueError of a part's reader into a BundleError that names the part."""
+    try:
+        yield
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:

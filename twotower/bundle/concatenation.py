@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from twotower.bundle.bundle import LINEAGE, Bundle, write_manifest
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import write_parts
+from twotower.bundle.manifest import LINEAGE, write_manifest
 from twotower.bundle.provenance import provenance
 from twotower.bundle.saved_models import SCANN
 from twotower.retrieval import build

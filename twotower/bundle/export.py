@@ -11,13 +11,8 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
-from twotower.bundle.bundle import (
-    LINEAGE,
-    Bundle,
-    BundleError,
-    require_name,
-    write_manifest,
-)
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import LINEAGE, BundleError, write_manifest
 from twotower.bundle.provenance import provenance
 from twotower.bundle.saved_models import (
     EXACT,
@@ -192,7 +187,7 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig) -> Retriever
         BundleError: Damaged vectors, or another bundle has replaced this one before the index was
             finished. No index is added then.
     """
-    require_name(name, "an index", "'hnsw' or 'small'")
+    paths.require_plain_name(name, "an index", "'hnsw' or 'small'")
     bundle.require_in_place()
     try:
         with build.replacing(bundle.directory / "index" / name, "index.json") as folder:

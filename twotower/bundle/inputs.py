@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from twotower.data.columns import LATEST
+from twotower.data.times import LATEST
 
 SAME_LENGTH = "every row of the same length (pad with '', NaN or -1)"
 
@@ -77,3 +77,60 @@ def as_type(name: str, values: ArrayLike, dtype: str) -> np.ndarray:
         number = np.atleast_1d(given)[index]
         raise ValueError(f"{name}: {reason} Row {index[0]} has {number}.")
     return numbers
+
+
+def query_tensors(
+    wanted: Mapping[str, tuple[str, list]],
+    inputs: Mapping[str, np.ndarray],
+    is_event: bool = False,
+) -> dict[str, Any]:
+    """Raw inputs of the query tower as tensors, name -> tensor.
+
+    Args:
+        wanted: Name of each input of the tower -> its dtype and shape, as in the manifest.
+        inputs: Arrays by name, a row a query.
+        is_event: Whether they are one event for each query, `[num_queries]` instead of
+            `[num_queries, length]` for each input of a history.
+
+    Raises:
+        ValueError: An input that is missing, or that the tower does not have; values of another
+            type or rank, rows of different length, numbers that are infinite, or times that are
+            no whole seconds.
+    """
+    missing, unknown = wanted.keys() - inputs.keys(), inputs.keys() - wanted.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"the query tower takes {sorted(wanted)}; missing {sorted(missing)}, unknown "
+            f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
+        )
+    tensors = {
+        name: _tensor(name, inputs[name], dtype, None if is_event else shape)
+        for name, (dtype, shape) in wanted.items()
+    }
+    for name, values in tensors.items():
+        events, _, what = name.rpartition("_")
+        if what not in ("time", "rating") or events not in tensors:
+            continue
+        if values.shape != (expected := tensors[events].shape):
+            raise ValueError(f"{name}: {values.shape} and {events}: {expected} differ.")
+    if len({tuple(values.shape[:1]) for values in tensors.values()}) > 1:
+        rows = {name: values.shape[:1] for name, values in tensors.items()}
+        raise ValueError(f"inputs have a row a query each; got {rows}.")
+    return tensors
+
+
+def _tensor(name: str, values: ArrayLike, dtype: str, shape: list | None) -> Any:
+    """One input as a tensor of that dtype; None for a shape that is not checked."""
+    import tensorflow as tf
+
+    if dtype != "string":
+        values = as_type(name, values, dtype)
+    try:
+        tensor = tf.constant(values, dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
+    if shape is not None and not tensor.shape.is_compatible_with(shape):
+        raise ValueError(
+            f"{name}: expected the shape {tuple(shape)}, a row a query; got {tuple(tensor.shape)}."
+        )
+    return tensor

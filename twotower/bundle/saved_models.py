@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from twotower.bundle.bundle import state_version
+from twotower.bundle.manifest import state_version
 from twotower.tf import tf
 from twotower.towers.dense import Tower
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from twotower.bundle.bundle import Bundle, BundleError, state_version
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.inputs import as_type
+from twotower.bundle.manifest import BundleError, state_version
 from twotower.towers.signatures import direct
 
 

@@ -82,13 +82,14 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
 def main() -> None:
     """Builds the funnel, and says what the merge believes."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
-    from twotower.bundle.bundle import Bundle, require_name
+    from twotower.bundle.bundle import Bundle
     from twotower.commands import judging
     from twotower.data import splits
     from twotower.funnel import making
     from twotower.reranking import making as reranking
+    from twotower.storage import paths
 
-    require_name(FLAGS.name, "a funnel")
+    paths.require_plain_name(FLAGS.name, "a funnel")
     config = making.FunnelConfig(
         making.parse_sources(FLAGS.sources),
         FLAGS.merge,

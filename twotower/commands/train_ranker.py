@@ -66,10 +66,11 @@ def define_flags() -> None:
 def main() -> None:
     """Trains the ranker and stores it."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
-    from twotower.bundle.bundle import Bundle, require_name
+    from twotower.bundle.bundle import Bundle
     from twotower.commands import judging
     from twotower.data import splits
     from twotower.ranking import making
+    from twotower.storage import paths
 
     config = making.RankingConfig(
         model=FLAGS.model,
@@ -90,7 +91,7 @@ def main() -> None:
         seed=FLAGS.seed,
         shuffle_labels=FLAGS.shuffle_labels,
     )
-    require_name(FLAGS.name, "a ranker")
+    paths.require_plain_name(FLAGS.name, "a ranker")
     begun = time.perf_counter()
     final = Bundle(FLAGS.bundle)
     before = judging.to_judge(FLAGS.bundle, "validation")

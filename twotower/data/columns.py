@@ -15,13 +15,14 @@ import decimal
 import itertools
 import numbers
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import ArrayLike
+
+from twotower.data.times import LATEST, seconds_of, written_as_dates
 
 IDS = ("user_id", "item_id")
 TEXTS = {
@@ -30,8 +31,6 @@ TEXTS = {
 }
 NUMBERS = {"interactions": ("rating", "value", "weight"), "items": ("year",)}
 TIMES = {"interactions": ("timestamp",), "items": ("released",)}
-# In the year 5138. A larger timestamp must be in milliseconds or a finer unit.
-LATEST = 100_000_000_000
 # float64 holds every whole number up to this one.
 EXACT = 2**53
 LARGEST = float(np.finfo(np.float32).max)
@@ -116,17 +115,6 @@ def clean(frame: pd.DataFrame, table: str, forms: dict[str, str] | None = None) 
             values.array if column in IDS else _clean(values, table, (forms or {}).get(column))
         )
     return cleaned
-
-
-def refuse_twins(
-    table: str, columns: Iterable[str], names: Iterable[str], computed: Iterable[str]
-) -> None:
-    """Raises ValueError if one of `names` is both a column of the table and a `computed` input."""
-    if twins := sorted(set(names).intersection(columns, computed)):
-        raise ValueError(
-            f"{table} have the columns {twins}, and inputs of these names are computed from the "
-            f"interactions. Rename the columns (such as {table[:-1]}_{twins[0]}) to use either."
-        )
 
 
 def check_ids(table: str, ids: pd.Series) -> None:
@@ -308,51 +296,6 @@ def _year(values: pd.Series, kind: str) -> np.ndarray:
     return _whole(np.where(found == 0, np.nan, found))
 
 
-def seconds_of(values: pd.Series) -> np.ndarray:
-    """Dates as seconds since 1970, float64, NaN where missing. A date without a zone is in UTC."""
-    dates = pd.to_datetime(values, utc=True).dt.tz_localize(None)
-    seconds = dates.to_numpy("datetime64[us]").astype(np.int64) // 1_000_000  # cuts fractions off
-    return np.where(dates.isna(), np.nan, seconds)
-
-
-def reads_as_date(found: np.ndarray) -> np.ndarray:
-    """Which numbers could be dates such as 20110820, or years from 1800 to 2100, `[num_rows]` bool.
-
-    Times at midnight never look like dates: multiples of 86,400 end in 00, which is no day.
-    """
-    return (found >= 1800) & (found <= 2100) | _is_day(found)
-
-
-def _is_day(found: np.ndarray, first_year: int = 1800, last_year: int = 2100) -> np.ndarray:
-    """Which numbers are days such as 20110820 of these years, `[num_rows]` bool."""
-    found = np.where(np.isnan(found), 0, found)
-    year, month, day = found // 10_000, found // 100 % 100, found % 100
-    is_day = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
-    return is_day & (year >= first_year) & (year <= last_year)
-
-
-def _written_as_dates(found: np.ndarray) -> np.ndarray:
-    """Which of a column's numbers are dates and no seconds, `[num_rows]` bool.
-
-    Days such as 20110820 are seconds of 1970, where no real table has some of its times. Years and
-    short forms count where the column has nothing else: 201108, 110820 and 2011082010 (an hour).
-    """
-    present = ~np.isnan(found)
-    dates, days = reads_as_date(found), _is_day(found)
-    if dates.any() and dates.sum() * 2 >= present.sum():
-        return dates
-    # Of counters and of seconds of 1970, one in 27 reads as a day.
-    if days.sum() * 2 > ((found > 18_000_000) & (found < 21_010_000)).sum():
-        return days
-    months = _is_day(found * 100 + 1)
-    hours = _is_day(found // 100, first_year=1970) & (found % 100 < 24)
-    dates = dates | months | hours
-    if (found[present] > 9999).any():  # else numbers of rows: 101 would be a day of 2000
-        dates |= _is_day(found, 0, 99)
-    # One time, whatever its rows, may be anything.
-    return dates & (dates[present].all() and len(np.unique(found[present])) > 1)
-
-
 def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
     """Whole seconds since 1970. A `timestamp` may not be missing or before 1970; `released` may."""
     found = seconds_of(values) if kind in _TIME_KINDS else _number(values, kind, table)
@@ -366,7 +309,7 @@ def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
         "is {}, which reads as a date and not as seconds: write 2011-08-20 for 20110820 or 110820, "
         "2011-08-01 for 201108, 2011-01-01 for 2011, and 2011-08-20T10:00 for 2011082010"
     )
-    refuse(table, values, _written_as_dates(found), problem)
+    refuse(table, values, written_as_dates(found), problem)
     if values.name == "released":
         refuse(table, values, found < -LATEST, "is {}; times are seconds since 1970")
         return _whole(found)

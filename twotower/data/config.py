@@ -4,6 +4,9 @@ import dataclasses
 
 from twotower.limits import at_least
 
+# Inputs of the item tower that depend on the time, so that an item's row does not have them.
+TIME_DEPENDENT = ("age", "popularity")
+
 
 @dataclasses.dataclass(frozen=True)
 class ExamplesConfig:

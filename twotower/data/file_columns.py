@@ -10,17 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data import schema
-from twotower.data.columns import (
-    IDS,
-    LATEST,
-    NUMBERS,
-    TEXTS,
-    TIMES,
-    ColumnError,
-    reads_as_date,
-    refuse,
-    seconds_of,
-)
+from twotower.data.columns import IDS, NUMBERS, TEXTS, TIMES, ColumnError, refuse
+from twotower.data.times import LATEST, reads_as_date, seconds_of
 
 # Texts that stand for a missing number or time.
 MISSING = ("", "nan", "na", "n/a", "<na>", "nat", "null", "none")

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from twotower.data import files, schema
-from twotower.data.columns import LATEST, check_ids, refuse
+from twotower.data.columns import check_ids, refuse
 from twotower.data.tables import frame_of, located, refuse_unused
+from twotower.data.times import LATEST
 
 # Ratings in the published files; a folder with another number is loaded with a warning.
 NUM_RATINGS = {

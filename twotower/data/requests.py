@@ -12,6 +12,8 @@ import numpy as np
 from twotower.data.dataset import Catalogue
 from twotower.ragged import Ragged, integers
 
+# Columns of `interactions` that say in which context a request was made.
+CONTEXT = ("search_text", "device", "country")
 # Fields of `Requests` that hold columns by name.
 FURTHER = ("context", "objectives")
 
@@ -105,9 +107,10 @@ class Requests:
         further = [catalogue.require_keys(row) for row in (exclude or [[]] * count)]
         if len(further) != count:
             raise ValueError(f"exclude has {len(further)} rows for {count} requests.")
-        shape = keys.offsets
-        lasting = Ragged.from_rows([[-1] * len(row) for row in history] if times is None else times)
-        rating = [[np.nan] * len(row) for row in history] if ratings is None else ratings
+        if times is None:
+            times = [[-1] * len(row) for row in history]
+        if ratings is None:
+            ratings = [[np.nan] * len(row) for row in history]
         for name, texts in {
             "user_id": () if user_id is None else user_id,
             **(context or {}),
@@ -119,8 +122,8 @@ class Requests:
         return cls(
             user_id=np.array([""] * count if user_id is None else [*user_id], object),
             history=keys,
-            history_time=_aligned(lasting, shape),
-            history_rating=_aligned(Ragged.from_rows(rating, np.float32), shape),
+            history_time=_aligned(Ragged.from_rows(times), keys.offsets),
+            history_rating=_aligned(Ragged.from_rows(ratings, np.float32), keys.offsets),
             exclude=Ragged.from_rows([np.concatenate(rows) for rows in zip(keys, further)]),
             time=np.full(count, -1) if time is None else integers(time, "time"),
             context={name: np.array([*texts], object) for name, texts in (context or {}).items()},

@@ -23,6 +23,7 @@ import numpy as np
 
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
+from twotower.data.requests import CONTEXT
 from twotower.ragged import Ragged
 
 PROTOCOLS = (
@@ -34,7 +35,6 @@ PROTOCOLS = (
     "random-100k+seen",
 )
 PARTS = ("validation", "test")
-CONTEXT = ("search_text", "device", "country")
 
 # Rows of MovieLens 1M, and the sha256 of the loo-5core test targets in the published SASRec file.
 ML_1M_ROWS = 1_000_209

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twotower.bundle.bundle import read_manifest
+from twotower.bundle.manifest import read_manifest
 from twotower.serving.asks import FieldError
 from twotower.serving.checks import Checks, failed
 from twotower.serving.live import Live

@@ -18,7 +18,8 @@ import re
 import secrets
 import shutil
 
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import BundleError
 from twotower.live.log import sync
 from twotower.storage import paths
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from twotower.data.columns import LATEST
+from twotower.data.times import LATEST
 
 MAX_K = 500
 MAX_HISTORY = 2_000

@@ -11,7 +11,7 @@ import pandas as pd
 
 from twotower.bundle.bundle import Bundle
 from twotower.data.dataset import Catalogue, Dataset
-from twotower.data.examples import ItemInputs
+from twotower.data.inputs import ItemInputs
 from twotower.ragged import Ragged
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import KeyedVectors

@@ -1,4 +1,4 @@
-"""Paths of this machine: `~` expanded, addresses refused, and names that TensorFlow can read."""
+"""Paths of this machine: `~` expanded, addresses refused, and names that can be read back."""
 
 import os
 import pathlib
@@ -47,3 +47,26 @@ def literal(path: str | os.PathLike) -> pathlib.Path:
     except UnicodeEncodeError as error:
         raise ValueError(f"{str(path)!r} is not valid UTF-8, which TensorFlow needs.") from error
     return path
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether this is a name without a path, for a folder directly in another one.
+
+    A leading dot is refused, since it marks unfinished writes.
+
+    >>> [is_plain_name(name) for name in ("hnsw", "", "a/b", "..", ".hnsw")]
+    [True, False, False, False, False]
+    """
+    return name != "" and pathlib.PurePath(name).name == name and not name.startswith(".")
+
+
+def require_plain_name(name: str, what: str, such_as: str = "'default'") -> None:
+    """Raises ValueError for a name that is not plain.
+
+    Args:
+        name: Name of an index, a funnel or a ranker.
+        what: Which of these, for the message: "a funnel".
+        such_as: Names that it could have, for the message.
+    """
+    if not is_plain_name(name):
+        raise ValueError(f"{what} has one plain name, such as {such_as}; got {name!r}.")

@@ -4,9 +4,6 @@ import dataclasses
 
 from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
 
-# Features of an item that depend on the time, so that its row alone does not have them.
-TIME_DEPENDENT = ("age", "popularity")
-
 
 @dataclasses.dataclass(frozen=True)
 class ItemConfig:

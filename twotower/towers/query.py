@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from twotower.towers.config import TIME_DEPENDENT, QueryConfig
+from twotower.data.config import TIME_DEPENDENT
+from twotower.towers.config import QueryConfig
 from twotower.towers.dense import Tower
 from twotower.towers.features import Clock, Feature, Id, Tokens
 from twotower.towers.history.bag import History, MeanHistory

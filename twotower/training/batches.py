@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.data.examples import Epoch, Examples, ItemInputs, QueryInputs
+from twotower.data.examples import Epoch, Examples
+from twotower.data.inputs import ItemInputs, QueryInputs
 from twotower.objective.negatives import Targets
 from twotower.tf import tf
 
@@ -100,6 +101,14 @@ class Batch(NamedTuple):
     def of_targets(self, values: tf.Tensor) -> tf.Tensor:
         """`[num_rows, num_targets, ...]` -> `[num_examples, ...]`, in the order of `targets`."""
         return tf.gather_nd(values, tf.where(self.item >= 0))
+
+
+def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    """Inputs as tensors, name -> tensor. Arrays of objects hold strings."""
+    return {
+        name: tf.constant(values, tf.string if values.dtype == object else None)
+        for name, values in inputs.items()
+    }
 
 
 def no_columns(rows: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,5 @@
 """What happens at the end of an epoch, and a line of progress within it."""
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -10,42 +9,8 @@ from absl import logging
 
 from twotower.objective.mining import MiningConfig
 from twotower.tf import tf
+from twotower.training.checkpoints import FitResult
 from twotower.training.trainer import Training
-
-
-@dataclasses.dataclass
-class FitResult:
-    """What a training did. It is also the state from which an interrupted one continues.
-
-    Attributes:
-        epoch: Number of epochs done.
-        best_epoch: Number of the kept epoch, counted from 1: the one with the best validation
-            figure, unless the recipe keeps the last; 0 before the first.
-        best: The validation figure of that epoch.
-        seconds: Wall time of training without validation, all sessions together.
-        examples_per_second: Examples divided by `seconds`.
-        mining_seconds: The part of `seconds` that mining took.
-        stopped: Whether early stopping ended the training.
-        log: An entry for each epoch: epoch, loss (mean over its examples), seconds and, if it was
-            validated, the means of the metrics.
-        validation: All metrics of the best epoch, with intervals.
-        metric: Name of the metric that selects the epoch: the recipe's, or the nearest one that can
-            tell models apart in a small catalogue (`evaluate.telling_metric`).
-
-        result = fit(training, "W")
-        f"epoch {result.best_epoch} of {result.epoch}: {result.metric} {result.best:.4f}"
-    """
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best: float = -np.inf
-    seconds: float = 0.0
-    examples_per_second: float = 0.0
-    mining_seconds: float = 0.0
-    stopped: bool = False
-    log: list[dict] = dataclasses.field(default_factory=list)
-    validation: dict = dataclasses.field(default_factory=dict)
-    metric: str = ""
 
 
 class Pace(tf.keras.callbacks.Callback):

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from twotower.data.columns import form_of, known
+from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.objective.config import NegativesConfig
-from twotower.towers.config import TIME_DEPENDENT
 from twotower.training.recipe import Recipe
 
 # These features come first, in this order: a change of order would change MovieLens' results.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from twotower.data.config import TIME_DEPENDENT
 from twotower.objective.corrections import earlier_columns, known_columns
 from twotower.objective.full_softmax import FullSoftmax
 from twotower.objective.hard_negatives import HardNegatives
@@ -20,7 +21,6 @@ from twotower.objective.negatives import (
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.objective.time_dependent import TimeDependentNegatives
 from twotower.tf import tf, tfrs
-from twotower.towers.config import TIME_DEPENDENT
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
 from twotower.training.batches import Batch

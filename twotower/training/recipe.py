@@ -5,11 +5,11 @@ import difflib
 import math
 from typing import Any
 
-from twotower.data.config import ExamplesConfig
+from twotower.data.config import TIME_DEPENDENT, ExamplesConfig
 from twotower.evaluation.metrics import KS, MRR_AT
 from twotower.limits import at_least, refuse, unread
 from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
-from twotower.towers.config import TIME_DEPENDENT, ItemConfig, QueryConfig
+from twotower.towers.config import ItemConfig, QueryConfig
 from twotower.towers.history.config import READERS, HistoryConfig, MeanConfig, changed
 
 # The part of a part whose fields depend on the encoder.

@@ -4,15 +4,16 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from absl import logging
 
-from twotower.data.cases import EvalCases
+from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
-from twotower.data.examples import Examples, ItemInputs, QueryInputs
+from twotower.data.examples import Examples
+from twotower.data.inputs import ItemInputs, QueryInputs
 from twotower.data.lineage import Lineage
 from twotower.data.requests import Requests
 from twotower.data.sequences import Sequences
@@ -26,14 +27,14 @@ from twotower.ragged import Ragged
 from twotower.retrieval.backends.brute_force import BruteForceIndex
 from twotower.retrieval.candidates import Candidates
 from twotower.tf import tf, tfrs
-from twotower.towers.config import TIME_DEPENDENT
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
 from twotower.towers.history.bag import History
 from twotower.towers.history.sequence import SequenceHistory
 from twotower.towers.item import item_tower
 from twotower.towers.query import query_tower
-from twotower.training.batches import Batch, TrainingBatches, no_columns
+from twotower.training.batches import TrainingBatches, tensors
+from twotower.training.case_batches import case_batches
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import Recipe
 
@@ -75,17 +76,7 @@ class Training:
         self.examples = Examples(dataset, split, recipe.examples)
         self._check()
         self.item_inputs = ItemInputs(dataset, split.train, recipe.item.features)
-        items = item_tower(self._item_columns(), recipe.item)
-        queries = query_tower(
-            self._query_columns(),
-            recipe.query,
-            items,
-            lambda ids: items.encode(tensors(self.item_inputs(dataset.catalogue.keys_of(ids)))),
-        )
-        for feature in queries.features:
-            if isinstance(feature, SequenceHistory):
-                of_users = Ragged(self.examples.times, self.examples.by_user.offsets)
-                feature.adapt(of_users, self.examples.ratings)
+        queries, items = self._towers()
         self.sequences = self._sequences(queries)
         self.raw_query_inputs = QueryInputs(dataset, [spec.name for spec in queries.inputs])
         self.query_inputs = self.raw_query_inputs.encoded(queries.index)
@@ -119,6 +110,20 @@ class Training:
         vectors = self.item_vectors(split.candidates)
         if topk is not None:
             self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
+
+    def _towers(self) -> tuple[Tower, Tower]:
+        """The query tower and the item tower, with the vocabularies of the training rows."""
+        items = item_tower(self._item_columns(), self.recipe.item)
+
+        def encode(ids: Sequence[str]) -> dict[str, tf.Tensor]:
+            return items.encode(tensors(self.item_inputs(self.dataset.catalogue.keys_of(ids))))
+
+        queries = query_tower(self._query_columns(), self.recipe.query, items, encode)
+        for feature in queries.features:
+            if isinstance(feature, SequenceHistory):
+                of_users = Ragged(self.examples.times, self.examples.by_user.offsets)
+                feature.adapt(of_users, self.examples.ratings)
+        return queries, items
 
     def _check(self) -> None:
         """Raises ValueError if parts of the recipe do not go together, or do not fit the data."""
@@ -181,6 +186,7 @@ class Training:
         return Miner(deep, known_positives, candidates)
 
     def _sequences(self, queries: Tower) -> Sequences | None:
+        """The training rows as windows, if the recipe asks for next-item training."""
         recipe = self.recipe
         encoders = [feature for feature in queries.features if isinstance(feature, History)]
         if not recipe.examples.sequence_length:
@@ -340,42 +346,8 @@ class Training:
 
     def topk_batches(self, batch_size: int = 256) -> tf.data.Dataset:
         """Batches of the split's cases, for the validation loss and FactorizedTopK, which also
-        ranks seen items. A row is a case; its known positives are the items of the history and all
-        targets."""
-        cases = self.split.cases
-        parts = [
-            cases.take(np.arange(start, min(start + batch_size, len(cases))))
-            for start in range(0, len(cases), batch_size)
-        ]
-        made = [self._topk_batch(part) for part in parts]
-        signature = self._topk_batch(cases.take(np.arange(0)))  # there may be no cases
-        signature = tf.nest.map_structure(_any_length, signature)
-        batches = tf.data.Dataset.from_generator(lambda: iter(made), output_signature=signature)
-
-        def whole(fields: dict) -> Batch:
-            names = ("position", "num_earlier", "hard_negatives")
-            return Batch(**fields, **dict.fromkeys(names, no_columns(fields["item"])))
-
-        return batches.map(whole)
-
-    def _topk_batch(self, cases: EvalCases) -> dict:
-        """The fields of a `Batch` of cases, a row for each case."""
-        targets = cases.targets
-        item = tf.constant(targets.to_dense(-1), tf.int32)
-        known = Ragged.group(
-            np.concatenate([cases.history.values, targets.values]),
-            np.concatenate([cases.history.row_index, targets.row_index]),
-            len(cases),
-        )
-        known = known.values.astype(np.int32), known.offsets
-        return {
-            "query": tensors(self.query_inputs(cases)),
-            "item": item,
-            "weight": tf.ones_like(item, tf.float32),
-            "probability": tf.gather(self._probability, tf.maximum(item, 0)),
-            "known_positives": tf.RaggedTensor.from_row_splits(*known),
-            "item_inputs": {},
-        }
+        ranks seen items (`case_batches`)."""
+        return case_batches(self.split.cases, self.query_inputs, self._probability, batch_size)
 
     def refresh_topk(self) -> None:
         """Gives FactorizedTopK the current vectors of the items. It keeps a copy of them."""
@@ -387,18 +359,3 @@ def _estimated(frequency: StreamingFrequency, items: np.ndarray) -> np.ndarray:
     """p_c of a batch's items as estimated from the batches so far, `[num_examples]`."""
     frequency.update(items)
     return frequency.probability(items)
-
-
-def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
-    """Inputs as tensors, name -> tensor. Arrays of objects hold strings."""
-    return {
-        name: tf.constant(values, tf.string if values.dtype == object else None)
-        for name, values in inputs.items()
-    }
-
-
-def _any_length(values: tf.Tensor | tf.RaggedTensor) -> tf.TypeSpec:
-    """The type of `values` with dimensions of any length."""
-    if isinstance(values, tf.RaggedTensor):
-        return tf.RaggedTensorSpec([None, None], values.dtype)
-    return tf.TensorSpec([None] * values.shape.rank, values.dtype)

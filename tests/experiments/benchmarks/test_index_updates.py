@@ -11,7 +11,7 @@ import pytest
 import tiny
 from backends import needs
 
-from twotower.bundle.bundle import write_manifest
+from twotower.bundle.manifest import write_manifest
 
 DIM, NUM = 16, 400
 SCRIPTS = tiny.ROOT / "experiments" / "benchmarks"

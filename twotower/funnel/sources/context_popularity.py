@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from twotower.data.dataset import Dataset
-from twotower.data.requests import Requests
-from twotower.data.splits import CONTEXT
+from twotower.data.requests import CONTEXT, Requests
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.sources.answers import at_most, first_allowed, in_batches
 from twotower.funnel.sources.popularity import require_rows

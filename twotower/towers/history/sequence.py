@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twotower.data.columns import LATEST
+from twotower.data.times import LATEST
 from twotower.ragged import Ragged
 from twotower.tf import tf
 from twotower.towers.features import UNKNOWN, Input, embedding_table
