@@ -64,8 +64,8 @@ class Dataset:
         users: `user_id`, and what is known of the user (strings).
         notes: What a reader of the data left out or took for granted, a sentence each.
         has_times: Whether timestamps are times. If not, they only say the order of the rows.
-        reading: What `twotower.data.load` needs beside name and folder to read the same data again,
-            JSON-ready. A bundle's manifest keeps it.
+        reading: What `load_dataset` needs besides name and folder to read the same data again; its
+            values fit JSON. A bundle's manifest keeps it.
 
     Its tables have the forms of `columns.py`, whatever came in: a missing value is "" in text, NaN
     in numbers and vectors, () in tags.

@@ -188,6 +188,23 @@ class TaskConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
+        self._check_together()
+        refuse(
+            [
+                *unread(self, self.correction != "none", "a correction", "frequency"),
+                *self._of_losses(MARGINS, "margin"),
+                *self._of_losses(("triplet",), "triplet_mining"),
+                *self._of_losses(WEIGHING, "negative_ratio"),
+                *self._of_losses(("gbce",), "calibration"),
+            ]
+        )
+
+    def _of_losses(self, read_by: tuple[str, ...], field: str) -> list[str]:
+        """A sentence if the field is set and the loss does not read it; none otherwise."""
+        return unread(self, self.loss in read_by, f"loss={' or '.join(read_by)}", field)
+
+    def _check_together(self) -> None:
+        """Raises ValueError for choices that exclude one another."""
         has_margin = self.loss in MARGINS
         takes_one_negative = self.loss == "triplet" and self.triplet_mining != "all"
         for is_wrong, sentence in (
@@ -228,18 +245,6 @@ class TaskConfig:
         ):
             if is_wrong:
                 raise ValueError(sentence)
-        refuse(
-            [
-                *unread(self, self.correction != "none", "a correction", "frequency"),
-                *self._of_losses(MARGINS, "margin"),
-                *self._of_losses(("triplet",), "triplet_mining"),
-                *self._of_losses(WEIGHING, "negative_ratio"),
-                *self._of_losses(("gbce",), "calibration"),
-            ]
-        )
-
-    def _of_losses(self, read_by: tuple[str, ...], field: str) -> list[str]:
-        return unread(self, self.loss in read_by, f"loss={' or '.join(read_by)}", field)
 
 
 def check_columns(config: TaskConfig, negatives: NegativesConfig) -> None:

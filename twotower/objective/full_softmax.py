@@ -129,7 +129,7 @@ class FullSoftmax(RetrievalTask):
             weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
         if known is not None:  # The positive stays in Z, even if the user had it before.
             column = tf.searchsorted(columns.keys, item)  # the keys of a catalogue ascend
-            at = tf.stack([tf.range(tf.size(item)), column], 1)
-            known = tf.tensor_scatter_nd_update(known, at, tf.zeros_like(item, tf.bool))
+            cells = tf.stack([tf.range(tf.size(item)), column], 1)
+            known = tf.tensor_scatter_nd_update(known, cells, tf.zeros_like(item, tf.bool))
         log_z = log_normaliser(queries, columns.vectors, weight, known)
         return log_z - tf.tensordot(positive, sample_weight, 1)

@@ -302,43 +302,60 @@ class Retriever(abc.ABC):
         """
         return self._search_store(self._store, queries, k, exclude, allow)
 
-    def _search_store(self, store: Store, queries, k: int, exclude, allow) -> Candidates:
+    def _search_store(
+        self,
+        store: Store,
+        queries: np.ndarray,
+        k: int,
+        exclude: Ragged | None,
+        allow: np.ndarray | None,
+    ) -> Candidates:
         """`search` among the items of one store."""
         queries = self._checked_queries(queries)
         k = min(whole_number(k, "k", 1), max(len(store), 1))
         built, fresh = store.built, store.fresh
         if exclude is not None:
             exclude = checked_exclude(exclude, len(queries))
+        if allow is not None:
+            allow = checked_keys(allow, "allow")
         if exclude is None and allow is None and not store.is_changed:
             found = self._search_plain(built, queries, k)
             if found is not None:
                 return found
-        if allow is not None:
-            allow = checked_keys(allow, "allow")
-        is_allowed = store.is_allowed(allow)
+        positions, scores = self._search_allowed(store, queries, k, exclude, allow)
+        keys = built.keys_of(positions)
+        if not len(fresh):
+            return Candidates(keys, scores, (positions >= 0).sum(1))
+        is_allowed = None if allow is None else np.isin(fresh.keys, allow)
+        excluded = None if exclude is None else fresh.pairs(exclude)
+        positions, fresh_scores = fresh.best(queries, k, is_allowed, excluded)
+        keys = np.concatenate([keys, fresh.keys_of(positions)], axis=1)
+        return Candidates.rank(keys, np.concatenate([scores, fresh_scores], axis=1), k)
+
+    def _search_allowed(
+        self,
+        store: Store,
+        queries: np.ndarray,
+        k: int,
+        exclude: Ragged | None,
+        allow: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions `[num_queries, k]` among the built vectors, -1 past the last, and scores."""
+        built, is_allowed = store.built, store.is_allowed(allow)
         if self.is_exact:
             excluded = None if exclude is None else built.pairs(exclude)
             positions, scores = built.best(queries, k, is_allowed, excluded)
-            positions, scores = widened(positions, k, -1), widened(scores, k, NO_SCORE)
-        else:
-            positions, scores = search_allowed(
-                self._search,
-                built,
-                queries,
-                k,
-                is_allowed,
-                store.count_allowed(is_allowed),
-                exclude,
-                self.distances_per_candidate,
-            )
-        keys = built.keys_of(positions)
-        if len(fresh):
-            is_allowed = None if allow is None else np.isin(fresh.keys, allow)
-            excluded = None if exclude is None else fresh.pairs(exclude)
-            positions, fresh_scores = fresh.best(queries, k, is_allowed, excluded)
-            keys = np.concatenate([keys, fresh.keys_of(positions)], axis=1)
-            return Candidates.rank(keys, np.concatenate([scores, fresh_scores], axis=1), k)
-        return Candidates(keys, scores, (positions >= 0).sum(1))
+            return widened(positions, k, -1), widened(scores, k, NO_SCORE)
+        return search_allowed(
+            self._search,
+            built,
+            queries,
+            k,
+            is_allowed,
+            store.count_allowed(is_allowed),
+            exclude,
+            self.distances_per_candidate,
+        )
 
     def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
         """The backend's answer where no built vector is excluded; None if a row is short."""

@@ -63,24 +63,13 @@ def best_of_dense(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     k = min(k, num_columns)
     if not num_rows or not k:
         return np.zeros((num_rows, k), np.int64), np.zeros((num_rows, k), np.float32)
-    keep = scores > NO_SCORE
-    counts = np.count_nonzero(keep, axis=1)
-    if counts.max() > k:
-        cut = np.partition(scores, num_columns - k, axis=1)[:, num_columns - k, None]
-        keep &= scores >= cut
-        counts = np.count_nonzero(keep, axis=1)
-    if counts.max() > k:  # of equal scores at the cut, those of the first columns
-        tied = np.flatnonzero(counts > k)
-        above = scores[tied] > cut[tied]
-        left = k - above.sum(1, keepdims=True)
-        keep[tied] = above | (keep[tied] & (np.cumsum(keep[tied] & ~above, axis=1) <= left))
-        counts[tied] = k
-    place = np.flatnonzero(keep)
-    found = scores.ravel()[place] + np.float32(0)  # makes 0 of -0, which is equal to it
+    keep, counts = _best_cells(scores, k)
+    cells = np.flatnonzero(keep)
+    found = scores.ravel()[cells] + np.float32(0)  # makes 0 of -0, which is equal to it
     bits = found.view(np.uint32)
     # Ascending in these bits is descending in the scores.
     packed = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF).astype(np.uint64) << 32
-    packed |= (place % num_columns).astype(np.uint64)
+    packed |= (cells % num_columns).astype(np.uint64)
     is_short = counts.min() < k
     if is_short:  # all ones are larger than any score and column
         padded = np.full((num_rows, k), np.iinfo(np.uint64).max)
@@ -95,6 +84,26 @@ def best_of_dense(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         is_end = np.arange(k) >= counts[:, None]
         columns[is_end], best[is_end] = 0, NO_SCORE
     return columns, best
+
+
+def _best_cells(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells are among the best `k` of their row, `[num_queries, n]` bool, and their number in
+    each row, `[num_queries]`."""
+    keep = scores > NO_SCORE
+    counts = np.count_nonzero(keep, axis=1)
+    if counts.max() <= k:
+        return keep, counts
+    last = scores.shape[1] - k
+    cut = np.partition(scores, last, axis=1)[:, last, None]
+    keep &= scores >= cut
+    counts = np.count_nonzero(keep, axis=1)
+    if counts.max() > k:  # of equal scores at the cut, those of the first columns
+        tied = np.flatnonzero(counts > k)
+        above = scores[tied] > cut[tied]
+        left = k - above.sum(1, keepdims=True)
+        keep[tied] = above | (keep[tied] & (np.cumsum(keep[tied] & ~above, axis=1) <= left))
+        counts[tied] = k
+    return keep, counts
 
 
 def widened(values: np.ndarray, width: int, fill: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import time
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,53 +119,77 @@ def tune(
     if not retriever.efforts(k):
         raise ValueError(f"{type(retriever).__name__} has no parameter of search effort to tune.")
     retriever.tuned = {}  # so that `config` holds for every depth
-    efforts, recall, missed = _cheapest(retriever, queries, wanted, recall_target)
-    retriever.config = dataclasses.replace(retriever.config, **efforts)
-    if missed:
+    best = _cheapest(retriever, queries, wanted, recall_target)
+    retriever.config = dataclasses.replace(retriever.config, **best.efforts)
+    if best.missed:
         warnings.warn(
-            f"{type(retriever).__name__} finds {recall:.4f} of the exact top {k} at most on "
+            f"{type(retriever).__name__} finds {best.recall:.4f} of the exact top {k} at most on "
             f"{len(queries)} queries, so not surely the target {recall_target}: build it with a "
             "larger configuration, or tune it on more queries.",
             stacklevel=2,
         )
-    measured = {"recall": recall, "target": recall_target, "k": k, "num_items": len(retriever)}
-    retriever.tuned = efforts | measured
+    retriever.tuned = best.efforts | {
+        "recall": best.recall,
+        "target": recall_target,
+        "k": k,
+        "num_items": len(retriever),
+    }
     return retriever.tuned
+
+
+class _Trial(NamedTuple):
+    """Efforts that were measured; the cheapest trial is the least by its first two fields."""
+
+    missed: bool  # whether the target is not surely reached
+    cost: float  # seconds; if the target is missed, minus the recall
+    efforts: dict
+    recall: float
 
 
 def _cheapest(
     retriever: Retriever, queries: np.ndarray, wanted: Candidates, target: float
-) -> tuple[dict, float, bool]:
-    """The cheapest efforts that find the target's share of `wanted`, the recall that they reach,
-    and whether that misses the target."""
-    depth = wanted.keys.shape[1]
-    ladders = retriever.efforts(depth)
+) -> _Trial:
+    """The cheapest efforts that find the target's share of `wanted`."""
+    ladders = retriever.efforts(wanted.keys.shape[1])
     *others, last = ladders
-    tried = []  # (misses the target, seconds or what it misses, efforts, recall)
-    for values in itertools.product(*(ladders[name] for name in others)):
-        efforts, recalls = dict(zip(others, values)), []
-        # From the cheapest upwards: each step costs as much as all before it.
-        for value in ladders[last]:
-            efforts[last] = value
-            retriever.config = dataclasses.replace(retriever.config, **efforts)
-            found = rescored(retriever, queries, retriever.search_built(queries, depth))
-            shares = shares_found(wanted, found)
-            recalls.append(float(shares.mean()))
-            missed = recalls[-1] - NORMAL_95 * shares.std() / np.sqrt(len(shares)) < target
-            # A plateau, but not that of the first steps: efSearch is no less than what refinement
-            # fetches, so that these can be one setting.
-            flat = len(recalls) > 3 and recalls[-1] < recalls[-4] + 0.0005
-            flat = flat and recalls[-4] > recalls[0]
-            if not missed or flat:
-                break
-        cost = -recalls[-1] if missed else _seconds(retriever, queries[:50], depth)
-        tried.append((missed, cost, efforts, recalls[-1]))
-    missed, _, efforts, recall = min(tried, key=lambda trial: trial[:2])
-    return efforts, recall, missed
+    trials = [
+        _climb(retriever, queries, wanted, target, dict(zip(others, values)), last, ladders[last])
+        for values in itertools.product(*(ladders[name] for name in others))
+    ]
+    return min(trials, key=lambda trial: (trial.missed, trial.cost))
+
+
+def _climb(
+    retriever: Retriever,
+    queries: np.ndarray,
+    wanted: Candidates,
+    target: float,
+    efforts: dict,
+    name: str,
+    values: list[int],
+) -> _Trial:
+    """Raises the effort `name` beside other `efforts` until the target is reached."""
+    depth, recalls = wanted.keys.shape[1], []
+    # From the cheapest upwards: each step costs as much as all before it.
+    for value in values:
+        efforts = efforts | {name: value}
+        retriever.config = dataclasses.replace(retriever.config, **efforts)
+        found = rescored(retriever, queries, retriever.search_built(queries, depth))
+        shares = shares_found(wanted, found)
+        recalls.append(float(shares.mean()))
+        missed = recalls[-1] - NORMAL_95 * shares.std() / np.sqrt(len(shares)) < target
+        # A plateau, but not that of the first steps: efSearch is no less than what refinement
+        # fetches, so that these can be one setting.
+        flat = len(recalls) > 3 and recalls[-1] < recalls[-4] + 0.0005
+        flat = flat and recalls[-4] > recalls[0]
+        if not missed or flat:
+            break
+    cost = -recalls[-1] if missed else _seconds(retriever, queries[:50], depth)
+    return _Trial(missed, cost, efforts, recalls[-1])
 
 
 def _seconds(retriever: Retriever, queries: np.ndarray, k: int) -> float:
-    """For all queries, one at a time; the better of two rounds."""
+    """Seconds of all queries, searched one at a time; the better of two rounds."""
     rounds = []
     for _ in range(2):
         started = time.perf_counter()
