@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from twotower.bundle.recommendations import Recommendations as Recommendations
     from twotower.data import load_dataset as load_dataset
     from twotower.data.cases import EvalCases as EvalCases
-    from twotower.data.dataset import Catalogue as Catalogue
+    from twotower.data.catalogue import Catalogue as Catalogue
     from twotower.data.dataset import Dataset as Dataset
     from twotower.data.examples import ExamplesConfig as ExamplesConfig
     from twotower.data.requests import Requests as Requests
@@ -61,7 +61,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Bundle": "twotower.bundle.bundle",
     "Candidates": "twotower.retrieval.candidates",
-    "Catalogue": "twotower.data.dataset",
+    "Catalogue": "twotower.data.catalogue",
     "Comparison": "twotower.evaluation.comparison",
     "Dataset": "twotower.data.dataset",
     "Ease": "twotower.evaluation.baselines",

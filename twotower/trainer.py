@@ -8,6 +8,7 @@ from absl import logging
 
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.weights import warm_start
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, with_validation_rows
 from twotower.evaluation.baselines import Popularity
@@ -115,7 +116,7 @@ class Trainer:
     def _train(self, split: Split, workdir: pathlib.Path, tensorboard: bool, **kwargs) -> FitResult:
         self.training = Training(self.dataset, split, self.recipe)
         if self.warm_start:
-            counts = exporting.warm_start(self.training, Bundle(self.warm_start), self.allow_seen)
+            counts = warm_start(self.training, Bundle(self.warm_start), self.allow_seen)
             logging.info("warm start: %s", counts)
         return fit(self.training, workdir, tensorboard=tensorboard, **kwargs)
 

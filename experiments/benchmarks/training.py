@@ -25,7 +25,7 @@ from twotower.bundle.provenance import provenance, write_result
 from twotower.data import load_dataset, splits
 from twotower.objective.task import TaskConfig
 from twotower.tf import tf, tfrs
-from twotower.training.batches import Batch
+from twotower.training.batch import Batch
 from twotower.training.recipe import Recipe
 from twotower.training.trainer import Training
 

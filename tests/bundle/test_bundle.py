@@ -17,8 +17,9 @@ import tiny
 
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
-from twotower.bundle.export import add_index, export, warm_start
+from twotower.bundle.export import add_index, export
 from twotower.bundle.manifest import BundleError
+from twotower.bundle.weights import warm_start
 from twotower.data.splits import make_split
 from twotower.live.pair import Pair
 from twotower.retrieval import build
@@ -631,7 +632,7 @@ def quick(training, monkeypatch):
         folder.mkdir()
         (folder / "version").write_text(quick.version)
 
-    for name in ("save_tower", "save_retrieve", "_save_weights"):
+    for name in ("save_tower", "save_retrieve", "save_weights"):
         monkeypatch.setattr(exporting, name, stand_in)
     monkeypatch.setattr(exporting.scann_index, "available", lambda: False)
     monkeypatch.setattr(exporting, "provenance", dict)

@@ -7,8 +7,9 @@ import tiny
 import twotower.bundle.export as exporting
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.concatenation import concatenate, side_by_side
-from twotower.bundle.export import add_index, export, warm_start
+from twotower.bundle.export import add_index, export
 from twotower.bundle.manifest import BundleError
+from twotower.bundle.weights import warm_start
 from twotower.data.inputs import QueryInputs
 from twotower.evaluation.evaluate import evaluate
 from twotower.retrieval.build import IndexConfig

@@ -15,9 +15,10 @@ from twotower.ragged import Ragged
 from twotower.retrieval.backends import scann_index
 from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
-from twotower.towers.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.towers.features import Id, Tags, Tokens
 from twotower.towers.history.bag import MeanHistory
 from twotower.towers.history.config import CONFIGS, MeanConfig
+from twotower.towers.numbers import Clock, Number, Vector
 from twotower.towers.query import HISTORIES
 from twotower.training.trainer import Training
 

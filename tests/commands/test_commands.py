@@ -17,8 +17,8 @@ import tiny
 from absl import flags
 
 from twotower.bundle.bundle import Bundle
-from twotower.bundle.export import warm_start
 from twotower.bundle.manifest import LINEAGE, read_manifest, write_manifest
+from twotower.bundle.weights import warm_start
 from twotower.commands.train import next_steps
 from twotower.training.recipe import CHOICES, Recipe
 from twotower.training.trainer import Training

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_dataset import NAN, make
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 
 
 def test_catalogue_keys_and_ids():

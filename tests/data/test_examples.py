@@ -18,7 +18,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.examples import Examples, ExamplesConfig
 from twotower.data.inputs import DAY, ItemInputs, QueryInputs
 from twotower.data.splits import PARTS, PROTOCOLS, Split, make_split
-from twotower.objective.negatives import in_batch_probability
+from twotower.objective.sampling import in_batch_probability
 from twotower.tf import tf
 from twotower.training.trainer import Training
 

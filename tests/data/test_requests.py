@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import tiny
 
-from twotower.data.dataset import Catalogue, Dataset
+from twotower.data.catalogue import Catalogue
+from twotower.data.dataset import Dataset
 from twotower.data.inputs import QueryInputs
 from twotower.data.requests import Requests
 from twotower.ragged import Ragged

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from test_funnel import Always, Broken, ask
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests, once
 from twotower.funnel import saving
 from twotower.funnel.filters import Available, Blocked, Filters, Seen, Shown, is_among

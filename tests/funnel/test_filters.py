@@ -6,7 +6,7 @@ import pytest
 import tiny
 from test_funnel import Always, ask
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.filters import (
     Available,

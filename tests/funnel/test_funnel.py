@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel.filters import Available, Blocked, Filter, Filters, Seen, Shown
 from twotower.funnel.funnel import Funnel, Inlet

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twotower.data.dataset import Catalogue, Dataset
+from twotower.data.catalogue import Catalogue
+from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
 from twotower.evaluation import baselines
 from twotower.funnel import saving

@@ -13,15 +13,11 @@ from twotower.evaluation.evaluate import evaluate
 from twotower.objective.corrections import MASKED
 from twotower.objective.hard_negatives import HardNegatives
 from twotower.objective.memory import Memory, MemoryNegatives
-from twotower.objective.negatives import (
-    Columns,
-    Negatives,
-    NegativesConfig,
+from twotower.objective.negatives import Columns, Negatives, NegativesConfig, Targets, merged
+from twotower.objective.sampling import (
     Sampler,
-    Targets,
     drawable_probability,
     in_batch_probability,
-    merged,
     sampling_probability,
 )
 from twotower.objective.task import TaskConfig, loss_parameters

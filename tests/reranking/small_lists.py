@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pandas as pd
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.retrieval.candidates import NO_KEY, NO_SCORE, Candidates
 

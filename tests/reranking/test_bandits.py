@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel import saving
 from twotower.funnel.funnel import Funnel, Inlet

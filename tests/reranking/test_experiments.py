@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.reranking import experiments
 from twotower.reranking.bandits import EpsilonGreedy

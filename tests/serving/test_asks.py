@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.serving.asks import Ask, FieldError, requests_of, row_of
 
 CATALOGUE = Catalogue(pd.DataFrame({"item_id": ["a", "b", "c", "new"], "year": [1, 2, 3, 4]}))

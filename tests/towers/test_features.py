@@ -7,7 +7,7 @@ import pytest
 
 from twotower.tf import tf
 from twotower.towers import words
-from twotower.towers.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.towers.features import Id, Tags, Tokens
 from twotower.towers.history import bag as history
 from twotower.towers.history.bag import History, MeanHistory
 from twotower.towers.history.config import (
@@ -18,6 +18,7 @@ from twotower.towers.history.config import (
     RecencyConfig,
     TransformerConfig,
 )
+from twotower.towers.numbers import Clock, Number, Vector
 from twotower.towers.query import HISTORIES
 
 NAN = float("nan")

@@ -8,11 +8,12 @@ import pytest
 
 from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
-from twotower.towers.features import Clock, Id, Number, Tags, Tokens, Vector
+from twotower.towers.features import Id, Tags, Tokens
 from twotower.towers.history.bag import MeanHistory
 from twotower.towers.history.config import AttentionConfig, GRUConfig, MeanConfig
 from twotower.towers.history.pooling import AttentionHistory
 from twotower.towers.item import ItemConfig, item_tower
+from twotower.towers.numbers import Clock, Number, Vector
 from twotower.towers.query import QueryConfig, query_tower
 
 # Three made-up films, with a column of every kind that items can have.

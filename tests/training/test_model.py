@@ -96,7 +96,7 @@ def test_masking_own_positives_changes_the_loss(quiet_training):
 
 
 def one_layer_model(num_items: int = 6, query_dim: int = 4, item_dim: int = 4) -> TwoTowerModel:
-    from twotower.towers.features import Number
+    from twotower.towers.numbers import Number
 
     towers = [
         Tower([Number("x", [0.0, 1.0])], DenseHead((), dim), name)

@@ -21,8 +21,8 @@ import pytest
 import tiny
 
 from twotower.bundle.bundle import Bundle
-from twotower.bundle.export import _save_weights, warm_start
 from twotower.bundle.manifest import BundleError
+from twotower.bundle.weights import save_weights, warm_start
 from twotower.data.dataset import Dataset
 from twotower.data.splits import make_split
 from twotower.evaluation import baselines
@@ -31,9 +31,9 @@ from twotower.objective.negatives import NegativesConfig
 from twotower.ragged import Ragged
 from twotower.tf import tf
 from twotower.towers.dense import DenseHead
-from twotower.towers.features import Clock
 from twotower.towers.history.config import CONFIGS, GRUConfig, HSTUConfig, MeanConfig
 from twotower.towers.item import ItemConfig
+from twotower.towers.numbers import Clock
 from twotower.towers.query import QueryConfig
 from twotower.training import checkpoints, fitting
 from twotower.training import trainer as training_module
@@ -458,7 +458,7 @@ class SavedWeights:
         self.lineage = training.lineage()
         self.directory = directory
         directory.mkdir(exist_ok=True)
-        _save_weights(training, directory / "training")
+        save_weights(training, directory / "training")
 
     def read(self, part: str, load):
         return load(self.directory / part)
@@ -846,7 +846,7 @@ def test_unknown_features_are_named():
 DETERMINISTIC = """
 import sys; sys.path.insert(0, {tests!r})
 import numpy as np, tiny, tempfile
-from twotower.towers.features import Clock
+from twotower.towers.numbers import Clock
 from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel
 from twotower.objective.negatives import NegativesConfig

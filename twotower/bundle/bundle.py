@@ -20,7 +20,8 @@ from twotower.bundle.inputs import query_inputs, query_tensors
 from twotower.bundle.item_map import ItemMap
 from twotower.bundle.manifest import LINEAGE, BundleError, read_manifest
 from twotower.bundle.recommendations import Recommendations, nearest
-from twotower.data.dataset import Catalogue, Dataset
+from twotower.data.catalogue import Catalogue
+from twotower.data.dataset import Dataset
 from twotower.data.inputs import REQUEST_INPUTS, QueryInputs
 from twotower.data.lineage import Lineage
 from twotower.data.requests import Requests, once

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,26 +1,19 @@
-"""Dataset: interactions, items and users as tables with fixed column names. Catalogue: id <-> key.
-
-Everything outside this file that sees an item as a number sees a *key*; everything at the edge
-(files, SavedModels, pages) sees an *id*. The Catalogue alone converts.
-"""
+"""Dataset: interactions, items and users as tables with fixed column names."""
 
 import dataclasses
 import functools
 import hashlib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from twotower.data.catalogue import Catalogue
 from twotower.data.columns import (
     EXACT,
     IDS,
-    as_stored,
     check_ids,
     clean,
-    form_of,
     known,
     refuse,
 )
@@ -114,7 +107,7 @@ class Dataset:
         return self.interactions["event"]
 
     @functools.cached_property
-    def catalogue(self) -> "Catalogue":
+    def catalogue(self) -> Catalogue:
         """The catalogue of all items; key `n` is row `n` of `items`."""
         return Catalogue(self.items)
 
@@ -200,152 +193,3 @@ def _hashable(values: pd.Series) -> np.ndarray:
             return np.where(is_missing, np.iinfo(np.int64).min, whole).astype(np.int64)
     # All NaN get the same bits, and -0 becomes 0.
     return np.where(is_missing, np.float32(np.nan), values.astype(np.float32) + np.float32(0))
-
-
-class Catalogue:
-    """The items, each with an id (string, at the edge) and a key (int64, inside).
-
-    The key of an item is its row number and never changes: `extend` appends, and an item that is
-    taken out of service keeps its key.
-
-    >>> items = pd.DataFrame({"item_id": ["a", "b"], "year": [1990, 2001]})
-    >>> catalogue = Catalogue(items)
-    >>> catalogue.keys_of(["b", "zzz"]).tolist(), catalogue.ids_of([1, -1]).tolist()
-    ([1, -1], ['b', ''])
-    >>> catalogue.where(year=(2000, None)).tolist()
-    [1]
-    """
-
-    def __init__(self, items: pd.DataFrame) -> None:
-        self.items = clean(items, "items").reset_index(drop=True)
-        check_ids("items", self.items["item_id"])
-        # Position -1 is the id of "no item", so that ids_of is one indexing operation.
-        self._ids = np.append(self.items["item_id"].to_numpy(object), "")
-        self._key_of = dict(zip(self._ids[:-1], range(len(self.items))))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def keys(self) -> np.ndarray:
-        """All keys, `[num_items]` int64."""
-        return np.arange(len(self), dtype=np.int64)
-
-    def keys_of(self, ids: Iterable[str]) -> np.ndarray:
-        """Keys of ids, in the shape given, int64; -1 for an unknown id."""
-        ids = np.asarray(ids, object)
-        found = map(self._key_of.get, ids.ravel(), itertools.repeat(-1))
-        return np.fromiter(found, np.int64, ids.size).reshape(ids.shape)
-
-    def require_keys(self, ids: Sequence[str]) -> np.ndarray:
-        """Keys of ids, `[num_ids]` int64.
-
-        Raises:
-            ValueError: Ids that the catalogue does not have, or one text in place of a list.
-        """
-        if isinstance(ids, str):  # its letters could be ids, as those of "260" are
-            raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
-        keys = self.keys_of(list(ids))
-        if (keys < 0).any():
-            unknown = [item for item, key in zip(ids, keys) if key < 0]
-            raise ValueError(f"items {unknown} are not in the catalogue; give item ids.")
-        return keys
-
-    def ids_of(self, keys: np.ndarray) -> np.ndarray:
-        """Ids of keys, in the shape given, as objects; '' for -1.
-
-        Raises:
-            ValueError: A key that this catalogue never gave out.
-        """
-        keys = np.asarray(keys, np.int64)
-        if keys.size and (keys.max() >= len(self) or keys.min() < -1):
-            wrong = keys.max() if keys.max() >= len(self) else keys.min()
-            raise ValueError(f"key {wrong} is not of this catalogue of {len(self)} items.")
-        return self._ids[keys]
-
-    def where(self, **conditions: Any) -> np.ndarray:
-        """Keys of the items that meet every condition, ascending int64.
-
-        Args:
-            **conditions: Column name and what it must be: a value; a `(low, high)` tuple of
-                numbers or times, both included (None: no bound), which no missing number matches;
-                or several values (a list, set, range or array), one of which must match. A column
-                of tags, such as `genres`, matches if an item has any of the tags given.
-                Values may be as the column was given: True, or a pd.Timestamp for `released`.
-
-        Raises:
-            ValueError: A column that the catalogue does not have, a value of another type than the
-                column's, a missing value, a range of text, or a condition on vectors.
-        """
-        keep = np.ones(len(self), bool)
-        for column, wanted in conditions.items():
-            if column not in self.items:
-                raise ValueError(
-                    f"the catalogue has no column {column!r}; it has {list(self.items.columns)}."
-                )
-            if len(self):
-                keep &= _matches(self.items[column], wanted)
-        return np.flatnonzero(keep).astype(np.int64)
-
-    def extend(self, items: pd.DataFrame) -> "Catalogue":
-        """A catalogue with further items behind these; keys of these stay as they are.
-
-        The new rows are converted as those of a Dataset are, to the forms that these columns have.
-        """
-        return Catalogue(self._with(items))
-
-    def updated(self, items: pd.DataFrame) -> "Catalogue":
-        """As `extend`, but items that are there already get the columns given, and no others.
-
-        >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]}))
-        >>> catalogue.updated(pd.DataFrame({"item_id": ["a"], "title": ["Z"]})).items["title"][0]
-        'Z'
-        """
-        table = self._with(items)
-        keys, rows = self.keys_of(items["item_id"]), np.arange(len(self), len(table))
-        order = np.arange(len(table))
-        order[keys[keys >= 0]] = rows[keys >= 0]
-        stays = np.append(np.ones(len(self), bool), keys < 0)
-        return Catalogue(table.iloc[order[stays]])
-
-    def _with(self, items: pd.DataFrame) -> pd.DataFrame:
-        """The table of these items, and behind them further ones."""
-        if "item_id" not in items:
-            raise ValueError(f"further items lack 'item_id'; they have {list(items.columns)}.")
-        is_known = {column: known(self.items[column]).any() for column in self.items}
-        forms = {column: form_of(self.items[column]) for column in self.items if is_known[column]}
-        new = clean(items, "items", forms)
-        check_ids("items", new["item_id"])
-        # A column of which nothing was known takes the form of the new values.
-        blank = [name for name in new if name not in IDS and not is_known.get(name, True)]
-        return pd.concat([self.items.drop(columns=blank), new], ignore_index=True)
-
-
-def _matches(values: pd.Series, wanted) -> np.ndarray:
-    """Which rows of a cleaned column meet a condition of `Catalogue.where`, `[num_rows]` bool."""
-    form = form_of(values)
-    if form == "vector":
-        raise ValueError(
-            f"{values.name} holds vectors, which no condition can be on. Leave it out."
-        )
-    if isinstance(wanted, tuple) and form != "tags":
-        if form != "number":
-            raise ValueError(
-                f"{values.name} holds no numbers, so {wanted} cannot be a range of it. Give a "
-                "value, or a list of values."
-            )
-        if len(wanted) != 2:
-            raise ValueError(
-                f"{values.name}: {wanted} is no range. Give (low, high), None where it has no "
-                "bound, or a list of values."
-            )
-        low, high = wanted
-        # NaN, which stands for a missing number, lies in no range.
-        least = -np.inf if low is None else as_stored(values, low)
-        most = np.inf if high is None else as_stored(values, high)
-        return ((values >= least) & (values <= most)).to_numpy()
-    several = list(wanted) if pd.api.types.is_list_like(wanted) else [wanted]
-    several = [as_stored(values, value) for value in several]
-    if form == "tags":
-        return np.array([not set(several).isdisjoint(tags) for tags in values])
-    return values.isin(several).to_numpy(bool)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.ragged import Ragged, integers
 
 # Columns of `interactions` that say in which context a request was made.

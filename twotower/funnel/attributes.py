@@ -17,7 +17,7 @@ class Attribute:
         user_id: `[num_users]` strings, users whose value is known; none by default.
         values: `[num_users]` strings.
 
-    >>> from twotower.data.dataset import Catalogue
+    >>> from twotower.data.catalogue import Catalogue
     >>> import pandas as pd
     >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["x"]}))
     >>> requests = Requests.of(catalogue, [[], []], user_id=["1", ""], context={"age": ["", "25"]})

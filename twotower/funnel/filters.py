@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.stage import Part, Stage

@@ -79,7 +79,7 @@ class ReciprocalRank(Merge):
         constant: A larger one favours the first ranks less. 60 in the paper.
         weights: Name of a source -> its weight; 1 for sources that are not named.
 
-    >>> from twotower.data.dataset import Catalogue
+    >>> from twotower.data.catalogue import Catalogue
     >>> import pandas as pd
     >>> found = {"a": Candidates.rank(np.array([[4, 7]]), np.float32([[2, 1]]), 2)}
     >>> found["b"] = Candidates.rank(np.array([[7, 8]]), np.float32([[2, 1]]), 2)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtrc
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.evaluation.metrics import Z95
 from twotower.funnel.filters import fractions

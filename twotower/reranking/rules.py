@@ -4,7 +4,7 @@ from typing import Self
 
 import numpy as np
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.limits import whole_number
 from twotower.reranking.greedy import Gains, Greedy

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.funnel.report import tag_table
 from twotower.funnel.stage import Model
 

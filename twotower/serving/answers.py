@@ -9,7 +9,7 @@ import numpy as np
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.recommendations import nearest
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.funnel.funnel import Answer
 
 SHOWN = ("item_id", "title", "genres", "year")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.ragged import Ragged
 

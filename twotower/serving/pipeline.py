@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from twotower.bundle.item_map import ItemMap
-from twotower.data.dataset import Catalogue, Dataset
+from twotower.data.catalogue import Catalogue
+from twotower.data.dataset import Dataset
 from twotower.funnel.filters import Available, Filters, Seen
 from twotower.funnel.funnel import Answer, Funnel, Inlet, NoSourceError
 from twotower.funnel.merge import ReciprocalRank

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from twotower.bundle.bundle import Bundle
-from twotower.data.dataset import Catalogue, Dataset
+from twotower.data.catalogue import Catalogue
+from twotower.data.dataset import Dataset
 from twotower.data.inputs import ItemInputs
 from twotower.ragged import Ragged
 from twotower.retrieval.base import Retriever

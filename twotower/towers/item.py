@@ -5,7 +5,8 @@ import pandas as pd
 
 from twotower.towers.config import ItemConfig, QueryConfig
 from twotower.towers.dense import DenseHead, Tower
-from twotower.towers.features import Feature, Id, Number, Tags, Tokens, Vector
+from twotower.towers.features import Feature, Id, Tags, Tokens
+from twotower.towers.numbers import Number, Vector
 
 
 def item_feature(name: str, values: pd.Series, config: ItemConfig) -> Feature:

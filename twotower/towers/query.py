@@ -8,7 +8,7 @@ import numpy as np
 from twotower.data.config import TIME_DEPENDENT
 from twotower.towers.config import QueryConfig
 from twotower.towers.dense import Tower
-from twotower.towers.features import Clock, Feature, Id, Tokens
+from twotower.towers.features import Feature, Id, Tokens
 from twotower.towers.history.bag import History, MeanHistory
 from twotower.towers.history.config import HistoryConfig, MeanConfig, SequenceConfig
 from twotower.towers.history.content import ItemContent
@@ -17,6 +17,7 @@ from twotower.towers.history.hstu import HSTUHistory
 from twotower.towers.history.pooling import AttentionHistory, RecencyHistory
 from twotower.towers.history.transformer import MaskedTransformerHistory, TransformerHistory
 from twotower.towers.item import head
+from twotower.towers.numbers import Clock
 
 SHARED = ("nothing", "item_embedding", "tower")
 HISTORIES = {

@@ -6,7 +6,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.inputs import QueryInputs
 from twotower.ragged import Ragged
 from twotower.tf import tf
-from twotower.training.batches import Batch, no_columns, tensors
+from twotower.training.batch import Batch, no_columns, tensors
 
 
 def case_batches(

@@ -23,19 +23,19 @@ from twotower.objective.time_dependent import TimeDependentNegatives
 from twotower.tf import tf, tfrs
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
-from twotower.training.batches import Batch
+from twotower.training.batch import Batch
 
 
 @tf.keras.saving.register_keras_serializable("twotower")
 class TwoTowerModel(tfrs.Model):
-    """Query tower, item tower and their retrieval task. `fit` takes `Batch`es (`batches.py`).
+    """Query tower, item tower and their retrieval task. `fit` takes `Batch`es (`batch.py`).
 
     Args:
         query_tower: Encoded inputs -> `[num_queries, dim]`.
         item_tower: Encoded inputs -> `[num_items, dim]`.
         items: Encoded inputs of all items of the catalogue, name -> `[num_items, ...]`; row i is
             the item with key i.
-        probability: `[num_items]`, p_c of each item (`negatives.py`); 0 for an item without a
+        probability: `[num_items]`, p_c of each item (`sampling.py`); 0 for an item without a
             training example.
         config: The task.
         negatives: Which candidates are columns.

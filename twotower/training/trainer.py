@@ -22,7 +22,7 @@ from twotower.evaluation.evaluate import evaluate
 from twotower.limits import unread
 from twotower.objective.frequency import StreamingFrequency
 from twotower.objective.mining import Miner, drawn
-from twotower.objective.negatives import in_batch_probability
+from twotower.objective.sampling import in_batch_probability
 from twotower.ragged import Ragged
 from twotower.retrieval.backends.brute_force import BruteForceIndex
 from twotower.retrieval.candidates import Candidates
@@ -33,7 +33,8 @@ from twotower.towers.history.bag import History
 from twotower.towers.history.sequence import SequenceHistory
 from twotower.towers.item import item_tower
 from twotower.towers.query import query_tower
-from twotower.training.batches import TrainingBatches, tensors
+from twotower.training.batch import tensors
+from twotower.training.batches import TrainingBatches
 from twotower.training.case_batches import case_batches
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import Recipe

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sparse
 
-from twotower.data.dataset import Catalogue
+from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel.filters import is_among
 from twotower.funnel.sources.answers import at_most, in_batches
