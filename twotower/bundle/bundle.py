@@ -195,11 +195,11 @@ class Bundle:
 
     @functools.cached_property
     def encode(self) -> Callable[[Requests], np.ndarray]:
-        """Requests -> `[num_requests, dim]` float32, what the query tower makes of them.
+        """Requests -> their vectors, `[num_requests, dim]` float32.
 
-        What it takes besides histories and user ids it finds in `Requests.context`.
+        Inputs of the query tower that no other field of `Requests` has come from its `context`.
         """
-        # A dataset of the items alone: users are known by what a request says of them.
+        # A dataset without users, so that all columns of a user come from the request.
         columns = {"user_id", *self._query_inputs} - set(REQUEST_INPUTS)
         nobody = {name: np.array([], object) for name in columns}
         events = {"user_id": object, "item_id": object, "timestamp": np.int64}
@@ -208,7 +208,7 @@ class Bundle:
         return self.encoder(Dataset("", *tables))
 
     def encoder(self, dataset: Dataset) -> Callable[[Requests], np.ndarray]:
-        """As `encode`, where the columns of known users come from a dataset.
+        """As `encode`, but the columns of users whom a dataset has come from that dataset.
 
         Args:
             dataset: The data that the bundle was trained on.

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from twotower.bundle.saved_models import (
     save_tower,
 )
 from twotower.bundle.weights import save_weights
+from twotower.data.lineage import Lineage
 from twotower.retrieval import build, tuning
 from twotower.retrieval.backends import scann_index
 from twotower.retrieval.base import Retriever
@@ -75,27 +77,34 @@ def export(
         lineage = training.lineage()
         if lineage.rows is not None:
             np.save(folder / LINEAGE, lineage.rows)
-        manifest = {
-            "model_version": version,
-            "dim": int(vectors.shape[1]),
-            "metric": "dot",
-            "num_items": len(keys),
-            "query_inputs": _signature(queries),
-            "item_inputs": _signature(items),
-            "dataset": dataset.name,
-            "dataset_reading": dict(dataset.reading),
-            "dataset_fingerprint": dataset.fingerprint(),
-            "protocol": split.protocol,
-            "part": split.part,
-            "refit": split.part == "test",
-            "split_seed": split.seed,
-            "ancestors": lineage.ancestors,
-            "recipe": training.recipe.to_json(),
-            **provenance(),
-            **(extra or {}),
-        }
+        manifest = _description(training, version, vectors, lineage) | (extra or {})
         write_manifest(folder, manifest)
     return Bundle(directory, verify=False)
+
+
+def _description(
+    training: Training, version: str, vectors: np.ndarray, lineage: Lineage
+) -> dict[str, Any]:
+    """What the manifest says of the model, the data and the split."""
+    dataset, split, model = training.dataset, training.split, training.model
+    return {
+        "model_version": version,
+        "dim": int(vectors.shape[1]),
+        "metric": "dot",
+        "num_items": len(vectors),
+        "query_inputs": _signature(model.query_tower),
+        "item_inputs": _signature(model.item_tower),
+        "dataset": dataset.name,
+        "dataset_reading": dict(dataset.reading),
+        "dataset_fingerprint": dataset.fingerprint(),
+        "protocol": split.protocol,
+        "part": split.part,
+        "refit": split.part == "test",
+        "split_seed": split.seed,
+        "ancestors": lineage.ancestors,
+        "recipe": training.recipe.to_json(),
+        **provenance(),
+    }
 
 
 def write_parts(

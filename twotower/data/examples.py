@@ -65,6 +65,10 @@ class Examples:
         times: `[num_rows]` int64 seconds.
         ratings: `[num_rows]` float32, NaN for none.
         by_user: Indices into `rows`, a row for each user.
+        pair: `[num_rows]`, number of each one's (user, item); rows of one pair share it.
+        pair_users: `[num_pairs]`, row of each pair's user in `dataset.users`, ascending.
+        context: Columns of the request's context that the data has, name -> `[num_rows]` strings.
+        user_ids: `[num_users]` strings.
         draws: `[num_rows]`, how often an epoch draws each example, on average.
         weights: `[num_rows]`, weight of each draw in the loss.
         knows_request_time: Whether queries have the time of the request (protocols `+time`).
@@ -97,8 +101,8 @@ class Examples:
         _, first, pair = np.unique(
             self.users * len(dataset.items) + self.items, return_index=True, return_inverse=True
         )
-        self.pair = np.argsort(np.argsort(first))[pair]  # [num_rows]
-        self.pair_users = self.users[np.sort(first)]  # [num_pairs]
+        self.pair = np.argsort(np.argsort(first))[pair]
+        self.pair_users = self.users[np.sort(first)]
         self.context = {
             name: dataset.interactions[name].to_numpy(object)[self.rows]
             for name in CONTEXT

@@ -35,8 +35,8 @@ class Requests:
         context: What else is known of the request (`search_text`, `device`, `country`) or of a user
             whom the data does not have (`gender`, `age`), name -> `[num_requests]` strings, ""
             where nothing is known.
-        objectives: What a ranker of several heads shall count, name of a head -> `[num_requests]`
-            float weights, also negative ones. A request with NaN for all takes the ranker's.
+        objectives: Weights of a ranker's heads, name of a head -> `[num_requests]` floats; they may
+            be negative. A request with NaN for every head gets the weights that the ranker has.
 
     Raises:
         ValueError: Columns of different lengths, negative keys, or a history whose times or ratings

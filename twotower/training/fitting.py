@@ -107,8 +107,8 @@ def fit(
     Args:
         training: The model with its data.
         workdir: Folder for `checkpoints/` and `tensorboard/`.
-        select: Whether validation picks the epoch. Without, the last epoch counts: so does a refit
-            on all rows, whose validation rows are training rows now.
+        select: Whether validation picks the epoch. Otherwise the last epoch counts, as in a refit,
+            whose validation rows are training rows.
         stop_after: Stop after so many epochs of the schedule, as a refit does at the best epoch.
         tensorboard: Whether to log for TensorBoard.
 

@@ -26,6 +26,15 @@ from twotower.towers.features import require_float32
 from twotower.training.batch import Batch
 
 
+def _kind_of_negatives(config: NegativesConfig, item_tower: Tower) -> type[Negatives]:
+    """The class that draws the columns which a config and the items' features ask for."""
+    if any(feature.name in TIME_DEPENDENT for feature in item_tower.features):
+        return TimeDependentNegatives
+    if config.has_hard_negatives:
+        return HardNegatives
+    return MemoryNegatives if "memory" in config.negatives else Negatives
+
+
 @tf.keras.saving.register_keras_serializable("twotower")
 class TwoTowerModel(tfrs.Model):
     """Query tower, item tower and their retrieval task. `fit` takes `Batch`es (`batch.py`).
@@ -83,13 +92,7 @@ class TwoTowerModel(tfrs.Model):
         self._probability = np.asarray(probability, np.float32)
         self.num_items, self.config = len(probability), config
         columns = negatives or NegativesConfig()
-        kind = Negatives
-        if any(feature.name in TIME_DEPENDENT for feature in item_tower.features):
-            kind = TimeDependentNegatives
-        elif columns.has_hard_negatives:
-            kind = HardNegatives
-        elif "memory" in columns.negatives:
-            kind = MemoryNegatives
+        kind = _kind_of_negatives(columns, item_tower)
         self.negatives = kind(columns, probability, query_tower.dim)
         is_whole = columns.negatives == ("catalogue",) and not columns.num_hardest
         is_full = config.loss == "softmax" and is_whole and kind is Negatives

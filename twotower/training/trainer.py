@@ -50,6 +50,7 @@ class Training:
 
     Attributes:
         model: The `TwoTowerModel`.
+        raw_query_inputs: Cases -> raw inputs of the query tower.
         query_inputs: Cases -> encoded inputs of the query tower.
         item_inputs: Keys -> raw inputs of the item tower.
         examples: The training rows, and the queries and items of each epoch.
@@ -59,6 +60,7 @@ class Training:
         miner: The mined hard negatives of the users; None likewise.
         passed_over: Keys of the items that each user was shown and did not take, a row for each
             user; None likewise.
+        topk: The layer by which FactorizedTopK searches; None likewise.
         ancestor: Lineage of the weights that a warm start took over; None without one.
 
     Example:
@@ -84,7 +86,7 @@ class Training:
         self._probability = in_batch_probability(
             self.examples.items, len(dataset.items), self.examples.draws
         )
-        topk = None
+        self.topk = topk = None
         if recipe.fit.topk_every:
             self.topk = tfrs.layers.factorized_top_k.BruteForce(k=100)
             topk = tfrs.metrics.FactorizedTopK(self.topk, ks=(1, 5, 10, 50, 100))
@@ -109,7 +111,7 @@ class Training:
         # Builds all weights, so that they can be counted, loaded and saved before the first step.
         self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
         vectors = self.item_vectors(split.candidates)
-        if topk is not None:
+        if self.topk is not None:
             self.topk.index(tf.constant(vectors), tf.constant(split.candidates, tf.int32))
 
     def _towers(self) -> tuple[Tower, Tower]:
@@ -351,7 +353,13 @@ class Training:
         return case_batches(self.split.cases, self.query_inputs, self._probability, batch_size)
 
     def refresh_topk(self) -> None:
-        """Gives FactorizedTopK the current vectors of the items. It keeps a copy of them."""
+        """Gives FactorizedTopK the current vectors of the items. It keeps a copy of them.
+
+        Raises:
+            ValueError: The recipe has no FactorizedTopK.
+        """
+        if self.topk is None:
+            raise ValueError("there is no FactorizedTopK with topk_every 0; set it above 0.")
         keys = self.split.candidates
         self.topk.set_weights([keys.astype(np.int32), self.item_vectors(keys)])
 
