@@ -440,6 +440,25 @@ class Bundle:
         map_files.save(item_map, self.directory / "map", self.model_version)
 
 
+def require_same_entries(bundles: Sequence[Bundle], names: Collection[str], advice: str) -> None:
+    """Raises ValueError for a bundle whose manifest differs from that of the first.
+
+    Args:
+        bundles: At least one.
+        names: Entries of the manifest to compare; an entry that is missing counts as None.
+        advice: The last sentence of the message.
+    """
+    first = bundles[0]
+    for bundle in bundles[1:]:
+        for name in names:
+            expected, found = first.manifest.get(name), bundle.manifest.get(name)
+            if found != expected:
+                raise ValueError(
+                    f"{bundle.directory}: its {name} is {found!r}, that of {first.directory} "
+                    f"{expected!r}. {advice}"
+                )
+
+
 @contextlib.contextmanager
 def _of_bundle(path: pathlib.Path) -> Iterator[None]:
     """Turns a ValueError of a part's reader into a BundleError that names the part."""

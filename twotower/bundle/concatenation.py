@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.bundle.bundle import Bundle
+from twotower.bundle.bundle import Bundle, require_same_entries
 from twotower.bundle.export import write_parts
 from twotower.bundle.manifest import LINEAGE, write_manifest
 from twotower.bundle.provenance import provenance
@@ -118,15 +118,10 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
     versions = [bundle.model_version for bundle in bundles]
     if len(set(versions)) < 2 or len(set(versions)) < len(versions):
         raise ValueError(f"expected two or more bundles of different trainings; got {versions}.")
+    advice = "Take bundles of one dataset, protocol and part."
+    require_same_entries(bundles, COMMON, advice)
     first = bundles[0]
     for bundle in bundles[1:]:
-        for name in COMMON:
-            values = first.manifest.get(name), bundle.manifest.get(name)
-            if values[0] != values[1]:
-                raise ValueError(
-                    f"{bundle.directory}: its {name} is {values[1]!r}, that of {first.directory} "
-                    f"{values[0]!r}. Take bundles of one dataset, protocol and part."
-                )
         if not np.array_equal(bundle.keys, first.keys):
             raise ValueError(
                 f"{bundle.directory} and {first.directory} hold different items. Take bundles of "

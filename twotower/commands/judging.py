@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twotower.bundle.bundle import Bundle
+from twotower.bundle.bundle import Bundle, require_same_entries
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
@@ -55,15 +55,7 @@ def dataset_of(bundle: Bundle, data_dir: str | None) -> Dataset:
 
 def check_alike(bundles: Sequence[Bundle]) -> None:
     """Refuses bundles that were not trained for the same questions."""
-    first = bundles[0]
-    for bundle in bundles[1:]:
-        for entry in COMMON:
-            values = first.manifest.get(entry), bundle.manifest.get(entry)
-            if values[0] != values[1]:
-                raise ValueError(
-                    f"{bundle.directory}: its {entry} is {values[1]!r}, that of "
-                    f"{first.directory} {values[0]!r}. Compare bundles of one split."
-                )
+    require_same_entries(bundles, COMMON, "Compare bundles of one split.")
 
 
 def check(bundle: Bundle, dataset: Dataset, protocol: str | None, seed: int | None) -> None:
