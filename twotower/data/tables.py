@@ -95,20 +95,12 @@ def read_tables(
             hold, or an id twice. The message names the file, the line (of Parquet the row, counted
             from 0) and the column, and says what to do.
     """
-    folder = None if data_dir is None else local(data_dir)
     given = {"interactions": interactions, "items": items, "users": users}
     given = {table: _strings(paths) for table, paths in given.items() if paths}
     if "interactions" not in given:
         raise ValueError("no file of interactions is given; it is who did what (--interactions).")
-    paths = {
-        table: [local(name if folder is None else folder / name) for name in names]
-        for table, names in given.items()
-    }
+    paths = _files(given, None if data_dir is None else local(data_dir))
     first = paths["interactions"][0]
-    saved = tables_in(first) if len(paths["interactions"]) == 1 else {}
-    if saved and len(paths) > 1:
-        raise ValueError(f"{first} holds all tables, so it brings its own items and users.")
-    paths |= {table: [path] for table, path in saved.items()}
     entries = schema.parse(columns)
     sources = {
         table: files.read(paths[table], files.TextFormat(sep, schema.has_header(entries, table)))
@@ -139,6 +131,21 @@ def read_tables(
             reading={key: value for key, value in reading.items() if value},
         )
     return dataset if min_rating is None else dataset.rated_at_least(min_rating)
+
+
+def _files(
+    given: dict[str, list[str]], folder: pathlib.Path | None
+) -> dict[str, list[pathlib.Path]]:
+    """Paths of each table's files. Interactions that are a folder of all tables bring theirs."""
+    paths = {
+        table: [local(name if folder is None else folder / name) for name in names]
+        for table, names in given.items()
+    }
+    first = paths["interactions"][0]
+    saved = tables_in(first) if len(paths["interactions"]) == 1 else {}
+    if saved and len(paths) > 1:
+        raise ValueError(f"{first} holds all tables, so it brings its own items and users.")
+    return paths | {table: [path] for table, path in saved.items()}
 
 
 def save(dataset: Dataset, directory: str | os.PathLike) -> None:

@@ -187,7 +187,6 @@ class TrainingBatches:
 
     def _query(self, plan: dict, rows: slice, events, first, dense) -> dict[str, tf.Tensor]:
         """The query tower's inputs."""
-        examples, names = self.examples, self.query_inputs.names
         history = self._history_events(plan, rows, first)
 
         def of_history(values: tf.Tensor, fill) -> tf.Tensor:
@@ -197,27 +196,26 @@ class TrainingBatches:
             """`column(events)` of each query: of a sequence's examples, or of a row's one query."""
             return dense(column(events), fill) if self.sequence_inputs else column(first)
 
-        inputs = {}
-        for name in names:
+        def values(name: str) -> tf.Tensor:
             if name == "history":
-                inputs[name] = of_history(self._history, self.query_inputs.pad)
-            elif name == "history_time":
-                inputs[name] = of_history(plan["times"], -1)
-            elif name == "history_rating":
-                inputs[name] = of_history(self._ratings, np.nan)
-            elif name == "time" and name in self.sequence_inputs:
+                return of_history(self._history, self.query_inputs.pad)
+            if name == "history_time":
+                return of_history(plan["times"], -1)
+            if name == "history_rating":
+                return of_history(self._ratings, np.nan)
+            if name == "time" and name in self.sequence_inputs:
                 # That of the last query. The request times of the others are those of the events.
-                inputs[name] = self._request(plan["known"][rows][:, 1] - 1)
-            elif name == "time":
-                inputs[name] = of_query(self._request, -1)
-            elif name in self._users:
+                return self._request(plan["known"][rows][:, 1] - 1)
+            if name == "time":
+                return of_query(self._request, -1)
+            if name in self._users:
                 fill = "" if self._users[name].dtype == tf.string else 0
-                inputs[name] = of_query(functools.partial(self._of_users, name), fill)
-            elif name in self._context and examples.alone:
-                inputs[name] = of_query(functools.partial(tf.gather, self._context[name]), "")
-            else:
-                inputs[name] = tf.fill(tf.shape(first), "")
-        return inputs
+                return of_query(functools.partial(self._of_users, name), fill)
+            if name in self._context and self.examples.alone:
+                return of_query(functools.partial(tf.gather, self._context[name]), "")
+            return tf.fill(tf.shape(first), "")
+
+        return {name: values(name) for name in self.query_inputs.names}
 
     def _of_users(self, name: str, events: tf.Tensor) -> tf.Tensor:
         """A column of the users, for the user of each event."""
