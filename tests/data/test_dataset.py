@@ -2,13 +2,11 @@
 
 import dataclasses
 import datetime
-import doctest
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from twotower.data import dataset as dataset_module
 from twotower.data.dataset import Dataset
 
 NAN = float("nan")
@@ -241,7 +239,3 @@ def test_fingerprint_is_of_the_strings_whatever_holds_them():
     objects = make(items={"title": np.array(["One", "Two", "One"], object)})
     strings = make(items={"title": pd.array(["One", "Two", "One"], "string")})
     assert objects.fingerprint() == strings.fingerprint() == make().fingerprint()
-
-
-def test_the_example_in_the_docstring():
-    assert doctest.testmod(dataset_module) == (0, 6)

@@ -278,17 +278,17 @@ def _pairs(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     return dataset.user_rows[rows] * np.int64(len(dataset.items)) + dataset.item_keys[rows]
 
 
-def _queries(dataset: Dataset, by_user: Ragged, at: np.ndarray) -> tuple[Ragged, Ragged]:
-    """(histories, targets): a query for each row `by_user.values[at]`, with the user's rows before
-    it.
+def _queries(dataset: Dataset, by_user: Ragged, positions: np.ndarray) -> tuple[Ragged, Ragged]:
+    """(histories, targets): a query for each row `by_user.values[positions]`. Its history is the
+    user's rows before it.
 
     A row whose item is in its history is no query, since seen items are not recommended.
     """
     _, first = np.unique(_pairs(dataset, by_user.values), return_index=True)
-    at = at[np.isin(at, first)]
-    start = by_user.offsets[by_user.row_index[at]]
-    before = Ragged.ranges(start, at - start)
-    targets = Ragged.from_lengths(by_user.values[at], np.ones(len(at), np.int64))
+    positions = positions[np.isin(positions, first)]
+    start = by_user.offsets[by_user.row_index[positions]]
+    before = Ragged.ranges(start, positions - start)
+    targets = Ragged.from_lengths(by_user.values[positions], np.ones(len(positions), np.int64))
     return Ragged(by_user.values[before.values], before.offsets), targets
 
 
@@ -313,11 +313,12 @@ def _temporal(dataset: Dataset, rows: np.ndarray, part: str, last: bool):
         rows = np.sort(rows[~_youngest_tenth(dataset.timestamps[rows])])
         by_user = _by_user(dataset, rows)
     is_target = _youngest_tenth(dataset.timestamps[by_user.values])
-    train, at = by_user.values[~is_target], np.flatnonzero(is_target)
+    train, positions = by_user.values[~is_target], np.flatnonzero(is_target)
     if last:
-        users = by_user.row_index[at]
-        at = at[np.append(users[1:] != users[:-1], True)[: len(at)]]
-    return train, *_queries(dataset, by_user, at)
+        users = by_user.row_index[positions]
+        is_last = np.append(users[1:] != users[:-1], True)[: len(positions)]
+        positions = positions[is_last]
+    return train, *_queries(dataset, by_user, positions)
 
 
 def _youngest_tenth(times: np.ndarray) -> np.ndarray:

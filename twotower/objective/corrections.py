@@ -98,10 +98,10 @@ def known_columns(known: tf.RaggedTensor, keys: tf.Tensor, num_items: int) -> tf
     items, item_of_column = tf.unique(keys)
     # The index of each key (or -1) in `items`, counted from 1; 0 for an item without a column.
     number = tf.scatter_nd(items[:, None] + 1, tf.range(1, tf.size(items) + 1), [num_items + 1])
-    at = tf.gather(number, known.flat_values + 1)  # [num_known]
+    numbers = tf.gather(number, known.flat_values + 1)  # [num_known]
     row = tf.cast(known.value_rowids(), tf.int32)
-    is_column = at > 0
-    index = tf.boolean_mask(tf.stack([row, at - 1], 1), is_column)
+    is_column = numbers > 0
+    index = tf.boolean_mask(tf.stack([row, numbers - 1], 1), is_column)
     none = tf.zeros([tf.cast(known.nrows(), tf.int32), tf.size(items)], tf.bool)
     found = tf.tensor_scatter_nd_update(none, index, tf.ones(tf.shape(index)[:1], tf.bool))
     return tf.gather(found, item_of_column, axis=1)

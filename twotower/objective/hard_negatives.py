@@ -57,6 +57,6 @@ class HardNegatives(Negatives):
         """
         num = tf.size(keys)
         number = tf.scatter_nd(keys[:, None], tf.range(num), [self.num_items])
-        at = tf.gather(number, tf.maximum(hard_negatives, 0))
+        index = tf.gather(number, tf.maximum(hard_negatives, 0))
         there = tf.cast(hard_negatives >= 0, tf.float32)
-        return tf.math.bincount(at, there, minlength=num, maxlength=num, axis=-1)
+        return tf.math.bincount(index, there, minlength=num, maxlength=num, axis=-1)

@@ -63,10 +63,10 @@ class Memory(tf.Module):
             probability: `[num_examples]`, p_c of each item.
         """
         keys = keys[-self.size :]
-        at = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
-        self.keys.scatter_nd_update(at, keys)
-        self.vectors.scatter_nd_update(at, tf.stop_gradient(vectors)[-self.size :])
-        self.probability.scatter_nd_update(at, probability[-self.size :])
+        slots = ((self.next + tf.range(tf.size(keys))) % self.size)[:, None]
+        self.keys.scatter_nd_update(slots, keys)
+        self.vectors.scatter_nd_update(slots, tf.stop_gradient(vectors)[-self.size :])
+        self.probability.scatter_nd_update(slots, probability[-self.size :])
         self.next.assign((self.next + tf.size(keys)) % self.size)
 
 

@@ -263,12 +263,14 @@ class Tags(Feature):
         # the table is then dense, while that of a lookup would have a row for each entry of
         # `index`.
         known = index != PAD
-        at = tf.where(known)
-        tag = tf.cast(tf.gather_nd(index, at), tf.int64)
+        cells = tf.where(known)
+        tag = tf.cast(tf.gather_nd(index, cells), tf.int64)
         if not self.table.built:
             self.table.build(None)
         shape = tf.cast([tf.shape(index)[0], self.table.input_dim], tf.int64)
-        counts = tf.SparseTensor(tf.stack([at[:, 0], tag], 1), tf.ones_like(tag, tf.float32), shape)
+        counts = tf.SparseTensor(
+            tf.stack([cells[:, 0], tag], 1), tf.ones_like(tag, tf.float32), shape
+        )
         total = tf.sparse.sparse_dense_matmul(counts, self.table.embeddings)
         number = tf.reduce_sum(tf.cast(known, tf.float32), 1, keepdims=True)
         return tf.math.divide_no_nan(total, number)

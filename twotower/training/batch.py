@@ -68,12 +68,12 @@ class Batch(NamedTuple):
 
     def targets(self) -> Targets:
         """The examples of all rows, one after another."""
-        at = tf.where(self.item >= 0)  # [num_examples, 2]
+        cells = tf.where(self.item >= 0)  # [num_examples, 2]
         item, weight, probability = (
-            tf.gather_nd(values, at) for values in (self.item, self.weight, self.probability)
+            tf.gather_nd(values, cells) for values in (self.item, self.weight, self.probability)
         )
-        inputs = {name: tf.gather_nd(values, at) for name, values in self.item_inputs.items()}
-        row = tf.cast(at[:, 0], tf.int32)
+        inputs = {name: tf.gather_nd(values, cells) for name, values in self.item_inputs.items()}
+        row = tf.cast(cells[:, 0], tf.int32)
         return Targets(row, item, weight, probability, inputs, self.hard_negatives)
 
     def of_targets(self, values: tf.Tensor) -> tf.Tensor:

@@ -109,8 +109,10 @@ class TwoTowerModel(tfrs.Model):
             name: values if name in of_sequence else batch.of_targets(values)
             for name, values in batch.query.items()
         }
-        at = tf.where(batch.item >= 0)  # [num_examples, 2]
-        position = tf.stack([tf.cast(at[:, 0], tf.int32), tf.gather_nd(batch.position, at)], 1)
+        cells = tf.where(batch.item >= 0)  # [num_examples, 2]
+        position = tf.stack(
+            [tf.cast(cells[:, 0], tf.int32), tf.gather_nd(batch.position, cells)], 1
+        )
         return self.query_tower(
             self.query_tower.encode(query), training=training, position=position
         )

@@ -253,9 +253,11 @@ def weighted_bag(
         counts = tf.math.bincount(index, weight, minlength=rows, maxlength=rows, axis=-1)
         return tf.linalg.matmul(counts, table.embeddings)  # [batch_size, rows] x [rows, dim]
     if many:
-        at = tf.where(weight != 0)  # [num_events, 2]
-        column = tf.cast(tf.gather_nd(index, at), tf.int64)
+        cells = tf.where(weight != 0)  # [num_events, 2]
+        column = tf.cast(tf.gather_nd(index, cells), tf.int64)
         shape = tf.cast([tf.shape(index)[0], rows], tf.int64)
-        counts = tf.SparseTensor(tf.stack([at[:, 0], column], 1), tf.gather_nd(weight, at), shape)
+        counts = tf.SparseTensor(
+            tf.stack([cells[:, 0], column], 1), tf.gather_nd(weight, cells), shape
+        )
         return tf.sparse.sparse_dense_matmul(counts, table.embeddings)
     return tf.einsum("bn,bnd->bd", weight, table(index))
