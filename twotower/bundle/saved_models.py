@@ -226,6 +226,8 @@ def _served(tower: Tower):
 
 
 def _exact(vectors: tf.Variable) -> Callable:
+    """Exact search as `_save_search` takes it: scores and rows, both `[batch_size, k]`."""
+
     def search(queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor):
         scores = tf.linalg.matmul(queries, vectors, transpose_b=True)  # [batch_size, num_items]
         num_items = vectors.shape[0]

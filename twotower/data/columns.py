@@ -197,6 +197,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _clean(values: pd.Series, table: str, form: str | None):
+    """One column in its form: by its name, by `form` where that is given, or by its values."""
     column = values.name
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if column in TIMES.get(table, ()):
@@ -219,6 +220,7 @@ def _clean(values: pd.Series, table: str, form: str | None):
 
 
 def _text(values: pd.Series, kind: str, table: str):
+    """Strings, "" where missing. Numbers, truth values and times are written as text."""
     present = values.notna()
     if kind == "string":
         return values.array if present.all() else values.where(present, "").array
@@ -261,6 +263,7 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
 
 
 def _other_number(values: pd.Series, kind: str, table: str, form: str | None):
+    """Numbers of a column that may hold anything: int64, float64 or, past 2**53, text."""
     found = _number(values, kind, table)
     present = values.notna().to_numpy(bool)
     given = values[present].to_numpy()
@@ -336,10 +339,12 @@ def _lists(values: pd.Series, table: str, is_tags: bool):
 
 
 def _tag(tag) -> str:
+    """A tag as text; 7.0 is "7"."""
     return str(tag) if isinstance(tag, str) else str(int(tag) if tag % 1 == 0 else tag)
 
 
 def _is_gap(entry) -> bool:
+    """Whether an entry of a list is missing."""
     return entry is None or entry is pd.NA or (isinstance(entry, float) and entry != entry)
 
 
@@ -349,6 +354,7 @@ def _is_number(entry) -> bool:
 
 
 def _holds_numbers(row) -> bool:
+    """Whether a list has an entry that is neither text nor missing."""
     if isinstance(row, np.ndarray) and row.dtype.kind in "iuf":
         return len(row) > 0
     return any(not isinstance(entry, str | bytes) and not _is_gap(entry) for entry in row)

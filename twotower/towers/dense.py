@@ -208,7 +208,8 @@ class Tower(tf.keras.layers.Layer):
         (history,) = (feature for feature in self.features if hasattr(feature, "step"))
         return history.check(state)
 
-    def _session(self, state: dict[str, tf.Tensor], encoded: dict[str, tf.Tensor]):
+    def _session(self, state: dict[str, tf.Tensor] | None, encoded: dict[str, tf.Tensor]):
+        """(state, vector) after the encoded inputs; None for a session that begins."""
         parts = []
         for feature in self.features:
             if not hasattr(feature, "step"):

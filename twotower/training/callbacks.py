@@ -146,7 +146,23 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         result.seconds += seconds
         result.epoch = epoch + 1
         result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
-        entry = {"epoch": epoch + 1, "loss": float(logs["loss"]), "seconds": round(seconds, 2)}
+        entry = self._entry(logs, seconds)
+        better = not self.select
+        # The schedule's last epoch always: else what ends there would never be judged.
+        due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
+        if self.select and due:
+            better = self._validate(entry, logs)
+        result.log.append(entry)
+        self.save(better)
+        logging.info("%s", self._line(entry))
+
+    def _entry(self, logs: dict[str, float], seconds: float) -> dict:
+        """The log's entry of an epoch, before its validation."""
+        entry = {
+            "epoch": self.result.epoch,
+            "loss": float(logs["loss"]),
+            "seconds": round(seconds, 2),
+        }
         if "val_loss" in logs:  # with FactorizedTopK
             entry["val_loss"] = float(logs["val_loss"])
         entry |= {
@@ -156,23 +172,25 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         }
         if self.training.miner is not None and self.training.miner.num_drawn:
             entry["mined"] = self.training.miner.num_mined / self.training.miner.num_drawn
-        better = not self.select
-        # The schedule's last epoch always: else what ends there would never be judged.
-        due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
-        if self.select and due:
-            metrics = self.training.validate()
-            entry |= {name: value["mean"] for name, value in metrics.items()}
-            figure = metrics[result.metric]["mean"]
-            logs[f"val_{result.metric}"] = figure
-            if better := figure > result.best or not config.keep_best:
-                result.best, result.best_epoch, result.validation = figure, epoch + 1, metrics
-            late = result.epoch - result.best_epoch >= config.patience > 0
-            result.stopped = self.model.stop_training = late
-        result.log.append(entry)
-        self.save(better)
-        logging.info("%s", self._line(entry))
+        return entry
+
+    def _validate(self, entry: dict, logs: dict[str, float]) -> bool:
+        """Adds validation metrics to the entry, stops the training if it gets no better, and
+        returns whether these weights are the ones to keep."""
+        config, result = self.training.recipe.fit, self.result
+        metrics = self.training.validate()
+        entry |= {name: value["mean"] for name, value in metrics.items()}
+        figure = metrics[result.metric]["mean"]
+        logs[f"val_{result.metric}"] = figure
+        better = figure > result.best or not config.keep_best
+        if better:
+            result.best, result.best_epoch, result.validation = figure, result.epoch, metrics
+        late = result.epoch - result.best_epoch >= config.patience > 0
+        result.stopped = self.model.stop_training = late
+        return better
 
     def _line(self, entry: dict) -> str:
+        """The log's line of an epoch, such as `epoch 3/10, loss 4.21, ndcg@10 0.2, 5.0 s`."""
         shown = [f"epoch {entry['epoch']}/{self.pace.epochs}", f"loss {entry['loss']:.4f}"]
         figures = dict.fromkeys((self.result.metric, "ndcg@10"))
         shown += [f"{name} {entry[name]:.4f}" for name in figures if name in entry]

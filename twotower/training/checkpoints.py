@@ -143,6 +143,7 @@ def _differences(saved: dict, recipe: Recipe) -> list[str]:
 
 
 def _differing(there: dict, here: dict, prefix: str = "") -> list[str]:
+    """`_differences` of nested dictionaries; `prefix` is the path to them, such as `fit.`."""
     found = []
     for name in here | there:
         old, new = (values.get(name, "nothing") for values in (there, here))

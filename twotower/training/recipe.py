@@ -145,6 +145,7 @@ class Recipe:
         self._check()
 
     def _check(self) -> None:
+        """Raises ValueError if parts do not go together, or a field of one has no effect."""
         negatives, examples = self.negatives, self.examples
         check_columns(self.task, negatives)
         is_mined = negatives.hard_negative_share > 0
