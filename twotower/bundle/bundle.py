@@ -16,15 +16,16 @@ import numpy as np
 import pandas as pd
 
 from twotower.bundle import item_map as map_files
+from twotower.bundle.encoder import encoder, without_users
 from twotower.bundle.inputs import query_inputs, query_tensors
 from twotower.bundle.item_map import ItemMap
 from twotower.bundle.manifest import LINEAGE, BundleError, read_manifest
 from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
-from twotower.data.inputs import REQUEST_INPUTS, QueryInputs
+from twotower.data.inputs import QueryInputs
 from twotower.data.lineage import Lineage
-from twotower.data.requests import Requests, once
+from twotower.data.requests import Requests
 from twotower.funnel import saving
 from twotower.funnel.funnel import Funnel
 from twotower.ragged import Ragged
@@ -34,9 +35,6 @@ from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
 from twotower.storage import description, paths
 from twotower.towers.signatures import direct
-
-# Requests that the query tower encodes at once, and the most cells of their padded histories.
-QUERIES, CELLS = 256, 2**15
 
 T = TypeVar("T")
 
@@ -199,13 +197,7 @@ class Bundle:
 
         Inputs of the query tower that no other field of `Requests` has come from its `context`.
         """
-        # A dataset without users, so that all columns of a user come from the request.
-        columns = {"user_id", *self._query_inputs} - set(REQUEST_INPUTS)
-        nobody = {name: np.array([], object) for name in columns}
-        events = {"user_id": object, "item_id": object, "timestamp": np.int64}
-        nothing = {name: np.array([], kind) for name, kind in events.items()}
-        tables = pd.DataFrame(nothing), self.catalogue.items, pd.DataFrame(nobody)
-        return self.encoder(Dataset("", *tables))
+        return self.encoder(without_users(self.catalogue, [*self._query_inputs]))
 
     def encoder(self, dataset: Dataset) -> Callable[[Requests], np.ndarray]:
         """As `encode`, but the columns of users whom a dataset has come from that dataset.
@@ -214,17 +206,8 @@ class Bundle:
             dataset: The data that the bundle was trained on.
         """
         inputs = QueryInputs(dataset, [*self._query_inputs])
-
-        def encode(requests: Requests) -> np.ndarray:
-            # Histories of like length are padded little; a tower reads padding like events.
-            order = np.argsort(requests.history.lengths, kind="stable")
-            batches = requests.take(order).batches(QUERIES, CELLS)
-            vectors = np.empty((len(requests), self.manifest["dim"]), np.float32)
-            parts = [self.query_tower(inputs(part)) for part in batches]
-            vectors[order] = np.concatenate([vectors[:0], *parts])
-            return vectors
-
-        return once(encode)
+        # The tower is loaded at the first request: a process may never ask for vectors.
+        return encoder(lambda raw: self.query_tower(raw), inputs, self.manifest["dim"])
 
     def recommend(
         self,

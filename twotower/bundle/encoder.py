@@ -1,0 +1,53 @@
+"""From requests to query vectors, through a bundle's query tower."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from twotower.data.catalogue import Catalogue
+from twotower.data.dataset import Dataset
+from twotower.data.inputs import REQUEST_INPUTS, QueryInputs
+from twotower.data.requests import Requests, once
+
+# Requests that the query tower encodes at once, and the most cells of their padded histories.
+QUERIES, CELLS = 256, 2**15
+
+
+def encoder(
+    tower: Callable[[Mapping[str, np.ndarray]], np.ndarray], inputs: QueryInputs, dim: int
+) -> Callable[[Requests], np.ndarray]:
+    """A function from requests to their vectors, `[num_requests, dim]` float32.
+
+    The vectors of the same requests are computed once (`requests.once`).
+
+    Args:
+        tower: Raw inputs by name -> `[batch_size, dim]`.
+        inputs: Makes the tower's inputs from requests.
+        dim: Length of a vector.
+    """
+
+    def encode(requests: Requests) -> np.ndarray:
+        # Histories of like length are padded little; a tower reads padding like events.
+        order = np.argsort(requests.history.lengths, kind="stable")
+        batches = requests.take(order).batches(QUERIES, CELLS)
+        vectors = np.empty((len(requests), dim), np.float32)
+        parts = [tower(inputs(part)) for part in batches]
+        vectors[order] = np.concatenate([vectors[:0], *parts])
+        return vectors
+
+    return once(encode)
+
+
+def without_users(catalogue: Catalogue, names: Sequence[str]) -> Dataset:
+    """A dataset without users and interactions, so that all columns of a user come from requests.
+
+    Args:
+        catalogue: The items.
+        names: Inputs of the query tower.
+    """
+    columns = {"user_id", *names} - set(REQUEST_INPUTS)
+    nobody = {name: np.array([], object) for name in columns}
+    events = {"user_id": object, "item_id": object, "timestamp": np.int64}
+    nothing = {name: np.array([], kind) for name, kind in events.items()}
+    return Dataset("", pd.DataFrame(nothing), catalogue.items, pd.DataFrame(nobody))
