@@ -15,7 +15,8 @@ import pytest
 import tiny
 from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz, gets_ready
 
-from twotower.bundle.bundle import Bundle, BundleError
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import BundleError
 from twotower.serving import process
 from twotower.serving.index_client import IndexClient
 from twotower.serving.process import Settings, run
