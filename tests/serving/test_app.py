@@ -191,8 +191,8 @@ def test_an_event_changes_the_next_answer(client, service):
 def test_vectors_out_and_in(client, bundle):
     answer = client.post("/embed", json={"requests": [{"history": ["i00003", "zzz"]}]}).json()
     assert answer["unknown"] == [["zzz"]] and len(answer["vectors"][0]) == 8
-    body = {**answer, "k": 4, "exclude": ["i00009"]}
-    del body["unknown"]
+    body = {name: answer[name] for name in ("vectors", "model_version")}
+    body |= {"k": 4, "exclude": ["i00009"]}
     found = client.post("/search", json=body).json()
     truth = bundle.recommend(["i00003"], k=4, exclude=["i00009"])
     assert [i for i in ids({"items": found["items"][0]}) if i != "i00003"][:3] == truth.ids[:3]

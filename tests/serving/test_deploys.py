@@ -12,6 +12,7 @@ import pytest
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError, write_manifest
+from twotower.data.requests import Requests
 from twotower.retrieval import build
 from twotower.serving import schemas
 from twotower.serving.app import create_app
@@ -243,6 +244,38 @@ def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_fold
     asyncio.run(service.roll_back())
     (gone,) = service._recommend([(bodies[0], None)])
     assert str(gone) == f"not loaded; there are {first}"
+    asyncio.run(service.stop())
+
+
+def test_vectors_are_of_the_version_that_recommends_to_the_user(
+    tmp_path, bundle_folder, other_folder
+):
+    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
+    asyncio.run(service.deploy(second, 0.5))
+    users, history = [f"u{number}" for number in range(8)], BODY["history"]
+    answers = service._recommend([(schemas.Recommend(**BODY, user_id=u), None) for u in users])
+    chosen = [answer["model_version"] for answer in answers]
+    assert {*chosen} == {first[:16], second[:16]}
+    requests = [schemas.Request(user_id=user, history=history) for user in users]
+
+    def embedded(requests: list) -> dict:
+        return asyncio.run(service.embed(schemas.Embed(requests=requests, on_map=True)))
+
+    # Each user alone, and all of them in one body, of which no single version can be named.
+    alone = [embedded([request]) for request in requests]
+    assert [answer["model_version"] for answer in alone] == chosen
+    together = embedded(requests)
+    assert together["model_version"] == "" and together["model_versions"] == chosen
+    for name in ("vectors", "points", "unknown"):
+        assert together[name] == [answer[name][0] for answer in alone]
+    # The vectors are those of the version's query tower.
+    for folder in (bundle_folder, other_folder):
+        bundle = Bundle(folder)
+        truth = bundle.encode(Requests.of(bundle.catalogue, [history]))[0]
+        found = together["vectors"][chosen.index(bundle.model_version)]
+        np.testing.assert_allclose(found, truth, atol=1e-6)
+    # An unknown user gets the live one.
+    assert embedded([schemas.Request()])["model_version"] == first[:16]
     asyncio.run(service.stop())
 
 

@@ -116,9 +116,9 @@ def test_two_processes_answer_as_one_and_change_their_training_together(
     assert answered(8) == truth
     whole = query.post("/recommend", {**body, "funnel": "", "explain": True}).json()
     assert whole["missing"] == {} and any("two_tower" in i["sources"] for i in whole["items"])
-    search = query.post("/embed", {"requests": [{"history": history}]}).json()
+    embedded = query.post("/embed", {"requests": [{"history": history}]}).json()
+    search = {name: embedded[name] for name in ("vectors", "model_version")}
     search |= {"k": 8, "exclude": history, "index": "hnsw"}
-    del search["unknown"]
     for one in (query.client, index.client):
         (found,) = one.post("/search", json=search).json()["items"]
         assert [item["item_id"] for item in found] == truth

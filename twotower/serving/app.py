@@ -47,7 +47,11 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
 
     @post("/embed")
     async def embed(body: schemas.Embed) -> Response:
-        """Query vectors of requests."""
+        """Query vectors of requests, each by the version that recommends to its user.
+
+        `model_versions` names the training of each vector. `model_version` is the one of all, or
+        empty while a canary answers some of these users: search for each training's vectors apart.
+        """
         return json_answer(await service.embed(body))
 
     @post("/search")

@@ -207,17 +207,32 @@ class Service:
         )
 
     async def embed(self, body: schemas.Embed) -> dict[str, Any]:
-        """The answer of `POST /embed`."""
-        pipeline = self.live.pipelines[0]
+        """The answer of `POST /embed`: each vector is of the version that recommends to its user.
+
+        Raises:
+            FieldError: Points on a map, of a bundle without one.
+        """
+        live = self.live
 
         def embed() -> dict[str, Any]:
-            sessions = self.sessions.of([request.user_id for request in body.requests])
-            asks = [self._ask(*pair) for pair in zip(body.requests, sessions)]
-            vectors, unknown = pipeline.embed(asks)
-            answer = {"vectors": vectors.tolist(), "unknown": unknown}
-            if body.on_map:
-                answer["points"] = pipeline.locate(vectors)
-            return {**answer, "model_version": pipeline.model_version}
+            users = [request.user_id for request in body.requests]
+            asks = [self._ask(*pair) for pair in zip(body.requests, self.sessions.of(users))]
+            which = [live.number_of(user) for user in users]
+            answered: dict[int, tuple[str, list[float], list[str], Any]] = {}
+            for number, pipeline in enumerate(live.pipelines):
+                if not (rows := [row for row, chosen in enumerate(which) if chosen == number]):
+                    continue
+                vectors, unknown = pipeline.embed([asks[row] for row in rows])
+                points = pipeline.locate(vectors) if body.on_map else [None] * len(rows)
+                versions = [pipeline.model_version] * len(rows)
+                answered |= zip(rows, zip(versions, vectors.tolist(), unknown, points))
+            columns = map(list, zip(*(answered[row] for row in range(len(asks)))))
+            answer = dict(zip(("model_versions", "vectors", "unknown", "points"), columns))
+            if not body.on_map:
+                del answer["points"]
+            # No search takes vectors of several trainings, so these have no common version.
+            common = {*answer["model_versions"]}
+            return {**answer, "model_version": common.pop() if len(common) == 1 else ""}
 
         return await self._elsewhere(embed)
 
