@@ -9,11 +9,13 @@ import shutil
 import httpx2
 import numpy as np
 import pytest
+import tiny
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError, write_manifest
 from twotower.data.requests import Requests
 from twotower.retrieval import build
+from twotower.serving import registry as registry_module
 from twotower.serving import schemas
 from twotower.serving.app import create_app
 from twotower.serving.asks import FieldError
@@ -80,6 +82,54 @@ def test_a_damaged_note_of_what_is_active(text, tmp_path):
         _ = registry.active
 
 
+KILLED = """
+import os, shutil, signal, sys
+from twotower.serving import registry
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+holder = registry.Registry(sys.argv[1])
+if sys.argv[2] == "prune":
+    shutil.rmtree = kill
+    holder.prune(1)
+registry.verify = kill
+holder.put(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("does", ["put", "prune"])
+def test_what_a_killed_process_left_goes_with_the_next_put(
+    does, bundle_folder, other_folder, tmp_path
+):
+    registry = Registry(tmp_path)
+    versions = [registry.put(bundle_folder), registry.put(other_folder)]
+    what = bundle_folder if does == "put" else does
+    assert tiny.python("-c", KILLED, tmp_path, what, check=False).returncode == -9
+    left = [path.name for path in (tmp_path / "versions").iterdir()]
+    assert len(left) == (3 if does == "put" else 2)  # none was put, or the first is half gone
+    assert registry.versions == (versions if does == "put" else versions[1:])
+    assert [registry.put(bundle_folder), registry.put(other_folder)] == versions
+    assert {path.name for path in (tmp_path / "versions").iterdir()} == {*versions}
+
+
+def test_a_put_leaves_that_of_another_process_alone(
+    bundle_folder, other_folder, tmp_path, monkeypatch
+):
+    registry, verify, second = Registry(tmp_path), registry_module.verify, []
+
+    def meanwhile(folder):
+        if not second:
+            second.append("")
+            second[0] = registry.put(other_folder)
+        verify(folder)
+
+    monkeypatch.setattr(registry_module, "verify", meanwhile)
+    first = registry.put(bundle_folder)
+    assert registry.versions == [*second, first]
+    assert {path.name for path in (tmp_path / "versions").iterdir()} == {*second, first}
+
+
 def half(folder):
     shutil.rmtree(folder / "query_tower" / "variables")
 
@@ -111,7 +161,7 @@ def test_a_damaged_bundle_does_not_get_in(copy, other_folder, damage, tmp_path):
     registry = Registry(tmp_path / "registry")
     with pytest.raises(BundleError, match=str(copy)) as raised:
         registry.put(copy)
-    assert ".new-" not in str(raised.value)  # the copy, which is gone
+    assert ".partial-" not in str(raised.value)  # the copy, which is gone
     assert registry.versions == [] and not [*(tmp_path / "registry" / "versions").iterdir()]
 
 

@@ -5,7 +5,8 @@
     refused/<version>.json  why a service refused a version
 
 `put` copies a bundle beside its place, checks it, and moves it there in one step, so half a copy is
-never a version. Services are asked for a version by its name, never by a path.
+never a version; the next `put` removes what a killed one left. Services are asked for a version by
+its name, never by a path.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
 from twotower.live.log import sync
 from twotower.storage import paths
+from twotower.storage.replacing import unfinished
 
 VERSION = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 # What describes the parts of a bundle, and so together its whole content.
@@ -93,28 +95,30 @@ class Registry:
             BundleError: A file that is missing, changed, or of another training; nothing is kept.
         """
         bundle = paths.local(bundle)
-        temporary = self.folder / "versions" / f".new-{secrets.token_hex(4)}"
-        try:
+        with unfinished(self._any_version) as copy:
             try:
-                shutil.copytree(bundle, temporary)
+                shutil.copytree(bundle, copy, dirs_exist_ok=True)
             except (OSError, shutil.Error) as error:
                 raise BundleError(f"{bundle} cannot be copied: {error}") from error
             try:
-                verify(temporary)
+                verify(copy)
             except BundleError as error:  # of the copy, which nobody knows
-                raise BundleError(str(error).replace(str(temporary), str(bundle))) from error
-            version = version_of(temporary)
+                raise BundleError(str(error).replace(str(copy), str(bundle))) from error
+            version = version_of(copy)
             place = self.folder / "versions" / version
             if not place.exists():
-                for path in [temporary, *temporary.rglob("*")]:
+                for path in [copy, *copy.rglob("*")]:
                     sync(path)
-                os.utime(temporary)  # its age in the registry, not that of the export
+                os.utime(copy)  # its age in the registry, not that of the export
                 with contextlib.suppress(FileExistsError):  # another process was quicker
-                    _rename(temporary, place)
+                    _rename(copy, place)
                 sync(place.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return version
+
+    @property
+    def _any_version(self) -> pathlib.Path:
+        """Beside which folders stand that are being copied or removed: `.version.partial-...`."""
+        return self.folder / "versions" / "version"
 
     @property
     def active(self) -> Active:
@@ -199,10 +203,9 @@ class Registry:
         stay = {now.version, now.previous, now.canary, *self.versions[-keep:]}
         gone = [version for version in self.versions if version not in stay]
         for version in gone:
-            # Renamed first, so that no half of it is a version.
-            temporary = self.folder / "versions" / f".old-{version}"
-            os.rename(self.folder / "versions" / version, temporary)
-            shutil.rmtree(temporary, ignore_errors=True)
+            # Moved away first, so that no half of it is a version.
+            with unfinished(self._any_version) as removed:
+                os.rename(self.folder / "versions" / version, removed)
         return gone
 
 

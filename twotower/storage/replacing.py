@@ -58,17 +58,14 @@ def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathl
     directory = pathlib.Path(os.path.realpath(paths.local(directory)))
     _require_replaceable(directory, description)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    _clean(directory)
-    with _temporary(directory) as temporary:
-        new = temporary / NEW
-        new.mkdir()
-        _require_movable(directory, temporary)
+    with unfinished(directory) as new:
+        _require_movable(directory, new.parent)
         yield new
         try:
             _require_replaceable(directory, description)
             _put(new, directory)
         except (OSError, ValueError) as error:
-            token = temporary.name.rpartition("-")[2]
+            token = new.parent.name.rpartition("-")[2]
             finished = directory.with_name(f"{directory.name}.finished-{token}")
             os.rename(new, finished)
             raise ValueError(f"{error} What was written is whole, in {finished}.") from error
@@ -133,7 +130,7 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _is_temporary(path: pathlib.Path) -> bool:
-    """Whether a folder is one that `_temporary` made, by its name and by what it holds."""
+    """Whether a folder is one that `unfinished` made, by its name and by what it holds."""
     if not re.fullmatch(rf"\..+\.partial-{TOKEN}", path.name):
         return False
     try:
@@ -161,8 +158,17 @@ def _prefix(directory: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `directory`, locked against `_clean` and removed in the end."""
+def unfinished(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new, empty folder on the file system of `directory`, removed in the end with what is left
+    in it.
+
+    Before it is made, those that killed processes left for the same `directory` are removed. A lock
+    keeps them off the ones that are in use.
+
+    Args:
+        directory: Whose parent gets the folder, in a hidden one. It need not exist.
+    """
+    _clean(directory)
     with contextlib.ExitStack() as stack:
         while True:
             made = tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent)
@@ -176,7 +182,9 @@ def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             if (temporary / LOCK).exists():
                 break
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-        yield temporary
+        new = temporary / NEW
+        new.mkdir()
+        yield new
 
 
 def _require_movable(directory: pathlib.Path, occupied: pathlib.Path) -> None:
