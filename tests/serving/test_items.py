@@ -18,8 +18,12 @@ def state(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(bundle_folder, state):
-    service = Service(Live((Pipeline(bundle_folder),)), state)
+def service(bundle_folder, state):
+    return Service(Live((Pipeline(bundle_folder),)), state)
+
+
+@pytest.fixture(scope="module")
+def client(service):
     with TestClient(create_app(service)) as client:
         yield client
 
@@ -50,6 +54,35 @@ def test_an_item_takes_the_place_of_the_one_that_was_there(client):
         "i00003": "Tin Star",
     }
     assert titled(client, "n2")["title"] == "Tin Sun"
+
+
+def test_each_item_is_embedded_once(client, service, monkeypatch):
+    bundle, asked = service.live.pipelines[0].bundle, []
+    tower = bundle.item_tower
+
+    def counted(inputs):
+        asked.append(len(inputs["title"]))
+        return tower(inputs)
+
+    monkeypatch.setattr(bundle, "item_tower", counted)
+    both = [{"item_id": "o1", "title": "Tin Owl"}, {"item_id": "o2", "title": "Tin Fox"}]
+    assert client.post("/items", json={"add": both}).status_code == 200
+    assert asked == [2]
+    # One that another process adds meanwhile is there, too, with a vector of its title.
+    check = Pipeline.check_items
+
+    def meanwhile(pipeline, items):
+        check(pipeline, items)
+        service.journal.append([{"item_id": "o3", "title": "Tin Elk"}], [])
+
+    monkeypatch.setattr(Pipeline, "check_items", meanwhile)
+    add(client, item_id="o4", title="Tin Emu")
+    keys, vectors = bundle.named("exact").live()
+    for item in ("o3", "o4"):
+        title = titled(client, item)["title"]
+        *_, (expected,) = bundle.vectors_of([{"item_id": item, "title": title}])
+        (found,) = vectors[keys == bundle.items_now.keys_of([item])]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_an_item_that_does_not_fit_those_before_is_refused_and_the_next_is_taken(

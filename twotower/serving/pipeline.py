@@ -7,6 +7,7 @@ to ids, so no answer is of two trainings; a deploy assigns the variable.
 import collections
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import threading
@@ -48,6 +49,9 @@ NEAREST = 10
 MAX_GENRES = 40
 # When the vectors of a batch were computed.
 Encoded = tuple[float, float] | None
+# The items before some were added, these as text, and what `vectors_of` makes of them: the items
+# afterwards, keys and vectors.
+Checked = tuple[Catalogue, str, tuple[Catalogue, np.ndarray, np.ndarray]]
 
 
 class Pipeline:
@@ -110,6 +114,7 @@ class Pipeline:
         self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
         self._num_exported = len(bundle.catalogue)
         self._changing = threading.Lock()
+        self._checked: Checked | None = None
         self.observe: Callable[[Sequence[Ask], Answer, Encoded], None] | None = None
         self.sequence = 0  # last change of the journal that is applied
 
@@ -388,8 +393,10 @@ class Pipeline:
             self.sequence = changes[-1].sequence
 
     def _add(self, items: list[dict[str, Any]]) -> None:
+        checked, self._checked = self._checked, None
         try:
-            catalogue, keys, vectors = self.bundle.vectors_of(items)
+            if checked is None or checked[:2] != (self.catalogue, json.dumps(items)):
+                checked = self._embedded(items)
         except ValueError as error:
             # An item of the journal that fitted another bundle, or items whose columns agree one
             # after another and not in one table. None may keep a service from starting.
@@ -399,14 +406,20 @@ class Pipeline:
             else:
                 LOG.error("item %r is left out: %s", items[0]["item_id"], error)
             return
+        catalogue, keys, vectors = checked[2]
         self.bundle.add_items(catalogue, keys, vectors)
         for part in self._availables():
             part.keys = np.union1d(part.keys, keys)
 
     def check_items(self, items: list[dict[str, Any]]) -> None:
-        """Raises ValueError for items that `apply` could not add; nothing is changed."""
-        if items:
-            self.bundle.vectors_of(items)
+        """Raises ValueError for items that `apply` could not add; nothing is changed.
+
+        The next `apply` does not compute the vectors of the same items again.
+        """
+        self._checked = self._embedded(items) if items else None
+
+    def _embedded(self, items: list[dict[str, Any]]) -> Checked:
+        return self.catalogue, json.dumps(items), self.bundle.vectors_of(items)
 
     def _availables(self) -> list[Available]:
         """Filters of the funnels that keep available items alone."""

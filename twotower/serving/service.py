@@ -381,8 +381,8 @@ class Service:
             live = self.live
             added = [item.model_dump() for item in body.add]
             main = live.pipelines[0]
-            unknown = [item for item in body.remove if main.catalogue.keys_of([item])[0] < 0]
-            if unknown:
+            keys = main.catalogue.keys_of(body.remove)
+            if unknown := [item for item, key in zip(body.remove, keys) if key < 0]:
                 raise FieldError("remove", f"not in the catalogue: {unknown[:5]}")
             try:
                 for pipeline in live.pipelines:
