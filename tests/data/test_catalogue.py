@@ -180,6 +180,20 @@ def test_extend_takes_what_the_columns_were_made_of():
     assert found.keys_of(["d", "e"]).tolist() == found.where(item_id=["d", "e"]).tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("how", ["extend", "updated"])
+def test_further_items_give_the_table_that_all_items_would(how):
+    """Columns of texts and tags are not cleaned anew; those that only one of the tables has are."""
+    new = {"item_id": ["c" if how == "updated" else "d", "e"], "title": ["Three", None]}
+    new |= {"genres": [["War", ""], None], "year": [2011, 2012], "labels": [["x"], None]}
+    catalogue = make(items=MIXED | {"year": [1990, 1991, None]}).catalogue
+    found = getattr(catalogue, how)(pd.DataFrame(new))
+    pd.testing.assert_frame_equal(found.items, Catalogue(found.items).items)
+    # An item without a year is replaced, and then no year is missing.
+    assert found.items["year"].dtype == ("int64" if how == "updated" else "float64")
+    assert found.items["genres"].iloc[-2:].tolist() == [("War",), ()]
+    assert found.keys_of(new["item_id"]).tolist() == ([2, 3] if how == "updated" else [3, 4])
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [

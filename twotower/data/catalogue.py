@@ -29,8 +29,12 @@ class Catalogue:
     """
 
     def __init__(self, items: pd.DataFrame) -> None:
-        self.items = clean(items, "items").reset_index(drop=True)
-        check_ids("items", self.items["item_id"])
+        items = clean(items, "items").reset_index(drop=True)
+        check_ids("items", items["item_id"])
+        self._set(items)
+
+    def _set(self, items: pd.DataFrame) -> None:
+        self.items = items
         # Position -1 is the id of "no item", so that ids_of is one indexing operation.
         self._ids = np.append(self.items["item_id"].to_numpy(object), "")
         self._key_of = dict(zip(self._ids[:-1], range(len(self.items))))
@@ -104,7 +108,10 @@ class Catalogue:
 
         The new rows are converted as those of a Dataset are, to the forms that these columns have.
         """
-        return Catalogue(self._with(items))
+        table, is_done = self._with(items)
+        if (self.keys_of(table["item_id"][len(self) :]) >= 0).any():
+            check_ids("items", table["item_id"])
+        return self._continued(table, is_done)
 
     def updated(self, items: pd.DataFrame) -> "Catalogue":
         """As `extend`, but items that are there already get the columns given, and no others.
@@ -113,15 +120,30 @@ class Catalogue:
         >>> catalogue.updated(pd.DataFrame({"item_id": ["a"], "title": ["Z"]})).items["title"][0]
         'Z'
         """
-        table = self._with(items)
+        table, is_done = self._with(items)
         keys, rows = self.keys_of(items["item_id"]), np.arange(len(self), len(table))
         order = np.arange(len(table))
         order[keys[keys >= 0]] = rows[keys >= 0]
         stays = np.append(np.ones(len(self), bool), keys < 0)
-        return Catalogue(table.iloc[order[stays]])
+        return self._continued(table.iloc[order[stays]], is_done)
 
-    def _with(self, items: pd.DataFrame) -> pd.DataFrame:
-        """The table of these items, and behind them further ones."""
+    @staticmethod
+    def _continued(table: pd.DataFrame, is_done: list[str]) -> "Catalogue":
+        """The catalogue of a table whose ids are checked, and of which some columns are cleaned."""
+        table = table.reset_index(drop=True)
+        rest = clean(table.drop(columns=is_done), "items")
+        for column in rest:
+            table[column] = rest[column]
+        made = Catalogue.__new__(Catalogue)
+        made._set(table)
+        return made
+
+    def _with(self, items: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """The table of these items, and behind them further ones; and which columns are cleaned.
+
+        Those are the texts and tags that both have. To clean the tags of a whole catalogue anew
+        would take most of the time in which one item is added.
+        """
         if "item_id" not in items:
             raise ValueError(f"further items lack 'item_id'; they have {list(items.columns)}.")
         is_known = {column: known(self.items[column]).any() for column in self.items}
@@ -130,7 +152,12 @@ class Catalogue:
         check_ids("items", new["item_id"])
         # A column of which nothing was known takes the form of the new values.
         blank = [name for name in new if name not in IDS and not is_known.get(name, True)]
-        return pd.concat([self.items.drop(columns=blank), new], ignore_index=True)
+        is_done = [
+            name
+            for name in new
+            if name == "item_id" or (name not in blank and forms.get(name) in ("text", "tags"))
+        ]
+        return pd.concat([self.items.drop(columns=blank), new], ignore_index=True), is_done
 
 
 def _matches(values: pd.Series, wanted) -> np.ndarray:
