@@ -13,11 +13,12 @@ from twotower.serving.deployer import DeployRefused
 from twotower.serving.index_app import create_index_app
 from twotower.serving.index_service import IndexService
 from twotower.serving.registry import Registry
+from twotower.serving.shelf import Shelf
 
 
 @pytest.fixture(scope="module")
 def service(bundle_folder, tmp_path_factory):
-    return IndexService(tmp_path_factory.mktemp("index"), str(bundle_folder))
+    return IndexService(Shelf(tmp_path_factory.mktemp("index"), str(bundle_folder)))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(
     shutil.copytree(registry.path(second), registry.folder / "versions" / bad)
     flip(registry.path(bad) / "items" / "vectors.npy")
     registry.activate(first)
-    service = IndexService(tmp_path / "state", registry=registry)
+    service = IndexService(Shelf(tmp_path / "state", registry=registry))
 
     def held(look: bool = True) -> list[str]:
         if look:

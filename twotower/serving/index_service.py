@@ -5,7 +5,6 @@ import base64
 import concurrent.futures
 import logging
 import os
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,9 +13,6 @@ import numpy as np
 from twotower.ragged import Ragged
 from twotower.serving import schemas
 from twotower.serving.asks import FieldError
-from twotower.serving.checks import Checks
-from twotower.serving.metrics import Metrics
-from twotower.serving.registry import Registry
 from twotower.serving.service import FOLLOW, LateError
 from twotower.serving.shelf import Shelf
 
@@ -32,32 +28,16 @@ class IndexService:
     """Answers searches from the indexes of one or several bundles.
 
     Args:
-        state: Folder for the vectors of added items; made where it does not exist.
-        bundle: Folder of a bundle; not read where there is a registry.
-        registry: Which is followed; None for one bundle for ever.
-        index: Index of searches that name none; see `ServedBundle`.
+        shelf: The bundles. It is closed with the service.
         deadline: Seconds after which a request is given up.
-        checks: What an index must show before it serves.
         tracing: Makes the spans of requests; None for no traces.
-
-    Raises:
-        BundleError: A bundle that is damaged.
-        ValueError: A registry without an active version.
     """
 
     def __init__(
-        self,
-        state: str | pathlib.Path,
-        bundle: str = "",
-        registry: Registry | None = None,
-        index: str = "",
-        deadline: float = 2.0,
-        checks: Checks | None = None,
-        tracing: "Tracing | None" = None,
+        self, shelf: Shelf, deadline: float = 2.0, tracing: "Tracing | None" = None
     ) -> None:
-        self.metrics, self.tracing, self.is_ready = Metrics(), tracing, False
-        self._deadline = deadline
-        self._shelf = Shelf(state, bundle, registry, index, checks or Checks(), self.metrics)
+        self.metrics, self.tracing, self.is_ready = shelf.metrics, tracing, False
+        self._shelf, self._deadline = shelf, deadline
         # Changes of items and deploys, one after another; and searches.
         self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
         self._searches = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "searches")

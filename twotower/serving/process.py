@@ -29,6 +29,7 @@ from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Registry
 from twotower.serving.service import Options, Service
+from twotower.serving.shelf import Shelf
 from twotower.serving.store import open_store
 
 if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
@@ -222,14 +223,8 @@ def index_service_of(settings: Settings) -> IndexService:
         BundleError: A bundle that is damaged.
         ValueError: Neither a bundle nor an active version of a registry.
     """
-    return IndexService(
-        settings.state,
-        settings.bundle,
-        registry_of(settings),
-        settings.index,
-        settings.options.deadline,
-        tracing=tracing_of(settings),
-    )
+    shelf = Shelf(settings.state, settings.bundle, registry_of(settings), settings.index)
+    return IndexService(shelf, settings.options.deadline, tracing_of(settings))
 
 
 def registry_of(settings: Settings) -> Registry | None:

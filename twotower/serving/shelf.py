@@ -41,10 +41,10 @@ class Shelf:
         registry: Which is followed; None for one bundle for ever.
         index: Index of searches that name none; see `ServedBundle`.
         checks: What an index must show before it serves.
-        metrics: Where deploys are counted.
 
     Attributes:
         held: What answers, the live one first.
+        metrics: Where deploys are counted.
 
     Raises:
         BundleError: A bundle that is damaged.
@@ -54,14 +54,13 @@ class Shelf:
     def __init__(
         self,
         state: str | pathlib.Path,
-        bundle: str,
-        registry: Registry | None,
-        index: str,
-        checks: Checks,
-        metrics: Metrics,
+        bundle: str = "",
+        registry: Registry | None = None,
+        index: str = "",
+        checks: Checks | None = None,
     ) -> None:
-        self._registry, self._index, self._checks = registry, index, checks
-        self._metrics = metrics
+        self._registry, self._index, self._checks = registry, index, checks or Checks()
+        self.metrics = Metrics()
         state = pathlib.Path(state)
         state.mkdir(parents=True, exist_ok=True)
         self._added = AddedVectors(state / "vectors.sqlite")
@@ -180,7 +179,7 @@ class Shelf:
             reasons = failed_indexes(bundle, self.held[0].bundle.num_items, self._checks)
         except Exception as error:  # whatever a damaged bundle raises: it does not serve
             reasons = [f"{type(error).__name__}: {error}"]
-        self._metrics.deploys.labels("refused" if reasons else "live").inc()
+        self.metrics.deploys.labels("refused" if reasons else "live").inc()
         if reasons:
             self.registry.refuse(version, reasons)
             LOG.error("version %s is refused: %s", version, "; ".join(reasons))
