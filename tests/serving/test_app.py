@@ -89,7 +89,9 @@ def test_it_says_why(client):
         assert item["sources"] and all(source["rank"] > 0 for source in item["sources"].values())
 
 
-def test_the_map_is_sent_once(client, bundle):
+def test_the_map_is_sent_once(client, bundle, monkeypatch):
+    made, mapped = [], Pipeline.mapped
+    monkeypatch.setattr(Pipeline, "mapped", lambda *some: made.append(1) or mapped(*some))
     answer = client.get("/map")
     found = answer.json()
     assert found["ids"] == bundle.catalogue.ids_of(bundle.keys).tolist()
@@ -100,12 +102,16 @@ def test_the_map_is_sent_once(client, bundle):
     tag = {"if-none-match": answer.headers["etag"]}
     again = client.get("/map", params={"model_version": bundle.model_version}, headers=tag)
     assert again.status_code == 304 and again.content == b""
+    assert len(made) == 1
     wrong = client.get("/map", params={"model_version": "x"})
     assert wrong.status_code == 422 and bundle.model_version in wrong.json()["error"]["message"]
     # A removed item is on no map, so the map is another one.
     client.post("/items", json={"remove": [found["ids"][3]]})
     less = client.get("/map", headers=tag)
     assert less.status_code == 200 and found["ids"][3] not in less.json()["ids"]
+    # What was added is on no map, and changes none.
+    client.post("/items", json={"add": [{"item_id": "not-on-the-map"}]})
+    assert client.get("/map").content == less.content and len(made) == 2
 
 
 def test_where_a_query_is_on_the_map(client, service, bundle, monkeypatch):
@@ -124,6 +130,7 @@ def test_where_a_query_is_on_the_map(client, service, bundle, monkeypatch):
     # Of a bundle without a map.
     (pipeline,) = service.live.pipelines
     monkeypatch.delitem(vars(pipeline), "_item_map")
+    monkeypatch.setattr(pipeline, "_map_body", None)
     monkeypatch.setattr(Bundle, "has_map", False)
     assert not client.get("/choices").json()["has_map"]
     assert "build_map" in refused(client, "/embed", body)["message"]

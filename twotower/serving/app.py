@@ -1,10 +1,8 @@
 """The routes: bodies in, answers out. What they do stands in `service.py`."""
 
-import hashlib
 import pathlib
 from typing import Annotated, Any
 
-import orjson
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
@@ -116,8 +114,7 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
     ) -> Response:
         """A map of the items, where similar ones are neighbours: ids, x and y from 0 to 1, and of
         each item its first genre, as a number among `genres`."""
-        body = orjson.dumps(await service.item_map(model_version))
-        tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        body, tag = await service.item_map(model_version)
         # It is asked for again each time, and sent again where it has changed.
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if tag in request.headers.get("if-none-match", ""):

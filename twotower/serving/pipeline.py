@@ -7,6 +7,7 @@ to ids, so no answer is of two trainings; a deploy assigns the variable.
 import collections
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import pathlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 
 from twotower.bundle.item_map import ItemMap
 from twotower.data.catalogue import Catalogue
@@ -115,6 +117,8 @@ class Pipeline:
         self._num_exported = len(bundle.catalogue)
         self._changing = threading.Lock()
         self._checked: Checked | None = None
+        # Removed items, and the map without them: its body and tag.
+        self._map_body: tuple[np.ndarray, bytes, str] | None = None
         self.observe: Callable[[Sequence[Ask], Answer, Encoded], None] | None = None
         self.sequence = 0  # last change of the journal that is applied
 
@@ -247,17 +251,33 @@ class Pipeline:
         ]
         return self.bundle.encode(requests_of(asks, rows)), [row.unknown for row in rows]
 
-    def mapped(self) -> dict[str, Any]:
+    def map_body(self) -> tuple[bytes, str]:
+        """`mapped` as JSON, and the ETag of this content; made anew when items are removed.
+
+        Raises:
+            FieldError: The bundle has no map.
+        """
+        made, removed = self._map_body, self.bundle.removed
+        if made is None or not np.array_equal(made[0], removed):
+            body = orjson.dumps(self.mapped(removed))
+            tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+            self._map_body = made = removed, body, tag
+        return made[1:]
+
+    def mapped(self, removed: np.ndarray) -> dict[str, Any]:
         """The map of the items as `GET /map` answers it, without items that were removed.
 
         Of each item its id, x and y from 0 to 1, and its first genre as a position in `genres`, the
         most frequent first; -1 for none.
 
+        Args:
+            removed: Keys of the items that were removed.
+
         Raises:
             FieldError: The bundle has no map.
         """
         item_map = self._item_map
-        is_there = ~np.isin(item_map.keys, self.bundle.removed)
+        is_there = ~np.isin(item_map.keys, removed)
         keys, points = item_map.keys[is_there], item_map.points[is_there]
         x, y = np.round(points.astype(np.float64), 3).T.tolist()
         items = self.bundle.catalogue.items

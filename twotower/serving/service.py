@@ -254,8 +254,8 @@ class Service:
 
         return await self._elsewhere(search)
 
-    async def item_map(self, model_version: str) -> dict[str, Any]:
-        """The answer of `GET /map`.
+    async def item_map(self, model_version: str) -> tuple[bytes, str]:
+        """The answer of `GET /map` as JSON, and its ETag.
 
         Raises:
             FieldError: No such training is loaded, or its bundle has no map.
@@ -265,7 +265,7 @@ class Service:
         if pipeline is None:
             loaded = ", ".join(pipeline.model_version for pipeline in live.pipelines)
             raise FieldError("model_version", f"not loaded; there are {loaded}")
-        return await self._elsewhere(pipeline.mapped)
+        return await self._elsewhere(pipeline.map_body)
 
     async def similar(self, body: schemas.Similar) -> dict[str, Any]:
         """The answer of `POST /similar`."""
