@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import shutil
+import sys
 
 import httpx2
 import numpy as np
@@ -15,12 +16,15 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError, write_manifest
 from twotower.data.requests import Requests
 from twotower.retrieval import build
+from twotower.serving import deployer as deployer_module
 from twotower.serving import registry as registry_module
 from twotower.serving import schemas
 from twotower.serving.app import create_app
 from twotower.serving.asks import FieldError
 from twotower.serving.checks import Checks, failed
+from twotower.serving.deployer import Deployer, DeployRefused
 from twotower.serving.live import Live
+from twotower.serving.metrics import Metrics
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Active, Registry
 from twotower.serving.service import Options, Service
@@ -281,6 +285,26 @@ def test_deploys_under_load(tmp_path, bundle_folder, other_folder):
 @pytest.mark.slow
 def test_a_hundred_deploys_under_load(tmp_path, bundle_folder, other_folder):
     check_deploys(tmp_path, bundle_folder, other_folder, 100)
+
+
+def test_threads_change_places_sooner_while_a_bundle_is_loaded(
+    tmp_path, bundle_folder, live, monkeypatch
+):
+    registry, before, seen = Registry(tmp_path), sys.getswitchinterval(), []
+    version = registry.put(bundle_folder)
+    monkeypatch.setattr(
+        deployer_module, "verify", lambda folder: seen.append(sys.getswitchinterval())
+    )
+
+    def deploy(load) -> None:
+        arguments = registry, load, lambda pipeline: None, Checks(), Metrics()
+        Deployer(Live((live,)), *arguments).deploy(version)
+
+    with pytest.raises(DeployRefused):
+        deploy(None)  # it cannot be called
+    assert sys.getswitchinterval() == before
+    deploy(lambda folder: live)
+    assert sys.getswitchinterval() == before and seen == [pytest.approx(1e-4)] * 2
 
 
 def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_folder):

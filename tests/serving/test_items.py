@@ -98,6 +98,15 @@ def test_an_item_that_does_not_fit_those_before_is_refused_and_the_next_is_taken
     assert pipeline.catalogue.where(brand="5").tolist() == pipeline.catalogue.keys_of(["n5"])
 
 
+def test_the_item_tower_gives_exported_items_the_vectors_of_the_export(bundle_folder):
+    bundle = ServedBundle(bundle_folder)
+    rows = bundle.catalogue.items.iloc[bundle.keys[:3]].to_dict("records")
+    items = [{n: [*v] if isinstance(v, tuple) else v for n, v in row.items()} for row in rows]
+    _, keys, vectors = bundle.vectors_of(items)
+    assert keys.tolist() == bundle.keys[:3].tolist()
+    np.testing.assert_allclose(vectors, bundle.vectors[:3], atol=1e-6)
+
+
 def test_a_change_that_fits_no_longer_costs_the_others_nothing(bundle_folder, caplog):
     pipeline = Pipeline(bundle_folder)
     before = pipeline.bundle.num_items

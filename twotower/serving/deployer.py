@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Active, Registry, verify
 
 LOG = logging.getLogger("twotower.serving")
+# Seconds after which a thread lets go of the interpreter for another one while a bundle is loaded:
+# TensorFlow reads SavedModels in Python, and each thread that a request passes through waits so
+# long. At other times, so short an interval would only make threads of requests change places.
+SWITCH_INTERVAL = 0.0001
 
 
 class DeployRefused(Exception):
@@ -173,6 +178,8 @@ class Deployer:
         Raises:
             DeployRefused: A check failed.
         """
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval, SWITCH_INTERVAL))
         try:
             folder = self.registry.path(version)
             verify(folder)
@@ -182,6 +189,8 @@ class Deployer:
             reasons = failed(pipeline, self.live.pipelines[0], checks)
         except Exception as error:  # whatever a damaged bundle raises: it does not serve
             reasons = [f"{type(error).__name__}: {error}"]
+        finally:
+            sys.setswitchinterval(interval)
         if reasons:
             self._metrics.deploys.labels("refused").inc()
             self.registry.refuse(version, reasons)

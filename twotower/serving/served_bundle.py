@@ -18,6 +18,7 @@ from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import KeyedVectors
 from twotower.serving.answers import Cards
 from twotower.serving.asks import FieldError
+from twotower.towers.signatures import direct
 
 
 class ServedBundle(Bundle):
@@ -187,14 +188,12 @@ class ServedBundle(Bundle):
         import tensorflow as tf
 
         model = self.tower_model("item_tower")
-        signature, dtypes = (
-            model.signatures["serving_default"],
-            {spec["name"]: spec["dtype"] for spec in self.manifest["item_inputs"]},
-        )
+        call = direct(model.signatures["serving_default"])
+        dtypes = {spec["name"]: spec["dtype"] for spec in self.manifest["item_inputs"]}
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             tensors = {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
-            return signature(**tensors)["embedding"].numpy()
+            return call(tensors)["embedding"].numpy()
 
         tower: Any = embed
         tower.model = model  # keeps the variables alive
