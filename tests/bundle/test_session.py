@@ -129,7 +129,7 @@ def test_a_signature_called_directly_answers_the_same(bundle):
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="to be int64 but float is provided"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="be a int64 tensor but is a float"):
         direct(signatures["step"])(given | {"history_time": tf.zeros([3])})
 
 

@@ -1,7 +1,9 @@
 """Bundles take each other's place while requests are answered, and bad ones do not."""
 
 import asyncio
+import ctypes
 import functools
+import gc
 import json
 import pathlib
 import shutil
@@ -27,6 +29,7 @@ from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.registry import Active, Registry
+from twotower.serving.served_bundle import ServedBundle
 from twotower.serving.service import Options, Service
 
 
@@ -305,6 +308,29 @@ def test_threads_change_places_sooner_while_a_bundle_is_loaded(
     assert sys.getswitchinterval() == before
     deploy(lambda folder: live)
     assert sys.getswitchinterval() == before and seen == [pytest.approx(1e-4)] * 2
+
+
+class MallInfo(ctypes.Structure):
+    """What mallinfo2(3) returns."""
+
+    _fields_ = [("counts", ctypes.c_size_t * 10)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_towers_that_were_let_go_leave_no_memory(bundle_folder):
+    """What TensorFlow prepared for their calls is 3 MiB each."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallInfo
+
+    def used_after_loads(count: int) -> float:
+        for _ in range(count):
+            ServedBundle(bundle_folder).vectors_of([{"item_id": "n1"}])
+            gc.collect()
+        return libc.mallinfo2().counts[7] / 2**20  # uordblks: MiB that are in use
+
+    before = used_after_loads(2)
+    assert used_after_loads(5) - before < 5 * 0.5
 
 
 def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_folder):

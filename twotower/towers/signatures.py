@@ -5,28 +5,34 @@ from typing import Any
 
 
 def direct(signature: Any) -> Callable[[dict], dict]:
-    """A loaded signature as a function of its input tensors by name, by one op.
+    """A loaded signature as a function of its input tensors by name, by one op; not inside graphs.
 
     `signature(**inputs)` has Python look at each input, output and weight: a third of the time of
     a session's event. The op checks the inputs' types itself. Operations run one after another:
     for many small ones a queue of those that are ready costs more than it gives.
+
+    The op is the function, by its name. TensorFlow prepares each op once and keeps that for ever,
+    but for functions of which nothing else is left. `tf.raw_ops.StatefulPartitionedCall`, an op
+    that calls the function, would keep some MiB of each model that was ever loaded.
     """
     import tensorflow as tf
+    from tensorflow.python.eager import context, execute
 
     weights = signature.captured_inputs
     names = [tensor.name.removesuffix(":0") for tensor in signature.inputs]
     names = names[: len(names) - len(weights)]
     answers = sorted(signature.structured_outputs)  # the order in which they come
-    types = [signature.structured_outputs[name].dtype for name in answers]
     config = tf.compat.v1.ConfigProto()
+    # The op has an attribute for this, too, by which it hangs if TensorFlow has one thread.
     config.experimental.executor_type = "SINGLE_THREADED_EXECUTOR"
-    config = config.SerializeToString()
+    attributes = ("executor_type", "", "config_proto", config.SerializeToString())
+    function, state = tf.compat.as_str(signature.name), context.context()
 
     def call(inputs: dict) -> dict:
         args = [inputs[name] for name in names] + weights
-        found = tf.raw_ops.StatefulPartitionedCall(
-            args=args, Tout=types, f=signature, config_proto=config
-        )
+        found = execute.execute(function, len(answers), args, attributes, state)
         return dict(zip(answers, found))
 
-    return call
+    called: Any = call
+    called.signature = signature  # the function ends with it
+    return called
