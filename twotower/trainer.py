@@ -93,6 +93,8 @@ class Trainer:
         """
         workdir = paths.literal(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
+        # Here, since what it refuses would end the call behind the first training.
+        whole = with_validation_rows(self.dataset, self.split) if self.refit else self.split
         self.selection = self._train(self.split, workdir / "selection", tensorboard)
         self._report = evaluate(self.training.recommender(), self.split, self.dataset)
         self.seen = self.training.lineage().share_seen(self.dataset, self.split)
@@ -101,7 +103,6 @@ class Trainer:
                 "warm start: the earlier bundle was trained on %s of the validation rows",
                 "an unknown share" if self.seen is None else f"{self.seen:.2%}",
             )
-        whole = with_validation_rows(self.dataset, self.split)
         if self.refit and np.array_equal(whole.train, self.split.train):
             logging.info("no refit: with %s there are no further rows", self.split.protocol)
         elif self.refit:

@@ -140,8 +140,9 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
     if len(targets) == 0 or len(train) == 0:
         raise ValueError(
             f"{protocol}, {part}: {len(train)} training rows and {len(targets)} queries. The "
-            f"{len(dataset.interactions)} interactions of {dataset.name} are too few or too short "
-            "for this protocol."
+            f"{dataset.positive.sum():,} positives among {len(dataset.interactions):,} interactions "
+            f"of {dataset.name} are too few for this protocol, or each user has too few of them "
+            "with different items."
         )
     return Split(
         protocol=protocol,

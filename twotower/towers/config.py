@@ -1,8 +1,13 @@
 """ItemConfig and QueryConfig: what the towers read, and their sizes. Needs no TensorFlow."""
 
 import dataclasses
+import re
 
 from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
+
+# What the name of an input may be. TensorFlow would change other names, and `saved_models.py` has
+# arguments with the reserved names.
+ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
 @dataclasses.dataclass(frozen=True)
