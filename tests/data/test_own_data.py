@@ -182,7 +182,7 @@ def test_weights_of_events_and_of_the_file(tmp_path):
     """Neither is dropped in silence; nor is an event that no row has."""
     text = "user_id,item_id,event,weight\nu,a,view,7\nu,b,buy,8\n"
     write(tmp_path, log__csv=text)
-    with pytest.raises(ValueError, match="events give weights .*the interactions have a column w"):
+    with pytest.raises(ValueError, match=r"events give weights .*the interactions have a column w"):
         tables.read_tables(tmp_path / "log.csv", events="view=1,buy=5")
     dataset = tables.read_tables(tmp_path / "log.csv", events="view=1,buy=1,purhcase=1")
     assert dataset.interactions["weight"].tolist() == [7, 8]

@@ -287,7 +287,7 @@ def test_a_table_of_other_ids_is_refused(tmp_path, column):
 
 def test_decimal_commas_are_refused(tmp_path):
     (tmp_path / "plays.csv").write_text("user_id;item_id;rating\nu;a;4\nu;b;4,5\n")
-    with pytest.raises(ValueError, match="line 3: rating is '4,5', not a number .*4.5"):
+    with pytest.raises(ValueError, match=r"line 3: rating is '4,5', not a number .*4.5"):
         tables.read_tables(tmp_path / "plays.csv")
     (tmp_path / "plays.csv").write_text("user_id;item_id\nu;a\n")
     (tmp_path / "films.csv").write_text("item_id;price\na;4\nb;4,5\n")
@@ -302,13 +302,13 @@ def test_texts_of_any_length(tmp_path):
     """Those between quotes, too, which Python reads with a limit of 131,072 characters."""
     (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\n")
     (tmp_path / "films.csv").write_text('item_id,title\na,"' + 200_000 * "x" + '"\nb\n')
-    with pytest.raises(ValueError, match="films.csv, line 3: 1 fields, where"):
+    with pytest.raises(ValueError, match=r"films.csv, line 3: 1 fields, where"):
         tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
     (tmp_path / "films.csv").write_text('item_id,title\na,"' + 200_000 * "x" + '"\n')
     dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
     assert len(dataset.items["title"][0]) == 200_000
     (tmp_path / "films.csv").write_text("item_id,title\na," + 200_000 * "x" + ",\n")
-    with pytest.raises(ValueError, match="films.csv, line 2: 3 fields, where") as error:
+    with pytest.raises(ValueError, match=r"films.csv, line 2: 3 fields, where") as error:
         tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
     assert len(str(error.value)) < 500
 

@@ -145,6 +145,6 @@ def test_a_split_that_cannot_be_refit_is_refused_before_the_training(tmp_path):
     plays = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
     dataset = dataclasses.replace(dataset, interactions=plays, items=items)
     trainer = Trainer(dataset, splits.make_split(dataset, "loo"))
-    with pytest.raises(ValueError, match="loo, test: 6 training rows and 0 queries. The 12 pos"):
+    with pytest.raises(ValueError, match=r"loo, test: 6 training rows and 0 queries. The 12 pos"):
         trainer.fit(tmp_path)
     assert not (tmp_path / "selection").exists()

@@ -40,10 +40,10 @@ SHORTENED = r"^\d(?:[.,]\d{1,5})?E\+\d\d$"
 SPOILT_IDS = {
     r"^\s|\s$": "is {}, with a blank at its beginning or end, which makes it another id; drop the "
     "blank, in all tables (of a text file with ', ' between fields: sep=', ')",
-    r"^(?:nan|NaN|<NA>|NaT|None|null|NULL)$": "is {}, as programs write a missing value; every row "
-    "needs an id: drop such rows, or give them one",
-    SHORTENED: "is {}, a number that a spreadsheet has shortened, so that different ids look alike; "
-    "save the column as text",
+    r"^(?:nan|NaN|<NA>|NaT|None|null|NULL)$": "is {}, as programs write a missing value; drop "
+    "such rows, or give them an id",
+    SHORTENED: "is {}, a number that a spreadsheet has shortened, so that others look alike; save "
+    "the column as text",
 }
 # Names that `pandas.api.types.infer_dtype` has for numbers and for times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")

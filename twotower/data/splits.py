@@ -140,9 +140,9 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
     if len(targets) == 0 or len(train) == 0:
         raise ValueError(
             f"{protocol}, {part}: {len(train)} training rows and {len(targets)} queries. The "
-            f"{dataset.positive.sum():,} positives among {len(dataset.interactions):,} interactions "
-            f"of {dataset.name} are too few for this protocol, or each user has too few of them "
-            "with different items."
+            f"{dataset.positive.sum():,} positives among {len(dataset.interactions):,} "
+            f"interactions of {dataset.name} are too few for this protocol, or each user has too "
+            "few of them with different items. Take another protocol."
         )
     return Split(
         protocol=protocol,

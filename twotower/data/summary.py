@@ -26,7 +26,8 @@ class Summary:
         notes: What was left out or taken for granted, a sentence each.
 
     >>> import pandas as pd
-    >>> rows = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [86400 * 366, 86400 * 367]}
+    >>> times = [366 * 86400, 367 * 86400]
+    >>> rows = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": times}
     >>> users, items = pd.DataFrame({"user_id": ["u"]}), pd.DataFrame({"item_id": ["a", "b", "c"]})
     >>> print(summarise(Dataset("mine", pd.DataFrame(rows), items, users)))
     mine
