@@ -8,6 +8,7 @@ from absl import logging
 
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import MANIFEST
 from twotower.bundle.weights import warm_start
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, with_validation_rows
@@ -15,7 +16,7 @@ from twotower.evaluation.baselines import Popularity
 from twotower.evaluation.comparison import Comparison, heading
 from twotower.evaluation.evaluate import Report, evaluate
 from twotower.retrieval.build import IndexConfig, make
-from twotower.storage import paths
+from twotower.storage import paths, replacing
 from twotower.training.checkpoints import FitResult
 from twotower.training.defaults import recipe_for
 from twotower.training.fitting import fit
@@ -93,8 +94,9 @@ class Trainer:
         """
         workdir = paths.literal(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        # Here, since what it refuses would end the call behind the first training.
+        # Both here, since what they refuse would end the call behind the first training.
         whole = with_validation_rows(self.dataset, self.split) if self.refit else self.split
+        replacing.require_replaceable(workdir / "bundle_validation", MANIFEST)
         self.selection = self._train(self.split, workdir / "selection", tensorboard)
         self._report = evaluate(self.training.recommender(), self.split, self.dataset)
         self.seen = self.training.lineage().share_seen(self.dataset, self.split)
