@@ -294,6 +294,16 @@ def test_no_file_of_interactions():
         load_dataset("tables", interactions=[])
 
 
+@pytest.mark.parametrize("reading", [{}, {"interactions": "."}, {"interactions": ["."]}])
+def test_the_working_directory_is_not_read_in_silence(tmp_path, monkeypatch, reading):
+    """A bundle's manifest has "." where its data was a folder, which evaluate needs again."""
+    write(tmp_path, interactions__csv="user_id,item_id\nu,a\n")
+    assert load_dataset("tables", str(tmp_path)).reading["interactions"] == ["."]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"tables need data_dir \(--data_dir\)"):
+        load_dataset("tables", **reading)
+
+
 def test_a_column_of_our_name_that_is_another(tmp_path):
     """`timestamp` of the file is not the one asked for: it is left out, with a note."""
     write(tmp_path, r__csv="user_id,item_id,timestamp,seen\nu,a,yesterday,5\n")
