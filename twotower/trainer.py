@@ -67,6 +67,8 @@ class Trainer:
         warm_start: str | pathlib.Path | None = None,
         allow_seen: bool = False,
     ) -> None:
+        if not isinstance(recipe, Recipe | None):
+            raise TypeError(f"recipe must be a Recipe, such as Recipe(epochs=4); got {recipe!r}.")
         if split.part != "validation":
             raise ValueError(
                 f"a training selects its epoch on validation, never on {split.part}: give "

@@ -259,7 +259,7 @@ def test_recommend_shows_what_users_like_and_keeps_to_genres_and_years(workdir):
         first = answer["items"][0]
         for text in (first["item_id"], first["title"], f"({first['year']})", genre, "near "):
             assert text in rows[0]
-        assert lines[-1] == f"({len(expected)} items: no others are left)"
+        assert lines[-1] == f"({len(expected)} items: no others meet the filters)"
 
 
 def test_mistakes_are_named(workdir, tmp_path):
