@@ -99,7 +99,9 @@ class TwoTowerModel(tfrs.Model):
         task = FullSoftmax if is_full else RetrievalTask
         self.task = task(config, len(self.negatives.keys), columns, metrics)
 
-    def compile(self, optimizer="rmsprop", loss=None, metrics=None, **kwargs: Any) -> None:
+    def compile(
+        self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any
+    ) -> None:
         """As in Keras, but for loss and metrics, which would have no effect.
 
         Raises:
