@@ -232,3 +232,6 @@ def test_every_flag_reaches_its_field(monkeypatch):
         ]
         # One of both towers, or of model and examples (the seed), is reached in both.
         assert reached == [value] * (2 if name in {*HEAD, "seed"} else 1), name
+    holder(["test", "--hidden=64,x"])
+    with pytest.raises(ValueError, match=r"--hidden is a list such as 512,256; invalid .*'x'"):
+        recipe_flags.recipe()

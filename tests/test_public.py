@@ -113,6 +113,25 @@ def test_recommendations_keep_to_what_is_asked(three_verbs):
     # The letters of a text could be ids themselves.
     with pytest.raises(ValueError, match=r"such as \['i00003'\]; got the text 'i00003'"):
         bundle.recommend("i00003")
+    for wrong in ({"i00003", "i00007"}, {"i00003": 1}):
+        with pytest.raises(ValueError, match=r"history is a list of ids, oldest first; got \{"):
+            bundle.recommend(wrong)
+    for wrong in (None, [["i00003"]], iter(history)):
+        with pytest.raises(ValueError, match=r"items are a list of ids; got .*Give \[\] for none"):
+            bundle.recommend(wrong)
+    # What is given twice would be read from one of the two in silence.
+    for wrong in ({"history": ["i00009"]}, {"time": 5}, {"user_id": "u1"}):
+        with pytest.raises(ValueError, match=r"inputs have .* give those as the arguments user_id"):
+            bundle.recommend(history, inputs=wrong)
+    with pytest.raises(ValueError, match=r"year: the range \(1990, 1980\) ends before it begins"):
+        bundle.recommend(history, where={"year": (1990, 1980)})
+    for name, config, problem in (
+        ("exact", tt.IndexConfig("flat"), "'exact' is search over the bundle's vectors"),
+        ("small", tt.IndexConfig("foo"), r"got 'foo'\.$"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            tt.add_index(bundle, name, config)
+    assert bundle.indexes == ["hnsw"]
     with pytest.raises(ValueError, match="times: expected one for each of 2 items; got 3"):
         bundle.recommend(history, times=[1, 2, 3])
     with pytest.raises(ValueError, match=r"takes \['history'\]; unknown \['gender'\]"):

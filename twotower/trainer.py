@@ -8,6 +8,7 @@ from absl import logging
 
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import MANIFEST
 from twotower.bundle.weights import warm_start
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, with_validation_rows
@@ -15,7 +16,7 @@ from twotower.evaluation.baselines import Popularity
 from twotower.evaluation.comparison import Comparison, heading
 from twotower.evaluation.evaluate import Report, evaluate
 from twotower.retrieval.build import IndexConfig, make
-from twotower.storage import paths
+from twotower.storage import paths, replacing
 from twotower.training.checkpoints import FitResult
 from twotower.training.defaults import recipe_for
 from twotower.training.fitting import fit
@@ -66,6 +67,8 @@ class Trainer:
         warm_start: str | pathlib.Path | None = None,
         allow_seen: bool = False,
     ) -> None:
+        if not isinstance(recipe, Recipe | None):
+            raise TypeError(f"recipe must be a Recipe, such as Recipe(epochs=4); got {recipe!r}.")
         if split.part != "validation":
             raise ValueError(
                 f"a training selects its epoch on validation, never on {split.part}: give "
@@ -93,6 +96,9 @@ class Trainer:
         """
         workdir = paths.literal(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
+        # Both here, since what they refuse would end the call behind the first training.
+        whole = with_validation_rows(self.dataset, self.split) if self.refit else self.split
+        replacing.require_replaceable(workdir / "bundle_validation", MANIFEST)
         self.selection = self._train(self.split, workdir / "selection", tensorboard)
         self._report = evaluate(self.training.recommender(), self.split, self.dataset)
         self.seen = self.training.lineage().share_seen(self.dataset, self.split)
@@ -101,7 +107,6 @@ class Trainer:
                 "warm start: the earlier bundle was trained on %s of the validation rows",
                 "an unknown share" if self.seen is None else f"{self.seen:.2%}",
             )
-        whole = with_validation_rows(self.dataset, self.split)
         if self.refit and np.array_equal(whole.train, self.split.train):
             logging.info("no refit: with %s there are no further rows", self.split.protocol)
         elif self.refit:

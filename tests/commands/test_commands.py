@@ -72,6 +72,17 @@ def test_train_writes_validation_figures_only(workdir):
     assert json.loads((workdir / "bundle" / "manifest.json").read_text())["refit"] is True
 
 
+@pytest.mark.parametrize(
+    "name", ["bundle/mine.txt", "bundle_validation/mine.txt", "metrics.json/x"]
+)
+def test_what_a_training_could_not_replace_is_refused_before_it(tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).touch()
+    done = run("train.py", "--dataset=synthetic/small", f"--workdir={tmp_path}", *TINY, check=False)
+    assert done.returncode == 1 and name.partition("/")[0] in done.stderr
+    assert not [*tmp_path.glob("selection/checkpoints/*")] and "epoch 1/" not in done.stderr
+
+
 @pytest.fixture(scope="session")
 def judged(workdir, tmp_path_factory):
     """(rows of the JSON, printed text) of evaluate.py on test."""
@@ -248,7 +259,7 @@ def test_recommend_shows_what_users_like_and_keeps_to_genres_and_years(workdir):
         first = answer["items"][0]
         for text in (first["item_id"], first["title"], f"({first['year']})", genre, "near "):
             assert text in rows[0]
-        assert lines[-1] == f"({len(expected)} items: no others are left)"
+        assert lines[-1] == f"({len(expected)} items: no others meet the filters)"
 
 
 def test_mistakes_are_named(workdir, tmp_path):

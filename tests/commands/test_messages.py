@@ -46,6 +46,12 @@ def test_nothing_shows_but_the_project_s_messages():
     assert done.stdout == "" and done.returncode == 130
 
 
+def test_an_interrupt_without_a_message_says_so():
+    code = "from twotower.commands import script\ndef main(): raise KeyboardInterrupt\n"
+    done = tiny.python("-c", code + "script.run(main)", check=False)
+    assert (done.stderr, done.returncode) == ("\ninterrupted\n", 130)
+
+
 @pytest.mark.slow
 def test_notes_show_to_those_who_ask():
     done = run(TF_CPP_MIN_LOG_LEVEL="0")

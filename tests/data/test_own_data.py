@@ -81,6 +81,14 @@ def test_separators_of_several_characters(tmp_path):
     assert dataset.items["genres"].tolist() == [("War", "Drama"), ()]
 
 
+@pytest.mark.parametrize("sep", ["::", "¦"])
+def test_a_separator_between_quotes_is_text(tmp_path, sep):
+    names = sep.join(["user_id", "item_id", "timestamp", "search_text"])
+    write(tmp_path, r__csv=f'{names}\n{sep.join(["u", "a", "5"])}{sep}"x{sep}y"\n')
+    dataset = tables.read_tables(tmp_path / "r.csv", sep=sep)
+    assert dataset.interactions["search_text"].tolist() == [f"x{sep}y"]
+
+
 @pytest.mark.parametrize(
     ("unit", "texts"),
     [
@@ -170,6 +178,17 @@ def test_refused_events(tmp_path, events, message):
         tables.read_tables(tmp_path / "log.csv", events=events)
 
 
+def test_weights_of_events_and_of_the_file(tmp_path):
+    """Neither is dropped in silence; nor is an event that no row has."""
+    text = "user_id,item_id,event,weight\nu,a,view,7\nu,b,buy,8\n"
+    write(tmp_path, log__csv=text)
+    with pytest.raises(ValueError, match=r"events give weights .*the interactions have a column w"):
+        tables.read_tables(tmp_path / "log.csv", events="view=1,buy=5")
+    dataset = tables.read_tables(tmp_path / "log.csv", events="view=1,buy=1,purhcase=1")
+    assert dataset.interactions["weight"].tolist() == [7, 8]
+    assert "no row has the event 'purhcase'" in dataset.notes
+
+
 def test_min_rating(tmp_path):
     write(
         tmp_path,
@@ -184,6 +203,9 @@ def test_min_rating(tmp_path):
     assert "min_rating" not in str(summarise(dataset))
     with pytest.raises(ValueError, match=r"the highest rating is 4\.5"):
         whole.rated_at_least(5)
+    for wrong in ("4", float("nan")):
+        with pytest.raises(ValueError, match="min_rating must be a number, such as 4; got"):
+            whole.rated_at_least(wrong)
     with pytest.raises(ValueError, match=r"has no ratings.*columns='rating=COLUMN'"):
         tables.read_tables(tmp_path / "r.csv", min_rating=4)
 
@@ -216,12 +238,16 @@ def test_without_timestamps_the_order_counts(tmp_path):
         ("title=name", "no column 'name'.*no file of that table is given"),
         ("items.title=name", "no column 'name'.*no file of that table is given"),
         ("user_id=1,item_id=9", "no column '9'"),
+        ("user_id=1,item_id=2", "r.csv, line 1: user_id is 'user_id', so the file begins with n"),
+        ("user_id=user,timestmap=item", "no column 'timestmap'; did you mean 'timestamp'"),
+        ("user_id=user,rating=item:ms", "rating is no time, so it has no unit"),
         (["user_id=user"], r"\['user_id=user'\] is neither a text nor a dictionary. Entries are"),
         ("", r"r.csv lacks \['user_id', 'item_id'\]; it has \['user', 'item'\]. Say which"),
     ],
 )
 def test_refused_schemas(tmp_path, columns, message):
-    write(tmp_path, r__csv="user,item\nu,a\n")
+    names = "user_id,item" if message.startswith("r.csv, line 1") else "user,item"
+    write(tmp_path, r__csv=f"{names}\nu,a\n")
     with pytest.raises(ValueError, match=message):
         tables.read_tables(tmp_path / "r.csv", columns=columns)
 
@@ -247,9 +273,35 @@ def test_a_time_out_of_range_is_shown_as_the_file_has_it(tmp_path, value, messag
         tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:ms")
 
 
+@pytest.mark.parametrize("columns", [None, "timestamp=timestamp:ms"])
+def test_times_that_a_spreadsheet_has_shortened(tmp_path, columns):
+    write(tmp_path, r__csv="user_id,item_id,timestamp\nu,a,1.70407E+12\n")
+    with pytest.raises(ValueError, match=r"line 2: timestamp is '1.70407E\+12', which a spreadsh"):
+        tables.read_tables(tmp_path / "r.csv", columns=columns)
+
+
+def test_times_that_all_lie_in_1970(tmp_path):
+    """Such as days of a spreadsheet, or hours: the order is right, and ages are not."""
+    write(tmp_path, r__csv="user_id,item_id,timestamp\nu,a,45292\nu,b,45293\n")
+    note = "all times lie in 1970: if they are no seconds, say what they are"
+    assert note in str(summarise(tables.read_tables(tmp_path / "r.csv")))
+    write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,45292\nu,b,{NEW_YEAR}\n")
+    assert note not in str(summarise(tables.read_tables(tmp_path / "r.csv")))
+
+
 def test_no_file_of_interactions():
     with pytest.raises(ValueError, match="no file of interactions is given"):
         load_dataset("tables", interactions=[])
+
+
+@pytest.mark.parametrize("reading", [{}, {"interactions": "."}, {"interactions": ["."]}])
+def test_the_working_directory_is_not_read_in_silence(tmp_path, monkeypatch, reading):
+    """A bundle's manifest has "." where its data was a folder, which evaluate needs again."""
+    write(tmp_path, interactions__csv="user_id,item_id\nu,a\n")
+    assert load_dataset("tables", str(tmp_path)).reading["interactions"] == ["."]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"tables need data_dir \(--data_dir\)"):
+        load_dataset("tables", **reading)
 
 
 def test_a_column_of_our_name_that_is_another(tmp_path):

@@ -316,6 +316,12 @@ def test_unknown_names(protocol, part, message):
         make_split(dataset_of(SMALL), protocol, part)
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, None])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="the split's seed must be an integer of 0 or more; got"):
+        make_split(dataset_of(SMALL), "random", seed=seed)
+
+
 def test_describe():
     described = make_split(dataset_of(SMALL), "loo", "test").describe()
     digest = described.pop("target_sha256")

@@ -242,9 +242,75 @@ def test_items_and_users_that_the_tables_lack(csv_files):
     np.testing.assert_array_equal(dataset.items["year"], [1999, np.nan])
     assert dataset.users.to_dict("list") == {"user_id": ["7", "8", "007"], "age": ["25", "30", ""]}
     assert dataset.notes == (
-        "1 items of the interactions have no row in their table",
-        "1 users of the interactions have no row in their table",
+        "1 of 2 items of the interactions have no row in their table, such as '05'",
+        "1 of 2 users of the interactions have no row in their table, such as '007'",
     )
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["7", " 8"], "row 1: item_id is ' 8', with a blank .*sep=', '"),
+        (["7", "8\u00a0"], "row 1: item_id is .*, with a blank"),
+        (["7", "nan"], "row 1: item_id is 'nan', as programs write a missing value"),
+        (["7", "<NA>"], "row 1: item_id is '<NA>', as programs write a missing value"),
+        (["7", "12.0"], "row 1: item_id is '12.0', a whole number written as a float; write 12"),
+        (["7", "1.23457E+17"], r"row 1: item_id is '1.23457E\+17', a number that a spreadsheet"),
+    ],
+)
+def test_spoilt_ids(tmp_path, ids, message):
+    """Each would be an item that nothing else calls so: refused in files and in frames."""
+    plays = pd.DataFrame({"user_id": "u", "item_id": ids, "timestamp": [5, 6]})
+    plays.to_parquet(tmp_path / "plays.parquet")
+    with pytest.raises(ValueError, match=f"plays.parquet, {message}"):
+        tables.read_tables(tmp_path / "plays.parquet")
+    with pytest.raises(ValueError, match=f"items, {message}"):
+        Dataset("made", plays, pd.DataFrame({"item_id": ids}), pd.DataFrame({"user_id": ["u"]}))
+
+
+def test_ids_that_only_look_spoilt(tmp_path):
+    ids = ["1.0", "1.1", "12e5", "Nan", "na", "a b", "2E+170"]
+    plays = pd.DataFrame({"user_id": "u", "item_id": ids, "timestamp": range(5, 12)})
+    plays.to_csv(tmp_path / "plays.csv", index=False)
+    assert tables.read_tables(tmp_path / "plays.csv").items["item_id"].tolist() == ids
+
+
+@pytest.mark.parametrize("column", ["item_id", "user_id"])
+def test_a_table_of_other_ids_is_refused(tmp_path, column):
+    """Nothing would be known of any item, and only a note would say so."""
+    (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\n7,7,5\n8,8,6\n")
+    (tmp_path / "rest.csv").write_text(f"{column}\n07\n08\n")
+    paths = {f"{column[:4]}s": tmp_path / "rest.csv"}
+    with pytest.raises(ValueError, match=f"plays.csv, line 2: {column} is '7', and no .* is '07'"):
+        tables.read_tables(tmp_path / "plays.csv", **paths)
+
+
+def test_decimal_commas_are_refused(tmp_path):
+    (tmp_path / "plays.csv").write_text("user_id;item_id;rating\nu;a;4\nu;b;4,5\n")
+    with pytest.raises(ValueError, match=r"line 3: rating is '4,5', not a number .*4.5"):
+        tables.read_tables(tmp_path / "plays.csv")
+    (tmp_path / "plays.csv").write_text("user_id;item_id\nu;a\n")
+    (tmp_path / "films.csv").write_text("item_id;price\na;4\nb;4,5\n")
+    with pytest.raises(ValueError, match="line 3: price is '4,5', a number with a decimal comma"):
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    (tmp_path / "films.csv").write_text("item_id;tags\na;4\nb;4,5\nc;4,5,6\n")  # no numbers
+    dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert dataset.items["tags"].tolist() == ["4", "4,5", "4,5,6"]
+
+
+def test_texts_of_any_length(tmp_path):
+    """Those between quotes, too, which Python reads with a limit of 131,072 characters."""
+    (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\n")
+    (tmp_path / "films.csv").write_text('item_id,title\na,"' + 200_000 * "x" + '"\nb\n')
+    with pytest.raises(ValueError, match=r"films.csv, line 3: 1 fields, where"):
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    (tmp_path / "films.csv").write_text('item_id,title\na,"' + 200_000 * "x" + '"\n')
+    dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert len(dataset.items["title"][0]) == 200_000
+    (tmp_path / "films.csv").write_text("item_id,title\na," + 200_000 * "x" + ",\n")
+    with pytest.raises(ValueError, match=r"films.csv, line 2: 3 fields, where") as error:
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("name", ["plays.parquet", "plays.csv"])

@@ -161,6 +161,15 @@ def test_tokens_are_averaged():
     assert Tokens.fit("title", ["Toy Story", "A story"], min_count=2).vocabulary == ("story",)
 
 
+def test_a_long_text_takes_no_memory_for_all_others():
+    """Texts are padded to the longest: a million words would be a million columns."""
+    texts = ["toy " + 2000 * "story ", "end"]
+    feature = Tokens.fit("title", [*texts, 600 * "toy " + "late"], dim=2)
+    assert feature.vocabulary == ("end", "story", "toy")  # the 601st word is not read
+    encoded = feature.encode({"title": strings(*texts)})["title"]
+    assert encoded.shape == (2, 512) and encoded[1].numpy().tolist() == [2] + 511 * [0]
+
+
 def test_number_is_piecewise_linear():
     # Bins 0-1, 1-3 and 3-7.
     feature = Number("year", [0, 1, 3, 7])

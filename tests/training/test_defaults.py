@@ -8,6 +8,7 @@ import pytest
 
 from twotower.data import splits
 from twotower.data.dataset import Dataset
+from twotower.trainer import Trainer
 from twotower.training.defaults import describe, item_features, recipe_for
 from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
@@ -37,6 +38,8 @@ COLUMNS = {
     "genres": [("a",), (), ("b",), ("a", "b"), (), ()],
     "released": [1, 2, 3, 4, 5, 6],
     "list price": [1, 2, 3, 4, 5, 6],
+    "exclude": [1, 2, 3, 4, 5, 6],
+    "state_tax": [1, 2, 3, 4, 5, 6],
     "title": ["Tin", "Moon", "Tin", "Sea", "Sun", "Sky"],
     "popularity": [1, 2, 3, 4, 5, 6],
     "image": list(np.float32(np.eye(6))),
@@ -52,7 +55,10 @@ def test_features_are_the_columns_that_tell_items_apart():
         "stock": "the same for all",
         "notes": "nothing is known",
         "released": "a time; ask for the feature age",
-        "list price": "a name that no SavedModel's input can have; rename it",
+        **dict.fromkeys(
+            ("list price", "exclude", "state_tax"),
+            "a name that no SavedModel's input can have; rename it",
+        ),
         "popularity": "the name of what is computed from the interactions; rename it",
     }
 
@@ -129,3 +135,16 @@ def test_three_users_train(tmp_path):
     training = Training(dataset, split, short)
     assert fit(training, tmp_path).epoch >= 1
     assert np.isfinite(training.item_vectors(split.candidates)).all()
+
+
+def test_a_split_that_cannot_be_refit_is_refused_before_the_training(tmp_path):
+    """Each last item was taken before, so it is no test query. The first training would be lost."""
+    rows = [(f"u{u}", item, n) for u in range(3) for n, item in enumerate("abca")]
+    dataset = made()
+    items = pd.DataFrame({"item_id": [*"abc"]})
+    plays = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    dataset = dataclasses.replace(dataset, interactions=plays, items=items)
+    trainer = Trainer(dataset, splits.make_split(dataset, "loo"))
+    with pytest.raises(ValueError, match=r"loo, test: 6 training rows and 0 queries. The 12 pos"):
+        trainer.fit(tmp_path)
+    assert not (tmp_path / "selection").exists()

@@ -1,11 +1,15 @@
 """Keras' habits: call, fit, evaluate, predict, callbacks, and a round trip through a config."""
 
+import dataclasses
+
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
 from twotower.tf import tf
 from twotower.towers.dense import Tower
+from twotower.trainer import Trainer
 from twotower.training.model import TwoTowerModel
 from twotower.training.trainer import Training
 
@@ -33,6 +37,28 @@ def test_a_model_of_keras(training, tmp_path):
     first = next(iter(cases))
     for found, expected in zip(model(first), (queries, items)):
         np.testing.assert_allclose(found, expected[: len(found)], atol=1e-5)
+
+
+def test_what_would_be_ignored_is_refused(training):
+    for given in ({"loss": "mse"}, {"metrics": ["accuracy"]}):
+        with pytest.raises(
+            ValueError, match="would have no effect: the loss is that of TaskConfig"
+        ):
+            training.model.compile(optimizer="adam", **given)
+    with pytest.raises(ValueError, match="would have no effect"):
+        training.model.compile("adam", "mse")
+
+
+def test_a_split_of_other_data_is_refused():
+    """Its rows would be other interactions, and the training would not tell."""
+    dataset, few = tiny.dataset(), np.arange(3000)
+    fewer_rows = dataclasses.replace(dataset, interactions=dataset.interactions.iloc[few])
+    more_items = pd.concat([dataset.items, dataset.items.iloc[:1].assign(item_id="new")])
+    for other in (fewer_rows, dataclasses.replace(dataset, items=more_items)):
+        with pytest.raises(ValueError, match=r"split of other data\. Take make_split of this"):
+            Training(other, tiny.split(), tiny.recipe())
+    with pytest.raises(TypeError, match="recipe must be a Recipe, such as Recipe"):
+        Trainer(dataset, tiny.split(), {"epochs": 1})
 
 
 def test_a_model_comes_back_from_its_file(training, tmp_path):

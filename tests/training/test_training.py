@@ -305,6 +305,30 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
         KeyboardInterrupt, match=r"in epoch 2 of 3\. The same command goes on after"
     ):
         fit(training, tmp_path)
+    assert interrupted_in(3, tmp_path / "W", monkeypatch) == "after the last epoch"
+
+
+def interrupted_in(epoch, workdir, monkeypatch):
+    """What is said of an interrupt once the log has this many of 3 epochs."""
+    training, _ = planted(monkeypatch, [0.1] * epoch, epochs=3)
+    model_fit = training.model.fit
+
+    def fit_and_interrupt(*args, **kwargs):
+        model_fit(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.model, "fit", fit_and_interrupt)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        fit(training, workdir)
+    return str(interrupt.value).partition(".")[0].removeprefix("interrupted ")
+
+
+def test_a_workdir_that_cannot_be_written_is_found_before_an_epoch(tmp_path):
+    (tmp_path / "W").write_text("a file")
+    training = tiny.without_learning(Training(tiny.dataset(), tiny.split(), tiny.recipe()))
+    with pytest.raises(OSError, match="W"):
+        fit(training, tmp_path / "W")
+    assert training.model.optimizer is None
 
 
 def planted(monkeypatch, figures, **fit_fields):
@@ -578,6 +602,8 @@ def test_warm_start_of_a_tower_that_is_told_more(tmp_path):
         ({"metric": "recall@100_micro"}, "metric must be one of"),
         ({"weight_decay": 0.1}, "'adam' would ignore it"),
         ({"patience": -1}, "patience must be 0"),
+        ({"seed": -1}, "seed must be 0 or more; got -1"),
+        ({"seed": 2**32}, r"seed must be below 2\*\*32; got 4294967296"),
         ({"learning_rate": np.inf}, "learning_rate must be positive and finite"),
         ({"cosine": False}, "warmup_steps=200 has no effect.*cosine.*warmup_steps=0"),
         ({"keep_best": False}, "patience=5 has no effect.*keep_best.*patience=0"),
@@ -586,6 +612,26 @@ def test_warm_start_of_a_tower_that_is_told_more(tmp_path):
 def test_fits_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
         FitConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\); got 1.0"),  # nothing would be learned
+        ({"dropout": np.nan}, "dropout must lie in"),
+        ({"query_unknown_rate": 1.0}, "unknown_rate must lie in"),
+        ({"item_unknown_rate": -0.1}, "unknown_rate must lie in"),
+        ({"dim": 0}, "dim must be 1 or more; got 0"),
+        ({"dim": 8.0}, "dim must be an integer; got 8.0"),
+        ({"hidden": [16, 0]}, r"hidden layers must have a width of 1 or more; got \(16, 0\)"),
+        ({"item_id_dim": 0}, "id_dim must be 1 or more"),
+        ({"query_category_dim": -1}, "category_dim must be 1 or more"),
+    ],
+)
+def test_towers_that_make_no_sense(choices, message):
+    """Named before the data is read."""
+    with pytest.raises(ValueError, match=message):
+        Recipe(**choices)
 
 
 @pytest.mark.parametrize(

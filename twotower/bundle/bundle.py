@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from twotower.bundle.manifest import LINEAGE, BundleError, read_manifest
 from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
-from twotower.data.inputs import QueryInputs
+from twotower.data.inputs import COMPUTED, QueryInputs
 from twotower.data.lineage import Lineage
 from twotower.data.requests import Requests
 from twotower.funnel import saving
@@ -244,6 +244,14 @@ class Bundle:
                 person that the query tower reads.
         """
         inputs, names = dict(inputs or {}), [*self._query_inputs]
+        if isinstance(history, Mapping | Set):  # they have no order
+            raise ValueError(f"history is a list of ids, oldest first; got {history!r}.")
+        twice = inputs.keys() & {*COMPUTED}
+        if twice or inputs.get("user_id", user_id) != user_id:
+            raise ValueError(
+                f"inputs have {sorted(twice) or 'another user_id'}: give those as the arguments "
+                "user_id, history, times, ratings and time."
+            )
         liked, excluded = map(self.catalogue.require_keys, (history, exclude))
         if inputs.keys() - names:
             raise ValueError(

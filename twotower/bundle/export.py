@@ -190,11 +190,14 @@ def add_index(bundle: Bundle, name: str, config: build.IndexConfig) -> Retriever
             bundle's sample queries.
 
     Raises:
-        ValueError: A name with a path in it.
+        ValueError: A name with a path in it, or `exact`; or an index that cannot be made.
         BundleError: Damaged vectors, or another bundle has replaced this one before the index was
             finished. No index is added then.
     """
     paths.require_plain_name(name, "an index", "'hnsw' or 'small'")
+    if name == "exact":
+        raise ValueError("'exact' is search over the bundle's vectors; give another name.")
+    build.make(config)  # what cannot be made is refused before anything is read
     bundle.require_in_place()
     try:
         with build.replacing(bundle.directory / "index" / name, "index.json") as folder:

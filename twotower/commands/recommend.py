@@ -140,4 +140,4 @@ def main() -> None:
         if len(found):
             print(found)
         if len(found) < FLAGS.k:
-            print(f"({len(found)} items: no others are left)")
+            print(f"({len(found)} items: no others {'meet the filters' if where else 'are left'})")

@@ -158,7 +158,7 @@ def _run(
         text = " ".join(str(error).split()).rstrip(" .?")
         sys.exit(f"{name}: {text}{'?' if 'Did you mean' in text else '.'} Try {name} --help.")
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         if debug:

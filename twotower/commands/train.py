@@ -76,12 +76,17 @@ def main() -> None:
     from twotower.data.splits import hide_items, make_split
     from twotower.data.summary import summarise
     from twotower.retrieval.build import IndexConfig, make
+    from twotower.storage.replacing import require_replaceable
     from twotower.trainer import Trainer
     from twotower.training.defaults import describe, recipe_for
 
     workdir.mkdir(parents=True, exist_ok=True)
+    # What cannot be written or made is refused now, not behind the training.
+    require_replaceable(workdir / "bundle", "manifest.json")
+    if (workdir / "metrics.json").is_dir():
+        raise ValueError(f"{workdir / 'metrics.json'} is a folder; move it away.")
     for name in FLAGS.indexes:
-        make(IndexConfig(name))  # what cannot be made is refused now, not behind the training
+        make(IndexConfig(name))
     started = time.perf_counter()
     dataset = data_flags.dataset()
     split = make_split(dataset, FLAGS.split, "validation", FLAGS.split_seed)

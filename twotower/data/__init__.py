@@ -32,7 +32,8 @@ def load_dataset(
     if family == "tables":
         from twotower.data import tables
 
-        if data_dir is None and "interactions" not in reading:
+        # A manifest has "." for the tables of data_dir; here it would be the working directory.
+        if data_dir is None and reading.get("interactions", ".") in (".", ["."]):
             raise ValueError("tables need data_dir (--data_dir), or interactions=FILE.")
         reading = {"interactions": ".", "data_dir": data_dir, "name": name, **reading}
         return tables.read_tables(min_rating=min_rating, **reading)

@@ -5,7 +5,7 @@ Catalogue alone converts.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,13 @@ class Catalogue:
         """Keys of ids, `[num_ids]` int64.
 
         Raises:
-            ValueError: Ids that the catalogue does not have, or one text in place of a list.
+            ValueError: Ids that the catalogue does not have, or no list of ids.
         """
         if isinstance(ids, str):  # its letters could be ids, as those of "260" are
             raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
-        keys = self.keys_of(list(ids))
+        if not isinstance(ids, Collection) or np.ndim(found := list(ids)) != 1:
+            raise ValueError(f"items are a list of ids; got {ids!r}. Give [] for none.")
+        keys = self.keys_of(found)
         if (keys < 0).any():
             unknown = [item for item, key in zip(ids, keys) if key < 0]
             raise ValueError(f"items {unknown} are not in the catalogue; give item ids.")
@@ -182,6 +184,8 @@ def _matches(values: pd.Series, wanted) -> np.ndarray:
         # NaN, which stands for a missing number, lies in no range.
         least = -np.inf if low is None else as_stored(values, low)
         most = np.inf if high is None else as_stored(values, high)
+        if least > most:
+            raise ValueError(f"{values.name}: the range {wanted} ends before it begins.")
         return ((values >= least) & (values <= most)).to_numpy()
     several = list(wanted) if pd.api.types.is_list_like(wanted) else [wanted]
     several = [as_stored(values, value) for value in several]

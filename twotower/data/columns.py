@@ -34,6 +34,17 @@ TIMES = {"interactions": ("timestamp",), "items": ("released",)}
 # float64 holds every whole number up to this one.
 EXACT = 2**53
 LARGEST = float(np.finfo(np.float32).max)
+# How a spreadsheet shows a long number, whose last digits are lost when it is saved.
+SHORTENED = r"^\d(?:[.,]\d{1,5})?E\+\d\d$"
+# Ids that stand for others, by pattern, and what is wrong with them.
+SPOILT_IDS = {
+    r"^\s|\s$": "is {}, with a blank at its beginning or end, which makes it another id; drop the "
+    "blank, in all tables (of a text file with ', ' between fields: sep=', ')",
+    r"^(?:nan|NaN|<NA>|NaT|None|null|NULL)$": "is {}, as programs write a missing value; drop "
+    "such rows, or give them an id",
+    SHORTENED: "is {}, a number that a spreadsheet has shortened, so that others look alike; save "
+    "the column as text",
+}
 # Names that `pandas.api.types.infer_dtype` has for numbers and for times.
 _NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal")
 _TIME_KINDS = ("datetime64", "datetime", "date")
@@ -123,6 +134,18 @@ def check_ids(table: str, ids: pd.Series) -> None:
     refuse(table, ids, wrong, "is {}, not a string; use .astype(str), in all tables")
     refuse(table, ids, ids == "", "is empty")
     refuse(table, ids, ids.duplicated(), "is {}, which stands in an earlier row, too")
+
+
+def refuse_spoilt_ids(table: str, ids: pd.Series) -> None:
+    """Raises ColumnError for ids that a program has changed, so that they match no others."""
+    texts = np.asarray(ids.unique(), object)
+    for pattern, problem in SPOILT_IDS.items():
+        if spoilt := [*filter(re.compile(pattern).search, texts)]:
+            refuse(table, ids, ids.isin(spoilt), problem)
+    with_point = [text for text in texts if text.endswith(".0")]
+    if with_point and all(map(re.compile(r"-?(0|[1-9]\d*)(\.0)?").fullmatch, texts)):
+        problem = "is {}, a whole number written as a float; write 12 for 12.0, in all tables"
+        refuse(table, ids, ids.isin(with_point), problem)
 
 
 def form_of(values: pd.Series) -> str:

@@ -58,6 +58,7 @@ class ExamplesConfig:
         at_least(
             self, batch_size=1, targets_per_query=1, max_history=0, sequence_length=0, stratify=0
         )
+        at_least(self, seed=0)
         share, spread = self.targets_share, self.targets_share_spread
         if not 0 <= spread <= share or share + spread >= 1:
             raise ValueError(

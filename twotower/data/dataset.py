@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import numbers
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,7 @@ from twotower.data.columns import (
     clean,
     known,
     refuse,
+    refuse_spoilt_ids,
 )
 
 # What a column holds. Only the first three of `interactions` and the ids are required.
@@ -64,10 +66,10 @@ class Dataset:
     in numbers and vectors, () in tags.
 
     Raises:
-        ValueError: A required column is missing, an id is duplicate, empty or no string, an
-            interaction names an item or user that its table does not have, an event is unknown,
-            or a column has a value that it cannot hold (`ColumnError` names the row): times that
-            are not whole seconds, infinite numbers, text instead of numbers.
+        ValueError: A required column is missing, an id is duplicate, empty, no string, or spoilt
+            (such as "nan"), an interaction names an item or user that its table does not have, an
+            event is unknown, or a column has a value that it cannot hold (`ColumnError` names the
+            row): times that are not whole seconds, infinite numbers, text instead of numbers.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Dataset:
         for table, column in (("items", "item_id"), ("users", "user_id")):
             ids = getattr(self, table)[column]
             check_ids(table, ids)
+            if len(self.interactions):  # a catalogue alone may be an older bundle's
+                refuse_spoilt_ids(table, ids)
             used = self.interactions[column]
             unknown = ~used.isin(ids)
             problem = f"is {{}}, which {table!r} does not have ({int(unknown.sum())} such rows)"
@@ -141,8 +145,10 @@ class Dataset:
         """The dataset without the rows whose rating is lower or missing: they are no positives.
 
         Raises:
-            ValueError: There are no ratings, or none as high as that.
+            ValueError: There are no ratings, or none as high as that; or a bound that is no number.
         """
+        if not isinstance(min_rating, numbers.Real) or np.isnan(min_rating):
+            raise ValueError(f"min_rating must be a number, such as 4; got {min_rating!r}.")
         if "rating" not in self.interactions:
             raise ValueError(
                 f"min_rating={min_rating:g}: {self.name} has no ratings, but the columns "
@@ -151,7 +157,10 @@ class Dataset:
         keep = self.interactions["rating"] >= min_rating
         if not keep.any():
             highest = self.interactions["rating"].max()
-            raise ValueError(f"min_rating={min_rating:g}: the highest rating is {highest:g}.")
+            found = (
+                "no row has a rating" if np.isnan(highest) else f"the highest rating is {highest:g}"
+            )
+            raise ValueError(f"min_rating={min_rating:g}: {found}.")
         dropped = f"dropped {(~keep).sum():,} of {len(keep):,} rows, rated below {min_rating:g}"
         return dataclasses.replace(
             self,

@@ -10,7 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data import schema
-from twotower.data.columns import IDS, NUMBERS, TEXTS, TIMES, ColumnError, refuse
+from twotower.data.columns import (
+    IDS,
+    NUMBERS,
+    SHORTENED,
+    TEXTS,
+    TIMES,
+    ColumnError,
+    refuse,
+    refuse_spoilt_ids,
+)
 from twotower.data.times import LATEST, reads_as_date, seconds_of
 
 # Texts that stand for a missing number or time.
@@ -21,6 +30,7 @@ WHOLE = r"^-?(0|[1-9]\d*)$"
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$"
 # No zero in front: 01234 is a code, which would lose its zero as a number.
 NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
+DECIMAL_COMMA = r"^[+-]?\d+,\d+$"
 # A whole number as pandas writes it where another row of the column has none.
 WHOLE_FLOAT = r"^-?(0|[1-9]\d*)\.0$"
 MISSING_ID = "is missing; every row needs one"
@@ -91,6 +101,7 @@ def _ids(array: pa.ChunkedArray, name: str, table: str) -> pd.Series:
         )
     ids = _pandas(array.cast(pa.large_string()), name)
     refuse(table, ids, ids == "", MISSING_ID)
+    refuse_spoilt_ids(table, ids)
     return ids
 
 
@@ -121,6 +132,9 @@ def _numbers(text: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
     """Numbers written as text, as float64."""
     present = _present(text)
     is_number = pc.match_substring_regex(present, NUMBER).fill_null(True).to_numpy()
+    problem = "is {}, not a number (a decimal comma is no point: 4.5)"
+    with_comma = pc.match_substring_regex(present, DECIMAL_COMMA).fill_null(False).to_numpy()
+    refuse(table, _pandas(text, name), with_comma, problem)
     refuse(table, _pandas(text, name), ~is_number, "is {}, not a number")
     return present.cast(pa.float64())
 
@@ -130,6 +144,8 @@ def _times(
 ) -> pd.Series:
     """Times written as text, in seconds, NaN where missing; `written` is what errors show."""
     present = _present(text)
+    shown = _pandas(text if written is None else written, name)
+    _refuse_shortened(present, shown, table)
     is_number = pc.match_substring_regex(present, NUMBER)
     seconds = pc.if_else(is_number, present, None).cast(pa.float64()).to_numpy()
     is_number = is_number.fill_null(True).to_numpy()
@@ -141,10 +157,16 @@ def _times(
         dates = _pandas(pc.if_else(has_year, present, None), name).where(is_date)
         dates = pd.to_datetime(dates, errors="coerce", utc=True, format="ISO8601")
         problem = "is {}, not whole seconds since 1970 or an ISO 8601 date"
-        shown = _pandas(text if written is None else written, name)
         refuse(table, shown, is_date & dates.isna(), problem)
         seconds = np.where(is_date, seconds_of(dates), seconds)
     return pd.Series(seconds, name=name)
+
+
+def _refuse_shortened(text: pa.ChunkedArray, shown: pd.Series, table: str) -> None:
+    """Raises ColumnError for times that a spreadsheet has shortened to some digits."""
+    is_short = pc.match_substring_regex(text, SHORTENED).fill_null(False).to_numpy()
+    problem = "is {}, which a spreadsheet has shortened: save the column with all of its digits"
+    refuse(table, shown, is_short, problem)
 
 
 def _typed(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
@@ -167,6 +189,10 @@ def _typed(text: pa.ChunkedArray, name: str, table: str) -> pd.Series:
         dates = pd.to_datetime(_pandas(present, name), errors="coerce", utc=True, format="ISO8601")
         if dates.notna().sum() == len(present) - present.null_count:
             return dates
+    if every(f"{WHOLE}|{DECIMAL_COMMA}"):
+        with_comma = pc.match_substring_regex(present, DECIMAL_COMMA).fill_null(False).to_numpy()
+        problem = "is {}, a number with a decimal comma: write 4.5 for 4,5, or a list as [4, 5]"
+        refuse(table, _pandas(text, name), with_comma, problem)
     if every(LIST) and _list_of(present.drop_null()[0].as_py()) is not None:
         return _lists(_pandas(present, name), table)
     return _pandas(text, name)
@@ -189,6 +215,7 @@ def _in_seconds(text: pa.ChunkedArray, unit: str, name: str, table: str) -> pd.S
     """Times in a unit, or dates in another form than ISO 8601, in seconds, NaN where missing."""
     present, shown = _present(text), _pandas(text, name)
     if unit in schema.UNITS:
+        _refuse_shortened(present, shown, table)
         is_number = pc.match_substring_regex(present, NUMBER).fill_null(True).to_numpy()
         refuse(table, shown, ~is_number, f"is {{}}, not a number of {unit}")
         seconds = present.cast(pa.float64()).to_numpy() // schema.UNITS[unit]

@@ -272,7 +272,7 @@ def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str]:
             ) from error
     data = (data if form.decode is None else form.decode(data)).removeprefix(BOM)
     sep = form.sep or ("\t" if ".tsv" in path.suffixes else _most_frequent(data))
-    if len(sep) > 1:
+    if len(sep.encode()) > 1:  # Arrow takes one byte
         data, sep = data.replace(sep.encode(), UNIT_SEPARATOR.encode()), UNIT_SEPARATOR
     return data, sep
 
@@ -317,6 +317,9 @@ def _text(path: pathlib.Path, form: TextFormat) -> pa.Table:
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         _check(path, data, sep, form)
         raise ValueError(f"{path} cannot be read as text: {error}.") from error
+    if sep == UNIT_SEPARATOR:  # also between quotes, where it was text
+        columns = [pc.replace_substring(column, sep, form.sep) for column in table.columns]
+        table = pa.table(columns, table.column_names)
     if not form.header:
         return table
     names = [name.strip() for name in first]
@@ -330,6 +333,7 @@ def _records(
     data: bytes, sep: str, form: TextFormat, strict: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """The first line (counted from 1) and the fields of each record; empty lines are skipped."""
+    csv.field_size_limit(BLOCK_SIZE)  # of this process; by default a field has 131,072 characters
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
     reader = csv.reader(
         text,
@@ -359,10 +363,11 @@ def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
         for line, fields in _records(data, sep, form, strict=True):
             width = width or len(fields)
             if len(fields) != width:
+                text = shown.join(fields)
+                text = text if len(text) < 200 else text[:197] + "..."
                 raise ValueError(
                     f"{path}, line {line}: {len(fields)} fields, where the first line has {width}: "
-                    f"{shown.join(fields)!r}. Is the line cut off, or a text with {shown!r} not in "
-                    "quotes?"
+                    f"{text!r}. Is the line cut off, or a text with {shown!r} not in quotes?"
                 )
     except csv.Error as error:
         raise ValueError(

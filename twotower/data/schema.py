@@ -8,6 +8,7 @@ each table that has such a column of ours, or for one alone: `items.item_id=movi
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -64,7 +65,8 @@ def parse(columns: str | Mapping[str, str] | None) -> list[Entry]:
     """The entries of a schema, as text or as a dictionary of the parts around `=`.
 
     Raises:
-        ValueError: An entry that is none, an unknown table or unit, or a name that stands twice.
+        ValueError: An entry that is none, an unknown table or unit, a name that stands twice or is
+            nearly that of a column, or a unit of a column that holds no times.
     """
     entries = []
     for left, right in pairs(columns, HOW).items():
@@ -72,6 +74,13 @@ def parse(columns: str | Mapping[str, str] | None) -> list[Entry]:
         column, _, unit = right.partition(":")
         if dot and table not in REQUIRED:
             raise ValueError(f"{left!r}: there is no table {table!r}, but {list(REQUIRED)}.")
+        if name not in TABLES_OF and (close := difflib.get_close_matches(name, TABLES_OF, 1, 0.88)):
+            raise ValueError(
+                f"{left}={right}: there is no column {name!r}; did you mean {close[0]!r}? A column "
+                "of another meaning needs no entry: it keeps the name that the file has."
+            )
+        if unit and name in TABLES_OF and name not in ("timestamp", "released"):
+            raise ValueError(f"{left}={right}: {name} is no time, so it has no unit. {HOW}")
         if unit and unit not in (*UNITS, *DATE_ORDERS) and "%" not in unit:
             raise ValueError(f"{left}={right}: {unit!r} is no unit of times. {HOW}")
         entries.append(Entry(table, name, column, unit))

@@ -24,6 +24,7 @@ import numpy as np
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.requests import CONTEXT
+from twotower.limits import whole_number
 from twotower.ragged import Ragged
 
 PROTOCOLS = (
@@ -108,8 +109,9 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         seed: Seed of the random protocols.
 
     Raises:
-        ValueError: An unknown protocol or part; a MovieLens 1M that is not in the order of its
-            file; or data of which the protocol leaves no training rows or no queries.
+        ValueError: An unknown protocol or part; a seed that is no whole number; a MovieLens 1M that
+            is not in the order of its file; or data of which the protocol leaves no training rows
+            or no queries.
     """
     name = protocol.removesuffix("+time")
     with_time = name != protocol
@@ -123,6 +125,7 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
             f"{protocol}: {dataset.name} has no timestamps, so a model cannot learn from the time "
             f"of a request. Take {name}, which needs the order of the rows alone."
         )
+    whole_number(seed, "the split's seed")
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}; got {part!r}.")
     if dataset.name == "movielens/1m" and len(dataset.interactions) == ML_1M_ROWS:
@@ -140,8 +143,9 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
     if len(targets) == 0 or len(train) == 0:
         raise ValueError(
             f"{protocol}, {part}: {len(train)} training rows and {len(targets)} queries. The "
-            f"{len(dataset.interactions)} interactions of {dataset.name} are too few or too short "
-            "for this protocol."
+            f"{dataset.positive.sum():,} positives among {len(dataset.interactions):,} "
+            f"interactions of {dataset.name} are too few for this protocol, or each user has too "
+            "few of them with different items. Take another protocol."
         )
     return Split(
         protocol=protocol,

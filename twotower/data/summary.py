@@ -26,14 +26,15 @@ class Summary:
         notes: What was left out or taken for granted, a sentence each.
 
     >>> import pandas as pd
-    >>> rows = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [0, 86400]}
+    >>> times = [366 * 86400, 367 * 86400]
+    >>> rows = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": times}
     >>> users, items = pd.DataFrame({"user_id": ["u"]}), pd.DataFrame({"item_id": ["a", "b", "c"]})
     >>> print(summarise(Dataset("mine", pd.DataFrame(rows), items, users)))
     mine
       rows     2 interactions, 2.0 a user
       users    1
       items    3, of which 2 have an interaction
-      period   1970-01-01 to 1970-01-02
+      period   1971-01-02 to 1971-01-03
       density  100.000% of all pairs of these users and items
       columns  interactions: timestamp
     """
@@ -89,6 +90,11 @@ def summarise(dataset: Dataset) -> Summary:
     num_pairs = len(np.unique(users * len(dataset.items) + items))
     has_times = dataset.has_times and len(dataset.timestamps) > 0
     notes = list(dataset.notes)
+    if has_times and dataset.timestamps.max() < 365 * 86_400:
+        notes.append(
+            "all times lie in 1970: if they are no seconds, say what they are "
+            "(columns='timestamp=COLUMN:UNIT')"
+        )
     rated = "rating" in dataset.interactions and known(dataset.interactions["rating"]).any()
     if rated and "min_rating" not in dataset.reading:
         lowest = dataset.interactions["rating"].min()

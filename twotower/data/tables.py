@@ -49,7 +49,9 @@ def read_tables(
     of such files, as Spark writes one. Text files are UTF-8; `\N` is missing. What was read and
     what was dropped, `print(summarise(dataset))` says (`summary.py`).
 
-    - Ids become strings: 7 and "7" are the same id, "07" (in CSV, too) is another.
+    - Ids become strings: 7 and "7" are the same id, "07" (in CSV, too) is another. Ids that a
+      program has spoilt are refused: "nan", " 7", "7.0" among whole numbers, "1.23E+17". So is a
+      table of items or users that has none of those in the interactions.
     - Times (`timestamp`, `released`) are whole seconds since 1970, dates, or ISO 8601 texts; they
       are UTC where they name no zone. `columns` says if they are written in another way. Without a
       timestamp, the order of the rows stands for time.
@@ -117,7 +119,10 @@ def read_tables(
         has_times = "timestamp" in frames["interactions"]
         if not has_times:
             frames["interactions"]["timestamp"] = np.arange(len(frames["interactions"]))
-            notes.append("no timestamps: the order of the rows stands for time")
+            notes.append(
+                "no timestamps: the order of the rows stands for time; if a column holds times, "
+                "say which: columns='timestamp=COLUMN'"
+            )
         if events:
             frames["interactions"], dropped = _with_events(frames["interactions"], events)
             notes += dropped
@@ -232,11 +237,24 @@ def frame_of(
     found, units, notes = schema.renamed(
         source.table, source.where(None), table, entries, is_headless
     )
+    if is_headless:
+        _refuse_header(source, found)
     columns = {
         name: column_of(found[name], name, table, is_text, units.get(name, ""))
         for name in found.column_names
     }
     return pd.DataFrame(columns), notes
+
+
+def _refuse_header(source: files.Source, found: pa.Table) -> None:
+    """Raises for a file said to have no header whose first row holds the names of columns."""
+    for name in found.column_names if found.num_rows else ():
+        text = str(found[name][0])
+        if text.lower().replace("_", "") == name.replace("_", ""):
+            raise ValueError(
+                f"{source.where(0)}: {name} is {text!r}, so the file begins with names, and "
+                f"numbers of columns are for files without. Give names: columns='{name}={text}'."
+            )
 
 
 def _with_events(
@@ -260,6 +278,13 @@ def _with_events(
         if not 0 <= weight[name] < np.inf:
             raise ValueError(f"event {name}={value}: no weight and no event. {EVENTS_HOW}")
         meaning[name] = ""
+    gives_weights = len(set(weight.values()) - {0}) > 1
+    if gives_weights and "weight" in frame:
+        raise ValueError(
+            f"events give weights ({weight}), and the interactions have a column weight. Keep one: "
+            "give all events the same weight, or call the column by another name, such as "
+            "columns='file_weight=weight'."
+        )
     found = frame["event"].fillna("")
     keep = found.map(weight).fillna(0) > 0
     if not keep.any():
@@ -267,11 +292,13 @@ def _with_events(
     notes = [] if keep.all() else [
         f"dropped {(~keep).sum():,} of {len(frame):,} rows by their event: {_counts(found[~keep])}"
     ]  # fmt: skip
+    if unused := [name for name in weight if name not in set(found)]:
+        notes.append(f"no row has the event {', '.join(map(repr, unused))}")
     frame, found = frame[keep].copy(), found[keep]
     frame["event"] = found.map(meaning)
     if not (frame["event"] != "").any():
         frame = frame.drop(columns="event")
-    if len(set(weight.values()) - {0}) > 1:
+    if gives_weights:
         frame["weight"] = found.map(weight)
         notes.append("weights: " + ", ".join(f"{name} {weight[name]:g}" for name in weight))
     return frame, notes
@@ -284,16 +311,30 @@ def _counts(values: pd.Series, most: int = 5) -> str:
 
 
 def _add_missing_rows(frames: dict[str, pd.DataFrame]) -> list[str]:
-    """Adds rows for items and users that only the interactions name; says of how many."""
+    """Adds rows for items and users that only the interactions name; says of how many.
+
+    Raises:
+        ColumnError: A table has none of those that the interactions name.
+    """
     notes = []
     for table, column in (("items", "item_id"), ("users", "user_id")):
         ids = pd.Series(frames["interactions"][column].unique(), name=column, dtype=object)
         known = frames.get(table, pd.DataFrame({column: ids[:0]}))
         new = ids[~ids.isin(known[column])].to_frame()
+        if len(known) and len(ids) == len(new) > 0:
+            problem = (
+                f"is {ids[0]!r}, and no {column} of the interactions is in the table of {table}, "
+                f"whose first is {known[column].iloc[0]!r}. Write the ids alike, or leave that "
+                "table out"
+            )
+            raise ColumnError("interactions", column, 0, problem)
         if table not in frames:
             notes.append(f"no table of {table}: they are known by their ids alone")
         elif len(new):
-            notes.append(f"{len(new):,} {table} of the interactions have no row in their table")
+            notes.append(
+                f"{len(new):,} of {len(ids):,} {table} of the interactions have no row in their "
+                f"table, such as {new[column].iloc[0]!r}"
+            )
         if table == "items" and ("title" in known or table not in frames):
             new["title"] = new["item_id"]
         if len(new) or table not in frames:

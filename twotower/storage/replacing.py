@@ -56,13 +56,13 @@ def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathl
             afterwards, the message names the finished folder, which stays.
     """
     directory = pathlib.Path(os.path.realpath(paths.local(directory)))
-    _require_replaceable(directory, description)
+    require_replaceable(directory, description)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(directory) as new:
         _require_movable(directory, new.parent)
         yield new
         try:
-            _require_replaceable(directory, description)
+            require_replaceable(directory, description)
             _put(new, directory)
         except (OSError, ValueError) as error:
             token = new.parent.name.rpartition("-")[2]
@@ -71,7 +71,7 @@ def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathl
             raise ValueError(f"{error} What was written is whole, in {finished}.") from error
 
 
-def _require_replaceable(directory: pathlib.Path, description: str) -> None:
+def require_replaceable(directory: pathlib.Path, description: str) -> None:
     """Raises ValueError for a folder that holds anything but one of the described kind."""
     for is_last in (False, False, True):
         try:

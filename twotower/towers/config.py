@@ -1,8 +1,14 @@
 """ItemConfig and QueryConfig: what the towers read, and their sizes. Needs no TensorFlow."""
 
 import dataclasses
+import re
 
+from twotower.limits import at_least
 from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
+
+# What the name of an input may be. TensorFlow would change other names, and `saved_models.py` has
+# arguments with the reserved names.
+ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,10 @@ class ItemConfig:
     dropout: float = 0.0
     batch_norm: bool = False
     shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+        at_least(self, id_dim=1, token_dim=1, min_token_count=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +92,20 @@ class QueryConfig:
     shortcut: bool = False
 
     def __post_init__(self) -> None:
+        _check(self)
+        at_least(self, user_dim=1, category_dim=1)
         if type(self.history) not in CONFIGS.values():
             raise TypeError(
                 f"history must be the config of an encoder, such as GRUConfig(); got "
                 f"{self.history!r}. To name the encoder alone, take Recipe(query_history='gru')."
             )
+
+
+def _check(config: ItemConfig | QueryConfig) -> None:
+    """Raises ValueError for sizes and rates that no tower can have."""
+    at_least(config, dim=1)
+    if any(width < 1 for width in config.hidden):
+        raise ValueError(f"hidden layers must have a width of 1 or more; got {config.hidden}.")
+    for name in ("dropout", "unknown_rate"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1); got {getattr(config, name)}.")

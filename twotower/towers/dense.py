@@ -1,15 +1,11 @@
 """The form of both towers: features are concatenated, then Dense 512 -> 256 -> 128, then L2."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from twotower.tf import tf
+from twotower.towers.config import ARGUMENT, RESERVED
 from twotower.towers.features import Feature, Input, require_float32
-
-# What the name of an input may be. TensorFlow would change other names, and `saved_models.py` has
-# arguments with the reserved names.
-ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
 @tf.keras.saving.register_keras_serializable("twotower")

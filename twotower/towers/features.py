@@ -26,6 +26,9 @@ from twotower.towers.words import words
 
 # Index of padding and of an unknown token in a sequence of tokens.
 PAD, UNKNOWN = 0, 1
+# Words of a text that are read. All texts are padded to the longest, so that one text of a million
+# words would take the memory of a million for each item.
+MOST_WORDS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +291,8 @@ class Tags(Feature):
 class Tokens(Tags):
     """A text, such as a title: the mean of its words' embeddings.
 
-    The raw input is `[batch_size]` strings; `words.py` defines a word. (A whole title as one string
+    The raw input is `[batch_size]` strings; `words.py` defines a word. Of a longer text the first
+    `MOST_WORDS` words count. (A whole title as one string
     of the vocabulary would be no more than a second item id.)
 
     >>> feature = Tokens.fit("title", ["Toy Story", "Toy Soldiers"], min_count=2, dim=2)
@@ -301,7 +305,8 @@ class Tokens(Tags):
     @staticmethod
     def tags(values: Iterable[str]) -> Iterable[Sequence[str]]:
         found = words(tf.constant(list(values), tf.string))
-        return ([word.decode() for word in row] for row in found.to_list())
+        return ([word.decode() for word in row[:MOST_WORDS]] for row in found.to_list())
 
     def index(self, values: tf.Tensor) -> tf.Tensor:
-        return super().index(words(values).to_tensor(""))  # [batch_size, n]
+        found = words(values)[:, :MOST_WORDS]
+        return super().index(found.to_tensor(""))  # [batch_size, n]

@@ -1,7 +1,6 @@
 """A recipe that fits the data: features from its columns, sizes from its number of rows."""
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.objective.config import NegativesConfig
+from twotower.towers.config import ARGUMENT, RESERVED
 from twotower.training.recipe import Recipe
 
 # These features come first, in this order: a change of order would change MovieLens' results.
@@ -85,7 +85,7 @@ def _fault(values: pd.Series, ids: pd.Series) -> str:
         return "the name of what is computed from the interactions; rename it"
     if name == "released":
         return "a time; ask for the feature age"
-    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+    if not ARGUMENT.fullmatch(name) or name in RESERVED:
         return "a name that no SavedModel's input can have; rename it"
     if not known(values).any():
         return "nothing is known"

@@ -120,6 +120,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the message says after which epoch the same call goes on.
     """
     workdir = paths.literal(workdir)
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)  # now, not behind an epoch
     config, num_examples = training.recipe.fit, len(training.examples)
     steps = -(-num_examples // training.recipe.examples.batch_size)
     mining = mining_of(training.recipe, config.epochs * steps)
@@ -144,8 +145,9 @@ def fit(
         except KeyboardInterrupt:
             done = result.log[-1]["epoch"] if result.log else 0
             goes_on = f"after epoch {done}" if done else "from the start"
+            during = f"in epoch {done + 1} of {epochs}" if done < epochs else "after the last epoch"
             raise KeyboardInterrupt(
-                f"interrupted in epoch {done + 1} of {epochs}. The same command goes on {goes_on}."
+                f"interrupted {during}. The same command goes on {goes_on}."
             ) from None
     checkpoints.restore_best()
     return result

@@ -66,7 +66,11 @@ def recipe(default: Recipe | None = None) -> Recipe:
         value, ((_, field), *_) = flags.FLAGS[name].value, CHOICES[name]
         if isinstance(field.default, tuple):
             kind = type(field.default[0])
-            value = tuple(kind(entry) for entry in value)
+            try:
+                value = tuple(kind(entry) for entry in value)
+            except ValueError as error:
+                default = ",".join(map(str, field.default))
+                raise ValueError(f"--{name} is a list such as {default}; {error}.") from error
         choices[name] = value
     return Recipe(**choices)
 

@@ -99,6 +99,23 @@ class TwoTowerModel(tfrs.Model):
         task = FullSoftmax if is_full else RetrievalTask
         self.task = task(config, len(self.negatives.keys), columns, metrics)
 
+    def compile(
+        self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """As in Keras, but for loss and metrics, which would have no effect.
+
+        Raises:
+            ValueError: A loss or metrics: the loss is the model's `config`, and `metrics` is an
+                argument of the model.
+        """
+        if loss is not None or metrics is not None:
+            raise ValueError(
+                f"loss={loss!r} and metrics={metrics!r} would have no effect: the loss is that of "
+                "TaskConfig (Recipe(loss=...)), and validation has metrics (topk_every). Leave "
+                "them out."
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+
     def query_vectors(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Vectors of a batch's queries: `[num_rows, dim]` if each row is a query, and
         `[num_examples, dim]` if rows are sequences."""

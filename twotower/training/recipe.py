@@ -73,7 +73,9 @@ class FitConfig:
                 f"learning_rate must be positive and finite; got {self.learning_rate}."
             )
         at_least(self, epochs=1, validate_every=1)
-        at_least(self, warmup_steps=0, patience=0, topk_every=0, weight_decay=0)
+        at_least(self, warmup_steps=0, patience=0, topk_every=0, weight_decay=0, seed=0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32; got {self.seed}.")
         if self.warmup_steps and not self.cosine:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} has no effect without cosine: the learning rate "
