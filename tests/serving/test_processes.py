@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -155,6 +157,38 @@ def test_killed_at_any_moment_it_comes_back_with_what_it_acknowledged(
     found = len(logged(tmp_path / "state" / "events"))
     assert noted <= found <= noted + 31
     assert added and removed
+
+
+@pytest.mark.slow
+def test_the_workers_of_one_service_log_and_count_together(
+    bundle_folder,
+    tmp_path,
+    redis_url,  # noqa: F811
+):
+    url = f"http://127.0.0.1:{free_port()}"
+    given = [f"--bundle={bundle_folder}", f"--state={tmp_path}", f"--store={redis_url}"]
+    command = [sys.executable, SERVE, *given, "--workers=2", f"--port={url.split(':')[-1]}"]
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        served = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+    bodies = [{"history": [f"i{number:05d}"], "k": 3} for number in range(1, 31)]
+    try:
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            assert gets_ready(client, lambda: served.poll() is None), log.read_text()
+            for body in bodies:
+                # A connection for each request, so that both processes get some.
+                assert httpx2.post(f"{url}/recommend", json=body, timeout=60).status_code == 200
+            counted = [
+                float(line.split()[-1])
+                for line in client.get("/metrics").text.splitlines()
+                if line.startswith("twotower_requests_total") and '"/recommend"' in line
+            ]
+    finally:
+        served.terminate()
+        served.wait(60)
+    assert sum(counted) == len(bodies)
+    assert log.read_text().count('"route": "/recommend"') == len(bodies)
 
 
 @pytest.mark.slow

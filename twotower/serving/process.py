@@ -123,6 +123,8 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     os.environ[SETTINGS] = json.dumps(dataclasses.asdict(settings))
     with tempfile.TemporaryDirectory() as counts:
         if workers > 1:
+            # Processes inherit standard error by its number, which scripts point to nowhere.
+            os.dup2(sys.stderr.fileno(), 2)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
         uvicorn.run(
             "twotower.serving.process:app",
