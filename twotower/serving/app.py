@@ -47,8 +47,9 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
     async def embed(body: schemas.Embed) -> Response:
         """Query vectors of requests, each by the version that recommends to its user.
 
-        `model_versions` names the training of each vector. `model_version` is the one of all, or
-        empty while a canary answers some of these users: search for each training's vectors apart.
+        `model_versions` names the training of each vector. If all vectors are of one training,
+        `model_version` names it; if a canary answers some of these users, `model_version` is
+        empty. `/search` takes vectors of one training, so call it once for each.
         """
         return json_answer(await service.embed(body))
 
