@@ -86,7 +86,7 @@ def quickstart() -> str:
     workdir = tempfile.mkdtemp(prefix="twotower-")
     command = [sys.executable, str(pathlib.Path(__file__).with_name("quickstart.py"))]
     data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
-    subprocess.run([*command, f"--workdir={workdir}", *data], check=True)
+    subprocess.run([*command, f"--workdir={workdir}", *data], check=True, stderr=sys.stderr)
     return f"{workdir}/bundle"
 
 
