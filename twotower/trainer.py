@@ -51,7 +51,7 @@ class Trainer:
             trained on; None if unknown.
 
     Raises:
-        ValueError: A split whose queries are the test part.
+        ValueError: A split whose queries are the test part, or of another dataset.
     """
 
     training: Training
@@ -74,6 +74,7 @@ class Trainer:
                 f"a training selects its epoch on validation, never on {split.part}: give "
                 f"make_split(dataset, {split.protocol!r})."
             )
+        split.require_of(dataset)
         self.dataset, self.split, self.recipe = dataset, split, recipe or recipe_for(dataset, split)
         self.refit, self.warm_start, self.allow_seen = refit, warm_start, allow_seen
         self.refit_seconds: float | None = None

@@ -14,7 +14,9 @@ from twotower.data import movielens, splits, synthetic
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import PARTS, PROTOCOLS, hide_items, make_split, only_hidden
+from twotower.evaluation.evaluate import evaluate
 from twotower.ragged import Ragged
+from twotower.trainer import Trainer
 
 
 def dataset_of(rows, num_items=None, **columns) -> Dataset:
@@ -339,6 +341,32 @@ def test_describe():
         "history": "before",
         "seen_excluded": True,
     }
+
+
+def test_a_split_of_other_data_of_the_same_size_is_refused():
+    """Its rows would be other interactions, and no size would tell."""
+    config = dataclasses.replace(synthetic.SMALL, seed=1)
+    mine, other = (synthetic.generate(c).dataset for c in (synthetic.SMALL, config))
+    assert len(mine.interactions) == len(other.interactions)
+    split = make_split(mine, "loo")
+    split.require_of(mine)
+    renamed = dataclasses.replace(
+        mine,
+        users=mine.users.assign(user_id="x" + mine.users["user_id"]),
+        interactions=mine.interactions.assign(user_id="x" + mine.interactions["user_id"]),
+    )
+    for wrong, message in ((other, r"item '.*' has \d+ training rows"), (renamed, "has no user")):
+        doors = (
+            lambda data: split.require_of(data),
+            lambda data: Trainer(data, split),
+            lambda data: hide_items(data, split, 0.1),
+            lambda data: splits.with_validation_rows(data, split),
+            lambda data: evaluate(None, split, data),  # asks nothing,
+        )
+        for door in doors:
+            with pytest.raises(ValueError, match=message) as raised:
+                door(wrong)
+            assert "split of other data. Take make_split of this dataset." in str(raised.value)
 
 
 def test_cases_take_and_batches():

@@ -81,6 +81,43 @@ class Split:
     hidden: np.ndarray | None = None
     target_sha256: str = ""
 
+    def require_of(self, dataset: Dataset) -> None:
+        """Refuses a dataset other than the one that this split was made of.
+
+        A split names rows of `interactions`, and in another table these are other interactions.
+        Compared are the sizes, how many training rows each item has, and the users of the queries.
+
+        Raises:
+            ValueError: Another dataset.
+        """
+        num_rows = int(self.train.max(initial=-1)) + 1
+        num_items = len(dataset.items) if self.item_counts is None else len(self.item_counts)
+        if num_rows > len(dataset.interactions) or num_items != len(dataset.items):
+            difference = (
+                f"the split has {num_items} items and rows up to {num_rows}, and {dataset.name} "
+                f"has {len(dataset.items)} items and {len(dataset.interactions)} rows"
+            )
+        else:
+            counts = np.bincount(dataset.item_keys[self.train], minlength=num_items)
+            expected = counts if self.item_counts is None else self.item_counts
+            items = np.flatnonzero(counts != expected)
+            users = np.setdiff1d(
+                self.cases.user_id.astype(str), dataset.users["user_id"].to_numpy(str)
+            )
+            if len(items):
+                item = dataset.catalogue.ids_of(items[:1])[0]
+                difference = (
+                    f"item {item!r} has {counts[items[0]]} training rows in {dataset.name}, and "
+                    f"{expected[items[0]]} in the split"
+                )
+            elif len(users):
+                difference = f"{dataset.name} has no user {str(users[0])!r}, and the split has"
+            else:
+                return
+        raise ValueError(
+            f"{difference}: it is a split of other data. Take make_split of this dataset."
+        )
+
     def describe(self) -> dict:
         """What identifies the split, and its sizes, as JSON for manifests and results."""
         return {
@@ -177,10 +214,12 @@ def hide_items(dataset: Dataset, split: Split, share: float, seed: int = 0) -> S
         seed: Seed of the draw.
 
     Raises:
-        ValueError: A share outside of its bounds, or one that leaves no training row.
+        ValueError: A share outside of its bounds, one that leaves no training row, or a split of
+            another dataset.
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share of items to hide must lie in [0, 1); got {share}.")
+    split.require_of(dataset)
     if share == 0:
         return split
     draw, count = np.random.default_rng(seed), round(share * len(split.candidates))
@@ -204,7 +243,11 @@ def with_validation_rows(dataset: Dataset, split: Split) -> Split:
 
     Its training rows are those of validation and, with all protocols but `loo`, the validation
     rows.
+
+    Raises:
+        ValueError: A split of another dataset.
     """
+    split.require_of(dataset)
     whole = make_split(dataset, split.protocol, "test", split.seed)
     return whole if split.hidden is None else _hide(dataset, whole, split.hidden)
 

@@ -146,19 +146,22 @@ def evaluate(
     Args:
         recommend: `recommend(cases, k)`; must leave out `cases.exclude`.
         split: A split, or only its cases; then there is no coverage and nothing by popularity.
-        dataset: Only for a split that was made without `item_counts`: its rows are counted.
+        dataset: The one of the split. Only a split that was made without `item_counts` needs it:
+            its rows are counted.
         ks: Lengths of answers to report.
         batch_size: Questions asked at once.
 
     Raises:
-        ValueError: No questions; or an answer that breaks the rules of `Candidates`, has an item
-            twice, an excluded one, or one that is no candidate.
+        ValueError: No questions; a split of another dataset; or an answer that breaks the rules of
+            `Candidates`, has an item twice, an excluded one, or one that is no candidate.
     """
     if isinstance(split, EvalCases):
         cases, candidates, item_counts, hidden = split, None, None, None
     else:
         cases, candidates, hidden = split.cases, split.candidates, split.hidden
         item_counts = split.item_counts
+        if dataset is not None:
+            split.require_of(dataset)
         if item_counts is None and dataset is not None:
             item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     ks = tuple(sorted(set(ks)))

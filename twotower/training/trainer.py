@@ -71,7 +71,7 @@ class Training:
 
     def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
         require_float32()
-        _require_pair(dataset, split)
+        split.require_of(dataset)
         tf.keras.utils.set_random_seed(recipe.fit.seed)
         if recipe.fit.deterministic:
             tf.config.experimental.enable_op_determinism()
@@ -363,18 +363,6 @@ class Training:
             raise ValueError("there is no FactorizedTopK with topk_every 0; set it above 0.")
         keys = self.split.candidates
         self.topk.set_weights([keys.astype(np.int32), self.item_vectors(keys)])
-
-
-def _require_pair(dataset: Dataset, split: Split) -> None:
-    """Raises ValueError for a split of other data, whose rows are other interactions here."""
-    num_rows = int(split.train.max(initial=-1)) + 1
-    num_items = len(dataset.items) if split.item_counts is None else len(split.item_counts)
-    if num_rows > len(dataset.interactions) or num_items != len(dataset.items):
-        raise ValueError(
-            f"the split has {num_items} items and rows up to {num_rows}, and {dataset.name} has "
-            f"{len(dataset.items)} items and {len(dataset.interactions)} rows: it is a split of "
-            "other data. Take make_split of this dataset."
-        )
 
 
 def _estimated(frequency: StreamingFrequency, items: np.ndarray) -> np.ndarray:
