@@ -17,7 +17,7 @@ from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources
-from twotower.funnel.merge import ReciprocalRank
+from twotower.funnel.merge import ReciprocalRank, WeightedSum
 from twotower.funnel.sources.fresh import Fresh
 from twotower.funnel.stage import Source
 from twotower.retrieval.candidates import Candidates
@@ -197,6 +197,21 @@ def test_a_copy_of_another_training_is_refused(bundle, tmp_path):
 def test_mistakes_in_choices_are_named(entries, message):
     with pytest.raises(ValueError, match=message):
         FunnelConfig(parse_sources(entries))
+
+
+def test_kept_candidates_are_in_the_pool_whatever_their_score(bundle):
+    sources = parse_sources(["two_tower:50", "fresh:300", "popularity:60"])
+    merge, cases = WeightedSum([*sources], np.float32([[1, 0, 1]])), tiny.split().cases
+    found = {}
+    for keep in ({}, {"fresh": 4}):
+        config = FunnelConfig(sources, pool=20, fresh_below=9, keep=keep)
+        funnel = make_funnel(config, bundle, tiny.dataset(), tiny.split(), merge)
+        steps = {step.name: step.candidates for step in funnel.recommend(cases, 20, False).steps}
+        merged, first = steps["merge"], steps["fresh"].keys[:, :4]
+        found["fresh" in keep] = np.array([len({*a} & {*b}) for a, b in zip(first, merged.keys)])
+    assert (found[True] == 4).all() and (found[False] < 4).any()
+    bundle.add_funnel(funnel, "keeping")
+    assert bundle.funnel("keeping").sources["fresh"].keep == 4
 
 
 def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):

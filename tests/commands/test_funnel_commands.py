@@ -78,6 +78,7 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         ("build_funnel", "--name=a/b", "one plain name"),
         ("build_funnel", "--slots=10,x", "--slots takes whole numbers, such as --slots=0,10; got"),
         ("build_funnel", "--bounds=0.5", "--bounds takes whole numbers"),
+        ("build_funnel", "--keep=popularity:x", "--keep takes a list such as ease:300,ials"),
         ("build_funnel", "--fallback=ials", "none of the sources"),
         ("build_funnel", "--bounds=1", "ascend from 0"),
         ("build_funnel", "--rerank=dpp:1.5", "weight must lie within 0 and 1; got 1.5"),

@@ -41,6 +41,11 @@ def define_flags() -> None:
     flags.DEFINE_string("index", "exact", "The two towers' index: exact, or one of the bundle.")
     flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
     flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
+    flags.DEFINE_list(
+        "keep",
+        [],
+        "How many of a source's first candidates are in that list in any case, such as fresh:50.",
+    )
     flags.DEFINE_list("slots", [], "Positions at which fresh items are shown; none by default.")
     flags.DEFINE_integer("shown_until", 100, "How often each fresh item is shown there.")
     flags.DEFINE_list(
@@ -92,17 +97,18 @@ def main() -> None:
     paths.require_plain_name(FLAGS.name, "a funnel")
     config = making.FunnelConfig(
         making.parse_sources(FLAGS.sources),
-        FLAGS.merge,
-        FLAGS.pool,
-        FLAGS.fallback,
-        FLAGS.deadline,
-        FLAGS.index,
-        FLAGS.half_life,
-        FLAGS.fresh_below,
-        whole_numbers("slots"),
-        FLAGS.shown_until,
-        whole_numbers("bounds"),
-        FLAGS.onboarding,
+        merge=FLAGS.merge,
+        pool=FLAGS.pool,
+        fallback=FLAGS.fallback,
+        deadline=FLAGS.deadline,
+        index=FLAGS.index,
+        half_life=FLAGS.half_life,
+        fresh_below=FLAGS.fresh_below,
+        slots=whole_numbers("slots"),
+        keep=making.parse_sources(FLAGS.keep, "keep"),
+        shown_until=FLAGS.shown_until,
+        bounds=whole_numbers("bounds"),
+        onboarding=FLAGS.onboarding,
     )
     reranking_config = reranking.RerankingConfig(
         reranking.parse_rerank(FLAGS.rerank),

@@ -258,6 +258,20 @@ class Funnel:
             candidates = _with_rows(candidates, rows, steps[-1].candidates.head(k))
         return Answer(candidates, missing, failed, relaxed, len(left), [*found, *merged])
 
+    def merged(self, requests: Requests, found: Sequence[Step], pool: int) -> Candidates:
+        """One list of what sources found, with the places that some of them keep.
+
+        Args:
+            requests: What was asked.
+            found: What `find` returned for them, or a part of it.
+            pool: Length of the list.
+        """
+        # Every source has its columns, so that what follows need not ask who answered.
+        parts = dict.fromkeys(self.sources, Candidates.empty(len(requests)))
+        parts |= {step.name: step.candidates for step in found}
+        keep = {name: inlet.keep for name, inlet in self.sources.items()}
+        return self.merge(requests, parts, pool, keep)
+
     def _asked(self, k: int) -> dict[str, int]:
         """How many candidates each source is asked for, for lists of `k`."""
         return {name: inlet.k or k for name, inlet in self.sources.items()}
@@ -305,12 +319,8 @@ class Funnel:
         self, requests: Requests, found: Sequence[Step], pool: int, failed: dict[str, str]
     ) -> tuple[list[Step], dict[str, int]]:
         """The merge and the stages, and which filters let requests pass; adds to `failed`."""
-        # Every source has its columns, so that what follows need not ask who answered.
-        parts = dict.fromkeys(self.sources, Candidates.empty(len(requests)))
-        parts |= {step.name: step.candidates for step in found}
         begun = time.perf_counter()
-        keep = {name: inlet.keep for name, inlet in self.sources.items()}
-        candidates = self.merge(requests, parts, pool, keep)
+        candidates = self.merged(requests, found, pool)
         relaxed: dict[str, int] = {}
         steps = [Step("merge", candidates, time.perf_counter() - begun, begun)]
         for stage in self.stages:

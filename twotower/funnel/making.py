@@ -44,7 +44,7 @@ SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source
     "diverse": lambda model, data, train, config: Diverse.fit(model),
     "fresh": lambda model, data, train, config: Fresh.rare(model, data, train, config.fresh_below),
 }
-# Fresh items that stay in the pool if there are slots for them.
+# Fresh items that are kept in the pool by default if there are slots for them.
 FOR_SLOTS = 50
 MERGES = ("weighted_sum", "reciprocal_rank", "quotas")
 
@@ -65,6 +65,9 @@ class FunnelConfig:
         fresh_below: `fresh` are the items with fewer training rows than this.
         slots: Positions at which fresh items are shown until each has been shown `shown_until`
             times. They need the source `fresh`. None by default.
+        keep: Name of a source -> number of its first candidates that are in the merged list
+            whatever their merged score. The weights of the merge are fitted on validation, where
+            the targets of a source of new items are too few to give it a weight.
         shown_until: Number of times that each fresh item is shown in the slots.
         bounds: Smallest history length of each bucket of users, ascending from 0. The weights of
             the merge are fitted for each bucket.
@@ -81,6 +84,7 @@ class FunnelConfig:
     half_life: float = 30.0
     fresh_below: int = 10
     slots: tuple[int, ...] = ()
+    keep: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shown_until: int = 100
     bounds: tuple[int, ...] = (0,)
     onboarding: int = 50
@@ -96,6 +100,14 @@ class FunnelConfig:
         if self.fallback and self.fallback not in self.sources:
             raise ValueError(
                 f"fallback {self.fallback!r} is none of the sources {[*self.sources]}."
+            )
+        if others := [name for name in self.keep if name not in self.sources]:
+            raise ValueError(
+                f"keep names {others}, which are none of the sources {[*self.sources]}."
+            )
+        if sum(self.keep.values()) > self.pool:
+            raise ValueError(
+                f"keep takes {sum(self.keep.values())} places of a pool of {self.pool}. Keep fewer."
             )
         if self.half_life <= 0:
             raise ValueError(f"half_life must be a positive number of days; got {self.half_life}.")
@@ -126,7 +138,7 @@ def make_funnel(
             k,
             config.deadline or None,
             # The slots move what they find in the pool.
-            FOR_SLOTS if config.slots and name == "fresh" else 0,
+            config.keep.get(name, FOR_SLOTS if config.slots and name == "fresh" else 0),
         )
         for name, k in config.sources.items()
     }
@@ -152,8 +164,12 @@ def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> 
     return WeightedSum.fit(found, cases, bounds)
 
 
-def parse_sources(entries: list[str]) -> dict[str, int]:
+def parse_sources(entries: list[str], flag: str = "sources") -> dict[str, int]:
     """`["ease:300", "ials"]` as name -> number of candidates, 500 where none is given.
+
+    Args:
+        entries: The sources.
+        flag: Name of the flag that gives them, for errors.
 
     Raises:
         ValueError: Something that is not a positive number, or a source that is named twice.
@@ -162,7 +178,9 @@ def parse_sources(entries: list[str]) -> dict[str, int]:
     for entry in entries:
         name, _, k = entry.partition(":")
         if name in found or not re.fullmatch("([1-9][0-9]*)?", k):
-            raise ValueError(f"sources are a list such as ease:300,ials, each once; got {entry!r}.")
+            raise ValueError(
+                f"--{flag} takes a list such as ease:300,ials, each once; got {entry!r}."
+            )
         found[name] = int(k or 500)
     return found
 

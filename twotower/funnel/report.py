@@ -123,10 +123,10 @@ class Recording:
         return answer.candidates
 
     def _outcome(self, cases: EvalCases, found: Sequence[Step], step: Step) -> _Outcome:
-        others = {other.name: other.candidates for other in found if other is not step}
+        others = [other for other in found if other is not step]
         without = None
         if 0 < len(others) < len(found):  # the step is a source, and not the only one
-            without = _ranks(cases, self.funnel.merge(cases, others, self.funnel.pool))
+            without = _ranks(cases, self.funnel.merged(cases, others, self.funnel.pool))
         ranks, counts = _ranks(cases, step.candidates), step.candidates.counts
         return _Outcome(step.name, ranks, without, int(counts.sum()), step.seconds, step.lost)
 
