@@ -73,6 +73,14 @@ class Process:
         return self.process.exitcode
 
 
+def test_a_quick_start_that_fails_says_why_without_a_traceback(tmp_path):
+    command = [sys.executable, SERVE, f"--data_dir={tmp_path}/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT)
+    reason, end = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and f"'{tmp_path}/nowhere' is not an existing directory" in reason
+    assert end == "serve.py: quickstart.py ended with status 1; it said why above."
+
+
 def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
     served = Process(f"--bundle={bundle_folder}", f"--state={tmp_path}")
     event = {"user_id": "u", "item_id": "i00003"}

@@ -6,6 +6,7 @@ Scripts import this module before TensorFlow.
 import logging as python_logging
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import types
@@ -160,6 +161,11 @@ def _run(
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+    except subprocess.CalledProcessError as error:
+        if debug:
+            raise
+        started = " ".join(map(os.path.basename, error.cmd[1:2]))
+        sys.exit(f"{name}: {started} ended with status {error.returncode}; it said why above.")
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
