@@ -7,7 +7,6 @@ import pytest
 import tiny
 from fastapi.testclient import TestClient
 
-from twotower.bundle.bundle import Bundle
 from twotower.data.tables import read_tables
 from twotower.funnel.cold_start import most_popular, most_telling
 from twotower.serving.app import create_app
@@ -15,6 +14,7 @@ from twotower.serving.asks import Ask
 from twotower.serving.guard import Limits
 from twotower.serving.histories import Histories
 from twotower.serving.live import Live
+from twotower.serving.map_view import MapView
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.service import Service
 from twotower.serving.store import StoreError
@@ -90,8 +90,8 @@ def test_it_says_why(client):
 
 
 def test_the_map_is_sent_once(client, bundle, monkeypatch):
-    made, mapped = [], Pipeline.mapped
-    monkeypatch.setattr(Pipeline, "mapped", lambda *some: made.append(1) or mapped(*some))
+    made, without = [], MapView.without
+    monkeypatch.setattr(MapView, "without", lambda *some: made.append(1) or without(*some))
     answer = client.get("/map")
     found = answer.json()
     assert found["ids"] == bundle.catalogue.ids_of(bundle.keys).tolist()
@@ -129,9 +129,7 @@ def test_where_a_query_is_on_the_map(client, service, bundle, monkeypatch):
     assert "points" not in client.post("/embed", json={"requests": [{}]}).json()
     # Of a bundle without a map.
     (pipeline,) = service.live.pipelines
-    monkeypatch.delitem(vars(pipeline), "_item_map")
-    monkeypatch.setattr(pipeline, "_map_body", None)
-    monkeypatch.setattr(Bundle, "has_map", False)
+    monkeypatch.setattr(pipeline, "_map", None)
     assert not client.get("/choices").json()["has_map"]
     assert "build_map" in refused(client, "/embed", body)["message"]
     assert client.get("/map").status_code == 422

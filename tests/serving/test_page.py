@@ -248,7 +248,7 @@ def test_the_map_and_the_versions(hostile_folder, bundle_folder, tmp_path):
     service = Service(Live(pipelines, 0.1, ("old", "new")), tmp_path / "state")
     with served(create_app(service, Limits())) as address, opened(tmp_path) as browser:
         wait = WebDriverWait(browser, 60)
-        liked = [item["item_id"] for item in pipelines[0].titles("", 2)]
+        liked = [item["item_id"] for item in pipelines[0].bundle.titles("", 2)]
         browser.get(f"{address}#like={liked[0]}&versions=1")
         boxes = "[...document.querySelectorAll('.lists h3')].map(e => e.parentElement.innerText)"
         first, second = wait.until(lambda _: browser.execute_script(f"return {boxes}"))
@@ -276,8 +276,8 @@ def test_the_map_and_the_versions(hostile_folder, bundle_folder, tmp_path):
         assert HOSTILE in words and "Recommended" in words
         # The grid's next column, and back to where the query is.
         plane.send_keys(Keys.ARROW_RIGHT)
-        right = pipelines[0].items_of(
-            [pipelines[0].mapped(pipelines[0].bundle.removed)["ids"][MIDDLE + 20]]
+        right = pipelines[0].bundle.items_of(
+            [pipelines[0].map.without(pipelines[0].bundle.removed)["ids"][MIDDLE + 20]]
         )[0]["title"]
         wait.until(lambda _: pointed_at().startswith(right))
         plane.send_keys(Keys.HOME)

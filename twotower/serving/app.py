@@ -3,7 +3,7 @@
 import pathlib
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
@@ -31,19 +31,30 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         service: What answers.
         limits: What is refused.
     """
-
     app = bare_app("twotower", service)
+    for routes in (_answers, _changes, _choices):
+        app.include_router(routes(service))
 
-    def post(path: str, model: Any = None, **more: Any) -> Any:
-        return app.post(path, responses=ERRORS, response_model=model, **more)
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The playground, which asks the other routes."""
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
-    @post("/recommend", schemas.Recommended)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return Guard(app, limits or Limits(), service.metrics, service.tracing)
+
+
+def _answers(service: Service) -> APIRouter:
+    """What is found for a user, a vector or an item."""
+    router = APIRouter(responses=ERRORS)
+
+    @router.post("/recommend", response_model=schemas.Recommended)
     async def recommend(body: schemas.Recommend, request: Request) -> Response:
         """The best items for a user, a history or a search text."""
         answer = await service.recommend(body)
         return json_answer({**answer, "request_id": request.state.request_id})
 
-    @post("/embed")
+    @router.post("/embed", response_model=None)
     async def embed(body: schemas.Embed) -> Response:
         """Query vectors of requests, each by the version that recommends to its user.
 
@@ -53,43 +64,57 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """
         return json_answer(await service.embed(body))
 
-    @post("/search")
+    @router.post("/search", response_model=None)
     async def search(body: schemas.Search) -> Response:
         """The items nearest to query vectors."""
         return json_answer(await service.search(body))
 
-    @post("/similar")
+    @router.post("/similar", response_model=None)
     async def similar(body: schemas.Similar) -> Response:
         """The items nearest to an item."""
         return json_answer(await service.similar(body))
 
-    @post("/events", status_code=202)
+    return router
+
+
+def _changes(service: Service) -> APIRouter:
+    """What changes later answers: events, items, deploys."""
+    router = APIRouter(responses=ERRORS)
+
+    @router.post("/events", status_code=202, response_model=None)
     async def events(body: schemas.Events) -> Response:
         """Records what users did; their next answers know of it."""
         await service.note(body)
         return json_answer({"accepted": len(body.events)}, 202)
 
-    @post("/items")
+    @router.post("/items", response_model=None)
     async def items(body: schemas.Items) -> Response:
         """Adds items, replaces those that are there, and removes items."""
         return json_answer(await service.change_items(body))
 
-    @app.get("/deploys", responses=ERRORS)
+    @router.get("/deploys")
     async def deploys() -> Response:
         """The registry's versions, what is live, and why versions were refused."""
         return json_answer(service.deploys())
 
-    @post("/deploys")
+    @router.post("/deploys", response_model=None)
     async def deploy(body: schemas.Deploy) -> Response:
         """Checks a version of the registry and makes it live, or the canary for a share."""
         return json_answer(await service.deploy(body.version, body.share))
 
-    @post("/deploys/rollback")
+    @router.post("/deploys/rollback", response_model=None)
     async def roll_back() -> Response:
         """Ends the canary, or makes the previous version live again."""
         return json_answer(await service.roll_back())
 
-    @app.get("/onboarding", responses=ERRORS)
+    return router
+
+
+def _choices(service: Service) -> APIRouter:
+    """What a client may choose from."""
+    router = APIRouter(responses=ERRORS)
+
+    @router.get("/onboarding")
     async def onboarding(
         size: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 20,
     ) -> Response:
@@ -99,7 +124,7 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """
         return json_answer(await service.onboarding(size))
 
-    @app.get("/titles", responses=ERRORS)
+    @router.get("/titles")
     async def titles(
         search: Annotated[str, Query(max_length=schemas.MAX_TEXT)] = "",
         item_id: Annotated[list[schemas.Id], Query(max_length=schemas.MAX_ROWS)] = [],  # noqa: B006
@@ -108,7 +133,7 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
         """Items by words of their titles; or by their ids, of which unknown ones are left out."""
         return json_answer(await service.titles(search, item_id, k))
 
-    @app.get("/map", responses=ERRORS | {304: {"description": "The map is the one of the ETag."}})
+    @router.get("/map", responses={304: {"description": "The map is the one of the ETag."}})
     async def item_map(
         request: Request,
         model_version: Annotated[str, Query(max_length=64)] = "",
@@ -122,16 +147,10 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers, media_type="application/json")
 
-    @app.get("/choices", responses=ERRORS)
+    @router.get("/choices")
     async def choices() -> Response:
         """What a request may choose: funnels and their objectives, indexes, inputs, genres,
         versions."""
         return json_answer(service.choices())
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        """The playground, which asks the other routes."""
-        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
-
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    return Guard(app, limits or Limits(), service.metrics, service.tracing)
+    return router

@@ -7,7 +7,6 @@ to ids, so no answer is of two trainings; a deploy assigns the variable.
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import pathlib
@@ -17,9 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 
-from twotower.bundle.item_map import ItemMap
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
 from twotower.funnel.filters import Available, Filters, Seen
@@ -33,6 +30,7 @@ from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
 from twotower.serving.index_client import IndexCallError, IndexClient
 from twotower.serving.journal import ADD, Change
+from twotower.serving.map_view import MapView
 from twotower.serving.query_cache import QueryCache
 from twotower.serving.remote_index import QueryBundle
 from twotower.serving.served_bundle import ServedBundle
@@ -45,8 +43,6 @@ TWO_TOWER = "two_tower"
 LATE, NO_INDEX = "not within", f"{IndexCallError.__name__}: "
 # Newest items of a history that an explained answer names.
 SHOWN_HISTORY = 100
-# Mapped items from whose points that of a query is computed.
-NEAREST = 10
 # Genres among which a request may choose.
 MAX_GENRES = 40
 # When the vectors of a batch were computed.
@@ -113,12 +109,11 @@ class Pipeline:
                     name: dataclasses.replace(inlet, deadline=inlet.deadline or source_deadline)
                     for name, inlet in funnel.sources.items()
                 }
+        self._map = MapView(bundle) if bundle.has_map else None
         self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
         self._num_exported = len(bundle.catalogue)
         self._changing = threading.Lock()
         self._checked: Checked | None = None
-        # Removed items, and the map without them: its body and tag.
-        self._map_body: tuple[np.ndarray, bytes, str] | None = None
         self.observe: Callable[[Sequence[Ask], Answer, Encoded], None] | None = None
         self.sequence = 0  # last change of the journal that is applied
 
@@ -251,67 +246,16 @@ class Pipeline:
         ]
         return self.bundle.encode(requests_of(asks, rows)), [row.unknown for row in rows]
 
-    def map_body(self) -> tuple[bytes, str]:
-        """`mapped` as JSON, and the ETag of this content; made anew when items are removed.
+    @property
+    def map(self) -> MapView:
+        """The map of the items.
 
         Raises:
-            FieldError: The bundle has no map.
+            FieldError: The bundle has none.
         """
-        made, removed = self._map_body, self.bundle.removed
-        if made is None or not np.array_equal(made[0], removed):
-            body = orjson.dumps(self.mapped(removed))
-            tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
-            self._map_body = made = removed, body, tag
-        return made[1:]
-
-    def mapped(self, removed: np.ndarray) -> dict[str, Any]:
-        """The map of the items as `GET /map` answers it, without items that were removed.
-
-        Of each item its id, x and y from 0 to 1, and its first genre as a position in `genres`, the
-        most frequent first; -1 for none.
-
-        Args:
-            removed: Keys of the items that were removed.
-
-        Raises:
-            FieldError: The bundle has no map.
-        """
-        item_map = self._item_map
-        is_there = ~np.isin(item_map.keys, removed)
-        keys, points = item_map.keys[is_there], item_map.points[is_there]
-        x, y = np.round(points.astype(np.float64), 3).T.tolist()
-        items = self.bundle.catalogue.items
-        columns = items["genres"].iloc[keys] if "genres" in items else [()] * len(keys)
-        first = [genres[0] if genres else "" for genres in columns]
-        genres = [name for name, _ in collections.Counter(filter(None, first)).most_common()]
-        numbers = {name: number for number, name in enumerate(genres)}
-        return {
-            "model_version": self.model_version,
-            "ids": self.bundle.catalogue.ids_of(keys).tolist(),
-            "x": x,
-            "y": y,
-            "genre": [numbers.get(name, -1) for name in first],
-            "genres": genres,
-            "trustworthiness": round(item_map.trustworthiness, 4),
-        }
-
-    def locate(self, vectors: np.ndarray) -> list[list[float] | None]:
-        """x and y of query vectors on the map, as `ItemMap.locate` computes them from the ten
-        nearest mapped items of each; None where all mapped items were removed.
-
-        Raises:
-            FieldError: The bundle has no map.
-        """
-        item_map = self._item_map
-        found = self.bundle.named("").search(vectors, NEAREST, allow=item_map.keys)
-        points = np.round(item_map.locate(found), 4)
-        return [point.tolist() if np.isfinite(point).all() else None for point in points]
-
-    @functools.cached_property
-    def _item_map(self) -> ItemMap:
-        if not self.bundle.has_map:
+        if self._map is None:
             raise FieldError("map", "this bundle has no map; `twotower build_map` makes one")
-        return self.bundle.item_map()
+        return self._map
 
     def onboarding(self, size: int) -> tuple[list[dict[str, Any]], str]:
         """Items to ask a new user about, and how they were chosen.
@@ -343,16 +287,6 @@ class Pipeline:
         found = (source.keys for source in sources if isinstance(source, Popularity))
         return next(found, np.empty(0, np.int64))
 
-    def titles(self, text: str, k: int) -> list[dict[str, Any]]:
-        """The first `k` items whose titles contain all words of a text."""
-        cards, removed = self.bundle.cards, self.bundle.removed
-        return cards.of(cards.search(text, k, removed))
-
-    def items_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """The items of ids, without those that are not in the catalogue."""
-        cards, keys = self.bundle.cards, self.catalogue.keys_of(ids)
-        return cards.of(keys[keys >= 0])
-
     def choices(self) -> dict[str, Any]:
         """What a request to this bundle may choose."""
         inputs = [spec["name"] for spec in self.bundle.manifest["query_inputs"]]
@@ -365,7 +299,7 @@ class Pipeline:
             "indexes": ["exact", *self.bundle.indexes],
             "inputs": inputs,
             "genres": self._genres,
-            "has_map": self.bundle.has_map,
+            "has_map": self._map is not None,
             "has_onboarding": bool(len(self._telling()) or len(self._popular())),
         }
 

@@ -138,6 +138,16 @@ class ServedBundle(Bundle):
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused by a search
             return np.array(rows, np.float64).astype(np.float32).reshape(-1, dim)
 
+    def titles(self, text: str, k: int) -> list[dict[str, Any]]:
+        """The first `k` items whose titles contain all words of a text."""
+        cards = self.cards
+        return cards.of(cards.search(text, k, self.removed))
+
+    def items_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The items of ids, without those that are not in the catalogue."""
+        cards, keys = self.cards, self.items_now.keys_of(ids)
+        return cards.of(keys[keys >= 0])
+
     @property
     def num_items(self) -> int:
         """Number of items that a search may find."""

@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from twotower.funnel.funnel import Answer
 from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError
 from twotower.serving.batching import Batcher
+from twotower.serving.bodies import ask_of
 from twotower.serving.checks import Checks
 from twotower.serving.deployer import Deployer
 from twotower.serving.events import EventLog
@@ -165,46 +168,7 @@ class Service:
 
     def _ask(self, body: schemas.Request, session: Session, span: Any = None) -> Ask:
         """A body and what the service knows of its user, as the pipeline takes it."""
-        if body.history is None and self._histories is not None:
-            history, times, ratings = self._histories.of(body.user_id)
-        else:
-            history = list(body.history or ())
-            times = list(body.times or [-1] * len(history))
-            ratings = list(body.ratings or [math.nan] * len(history))
-        if lately := {deed.item_id for deed in session.liked} | {*session.refused}:
-            kept = [place for place, item in enumerate(history) if item not in lately]
-            history = [history[place] for place in kept]
-            times = [times[place] for place in kept]
-            ratings = [ratings[place] for place in kept]
-            history += [deed.item_id for deed in session.liked]
-            times += [deed.timestamp for deed in session.liked]
-            ratings += [deed.rating for deed in session.liked]
-        context = dict(body.context)
-        if body.search_text:
-            context["search_text"] = body.search_text
-        ask = Ask(
-            user_id=body.user_id,
-            history=history,
-            times=times,
-            ratings=ratings,
-            context=context,
-            time=int(time.time()) if body.time is None else body.time,
-        )
-        if not isinstance(body, schemas.Recommend):
-            return ask
-        hidden = [
-            item for item, n in session.shown.items() if body.hide_shown and n >= body.hide_shown
-        ]
-        return dataclasses.replace(
-            ask,
-            k=body.k,
-            exclude=[*body.exclude, *session.refused, *hidden],
-            where=body.filters,
-            funnel=body.funnel,
-            objective_weights=body.objective_weights,
-            explain=body.explain,
-            span=span,
-        )
+        return dataclasses.replace(ask_of(body, session, self._histories), span=span)
 
     async def embed(self, body: schemas.Embed) -> dict[str, Any]:
         """The answer of `POST /embed`: each vector is of the version that recommends to its user.
@@ -216,23 +180,27 @@ class Service:
 
         def embed() -> dict[str, Any]:
             users = [request.user_id for request in body.requests]
-            asks = [self._ask(*pair) for pair in zip(body.requests, self.sessions.of(users))]
-            which = [live.number_of(user) for user in users]
-            answered: dict[int, tuple[str, list[float], list[str], Any]] = {}
-            for number, pipeline in enumerate(live.pipelines):
-                if not (rows := [row for row, chosen in enumerate(which) if chosen == number]):
-                    continue
+            sessions = self.sessions.of(users)
+            asks = [self._ask(request, known) for request, known in zip(body.requests, sessions)]
+            numbers = np.array([live.number_of(user) for user in users])
+            columns: dict[str, list[Any]] = {
+                name: [None] * len(asks)
+                for name in ("model_versions", "vectors", "unknown", "points")
+            }
+            for number in np.unique(numbers):
+                pipeline, rows = live.pipelines[number], np.flatnonzero(numbers == number)
                 vectors, unknown = pipeline.embed([asks[row] for row in rows])
-                points = pipeline.locate(vectors) if body.on_map else [None] * len(rows)
+                points = pipeline.map.locate(vectors) if body.on_map else [None] * len(rows)
                 versions = [pipeline.model_version] * len(rows)
-                answered |= zip(rows, zip(versions, vectors.tolist(), unknown, points))
-            columns = map(list, zip(*(answered[row] for row in range(len(asks)))))
-            answer = dict(zip(("model_versions", "vectors", "unknown", "points"), columns))
+                found = (versions, vectors.tolist(), unknown, points)
+                for column, values in zip(columns.values(), found):
+                    for row, value in zip(rows, values):
+                        column[row] = value
             if not body.on_map:
-                del answer["points"]
+                del columns["points"]
             # No search takes vectors of several trainings, so these have no common version.
-            common = {*answer["model_versions"]}
-            return {**answer, "model_version": common.pop() if len(common) == 1 else ""}
+            versions = [*{*columns["model_versions"]}]
+            return {**columns, "model_version": versions[0] if len(versions) == 1 else ""}
 
         return await self._elsewhere(embed)
 
@@ -265,7 +233,7 @@ class Service:
         if pipeline is None:
             loaded = ", ".join(pipeline.model_version for pipeline in live.pipelines)
             raise FieldError("model_version", f"not loaded; there are {loaded}")
-        return await self._elsewhere(pipeline.map_body)
+        return await self._elsewhere(pipeline.map.body)
 
     async def similar(self, body: schemas.Similar) -> dict[str, Any]:
         """The answer of `POST /similar`."""
@@ -292,7 +260,8 @@ class Service:
         pipeline = self.live.pipelines[0]
 
         def titles() -> dict[str, Any]:
-            items = pipeline.items_of(ids) if ids else pipeline.titles(text, k)
+            bundle = pipeline.bundle
+            items = bundle.items_of(ids) if ids else bundle.titles(text, k)
             return {"items": items, "model_version": pipeline.model_version}
 
         return await self._elsewhere(titles)

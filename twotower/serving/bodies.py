@@ -1,0 +1,56 @@
+"""What a body asks, with what the service knows of its user."""
+
+import dataclasses
+import math
+import time
+
+from twotower.serving import schemas
+from twotower.serving.asks import Ask
+from twotower.serving.histories import Histories
+from twotower.serving.sessions import Session
+
+
+def ask_of(body: schemas.Request, session: Session, histories: Histories | None) -> Ask:
+    """A body as the pipeline takes it.
+
+    The history is the body's, else that of the user's training rows. What the user did in this
+    session comes behind it, and what the user refused or has seen too often is excluded.
+
+    Args:
+        body: What was asked.
+        session: What the user did lately.
+        histories: Of known users; None where the service knows none.
+    """
+    if body.history is None and histories is not None:
+        events = [*zip(*histories.of(body.user_id))]
+    else:
+        items = body.history or ()
+        times = body.times or [-1] * len(items)
+        events = [*zip(items, times, body.ratings or [math.nan] * len(items))]
+    # An item that came up in the session stands there and not in the history before it.
+    lately = {deed.item_id for deed in session.liked} | {*session.refused}
+    events = [event for event in events if event[0] not in lately]
+    events += [(deed.item_id, deed.timestamp, deed.rating) for deed in session.liked]
+    context = dict(body.context)
+    if body.search_text:
+        context["search_text"] = body.search_text
+    ask = Ask(
+        user_id=body.user_id,
+        history=[item for item, _, _ in events],
+        times=[when for _, when, _ in events],
+        ratings=[rating for _, _, rating in events],
+        context=context,
+        time=int(time.time()) if body.time is None else body.time,
+    )
+    if not isinstance(body, schemas.Recommend):
+        return ask
+    hidden = [item for item, n in session.shown.items() if body.hide_shown and n >= body.hide_shown]
+    return dataclasses.replace(
+        ask,
+        k=body.k,
+        exclude=[*body.exclude, *session.refused, *hidden],
+        where=body.filters,
+        funnel=body.funnel,
+        objective_weights=body.objective_weights,
+        explain=body.explain,
+    )

@@ -1,0 +1,73 @@
+"""MapView: the map of a served bundle's items, as they come and go."""
+
+import collections
+import hashlib
+from typing import Any
+
+import numpy as np
+import orjson
+
+from twotower.serving.served_bundle import ServedBundle
+
+# Mapped items from whose points that of a query is computed.
+NEAREST = 10
+
+
+class MapView:
+    """The map of the items of a bundle, without those that were removed.
+
+    Args:
+        bundle: A bundle that has a map.
+
+    Raises:
+        BundleError: A map that is damaged, or of another training.
+    """
+
+    def __init__(self, bundle: ServedBundle) -> None:
+        self._bundle, self._map = bundle, bundle.item_map()
+        # Removed items, and the map without them: its body and tag.
+        self._body: tuple[np.ndarray, bytes, str] | None = None
+
+    def body(self) -> tuple[bytes, str]:
+        """`without` the items that were removed, as JSON, and the ETag of this content; made anew
+        when items are removed."""
+        made, removed = self._body, self._bundle.removed
+        if made is None or not np.array_equal(made[0], removed):
+            body = orjson.dumps(self.without(removed))
+            tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+            self._body = made = removed, body, tag
+        return made[1:]
+
+    def without(self, removed: np.ndarray) -> dict[str, Any]:
+        """The map as `GET /map` answers it.
+
+        Of each item its id, x and y from 0 to 1, and its first genre as a position in `genres`, the
+        most frequent first; -1 for none.
+
+        Args:
+            removed: Keys of items to leave out.
+        """
+        is_there = ~np.isin(self._map.keys, removed)
+        keys, points = self._map.keys[is_there], self._map.points[is_there]
+        x, y = np.round(points.astype(np.float64), 3).T.tolist()
+        items = self._bundle.catalogue.items
+        columns = items["genres"].iloc[keys] if "genres" in items else [()] * len(keys)
+        first = [genres[0] if genres else "" for genres in columns]
+        genres = [name for name, _ in collections.Counter(filter(None, first)).most_common()]
+        numbers = {name: number for number, name in enumerate(genres)}
+        return {
+            "model_version": self._bundle.model_version,
+            "ids": self._bundle.catalogue.ids_of(keys).tolist(),
+            "x": x,
+            "y": y,
+            "genre": [numbers.get(name, -1) for name in first],
+            "genres": genres,
+            "trustworthiness": round(self._map.trustworthiness, 4),
+        }
+
+    def locate(self, vectors: np.ndarray) -> list[list[float] | None]:
+        """x and y of query vectors, as `ItemMap.locate` computes them from the ten nearest mapped
+        items of each; None where all mapped items were removed."""
+        found = self._bundle.named("").search(vectors, NEAREST, allow=self._map.keys)
+        points = np.round(self._map.locate(found), 4)
+        return [point.tolist() if np.isfinite(point).all() else None for point in points]
