@@ -60,3 +60,5 @@ def test_a_command_can_be_copied(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [script, "--output=/a/b/out.json", "--name=two towers"])
     expected = "python experiments/benchmarks/latency.py --output=out.json '--name=two towers'"
     assert provenance.command() == expected
+    monkeypatch.setattr(sys, "argv", [script, "--bundles=/a/A,/a/B", "--clients=1,8"])
+    assert provenance.command().endswith("latency.py --bundles=A,B --clients=1,8")

@@ -52,10 +52,9 @@ def command() -> str:
     words = []
     for word in [sys.argv[0], *sys.argv[1:]]:
         flag, equals, value = word.partition("=")
-        path = value if equals else flag
-        if path.startswith("/"):
-            path = pathlib.Path(path).name
-        words.append(f"{flag}={path}" if equals else path)
+        given = value if equals else flag
+        paths = [pathlib.Path(p).name if p.startswith("/") else p for p in given.split(",")]
+        words.append(f"{flag}={','.join(paths)}" if equals else ",".join(paths))
     root, script = pathlib.Path(__file__).parents[2], pathlib.Path(sys.argv[0]).resolve()
     if script.is_relative_to(root / "experiments"):
         words[0] = script.relative_to(root).as_posix()

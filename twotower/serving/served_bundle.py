@@ -21,6 +21,10 @@ from twotower.serving.asks import FieldError
 from twotower.towers.signatures import direct
 
 
+# Stands for the vector of an item that is as it was exported.
+NOT_CHANGED: Any = object()
+
+
 class ServedBundle(Bundle):
     """A bundle whose indexes are loaded once each, so that all funnels search the same one and see
     its changes.
@@ -119,12 +123,14 @@ class ServedBundle(Bundle):
         Raises:
             FieldError: No such index; or an item that is not in the catalogue, or has no vector.
         """
-        key = self.items_now.keys_of([item_id])
-        keys, vectors = self.named(index).live()
-        row = np.flatnonzero(keys == key[0])
-        if not len(row):
+        (key,) = self.items_now.keys_of([item_id]).tolist()
+        vector = self._changed.get(key, NOT_CHANGED)
+        if vector is NOT_CHANGED:
+            row = np.flatnonzero(self.keys == key)
+            vector = self.vectors[row[0]] if len(row) else None
+        if vector is None:
             raise FieldError("item_id", "there is no such item in the index")
-        return self.search(vectors[row], k, [item_id], index)[0]
+        return self.search(np.asarray(vector)[None], k, [item_id], index)[0]
 
     def as_vectors(self, rows: Sequence[Sequence[float]]) -> np.ndarray:
         """Vectors of a request, `[num_vectors, dim]` float32.
