@@ -20,7 +20,6 @@ from twotower.serving.answers import Cards
 from twotower.serving.asks import FieldError
 from twotower.towers.signatures import direct
 
-
 # Stands for the vector of an item that is as it was exported.
 NOT_CHANGED: Any = object()
 
