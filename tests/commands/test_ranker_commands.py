@@ -42,9 +42,11 @@ def test_rankers_are_compared_with_what_they_are_given(folder, tmp_path):
         f"--bundle={folder}",
         "--name=random",
         "--negatives=random",
+        "--requests=40",
         "--noplace",
         *QUICK,
     )
+    assert Bundle(folder).ranker_entries("random")["about"]["requests"] == 40
     output = tmp_path / "out.json"
     run = tiny.script(
         SCRIPTS / "evaluate_ranker.py", f"--bundle={folder}", "--timed=3", f"--output={output}"
@@ -76,6 +78,7 @@ def test_rankers_are_compared_with_what_they_are_given(folder, tmp_path):
         ("train_ranker", "--hidden=wide", "widths such as 64,32"),
         ("train_ranker", "--heads=share", "heads are some of like, rating"),
         ("train_ranker", "--folds=1", "folds"),
+        ("train_ranker", "--split=temporal-last", "was trained for protocol"),
         ("evaluate_ranker", "--rankers=large", "has no ranker 'large'"),
         ("evaluate_ranker", "--funnel=large", "has no funnel 'large'"),
     ],

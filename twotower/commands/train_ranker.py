@@ -6,10 +6,13 @@
 
 Candidates and labels are those of the validation cases, which neither the towers nor the sources
 may have learned from. So for a bundle that was refit on them, W/bundle_validation makes the
-candidates, and the ranker then stands behind the funnels of both. `twotower build_funnel` comes
-first. The funnel's stage of the name `rank` is replaced, or comes behind its filters.
+candidates, and the ranker then stands behind the funnels of both. `temporal-last` asks each user
+once, which is little to learn from; --split=temporal-successive has the same training rows and asks
+for every event after them. `twotower build_funnel` comes first. The funnel's stage of the name
+`rank` is replaced, or comes behind its filters.
 """
 
+import dataclasses
 import time
 
 from absl import flags, logging
@@ -26,6 +29,10 @@ def define_flags() -> None:
     script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
     flags.DEFINE_string("name", "default", "Name of the ranker in the bundle.")
     flags.DEFINE_string("funnel", "default", "Name of the funnel that makes the candidates.")
+    flags.DEFINE_string("split", None, "The manifest's protocol, or one with the same rows.")
+    flags.DEFINE_integer(
+        "requests", 0, "Most validation cases to learn from, drawn at random; 0 for all.", 0
+    )
     flags.DEFINE_bool("place", True, "Put the ranker behind the filters of the funnel.")
     flags.DEFINE_enum(
         "model",
@@ -66,6 +73,8 @@ def define_flags() -> None:
 def main() -> None:
     """Trains the ranker and stores it."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
+    import numpy as np
+
     from twotower.bundle.bundle import Bundle
     from twotower.commands import judging
     from twotower.data import splits
@@ -96,17 +105,23 @@ def main() -> None:
     final = Bundle(FLAGS.bundle)
     before = judging.to_judge(FLAGS.bundle, "validation")
     dataset = judging.dataset_of(final, FLAGS.data_dir)
-    judging.check(final, dataset, None, None)
+    judging.check(final, dataset, FLAGS.split, None)
     manifest = final.manifest
     refit = before.directory != final.directory
     made = None
     for bundle, part in [(before, "validation"), (final, "test")][: 1 + refit]:
-        split = splits.make_split(dataset, manifest["protocol"], part, manifest["split_seed"])
+        protocol = FLAGS.split or manifest["protocol"]
+        split = splits.make_split(dataset, protocol, part, manifest["split_seed"])
         split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
         bundle.encode = bundle.encoder(dataset)
         if made is None:
             judging.check_unseen(bundle, dataset, split)
             funnel = making.unranked(bundle.funnel(FLAGS.funnel))
+            cases = split.cases
+            if 0 < FLAGS.requests < len(cases):
+                draw = np.random.default_rng(FLAGS.seed)
+                rows = draw.choice(len(cases), FLAGS.requests, replace=False)
+                split = dataclasses.replace(split, cases=cases.take(np.sort(rows)))
             made = making.train(config, funnel, bundle, dataset, split)
             shown = ", ".join(f"{name} {value:.4f}" for name, value in made.held_out.items())
             print(f"ndcg@10 of requests that a model did not learn from: {shown}")
