@@ -179,6 +179,7 @@ TABLES = {
     "serving_stages": serving_tables.stages,
     "serving_batching": serving_tables.batching,
     "serving_deploys": serving_tables.deploys,
+    "serving_page": serving_tables.page,
     "serving_targets": serving_tables.targets,
     "sessions": sequence_tables.sessions,
     "tokens": sequence_tables.tokens,

@@ -58,6 +58,14 @@ def batching() -> str:
     return table(header, body) + "\n\n" + origin(result)
 
 
+def page() -> str:
+    """How long a click takes in the playground."""
+    result = read("serving/page")
+    times = [f"{result[name]:.0f}" for name in ("p50", "p95", "p99")]
+    header = ["from a click to the new list", "p50 ms", "p95", "p99"]
+    return table(header, [[f"{result['clicks']} clicks", *times]]) + "\n\n" + origin(result)
+
+
 def deploys() -> str:
     """What users notice."""
     result = read("serving/deploys")

@@ -224,6 +224,16 @@ def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
         wait.until(lambda _: titles() == first)
 
 
+@pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
+def test_clicks_are_timed(bundle_folder, tmp_path):
+    service, output = Service(Live((Pipeline(bundle_folder),)), tmp_path), tmp_path / "page.json"
+    script = tiny.ROOT / "experiments" / "benchmarks" / "page.py"
+    with served(create_app(service, Limits())) as address:
+        tiny.script(script, f"--url={address}", "--clicks=10", f"--output={output}")
+    found = json.loads(output.read_text())
+    assert found["clicks"] == 10 and 1 < found["p50"] <= found["p95"] <= found["p99"]
+
+
 @pytest.fixture
 def hostile_folder(bundle_folder, tmp_path):
     """The bundle with a hostile title on its map, in the middle of the grid."""
