@@ -32,10 +32,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from twotower.data.splits import make_split as make_split
     from twotower.data.summary import summarise as summarise
     from twotower.data.tables import read_tables as read_tables
-    from twotower.evaluation.baselines import Ease as Ease
-    from twotower.evaluation.baselines import IAls as IAls
-    from twotower.evaluation.baselines import ItemKnn as ItemKnn
-    from twotower.evaluation.baselines import Popularity as Popularity
+    from twotower.evaluation.baselines.ease import Ease as Ease
+    from twotower.evaluation.baselines.ials import IAls as IAls
+    from twotower.evaluation.baselines.item_knn import ItemKnn as ItemKnn
+    from twotower.evaluation.baselines.popularity import Popularity as Popularity
     from twotower.evaluation.comparison import Comparison as Comparison
     from twotower.evaluation.evaluate import evaluate as evaluate
     from twotower.objective.mining import MiningConfig as MiningConfig
@@ -64,17 +64,17 @@ _PUBLIC = {
     "Catalogue": "twotower.data.catalogue",
     "Comparison": "twotower.evaluation.comparison",
     "Dataset": "twotower.data.dataset",
-    "Ease": "twotower.evaluation.baselines",
+    "Ease": "twotower.evaluation.baselines.ease",
     "EvalCases": "twotower.data.cases",
     "ExamplesConfig": "twotower.data.examples",
     "FitConfig": "twotower.training.recipe",
-    "IAls": "twotower.evaluation.baselines",
+    "IAls": "twotower.evaluation.baselines.ials",
     "IndexConfig": "twotower.retrieval.build",
     "ItemConfig": "twotower.towers.item",
-    "ItemKnn": "twotower.evaluation.baselines",
+    "ItemKnn": "twotower.evaluation.baselines.item_knn",
     "MiningConfig": "twotower.objective.mining",
     "NegativesConfig": "twotower.objective.negatives",
-    "Popularity": "twotower.evaluation.baselines",
+    "Popularity": "twotower.evaluation.baselines.popularity",
     "QueryConfig": "twotower.towers.query",
     "Recipe": "twotower.training.recipe",
     "Recommendations": "twotower.bundle.recommendations",

@@ -12,7 +12,7 @@ from twotower.bundle.manifest import MANIFEST
 from twotower.bundle.weights import warm_start
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split, with_validation_rows
-from twotower.evaluation.baselines import Popularity
+from twotower.evaluation.baselines.popularity import Popularity
 from twotower.evaluation.comparison import Comparison, heading
 from twotower.evaluation.evaluate import Report, evaluate
 from twotower.retrieval.build import IndexConfig, make

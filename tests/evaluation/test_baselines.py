@@ -1,73 +1,22 @@
-"""Baselines: small hand-made data, published figures on MovieLens 1M, implicit's absence."""
+"""All baselines: small hand-made data, published figures on MovieLens 1M, implicit's absence."""
 
 import dataclasses
 import pathlib
 import subprocess
 import sys
 import textwrap
-import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
+from two_camps import SMALL, camps, cases_of, content_camps, fitted
 
 from twotower.data import movielens, synthetic
-from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import make_split
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import evaluate
-from twotower.ragged import Ragged
 
-# Two camps that never mix: users 0-9 watch some of items 0-4, users 10-19 some of items 5-9. Items
-# 10 and 11 have no row. Item 0 is the most popular, by one row.
-NUM_ITEMS = 12
-
-
-def camps() -> Dataset:
-    rows = [(user, 5 * (user // 10) + (user + step) % 5) for user in range(20) for step in range(3)]
-    users, items = zip(*rows, (9, 0))
-    interactions = pd.DataFrame(
-        {
-            "user_id": [str(user) for user in users],
-            "item_id": [str(item) for item in items],
-            "timestamp": range(len(users)),
-        }
-    )
-    return Dataset(
-        "camps",
-        interactions,
-        pd.DataFrame({"item_id": [str(item) for item in range(NUM_ITEMS)]}),
-        pd.DataFrame({"user_id": [str(user) for user in range(20)]}),
-    )
-
-
-def cases_of(*histories, exclude=True) -> EvalCases:
-    history = Ragged.from_rows(histories)
-    return EvalCases(
-        user_id=np.full(len(histories), "nobody", object),
-        history=history,
-        history_time=history,
-        history_rating=history,
-        exclude=history if exclude else Ragged.empty(len(histories)),
-        targets=Ragged.empty(len(histories)),
-        time=np.full(len(histories), -1),
-    )
-
-
-def fitted(name: str, **parameters) -> baselines.Baseline:
-    dataset = camps()
-    return baselines.make(name, **parameters).fit(dataset, np.arange(len(dataset.interactions)))
-
-
-# Penalties for twenty users: EASE with a weak one gives a camp's further items negative weights,
-# iALS with a strong one gives everything 0.
-SMALL = {
-    "popularity": {},
-    "ease": {"l2": 100.0},
-    "item_knn": {},
-    "ials": {"factors": 2, "regularization": 0.1},
-}
 PERSONAL = ("ease", "item_knn", "ials")
 
 
@@ -129,138 +78,11 @@ def test_a_repeated_rating_counts_once(name):
     np.testing.assert_allclose(once, twice, rtol=1e-5)
 
 
-def test_ease_by_hand():
-    # Three users, two items: a has both, b has item 0, c has item 1. X'X = [[2, 1], [1, 2]], with
-    # l2 = 1 G = [[3, 1], [1, 3]] and P = [[3, -1], [-1, 3]] / 8. B_01 = -P_01 / P_11 = 1/3.
-    dataset = Dataset(
-        "two items",
-        pd.DataFrame({"user_id": list("aabc"), "item_id": list("0101"), "timestamp": range(4)}),
-        pd.DataFrame({"item_id": list("012")}),
-        pd.DataFrame({"user_id": list("abc")}),
-    )
-    ease = baselines.Ease(l2=1.0).fit(dataset, np.arange(4))
-    scores = ease.scores(cases_of([0], [0, 1], exclude=False))
-    np.testing.assert_allclose(scores, [[0, 1 / 3, 0], [1 / 3, 1 / 3, 0]], atol=1e-6)
-
-
-def test_ease_solves_its_least_squares_problem():
-    # EASE minimises |X - XB|^2 + l2 |B|^2 over B with a zero diagonal: column j is the ridge
-    # regression of item j on all others.
-    rng = np.random.default_rng(0)
-    dense = rng.random((30, 6)) < 0.4
-    users, items = np.nonzero(dense)
-    dataset = Dataset(
-        "ridge",
-        pd.DataFrame({"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 0}),
-        pd.DataFrame({"item_id": [str(item) for item in range(6)]}),
-        pd.DataFrame({"user_id": [str(user) for user in range(30)]}),
-    )
-    ease = baselines.Ease(l2=2.0).fit(dataset, np.arange(len(users)))
-    weights = ease.scores(cases_of(*[[item] for item in range(6)], exclude=False))
-    for item in range(6):
-        others = np.delete(np.arange(6), item)
-        x, y = dense[:, others].astype(float), dense[:, item].astype(float)
-        ridge = np.linalg.solve(x.T @ x + 2.0 * np.eye(5), x.T @ y)
-        np.testing.assert_allclose(weights[others, item], ridge, atol=1e-5)
-
-
 def test_ials_is_the_same_for_the_same_seed():
     one, two = (
         fitted("ials", factors=2, regularization=0.1).scores(cases_of([1, 2])) for _ in range(2)
     )
     np.testing.assert_allclose(one, two, atol=1e-4)
-
-
-@pytest.mark.parametrize("weighting", ["cosine", "tfidf", "bm25"])
-def test_item_knn_keeps_as_many_neighbours_as_asked(weighting):
-    knn = fitted("item_knn", neighbours=2, weighting=weighting)
-    # A history of one item scores at most two items, itself included.
-    scores = knn.scores(cases_of(*[[item] for item in range(10)], exclude=False))
-    assert ((scores > 0).sum(1) <= 2).all() and (scores > 0).any()
-
-
-def test_item_knn_by_hand():
-    # a has items 0 and 1, b has 0, c has 1 and 2. Cosines: 0 and 1 share one user of two each,
-    # 1 / (sqrt 2 sqrt 2) = 1/2; 1 and 2 share c, 1 / (sqrt 2 sqrt 1) = .70711; 0 and 2 nobody.
-    dataset = Dataset(
-        "three items",
-        pd.DataFrame({"user_id": list("aabcc"), "item_id": list("01012"), "timestamp": range(5)}),
-        pd.DataFrame({"item_id": list("0123")}),
-        pd.DataFrame({"user_id": list("abc")}),
-    )
-    knn = baselines.ItemKnn(weighting="cosine").fit(dataset, np.arange(5))
-    scores = knn.scores(cases_of([0], [1], [0, 2], exclude=False))
-    expected = [[1, 0.5, 0, 0], [0.5, 1, 0.70711, 0], [1, 1.20711, 1, 0]]
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-    # One neighbour each is the item itself.
-    knn = baselines.ItemKnn(neighbours=1, weighting="cosine").fit(dataset, np.arange(5))
-    scores = knn.scores(cases_of([0], [1], [0, 2], exclude=False))
-    np.testing.assert_allclose(scores, [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]], atol=1e-5)
-
-
-def content_camps() -> Dataset:
-    """The camps with content: items 0 to 4 are comedies of the nineties, 5 to 9 westerns of the
-    fifties; 10 is a comedy and 11 a western that nobody has seen."""
-    dataset = camps()
-    camp = [0] * 5 + [1] * 5 + [0, 1]
-    items = dataset.items.assign(
-        genres=[("Comedy", "Western")[one : one + 1] for one in camp],
-        year=[(1994, 1955)[one] for one in camp],
-        title=[f"The {('Laugh', 'Gun')[one]} {row}" for row, one in enumerate(camp)],
-    )
-    return dataclasses.replace(dataset, items=items)
-
-
-def test_content_ials_finds_new_items_by_their_content():
-    dataset = content_camps()
-    rows = np.arange(len(dataset.interactions))
-    for without in ([], ["genres"], ["year", "title"]):
-        cut = dataclasses.replace(dataset, items=dataset.items.drop(columns=without))
-        model = baselines.make("content_ials", l2=1.0, **SMALL["ials"])
-        scores = model.fit(cut, rows, np.arange(NUM_ITEMS)).scores(cases_of([1, 2], [6, 8]))
-        assert (scores[0, 10] > scores[0, 11]) and (scores[1, 11] > scores[1, 10])
-    # Items that have rows keep the vectors that iALS gives them.
-    plain = baselines.make("ials", **SMALL["ials"]).fit(dataset, rows, np.arange(NUM_ITEMS))
-    expected = plain.scores(cases_of([1, 2], [6, 8]))
-    np.testing.assert_allclose(scores[:, :10], expected[:, :10], atol=1e-4)
-    bare = dataclasses.replace(dataset, items=dataset.items[["item_id"]])
-    with pytest.raises(ValueError, match="needs genres, year or title"):
-        baselines.make("content_ials").fit(bare, rows)
-
-
-def test_content_ials_solves_its_ridge_regression():
-    # Ridge regression with an unpenalised intercept, by least squares with rows of sqrt(l2) I.
-    dataset = content_camps()
-    rows = np.arange(len(dataset.interactions))
-    model = baselines.make("content_ials", l2=2.0, **SMALL["ials"]).fit(dataset, rows)
-    content = baselines.content_indicators(dataset.items).toarray()
-    # Comedy, Western, the decades 199 and 195, the, laugh, gun: what two known items have.
-    kept = content[:, content[:10].sum(0) >= 2]
-    assert kept.shape == (12, 7) and content.shape == (12, 7 + 12)
-    penalised = np.hstack([np.zeros((7, 1)), np.sqrt(2.0) * np.eye(7)])
-    system = np.vstack([np.hstack([np.ones((10, 1)), kept[:10]]), penalised])
-    targets = np.vstack([model.item_vectors[:10], np.zeros((7, 2))])
-    solution = np.linalg.lstsq(system, targets)[0]
-    expected = np.hstack([np.ones((2, 1)), kept[10:]]) @ solution
-    np.testing.assert_allclose(model._vectors[10:], expected, atol=1e-5)
-
-
-def test_content_of_items():
-    items = pd.DataFrame(
-        {
-            "title": ["Moon, The", "(moon)", "", "आधुनिक"],
-            "year": [1999.0, float("nan"), -1, 1990],
-            "genres": [("A",), (), ("A", "B"), ()],
-        }
-    )
-    found = baselines.content_indicators(items).toarray()
-    # By name: genres A, B; title moon, the, आधुनिक; the decade 199.
-    assert found.tolist() == [
-        [1, 0, 1, 1, 0, 1],
-        [0, 0, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 0, 0, 1, 1],
-    ]
 
 
 def test_popularity_by_hand():
@@ -309,38 +131,10 @@ def test_what_takes_more_memory_than_is_allowed_is_refused(name):
     baselines.make("popularity").fit(dataset, rows, max_gib=1e-9)
 
 
-def test_ease_takes_what_it_says():
-    # 700 items: 12 bytes a pair are 5.9 MB. A plain inverse of the same takes four times that.
-    rng = np.random.default_rng(0)
-    users, items = np.repeat(np.arange(200), 20), rng.integers(0, 700, 4000)
-    ids = [str(row) for row in range(700)]
-    dataset = Dataset(
-        "wide",
-        pd.DataFrame({"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 0}),
-        pd.DataFrame({"item_id": ids}),
-        pd.DataFrame({"user_id": ids[:200]}),
-    )
-    ease = baselines.Ease()
-    counts = np.bincount(items, minlength=700).astype(np.float32)
-    matrix = ease_matrix(ease, dataset, counts)
-    tracemalloc.start()
-    ease._fit(matrix)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    said = ease._fit_bytes(matrix)
-    assert said == 12 * (counts > 0).sum() ** 2
-    assert 0.9 * said < peak < 1.5 * said  # and some blocks, which do not grow
-
-
-def ease_matrix(ease, dataset, counts):
-    """What `fit` hands to `_fit`."""
-    ease._counts = counts
-    return ease._matrix(Ragged.group(dataset.item_keys, dataset.user_rows, len(dataset.users)))
-
-
 def test_the_size_of_a_batch_of_scores_is_bounded(monkeypatch):
     found = []
-    monkeypatch.setattr(baselines, "from_scores", lambda *arguments: found.append(arguments[2]))
+    scored = "twotower.evaluation.baselines.baseline.from_scores"
+    monkeypatch.setattr(scored, lambda *arguments: found.append(arguments[2]))
     fitted("popularity")
     wide = camps()
     more = pd.DataFrame({"item_id": [f"x{row}" for row in range(2**17)]})
@@ -354,7 +148,7 @@ def test_without_implicit_there_is_one_clear_error_and_the_rest_works():
         import sys
         sys.modules["implicit"] = None  # what an import of an absent package runs into
         import numpy as np
-        from test_baselines import camps
+        from two_camps import camps
         from twotower.evaluation import baselines
         baselines.make("ease").fit(camps(), np.arange(60))
         for name in ("item_knn", "ials"):

@@ -1,6 +1,6 @@
 """Collaborative filtering: what those who liked the items of the history liked as well.
 
-The methods are the baselines' (`evaluation/baselines.py`), whose fits these sources keep as arrays.
+The methods are the baselines' (`evaluation/baselines/`), whose fits these sources keep as arrays.
 A request whose history has no item of the training rows gets an empty row. (A baseline answers what
 is popular then; in a funnel, popularity is a source by itself.) An item that is twice in a history
 counts once, and ratings do not count.
