@@ -11,8 +11,38 @@ from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
 ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """The dense layers of a tower: the fields that both configs have.
+
+    Attributes:
+        hidden: Widths of the hidden layers.
+        dim: Length of the tower's vector; must be the same in both towers.
+        l2_normalise: Whether vectors have length 1.
+        dropout: Share of hidden activations dropped in training.
+        batch_norm: Whether hidden layers are batch-normalised.
+        shortcut: Add the vector of one feature, which must have the length `dim`, to the output of
+            the dense layers. In the query tower it is the history's vector, and the dense layers
+            learn only what that lacks. In the item tower it is the id's vector: an id can then move
+            the item anywhere, without a projection that all ids share.
+    """
+
+    hidden: tuple[int, ...] = (512, 256)
+    dim: int = 128
+    l2_normalise: bool = True
+    dropout: float = 0.0
+    batch_norm: bool = False
+    shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, dim=1)
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden layers must have a width of 1 or more; got {self.hidden}.")
+        _check_share(self, "dropout")
+
+
 @dataclasses.dataclass(frozen=True)
-class ItemConfig:
+class ItemConfig(DenseConfig):
     """What the item tower reads, and its sizes.
 
     Attributes:
@@ -23,13 +53,6 @@ class ItemConfig:
         token_dim: Length of the vector of a title, description, set of genres or maker.
         unknown_rate: Share of training items whose id is hidden (see `Id`).
         min_token_count: A word has a vector if at least this many items have it.
-        hidden: Widths of the hidden layers.
-        dim: Length of the item's vector; must equal the query tower's.
-        l2_normalise: Whether vectors have length 1.
-        dropout: Share of hidden activations dropped in training.
-        batch_norm: Whether hidden layers are batch-normalised.
-        shortcut: Add the id's vector to the output of the dense layers. `id_dim` must equal `dim`.
-            An id can then move the item anywhere, without a projection that all ids share.
     """
 
     features: tuple[str, ...] = ("item_id", "title", "genres", "year")
@@ -37,20 +60,15 @@ class ItemConfig:
     token_dim: int = 64
     unknown_rate: float = 0.1
     min_token_count: int = 2
-    hidden: tuple[int, ...] = (512, 256)
-    dim: int = 128
-    l2_normalise: bool = True
-    dropout: float = 0.0
-    batch_norm: bool = False
-    shortcut: bool = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
+        _check_share(self, "unknown_rate")
         at_least(self, id_dim=1, token_dim=1, min_token_count=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class QueryConfig:
+class QueryConfig(DenseConfig):
     """What the query tower reads, and its sizes.
 
     Attributes:
@@ -69,13 +87,6 @@ class QueryConfig:
             tower's vector of its id, and the history's `dim` is its length; or `tower`: the dense
             layers are shared, too, so that a history is encoded as an item is (a siamese network;
             only for towers with the features `item_id` and a `mean` history).
-        hidden: Widths of the hidden layers.
-        dim: Length of the query's vector; must equal the item tower's.
-        l2_normalise: Whether vectors have length 1.
-        dropout: Share of hidden activations dropped in training.
-        batch_norm: Whether hidden layers are batch-normalised.
-        shortcut: Add the history's vector to the output of the dense layers, which then learn only
-            what the history's vector lacks. The history's vector must have the length `dim`.
     """
 
     features: tuple[str, ...] = ("history",)
@@ -84,15 +95,10 @@ class QueryConfig:
     unknown_rate: float = 0.5
     history: HistoryConfig = MeanConfig()
     shared: str = "nothing"
-    hidden: tuple[int, ...] = (512, 256)
-    dim: int = 128
-    l2_normalise: bool = True
-    dropout: float = 0.0
-    batch_norm: bool = False
-    shortcut: bool = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
+        _check_share(self, "unknown_rate")
         at_least(self, user_dim=1, category_dim=1)
         if type(self.history) not in CONFIGS.values():
             raise TypeError(
@@ -101,11 +107,7 @@ class QueryConfig:
             )
 
 
-def _check(config: ItemConfig | QueryConfig) -> None:
-    """Raises ValueError for sizes and rates that no tower can have."""
-    at_least(config, dim=1)
-    if any(width < 1 for width in config.hidden):
-        raise ValueError(f"hidden layers must have a width of 1 or more; got {config.hidden}.")
-    for name in ("dropout", "unknown_rate"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must lie in [0, 1); got {getattr(config, name)}.")
+def _check_share(config: DenseConfig, name: str) -> None:
+    """Raises ValueError if the field `name` is no share, or all."""
+    if not 0 <= getattr(config, name) < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {getattr(config, name)}.")

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from twotower.towers.config import ItemConfig, QueryConfig
+from twotower.towers.config import DenseConfig, ItemConfig
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Feature, Id, Tags, Tokens
 from twotower.towers.numbers import Number, Vector
@@ -72,8 +72,8 @@ def item_tower(columns: pd.DataFrame, config: ItemConfig) -> Tower:
     return Tower(features, head(config), name="item_tower", shortcut=shortcut)
 
 
-def head(config: ItemConfig | QueryConfig) -> DenseHead:
-    """The dense layers that an ItemConfig or QueryConfig asks for."""
+def head(config: DenseConfig) -> DenseHead:
+    """The dense layers that a tower's config asks for."""
     return DenseHead(
         config.hidden,
         config.dim,

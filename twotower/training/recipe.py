@@ -9,14 +9,14 @@ from twotower.data.config import TIME_DEPENDENT, ExamplesConfig
 from twotower.evaluation.metrics import KS, MRR_AT
 from twotower.limits import at_least, refuse, unread
 from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
-from twotower.towers.config import ItemConfig, QueryConfig
+from twotower.towers.config import DenseConfig, ItemConfig, QueryConfig
 from twotower.towers.history.config import READERS, HistoryConfig, MeanConfig, changed
 
 # The part of a part whose fields depend on the encoder.
 HISTORY = "query.history"
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.
-HEAD = ("hidden", "dim", "l2_normalise", "dropout", "batch_norm", "shortcut")
+HEAD = tuple(field.name for field in dataclasses.fields(DenseConfig))
 # Validation figures that can select an epoch.
 BY_QUERY = ("recall", "recall_micro", "hit_rate", "precision", "ndcg")
 SELECTING = {f"{name}@{k}" for name in BY_QUERY for k in KS} | {f"mrr@{MRR_AT}"}
