@@ -28,7 +28,6 @@ thread, updates on all cores. Interrupted, the same command goes on. Status 1 wh
 lost.
 """
 
-import dataclasses
 import json
 import pathlib
 import tempfile
@@ -40,22 +39,19 @@ import threadpoolctl
 from absl import app, flags, logging
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
-import vector_sets  # isort: skip  (these two beside this script)
+import vector_sets  # isort: skip  (these four beside this script)
+from update_catalogue import Catalogue, divided  # isort: skip
+from update_figures import measured  # isort: skip
 from update_ways import WAYS, Reader, mib, num_wrong, rebuilt, stream  # isort: skip
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import provenance, write_result
 from twotower.live.log import WriteAheadLog
 from twotower.retrieval import build
-from twotower.retrieval.backends.faiss_index import faiss
 from twotower.retrieval.base import Retriever
-from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.tuning import recall_against, shares_found, tune
 
 STRATEGIES = (*WAYS, "growth", "wear")
 BACKENDS = ("ivf", "ivf_pq", "hnsw", "scann")
 TUNING_QUERIES = 200
-NEIGHBOURHOODS = 30  # that items which drift come from
-BLOCK, WARM_UP = 50, 5  # single searches of one index before the next one's turn
 
 FLAGS = flags.FLAGS
 script.DEFINE_path("bundle", None, "Bundle whose item vectors and queries to take.", required=True)
@@ -82,73 +78,6 @@ SETTINGS = dict.fromkeys(WAYS, ("rounds", "change_share", "drift"))
 SETTINGS |= {"growth": ("growth",), "wear": ("tombstones", "buffers")}
 
 
-@dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """Items to build from, items that come later, and queries.
-
-    Attributes:
-        first: `[num_first, dim]`, whose keys are their positions.
-        later: `[num_later, dim]`, in the order that they come.
-        tuning: `[num_tuning, dim]` queries to tune by.
-        queries: `[num_queries, dim]` queries to measure by.
-        metric: Of the bundle.
-    """
-
-    first: np.ndarray
-    later: np.ndarray
-    tuning: np.ndarray
-    queries: np.ndarray
-    metric: str
-
-    @classmethod
-    def of(cls, bundle: Bundle, num_items: int, later: float, drift: bool) -> "Catalogue":
-        """`num_items` like a bundle's (0 for its own), `later` times as many later as at first."""
-        vectors, queries = np.asarray(bundle.vectors), np.asarray(bundle.sample_queries)
-        if num_items:
-            vectors = vector_sets.enlarged(vectors, num_items, FLAGS.noise)
-        first, rest = divided(vectors, round(len(vectors) / (1 + later)), drift)
-        num_tuning = min(TUNING_QUERIES, len(queries) // 2)
-        metric = bundle.manifest["metric"]
-        return cls(first, rest, queries[:num_tuning], queries[num_tuning:], metric)
-
-    def tuned(self, backend: str, keys: np.ndarray, vectors: np.ndarray) -> Retriever:
-        """An index of the size that these items want, tuned."""
-        config = build.IndexConfig(backend, self.metric, parameters(backend, len(keys)))
-        index = build.build(config, keys, vectors)
-        tune(index, self.tuning, FLAGS.k, FLAGS.recall_target)
-        return index
-
-    def exact(self, keys: np.ndarray, vectors: np.ndarray) -> Candidates:
-        """The right answers over these items."""
-        config = build.IndexConfig("flat", self.metric)
-        return build.build(config, keys, vectors).search(self.queries, FLAGS.k)
-
-
-def divided(vectors: np.ndarray, num_first: int, drift: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of the first build, and the others, both in random order.
-
-    With drift the others are those that lie nearest to NEIGHBOURHOODS of the items.
-    """
-    order = np.random.default_rng(0).permutation(len(vectors))
-    if drift:
-        nearness = (vectors @ vectors[order[:NEIGHBOURHOODS]].T).max(1)  # [num_items]
-        is_far = np.zeros(len(vectors), bool)
-        is_far[np.argsort(nearness)[:num_first]] = True
-        order = np.concatenate([order[is_far[order]], order[~is_far[order]]])
-    return vectors[order[:num_first]], vectors[order[num_first:]]
-
-
-def parameters(backend: str, num_items: int) -> dict:
-    """Sizes for so many items; written out, so that a rebuild keeps them."""
-    if backend.startswith("ivf"):
-        return {"threads": 1, "num_lists": max(1, min(num_items, int(4 * np.sqrt(num_items))))}
-    if backend == "scann":
-        leaves = max(2, int(2 * np.sqrt(num_items)))
-        sizes = {"num_leaves": leaves, "num_leaves_to_search": max(1, leaves // 20)}
-        return sizes | {"num_reordering_candidates": min(num_items, 10 * FLAGS.k)}
-    return {"threads": 1}
-
-
 def numpy_on_one_thread():
     """Until its `with` block ends. FAISS has a BLAS of its own, which a build may have whole.
 
@@ -159,70 +88,26 @@ def numpy_on_one_thread():
     return threadpoolctl.ThreadpoolController().select(filepath=paths).limit(limits=1)
 
 
+def catalogue_of(bundle: Bundle, num_items: int, later: float, drift: bool) -> Catalogue:
+    """`num_items` like a bundle's (0 for its own), `later` times as many later as at first."""
+    vectors, queries = np.asarray(bundle.vectors), np.asarray(bundle.sample_queries)
+    if num_items:
+        vectors = vector_sets.enlarged(vectors, num_items, FLAGS.noise)
+    first, rest = divided(vectors, round(len(vectors) / (1 + later)), drift)
+    num_tuning = min(TUNING_QUERIES, len(queries) // 2)
+    tuning, queries, metric = queries[:num_tuning], queries[num_tuning:], bundle.manifest["metric"]
+    return Catalogue(first, rest, tuning, queries, metric, FLAGS.k, FLAGS.recall_target)
+
+
 def efforts(index: Retriever) -> dict:
     """The search effort that an index is tuned to."""
     return {name: getattr(index.config, name) for name in index.efforts(FLAGS.k)}
 
 
-def seconds_by_name(searches: dict, queries: np.ndarray) -> dict[str, list[float]]:
-    """Seconds of single searches, of each of `searches`.
-
-    Blocks of queries go round them, so that a machine that drifts drifts for all.
-    """
-    seconds = {name: [] for name in searches}
-    for start in range(0, FLAGS.searches, BLOCK):
-        block = np.arange(start, min(start + BLOCK, FLAGS.searches)) % len(queries)
-        for name, search in searches.items():
-            for row in block[:WARM_UP]:
-                search(queries[row : row + 1], FLAGS.k)
-            for row in block:
-                started = time.perf_counter()
-                search(queries[row : row + 1], FLAGS.k)
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def measured(searches: dict, exact: dict, queries: np.ndarray, new_from: int) -> dict[str, dict]:
-    """Recall, work and time of each of `searches`, beside the others.
-
-    Args:
-        searches: Name -> `search(queries, k)`.
-        exact: Name -> the right answers.
-        queries: `[num_queries, dim]`.
-        new_from: Keys from here on came after the first build.
-    """
-    results, counters = {}, (faiss.cvar.indexIVF_stats, faiss.cvar.hnsw_stats)
-    with threadpoolctl.threadpool_limits(1):
-        seconds = seconds_by_name(searches, queries)
-        for name, search in searches.items():
-            for counter in counters:
-                counter.reset()
-            found, wanted = search(queries, FLAGS.k), exact[name]
-            scored = sum(counter.ndis for counter in counters) / len(queries)
-            new = wanted.valid & (wanted.keys >= new_from)
-            lost = [
-                of.sum() - np.isin(keys[of], there).sum()
-                for keys, of, there in zip(wanted.keys, new, found.keys)
-            ]
-            # Where an equal item stands in the place of a new one, nothing is lost.
-            lost = np.minimum(lost, np.rint((1 - shares_found(wanted, found)) * wanted.counts))
-            p50, p99 = 1e3 * np.quantile(seconds[name], [0.5, 0.99])
-            results[name] = {
-                f"recall@{FLAGS.k}": recall_against(wanted, found),
-                # Of all places of new items together: some queries have one, some a hundred.
-                f"recall_new@{FLAGS.k}": float(1 - lost.sum() / new.sum()) if new.any() else None,
-                "new_in_answers": float(new.sum() / wanted.valid.sum()),
-                "p50_ms": float(p50),
-                "p99_ms": float(p99),
-                "scored": scored or None,
-            }
-    return results
-
-
 def rounds(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
     """A row for each round of changes, and one for the first build as round 0."""
     share = 2 * FLAGS.change_share * FLAGS.rounds
-    catalogue = Catalogue.of(bundle, FLAGS.num_items, share, FLAGS.drift)
+    catalogue = catalogue_of(bundle, FLAGS.num_items, share, FLAGS.drift)
     num, queries = len(catalogue.first), catalogue.queries
     changes = [None, *stream(num, catalogue.later, FLAGS.rounds)]
     keys, vectors = np.arange(num), catalogue.first
@@ -246,7 +131,7 @@ def rounds(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
                     "lost": num_wrong(way.index, keys, vectors),
                 }
             exact = {"": catalogue.exact(keys, vectors)}
-            result = measured({"": way.search}, exact, queries, num)[""]
+            result = measured({"": way.search}, exact, queries, num, FLAGS.k, FLAGS.searches)[""]
             yield row | result | {"memory_mib": mib(way.index), "efforts": efforts(way.index)}
 
 
@@ -254,7 +139,7 @@ def growth(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
     """For each share of new items, with and without drift: absorbed, rebuilt, retuned."""
     shares = sorted(map(float, FLAGS.growth))
     for drift in (False, True):
-        catalogue = Catalogue.of(bundle, FLAGS.num_items, shares[-1], drift)
+        catalogue = catalogue_of(bundle, FLAGS.num_items, shares[-1], drift)
         num, later, done, absorb_s = len(catalogue.first), catalogue.later, 0, 0.0
         index = catalogue.tuned(backend, np.arange(num), catalogue.first)
         config = build.IndexConfig("flat", catalogue.metric)
@@ -279,7 +164,8 @@ def growth(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
                 seconds[name] = time.perf_counter() - started
             searches = {name: way.search for name, way in ways.items()}
             exact = dict.fromkeys(ways, catalogue.exact(keys, vectors))
-            for name, result in measured(searches, exact, catalogue.queries, num).items():
+            results = measured(searches, exact, catalogue.queries, num, FLAGS.k, FLAGS.searches)
+            for name, result in results.items():
                 row = {"drift": drift, "new_share": share, "way": name, "num_items": len(keys)}
                 row |= result | {"update_s": seconds[name], "nearest_old": nearest}
                 yield row | {"efforts": efforts(ways[name])}
@@ -288,7 +174,7 @@ def growth(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
 def wear(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
     """A row for each share of tombstones and each length of the buffer."""
     num, most = FLAGS.num_items or len(bundle.vectors), max(map(int, FLAGS.buffers))
-    catalogue = Catalogue.of(bundle, num + most, most / num, drift=False)
+    catalogue = catalogue_of(bundle, num + most, most / num, drift=False)
     index = catalogue.tuned(backend, np.arange(num), catalogue.first)
     gone = np.random.default_rng(1).permutation(num)
     states = {("untouched", 0): index}
@@ -300,7 +186,7 @@ def wear(bundle: Bundle, strategy: str, backend: str) -> Iterator[dict]:
         state.add(num + np.arange(added), catalogue.later[:added])
     exact = {name: catalogue.exact(*state.live()) for name, state in states.items()}
     searches = {name: state.search for name, state in states.items()}
-    results = measured(searches, exact, catalogue.queries, num)
+    results = measured(searches, exact, catalogue.queries, num, FLAGS.k, FLAGS.searches)
     untouched = results["untouched", 0]
     for (kind, level), result in results.items():
         state = states[kind, level]

@@ -24,38 +24,21 @@ import json
 import multiprocessing
 import os
 import pathlib
-import resource
-import shutil
-import time
 
 import numpy as np
 import threadpoolctl
 from absl import app, flags, logging
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
-import vector_sets  # isort: skip  (beside this script)
+from retrieval_figures import filtered, measured  # isort: skip  (these three beside this script)
+from retrieval_plot import plot  # isort: skip
+from retrieval_unit import VARIANTS, Unit, built, exact_answers, make_set, peak_gib  # isort: skip
 from twotower.bundle.provenance import provenance, write_result
 from twotower.ragged import Ragged
-from twotower.retrieval import build
-from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.tuning import recall_against, tune
-from twotower.retrieval.vectors import KeyedVectors
+from twotower.retrieval.tuning import tune
 
-# Name in tables -> backend and how to build it. Efforts are found.
-VARIANTS = {
-    "exact": ("exact", {}),
-    "flat": ("flat", {"threads": 1}),
-    "ivf": ("ivf", {"threads": 1}),
-    "hnsw": ("hnsw", {"threads": 1}),
-    "hnsw-fp16": ("hnsw", {"threads": 1, "storage": "fp16"}),
-    "hnsw-sq8": ("hnsw", {"threads": 1, "storage": "sq8"}),
-    "ivf_pq": ("ivf_pq", {"threads": 1}),
-    "scann": ("scann", {}),
-    "scann-soar": ("scann", {"soar": True}),
-    "milvus": ("milvus", {}),
-}
 TUNING_QUERIES = 200
-EXCLUDED, FILTER_SHARE = 500, 0.02
+EXCLUDED = 500
 SINGLES = 1200  # queries asked one at a time, for the tuned setting
 
 FLAGS = flags.FLAGS
@@ -75,172 +58,13 @@ script.DEFINE_path("cache", "retrieval-cache", "Folder for vectors, exact answer
 script.DEFINE_path("output", None, "JSON file to write.", required=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """One index to build and measure; plain values, as it goes to another process."""
-
-    source: str  # noise, "gaussian", or a file
-    num_items: int
-    variant: str
-    metric: str
-    k: int
-    recall_target: float
-    core: int
-    build_only: bool
-    bundle: str | None
-    dim: int | None
-    queries: str | None
-    cache: str
-
-    @property
-    def set_name(self) -> str:
-        """Of the vectors, for rows and files."""
-        return pathlib.Path(self.source).stem if self.queries else self.source
-
-    @property
-    def identity(self) -> list:
-        """What tells one unit's rows from another's."""
-        return [self.set_name, self.num_items, self.dim, self.variant, self.metric, self.k]
-
-
-def make_set(unit: Unit) -> vector_sets.VectorSet:
-    """The unit's vectors, from the cache where they are there."""
-    if unit.queries:
-        vectors = vector_sets.read(unit.source)[: unit.num_items]
-        return vector_sets.VectorSet(
-            unit.set_name, vectors, vector_sets.read(unit.queries, "test")[:1000]
-        )
-    if unit.bundle:
-        items = pathlib.Path(unit.bundle) / "items"
-        known, queries = (np.load(items / f"{n}.npy") for n in ("vectors", "sample_queries"))
-        if unit.dim not in (None, known.shape[1]):
-            raise ValueError(f"--dim={unit.dim}, but {unit.bundle} has {known.shape[1]}.")
-    dim = unit.dim or known.shape[1]
-    path = pathlib.Path(unit.cache) / f"{unit.source}-{unit.num_items}x{dim}" / "vectors.npy"
-    if unit.source == "gaussian":
-        vectors, queries = vector_sets.gaussian(unit.num_items, 500, dim)
-    elif path.exists():
-        vectors = np.load(path)
-    else:
-        vectors = vector_sets.enlarged(known, unit.num_items, float(unit.source))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path.with_suffix(".part.npy"), vectors)
-        os.replace(path.with_suffix(".part.npy"), path)
-    return vector_sets.VectorSet(unit.source, vectors, queries)
-
-
-def exact_answers(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> Candidates:
-    """The exact best EXCLUDED + k of every query."""
-    width = min(EXCLUDED + unit.k, len(data.vectors))
-    path = folder / f"exact-{unit.metric}-{width}.npz"
-    if not path.exists():
-        config = build.IndexConfig("flat", unit.metric)
-        index = build.build(config, np.arange(len(data.vectors)), data.vectors)
-        best = index.search(data.queries, width)
-        np.savez(path, keys=best.keys, scores=best.scores, counts=best.counts)
-    with np.load(path) as arrays:
-        return Candidates(arrays["keys"], arrays["scores"], arrays["counts"])
-
-
-def built(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> tuple:
-    """The index, from the cache where it is there, and the row that tells of its build."""
-    place = folder / f"{unit.variant}-{unit.metric}"
-    if (place / "build.json").exists():
-        return build.load(place / "index"), json.loads((place / "build.json").read_text())
-    backend, parameters = VARIANTS[unit.variant]
-    num = len(data.vectors)
-    if backend == "scann":
-        leaves = int(2 * np.sqrt(num))
-        sizes = {"num_leaves": leaves, "num_leaves_to_search": max(1, leaves // 20)}
-        parameters = sizes | {"num_reordering_candidates": min(num, 10 * unit.k)} | parameters
-    if backend.startswith("ivf") and num >= 1_000_000:
-        # The articles' nlist at a million.
-        parameters = {"num_lists": 4096 if num < 2_000_000 else 8192} | parameters
-    config = build.IndexConfig(backend, unit.metric, parameters)
-    wall, cpu = time.perf_counter(), time.process_time()
-    index = build.build(config, np.arange(num), data.vectors)
-    row = {
-        "build_s": time.perf_counter() - wall,
-        # Nearly independent of what else the machine does.
-        "build_cpu_s": time.process_time() - cpu,
-        "bytes_per_vector": index.backend_bytes / num,
-        "memory_bytes_per_vector": index.memory_bytes / num,
-        "build_parameters": dataclasses.asdict(index.config),
-    }
-    shutil.rmtree(place, ignore_errors=True)
-    build.save(index, place / "index")
-    size = sum(path.stat().st_size for path in (place / "index").rglob("*") if path.is_file())
-    row["disk_bytes_per_vector"] = size / num
-    row["peak_rss_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    (place / "build.json").write_text(json.dumps(row, indent=1))
-    return index, row
-
-
-def quantiles(seconds: list[float]) -> dict:
-    """Of single queries."""
-    p50, p99 = 1e3 * np.quantile(seconds, [0.5, 0.99])
-    return {"p50_ms": float(p50), "p99_ms": float(p99)}
-
-
-def measured(index, queries, k: int, wanted, singles: int, exclude: Ragged | None = None) -> dict:
-    """Recall, queries a second in batches of 100, and the latency of single queries.
-
-    Args:
-        index: Retriever.
-        queries: `[num_queries, dim]`.
-        k: Answers a query.
-        wanted: The exact Candidates.
-        singles: Queries to ask one at a time, round and round.
-        exclude: As in `Retriever.search`, one row a query.
-    """
-
-    def ask(rows):
-        return index.search(
-            queries[rows], k, exclude and exclude.take(np.arange(len(queries))[rows])
-        )
-
-    batches = [slice(start, start + 100) for start in range(0, len(queries), 100)]
-    rounds = []
-    for _ in range(2):  # the better of two: the first may find cold caches
-        begun = time.perf_counter()
-        answer = Candidates.concat([ask(batch) for batch in batches])
-        rounds.append(time.perf_counter() - begun)
-    single = []
-    for turn in range(singles):
-        row = turn % len(queries)
-        one, banned = queries[row : row + 1], exclude and exclude.take(np.array([row]))
-        begun = time.perf_counter()
-        index.search(one, k, banned)
-        single.append(time.perf_counter() - begun)
-    found = {f"recall@{k}": recall_against(wanted, answer), "qps": len(queries) / min(rounds)}
-    return found | quantiles(single)
-
-
-def filtered(index, data: vector_sets.VectorSet, queries, k: int, near: bool) -> dict:
-    """Latency and recall with a filter of its own for each of 50 queries: the 2% of the items that
-    lie nearest to it, or farthest from it."""
-    oracle = KeyedVectors.checked(np.arange(len(data.vectors)), data.vectors, index.metric)
-    size, found, wanted, seconds = int(FILTER_SHARE * len(oracle)), [], [], []
-    asked = queries[:50]
-    asked = KeyedVectors.checked(np.arange(len(asked)), asked, index.metric)  # as long as cosine's
-    for query in asked.vectors[:, None]:
-        scores = oracle.scores(query)[0]
-        order = np.argpartition(-scores if near else scores, size)[:size]
-        wanted.append(Candidates.rank(order[None], scores[None, order], k))
-        begun = time.perf_counter()
-        found.append(index.search(query, k, allow=order))
-        seconds.append(time.perf_counter() - begun)
-    recall = recall_against(Candidates.concat(wanted), Candidates.concat(found))
-    return {f"recall@{k}": recall} | quantiles(seconds)
-
-
 def rows_of(unit: Unit) -> list[dict]:
     """Builds and measures one index; in a process of its own."""
     data = make_set(unit)
     dim = data.vectors.shape[1]
     folder = pathlib.Path(unit.cache) / f"{unit.set_name}-{len(data.vectors)}x{dim}"
     folder.mkdir(parents=True, exist_ok=True)
-    best = exact_answers(unit, data, folder)
+    best = exact_answers(unit, data, folder, EXCLUDED + unit.k)
     index, about = built(unit, data, folder)
     if unit.build_only:
         return []
@@ -301,11 +125,6 @@ def rows_of(unit: Unit) -> list[dict]:
                 add(filtered(index, data, queries, k, near), tuned=True, constraint=f"2% {name}")
     build_row = about | {"peak_rss_gib_searching": peak_gib()}
     return [rows[0] | {"unit": unit.identity, "build": build_row}, *rows[1:]]
-
-
-def peak_gib() -> float:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def units() -> list[Unit]:
@@ -370,43 +189,6 @@ def main():
                 print(line(row), flush=True)
     if result["rows"]:
         plot(result["rows"], path.with_suffix(".png"))
-
-
-def plot(rows: list[dict], path: pathlib.Path) -> None:
-    """Recall against queries a second, a picture for each set and size of the largest dimension."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    dim = max(row["dim"] for row in rows)
-    some = [row for row in rows if row["dim"] == dim and not row["constraint"] and "qps" in row]
-    largest = max(row["num_items"] for row in some)
-    some = [row for row in some if row["num_items"] == largest]
-    sets = list(dict.fromkeys(row["set"] for row in some))
-    figure, places = pyplot.subplots(
-        1, len(sets), figsize=(5 * len(sets), 4), sharey=True, squeeze=False
-    )
-    colours = {name: f"C{number}" for number, name in enumerate(VARIANTS)}
-    for place, name in zip(places[0], sets):
-        for variant in dict.fromkeys(row["variant"] for row in some):
-            own = [r for r in some if (r["variant"], r["set"]) == (variant, name)]
-            recall = f"recall@{own[0]['k']}" if own else ""
-            curve = sorted((row[recall], row["qps"]) for row in own if not row["tuned"])
-            if curve:
-                place.plot(*zip(*curve), ".-", color=colours[variant], label=variant)
-            for row in own:
-                if row["tuned"]:
-                    label = None if curve else variant
-                    place.plot(row[recall], row["qps"], "o", color=colours[variant], label=label)
-        title = f"noise {name}" if name[0].isdigit() else name
-        place.set(yscale="log", xlim=(0.6, 1.005), xlabel=recall, title=title)
-        place.grid(alpha=0.3)
-    places[0][0].set(ylabel="queries a second, one thread")
-    places[0][-1].legend(fontsize=8)
-    figure.suptitle(f"{largest:,} vectors x {dim}; dots: tuned")
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
 
 
 def line(row: dict) -> str:
