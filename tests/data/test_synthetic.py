@@ -1,6 +1,7 @@
 """The synthetic service: its tables keep their promises and the planted effects can be measured."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -210,3 +211,14 @@ def test_words_that_come_first_in_english_do_in_titles():
     assert many[13, 0] == "w13_0"  # of a 14th genre
     assert len(set(many.ravel())) == many.size
     assert genre_names(14)[11:] == ["animals", "genre 12", "genre 13"]
+
+
+def test_memory_grows_with_the_rows_and_not_with_users_times_items():
+    config = SyntheticConfig(num_users=40_000, num_items=40_000, num_interactions=1_000)
+    tracemalloc.start()
+    try:
+        generate(config)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 400 * 2**20  # a flag for each pair would take 1,526 MiB

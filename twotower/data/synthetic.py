@@ -135,18 +135,18 @@ def _watches(made: Synthetic, rng) -> dict[str, np.ndarray]:
     wish[:, share == 0] = -np.inf
     searches = rng.random(len(user)) < made.config.search_share
     search[searches] = wish[searches].argmax(1)
-    seen = np.zeros((made.config.num_users, made.config.num_items), bool)
     rounds = np.argsort(rank, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(rank))])
     chunk = max(1, 2**20 // made.config.num_items)  # 4 MB of scores: stays in the cache
-    for begin, end in itertools.pairwise(bounds):
+    for earlier, (begin, end) in enumerate(itertools.pairwise(bounds)):
         for at in range(begin, end, chunk):
             rows = rounds[at : min(at + chunk, end)]
             scores = made.draw_scores(user[rows], time[rows], device[rows], search[rows])
-            np.copyto(scores, -np.inf, where=seen[user[rows]])
+            # The user's earlier watches stand right before this one.
+            seen = item[rows[:, None] - np.arange(1, earlier + 1)]  # [num_rows, earlier]
+            np.put_along_axis(scores, seen, -np.inf, axis=1)
             scores -= scores.max(1, keepdims=True)
             item[rows] = _draw(np.exp(scores, out=scores), rng)
-            seen[user[rows], item[rows]] = True
     return {**watches, "search": search, "item": item}
 
 
