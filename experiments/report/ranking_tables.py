@@ -9,6 +9,7 @@ RANKED = ("ndcg@1", "ndcg@10", "mrr@500", "recall_micro@100")
 ORDERS = {
     "given": "**the order given (the merge)**",
     "default": "**ranker**",
+    "likes": "ranker, with a second head for likes",
     "trees": "LambdaMART, the same columns",
     "random": "ranker, random negatives",
     "shuffled": "ranker, shuffled labels",
