@@ -66,6 +66,16 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
     assert Bundle(folder).funnel().merge.bounds == [0, 10]
 
 
+def test_users_can_be_asked_as_new_ones(folder, tmp_path):
+    output = tmp_path / "out.json"
+    flags = (f"--bundle={folder}", "--newest=3", f"--output={output}")
+    tiny.script(SCRIPTS / "evaluate_funnel.py", *flags)
+    (row,) = json.loads(output.read_text())["rows"]
+    # No training row is of a new user.
+    assert row["newest"] == 3
+    assert row["by_segment"]["new_users"]["num_cases"] == len(tiny.split().cases)
+
+
 @pytest.mark.parametrize(
     "script, flag, message",
     [

@@ -85,35 +85,37 @@ class Split:
         """Refuses a dataset other than the one that this split was made of.
 
         A split names rows of `interactions`, and in another table these are other interactions.
-        Compared are the sizes, how many training rows each item has, and the users of the queries.
+        The sizes are compared, and the number of training rows of each item. Users are not: queries
+        may be those of new users, whom no dataset has (`EvalCases.as_new_users`).
 
         Raises:
-            ValueError: Another dataset.
+            ValueError: Another dataset, or `item_counts` that are not those of `train`.
         """
-        num_rows = int(self.train.max(initial=-1)) + 1
+        num_rows = int(self.train.max()) + 1 if len(self.train) else 0
         num_items = len(dataset.items) if self.item_counts is None else len(self.item_counts)
         if num_rows > len(dataset.interactions) or num_items != len(dataset.items):
             difference = (
-                f"the split has {num_items} items and rows up to {num_rows}, and {dataset.name} "
-                f"has {len(dataset.items)} items and {len(dataset.interactions)} rows"
+                f"the split needs {num_items} items and {num_rows} rows or more, and "
+                f"{dataset.name} has {len(dataset.items)} items and "
+                f"{len(dataset.interactions)} rows"
+            )
+        elif self.item_counts is None:
+            return
+        elif (counted := int(np.sum(self.item_counts))) != len(self.train):
+            raise ValueError(
+                f"the split's item_counts count {counted} training rows, and its train has "
+                f"{len(self.train)}. With other training rows, give item_counts=None."
             )
         else:
             counts = np.bincount(dataset.item_keys[self.train], minlength=num_items)
-            expected = counts if self.item_counts is None else self.item_counts
-            items = np.flatnonzero(counts != expected)
-            users = np.setdiff1d(
-                self.cases.user_id.astype(str), dataset.users["user_id"].to_numpy(str)
-            )
-            if len(items):
-                item = dataset.catalogue.ids_of(items[:1])[0]
-                difference = (
-                    f"item {item!r} has {counts[items[0]]} training rows in {dataset.name}, and "
-                    f"{expected[items[0]]} in the split"
-                )
-            elif len(users):
-                difference = f"{dataset.name} has no user {str(users[0])!r}, and the split has"
-            else:
+            items = np.flatnonzero(counts != self.item_counts)
+            if len(items) == 0:
                 return
+            item = dataset.catalogue.ids_of(items[:1])[0]
+            difference = (
+                f"item {item!r} has {counts[items[0]]} training rows in {dataset.name}, and "
+                f"{self.item_counts[items[0]]} in the split"
+            )
         raise ValueError(
             f"{difference}: it is a split of other data. Take make_split of this dataset."
         )

@@ -77,7 +77,11 @@ def by_segment(
     Returns:
         Name of a segment -> `num_cases`, its number of queries, and unless that is 0: `ndcg@10` and
         `recall@500` with their 95% intervals, and `others`, name -> the means of these.
+
+    Raises:
+        ValueError: A split of another dataset.
     """
+    split.require_of(dataset)
     item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     found: dict[str, dict] = {}
     chosen = segments(split.cases, user_counts(dataset, split), item_counts)

@@ -130,8 +130,9 @@ def make_funnel(
             one of the kind that `config.merge` names; a `weighted_sum` then has weights of 1.
 
     Raises:
-        ValueError: A fallback that is not one of the sources, or an error of a source.
+        ValueError: A split of another dataset, or an error of a source.
     """
+    split.require_of(dataset)
     inlets = {
         name: Inlet(
             SOURCES[name](model, dataset, split.train, config),

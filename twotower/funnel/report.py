@@ -310,7 +310,11 @@ def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]
         `novelty@10`: mean over items of -log2 of the share of users who have the item (Zhou et al.,
         PNAS 2010). `genre_distance@10`: mean over pairs of 1 - |common genres| / |genres of either|
         (intra-list distance: Ziegler et al., WWW 2005, with Jaccard's distance).
+
+    Raises:
+        ValueError: A split of another dataset.
     """
+    split.require_of(dataset)
     users = len(np.unique(dataset.user_rows[split.train]))
     counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     found = {"novelty@10": metrics.novelty(keys, counts / users, 10)}

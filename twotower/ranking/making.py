@@ -127,7 +127,12 @@ class Trained:
     about: dict[str, Any]
 
     def on(self, bundle: Model, dataset: Dataset, split: Split) -> CandidateRanker:
-        """The ranker with the statistics of a split's training rows."""
+        """The ranker with the statistics of a split's training rows.
+
+        Raises:
+            ValueError: A split of another dataset.
+        """
+        split.require_of(dataset)
         fields = self.about["choices"]["fields"]
         columns = CandidateColumns.fit(dataset, split.train, bundle, self.sources, fields)
         return self.make(columns)
@@ -146,8 +151,10 @@ def train(
         split: Its cases are the training requests.
 
     Raises:
-        ValueError: The split has no cases, or no target is among the candidates.
+        ValueError: A split of another dataset or without cases, or no target is among the
+            candidates.
     """
+    split.require_of(dataset)
     if not len(split.cases):
         raise ValueError("the split has no requests to learn from. Take one with validation rows.")
     sources = tuple(funnel.sources)

@@ -41,7 +41,11 @@ def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
 
     Returns:
         A recipe with features that the training rows have values for.
+
+    Raises:
+        ValueError: A split of another dataset.
     """
+    split.require_of(dataset)
     recipe = Recipe()
     features, _ = item_features(dataset, split)
     examples, fit, negatives, task = recipe.examples, recipe.fit, recipe.negatives, recipe.task
