@@ -214,6 +214,19 @@ def test_kept_candidates_are_in_the_pool_whatever_their_score(bundle):
     assert bundle.funnel("keeping").sources["fresh"].keep == 4
 
 
+def test_slots_leave_others_their_places_in_the_pool():
+    sources = {"popularity": 300, "fresh": 300}
+    for pool, keep, expected in (
+        (500, {}, {"fresh": 50}),
+        (500, {"fresh": 0}, {"fresh": 0}),
+        (20, {}, {"fresh": 10}),
+        (300, {"popularity": 280}, {"popularity": 280, "fresh": 20}),
+    ):
+        config = FunnelConfig(sources, pool=pool, slots=(3,), keep=keep)
+        assert config.kept == expected, (pool, keep)
+    assert FunnelConfig(sources).kept == {}
+
+
 def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):
     sources = parse_sources(["two_tower:50", "fresh:300", "popularity:60"])
     config = FunnelConfig(sources, "quotas", fresh_below=9, slots=(3, 5), shown_until=2)

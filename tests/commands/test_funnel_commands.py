@@ -88,7 +88,7 @@ def test_users_can_be_asked_as_new_ones(folder, tmp_path):
         ("build_funnel", "--name=a/b", "one plain name"),
         ("build_funnel", "--slots=10,x", "--slots takes whole numbers, such as --slots=0,10; got"),
         ("build_funnel", "--bounds=0.5", "--bounds takes whole numbers"),
-        ("build_funnel", "--keep=popularity:x", "--keep takes a list such as ease:300,ials"),
+        ("build_funnel", "--keep=popularity", "keep is a list such as fresh:50,trending:20"),
         ("build_funnel", "--fallback=ials", "none of the sources"),
         ("build_funnel", "--bounds=1", "ascend from 0"),
         ("build_funnel", "--rerank=dpp:1.5", "weight must lie within 0 and 1; got 1.5"),

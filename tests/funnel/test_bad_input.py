@@ -18,7 +18,7 @@ from twotower.data.requests import Requests, once
 from twotower.funnel import saving
 from twotower.funnel.filters import Available, Blocked, Filters, Seen, Shown, is_among
 from twotower.funnel.funnel import Funnel, Inlet
-from twotower.funnel.making import FunnelConfig, parse_sources
+from twotower.funnel.making import FunnelConfig, parse_keep, parse_sources
 from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum
 from twotower.funnel.sources.collaborative import Ease, IAls, ItemKnn
 from twotower.funnel.sources.popularity import Popularity
@@ -162,6 +162,14 @@ def test_a_filter_that_the_fallback_relaxes_is_named():
         (lambda: FunnelConfig({"popularity": 5}, half_life=0), "half_life"),
         (lambda: FunnelConfig({"popularity": 5}, keep={"fresh": 5}), "none of the sources"),
         (lambda: FunnelConfig({"popularity": 5}, pool=4, keep={"popularity": 5}), "pool of 4"),
+        (lambda: FunnelConfig({"popularity": 5}, keep={"popularity": -1}), "integer of 0 or more"),
+        (lambda: FunnelConfig({"popularity": 5}, keep={"popularity": 1.5}), "integer of 0 or more"),
+        (
+            lambda: FunnelConfig({"popularity": 5}, keep={"popularity": 6}),
+            "keep of popularity is 6, and popularity is asked for 5 candidates",
+        ),
+        (lambda: parse_keep(["fresh"]), "keep is a list such as fresh:50,trending:20, each once"),
+        (lambda: parse_keep(["fresh:5", "fresh:6"]), "each once; got 'fresh:6'"),
         (lambda: parse_sources(["ease:0"]), "got 'ease:0'"),
         (lambda: parse_sources(["ease:²"]), "got 'ease:²'"),
     ],

@@ -118,6 +118,29 @@ def test_fitted_weights_believe_the_source_that_knows():
         WeightedSum.fit(nothing, cases)
 
 
+def test_kept_items_are_in_the_list_even_without_a_score():
+    # The left source finds 9 8 7 and the right one 5 4 3, each best first. The merge scores the
+    # left ones alone: 7 > 9 > 8.
+    left = Candidates.rank(np.array([[9, 8, 7]]), np.float32([[3, 2, 1]]), 3)
+    right = Candidates.rank(np.array([[5, 4, 3]]), np.float32([[3, 2, 1]]), 3)
+    pool = Pool.of({"left": left, "right": right})
+    assert pool.keys.tolist() == [[3, 4, 5, 7, 8, 9]]
+    scores = np.float32([[-np.inf, -np.inf, -np.inf, 6, -2, 5]])
+    for k, keep, expected in (
+        (4, {"right": 2}, [7, 9, 5, 4]),
+        (4, {"right": 2, "left": 2}, [9, 8, 5, 4]),
+        # Of more than there are places for, the best ranks stay: 9 and 5, then 8 and 4.
+        (2, {"right": 3}, [5, 4]),
+        (3, {"right": 3, "left": 1}, [9, 5, 4]),
+        (9, {"right": 1, "left": 9}, [7, 9, 8, 5, -1, -1, -1, -1, -1]),
+        (4, {"neither": 3}, [7, 9, 8, -1]),
+    ):
+        found = pool.best(scores, k, keep)
+        assert found.keys[0].tolist() == expected, (k, keep)
+        assert np.isfinite(found.scores[found.valid]).all()
+        assert (np.diff(found.scores[found.valid]) <= 0).all()
+
+
 def test_the_best_of_a_pool_are_those_that_a_sort_finds():
     rng = np.random.default_rng(0)
     keys = np.sort(rng.permuted(np.tile(np.arange(30), (20, 1)), axis=1)[:, :12], axis=1)

@@ -77,6 +77,17 @@ def test_what_comes_back_answers_alike(tmp_path, merge):
     assert not [path for path in tmp_path.rglob("*") if path.suffix not in ("", ".npy", ".json")]
 
 
+def test_a_funnel_of_an_earlier_version_keeps_nothing(tmp_path):
+    saving.save(funnel_of(ReciprocalRank()), tmp_path / "f", "m1")
+    path = tmp_path / "f" / saving.DESCRIPTION
+    entries = json.loads(path.read_text())
+    for source in entries["sources"].values():
+        del source["keep"]
+    saving.description.write(path, entries)
+    back = saving.load(tmp_path / "f", None, "m1")
+    assert {inlet.keep for inlet in back.sources.values()} == {0}
+
+
 def test_a_funnel_without_an_onboarding_list(tmp_path):
     # As those of earlier versions are.
     funnel = funnel_of(ReciprocalRank())

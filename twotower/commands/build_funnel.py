@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "keep",
         [],
-        "How many of a source's first candidates are in that list in any case, such as fresh:50.",
+        "Number of a source's first candidates that are in that list in any case: fresh:50.",
     )
     flags.DEFINE_list("slots", [], "Positions at which fresh items are shown; none by default.")
     flags.DEFINE_integer("shown_until", 100, "How often each fresh item is shown there.")
@@ -105,7 +105,7 @@ def main() -> None:
         half_life=FLAGS.half_life,
         fresh_below=FLAGS.fresh_below,
         slots=whole_numbers("slots"),
-        keep=making.parse_sources(FLAGS.keep, "keep"),
+        keep=making.parse_keep(FLAGS.keep),
         shown_until=FLAGS.shown_until,
         bounds=whole_numbers("bounds"),
         onboarding=FLAGS.onboarding,

@@ -23,7 +23,7 @@ from twotower.funnel.sources.search import Search
 from twotower.funnel.sources.similar import Similar
 from twotower.funnel.sources.two_tower import TwoTower
 from twotower.funnel.stage import Model, Source, Stage
-from twotower.limits import at_least
+from twotower.limits import at_least, whole_number
 
 # What a request's context popularity is known by, as far as the data has it.
 CONTEXT = ("age", "gender", "zip_code", "device", "country")
@@ -44,7 +44,7 @@ SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source
     "diverse": lambda model, data, train, config: Diverse.fit(model),
     "fresh": lambda model, data, train, config: Fresh.rare(model, data, train, config.fresh_below),
 }
-# Fresh items that are kept in the pool by default if there are slots for them.
+# Fresh items that are kept in the pool if there are slots for them and `keep` does not name them.
 FOR_SLOTS = 50
 MERGES = ("weighted_sum", "reciprocal_rank", "quotas")
 
@@ -66,8 +66,9 @@ class FunnelConfig:
         slots: Positions at which fresh items are shown until each has been shown `shown_until`
             times. They need the source `fresh`. None by default.
         keep: Name of a source -> number of its first candidates that are in the merged list
-            whatever their merged score. The weights of the merge are fitted on validation, where
-            the targets of a source of new items are too few to give it a weight.
+            whatever their merged score. It is for new items: too few of them are targets on
+            validation, so the merge that is fitted there gives their source no weight. With slots,
+            50 of `fresh` are kept by default, and at most half of the pool.
         shown_until: Number of times that each fresh item is shown in the slots.
         bounds: Smallest history length of each bucket of users, ascending from 0. The weights of
             the merge are fitted for each bucket.
@@ -101,19 +102,31 @@ class FunnelConfig:
             raise ValueError(
                 f"fallback {self.fallback!r} is none of the sources {[*self.sources]}."
             )
-        if others := [name for name in self.keep if name not in self.sources]:
-            raise ValueError(
-                f"keep names {others}, which are none of the sources {[*self.sources]}."
-            )
-        if sum(self.keep.values()) > self.pool:
-            raise ValueError(
-                f"keep takes {sum(self.keep.values())} places of a pool of {self.pool}. Keep fewer."
-            )
+        for name, number in self.keep.items():
+            if name not in self.sources:
+                raise ValueError(
+                    f"keep names {name!r}, which is none of the sources {[*self.sources]}."
+                )
+            if whole_number(number, f"keep of {name}") > self.sources[name]:
+                raise ValueError(
+                    f"keep of {name} is {number}, and {name} is asked for {self.sources[name]} "
+                    "candidates. Keep fewer, or ask for more."
+                )
         if self.half_life <= 0:
             raise ValueError(f"half_life must be a positive number of days; got {self.half_life}.")
         check_bounds(self.bounds)
         check_slots(self.slots)
         at_least(self, pool=1, deadline=0, half_life=0, fresh_below=1, shown_until=1, onboarding=0)
+        if (places := sum(self.keep.values())) > self.pool:
+            raise ValueError(f"keep takes {places} places of a pool of {self.pool}. Keep fewer.")
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """`keep`, and what slots for fresh items need in the pool."""
+        if not self.slots or "fresh" in self.keep:
+            return dict(self.keep)
+        left = self.pool - sum(self.keep.values())
+        return {**self.keep, "fresh": min(FOR_SLOTS, self.pool // 2, left)}
 
 
 def make_funnel(
@@ -138,8 +151,7 @@ def make_funnel(
             SOURCES[name](model, dataset, split.train, config),
             k,
             config.deadline or None,
-            # The slots move what they find in the pool.
-            config.keep.get(name, FOR_SLOTS if config.slots and name == "fresh" else 0),
+            config.kept.get(name, 0),
         )
         for name, k in config.sources.items()
     }
@@ -165,23 +177,31 @@ def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> 
     return WeightedSum.fit(found, cases, bounds)
 
 
-def parse_sources(entries: list[str], flag: str = "sources") -> dict[str, int]:
+def parse_sources(entries: Sequence[str]) -> dict[str, int]:
     """`["ease:300", "ials"]` as name -> number of candidates, 500 where none is given.
-
-    Args:
-        entries: The sources.
-        flag: Name of the flag that gives them, for errors.
 
     Raises:
         ValueError: Something that is not a positive number, or a source that is named twice.
     """
+    return _parsed(entries, "([1-9][0-9]*)?", "sources are a list such as ease:300,ials")
+
+
+def parse_keep(entries: Sequence[str]) -> dict[str, int]:
+    """`["fresh:50"]` as name -> number of candidates.
+
+    Raises:
+        ValueError: No number, or a source that is named twice.
+    """
+    return _parsed(entries, "[0-9]+", "keep is a list such as fresh:50,trending:20")
+
+
+def _parsed(entries: Sequence[str], number: str, expected: str) -> dict[str, int]:
+    """Entries `name:number` as a mapping, 500 for no number; `number` is what one looks like."""
     found: dict[str, int] = {}
     for entry in entries:
         name, _, k = entry.partition(":")
-        if name in found or not re.fullmatch("([1-9][0-9]*)?", k):
-            raise ValueError(
-                f"--{flag} takes a list such as ease:300,ials, each once; got {entry!r}."
-            )
+        if name in found or not re.fullmatch(number, k):
+            raise ValueError(f"{expected}, each once; got {entry!r}.")
         found[name] = int(k or 500)
     return found
 

@@ -91,16 +91,24 @@ class Pool:
             scores: Larger is better.
             k: 1 or more.
             keep: Name of a source -> number of its first items that are among the `k` even if their
-                scores are low; they are then at the end. If there are more than `k` of these, some
-                are left out.
+                scores are low, or -inf; they are then at the end. If there are more than `k` of
+                these, those with the best ranks are kept.
         """
         columns = {f"{name}_rank": ranks for name, ranks in zip(self.names, self.ranks)}
         columns |= {f"{name}_score": values for name, values in zip(self.names, self.scores)}
-        kept = np.zeros(self.keys.shape, bool)
+        # Best rank of an item among the sources that keep it.
+        first = np.full(self.keys.shape, np.inf, np.float32)
         for name, ranks in zip(self.names, self.ranks):
-            kept |= (ranks > 0) & (ranks <= (keep or {}).get(name, 0))
+            keeps = (ranks > 0) & (ranks <= (keep or {}).get(name, 0))
+            first = np.where(keeps, np.minimum(first, ranks), first)
+        kept = first < np.inf
         if not kept.any():
             return self._best(scores, k, columns)
+        if kept.sum(1).max() > k:
+            kept &= first.argsort(axis=1, kind="stable").argsort(axis=1) < k
+        # Behind all that the merge scores stand those that it gives no score.
+        lowest = scores.min(1, keepdims=True, initial=0, where=scores > NO_SCORE)
+        scores = np.where(kept & (scores == NO_SCORE), lowest - first, scores)
         chosen = np.where(kept, np.float32(np.inf), scores)
         found = Candidates.rank(self.keys, chosen, k, {**columns, "": scores})
         columns = dict(found.columns)

@@ -150,7 +150,7 @@ def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -
             _read(entry, directory, files, f"sources/{name}", model, Source),
             entry["k"],
             entry["deadline"],
-            entry["keep"],
+            entry.get("keep", 0),  # earlier funnels keep nothing
         )
         for name, entry in entries["sources"].items()
     }
