@@ -62,3 +62,14 @@ def test_a_command_can_be_copied(monkeypatch, tmp_path):
     assert provenance.command() == expected
     monkeypatch.setattr(sys, "argv", [script, "--bundles=/a/A,/a/B", "--clients=1,8"])
     assert provenance.command().endswith("latency.py --bundles=A,B --clients=1,8")
+    for given, expected in (
+        ("--bundle=/a/b,c/W/bundle", "--bundle=bundle"),
+        ("--bundles=A,/b/B", "--bundles=A,B"),
+        ("--extra=--data_dir=/a/b,--epochs=1", "--extra=--data_dir=b,--epochs=1"),
+        ("--url=http://127.0.0.1:8000/a,b", "--url=http://127.0.0.1:8000/a,b"),
+        ("/a/b/", "b"),
+        ("--name=a/b", "--name=a/b"),
+        ('--output=/a/it\'s "x".json', "'--output=it'\"'\"'s \"x\".json'"),
+    ):
+        monkeypatch.setattr(sys, "argv", [script, given])
+        assert provenance.command().endswith(f"latency.py {expected}"), given

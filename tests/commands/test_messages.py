@@ -52,6 +52,24 @@ def test_an_interrupt_without_a_message_says_so():
     assert (done.stderr, done.returncode) == ("\ninterrupted\n", 130)
 
 
+@pytest.mark.parametrize(
+    "started, end",
+    [
+        ("['sh', '-c', 'exit 3']", "sh ended with status 3; it said why above."),
+        ("'exit 3', shell=True", "exit 3 ended with status 3; it said why above."),
+        # As for want of memory: it said nothing.
+        ("['sh', '-c', 'kill -9 $$', 'x.py']", "x.py was ended by the signal SIGKILL."),
+    ],
+)
+def test_another_script_that_fails_is_named(started, end):
+    code = (
+        "import subprocess\nfrom twotower.commands import script\n"
+        f"def main(): subprocess.run({started}, check=True)\nscript.run(main)"
+    )
+    done = tiny.python("-c", code, check=False)
+    assert (done.stderr, done.returncode) == (f"-c: {end}\n", 1)
+
+
 @pytest.mark.slow
 def test_notes_show_to_those_who_ask():
     done = run(TF_CPP_MIN_LOG_LEVEL="0")

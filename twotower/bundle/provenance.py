@@ -7,10 +7,14 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
 
+# An absolute path in an argument: all of it, behind `=`, or one of a list. A comma within a path is
+# part of it unless another path or flag follows.
+PATH = re.compile(r"(?:^|(?<=[=,]))/.+?(?=,/|,--|$)", re.DOTALL)
 PACKAGES = ("tensorflow", "tf-keras", "tensorflow-recommenders", "scann", "faiss-cpu", "numpy")
 
 
@@ -47,14 +51,9 @@ def hardware() -> str:
 
 
 def command() -> str:
-    """The command line, with paths shortened to their last part so that they mean something
-    elsewhere, too."""
-    words = []
-    for word in [sys.argv[0], *sys.argv[1:]]:
-        flag, equals, value = word.partition("=")
-        given = value if equals else flag
-        paths = [pathlib.Path(p).name if p.startswith("/") else p for p in given.split(",")]
-        words.append(f"{flag}={','.join(paths)}" if equals else ",".join(paths))
+    """The command line, in which only the last part is left of each absolute path: folders of this
+    machine mean nothing elsewhere."""
+    words = [PATH.sub(lambda path: pathlib.Path(path[0]).name, word) for word in sys.argv]
     root, script = pathlib.Path(__file__).parents[2], pathlib.Path(sys.argv[0]).resolve()
     if script.is_relative_to(root / "experiments"):
         words[0] = script.relative_to(root).as_posix()

@@ -164,8 +164,12 @@ def _run(
     except subprocess.CalledProcessError as error:
         if debug:
             raise
-        started = " ".join(map(os.path.basename, error.cmd[1:2]))
-        sys.exit(f"{name}: {started} ended with status {error.returncode}; it said why above.")
+        words = [error.cmd] if isinstance(error.cmd, str) else [*map(str, error.cmd)]
+        started = next((word for word in words if word.endswith(".py")), words[0])
+        how = f"ended with status {error.returncode}; it said why above"
+        if error.returncode < 0:  # such as for want of memory, and it said nothing
+            how = f"was ended by the signal {signal.Signals(-error.returncode).name}"
+        sys.exit(f"{name}: {os.path.basename(started)} {how}.")
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
