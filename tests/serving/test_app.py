@@ -312,4 +312,5 @@ def test_health_metrics_and_the_description(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/recommend", "/embed", "/search", "/similar", "/events", "/items"} <= {*paths}
     assert client.get("/no/such/path").status_code == 404
-    assert client.get("/recommend").status_code == 405
+    wrong = client.get("/recommend")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"

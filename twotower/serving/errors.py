@@ -92,7 +92,9 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, wrong: HTTPException) -> Response:
-        return error(request, wrong.status_code, "http", str(wrong.detail)[:300])
+        answer = error(request, wrong.status_code, "http", str(wrong.detail)[:300])
+        answer.headers.update(wrong.headers or {})  # a 405 names what is allowed
+        return answer
 
     @app.exception_handler(Exception)
     async def failed(request: Request, wrong: Exception) -> Response:
