@@ -33,6 +33,7 @@ def test_it_stands_behind_the_filters(folder):
     assert bundle.rankers == ["default"]
     assert [stage.kind for stage in bundle.funnel().stages] == ["filters", "rank"]
     about = bundle.ranker_entries("default")["about"]
+    assert about["protocol"] == "random"
     assert about["choices"]["hidden"] == [8] and {*about["held_out"]} == {"given", "ranked"}
 
 
@@ -78,6 +79,7 @@ def test_rankers_are_compared_with_what_they_are_given(folder, tmp_path):
         ("train_ranker", "--hidden=wide", "widths such as 64,32"),
         ("train_ranker", "--heads=share", "heads are some of like, rating"),
         ("train_ranker", "--folds=1", "folds"),
+        ("train_ranker", "--requests=2", "take more requests or fewer folds"),
         ("train_ranker", "--split=temporal-last", "was trained for protocol"),
         ("evaluate_ranker", "--rankers=large", "has no ranker 'large'"),
         ("evaluate_ranker", "--funnel=large", "has no funnel 'large'"),

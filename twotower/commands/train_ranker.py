@@ -6,10 +6,10 @@
 
 Candidates and labels are those of the validation cases, which neither the towers nor the sources
 may have learned from. So for a bundle that was refit on them, W/bundle_validation makes the
-candidates, and the ranker then stands behind the funnels of both. `temporal-last` asks each user
-once, which is little to learn from; --split=temporal-successive has the same training rows and asks
-for every event after them. `twotower build_funnel` comes first. The funnel's stage of the name
-`rank` is replaced, or comes behind its filters.
+candidates, and the ranker then stands behind the funnels of both. `temporal-last` has one request
+for each user, which is little to learn from. --split=temporal-successive has the same training
+rows, and one request for each event after them. `twotower build_funnel` comes first. The ranker
+takes the place of the one that the funnel has, or stands behind its filters.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def define_flags() -> None:
         "folds", 4, "Parts of the users; a model for each, stopped by it. The ranker is their mean."
     )
     flags.DEFINE_integer("epochs", 20, "At most so many passes.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of weights, order and folds.")
+    flags.DEFINE_integer("seed", 0, "Of weights, order, folds and the draw of requests.")
     flags.DEFINE_bool("shuffle_labels", False, "Shuffle the labels: nothing may be learned.")
 
 

@@ -174,7 +174,12 @@ def train(
         "ranked": float(found.ndcg(scores)[able].mean()),
     }
     probability = Probability.fit(scores[valid], found.labels[WATCH][valid])
-    about = {"choices": dataclasses.asdict(config), "held_out": held_out, "requests": len(found)}
+    about = {
+        "choices": dataclasses.asdict(config),
+        "held_out": held_out,
+        "protocol": split.protocol,
+        "requests": len(found),
+    }
 
     def make(columns: CandidateColumns) -> CandidateRanker:
         heads = (WATCH, *config.heads)
@@ -197,7 +202,7 @@ def _cross_fitted(
         raise ValueError(
             f"a ranker learns from requests whose candidates hold a target, of {config.folds} "
             f"users at least; {len(able)} of {len(found)} requests do. Ask the sources for more "
-            "candidates, or take more validation rows."
+            "candidates, or take more requests or fewer folds."
         )
     inputs, models = columns.inputs, []
     scores = np.full(found.scores.shape, -np.inf, np.float32)
