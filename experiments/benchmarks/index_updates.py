@@ -89,7 +89,8 @@ def numpy_on_one_thread():
 
 
 def catalogue_of(bundle: Bundle, num_items: int, later: float, drift: bool) -> Catalogue:
-    """`num_items` like a bundle's (0 for its own), `later` times as many later as at first."""
+    """A catalogue of `num_items` like a bundle's, or of the bundle's own for 0. `later` is how many
+    later items there are for each item of the first build."""
     vectors, queries = np.asarray(bundle.vectors), np.asarray(bundle.sample_queries)
     if num_items:
         vectors = vector_sets.enlarged(vectors, num_items, FLAGS.noise)

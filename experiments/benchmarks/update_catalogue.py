@@ -62,7 +62,7 @@ def divided(vectors: np.ndarray, num_first: int, drift: bool) -> tuple[np.ndarra
 
 
 def parameters(backend: str, num_items: int, k: int) -> dict:
-    """Sizes for so many items; written out, so that a rebuild keeps them."""
+    """Parameters for so many items. All are written out, so that a rebuild has the same."""
     if backend.startswith("ivf"):
         return {"threads": 1, "num_lists": max(1, min(num_items, int(4 * np.sqrt(num_items))))}
     if backend == "scann":

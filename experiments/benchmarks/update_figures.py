@@ -1,4 +1,4 @@
-"""Recall, work and time of searches beside each other, over items of which some are new."""
+"""Compares searches over old and new items: their recall, work and time."""
 
 import time
 
@@ -57,7 +57,8 @@ def seconds_by_name(
 ) -> dict[str, list[float]]:
     """Seconds of `num_searches` single searches, of each of `searches`.
 
-    Blocks of queries go round them, so that a machine that drifts drifts for all.
+    Each block of queries is asked of all searches in turn, so that a machine that becomes slower
+    does so for all.
     """
     seconds = {name: [] for name in searches}
     for start in range(0, num_searches, BLOCK):

@@ -13,13 +13,13 @@ from twotower.serving.sessions import Session
 def ask_of(body: schemas.Request, session: Session, histories: Histories | None) -> Ask:
     """A body as the pipeline takes it.
 
-    The history is the body's, else that of the user's training rows. What the user did in this
-    session comes behind it, and what the user refused or has seen too often is excluded.
+    The history is the body's, or else what the data knows of the user. Items that the user liked in
+    this session come behind it. Items that the user refused or has seen too often are excluded.
 
     Args:
-        body: What was asked.
+        body: The request.
         session: What the user did lately.
-        histories: Of known users; None where the service knows none.
+        histories: The histories of known users; None if the service has none.
     """
     if body.history is None and histories is not None:
         events = [*zip(*histories.of(body.user_id))]
@@ -27,7 +27,7 @@ def ask_of(body: schemas.Request, session: Session, histories: Histories | None)
         items = body.history or ()
         times = body.times or [-1] * len(items)
         events = [*zip(items, times, body.ratings or [math.nan] * len(items))]
-    # An item that came up in the session stands there and not in the history before it.
+    # An item of the session is not in the history before it, too.
     lately = {deed.item_id for deed in session.liked} | {*session.refused}
     events = [event for event in events if event[0] not in lately]
     events += [(deed.item_id, deed.timestamp, deed.rating) for deed in session.liked]

@@ -29,8 +29,8 @@ class MapView:
         self._body: tuple[np.ndarray, bytes, str] | None = None
 
     def body(self) -> tuple[bytes, str]:
-        """`without` the items that were removed, as JSON, and the ETag of this content; made anew
-        when items are removed."""
+        """The map without the items that were removed, as JSON, and its ETag. Both are made anew
+        when items are removed or come back."""
         made, removed = self._body, self._bundle.removed
         if made is None or not np.array_equal(made[0], removed):
             body = orjson.dumps(self.without(removed))
@@ -41,8 +41,8 @@ class MapView:
     def without(self, removed: np.ndarray) -> dict[str, Any]:
         """The map as `GET /map` answers it.
 
-        Of each item its id, x and y from 0 to 1, and its first genre as a position in `genres`, the
-        most frequent first; -1 for none.
+        Each item has an id, x and y from 0 to 1, and as `genre` the position of its first genre in
+        `genres`, -1 for none. The most frequent genre is first.
 
         Args:
             removed: Keys of items to leave out.
@@ -66,8 +66,8 @@ class MapView:
         }
 
     def locate(self, vectors: np.ndarray) -> list[list[float] | None]:
-        """x and y of query vectors, as `ItemMap.locate` computes them from the ten nearest mapped
-        items of each; None where all mapped items were removed."""
+        """x and y of each query vector, from the points of the ten nearest mapped items
+        (`ItemMap.locate`); None if all mapped items were removed."""
         found = self._bundle.named("").search(vectors, NEAREST, allow=self._map.keys)
         points = np.round(self._map.locate(found), 4)
         return [point.tolist() if np.isfinite(point).all() else None for point in points]

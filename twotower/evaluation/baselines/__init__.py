@@ -1,8 +1,8 @@
 """Baselines by name: what a model has to beat, on the same rows and with the same evaluation.
 
 Each is fitted on the training rows of a split and answers from a case's history, as the query tower
-does. Every rating counts as 1. The defaults are those with the best recall_micro@100 on the
-validation cases of `random` on MovieLens 1M; the file of a method has what was tried.
+does. Every rating counts as 1. The defaults were chosen on the validation cases of `random` on
+MovieLens 1M; the file of each method says what was tried.
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ from twotower.retrieval.candidates import Candidates
 class Baseline(abc.ABC):
     """Scores the whole catalogue for each request.
 
-    Its best guess for a request whose history has no item of the training rows is what is popular.
+    A request whose history has no item of the training rows gets the most popular items.
 
         ease = make("ease").fit(dataset, split.train, split.candidates)
         report = evaluate(ease.recommend, split)

@@ -19,8 +19,8 @@ class ContentIAls(IAls):
         W = (F'F + l2 I)^-1 F'V,   v_new = mean + f_new W
 
     F are the centred indicators of genres, decade and title words of the items with training rows,
-    V their centred iALS vectors. A new item is one without a training row, to which iALS itself
-    gives a zero vector. A content tower should beat this baseline on new items.
+    V their centred iALS vectors. A new item is one without a training row; iALS itself gives it a
+    zero vector. A content tower should beat this baseline on new items.
 
     Args:
         l2: Ridge penalty.

@@ -17,9 +17,9 @@ from twotower.evaluation.baselines.implicit_module import implicit_module
 class IAls(Baseline):
     """iALS: weighted matrix factorisation (Hu, Koren and Volinsky, ICDM 2008) from `implicit`.
 
-    A case's vector is solved from its history and the item vectors, so a user who came after the
-    training is no different from the others. The default parameters found most on MovieLens 1M
-    (`random`, validation, recall@500).
+    The vector of a request is solved from its history and the item vectors, so a user who came
+    after the training is answered like all others. The defaults are those with the best recall@500
+    on MovieLens 1M (`random`, validation).
 
     Args:
         factors: Size of a vector.

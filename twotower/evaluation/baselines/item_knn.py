@@ -16,8 +16,9 @@ class ItemKnn(Baseline):
 
     Args:
         neighbours: Most similar items kept for each item.
-        weighting: How a user counts in a similarity: `cosine`, `tfidf` (a user of many items says
-            less) or `bm25` (and a popular item is not similar to all).
+        weighting: How a user counts in a similarity. With `cosine` all users count alike; with
+            `tfidf` a user of many items counts less; with `bm25`, besides, a popular item is not
+            similar to all.
 
     Attributes:
         similarity: `[num_items, num_items]`, sparse, float32; after `fit`.
