@@ -9,58 +9,12 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from small_splits import SMALL, dataset_of, rows_of
 
 from twotower.data import movielens, splits, synthetic
-from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
-from twotower.data.splits import PARTS, PROTOCOLS, hide_items, make_split, only_hidden
-from twotower.evaluation.evaluate import evaluate
-from twotower.evaluation.segments import by_segment
-from twotower.funnel.making import FunnelConfig, make_funnel
-from twotower.funnel.report import variety
+from twotower.data.splits import make_split
 from twotower.ragged import Ragged
-from twotower.ranking import making as ranking
-from twotower.trainer import Trainer
-from twotower.training.defaults import recipe_for
-from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
-
-
-def dataset_of(rows, num_items=None, **columns) -> Dataset:
-    """From (user, item, time) rows; items are numbered, so that the key of item `n` is n."""
-    users, items, times = zip(*rows)
-    num_items = max(items) + 1 if num_items is None else num_items
-    interactions = pd.DataFrame(
-        {"user_id": users, "item_id": [str(item) for item in items], "timestamp": times, **columns}
-    )
-    return Dataset(
-        "test",
-        interactions,
-        pd.DataFrame({"item_id": [str(item) for item in range(num_items)]}),
-        pd.DataFrame({"user_id": sorted(set(users))}),
-    )
-
-
-def rows_of(cases: EvalCases) -> list[tuple]:
-    """(user, history, targets) of each case."""
-    return [
-        (user, history.tolist(), targets.tolist())
-        for user, history, targets in zip(cases.user_id, cases.history, cases.targets)
-    ]
-
-
-# File rows 0..8. By time, ties in file order: a has 1, 2, 0, 3; b has 3, 1, 2; c has 0, 3.
-SMALL = [
-    ("a", 2, 20),  # row 0
-    ("b", 1, 15),
-    ("a", 1, 10),
-    ("b", 2, 15),
-    ("a", 0, 20),  # row 4: as old as row 0 and behind it in the file
-    ("b", 3, 5),
-    ("c", 0, 7),
-    ("a", 3, 30),
-    ("c", 3, 8),  # row 8
-]
 
 
 def test_leave_one_out_by_hand():
@@ -350,70 +304,6 @@ def test_describe():
     }
 
 
-def test_a_split_of_other_data_of_the_same_size_is_refused():
-    """Its rows would be other interactions, and no size would tell."""
-    config = dataclasses.replace(synthetic.SMALL, seed=1)
-    mine, other = (synthetic.generate(c).dataset for c in (synthetic.SMALL, config))
-    assert len(mine.interactions) == len(other.interactions)
-    split = make_split(mine, "loo")
-    split.require_of(mine)
-    for door in (
-        lambda: split.require_of(other),
-        lambda: Trainer(other, split),
-        lambda: hide_items(other, split, 0.1),
-        lambda: splits.with_validation_rows(other, split),
-        lambda: evaluate(None, split, other),  # asks nothing, and neither do these
-        lambda: recipe_for(other, split),
-        lambda: Training(other, split, Recipe()),
-        lambda: make_funnel(FunnelConfig({"popularity": 5}), None, other, split),
-        lambda: ranking.train(ranking.RankingConfig(), None, None, other, split),
-        lambda: ranking.Trained([], None, (), {}, {}).on(None, other, split),
-        lambda: by_segment(None, {}, other, split),
-        lambda: variety(None, other, split),
-    ):
-        with pytest.raises(ValueError, match=r"item '.*' has \d+ training rows") as raised:
-            door()
-        assert "split of other data. Take make_split of this dataset." in str(raised.value)
-
-
-def test_a_split_of_its_own_data_is_let_through():
-    dataset = dataset_of(SMALL)
-    split = make_split(dataset, "loo", "test")
-    cases = split.cases
-    fewer = dataclasses.replace(split, train=split.train[:3], item_counts=None)
-    for mine in (
-        # New users, whom no dataset has; and users whose names nobody knows.
-        dataclasses.replace(split, cases=cases.as_new_users(1)),
-        dataclasses.replace(
-            split, cases=dataclasses.replace(cases, user_id=np.full(len(cases), "", object))
-        ),
-        dataclasses.replace(split, cases=cases.take(np.arange(0))),
-        fewer,
-        dataclasses.replace(split, item_counts=split.item_counts.tolist()),
-        dataclasses.replace(split, item_counts=split.item_counts.astype(float)),
-        hide_items(dataset, split, 0.5),
-        dataclasses.replace(split, train=split.train.astype(np.uint32)),
-        dataclasses.replace(split, train=split.train[:0], item_counts=None),
-    ):
-        mine.require_of(dataset)
-    # Rows that came after the split was made are none of its rows.
-    longer = dataset_of([*SMALL, ("d", 1, 99)])
-    split.require_of(longer)
-    with pytest.raises(ValueError) as raised:
-        dataclasses.replace(fewer, item_counts=split.item_counts).require_of(dataset)
-    # SMALL has nine rows, of which the queries of a and b take four.
-    assert str(raised.value) == (
-        "the split's item_counts count 5 training rows, and its train has 3. With other training "
-        "rows, give item_counts=None."
-    )
-    for wrong, message in (
-        (dataset_of(SMALL[:5], num_items=4), "needs 4 items and 9 rows or more, and test has 4"),
-        (dataset_of(SMALL, num_items=5), "needs 4 items and 9 rows or more, and test has 5 items"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            split.require_of(wrong)
-
-
 def test_cases_take_and_batches():
     cases = make_split(dataset_of(SMALL, device=list("abcdefghi")), "loo+time", "test").cases
     swapped = cases.take([1, 0])
@@ -480,61 +370,3 @@ def test_a_lost_file_order_is_refused(ml_1m):
     lost = dataclasses.replace(ml_1m, interactions=shuffled)
     with pytest.raises(ValueError, match=r"not in the order of ratings\.dat"):
         make_split(lost, "random")
-
-
-def test_hidden_items_have_no_training_row_and_stay_candidates():
-    dataset = dataset_of(SMALL)
-    split = make_split(dataset, "loo", "test")
-    hidden = hide_items(dataset, split, 0.5)
-    assert len(hidden.hidden) == round(0.5 * len(split.candidates))
-    assert set(hidden.hidden) < set(split.candidates)
-    # Of the items that are hidden no row is left, of all others every row.
-    is_hidden = np.isin(dataset.item_keys[split.train], hidden.hidden)
-    assert hidden.train.tolist() == split.train[~is_hidden].tolist()
-    assert is_hidden.any() and not is_hidden.all()
-    assert (
-        hidden.item_counts
-        == np.bincount(dataset.item_keys[hidden.train], minlength=len(dataset.items))
-    ).all()
-    assert (hidden.candidates == split.candidates).all() and hidden.cases is split.cases
-    assert (hide_items(dataset, split, 0.5).train == hidden.train).all()
-    assert (hide_items(dataset, split, 0.5, seed=1).hidden != hidden.hidden).any()
-    assert hide_items(dataset, split, 0.0) is split and split.hidden is None
-    with pytest.raises(ValueError, match="share of items to hide"):
-        hide_items(dataset, split, 1.0)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_all_parts_of_a_split_hide_the_same_items(protocol):
-    """What validation selects on, a refit must not see, and test must ask."""
-    config = synthetic.SyntheticConfig(num_users=300, num_items=400, num_interactions=6_000)
-    dataset = synthetic.generate(config).dataset
-    parts = [make_split(dataset, protocol, part) for part in PARTS]
-    validation, test = (hide_items(dataset, part, 0.1) for part in parts)
-    assert validation.hidden.tolist() == test.hidden.tolist()
-    assert len(test.hidden) == round(0.1 * len(test.candidates))
-    for whole, part in zip(parts, (validation, test)):
-        assert not np.isin(dataset.item_keys[part.train], test.hidden).any()
-        # A tenth of the items of the training rows, too, as far as chance goes.
-        known = np.unique(dataset.item_keys[whole.train])
-        share = np.isin(known, test.hidden).mean()
-        assert abs(share - 0.1) < 4 * (0.1 * 0.9 / len(known)) ** 0.5
-
-
-def test_only_hidden_asks_for_the_hidden_items_among_themselves():
-    dataset = synthetic.generate(synthetic.SMALL).dataset
-    split = hide_items(dataset, make_split(dataset, "random", "test"), 0.1)
-    asked = only_hidden(split)
-    assert asked.candidates.tolist() == split.hidden.tolist()
-    expected = {
-        user: sorted(set(row.tolist()) & set(split.hidden.tolist()))
-        for user, row in zip(split.cases.user_id, split.cases.targets)
-    }
-    expected = {user: row for user, row in expected.items() if row}
-    assert expected and len(expected) <= len(split.cases)
-    assert list(asked.cases.user_id) == list(expected)
-    assert [sorted(row.tolist()) for row in asked.cases.targets] == list(expected.values())
-    rows = [list(split.cases.user_id).index(user) for user in expected]
-    assert asked.cases.history.values.tolist() == split.cases.history.take(rows).values.tolist()
-    with pytest.raises(ValueError, match="hides no items"):
-        only_hidden(make_split(dataset, "random", "test"))
