@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import threadpoolctl
+from retrieval_figures import quantiles
 
 from twotower.retrieval.backends.faiss_index import faiss
 from twotower.retrieval.tuning import recall_against, shares_found
@@ -39,14 +40,12 @@ def measured(
             ]
             # Where an equal item stands in the place of a new one, nothing is lost.
             lost = np.minimum(lost, np.rint((1 - shares_found(wanted, found)) * wanted.counts))
-            p50, p99 = 1e3 * np.quantile(seconds[name], [0.5, 0.99])
             results[name] = {
                 f"recall@{k}": recall_against(wanted, found),
                 # Of all places of new items together: some queries have one, some a hundred.
                 f"recall_new@{k}": float(1 - lost.sum() / new.sum()) if new.any() else None,
                 "new_in_answers": float(new.sum() / wanted.valid.sum()),
-                "p50_ms": float(p50),
-                "p99_ms": float(p99),
+                **quantiles(seconds[name]),
                 "scored": scored or None,
             }
     return results

@@ -84,7 +84,7 @@ def ab_rows(made: Synthetic, num_tests: int, seed: int) -> list[dict]:
 
 
 def ratio_rows(num: int, num_tests: int, seed: int) -> list[dict]:
-    """Tests of `num` users, of which one variant loses a few."""
+    """Tests with `num` users, in which one variant loses a share of its users."""
     ids, rng, rows = np.arange(num).astype(str), np.random.default_rng(seed), []
     halves = [experiments.Experiment(f"ratio {run}", HALVES) for run in range(num_tests)]
     sizes = [(half.assign(ids) == "treatment").sum() for half in halves]

@@ -12,7 +12,7 @@ from twotower.reranking.bandits import EpsilonGreedy, slot_probabilities
 from twotower.reranking.reward_models import cross_fitted_means, cross_fitted_ridge, expectations
 from twotower.reranking.simulation import Simulation
 
-# A log: items of which one is shown, and how often the target explores.
+# A log shows one of so many items in each row. The target policy explores with this probability.
 ACTIONS, TARGET = 10, 0.1
 # A log of whole lists: items, length of a list, and rows.
 ITEMS, SLOTS, LISTS = 20, 5, 500

@@ -87,9 +87,7 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
 def main() -> None:
     """Builds the funnel, and says what the merge believes."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
-    from twotower.bundle.bundle import Bundle
     from twotower.commands import judging
-    from twotower.data import splits
     from twotower.funnel import making
     from twotower.reranking import making as reranking
     from twotower.storage import paths
@@ -117,16 +115,13 @@ def main() -> None:
         FLAGS.length,
         reranking.parse_promoted(FLAGS.promoted),
     )
-    final = Bundle(FLAGS.bundle)
-    before = judging.to_judge(FLAGS.bundle, "validation")
+    bundles = judging.to_extend(FLAGS.bundle)
+    final, _ = bundles[-1]
     dataset = judging.dataset_of(final, FLAGS.data_dir)
     judging.check(final, dataset, None, None)
-    manifest, merge = final.manifest, None
-    begun = time.perf_counter()
-    refit = before.directory != final.directory
-    for bundle, part in [(before, "validation"), (final, "test")][: 1 + refit]:
-        split = splits.make_split(dataset, manifest["protocol"], part, manifest["split_seed"])
-        split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    merge, begun = None, time.perf_counter()
+    for bundle, part in bundles:
+        split = judging.split_of(bundle, dataset, part)
         bundle.encode = bundle.encoder(dataset)
         funnel = making.make_funnel(config, bundle, dataset, split, merge)
         if merge is None and config.merge == "weighted_sum":

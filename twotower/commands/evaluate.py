@@ -72,7 +72,6 @@ def main() -> None:
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     from twotower.bundle.provenance import provenance
     from twotower.commands import judging
-    from twotower.data import splits
     from twotower.evaluation.comparison import heading
     from twotower.evaluation.evaluate import Report
 
@@ -82,13 +81,10 @@ def main() -> None:
     if len(names) > len(bundles) or len({*names}) < len(names):
         raise ValueError(f"expected a name of its own for each of {FLAGS.bundle}; got {names}.")
     judging.check_alike(bundles)
-    manifest = bundles[0].manifest
     dataset = judging.dataset_of(bundles[0], FLAGS.data_dir)
     for bundle in bundles:
         judging.check(bundle, dataset, FLAGS.split, FLAGS.split_seed)
-    protocol = FLAGS.split or manifest["protocol"]
-    split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
-    split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    split = judging.split_of(bundles[0], dataset, FLAGS.part, FLAGS.split)
     for bundle in bundles:
         judging.check_unseen(bundle, dataset, split)
     rows: list[dict] = []

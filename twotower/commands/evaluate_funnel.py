@@ -48,7 +48,6 @@ def main() -> None:
 
     from twotower.bundle.provenance import provenance, result_text
     from twotower.commands import judging
-    from twotower.data import splits
     from twotower.evaluation import segments
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
@@ -57,11 +56,8 @@ def main() -> None:
 
     bundles = [judging.to_judge(path, FLAGS.part) for path in FLAGS.bundle]
     judging.check_alike(bundles)
-    manifest = bundles[0].manifest
     dataset = judging.dataset_of(bundles[0], FLAGS.data_dir)
-    protocol = FLAGS.split or manifest["protocol"]
-    split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
-    split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    split = judging.split_of(bundles[0], dataset, FLAGS.part, FLAGS.split)
     if FLAGS.newest:
         split = dataclasses.replace(split, cases=split.cases.as_new_users(FLAGS.newest))
     rows: list[dict] = []

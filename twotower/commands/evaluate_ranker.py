@@ -43,7 +43,6 @@ def main() -> None:
 
     from twotower.bundle.provenance import provenance, result_text
     from twotower.commands import judging
-    from twotower.data import splits
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
     from twotower.ranking import making, probability, report
@@ -51,10 +50,7 @@ def main() -> None:
     bundle = judging.to_judge(FLAGS.bundle, FLAGS.part)
     dataset = judging.dataset_of(bundle, FLAGS.data_dir)
     judging.check(bundle, dataset, FLAGS.split, None)
-    manifest = bundle.manifest
-    protocol = FLAGS.split or manifest["protocol"]
-    split = splits.make_split(dataset, protocol, FLAGS.part, manifest["split_seed"])
-    split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    split = judging.split_of(bundle, dataset, FLAGS.part, FLAGS.split)
     judging.check_unseen(bundle, dataset, split)
     if FLAGS.users:
         users = np.unique(split.cases.user_id.astype(str))

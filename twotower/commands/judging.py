@@ -7,7 +7,7 @@ import numpy as np
 from twotower.bundle.bundle import Bundle, require_same_entries
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
-from twotower.data.splits import Split
+from twotower.data.splits import Split, hide_items, make_split
 from twotower.evaluation import baselines
 from twotower.evaluation.evaluate import Report, evaluate, evaluate_hidden, from_scores
 from twotower.retrieval.base import Retriever
@@ -39,6 +39,35 @@ def to_judge(path: str, part: str) -> Bundle:
         f"{path} was refit on the validation rows, so they cannot judge it. Its validation figures "
         "are in metrics.json; --part=test asks it for what it has not seen."
     )
+
+
+def to_extend(path: str) -> list[tuple[Bundle, str]]:
+    """The bundles that get a funnel or ranker which learns from validation, each with the part of
+    the split that it is fitted for.
+
+    A bundle that was refit on the validation rows cannot learn from them. The one from before its
+    refit comes first then, with `validation`, and the refit one follows with `test`.
+
+    Raises:
+        ValueError: As `to_judge`.
+    """
+    final, before = Bundle(path), to_judge(path, "validation")
+    is_refit = before.directory != final.directory
+    return [(before, "validation"), (final, "test")][: 1 + is_refit]
+
+
+def split_of(bundle: Bundle, dataset: Dataset, part: str, protocol: str | None = None) -> Split:
+    """The split that a bundle was trained for, with its seed and hidden items; call `check` first.
+
+    Args:
+        bundle: The one to judge or to extend.
+        dataset: The data that it was trained on.
+        part: `validation` or `test`.
+        protocol: One with the same training rows; None for the manifest's.
+    """
+    manifest = bundle.manifest
+    split = make_split(dataset, protocol or manifest["protocol"], part, manifest["split_seed"])
+    return hide_items(dataset, split, manifest.get("hidden_items", 0.0))
 
 
 def dataset_of(bundle: Bundle, data_dir: str | None) -> Dataset:

@@ -75,9 +75,7 @@ def main() -> None:
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     import numpy as np
 
-    from twotower.bundle.bundle import Bundle
     from twotower.commands import judging
-    from twotower.data import splits
     from twotower.ranking import making
     from twotower.storage import paths
 
@@ -102,17 +100,13 @@ def main() -> None:
     )
     paths.require_plain_name(FLAGS.name, "a ranker")
     begun = time.perf_counter()
-    final = Bundle(FLAGS.bundle)
-    before = judging.to_judge(FLAGS.bundle, "validation")
+    bundles = judging.to_extend(FLAGS.bundle)
+    final, _ = bundles[-1]
     dataset = judging.dataset_of(final, FLAGS.data_dir)
     judging.check(final, dataset, FLAGS.split, None)
-    manifest = final.manifest
-    refit = before.directory != final.directory
     made = None
-    for bundle, part in [(before, "validation"), (final, "test")][: 1 + refit]:
-        protocol = FLAGS.split or manifest["protocol"]
-        split = splits.make_split(dataset, protocol, part, manifest["split_seed"])
-        split = splits.hide_items(dataset, split, manifest.get("hidden_items", 0.0))
+    for bundle, part in bundles:
+        split = judging.split_of(bundle, dataset, part, FLAGS.split)
         bundle.encode = bundle.encoder(dataset)
         if made is None:
             judging.check_unseen(bundle, dataset, split)

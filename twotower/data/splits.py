@@ -120,6 +120,17 @@ class Split:
             f"{difference}: it is a split of other data. Take make_split of this dataset."
         )
 
+    def counts_in(self, dataset: Dataset) -> np.ndarray:
+        """`[num_items]`, number of training rows of each item of the split's dataset.
+
+        Raises:
+            ValueError: As `require_of`.
+        """
+        self.require_of(dataset)
+        if self.item_counts is not None:
+            return self.item_counts
+        return np.bincount(dataset.item_keys[self.train], minlength=len(dataset.items))
+
     def describe(self) -> dict:
         """What identifies the split, and its sizes, as JSON for manifests and results."""
         return {

@@ -146,8 +146,8 @@ def evaluate(
     Args:
         recommend: `recommend(cases, k)`; must leave out `cases.exclude`.
         split: A split, or only its cases; then there is no coverage and nothing by popularity.
-        dataset: The one of the split. Only a split that was made without `item_counts` needs it:
-            its rows are counted.
+        dataset: The dataset that the split was made of. A split without `item_counts` needs it
+            for the metrics by popularity.
         ks: Lengths of answers to report.
         batch_size: Questions asked at once.
 
@@ -159,11 +159,7 @@ def evaluate(
         cases, candidates, item_counts, hidden = split, None, None, None
     else:
         cases, candidates, hidden = split.cases, split.candidates, split.hidden
-        item_counts = split.item_counts
-        if dataset is not None:
-            split.require_of(dataset)
-        if item_counts is None and dataset is not None:
-            item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+        item_counts = split.item_counts if dataset is None else split.counts_in(dataset)
     ks = tuple(sorted(set(ks)))
     if len(cases) == 0 or not ks or ks[0] < 1:
         raise ValueError(f"nothing to evaluate: {len(cases)} cases at k {ks}.")

@@ -81,8 +81,7 @@ def by_segment(
     Raises:
         ValueError: A split of another dataset.
     """
-    split.require_of(dataset)
-    item_counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
+    item_counts = split.counts_in(dataset)
     found: dict[str, dict] = {}
     chosen = segments(split.cases, user_counts(dataset, split), item_counts)
     for name, counts in chosen.items():

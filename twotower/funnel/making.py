@@ -146,12 +146,13 @@ def make_funnel(
         ValueError: A split of another dataset, or an error of a source.
     """
     split.require_of(dataset)
+    kept = config.kept
     inlets = {
         name: Inlet(
             SOURCES[name](model, dataset, split.train, config),
             k,
             config.deadline or None,
-            config.kept.get(name, 0),
+            kept.get(name, 0),
         )
         for name, k in config.sources.items()
     }

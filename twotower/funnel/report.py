@@ -314,9 +314,8 @@ def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]
     Raises:
         ValueError: A split of another dataset.
     """
-    split.require_of(dataset)
+    counts = split.counts_in(dataset)
     users = len(np.unique(dataset.user_rows[split.train]))
-    counts = np.bincount(dataset.item_keys[split.train], minlength=len(dataset.items))
     found = {"novelty@10": metrics.novelty(keys, counts / users, 10)}
     if "genres" in dataset.items:
         tags = tag_table(dataset.items["genres"])

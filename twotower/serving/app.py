@@ -133,7 +133,9 @@ def _choices(service: Service) -> APIRouter:
         """Items by words of their titles; or by their ids, of which unknown ones are left out."""
         return json_answer(await service.titles(search, item_id, k))
 
-    @router.get("/map", responses={304: {"description": "The map is the one of the ETag."}})
+    @router.get(
+        "/map", responses={304: {"description": "The map has not changed since the given ETag."}}
+    )
     async def item_map(
         request: Request,
         model_version: Annotated[str, Query(max_length=64)] = "",

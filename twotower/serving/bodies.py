@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from typing import Any
 
 from twotower.serving import schemas
 from twotower.serving.asks import Ask
@@ -10,7 +11,9 @@ from twotower.serving.histories import Histories
 from twotower.serving.sessions import Session
 
 
-def ask_of(body: schemas.Request, session: Session, histories: Histories | None) -> Ask:
+def ask_of(
+    body: schemas.Request, session: Session, histories: Histories | None, span: Any = None
+) -> Ask:
     """A body as the pipeline takes it.
 
     The history is the body's, or else what the data knows of the user. Items that the user liked in
@@ -20,6 +23,7 @@ def ask_of(body: schemas.Request, session: Session, histories: Histories | None)
         body: The request.
         session: What the user did lately.
         histories: The histories of known users; None if the service has none.
+        span: Of a recommendation, where it is traced.
     """
     if body.history is None and histories is not None:
         events = [*zip(*histories.of(body.user_id))]
@@ -53,4 +57,5 @@ def ask_of(body: schemas.Request, session: Session, histories: Histories | None)
         funnel=body.funnel,
         objective_weights=body.objective_weights,
         explain=body.explain,
+        span=span,
     )

@@ -20,9 +20,6 @@ from twotower.serving.answers import Cards
 from twotower.serving.asks import FieldError
 from twotower.towers.signatures import direct
 
-# Stands for the vector of an item that is as it was exported.
-NOT_CHANGED: Any = object()
-
 
 class ServedBundle(Bundle):
     """A bundle whose indexes are loaded once each, so that all funnels search the same one and see
@@ -123,8 +120,9 @@ class ServedBundle(Bundle):
             FieldError: No such index; or an item that is not in the catalogue, or has no vector.
         """
         (key,) = self.items_now.keys_of([item_id]).tolist()
-        vector = self._changed.get(key, NOT_CHANGED)
-        if vector is NOT_CHANGED:
+        if key in self._changed:
+            vector = self._changed[key]
+        else:
             row = np.flatnonzero(self.keys == key)
             vector = self.vectors[row[0]] if len(row) else None
         if vector is None:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from twotower.funnel.funnel import Answer
 from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError
@@ -140,7 +138,10 @@ class Service:
         except StoreError as error:  # an answer without the session is better than none
             LOG.error("sessions are left out: %s", error)
             sessions, is_known = [Session()] * len(bodies), False
-        asks = [self._ask(body, session, span) for (body, span), session in zip(asked, sessions)]
+        asks = [
+            ask_of(body, session, self._histories, span)
+            for (body, span), session in zip(asked, sessions)
+        ]
         rows: dict[int, list[int]] = {}
         answers: list[Any] = [None] * len(bodies)
         for number, body in enumerate(bodies):
@@ -166,10 +167,6 @@ class Service:
             for name in answer["missing"]:
                 self.metrics.missing.labels(name).inc()
 
-    def _ask(self, body: schemas.Request, session: Session, span: Any = None) -> Ask:
-        """A body and what the service knows of its user, as the pipeline takes it."""
-        return dataclasses.replace(ask_of(body, session, self._histories), span=span)
-
     async def embed(self, body: schemas.Embed) -> dict[str, Any]:
         """The answer of `POST /embed`: each vector is of the version that recommends to its user.
 
@@ -181,26 +178,28 @@ class Service:
         def embed() -> dict[str, Any]:
             users = [request.user_id for request in body.requests]
             sessions = self.sessions.of(users)
-            asks = [self._ask(request, known) for request, known in zip(body.requests, sessions)]
-            numbers = np.array([live.number_of(user) for user in users])
-            columns: dict[str, list[Any]] = {
-                name: [None] * len(asks)
-                for name in ("model_versions", "vectors", "unknown", "points")
-            }
-            for number in np.unique(numbers):
-                pipeline, rows = live.pipelines[number], np.flatnonzero(numbers == number)
+            asks = [
+                ask_of(request, known, self._histories)
+                for request, known in zip(body.requests, sessions)
+            ]
+            numbers = [live.number_of(user) for user in users]
+            answered: list[Any] = [None] * len(asks)
+            for number in {*numbers}:
+                pipeline = live.pipelines[number]
+                rows = [row for row, chosen in enumerate(numbers) if chosen == number]
                 vectors, unknown = pipeline.embed([asks[row] for row in rows])
                 points = pipeline.map.locate(vectors) if body.on_map else [None] * len(rows)
-                versions = [pipeline.model_version] * len(rows)
-                found = (versions, vectors.tolist(), unknown, points)
-                for column, values in zip(columns.values(), found):
-                    for row, value in zip(rows, values):
-                        column[row] = value
-            if not body.on_map:
-                del columns["points"]
-            # No search takes vectors of several trainings, so these have no common version.
-            versions = [*{*columns["model_versions"]}]
-            return {**columns, "model_version": versions[0] if len(versions) == 1 else ""}
+                for row, *found in zip(rows, vectors.tolist(), unknown, points):
+                    answered[row] = pipeline.model_version, *found
+            versions, vectors, unknown, points = map(list, zip(*answered))
+            return {
+                "model_versions": versions,
+                "vectors": vectors,
+                "unknown": unknown,
+                **({"points": points} if body.on_map else {}),
+                # No search takes vectors of several trainings, so these have no common version.
+                "model_version": versions[0] if len({*versions}) == 1 else "",
+            }
 
         return await self._elsewhere(embed)
 
