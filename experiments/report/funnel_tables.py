@@ -8,6 +8,7 @@ NAMES = {
     "ials": "iALS",
     "item_knn": "item-kNN",
     "popularity": "popularity",
+    "union": "all sources together",
     "merge": "merged pool",
     "filters": "after the filters",
     "fresh": "fresh items",
@@ -31,17 +32,19 @@ def stages(name: str) -> str:
     body = [
         [
             NAMES[stage["name"]],
-            *(share(stage["recall"][k]) for k in ("100", "500")),
+            *(share(stage["recall"][k]) for k in ("100", "500", "2000")),
             share(stage["only"], 4),
             share(stage["without"]),
             f"{stage['candidates']:.0f}",
         ]
         for stage in row["stages"]
     ]
-    header = ["stage", "recall@100", "recall@500", "found by it alone", "pool without it", "items"]
+    header = ["stage", "recall@100", "recall@500", "recall of all its items"]
+    header += ["found by it alone", "pool without it", "items"]
     about = (
         f"`{row['protocol']}`, {row['part']}. Recall is the mean over users of the share of their "
-        "targets among the first so many; `found by it alone` is a share of all targets. "
+        "targets among the first so many, or among all items that a stage returns; `found by it "
+        "alone` is a share of all targets. "
     )
     return table(header, body) + "\n\n" + about + origin(row) + segments(row)
 

@@ -69,7 +69,7 @@ def test_it_answers_from_ids_to_titles(bundle):
 def test_the_report_says_who_found_what(bundle):
     split, funnel = tiny.split(), bundle.funnel()
     rows = {row.name: row for row in report.report(funnel, split.cases, ks=(10, 50))}
-    assert [*rows] == ["two_tower", "ease", "context", "popularity", "merge", "filters"]
+    assert [*rows] == ["two_tower", "ease", "context", "popularity", "union", "merge", "filters"]
     by_hand = evaluate(funnel.sources["ease"].source, split, ks=(10,)).metrics["recall@10"]["mean"]
     assert rows["ease"].recall[10]["mean"] == pytest.approx(by_hand)
     assert rows["ease"].candidates == 40 and rows["merge"].candidates <= 180
@@ -78,6 +78,7 @@ def test_the_report_says_who_found_what(bundle):
     assert rows["two_tower"].only == pytest.approx(only.mean()) and only.any()
     # The pool has all that any source found, for it is longer than all of them together.
     assert (rows["merge"].found == np.any(alone, axis=0)).all()
+    assert (rows["union"].found == rows["merge"].found).all()
     assert rows["two_tower"].without == pytest.approx(
         recall_of(np.any(alone[1:], axis=0), split.cases)
     )
@@ -87,7 +88,21 @@ def test_the_report_says_who_found_what(bundle):
     text = report.table([*rows.values()], "title")
     assert text.splitlines()[0] == "title" and "seen took 0.0 candidates" in text
     gains = report.gains(*[[row.to_json() for row in rows.values()]] * 2)
-    assert "+0.0000" in gains and gains.count("\n") == 6
+    assert "+0.0000" in gains and gains.count("\n") == 7
+
+
+def test_the_union_is_all_that_the_sources_found_each_item_once(bundle):
+    given, cases = bundle.funnel(), tiny.split().cases
+    funnel = Funnel(given.sources, given.merge, given.stages, 60, given.fallback)
+    rows = {row.name: row for row in report.report(funnel, cases, ks=(10, 60))}
+    sources = [rows[name].found for name in funnel.sources]
+    union, pool = rows["union"], rows["merge"]
+    assert (union.found == np.any(sources, axis=0)).all()
+    assert union.found.sum() > pool.found.sum() and pool.candidates == 60
+    assert union.recall == pool.recall  # the pool is its first 60
+    keys = [step.candidates.keys for step in funnel.find(cases)]
+    distinct = [len({*np.concatenate(of_case)} - {-1}) for of_case in zip(*keys)]
+    assert union.candidates == pytest.approx(np.mean(distinct))
 
 
 class Counted(Source):

@@ -1,10 +1,11 @@
 """Reports what each step of a funnel gains and loses.
 
-It has the recall of every source and of the pool, the targets that only one source found, the
-number of candidates that filters removed, and the time of each step.
+It has the recall of every source, of all sources together and of the pool, the targets that only
+one source found, the number of candidates that filters removed, and the time of each step.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class StepReport:
     """The quality of the candidates after one step of a funnel.
 
     Attributes:
-        name: Name of a source, `merge`, or kind of a stage.
+        name: Name of a source; `union`, for all that the sources found, in the order of the merge;
+            `merge`, for its first items, the pool; or kind of a stage.
         recall: k -> mean over cases of the share of the targets among the first k candidates, with
             its 95% interval. If a step has fewer than k candidates, all count.
         found: `[num_targets]` whether the target is among the candidates.
@@ -119,8 +121,16 @@ class Recording:
         self._found.append(found)
         self._num_targets.append(cases.targets.lengths)
         self._first_ten.append(widened(answer.candidates.keys[:, :10], 10, NO_KEY))
-        self._outcomes.append([self._outcome(cases, found, step) for step in answer.steps])
+        steps = [*found, self._union(cases, found), *answer.steps[len(found) :]]
+        self._outcomes.append([self._outcome(cases, found, step) for step in steps])
         return answer.candidates
+
+    def _union(self, cases: EvalCases, found: Sequence[Step]) -> Step:
+        """All that the sources found, each item once: the merge before it is cut to the pool."""
+        most = sum(step.candidates.keys.shape[1] for step in found)
+        begun = time.perf_counter()
+        candidates = self.funnel.merged(cases, found, most)
+        return Step("union", candidates, time.perf_counter() - begun, begun)
 
     def _outcome(self, cases: EvalCases, found: Sequence[Step], step: Step) -> _Outcome:
         others = [other for other in found if other is not step]
