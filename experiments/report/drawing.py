@@ -257,19 +257,18 @@ def curves(theme: Theme) -> list[str]:
 
 
 def stages(theme: Theme) -> str:
-    """Recall in the first 100 and 500 after each stage of a funnel; sources in another colour."""
+    """Recall among all candidates and the first 100 after each stage of a funnel; sources in
+    another colour."""
     (row,) = read("funnel/random")["rows"]
     parts = [
-        text(
-            10, 20, "Recall after each stage of the funnel: 500 candidates", theme.ink, 14, "start"
-        ),
-        text(842, 20, "filled: in the first 100", theme.faint, 12, "end"),
+        text(10, 20, "Recall after each stage of the funnel", theme.ink, 14, "start"),
+        text(842, 20, "outlined: all candidates, filled: the first 100", theme.faint, 12, "end"),
     ]
     y = 30
     for stage in row["stages"]:
         y += 25
         colour = theme.item if stage["only"] is None else theme.query
-        first, whole = (stage["recall"][k]["mean"] for k in ("100", "500"))
+        first, whole = (stage["recall"][k]["mean"] for k in ("100", "2000"))
         parts.append(text(138, y + 4, NAMES[stage["name"]], theme.ink, 12, "end"))
         parts.append(box(146, y - 7, BAR * whole, 14, colour, radius=2))
         parts.append(box(146, y - 7, BAR * first, 14, colour, colour, 2))
