@@ -23,7 +23,7 @@ MADE_UP = {
     '"movielens/1m", "ml-1m"': '"synthetic/small"',
     '"260", "1196", "1210"': '"i00003", "i00007"',
     '"W': '"{folder}/W',
-    "tt.Recipe(": "tt.Recipe(hidden=16, dim=8, batch_size=512, warmup_steps=5, ",
+    "epochs=4": "hidden=16, dim=8, batch_size=512, warmup_steps=5, epochs=4",
 }
 
 
@@ -88,6 +88,18 @@ def test_three_verbs_of_the_readme(three_verbs):
         trainer.export(bundle.directory, indexes="hsnw")
     titles = eval(lines[-1])
     assert len(titles) == 10 and set(titles) <= set(tiny.dataset().items["title"])
+
+
+def test_three_verbs_on_a_table_of_ratings_alone(tmp_path):
+    """As the comment of README's block says; the table has no genres and no years."""
+    rows = tiny.dataset().interactions[["user_id", "item_id", "timestamp"]]
+    rows.to_csv(tmp_path / "ratings.csv", index=False)
+    first, *others = blocks()[0].split("\ndata = ", 1)[1].splitlines()
+    assert first.endswith('# or tt.read_tables("ratings.csv")')
+    code = [f"data = tt.read_tables({str(tmp_path / 'ratings.csv')!r})", *others]
+    names = run("\n".join(["import twotower as tt", *code]), tmp_path)
+    assert names["trainer"].recipe.item.features == ("item_id",)
+    assert len(names["bundle"].recommend(["i00003"], k=10).ids) == 10
 
 
 def test_recommendations_keep_to_what_is_asked(three_verbs):

@@ -4,7 +4,7 @@
 
     data = tt.load_dataset("synthetic/small")
     split = tt.make_split(data, "random")
-    trainer = tt.Trainer(data, split, tt.Recipe(epochs=4))
+    trainer = tt.Trainer(data, split, tt.recipe_for(data, split, epochs=4))
 
 A public name imports its module when it is first used, and TensorFlow only if that module builds
 layers: data, retrieval and evaluation do without.

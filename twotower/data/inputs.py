@@ -129,7 +129,10 @@ class ItemInputs:
     def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:
         known = {*TIME_DEPENDENT, *dataset.items}
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"unknown item features {unknown}; this dataset has {sorted(known)}.")
+            raise ValueError(
+                f"unknown item features {unknown}; this dataset has {sorted(known)}. "
+                "recipe_for(dataset, split) takes the columns that a dataset has."
+            )
         _refuse_twins("items", dataset.items, names, TIME_DEPENDENT)
         self.time_dependent = [name for name in names if name in TIME_DEPENDENT]
         self.static = {
