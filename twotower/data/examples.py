@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -65,8 +66,6 @@ class Examples:
         times: `[num_rows]` int64 seconds.
         ratings: `[num_rows]` float32, NaN for none.
         by_user: Indices into `rows`, a row for each user.
-        pair: `[num_rows]`, number of each one's (user, item); rows of one pair share it.
-        pair_users: `[num_pairs]`, row of each pair's user in `dataset.users`, ascending.
         context: Columns of the request's context that the data has, name -> `[num_rows]` strings.
         user_ids: `[num_users]` strings.
         draws: `[num_rows]`, how often an epoch draws each example, on average.
@@ -96,13 +95,6 @@ class Examples:
         self.by_user = Ragged.from_lengths(
             np.arange(len(self.rows)), np.bincount(self.users, minlength=num_users)
         )
-        # Rows of the same user and item are left out together, since a history with another row of
-        # the target would reveal it. Pairs are numbered by their first row, so users still ascend.
-        _, first, pair = np.unique(
-            self.users * len(dataset.items) + self.items, return_index=True, return_inverse=True
-        )
-        self.pair = np.argsort(np.argsort(first))[pair]
-        self.pair_users = self.users[np.sort(first)]
         self.context = {
             name: dataset.interactions[name].to_numpy(object)[self.rows]
             for name in CONTEXT
@@ -205,7 +197,7 @@ class Examples:
 
         The items of each user come in random order and are cut into groups of about one size.
         """
-        users = self.pair_users
+        pair, users = self._pairs
         order = np.lexsort((rng.random(len(users)), users))
         number = np.arange(len(users)) - np.searchsorted(users, users)
         count = np.bincount(users)[users]
@@ -216,7 +208,21 @@ class Examples:
         first = number % np.maximum(size, self.config.targets_per_query) == 0
         group = np.empty(len(users), np.int64)
         group[order] = np.cumsum(first) - 1
-        return group[self.pair]
+        return group[pair]
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Number of each row's (user, item), which rows of one pair share, `[num_rows]`; and the
+        row of each pair's user in `dataset.users`, ascending, `[num_pairs]`.
+
+        Rows of one pair are left out of a history together, since another row of the target would
+        reveal it. Pairs are numbered by their first row, so that their users ascend.
+        """
+        items = self.items.max(initial=0) + 1
+        _, first, pair = np.unique(
+            self.users * items + self.items, return_index=True, return_inverse=True
+        )
+        return np.argsort(np.argsort(first))[pair], self.users[np.sort(first)]
 
     def epoch(self, epoch: int) -> Epoch:
         """The plan of the epoch with this number, counted from 0."""

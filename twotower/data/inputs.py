@@ -140,13 +140,14 @@ class ItemInputs:
         }
         times, keys = dataset.timestamps[train], dataset.item_keys[train]
         self.end = int(times.max(initial=0)) + 1
-        order = np.lexsort((times, keys))
         self._start = int(times.min(initial=0))
         self._span = self.end - self._start + 1
-        # One ascending number for each pair (item, time), so that counting the rows of an item
-        # before a time is one binary search.
-        self._combined = keys[order] * self._span + times[order] - self._start
-        self._all_times = np.sort(times)
+        if "popularity" in self.time_dependent:
+            order = np.lexsort((times, keys))
+            # One ascending number for each pair (item, time), so that counting the rows of an item
+            # before a time is one binary search.
+            self._combined = keys[order] * self._span + times[order] - self._start
+            self._all_times = np.sort(times)
         self._num_items = len(dataset.items)
         first = np.full(self._num_items, self.end, np.int64)
         np.minimum.at(first, keys, times)
