@@ -51,8 +51,8 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
         assert text in run.stdout, text
     first, second = json.loads(output.read_text())["rows"]
     assert [stage["name"] for stage in first["stages"]] == [
-        "two_tower", "ease", "popularity", "promoted", "union", "merge", "filters", "dpp", "at_most",
-        "promoted_slots", "filters",
+        "two_tower", "ease", "popularity", "promoted", "union", "merge", "filters", "dpp",
+        "at_most", "promoted_slots", "filters",
     ]  # fmt: skip
     assert first["metrics"] == second["metrics"] and first["protocol"] == "random"
     ahead = first["ahead"]["popularity"]["ndcg@10"]["mean"]

@@ -883,7 +883,9 @@ def test_features_of_one_example_need_queries_of_their_own():
 
 
 def test_unknown_features_are_named():
-    with pytest.raises(ValueError, match=r"unknown item features \['colour'\].*'maker'.*recipe_for"):
+    with pytest.raises(
+        ValueError, match=r"unknown item features \['colour'\].*'maker'.*recipe_for"
+    ):
         Training(tiny.dataset(), tiny.split(), tiny.recipe(item={"features": ("colour",)}))
     with pytest.raises(ValueError, match=r"unknown query features \['shoe'\].*'gender'"):
         Training(tiny.dataset(), tiny.split(), tiny.recipe(query={"features": ("shoe",)}))

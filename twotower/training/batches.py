@@ -124,7 +124,7 @@ class TrainingBatches:
         """The arrays of an epoch's plan, as in `PLAN`; empty if there is none."""
         epoch = self.plan(number)
         batches, offsets = epoch.batches, epoch.targets.offsets
-        probability = np.empty(0, np.float32)
+        probability, none = np.empty(0, np.float32), np.empty(0, np.int64)
         if self.estimate is not None:
             items = self.examples.items[epoch.targets.values]
             cuts = offsets[batches[1:-1]]
@@ -141,7 +141,7 @@ class TrainingBatches:
             "known": epoch.known,
             "group": epoch.group,
             "position": epoch.position,
-            "times": epoch.times,
+            "times": epoch.times if "history_time" in self.query_inputs.names else none,
             "probability": probability.astype(np.float32),
         }
 

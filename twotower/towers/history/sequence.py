@@ -56,9 +56,11 @@ def bucket(seconds: tf.Tensor) -> tf.Tensor:
     >>> bucket(tf.constant([-5, 0, 1, 2, 3, 4, 10**12], tf.int64)).numpy().tolist()
     [0, 0, 1, 2, 2, 3, 31]
     """
-    starts = tf.constant([2**power for power in range(NUM_BUCKETS - 1)], tf.int64)
-    flat = tf.searchsorted(starts, tf.reshape(seconds, [-1]), side="right")
-    return tf.reshape(flat, tf.shape(seconds))
+    # The exponent bits of a double are 1023 + floor(log2 seconds), and 0 for 0 seconds. To read
+    # them is faster than to search among the starts of the buckets.
+    bits = tf.bitcast(tf.cast(tf.maximum(seconds, 0), tf.float64), tf.int64)
+    number = tf.bitwise.right_shift(bits, tf.constant(52, tf.int64)) - 1022
+    return tf.cast(tf.clip_by_value(number, 0, NUM_BUCKETS - 1), tf.int32)
 
 
 def since(start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:

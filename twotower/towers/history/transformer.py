@@ -128,7 +128,8 @@ class AttentionBlock(tf.keras.layers.Layer):
                 token may not attend to another.
             training: Whether dropout is applied.
         """
-        logits = tf.matmul(queries, keys, transpose_b=True) / math.sqrt(queries.shape[-1]) + bias
+        queries = queries / math.sqrt(queries.shape[-1])  # fewer numbers than the logits
+        logits = tf.matmul(queries, keys, transpose_b=True) + bias
         weight = self.drop(tf.nn.softmax(logits), training=training)
         x += self.drop(self.out(merge_heads(weight @ values)), training=training)
         hidden = self.hidden_out(self.hidden(self.second_norm(x)))
