@@ -1,0 +1,76 @@
+"""Parquet files: the types of columns that are refused, in one file and in a part of several."""
+
+import decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_tables import NAN, plays
+
+from twotower.data import tables
+
+REFUSED = {
+    "a gap in ids": (plays(user_id=pa.array([1, None])), "row 1: user_id is missing"),
+    "no ids": (plays(user_id=pa.nulls(2)), "row 0: user_id is missing"),
+    "float ids": (plays(user_id=pa.array([1.0, 2.0])), "user_id holds double such as 1.0; ids"),
+    "decimal ids": (
+        plays(user_id=pa.array([decimal.Decimal("1.5"), decimal.Decimal("2")])),
+        "user_id holds double such as 1.5; ids must",
+    ),
+    "dates for ids": (plays(user_id=pa.array([1, 2], pa.date32())), "user_id holds date32"),
+    "bytes that are no text": (
+        plays(item_id=pa.array([b"a", b"\xe9"])),
+        "item_id is of the type binary.*not UTF-8",
+    ),
+    "bytes in lists": (
+        plays(tags=pa.array([None, [b"\xe9"]])),
+        "tags is of the type list<.*not UTF-8",
+    ),
+    "no time": (plays(timestamp=pa.array([5, None])), "row 1: timestamp is missing"),
+    "milliseconds": (plays(timestamp=pa.array([5, 1704067200000])), "row 1: .*milliseconds"),
+    "dates as numbers": (plays(timestamp=pa.array([20240101, 20240102])), "row 0: .*reads as a d"),
+    "time of day": (
+        plays(timestamp=pa.array([1, 2], pa.time32("ms"))),
+        r"timestamp is of the type time32\[ms\], which no column can have",
+    ),
+    "a duration": (
+        plays(value=pa.array([1, 2], pa.duration("s"))),
+        "value is of the type duration",
+    ),
+    "records": (plays(more=pa.array([{"a": 1}, None])), "more is of the type struct<a: int64>"),
+    "a map": (
+        plays(more=pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64()))),
+        "type map",
+    ),
+    "truth for numbers": (plays(rating=pa.array([None, True])), "row 1: rating is True, not a num"),
+    "words for numbers": (plays(rating=pa.array(["4", "x"])), "row 1: rating is 'x', not a number"),
+    "infinity": (
+        plays(rating=pa.array([NAN, np.inf])),
+        "row 1: rating is inf; numbers must be fin",
+    ),
+    "infinity in a list": (
+        plays(v=pa.array([[1.0], [np.inf]])),
+        "row 1: v is .*inf.*must be finite",
+    ),
+    "vectors of two lengths": (plays(v=pa.array([[1.0], [1.0, 2.0]])), "row 1: v is .*of length 1"),
+    "matrices": (plays(v=pa.array([[[1.0]], [[1.0, 2.0]]])), "row [01]: v is .*list of numbers"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_parquet(case, tmp_path):
+    table, message = REFUSED[case]
+    pq.write_table(table, tmp_path / "plays.parquet")
+    with pytest.raises(ValueError, match=f"plays.parquet.*{message}"):
+        tables.read_tables(tmp_path / "plays.parquet")
+    # The third part of a folder: its rows are counted by themselves.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    empty = table.slice(0, 0)
+    pq.write_table(empty, folder / "part-0.parquet")
+    pq.write_table(empty, folder / "part-1.parquet")
+    pq.write_table(table, folder / "part-2.parquet")
+    file = "part-2" if message.startswith("row") else "part-."
+    with pytest.raises(ValueError, match=f"{file}.parquet.*{message}"):
+        tables.read_tables(folder)

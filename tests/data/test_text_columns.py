@@ -1,0 +1,118 @@
+"""Columns of text: the kinds that they become, and what is refused."""
+
+import numpy as np
+import pytest
+from small_tables import NAN, films
+
+
+@pytest.mark.parametrize(
+    ("column", "texts", "message"),
+    [
+        ("genres", ["War", "[{'id': 1, 'name': 'War'}]"], "line 3: genres is .*give names alone"),
+        *(
+            ("genres", ["War", text], "line 3: genres is .*list.*as JSON")
+            for text in (
+                "['Children's', 'War']",
+                "['a', 'b'",
+                "['a', 'b' 'c']",
+                "['a' b]",
+                "['a' 'b']",
+                "['a' 'b' ... 'y' 'z']",
+                "{Action,Comedy}",
+                "[a,, b]",
+                "[1,5 2,5]",
+                "[datetime.date(2011, 8, 20)]",
+                "[Decimal('1.5')]",
+                "[a]|[b]",
+                "deque(['a'])",
+                "[a;b]",
+                "{Action,Comedy",
+                '{"a": 1}',
+                "[" * 3000 + "]" * 3000,
+            )
+        ),
+        ("genres", ["War", "[['a'], ['b']]"], "line 3: genres is .*list"),
+        ("genres", ["War", '[["a"], ["b"]]'], "line 3: genres is .*not a list of text"),
+        ("genres", ["War", "[b'a']"], "line 3: genres is .*not a list of text"),
+        ("audio", ["[1. 2.]", "[0.5 1. ... 3.]"], "line 3: audio is .*as JSON"),
+        *(
+            ("audio", ["[1.0, 2.0]", text], "line 3: audio is .*list.*as JSON")
+            for text in (
+                "[1,5 2,5]",
+                "[1.0 --]",
+                "[1,, 2]",
+                "[1;2]",
+                "[1.0, 2.0",
+                "[1.0, x]",
+                "[1.0 2.0, 3.0]",
+                "[np.float64(1.0), np.float64(x)]",
+            )
+        ),
+        ("audio", ["[[1, 2], [3, 4]]", "[[1, 2], [3, 4]]"], "line 2: audio .*not a list of num"),
+        ("audio", ["[1.0, 2.0]", "['x', 'y']"], "line 3: audio is .*not a list of numbers"),
+        ("audio", ["[1, 2]", "[1, 2, 3]"], "line 3: audio is .*of length 2"),
+        ("stars", ["1", "inf"], "line 3: stars is inf; numbers must be finite"),
+        *(
+            ("released", ["2011-08-20", text], f"line 3: released is '{text}', not .*ISO 8601")
+            for text in ("now", "today", " NOW ", "Today", "tomorrow", "10:30")
+        ),
+    ],
+)
+def test_refused_columns_of_text(tmp_path, column, texts, message):
+    with pytest.raises(ValueError, match=f"films.csv, {message}"):
+        films(tmp_path, column, texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["[0.5, -2]", "[NaN, 1e3]"],
+        ["[NaN, 1e3]", "[0.5, -2.]"],
+        ["[nan 1.e+03]", "[ 0.5 -2. ]"],
+        ["[np.float64(0.5), np.float64(-2.0)]", "[np.float64(nan), np.float64(1000.0)]"],
+        ["[np.float32(0.5), numpy.int64(-2)]", "[None, 1000]"],
+        ["[0.5, -2,]", "[null, 1000]"],
+    ],
+)
+def test_vectors_written_as_text(tmp_path, texts):
+    vectors = np.stack(films(tmp_path, "audio", texts))
+    assert vectors.dtype == np.float32
+    row = 0 if texts[0] == "[NaN, 1e3]" or texts[0].startswith("[nan") else 1
+    np.testing.assert_array_equal(vectors[1 - row], [0.5, -2])
+    np.testing.assert_array_equal(vectors[row], [NAN, 1000])
+
+
+@pytest.mark.parametrize(
+    ("column", "texts", "values"),
+    [
+        ("own", ["[1st edition]", "[2nd edition]"], ["[1st edition]", "[2nd edition]"]),
+        ("own", ["[1] Smith", "[2] Jones"], ["[1] Smith", "[2] Jones"]),
+        ("own", ["(1999)", "(2000)"], ["(1999)", "(2000)"]),
+        ("own", ["(1,234)", "(5,678)"], ["(1,234)", "(5,678)"]),
+        ("own", ["(555) 1234", "(555) 1235"], ["(555) 1234", "(555) 1235"]),
+        ("own", ['{"a": 1}', '{"a": 2}'], ['{"a": 1}', '{"a": 2}']),
+        ("own", ["[]", "['a', 'b{']"], [(), ("a", "b{")]),
+        ("code", ["01234", "5"], ["01234", "5"]),  # a code: as a number it would lose its zero
+        ("code", ["0.5", "0"], [0.5, 0.0]),
+        ("code", ["12", "x"], ["12", "x"]),
+        ("code", ["9223372036854775807", "1"], ["9223372036854775807", "1"]),
+        ("code", ["True", "FALSE"], ["true", "false"]),
+        ("code", ["2024-01-01", "n/a"], [1704067200.0, NAN]),
+        ("code", ["2024-01-01", "2024-13-01"], ["2024-01-01", "2024-13-01"]),
+        ("code", ["NA", ""], ["NA", ""]),
+        ("code", ["[deleted]", "[x]"], ["[deleted]", "[x]"]),
+        ("maker", ["25.0", ""], ["25", ""]),  # as pandas writes whole numbers with a gap
+        ("title", ["25.0", "true"], ["25.0", "true"]),
+        # Beside dates, a year is a year and not a second of 1970.
+        ("released", ["1995", "2011-08-20"], [788918400, 1313798400]),
+        ("released", ["20110820", "2011-08"], [1313798400, 1312156800]),
+        ("released", ["NaT", "0"], [NAN, 0.0]),
+        ("year", ["1999.0", "None"], [1999.0, NAN]),
+        ("year", [" +1999 ", "0"], [1999.0, NAN]),
+    ],
+)
+def test_kinds_of_text_columns(tmp_path, column, texts, values):
+    found = films(tmp_path, column, texts).tolist()
+    assert [type(value) for value in found] == [type(value) for value in values]
+    for value, expected in zip(found, values, strict=True):
+        np.testing.assert_array_equal(value, expected)
