@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 from twotower.data import tables
 
 NAN = float("nan")
+# 2024-01-01T00:00:00Z; by hand: 19,723 days of 86,400 s after 1970-01-01.
+NEW_YEAR = 19_723 * 86_400
 
 
 def plays(**columns):

@@ -10,6 +10,7 @@ import pytest
 from test_dataset import NAN, make
 
 from twotower.data import tables
+from twotower.data.dataset import Dataset
 
 
 def arrow(values, kind):
@@ -166,3 +167,13 @@ def test_long_whole_numbers_in_files(tmp_path, ending):
     for frame, path in zip(frames.values(), paths, strict=True):
         frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
     assert tables.read_tables(*paths).items["code"].tolist() == [str(2**53 + 1), "5", "6"]
+
+
+@pytest.mark.parametrize("genres", [[1, None], [1.5, 2.0], ["2011-08-20", None], ["War", None]])
+def test_genres_of_a_frame_are_lists(genres):
+    if genres[0] == "2011-08-20":
+        genres = pd.to_datetime(genres)
+    plays = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [5]})
+    films = pd.DataFrame({"item_id": ["a", "b"], "genres": genres})
+    with pytest.raises(ValueError, match=r"items, row 0: genres is .*, not a list"):
+        Dataset("made", plays, films, pd.DataFrame({"user_id": ["u"]}))

@@ -2,12 +2,10 @@
 
 import pandas as pd
 import pytest
+from small_tables import NEW_YEAR
 
 from twotower.data import load_dataset, schema, splits, tables
 from twotower.data.summary import summarise
-
-# 2024-01-01T00:00:00Z; by hand: 19,723 days of 86,400 s after 1970-01-01.
-NEW_YEAR = 19_723 * 86_400
 
 
 def write(folder, **texts):

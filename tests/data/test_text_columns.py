@@ -1,8 +1,11 @@
 """Columns of text: the kinds that they become, and what is refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from small_tables import NAN, films
+
+from twotower.data import tables
 
 
 @pytest.mark.parametrize(
@@ -116,3 +119,50 @@ def test_kinds_of_text_columns(tmp_path, column, texts, values):
     assert [type(value) for value in found] == [type(value) for value in values]
     for value, expected in zip(found, values, strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["1.1", "1.10", "2"],
+        ["1.0", "2.0", "10.0"],
+        ["1e3", "1000", "1E3"],
+        ["+491", "491", "0491"],
+        ["True", "true", "False"],
+        ["1980-01-01", "1980-01-01T00:00:00", "1980-01-01 00:00"],
+        ["[1]", "['1']", "[1, 2]"],
+        [" 5 ", "5", "NA"],
+        ["inf", "nan", "None"],
+    ],
+)
+def test_columns_of_text_are_as_written(tmp_path, texts):
+    """What users are known by, device, country and maker: no two texts become one."""
+    plays = {"user_id": ["u", "v", "w"], "item_id": ["a", "b", "c"], "timestamp": [5, 6, 7]}
+    frames = {
+        "plays": pd.DataFrame({**plays, "device": texts, "country": texts}),
+        "films": pd.DataFrame({"item_id": plays["item_id"], "maker": texts}),
+        "people": pd.DataFrame({"user_id": plays["user_id"], "app": texts, "born": texts}),
+    }
+    found = []
+    for ending in ("csv", "parquet"):
+        paths = [tmp_path / f"{name}.{ending}" for name in frames]
+        for frame, path in zip(frames.values(), paths, strict=True):
+            getattr(frame, f"to_{ending}")(path, index=False)
+        found.append(tables.read_tables(*paths))
+        assert found[-1].interactions[["device", "country"]].to_numpy().T.tolist() == [texts] * 2
+        assert found[-1].items["maker"].tolist() == texts
+        assert found[-1].users[["app", "born"]].to_numpy().T.tolist() == [texts] * 2
+    assert found[0].fingerprint() == found[1].fingerprint()
+
+
+def test_decimal_commas_are_refused(tmp_path):
+    (tmp_path / "plays.csv").write_text("user_id;item_id;rating\nu;a;4\nu;b;4,5\n")
+    with pytest.raises(ValueError, match=r"line 3: rating is '4,5', not a number .*4.5"):
+        tables.read_tables(tmp_path / "plays.csv")
+    (tmp_path / "plays.csv").write_text("user_id;item_id\nu;a\n")
+    (tmp_path / "films.csv").write_text("item_id;price\na;4\nb;4,5\n")
+    with pytest.raises(ValueError, match="line 3: price is '4,5', a number with a decimal comma"):
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    (tmp_path / "films.csv").write_text("item_id;tags\na;4\nb;4,5\nc;4,5,6\n")  # no numbers
+    dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert dataset.items["tags"].tolist() == ["4", "4,5", "4,5,6"]

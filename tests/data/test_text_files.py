@@ -82,3 +82,18 @@ def test_a_header_alone_is_a_table_without_rows(tmp_path):
     for data in (HEAD, HEAD[:-1]):
         (tmp_path / "plays.csv").write_bytes(data)
         assert len(tables.read_tables(tmp_path / "plays.csv").interactions) == 0
+
+
+def test_texts_of_any_length(tmp_path):
+    """Those between quotes, too, which Python reads with a limit of 131,072 characters."""
+    (tmp_path / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\n")
+    (tmp_path / "films.csv").write_text('item_id,title\na,"' + 200_000 * "x" + '"\nb\n')
+    with pytest.raises(ValueError, match=r"films.csv, line 3: 1 fields, where"):
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    (tmp_path / "films.csv").write_text('item_id,title\na,"' + 200_000 * "x" + '"\n')
+    dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert len(dataset.items["title"][0]) == 200_000
+    (tmp_path / "films.csv").write_text("item_id,title\na," + 200_000 * "x" + ",\n")
+    with pytest.raises(ValueError, match=r"films.csv, line 2: 3 fields, where") as error:
+        tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert len(str(error.value)) < 500
