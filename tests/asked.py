@@ -102,3 +102,59 @@ def asked(source: Examples | Sequences, epoch: int = 0) -> list[dict]:
         found.append(one)
     assert done == len(plan.targets.values)
     return found
+
+
+def flat(batches) -> list[dict]:
+    """One dictionary an example."""
+    found = []
+    for batch in batches:
+        cases = batch["cases"]
+        for place, query in enumerate(batch["row"]):
+            found.append(
+                {
+                    "user": cases.user_id[query],
+                    "item": int(batch["item"][place]),
+                    "time": int(batch["time"][place]),
+                    "weight": float(batch["weight"][place]),
+                    "history": cases.history[query].tolist(),
+                    "history_time": cases.history_time[query].tolist(),
+                    "history_rating": cases.history_rating[query].tolist(),
+                    "known_positives": batch["known_positives"][query].tolist(),
+                    "request_time": int(cases.time[query]),
+                    "context": {name: values[query] for name, values in cases.context.items()},
+                }
+            )
+    return found
+
+
+def by_item(batches, field) -> dict:
+    """(user, item) -> a field of that example."""
+    return {(one["user"], one["item"]): one[field] for one in flat(batches)}
+
+
+def equal(one, two) -> bool:
+    """Whether two lists of batches are the same to the last bit."""
+    return len(one) == len(two) and all(same_batch(a, b) for a, b in zip(one, two))
+
+
+def arrays(batch: dict) -> dict[str, np.ndarray]:
+    """Every array of a batch by name."""
+    cases = batch["cases"]
+    found = {name: batch[name] for name in ("row", "item", "time", "weight")}
+    found |= {"user_id": cases.user_id, "request_time": cases.time, **cases.context}
+    for name in ("history", "history_time", "history_rating", "exclude", "targets"):
+        ragged = getattr(cases, name)
+        found |= {name: ragged.values, f"{name}.offsets": ragged.offsets}
+    return found | {
+        "known_positives": batch["known_positives"].values,
+        "known_positives.offsets": batch["known_positives"].offsets,
+    }
+
+
+def same_batch(a: dict, b: dict) -> bool:
+    one, two = arrays(a), arrays(b)
+    return one.keys() == two.keys() and all(
+        one[name].dtype == two[name].dtype
+        and np.array_equal(one[name], two[name], equal_nan=one[name].dtype.kind == "f")
+        for name in one
+    )
