@@ -63,7 +63,7 @@ def test_validation_figures_come_again_from_the_other_bundle(workdir, tmp_path):
 
 @pytest.mark.slow
 def test_one_temporal_bundle_answers_both_protocols(tmp_path):
-    """They train on the same rows (tests/data/test_splits.py)."""
+    """They train on the same rows (tests/data/test_split_counts.py)."""
     split = ["--split=temporal-last+time", "--epochs=1", "--indexes=", "--norefit"]
     run("train.py", "--dataset=synthetic/small", f"--workdir={tmp_path}", *TINY, *split)
     judge = ["evaluate.py", f"--bundle={tmp_path / 'bundle'}", "--part=test"]

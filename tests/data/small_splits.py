@@ -1,5 +1,6 @@
-"""Rows of three users, small enough to split by hand."""
+"""Rows of three users, small enough to split by hand, and random rows of twenty users."""
 
+import numpy as np
 import pandas as pd
 
 from twotower.data.cases import EvalCases
@@ -41,3 +42,13 @@ SMALL = [
     ("a", 3, 30),
     ("c", 3, 8),  # row 8
 ]
+
+
+def random_data(num_rows=1000, num_users=20, num_items=60, seed=0):
+    """Distinct (user, item) pairs at random times."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation(num_users * num_items)[:num_rows]
+    times = rng.integers(0, 10**6, num_rows).tolist()
+    return dataset_of(
+        [(f"u{p // num_items:02d}", int(p % num_items), t) for p, t in zip(pairs, times)]
+    )
