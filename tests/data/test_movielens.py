@@ -1,42 +1,15 @@
-"""MovieLens from a folder and from TFDS: same values, same order, and every fault is named."""
+"""MovieLens from a folder: its values by hand, and every fault is named."""
 
-import hashlib
-import socket
 import subprocess
 import sys
-import time
-import warnings
 
 import numpy as np
 import pytest
+from movielens_copies import tables
 
 from twotower.data import movielens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published MovieLens")
-
-
-def prepare(monkeypatch, folder, tfds_dir, *configs):
-    """Lets TFDS' own parser read `folder` in place of its download, and write to `tfds_dir`."""
-    import tensorflow_datasets as tfds
-
-    monkeypatch.setattr(
-        tfds.download.DownloadManager,
-        "download_and_extract",
-        lambda self, url: str(folder.parent),
-    )
-    for config in configs:
-        tfds.builder(f"movielens/{config}", data_dir=tfds_dir).download_and_prepare()
-
-
-def tables(dataset):
-    """The columns of each table, with None for NaN, which equals nothing."""
-    return {
-        name: {
-            column: [None if value != value else value for value in values]
-            for column, values in getattr(dataset, name).to_dict("list").items()
-        }
-        for name in ("interactions", "items", "users")
-    }
 
 
 def test_1m_folder(small_1m_dir):
@@ -204,30 +177,6 @@ def test_unknown_dataset_and_directory(tmp_path):
         movielens.load("movielens/1m", tmp_path / "typo")
 
 
-def test_without_network_it_gives_up_soon_and_says_what_to_do(tmp_path, monkeypatch):
-    # A host that accepts the connection and then says nothing.
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(movielens, "HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        assert movielens.find("movielens/1m") is None
-        started = time.monotonic()
-        with pytest.raises(movielens.MovieLensUnavailable, match=r"ml-1m.zip .*--data_dir"):
-            movielens.load("movielens/1m", timeout=0.3)
-        assert 0.2 < time.monotonic() - started < 3
-
-
-def test_a_slow_name_lookup_counts_too(monkeypatch):
-    def lookup(*args, **kwargs):
-        time.sleep(2)
-        raise socket.gaierror("no such host")
-
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    started = time.monotonic()
-    assert not movielens.reachable("http://no-such-host.invalid/", 0.2)
-    assert time.monotonic() - started < 1.5
-
-
 def test_a_folder_needs_no_tensorflow(small_1m_dir):
     code = (
         "import sys; from twotower.data import movielens; "
@@ -235,133 +184,3 @@ def test_a_folder_needs_no_tensorflow(small_1m_dir):
         "assert not any(name.startswith('tensorflow') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-
-
-@pytest.mark.parametrize("version", ["1m", "100k"])
-def test_tfds_gives_the_same_dataset(version, request, tmp_path, monkeypatch):
-    folder = request.getfixturevalue(f"small_{version}_dir")
-    prepare(monkeypatch, folder, tmp_path / "tfds", f"{version}-ratings", f"{version}-movies")
-    expected = movielens.load(f"movielens/{version}", folder)
-    found = movielens.load(f"movielens/{version}", tmp_path / "tfds")
-    assert tables(found) == tables(expected)
-    assert found.fingerprint() == expected.fingerprint()
-    # The default directory is TFDS' own.
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    assert movielens.load(f"movielens/{version}").fingerprint() == expected.fingerprint()
-
-
-def test_a_copy_without_its_movie_table_is_none(small_1m_dir, tmp_path, monkeypatch):
-    prepare(monkeypatch, small_1m_dir, tmp_path, "1m-ratings")
-    assert movielens.find("movielens/1m", tmp_path) is None
-
-
-def test_tfds_download_after_the_probe(small_1m_dir, tmp_path, monkeypatch):
-    prepare(monkeypatch, small_1m_dir, tmp_path)  # patches the download alone
-    monkeypatch.setattr(movielens, "reachable", lambda url, timeout: url.endswith("/ml-1m.zip"))
-    target = tmp_path / "new"
-    target.mkdir()
-    found = movielens.load("movielens/1m", target)
-    assert found.fingerprint() == movielens.load("movielens/1m", small_1m_dir).fingerprint()
-
-
-def test_a_failed_download_is_unavailable(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    def fail(self, url):
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
-    monkeypatch.setattr(movielens, "reachable", lambda url, timeout: True)
-    with pytest.raises(movielens.MovieLensUnavailable, match=r"reset by peer.*data_dir"):
-        movielens.load("movielens/1m", tmp_path)
-    # What TFDS left behind half done is not taken for a copy.
-    (tmp_path / "movielens" / "1m-ratings" / "0.1.1.incompleteABC").mkdir(parents=True)
-    (tmp_path / "movielens/1m-ratings/0.1.1.incompleteABC/dataset_info.json").touch()
-    assert movielens.find("movielens/1m", tmp_path) is None
-
-
-def test_tfds_order_that_cannot_be_restored_is_refused(small_1m_dir, tmp_path, monkeypatch):
-    prepare(monkeypatch, small_1m_dir, tmp_path, "1m-ratings", "1m-movies")
-    monkeypatch.setattr(movielens, "_file_rows", lambda num_rows: np.arange(num_rows))
-    with pytest.raises(ValueError, match="does not come out in GroupLens' order"):
-        movielens.load("movielens/1m", tmp_path)
-
-
-def test_several_shards_are_read_one_after_another(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    # 3,000 ratings in 3 shards; read in turns, as TFDS does by default, they would mix.
-    ratings = [f"{row // 100 + 1}::{row % 100 + 1}::3::{978300000 + row}\n" for row in range(3000)]
-    folder = tmp_path / "raw" / "ml-1m"
-    folder.mkdir(parents=True)
-    (folder / "ratings.dat").write_text("".join(ratings))
-    (folder / "users.dat").write_text("".join(f"{n}::F::1::1::0\n" for n in range(1, 31)))
-    (folder / "movies.dat").write_text("".join(f"{n}::A (1990)::War\n" for n in range(1, 101)))
-    monkeypatch.setattr(
-        tfds.core.writer.shard_utils.ShardConfig, "get_number_shards", lambda *args, **kwargs: 3
-    )
-    prepare(monkeypatch, folder, tmp_path / "tfds", "1m-ratings", "1m-movies")
-    assert len(list((tmp_path / "tfds").glob("movielens/1m-ratings/*/*.tfrecord*"))) == 3
-    found = movielens.load("movielens/1m", tmp_path / "tfds")
-    expected = movielens.load("movielens/1m", folder)
-    assert found.interactions.equals(expected.interactions)
-    assert found.fingerprint() == expected.fingerprint()
-
-
-def target_hash(dataset) -> str:
-    """sha256 over "user movie" of each user's last item with 5 ratings or more, ascending users."""
-    frame = dataset.interactions
-    frame = frame[frame.groupby("item_id")["item_id"].transform("size") >= 5]
-    last = frame.sort_values("timestamp", kind="stable").groupby("user_id")["item_id"].last()
-    lines = [f"{user} {last[str(user)]}" for user in sorted(map(int, last.index))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-# Of the SASRec file for MovieLens 1M, the way everybody splits it.
-TARGETS = "1228619ba83021b836658a32ba061e021d3a80fb0f444ba41dd4c8c932a3af2f"
-
-
-@pytest.mark.data
-def test_real_1m(ml_1m_dir):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the published number of ratings: no warning
-        dataset = movielens.load("movielens/1m", ml_1m_dir)
-    # From the README of the data.
-    assert (len(dataset.interactions), len(dataset.items), len(dataset.users)) == (
-        1_000_209,
-        3883,
-        6040,
-    )
-    assert dataset.interactions["item_id"].nunique() == 3706
-    counts = dataset.interactions["rating"].value_counts().sort_index()
-    assert counts.tolist() == [56174, 107557, 261197, 348971, 226310]
-    assert dataset.items["year"].between(1919, 2000).all()
-    assert dataset.items["genres"].map(len).min() == 1
-    assert target_hash(dataset) == TARGETS
-
-
-@pytest.mark.data
-def test_real_100k(ml_100k_dir):
-    dataset = movielens.load("movielens/100k", ml_100k_dir)
-    assert (len(dataset.interactions), len(dataset.items), len(dataset.users)) == (
-        100_000,
-        1682,
-        943,
-    )
-    # One entry of this version is called "unknown"; a second one has that genre.
-    assert dataset.items["year"].isna().sum() == 1
-    assert len(dataset.catalogue.where(year=(None, None))) == 1681
-    assert (dataset.items["genres"].map(len) == 0).sum() == 2
-
-
-@pytest.mark.slow
-@pytest.mark.data
-@pytest.mark.parametrize("version", ["1m", "100k"])
-def test_real_movielens_through_tfds(version, request, tmp_path, monkeypatch):
-    """TFDS' own parser and storage (about 2 minutes for 1m) give the folder's Dataset back."""
-    folder = request.getfixturevalue(f"ml_{version}_dir")
-    prepare(monkeypatch, folder, tmp_path, f"{version}-ratings", f"{version}-movies")
-    found = movielens.load(f"movielens/{version}", tmp_path)
-    assert found.fingerprint() == movielens.load(f"movielens/{version}", folder).fingerprint()
-    if version == "1m":
-        assert target_hash(found) == TARGETS
