@@ -5,14 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from small_cases import cases_of, fixed
 
-from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.evaluation import segments
 from twotower.evaluation.evaluate import evaluate
-from twotower.ragged import Ragged
-from twotower.retrieval.candidates import Candidates
 
 # 12 users watched the items 0 and 1, and u0 also 2 to 9: training rows 12, 12, 1 x 8, 0.
 PAIRS = [(f"u{user}", item) for user in range(12) for item in (0, 1)]
@@ -26,16 +24,7 @@ DATASET = Dataset(
 
 
 def split_of(users: list[str], history: list[list[int]], targets: list[list[int]]) -> Split:
-    rows = Ragged.from_rows(history)
-    cases = EvalCases(
-        user_id=np.array(users, object),
-        history=rows,
-        history_time=rows,
-        history_rating=Ragged(np.full(len(rows.values), np.nan, np.float32), rows.offsets),
-        exclude=Ragged.from_rows([[]] * len(users)),
-        targets=Ragged.from_rows(targets),
-        time=np.full(len(users), -1),
-    )
+    cases = cases_of(targets, history=history, users=users)
     return Split("loo", "test", 0, np.arange(len(PAIRS)), np.arange(11), "before", True, cases)
 
 
@@ -43,17 +32,6 @@ def split_of(users: list[str], history: list[list[int]], targets: list[list[int]
 # (2 * 12 + 8) / 10 = 3.2 and of 12 rows, and the stranger has none: of the two known ones, a fifth
 # lies below 3.2 + .2 * 8.8 = 4.96. Of the targets only item 0 has 10 rows or more.
 SPLIT = split_of(["u0", "u1", "stranger"], [[*range(10)], [0, 1], []], [[10], [2], [0, 4]])
-
-
-def answer(*keys: int):
-    """A recommender that answers these keys to all, best first."""
-
-    def recommend(cases, k):
-        found = np.tile(np.array(keys, np.int64), (len(cases), 1))
-        scores = np.tile(-np.arange(len(keys), dtype=np.float32), (len(cases), 1))
-        return Candidates(found, scores, np.full(len(cases), len(keys)))
-
-    return recommend
 
 
 def test_who_is_new_or_niche_and_what_is_cold():
@@ -75,7 +53,7 @@ def test_who_is_new_or_niche_and_what_is_cold():
 
 def test_figures_by_hand():
     # Ranks of the targets 10 | 2 | 0, 4 are 4 | 3 | 1, 2.
-    report, other = evaluate(answer(0, 4, 2, 10), SPLIT), evaluate(answer(10), SPLIT)
+    report, other = evaluate(fixed([0, 4, 2, 10]), SPLIT), evaluate(fixed([10]), SPLIT)
     found = segments.by_segment(report, {"other": other}, DATASET, SPLIT)
     assert {name: row["num_cases"] for name, row in found.items()} == {
         "new_users": 2, "niche_users": 1, "cold_items": 3,
@@ -98,7 +76,7 @@ def test_figures_by_hand():
 
 def test_a_segment_without_queries_says_so():
     split = split_of(["u0", "u0"], [[0], [1]], [[0], [1]])
-    found = segments.by_segment(evaluate(answer(0), split), {}, DATASET, split)
+    found = segments.by_segment(evaluate(fixed([0]), split), {}, DATASET, split)
     assert [*found] == ["new_users", "niche_users", "cold_items"]
     assert [*found.values()] == [{"num_cases": 0}] * 3
     assert segments.table(found, "x").splitlines()[1].split() == ["new_users", "0"]
