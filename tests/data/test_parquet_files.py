@@ -1,12 +1,14 @@
-"""Parquet files: the types of columns that are refused, in one file and in a part of several."""
+"""Parquet files: the types of columns that are read, and those that are refused."""
 
+import datetime
 import decimal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_tables import NAN, plays
+from small_tables import NAN, NEW_YEAR, plays
 
 from twotower.data import tables
 
@@ -74,3 +76,38 @@ def test_refused_parquet(case, tmp_path):
     file = "part-2" if message.startswith("row") else "part-."
     with pytest.raises(ValueError, match=f"{file}.parquet.*{message}"):
         tables.read_tables(folder)
+
+
+def test_parquet_of_other_types(tmp_path):
+    pd.DataFrame(
+        {
+            "user_id": [1, 2],
+            "item_id": pd.Categorical([20, 10]),
+            "timestamp": pd.to_datetime(["2024-01-01T00:00:01.9", "2024-01-01T00:00:00.0"]),
+            "value": [3, 4],
+            "device": ["tv", None],
+        }
+    ).to_parquet(tmp_path / "plays.parquet")
+    pd.DataFrame(
+        {
+            "item_id": [10, 20],
+            "genres": [["War"], None],
+            "year": [2001.0, None],
+            "released": [datetime.date(1970, 1, 2), datetime.date(1970, 1, 1)],
+            "image": [[1.0, 2.0], [3.0, 4.0]],
+            "tags": [["a", "b"], []],
+        }
+    ).to_parquet(tmp_path / "films.parquet")
+    dataset = tables.read_tables(tmp_path / "plays.parquet", tmp_path / "films.parquet")
+    frame, items = dataset.interactions, dataset.items
+    assert frame["user_id"].tolist() == ["1", "2"]
+    assert frame["item_id"].tolist() == ["20", "10"]
+    assert frame["timestamp"].tolist() == [NEW_YEAR + 1, NEW_YEAR]
+    assert frame["value"].dtype == np.float32
+    assert frame["device"].tolist() == ["tv", ""]
+    assert items["genres"].tolist() == [("War",), ()]
+    np.testing.assert_array_equal(items["year"], [2001, np.nan])
+    assert items["released"].tolist() == [86_400, 0]
+    np.testing.assert_array_equal(np.stack(items["image"]), np.float32([[1, 2], [3, 4]]))
+    assert items["image"][0].dtype == np.float32
+    assert items["tags"].tolist() == [("a", "b"), ()]

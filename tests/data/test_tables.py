@@ -91,41 +91,6 @@ def test_typed_columns_of_users_in_csv_and_parquet(tmp_path):
         }
 
 
-def test_parquet_of_other_types(tmp_path):
-    pd.DataFrame(
-        {
-            "user_id": [1, 2],
-            "item_id": pd.Categorical([20, 10]),
-            "timestamp": pd.to_datetime(["2024-01-01T00:00:01.9", "2024-01-01T00:00:00.0"]),
-            "value": [3, 4],
-            "device": ["tv", None],
-        }
-    ).to_parquet(tmp_path / "plays.parquet")
-    pd.DataFrame(
-        {
-            "item_id": [10, 20],
-            "genres": [["War"], None],
-            "year": [2001.0, None],
-            "released": [datetime.date(1970, 1, 2), datetime.date(1970, 1, 1)],
-            "image": [[1.0, 2.0], [3.0, 4.0]],
-            "tags": [["a", "b"], []],
-        }
-    ).to_parquet(tmp_path / "films.parquet")
-    dataset = tables.read_tables(tmp_path / "plays.parquet", tmp_path / "films.parquet")
-    frame, items = dataset.interactions, dataset.items
-    assert frame["user_id"].tolist() == ["1", "2"]
-    assert frame["item_id"].tolist() == ["20", "10"]
-    assert frame["timestamp"].tolist() == [NEW_YEAR + 1, NEW_YEAR]
-    assert frame["value"].dtype == np.float32
-    assert frame["device"].tolist() == ["tv", ""]
-    assert items["genres"].tolist() == [("War",), ()]
-    np.testing.assert_array_equal(items["year"], [2001, np.nan])
-    assert items["released"].tolist() == [86_400, 0]
-    np.testing.assert_array_equal(np.stack(items["image"]), np.float32([[1, 2], [3, 4]]))
-    assert items["image"][0].dtype == np.float32
-    assert items["tags"].tolist() == [("a", "b"), ()]
-
-
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
