@@ -126,7 +126,7 @@ def curves() -> str:
 
 
 def tokens() -> str:
-    """Tokens a second of trainings on an otherwise idle machine, one training at several hours.
+    """Tokens a second of trainings on an otherwise idle machine, in the order in which they ran.
 
     `tokens_*.json` is the `metrics.json` of train.py. A token is an event that is both read and a
     target; padding does not count.
