@@ -1,9 +1,69 @@
-"""Checks of a config's fields: least values, and no setting without an effect."""
+"""Checks of a config's fields: types, least values, and no setting without an effect."""
 
 import dataclasses
 import math
 import numbers
+import typing
 from typing import Any
+
+import numpy as np
+
+
+def typed(config: Any) -> None:
+    """Checks the fields of a dataclass against their declared types, `bool`, `int`, `float` and
+    tuples of these or of `str`.
+
+    Numpy's scalars become Python's own, since a manifest is JSON, and a training must not end with
+    one that cannot be written. A list becomes a tuple. "False" is no truth value: it would count as
+    true.
+
+    Raises:
+        ValueError: A value of another type; the message names the field.
+
+    >>> @dataclasses.dataclass
+    ... class Config:
+    ...     cosine: bool = True
+    ...     hidden: tuple[int, ...] = ()
+    ...     def __post_init__(self):
+    ...         typed(self)
+    >>> Config(np.bool_(True), np.array([8, 4]))
+    Config(cosine=True, hidden=(8, 4))
+    >>> Config(cosine="False")
+    Traceback (most recent call last):
+    ValueError: cosine must be True or False; got 'False'.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.init and typing.get_origin(field.type) is tuple:
+            kind, *rest = typing.get_args(field.type)
+            if rest != [...]:
+                continue
+            if not isinstance(value, list | tuple | np.ndarray):
+                raise ValueError(f"{field.name} must be a tuple; got {value!r}.")
+            value = tuple(_typed(entry, kind, field.name) for entry in value)
+        elif field.init:
+            value = _typed(value, field.type, field.name)
+        else:
+            continue
+        object.__setattr__(config, field.name, value)
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    """The value as a type of Python's own, checked for the types in `WORDS`."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    if kind in WORDS:
+        number, word = WORDS[kind]
+        if not isinstance(plain, number) or isinstance(plain, bool) != (kind is bool):
+            raise ValueError(f"{name} must be {word}; got {value!r}.")
+    return plain
+
+
+# Declared type -> what a value must be, and the words for it.
+WORDS = {
+    bool: (bool, "True or False"),
+    int: (int, "an integer"),
+    float: (numbers.Real, "a number"),
+}
 
 
 def at_least(config: Any, **least: float) -> None:

@@ -1,5 +1,8 @@
 """Own data under other names: schemas, files without header, events, ratings, times, summaries."""
 
+import json
+
+import numpy as np
 import pandas as pd
 import pytest
 from small_tables import NEW_YEAR
@@ -201,11 +204,32 @@ def test_min_rating(tmp_path):
     assert "min_rating" not in str(summarise(dataset))
     with pytest.raises(ValueError, match=r"the highest rating is 4\.5"):
         whole.rated_at_least(5)
-    for wrong in ("4", float("nan")):
+    for wrong in ("4", float("nan"), True):
         with pytest.raises(ValueError, match="min_rating must be a number, such as 4; got"):
             whole.rated_at_least(wrong)
     with pytest.raises(ValueError, match=r"has no ratings.*columns='rating=COLUMN'"):
         tables.read_tables(tmp_path / "r.csv", min_rating=4)
+
+
+def test_how_the_files_were_read_can_be_saved(tmp_path):
+    """By a manifest, which is JSON, whatever types the arguments had."""
+    (tmp_path / "r.csv").write_text("a\tx\t1\t5\nb\ty\t2\t3\na\ty\t2\t5\n")
+    dataset = tables.read_tables(
+        tmp_path / "r.csv",
+        columns={"user_id": np.int64(1), "item_id": 2, "event": 3, "rating": 4},
+        events={1: np.float32(2), np.int64(2): 1},
+        min_rating=np.float32(4),
+    )
+    # The row of b has a rating below 4.
+    assert dataset.interactions["weight"].to_list() == [2, 1]
+    reading = json.loads(json.dumps(dict(dataset.reading)))
+    again = tables.read_tables(**reading)
+    assert again.interactions["weight"].to_list() == [2, 1]
+
+
+def test_a_frame_is_no_file():
+    with pytest.raises(ValueError, match=r"a DataFrame is none.*Dataset\(name, interactions"):
+        tables.read_tables(pd.DataFrame({"user_id": ["a"], "item_id": ["b"]}))
 
 
 def test_without_timestamps_the_order_counts(tmp_path):

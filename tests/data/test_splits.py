@@ -1,6 +1,7 @@
 """Splits: what holds for every protocol, on hand-made data."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -121,6 +122,11 @@ def test_unknown_names(protocol, part, message):
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(ValueError, match="the split's seed must be an integer of 0 or more; got"):
         make_split(dataset_of(SMALL), "random", seed=seed)
+
+
+def test_a_seed_of_numpys_is_saved_as_pythons():
+    split = make_split(dataset_of(SMALL), "loo", seed=np.int64(3))
+    assert json.loads(json.dumps(split.describe()))["seed"] == 3
 
 
 def test_describe():

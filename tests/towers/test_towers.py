@@ -308,7 +308,9 @@ def test_inputs_must_be_distinct():
         Tower([], head, "t")
 
 
-@pytest.mark.parametrize("name", ["zip code", "k", "exclude", "state_code", "1st", "home-city"])
+@pytest.mark.parametrize(
+    "name", ["zip code", "k", "exclude", "state_code", "1st", "home-city", "class", "self"]
+)
 def test_inputs_must_be_arguments_of_a_saved_model(name):
     with pytest.raises(ValueError, match=rf"t: inputs \['{name}'\] cannot be arguments"):
         Tower([Id(name, ["x"])], DenseHead((4,), 2), "t")

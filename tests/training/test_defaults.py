@@ -40,6 +40,8 @@ COLUMNS = {
     "list price": [1, 2, 3, 4, 5, 6],
     "exclude": [1, 2, 3, 4, 5, 6],
     "state_tax": [1, 2, 3, 4, 5, 6],
+    "class": [1, 2, 3, 4, 5, 6],
+    "self": [1, 2, 3, 4, 5, 6],
     "title": ["Tin", "Moon", "Tin", "Sea", "Sun", "Sky"],
     "popularity": [1, 2, 3, 4, 5, 6],
     "image": list(np.float32(np.eye(6))),
@@ -56,7 +58,7 @@ def test_features_are_the_columns_that_tell_items_apart():
         "notes": "nothing is known",
         "released": "a time; ask for the feature age",
         **dict.fromkeys(
-            ("list price", "exclude", "state_tax"),
+            ("list price", "exclude", "state_tax", "class", "self"),
             "a name that no SavedModel's input can have; rename it",
         ),
         "popularity": "the name of what is computed from the interactions; rename it",

@@ -626,12 +626,44 @@ def test_fits_that_make_no_sense(fields, message):
         ({"hidden": [16, 0]}, r"hidden layers must have a width of 1 or more; got \(16, 0\)"),
         ({"item_id_dim": 0}, "id_dim must be 1 or more"),
         ({"query_category_dim": -1}, "category_dim must be 1 or more"),
+        ({"cosine": "False"}, "cosine must be True or False; got 'False'"),  # it would be true
+        ({"l2_normalise": 0}, "l2_normalise must be True or False; got 0"),
+        ({"temperature": "0.1"}, "temperature must be a number; got '0.1'"),
+        ({"learning_rate": True}, "learning_rate must be a number; got True"),
+        ({"hidden": "512,256"}, "hidden must be an integer; got '512,256'"),
+        ({"hidden": [16.0]}, r"hidden must be an integer; got 16\.0"),
+        ({"query_history_dim": 8.0}, "dim must be an integer; got 8.0"),
+        ({"query_history": "gru", "query_history_length": 2.5}, "length must be an integer"),
     ],
 )
 def test_towers_that_make_no_sense(choices, message):
     """Named before the data is read."""
     with pytest.raises(ValueError, match=message):
         Recipe(**choices)
+
+
+def test_numbers_of_numpy_are_saved_as_pythons():
+    """A training must not end with a manifest that cannot be written, and a list is a tuple."""
+    chosen = Recipe(
+        epochs=np.int64(3),
+        seed=np.int32(4),
+        temperature=np.float64(0.5),
+        learned_temperature=np.bool_(True),
+        hidden=np.array([16, 8]),
+        item=ItemConfig(features=["item_id"]),
+        query_history_dim=np.int64(8),
+    )
+    plain = Recipe(
+        epochs=3,
+        seed=4,
+        temperature=0.5,
+        learned_temperature=True,
+        hidden=(16, 8),
+        item=ItemConfig(features=("item_id",)),
+        query_history_dim=8,
+    )
+    assert chosen == plain
+    assert json.dumps(chosen.to_json()) == json.dumps(plain.to_json())
 
 
 @pytest.mark.parametrize(

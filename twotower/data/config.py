@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 
 # Inputs of the item tower that depend on the time, so that an item's row does not have them.
 TIME_DEPENDENT = ("age", "popularity")
@@ -55,6 +55,7 @@ class ExamplesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(
             self, batch_size=1, targets_per_query=1, max_history=0, sequence_length=0, stratify=0
         )

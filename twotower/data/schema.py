@@ -88,7 +88,7 @@ def parse(columns: str | Mapping[str, str] | None) -> list[Entry]:
 
 
 def pairs(text: str | Mapping[str, object] | None, how: str) -> dict[str, str]:
-    """`a=b,c=d` as a dictionary; a dictionary as it is.
+    """`a=b,c=d` as a dictionary; a dictionary with its names and values as text.
 
     Raises:
         ValueError: A part without a name, an `=` or a value; or a name that stands twice.
@@ -96,7 +96,7 @@ def pairs(text: str | Mapping[str, object] | None, how: str) -> dict[str, str]:
     if not isinstance(text, str | Mapping | None):
         raise ValueError(f"{text!r} is neither a text nor a dictionary. {how}")
     if not isinstance(text, str):
-        return {name: str(value) for name, value in (text or {}).items()}
+        return {str(name): str(value) for name, value in (text or {}).items()}
     found: dict[str, str] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         name, _, value = map(str.strip, part.partition("="))

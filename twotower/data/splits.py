@@ -175,7 +175,7 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
             f"{protocol}: {dataset.name} has no timestamps, so a model cannot learn from the time "
             f"of a request. Take {name}, which needs the order of the rows alone."
         )
-    whole_number(seed, "the split's seed")
+    seed = whole_number(seed, "the split's seed")
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}; got {part!r}.")
     if dataset.name == "movielens/1m" and len(dataset.interactions) == ML_1M_ROWS:

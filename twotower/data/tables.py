@@ -98,6 +98,12 @@ def read_tables(
             from 0) and the column, and says what to do.
     """
     given = {"interactions": interactions, "items": items, "users": users}
+    for table, paths in given.items():
+        if isinstance(paths, pd.DataFrame):
+            raise ValueError(
+                f"{table}: files are read, and a DataFrame is none. Give all three tables to "
+                "Dataset(name, interactions, items, users), or save this one as Parquet."
+            )
     given = {table: _strings(paths) for table, paths in given.items() if paths}
     if "interactions" not in given:
         raise ValueError("no file of interactions is given; it is who did what (--interactions).")
@@ -127,7 +133,10 @@ def read_tables(
             frames["interactions"], dropped = _with_events(frames["interactions"], events)
             notes += dropped
         notes += _add_missing_rows(frames)
-        reading = {**given, "columns": columns, "sep": sep, "events": events}
+        reading: dict[str, object] = {**given, "sep": sep}
+        for key, value in (("columns", columns), ("events", events)):
+            # A manifest is JSON, which takes no numbers of numpy's.
+            reading[key] = value if isinstance(value, str) else schema.pairs(value, "")
         dataset = Dataset(
             name or f"tables/{first.name.split('.')[0]}",
             **frames,

@@ -23,7 +23,7 @@ from twotower.funnel.sources.search import Search
 from twotower.funnel.sources.similar import Similar
 from twotower.funnel.sources.two_tower import TwoTower
 from twotower.funnel.stage import Model, Source, Stage
-from twotower.limits import at_least, whole_number
+from twotower.limits import at_least, typed, whole_number
 
 # What a request's context popularity is known by, as far as the data has it.
 CONTEXT = ("age", "gender", "zip_code", "device", "country")
@@ -91,6 +91,7 @@ class FunnelConfig:
     onboarding: int = 50
 
     def __post_init__(self) -> None:
+        typed(self)
         unknown = [name for name in self.sources if name not in SOURCES]
         if unknown or not self.sources:
             raise ValueError(f"sources are some of {', '.join(SOURCES)}; got {[*self.sources]}.")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from twotower.limits import at_least, refuse, unread
+from twotower.limits import at_least, refuse, typed, unread
 from twotower.retrieval import build
 
 LOSSES = ("softmax", "bce", "gbce", "triplet", "cosine_contrastive")
@@ -47,6 +47,7 @@ class NegativesConfig:
     untrained_items: bool = False
 
     def __post_init__(self) -> None:
+        typed(self)
         pools = self.negatives
         if not pools or set(pools) - set(POOLS) or len(set(pools)) < len(pools):
             raise ValueError(f"negatives must be one or more of {POOLS}; got {pools}.")
@@ -124,6 +125,7 @@ class MiningConfig:
     index: str = "exact"
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, every=1, warmup=0, depth=1, skip=0, distinct=4)
         if self.index not in build.BACKENDS:
             raise ValueError(f"index must be one of {build.BACKENDS}; got {self.index!r}.")
@@ -174,6 +176,7 @@ class TaskConfig:
     calibration: float = 0.75
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("temperature", "negative_ratio"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from twotower.limits import at_least, refuse, unread
+from twotower.limits import at_least, refuse, typed, unread
 
 INTERACTIONS = ("dcn", "deepfm", "dlrm", "mlp")
 TASKS = ("shared_bottom", "mmoe", "ple")
@@ -60,6 +60,7 @@ class RankerConfig:
     position_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        typed(self)
         for name, choices in (("interaction", INTERACTIONS), ("tasks", TASKS)):
             if getattr(self, name) not in choices:
                 raise ValueError(

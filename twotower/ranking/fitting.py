@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.ranking.config import RankerConfig
 from twotower.ranking.examples import WATCH, Examples
 from twotower.ranking.inputs import NUMBERS, RankerInputs
@@ -53,6 +53,7 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}.")
         if unknown := [head for head in self.heads if head not in KINDS]:

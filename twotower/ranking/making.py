@@ -12,7 +12,7 @@ from twotower.data.splits import Split
 from twotower.funnel.filters import Filters
 from twotower.funnel.funnel import Funnel
 from twotower.funnel.stage import Model
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.ranking import examples as making_examples
 from twotower.ranking.candidate_ranker import CandidateRanker, Outputs
 from twotower.ranking.columns import CandidateColumns
@@ -72,6 +72,7 @@ class RankingConfig:
     shuffle_labels: bool = False
 
     def __post_init__(self) -> None:
+        typed(self)
         models = (*INTERACTIONS, TREES)
         if self.model not in models:
             raise ValueError(f"model must be one of {', '.join(models)}; got {self.model!r}.")

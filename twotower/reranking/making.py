@@ -11,7 +11,7 @@ from twotower.funnel.filters import Filters
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge, Quotas, ReciprocalRank
 from twotower.funnel.stage import Model, Stage
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.reranking.calibration import Calibration
 from twotower.reranking.diversity import Dpp, Mmr
 from twotower.reranking.greedy import check_weight
@@ -54,6 +54,7 @@ class RerankingConfig:
     promoted: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
+        typed(self)
         for way, weight in self.rerank:
             if way not in WAYS:
                 raise ValueError(f"rerank takes {', '.join(WAYS)}; got {way!r}.")

@@ -1,14 +1,24 @@
 """ItemConfig and QueryConfig: what the towers read, and their sizes. Needs no TensorFlow."""
 
 import dataclasses
+import keyword
 import re
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
 
-# What the name of an input may be. TensorFlow would change other names, and `saved_models.py` has
-# arguments with the reserved names.
-ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k")
+# What the name of an input may be. TensorFlow would change other names. `saved_models.py` has
+# arguments with the first two reserved names, and `get_concrete_function` has the third.
+ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k", "self")
+
+
+def is_argument(name: str) -> bool:
+    """Whether an input of a SavedModel can have this name.
+
+    >>> [name for name in ("price", "list price", "class", "self") if is_argument(name)]
+    ['price']
+    """
+    return bool(ARGUMENT.fullmatch(name)) and name not in RESERVED and not keyword.iskeyword(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,7 @@ class DenseConfig:
     shortcut: bool = False
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, dim=1)
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden layers must have a width of 1 or more; got {self.hidden}.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twotower.tf import tf
-from twotower.towers.config import ARGUMENT, RESERVED
+from twotower.towers.config import RESERVED, is_argument
 from twotower.towers.features import Feature, Input, require_float32
 
 
@@ -126,11 +126,11 @@ class Tower(tf.keras.layers.Layer):
         names = [spec.name for feature in features for spec in feature.inputs]
         if not features or len(set(names)) < len(names):
             raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
-        if unfit := [one for one in names if not ARGUMENT.fullmatch(one) or one in RESERVED]:
+        if unfit := [name for name in names if not is_argument(name)]:
             raise ValueError(
                 f"{name}: inputs {unfit} cannot be arguments of a SavedModel: names are letters, "
-                f"digits and _, begin with a letter, not with state_, and are none of {RESERVED}. "
-                "Rename the columns."
+                f"digits and _, begin with a letter, not with state_, and are none of {RESERVED} "
+                "and no word of Python's such as class. Rename the columns."
             )
         if shortcut and shortcut not in [feature.name for feature in features]:
             raise ValueError(f"{name}: the shortcut {shortcut} is none of its features {names}.")

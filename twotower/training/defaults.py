@@ -11,7 +11,7 @@ from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.objective.config import NegativesConfig
-from twotower.towers.config import ARGUMENT, RESERVED
+from twotower.towers.config import is_argument
 from twotower.training.recipe import Recipe
 
 # These features come first, in this order: a change of order would change MovieLens' results.
@@ -89,7 +89,7 @@ def _fault(values: pd.Series, ids: pd.Series) -> str:
         return "the name of what is computed from the interactions; rename it"
     if name == "released":
         return "a time; ask for the feature age"
-    if not ARGUMENT.fullmatch(name) or name in RESERVED:
+    if not is_argument(name):
         return "a name that no SavedModel's input can have; rename it"
     if not known(values).any():
         return "nothing is known"

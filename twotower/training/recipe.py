@@ -5,9 +5,11 @@ import difflib
 import math
 from typing import Any
 
+import numpy as np
+
 from twotower.data.config import TIME_DEPENDENT, ExamplesConfig
 from twotower.evaluation.metrics import KS, MRR_AT
-from twotower.limits import at_least, refuse, unread
+from twotower.limits import at_least, refuse, typed, unread
 from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig, check_columns
 from twotower.towers.config import DenseConfig, ItemConfig, QueryConfig
 from twotower.towers.history.config import READERS, HistoryConfig, MeanConfig, changed
@@ -66,6 +68,7 @@ class FitConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}; got {self.optimizer!r}.")
         if not 0 < self.learning_rate < math.inf:
@@ -137,7 +140,8 @@ class Recipe:
                 raise TypeError(_unknown(name))
             for part, field in CHOICES[name]:
                 if isinstance(field.default, tuple):  # a list or one value will do
-                    value = tuple(value) if isinstance(value, list | tuple) else (value,)
+                    several = isinstance(value, list | tuple | np.ndarray)
+                    value = tuple(value) if several else (value,)
                 changes.setdefault(part, {})[field.name] = value
         for name, part in parts.items():
             fields = changes.get(name, {})

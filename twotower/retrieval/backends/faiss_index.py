@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
 from twotower.retrieval.threads import bounded
@@ -142,6 +142,7 @@ class FlatConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, threads=0)
 
 

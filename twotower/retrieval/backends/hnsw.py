@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.retrieval.backends.faiss_index import FaissIndex, faiss, use_threads
 from twotower.retrieval.backends.nodes import Nodes
 
@@ -47,6 +47,7 @@ class HnswConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, neighbours=2, ef_construction=1, ef_search=1, refine=1, threads=0)
         if self.storage not in STORAGES:
             raise ValueError(f"storage must be one of {STORAGES}; got {self.storage!r}.")

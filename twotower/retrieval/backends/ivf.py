@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.retrieval.backends.faiss_index import FaissIndex, faiss, use_threads
 
 LEAST_SHARED = 20_000  # vectors that are worth more than one thread
@@ -37,6 +37,7 @@ class IvfConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, num_lists=0, num_probes=1, training_points=1)
         at_least(self, training_iterations=1, threads=0)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
 
@@ -82,6 +82,7 @@ digit, or a Milvus server refuses it; got 'my-films'.
     timeout: float = 10.0
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, timeout=0.1)
         if self.uri and not self.is_remote and not self.uri.endswith(".db"):
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE, widened
 from twotower.retrieval.threads import bounded
@@ -50,6 +50,7 @@ class ScannConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        typed(self)
         names = [field.name for field in dataclasses.fields(self)]
         at_least(self, **{name: 0 if name in ("soar", "threads") else 1 for name in names})
         if self.num_leaves_to_search >= self.num_leaves:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from twotower.limits import at_least
+from twotower.limits import at_least, typed
 
 POSITIONS = ("absolute", "relative", "none")
 
@@ -29,6 +29,7 @@ class HistoryConfig:
     ratings: bool = False
 
     def __post_init__(self) -> None:
+        typed(self)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"a history's dropout must be in [0, 1); got {self.dropout}.")
 
