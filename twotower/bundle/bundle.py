@@ -252,6 +252,10 @@ class Bundle:
                 f"inputs have {sorted(twice) or 'another user_id'}: give those as the arguments "
                 "user_id, history, times, ratings and time."
             )
+        if not isinstance(where, Mapping | None):
+            raise ValueError(f"where is a dictionary, such as {{'year': 1999}}; got {where!r}.")
+        if not isinstance(index, str) and not hasattr(index, "search"):
+            raise ValueError(f"index is a name or a retriever; got {index!r}.")
         liked, excluded = map(self.catalogue.require_keys, (history, exclude))
         if inputs.keys() - names:
             raise ValueError(
