@@ -102,6 +102,16 @@ def test_three_verbs_on_a_table_of_ratings_alone(tmp_path):
     assert len(names["bundle"].recommend(["i00003"], k=10).ids) == 10
 
 
+def test_arguments_in_another_order_are_named():
+    data, split = tiny.dataset(), tiny.split()
+    with pytest.raises(TypeError, match=r"make_split takes .*; got a NoneType and a str"):
+        tt.make_split(None, "random")
+    with pytest.raises(TypeError, match=r"make_split takes .*; got a str and a Dataset"):
+        tt.make_split("random", data)
+    with pytest.raises(TypeError, match=r"Trainer takes .*; got a Split and a Dataset"):
+        tt.Trainer(split, data)
+
+
 def test_recommendations_keep_to_what_is_asked(three_verbs):
     bundle, items = three_verbs[0]["bundle"], tiny.dataset().items.set_index("item_id")
     history = ["i00003", "i00007"]

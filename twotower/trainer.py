@@ -52,6 +52,7 @@ class Trainer:
 
     Raises:
         ValueError: A split whose queries are the test part, or of another dataset.
+        TypeError: Another argument in the place of the dataset, the split or the recipe.
     """
 
     training: Training
@@ -67,6 +68,11 @@ class Trainer:
         warm_start: str | pathlib.Path | None = None,
         allow_seen: bool = False,
     ) -> None:
+        if not isinstance(dataset, Dataset) or not isinstance(split, Split):
+            raise TypeError(
+                "Trainer takes a dataset and its split, as in Trainer(data, make_split(data, "
+                f"'random')); got a {type(dataset).__name__} and a {type(split).__name__}."
+            )
         if not isinstance(recipe, Recipe | None):
             raise TypeError(f"recipe must be a Recipe, such as Recipe(epochs=4); got {recipe!r}.")
         if split.part != "validation":

@@ -162,7 +162,13 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         ValueError: An unknown protocol or part; a seed that is no whole number; a MovieLens 1M that
             is not in the order of its file; or data of which the protocol leaves no training rows
             or no queries.
+        TypeError: Another argument in the place of the dataset or the protocol.
     """
+    if not isinstance(dataset, Dataset) or not isinstance(protocol, str):
+        raise TypeError(
+            "make_split takes a dataset and the name of a protocol, as in make_split(data, "
+            f"'random'); got a {type(dataset).__name__} and a {type(protocol).__name__}."
+        )
     name = protocol.removesuffix("+time")
     with_time = name != protocol
     if name not in PROTOCOLS or (with_time and name.startswith("random")):
