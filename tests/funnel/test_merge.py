@@ -88,6 +88,21 @@ def test_a_weighted_sum_by_hand():
     assert merge(requests, {"a": a, "other": b}, 1).keys.tolist() == [[0], [0]]
 
 
+def test_all_sources_weigh_alike_where_none_with_a_weight_found_anything():
+    # Both requests have no history. Only `model` has a weight, and it knows nothing of the second.
+    requests = ask([], [])
+    model = Candidates.rank(np.array([[4, 5], [-1, -1]]), np.float32([[2, 1], [0, 0]]), k=2)
+    popular = Candidates.rank(np.array([[7, 4, 2]] * 2), np.float32([[6, 3, 0]] * 2), k=3)
+    merge = WeightedSum(["model", "popular"], [[0.5, 0]])
+    merged = merge(requests, {"model": model, "popular": popular}, 3)
+    # model: z of 2 and 1 are 2 and 0. popular: the standard deviation of 6, 3, 0 is 6 ** .5.
+    assert merged.keys.tolist() == [[4, 2, 5], [7, 4, 2]]
+    assert merged.scores[0].tolist() == [1, 0, 0]
+    assert merged.scores[1].tolist() == pytest.approx([6**0.5, 6**0.5 / 2, 0])
+    # A source that failed or is late has found nothing, too.
+    assert merge(requests, {"popular": popular}, 1).keys.tolist() == [[7], [7]]
+
+
 def test_fitted_weights_believe_the_source_that_knows():
     rng = np.random.default_rng(0)
     num_cases, num_items = 400, 40

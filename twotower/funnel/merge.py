@@ -157,6 +157,9 @@ class WeightedSum(Merge):
     for all it found. b is the bucket of the length of the history, so users with short histories
     can have other weights.
 
+    If no source with a weight found anything for a request, all sources weigh 1 for it. So a user
+    without a history is not answered in the order of the keys where only iALS has a weight.
+
     Args:
         names: The `num_sources` sources; others have no weight.
         weights: `[num_buckets, num_sources]`, 0 or more.
@@ -242,12 +245,20 @@ class WeightedSum(Merge):
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         bucket = np.searchsorted(self.bounds, requests.history.lengths, side="right") - 1
+        weights = self.weights[bucket]  # [num_requests, num_sources]
+        parts = [
+            (self.names.index(name), ranks, values)
+            for name, ranks, values in zip(pool.names, pool.ranks, pool.scores)
+            if name in self.names
+        ]
+        is_heard = np.zeros(len(bucket), bool)
+        for source, ranks, _ in parts:
+            is_heard |= (weights[:, source] > 0) & ranks.any(1)
+        weights = np.where(is_heard[:, None], weights, np.float32(1))
         scores = np.zeros(pool.keys.shape, np.float32)
-        for name, ranks, values in zip(pool.names, pool.ranks, pool.scores):
-            if name in self.names:
-                weights = self.weights[bucket, self.names.index(name)]
-                if weights.any():  # a fit leaves many sources without any weight
-                    scores += weights[:, None] * _standardised(ranks, values)
+        for source, ranks, values in parts:
+            if weights[:, source].any():  # a fit leaves many sources without any weight
+                scores += weights[:, source, None] * _standardised(ranks, values)
         return scores
 
 
