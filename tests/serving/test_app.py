@@ -1,5 +1,6 @@
 """The routes, through the app as uvicorn calls it."""
 
+import gzip
 import json
 
 import numpy as np
@@ -273,7 +274,9 @@ NESTED = b"[" * 100_000
         ("/recommend", {"history": "260"}, "history"),
         ("/recommend", {"history": ["a"] * 2001}, "history"),
         ("/recommend", {"exclude": ["a"] * 10_001}, "exclude"),
-        ("/recommend", {"history": ["a"], "times": []}, ""),
+        ("/recommend", {"history": ["a"], "times": []}, "times"),
+        ("/embed", {"requests": [{"history": ["a"], "ratings": [1, 2]}]}, "requests.0.ratings"),
+        ("/recommend", {"history": "a", "times": [1]}, "history"),
         ("/recommend", {"history": ["a"], "ratings": [float("nan")]}, "ratings.0"),
         ("/recommend", {"user_id": "\ud800"}, "user_id"),
         ("/recommend", {"funnel": "../../etc/passwd"}, "funnel"),
@@ -281,6 +284,8 @@ NESTED = b"[" * 100_000
         ("/recommend", {"filters": {"no_column": 1}}, "filters"),
         ("/recommend", {"filters": {"year": {"since": 1}}}, "filters.year"),
         ("/recommend", {"filters": {"year": "old"}}, "filters"),
+        ("/recommend", {"filters": {"year": None}}, "filters.year"),
+        ("/recommend", {"filters": {"year": [[1990]]}}, "filters.year"),
         ("/search", {"vectors": [[float("nan")]], "model_version": "a"}, "vectors.0.0"),
         ("/search", {"vectors": [], "model_version": "a"}, "vectors"),
         ("/events", {"events": [{"user_id": "", "item_id": "a"}]}, "events.0.user_id"),
@@ -294,12 +299,44 @@ def test_a_wrong_field_is_named(client, path, body, field):
     wrong = refused(client, path, body)
     assert wrong["field"] == field and wrong["message"] and wrong["code"] == "invalid"
     assert "/work" not in wrong["message"] and "twotower." not in wrong["message"]
+    assert "Value error" not in wrong["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"null", NESTED])
-def test_what_is_no_body(client, body):
-    content = {"content-type": "application/json"}
-    assert client.post("/recommend", content=body, headers=content).status_code in (400, 422)
+def test_a_wrong_parameter_is_named_as_it_is_sent(client):
+    answer = client.get("/titles", params={"k": "many"})
+    assert answer.status_code == 422 and answer.json()["error"]["field"] == "k"
+
+
+@pytest.mark.parametrize(
+    "body, status, message",
+    [
+        (b"", 422, "expected a JSON object"),
+        (b"[]", 422, "expected a JSON object"),
+        (b"null", 422, "expected a JSON object"),
+        (b"{", 400, "at character 1"),
+        (b"\xff\xfe", 400, "JSON"),  # the mark of UTF-16, and nothing behind it
+        (b'{"user_id": "\xff"}', 400, "JSON in UTF-8"),
+        (gzip.compress(b"{}"), 400, "not compressed"),
+        (NESTED, 400, "JSON"),
+    ],
+)
+def test_what_is_no_body(client, body, status, message):
+    wrong = refused(client, "/recommend", body, status)
+    assert wrong["field"] == "" and message in wrong["message"]
+    assert wrong["code"] == ("json" if status == 400 else "invalid")
+
+
+def test_a_body_that_is_not_said_to_be_json(client):
+    answer = client.post("/recommend", content=b'{"k": 3}')  # as `curl -d` without a header
+    assert answer.status_code == 422
+    assert "content-type: application/json" in answer.json()["error"]["message"]
+
+
+def test_head_answers_as_get(client):
+    for path in ("/", "/healthz", "/readyz", "/choices", "/metrics", "/page/main.js"):
+        answer = client.head(path)
+        assert answer.status_code == 200, path
+    assert client.head("/recommend").status_code == 405
 
 
 def test_health_metrics_and_the_description(client):

@@ -5,7 +5,10 @@ import pandas as pd
 import pytest
 
 from twotower.data.catalogue import Catalogue
+from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError, requests_of, row_of
+from twotower.serving.bodies import ask_of
+from twotower.serving.sessions import Deed, Session
 
 CATALOGUE = Catalogue(pd.DataFrame({"item_id": ["a", "b", "c", "new"], "year": [1, 2, 3, 4]}))
 
@@ -30,6 +33,24 @@ def test_conditions_exclude_what_they_do_not_allow():
         with pytest.raises(FieldError) as error:
             rows(Ask(where=where))
         assert error.value.field.startswith("filters")
+
+
+@pytest.mark.parametrize(
+    "times, history, merged_times",
+    [
+        # The session has an event before the history, one between its two, and one as late as its
+        # last, which stands behind that.
+        ([20, 30], ["first", "a", "between", "b", "last"], [10, 20, 25, 30, 30]),
+        # Where a time is missing, the order of the two is not known.
+        ([20, -1], ["a", "b", "first", "between", "last"], [20, -1, 10, 25, 30]),
+        (None, ["a", "b", "first", "between", "last"], [-1, -1, 10, 25, 30]),
+    ],
+)
+def test_events_of_the_session_join_the_history_by_time(times, history, merged_times):
+    deeds = [Deed("first", "like", 10), Deed("between", "click", 25), Deed("last", "watch", 30)]
+    body = schemas.Recommend(user_id="u", history=["a", "b"], times=times)
+    ask = ask_of(body, Session.of(deeds), None)
+    assert ask.history == history and ask.times == merged_times
 
 
 def test_columns_of_several_requests():

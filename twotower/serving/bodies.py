@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import time
 from typing import Any
 
@@ -17,7 +18,8 @@ def ask_of(
     """A body as the pipeline takes it.
 
     The history is the body's, or else what the data knows of the user. Items that the user liked in
-    this session come behind it. Items that the user refused or has seen too often are excluded.
+    this session join it in the order of time. They come behind it if one of its events has no time.
+    Items that the user refused or has seen too often are excluded.
 
     Args:
         body: The request.
@@ -31,10 +33,12 @@ def ask_of(
         items = body.history or ()
         times = body.times or [-1] * len(items)
         events = [*zip(items, times, body.ratings or [math.nan] * len(items))]
-    # An item of the session is not in the history before it, too.
+    # An item of the session is not in the history, too.
     lately = {deed.item_id for deed in session.liked} | {*session.refused}
     events = [event for event in events if event[0] not in lately]
     events += [(deed.item_id, deed.timestamp, deed.rating) for deed in session.liked]
+    if session.liked and all(when >= 0 for _, when, _ in events):
+        events.sort(key=operator.itemgetter(1))  # an event may be sent later than it happened
     context = dict(body.context)
     if body.search_text:
         context["search_text"] = body.search_text

@@ -42,6 +42,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+OBJECT = "expected a JSON object, sent with `content-type: application/json`"
+
 
 def answer_errors(app: FastAPI) -> None:
     """Gives an app the answers to all that its routes may raise."""
@@ -54,9 +56,15 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, wrong: RequestValidationError) -> Response:
         first = wrong.errors()[0]
+        if first["type"] == "json_invalid":
+            text = f"{first['ctx']['error']}, at character {first['loc'][-1]}"
+            return error(request, 400, "json", f"expected JSON: {text}"[:300])
+        if first["loc"] == ("body",):  # nothing, no object, or a text that is not said to be JSON
+            return error(request, 422, "invalid", OBJECT)
         # Neither the value, which may be long, nor the name of a type of this code.
-        field = ".".join(str(part)[:64] for part in first["loc"] if part != "body")
-        return error(request, 422, "invalid", str(first["msg"])[:300], field)
+        field = ".".join(str(part)[:64] for part in first["loc"][1:])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return error(request, 422, "invalid", message[:300], field)
 
     @app.exception_handler(FieldError)
     async def unfit(request: Request, wrong: FieldError) -> Response:
@@ -92,6 +100,8 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, wrong: HTTPException) -> Response:
+        if wrong.status_code == 400:
+            return error(request, 400, "json", "expected JSON in UTF-8, not compressed")
         answer = error(request, wrong.status_code, "http", str(wrong.detail)[:300])
         answer.headers.update(wrong.headers or {})  # a 405 names what is allowed
         return answer

@@ -7,7 +7,18 @@ Fields that nobody knows are refused, so that a misspelt one is noticed.
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from twotower.data.times import LATEST
 
@@ -26,11 +37,27 @@ K = Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # Within float32 by far: beyond it is infinite for a tower.
 Rating = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+
+
+def one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """What `validate` gives; one error where it has one for each type that would be right.
+
+    Raises:
+        PydanticCustomError: None of the types fits.
+    """
+    try:
+        return validate(value)
+    except ValidationError as error:
+        text = 'expected a value, up to 100 values, or a range {"from": 1990, "to": 1999}'
+        raise PydanticCustomError("condition", text) from error
+
+
 # One condition on a column: a value, some values, or a range of numbers.
 Range = Annotated[dict[str, Number | None], Field(max_length=2)]
-Condition = (
-    bool | int | Number | Text | Annotated[list[Text | Number], Field(max_length=100)] | Range
-)
+Condition = Annotated[
+    bool | int | Number | Text | Annotated[list[Text | Number], Field(max_length=100)] | Range,
+    WrapValidator(one_message),
+]
 
 
 class Body(BaseModel):
@@ -46,9 +73,12 @@ class Request(Body):
     history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] | None = Field(
         None,
         description="Ids of items that the user liked, oldest first. Without it, the history that "
-        "the service knows of the user. Events sent to /events follow it.",
+        "the service knows of the user. Events sent to /events join it in the order of time, or "
+        "follow it if some of its items have no time.",
     )
-    times: Annotated[list[Seconds], Field(max_length=MAX_HISTORY)] | None = None
+    times: Annotated[list[Seconds], Field(max_length=MAX_HISTORY)] | None = Field(
+        None, description="Of each item of the history, in seconds; -1 for an unknown one."
+    )
     ratings: Annotated[list[Rating], Field(max_length=MAX_HISTORY)] | None = None
     search_text: Text = ""
     context: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
@@ -56,17 +86,18 @@ class Request(Body):
     )
     time: Seconds | None = Field(None, description="Of the request, in seconds; now by default.")
 
-    @model_validator(mode="after")
-    def _aligned(self) -> "Request":
-        """Raises ValueError for times or ratings that are not one for each item."""
-        for name in ("times", "ratings"):
-            values = getattr(self, name)
-            if values is not None and len(values) != len(self.history or ()):
-                raise ValueError(
-                    f"{name}: expected one for each of {len(self.history or ())} items of history; "
-                    f"got {len(values)}"
-                )
-        return self
+    @field_validator("times", "ratings")
+    @classmethod
+    def _aligned(cls, values: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        """Raises PydanticCustomError for times or ratings that are not one for each item."""
+        if values is None or "history" not in info.data:  # a history that is wrong is the error
+            return values
+        expected = len(info.data["history"] or ())
+        if len(values) != expected:
+            text = "expected one for each of {expected} items of history; got {given}"
+            given = {"expected": expected, "given": len(values)}
+            raise PydanticCustomError("aligned", text, given)
+        return values
 
 
 class Recommend(Request):
@@ -179,7 +210,9 @@ class Event(Body):
     user_id: Id
     item_id: Id
     event: Annotated[str, Field(pattern="^(impression|click|watch|skip|like|share)$")] = "click"
-    timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = None
+    timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = Field(
+        None, description="In seconds; now by default. One in the future counts as now in sessions."
+    )
     rating: Rating | None = None
     value: Rating | None = Field(None, description="What it is worth, such as seconds watched.")
     search_text: Text = ""
