@@ -112,7 +112,16 @@ def test_the_map_is_sent_once(client, bundle, monkeypatch):
     assert less.status_code == 200 and found["ids"][3] not in less.json()["ids"]
     # What was added is on no map, and changes none.
     client.post("/items", json={"add": [{"item_id": "not-on-the-map"}]})
-    assert client.get("/map").content == less.content and len(made) == 2
+    same = client.get("/map")
+    assert same.content == less.content and same.headers["etag"] == less.headers["etag"]
+    assert client.get("/map").content == less.content and len(made) == 3
+    # An item that was replaced has its new genre.
+    client.post("/items", json={"add": [{"item_id": found["ids"][7], "genres": ["Quixotic"]}]})
+    now = client.get("/map").json()
+    assert now["genres"][now["genre"][now["ids"].index(found["ids"][7])]] == "Quixotic"
+    (item,) = bundle.catalogue.items.iloc[bundle.keys[7:8]].to_dict("records")
+    back = {name: [*item[name]] if name == "genres" else item[name] for name in ("title", "genres")}
+    client.post("/items", json={"add": [{"item_id": found["ids"][7], **back}]})
 
 
 def test_where_a_query_is_on_the_map(client, service, bundle, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from twotower.data.catalogue import Catalogue
 from twotower.serving.served_bundle import ServedBundle
 
 # Mapped items from whose points that of a query is computed.
@@ -25,24 +26,25 @@ class MapView:
 
     def __init__(self, bundle: ServedBundle) -> None:
         self._bundle, self._map = bundle, bundle.item_map()
-        # Removed items, and the map without them: its body and tag.
-        self._body: tuple[np.ndarray, bytes, str] | None = None
+        # Items and those of them that were removed; the map without these: its body and tag.
+        self._body: tuple[Catalogue, np.ndarray, bytes, str] | None = None
 
     def body(self) -> tuple[bytes, str]:
         """The map without the items that were removed, as JSON, and its ETag. Both are made anew
-        when items are removed or come back."""
-        made, removed = self._body, self._bundle.removed
-        if made is None or not np.array_equal(made[0], removed):
+        after a change of items; the tag is another one where the map is."""
+        made, items, removed = self._body, self._bundle.items_now, self._bundle.removed
+        if made is None or made[0] is not items or not np.array_equal(made[1], removed):
             body = orjson.dumps(self.without(removed))
             tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
-            self._body = made = removed, body, tag
-        return made[1:]
+            self._body = made = items, removed, body, tag
+        return made[2:]
 
     def without(self, removed: np.ndarray) -> dict[str, Any]:
         """The map as `GET /map` answers it.
 
         Each item has an id, x and y from 0 to 1, and as `genre` the position of its first genre in
-        `genres`, -1 for none. The most frequent genre is first.
+        `genres`, -1 for none. The most frequent genre is first. An item that was replaced has its
+        new genre, at the point that it was exported with.
 
         Args:
             removed: Keys of items to leave out.
@@ -50,7 +52,7 @@ class MapView:
         is_there = ~np.isin(self._map.keys, removed)
         keys, points = self._map.keys[is_there], self._map.points[is_there]
         x, y = np.round(points.astype(np.float64), 3).T.tolist()
-        items = self._bundle.catalogue.items
+        items = self._bundle.items_now.items
         columns = items["genres"].iloc[keys] if "genres" in items else [()] * len(keys)
         first = [genres[0] if genres else "" for genres in columns]
         genres = [name for name, _ in collections.Counter(filter(None, first)).most_common()]
