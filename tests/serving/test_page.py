@@ -131,7 +131,7 @@ def test_choices_are_those_of_the_bundle(client):
     choices = client.get("/choices").json()
     assert choices["funnels"]["default"]["sources"] == ["two_tower", "ease", "popularity"]
     assert choices["default_funnel"] == "default" and choices["indexes"] == ["exact", "hnsw"]
-    assert choices["has_onboarding"]
+    assert choices["has_onboarding"] and choices["dataset"] == tiny.dataset().name
     assert choices["inputs"] == ["user_id", "history"] and choices["knows_histories"]
     genres = {genre for genres in tiny.dataset().items["genres"] for genre in genres}
     assert choices["genres"] == sorted(genres)
@@ -214,14 +214,40 @@ def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
         wait.until(lambda _: any(HOSTILE in text for text in titles(".picked li")))
         first = wait.until(lambda _: titles())
         assert len(first) == 10
+
+        def towers():
+            """The words and the query vector of the steps that lead to the list."""
+            words = browser.find_element(By.CSS_SELECTOR, ".flow").text.split("\n")
+            bars = "return [...document.querySelectorAll('.flow rect')].map(e => e.style.transform)"
+            return words, browser.execute_script(bars)
+
+        # The model does not know the item that was added, so the query tower has nothing.
+        wait.until(lambda _: "query vector, 8 numbers" in towers()[0])
+        words, bars = towers()
+        assert words[:3] == ["0", "titles you like", "query tower"] and len(bars) == 8
+        assert "candidates of 3 sources" in words and max(map(len, bars)) > len("scaleY(0)")
         browser.find_element(By.CSS_SELECTOR, ".list > li .row button").click()
         second = wait.until(lambda _: (new := titles()) != first and new)
         assert first[0] not in second and len(titles(".picked li")) == 2
         assert browser.current_url.count("like=") == 2
+        wait.until(lambda _: towers()[1] != bars)
+        assert towers()[0][:2] == ["1", "title you like"]
         # The pressed button went with its row: the keyboard goes on at the list's heading.
         assert browser.switch_to.active_element.get_attribute("id") == "list"
         browser.back()
         wait.until(lambda _: titles() == first)
+        # Nothing answers: the page says so where its reader is, and keeps its list.
+        fail = "window.real = fetch; window.fetch = () => Promise.reject(new TypeError('no'))"
+        browser.execute_script(f"scrollTo(0, document.body.scrollHeight); {fail}")
+        browser.execute_script("document.querySelector('.list > li .row button').click()")
+        problem = wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".problem"))[0]
+        assert problem.text.startswith("The service does not answer.") and titles() == first
+        box = "const box = arguments[0].getBoundingClientRect(); return [box.top, innerHeight]"
+        top, height = browser.execute_script(box, problem)
+        assert 0 <= top < height
+        browser.execute_script("window.fetch = window.real")
+        problem.find_element(By.TAG_NAME, "button").click()
+        wait.until(lambda _: titles() == second)
 
 
 @pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
@@ -282,7 +308,7 @@ def test_the_map_and_the_versions(hostile_folder, bundle_folder, tmp_path):
         ActionChains(browser).click().perform()
         wait.until(lambda _: plane.get_attribute("data-point") != before)
         assert browser.current_url.count("like=") == 2
-        words = browser.find_element(By.CSS_SELECTOR, "details").text
+        words = browser.find_element(By.CSS_SELECTOR, ".map ~ details").text
         assert HOSTILE in words and "Recommended" in words
         # The grid's next column, and back to where the query is.
         plane.send_keys(Keys.ARROW_RIGHT)

@@ -298,6 +298,7 @@ class Pipeline:
             "default_funnel": self.default_funnel,
             "indexes": ["exact", *self.bundle.indexes],
             "inputs": inputs,
+            "dataset": self.bundle.manifest["dataset"],
             "genres": self._genres,
             "has_map": self._map is not None,
             "has_onboarding": bool(len(self._telling()) or len(self._popular())),

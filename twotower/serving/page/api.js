@@ -7,7 +7,7 @@ export function setToken(text) {
   token = text;
 }
 
-/** An answer that is no success; `status` is 401 where a token is missing. */
+/** An answer that is no success, or none; `status` is 401 where a token is missing, 0 for none. */
 export class CallError extends Error {
   constructor(status, message) {
     super(message);
@@ -18,7 +18,10 @@ export class CallError extends Error {
 async function call(path, options = {}) {
   const headers = { ...options.headers };
   if (token) headers.authorization = `Bearer ${token}`;
-  const answer = await fetch(path, { ...options, headers });
+  const answer = await fetch(path, { ...options, headers }).catch((wrong) => {
+    if (wrong.name === "AbortError") throw wrong;
+    throw new CallError(0, "The service does not answer. Is it running?");
+  });
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) {
     const { field, message } = body.error ?? {};

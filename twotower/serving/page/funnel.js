@@ -4,14 +4,19 @@ import { html } from "./vendor/preact-htm.js";
 
 export function Funnel({ answer }) {
   if (!answer) return null;
+  const lost = answer.stages.map(({ lost }) => Object.entries(lost).filter(([, count]) => count));
+  const loses = lost.some((counts) => counts.length);
   const most = Math.max(1, ...answer.stages.map((stage) => stage.candidates));
   return html`
     <section aria-labelledby="funnel">
       <h2 id="funnel">Funnel</h2>
+      <p class="small">
+        Sources find candidates, the merge makes one list of them, and later stages sort it or take titles out.
+      </p>
       <div class="scroll" tabindex="0" role="group" aria-label="Stages of the funnel">
         <table>
           <thead>
-            <tr><th scope="col">Stage</th><th scope="col" class="number">Candidates</th><td></td><th scope="col" class="number">ms</th><th scope="col">Lost</th></tr>
+            <tr><th scope="col">Stage</th><th scope="col" class="number">Candidates</th><td></td><th scope="col" class="number">ms</th>${loses && html`<th scope="col">Lost</th>`}</tr>
           </thead>
           <tbody>
             ${answer.stages.map((stage, row) => html`
@@ -20,7 +25,7 @@ export function Funnel({ answer }) {
                 <td class="number">${stage.candidates}</td>
                 <td class="bars" aria-hidden="true"><span style=${{ width: `${(100 * stage.candidates) / most}%` }}></span></td>
                 <td class="number">${stage.ms.toFixed(2)}</td>
-                <td>${Object.entries(stage.lost).map(([name, count]) => `${name} ${count}`).join(", ")}</td>
+                ${loses && html`<td>${lost[row].map(([name, count]) => `${name} ${count}`).join(", ")}</td>`}
               </tr>`)}
           </tbody>
         </table>

@@ -11,7 +11,7 @@ export function Lists({ lists }) {
       <p class="small">${note}</p>
       <ol>
         ${items.map((item) => html`<li key=${item.item_id} class=${mark(item) ? "differs" : ""}>
-          ${nameOf(item)}${mark(item) && html` <span class="small">(${mark(item)})</span>`}
+          <bdi>${nameOf(item)}</bdi>${mark(item) && html` <span class="small">(${mark(item)})</span>`}
         </li>`)}
       </ol>
     </div>`)}

@@ -9,7 +9,8 @@ import { ItemMap } from "./map.js";
 import { Picks } from "./picks.js";
 import { Recommendations } from "./recommendations.js";
 import { Switches } from "./switches.js";
-import { bodyOf, read, write } from "./state.js";
+import { bodyOf, read, requestOf, write } from "./state.js";
+import { Towers } from "./towers.js";
 import { Versions } from "./versions.js";
 
 function Page() {
@@ -17,6 +18,7 @@ function Page() {
   const [choices, setChoices] = useState(null);
   const [cards, setCards] = useState({}); // id -> item, of all titles seen so far
   const [answer, setAnswer] = useState(null);
+  const [query, setQuery] = useState(null); // {vector, point, model_version} of the answer's request
   const [lists, setLists] = useState(null); // of the indexes
   const [busy, setBusy] = useState(true);
   const [error, setError] = useState(null);
@@ -45,6 +47,26 @@ function Page() {
   useEffect(() => {
     get("choices").then(setChoices, setError);
   }, [round]);
+
+  // A deploy may have other funnels and genres.
+  useEffect(() => {
+    if (answer && choices && answer.model_version !== choices.model_version)
+      get("choices").then(setChoices, setError);
+  }, [answer?.model_version]);
+
+  // The vector that the query tower made, and its point if the map is open.
+  const onMap = state.map && !!choices?.has_map;
+  useEffect(() => {
+    if (!answer) return;
+    const gone = new AbortController();
+    const body = { requests: [requestOf(state)], on_map: onMap };
+    post("embed", body, gone.signal).then(
+      ({ vectors, points, model_version }) =>
+        setQuery({ vector: vectors[0], point: points?.[0] ?? null, model_version }),
+      (wrong) => wrong.name === "AbortError" || setError(wrong),
+    );
+    return () => gone.abort();
+  }, [answer, onMap]);
 
   // Titles of a link's ids, and of old titles of a history that recommendations are near to.
   useEffect(() => {
@@ -104,10 +126,13 @@ function Page() {
       <h1>Two towers at work</h1>
       <p>
         ${choices
-          ? `${choices.num_items.toLocaleString("en")} titles, model ${choices.model_version}.`
+          ? `${choices.num_items.toLocaleString("en")} titles of ${choices.dataset}${
+              choices.dataset.startsWith("synthetic") ? ", which are made up" : ""
+            }; model ${choices.model_version}.`
           : "Waiting for the service."}
-        ${" "}Each choice becomes a query vector, and the nearest titles come back.
+        ${" "}Like a title: the query tower makes a new vector, and the titles nearest to it come back.
       </p>
+      <${Towers} ...${{ state, answer, query, choices }} />
     </header>
     ${error && html`<${Problem} error=${error} again=${() => setRound(round + 1)} />`}
     <div class="columns">
@@ -117,7 +142,7 @@ function Page() {
       </div>
       <main>
         <${Recommendations} ...${{ state, answer, cards, busy, like, exclude }} />
-        <${ItemMap} ...${{ state, change, choices, answer, cards, learn, like, fail: setError }} />
+        <${ItemMap} ...${{ state, change, choices, answer, query, cards, learn, like, fail: setError }} />
         <${Versions} ...${{ state, change, choices, answer }} />
         <${Compare} ...${{ state, change, lists, choices }} />
         <${Funnel} answer=${answer} />
@@ -140,7 +165,8 @@ function Problem({ error, again }) {
             <label>Token of this service <input name="token" type="password" autocomplete="off" required /></label>
             <button>Use it</button>
           </form>`
-        : html`<button type="button" onClick=${again}>Ask again</button>`}
+        : html`<p class="small">The page shows what came before.</p>
+            <button type="button" onClick=${again}>Ask again</button>`}
     </section>
   `;
 }

@@ -1,36 +1,31 @@
 // A map of the titles, where similar ones are neighbours, and the query vector among them.
 
 import { html, useEffect, useMemo, useState } from "./vendor/preact-htm.js";
-import { get, post } from "./api.js";
+import { get } from "./api.js";
 import { nameOf } from "./picks.js";
 import { CLOSEST, MARKS, Mark, Plane, SHAPES } from "./plane.js";
-import { requestOf } from "./state.js";
 
 const AROUND = 40; // titles that are asked for with one that is pointed at
 const NEAR = 3; // titles that say where the query vector is
 const SHOWN = 20; // picked titles, the newest
 
-export function ItemMap({ state, change, choices, answer, cards, learn, like, fail }) {
+export function ItemMap({ state, change, choices, answer, query, cards, learn, like, fail }) {
   const [map, setMap] = useState(null);
-  const [point, setPoint] = useState(null); // [x, y] of the query vector
   const [active, setActive] = useState(""); // id of the title that is pointed at
   const [kind, setKind] = useState(-1); // of the genre that is shown alone
   const [zoom, setZoom] = useState(1);
   const isOpen = state.map && !!choices?.has_map;
+  const point = query?.point ?? null; // [x, y] of the query vector
 
   useEffect(() => {
-    if (!isOpen || !answer) return;
+    if (!isOpen || !query || map?.model_version === query.model_version) return;
     const gone = new AbortController();
-    const body = { requests: [requestOf(state)], on_map: true };
-    const load = async () => {
-      const { points, model_version } = await post("embed", body, gone.signal);
-      if (map?.model_version !== model_version)
-        setMap(prepared(await get("map", { model_version }, gone.signal)));
-      setPoint(points[0]);
-    };
-    load().catch((wrong) => wrong.name === "AbortError" || fail(wrong));
+    get("map", { model_version: query.model_version }, gone.signal).then(
+      (found) => setMap(prepared(found)),
+      (wrong) => wrong.name === "AbortError" || fail(wrong),
+    );
     return () => gone.abort();
-  }, [isOpen, answer]);
+  }, [isOpen, query]);
 
   const near = useMemo(() => (map && point ? nearest(map, point, NEAR) : []), [map, point]);
   useEffect(() => {
@@ -118,15 +113,16 @@ function Legend({ map, kind, setKind }) {
         ${[["query", "Query vector"], ["picked", "Picked"], ["recommended", "Recommended"]].map(([mark, text]) => html`
           <li key=${mark}><${Mark} shape=${MARKS[mark]} name=${mark} /> ${text}</li>`)}
       </ul>
-      <p class="small" id="genres">First genre; press one to see it alone.</p>
-      <ul class="chips" aria-labelledby="genres">
-        ${names.map((text, number) => used.has(number) && html`
-          <li key=${text}>
-            <button type="button" aria-pressed=${kind === number} onClick=${() => setKind(kind === number ? -1 : number)}>
-              <${Mark} shape=${SHAPES[number]} name=${`genre-${number}`} /> ${text}
-            </button>
-          </li>`)}
-      </ul>
+      ${map.genres.length > 0 && html`
+        <p class="small" id="genres">First genre; press one to see it alone.</p>
+        <ul class="chips" aria-labelledby="genres">
+          ${names.map((text, number) => used.has(number) && html`
+            <li key=${text}>
+              <button type="button" aria-pressed=${kind === number} onClick=${() => setKind(kind === number ? -1 : number)}>
+                <${Mark} shape=${SHAPES[number]} name=${`genre-${number}`} /> ${text}
+              </button>
+            </li>`)}
+        </ul>`}
     </div>
   `;
 }

@@ -50,11 +50,11 @@ export function Picks({ state, change, cards, like, answer, choices }) {
         ${text.trim() ? `${offered.length} found. ` : "Suggestions. "}
         ${state.user ? `A click sends a like of user ${state.user} to the service, which keeps it.` : "A click adds a title."}
       </p>
-      <ul class="chips" aria-label=${text.trim() ? "Titles found" : "Suggestions"}>
+      <ul class="chips offered" aria-label=${text.trim() ? "Titles found" : "Suggestions"}>
         ${offered.map((item) => html`
           <li key=${item.item_id}>
             <button type="button" onClick=${() => like(item)}>
-              <span class="sign" aria-hidden="true">+</span> ${nameOf(item)}
+              <span class="sign" aria-hidden="true">+</span> <bdi>${nameOf(item)}</bdi>
             </button>
           </li>`)}
       </ul>
@@ -64,9 +64,9 @@ export function Picks({ state, change, cards, like, answer, choices }) {
             ${history.slice(0, SHOWN).map((item) => html`
               <li key=${item.item_id}>
                 ${state.user
-                  ? html`<span class="chip">${nameOf(item)}</span>`
+                  ? html`<span class="chip" dir="auto">${nameOf(item)}</span>`
                   : html`<button type="button" aria-label=${`Remove ${nameOf(item)}`} onClick=${() => remove(item.item_id)}>
-                      ${nameOf(item)} <span class="sign" aria-hidden="true">×</span>
+                      <bdi>${nameOf(item)}</bdi> <span class="sign" aria-hidden="true">×</span>
                     </button>`}
               </li>`)}
           </ul>`

@@ -10,16 +10,20 @@ export function Recommendations({ answer, cards, busy, like, exclude }) {
     <section aria-labelledby="list" aria-busy=${busy}>
       <h2 id="list" tabindex="-1">Recommendations</h2>
       <p role="status" class="small">${summary(answer)}</p>
+      ${items.length > 0 && html`<p class="small">
+        Below a title: ${items.some((item) => item.because) && "which title of the history it is nearest to, and "}
+        at which rank and score each source found it.
+      </p>`}
       <ol class="list">
         ${items.map((item) => html`
           <li key=${item.item_id}>
             <div class="what">
-              <strong>${nameOf(item)}</strong>
+              <strong dir="auto">${nameOf(item)}</strong>
               ${item.genres?.length > 0 && html` <span class="small">${item.genres.join(", ")}</span>`}
               <p class="small why">
-                ${item.because && html`Near <em>${nameOf(cards[item.because] ?? { item_id: item.because })}</em>. `}
+                ${item.because && html`Nearest to <em dir="auto">${nameOf(cards[item.because] ?? { item_id: item.because })}</em>. `}
                 ${sources.filter((name) => item.sources[name]).map((name) => html`
-                  <span class="source" key=${name}>${name} #${item.sources[name].rank}, score ${short(item.sources[name].score)}</span> `)}
+                  <span class="source" key=${name}>${name} #${item.sources[name].rank} <i>${short(item.sources[name].score)}</i></span> `)}
               </p>
             </div>
             <div class="row">
@@ -43,7 +47,7 @@ function summary(answer) {
   return parts.join(" ");
 }
 
-/** A score with three significant digits. */
-export function short(score) {
-  return Number(score.toPrecision(3)).toString();
+/** A score with three significant digits, or all those before the point. */
+function short(score) {
+  return Math.abs(score) < 100 ? Number(score.toPrecision(3)).toString() : Math.round(score).toLocaleString("en");
 }

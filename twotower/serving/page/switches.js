@@ -4,6 +4,9 @@ import { html } from "./vendor/preact-htm.js";
 import { nameOf } from "./picks.js";
 import { MAX_K } from "./state.js";
 
+// On a phone they are closed, so that the list is not far below.
+const WIDE = matchMedia("(min-width: 48rem)").matches;
+
 export function Switches({ state, change, cards, choices }) {
   const funnels = choices?.funnels ?? {};
   const objectives = funnels[state.funnel || choices?.default_funnel]?.objectives ?? [];
@@ -12,37 +15,39 @@ export function Switches({ state, change, cards, choices }) {
     change({ weights: { ...state.weights, [name]: Number(event.target.value) } });
   return html`
     <section aria-labelledby="switches">
-      <h2 id="switches">Switches</h2>
-      <div class="fields">
-        <label>Funnel
-          <select value=${state.funnel || choices?.default_funnel} onChange=${(e) => change({ funnel: e.target.value, weights: {} })}>
-            ${Object.entries(funnels).map(([name, { sources }]) => html`
-              <option key=${name} value=${name}>${name}: ${sources.join(", ")}</option>`)}
-          </select>
-        </label>
-        <label>Length of the list: ${state.k}
-          <input type="range" min="1" max=${MAX_K} value=${state.k} onChange=${(e) => change({ k: Number(e.target.value) })} />
-        </label>
-        ${choices?.genres.length > 0 && html`
-          <label>Genre
-            <select value=${state.genre} onChange=${pick("genre")}>
-              <option value="">any</option>
-              ${choices.genres.map((genre) => html`<option key=${genre} value=${genre}>${genre}</option>`)}
+      <details open=${WIDE}>
+        <summary><h2 id="switches">Switches</h2></summary>
+        <div class="fields">
+          <label>Funnel
+            <select value=${state.funnel || choices?.default_funnel} onChange=${(e) => change({ funnel: e.target.value, weights: {} })}>
+              ${Object.entries(funnels).map(([name, { sources }]) => html`
+                <option key=${name} value=${name}>${name}: ${sources.join(", ")}</option>`)}
             </select>
-          </label>`}
-        ${choices?.inputs.includes("search_text") && html`
-          <label>Search text for the query tower
-            <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
-          </label>`}
-      </div>
-      ${objectives.length > 0 && html`
-        <fieldset>
-          <legend>Weights of the objectives</legend>
-          ${objectives.map((name) => html`
-            <label key=${name}>${name}: ${state.weights[name] ?? "as exported"}
-              <input type="range" min="0" max="2" step="0.1" value=${state.weights[name] ?? 1} onChange=${weigh(name)} />
-            </label>`)}
-        </fieldset>`}
+          </label>
+          <label>Length of the list: ${state.k}
+            <input type="range" min="1" max=${MAX_K} value=${state.k} onChange=${(e) => change({ k: Number(e.target.value) })} />
+          </label>
+          ${choices?.genres.length > 0 && html`
+            <label>Genre
+              <select value=${state.genre} onChange=${pick("genre")}>
+                <option value="">any</option>
+                ${choices.genres.map((genre) => html`<option key=${genre} value=${genre}>${genre}</option>`)}
+              </select>
+            </label>`}
+          ${choices?.inputs.includes("search_text") && html`
+            <label>Search text for the query tower
+              <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
+            </label>`}
+        </div>
+        ${objectives.length > 1 && html`
+          <fieldset>
+            <legend>Weights of the objectives</legend>
+            ${objectives.map((name) => html`
+              <label key=${name}>${name}: ${state.weights[name] ?? "as exported"}
+                <input type="range" min="0" max="2" step="0.1" value=${state.weights[name] ?? 1} onChange=${weigh(name)} />
+              </label>`)}
+          </fieldset>`}
+      </details>
       ${state.exclude.length > 0 && html`
         <h3>Left out</h3>
         <ul class="chips picked">
@@ -51,7 +56,7 @@ export function Switches({ state, change, cards, choices }) {
             const back = () => change({ exclude: state.exclude.filter((other) => other !== id) });
             return html`<li key=${id}>
               <button type="button" aria-label=${`Allow ${name} again`} onClick=${back}>
-                ${name} <span class="sign" aria-hidden="true">×</span>
+                <bdi>${name}</bdi> <span class="sign" aria-hidden="true">×</span>
               </button>
             </li>`;
           })}
