@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -292,3 +293,13 @@ def test_what_users_do_trains_the_next_bundle(bundle_folder, tmp_path):
     found = served.post("/recommend", {"history": ["i00003"], "k": 3}).json()
     assert found["model_version"] == version[:16] and len(found["items"]) == 3
     assert served.end(signal.SIGTERM) == ENDED
+
+
+def test_the_flags_of_the_examples_are_those_of_the_script():
+    """The Dockerfile, compose file and systemd unit are not run, so that a flag may be gone."""
+    folder = tiny.ROOT / "experiments"
+    known = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (folder / "serve.py").read_text())}
+    lines = "".join(path.read_text() for path in (folder / "serving").iterdir()).splitlines()
+    calls = [line for line in lines if re.match(r'ENTRYPOINT|ExecStart=|\s*command: \["--', line)]
+    used = {flag for call in calls for flag in re.findall(r"--(\w+)=", call)}
+    assert {"role", "index_url", "store", "workers", "host", "state"} <= used <= known

@@ -20,8 +20,10 @@ export function Recommendations({ answer, cards, busy, like, exclude }) {
             <div class="what">
               <strong dir="auto">${nameOf(item)}</strong>
               ${item.genres?.length > 0 && html` <span class="small">${item.genres.join(", ")}</span>`}
+              ${item.because && html`<p class="small why">
+                Nearest to <em dir="auto">${nameOf(cards[item.because] ?? { item_id: item.because })}</em>
+              </p>`}
               <p class="small why">
-                ${item.because && html`Nearest to <em dir="auto">${nameOf(cards[item.because] ?? { item_id: item.because })}</em>. `}
                 ${sources.filter((name) => item.sources[name]).map((name) => html`
                   <span class="source" key=${name}>${name} #${item.sources[name].rank} <i>${short(item.sources[name].score)}</i></span> `)}
               </p>
