@@ -40,6 +40,7 @@ export function Plane({ map, point, picked, recommended, kind, zoom, active, set
   const over = useRef(null); // canvas of what changes with each answer
   const shown = useRef(null); // where the query vector is drawn, on its way to `point`
   const before = useRef(null); // where it came from
+  const pointer = useRef([]); // x and y of the pointer in the window
   const [side, setSide] = useState(0); // pixels
   const [scheme, setScheme] = useState(DARK.matches);
   const [middle, setMiddle] = useState(point ?? [0.5, 0.5]);
@@ -160,12 +161,14 @@ export function Plane({ map, point, picked, recommended, kind, zoom, active, set
     });
     return found && found.cost <= REACH ? found.id : "";
   };
-  const move = (event) => {
-    if (event.pointerType !== "touch") setActive(pointedAt(event));
+  // A longer list above moves the map under a pointer that lies still: no title is pointed at anew.
+  const isMoved = ({ clientX, clientY, pointerType }) => {
+    const [x, y] = pointer.current;
+    pointer.current = [clientX, clientY];
+    return pointerType !== "touch" && (x !== clientX || y !== clientY);
   };
-  const leave = (event) => {
-    if (event.pointerType !== "touch") setActive("");
-  };
+  const move = (event) => isMoved(event) && setActive(pointedAt(event));
+  const leave = (event) => isMoved(event) && setActive("");
   const click = (event) => {
     const id = pointedAt(event);
     // A finger hides the title below it: the first touch names it.
