@@ -118,7 +118,8 @@ class Dataset:
     @functools.cached_property
     def item_keys(self) -> np.ndarray:
         """Key of each interaction's item, `[num_interactions]` int64."""
-        return self.catalogue.keys_of(self.interactions["item_id"].to_numpy())
+        index = pd.Index(self.items["item_id"])
+        return index.get_indexer(self.interactions["item_id"]).astype(np.int64)
 
     @functools.cached_property
     def user_rows(self) -> np.ndarray:

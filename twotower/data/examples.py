@@ -96,7 +96,7 @@ class Examples:
             np.arange(len(self.rows)), np.bincount(self.users, minlength=num_users)
         )
         self.context = {
-            name: dataset.interactions[name].to_numpy(object)[self.rows]
+            name: dataset.interactions[name].iloc[self.rows].to_numpy(object)
             for name in CONTEXT
             if name in dataset.interactions
         }

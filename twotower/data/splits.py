@@ -421,7 +421,7 @@ def _cases(
     empty = np.full(len(targets), "", object)
     keys = Ragged(dataset.item_keys[history.values], history.offsets)
     return EvalCases(
-        user_id=frame["user_id"].to_numpy(object)[first],
+        user_id=frame["user_id"].iloc[first].to_numpy(object),
         history=keys,
         history_time=Ragged(dataset.timestamps[history.values], history.offsets),
         history_rating=Ragged(rating[history.values], history.offsets),
@@ -429,7 +429,7 @@ def _cases(
         targets=Ragged(dataset.item_keys[targets.values], targets.offsets),
         time=dataset.timestamps[first] if with_time else np.full(len(targets), -1, np.int64),
         context={
-            column: frame[column].to_numpy(object)[first] if single else empty
+            column: frame[column].iloc[first].to_numpy(object) if single else empty
             for column in CONTEXT
             if column in frame
         },

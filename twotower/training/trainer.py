@@ -225,7 +225,7 @@ class Training:
         rows, frame = self.examples.rows, self.dataset.interactions
         users = self.dataset.users.iloc[np.unique(self.examples.users)]
         ids = self.dataset.items["item_id"].to_numpy(object)[np.unique(self.examples.items)]
-        context = {name: frame[name].to_numpy(object)[rows] for name in self.examples.context}
+        context = {name: frame[name].iloc[rows].to_numpy(object) for name in self.examples.context}
         of_users = {name: users[name].to_numpy(object) for name in users}
         return {"history": ids, "time": self.examples.times} | context | of_users
 
