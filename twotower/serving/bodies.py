@@ -18,7 +18,7 @@ def ask_of(
     """A body as the pipeline takes it.
 
     The history is the body's, or else what the data knows of the user. Items that the user liked in
-    this session join it in the order of time. They come behind it if one of its events has no time.
+    this session join it in the order of time, or follow it if one of its events has no time.
     Items that the user refused or has seen too often are excluded.
 
     Args:
@@ -33,7 +33,7 @@ def ask_of(
         items = body.history or ()
         times = body.times or [-1] * len(items)
         events = [*zip(items, times, body.ratings or [math.nan] * len(items))]
-    # An item of the session is not in the history, too.
+    # What the session says of an item replaces its earlier events.
     lately = {deed.item_id for deed in session.liked} | {*session.refused}
     events = [event for event in events if event[0] not in lately]
     events += [(deed.item_id, deed.timestamp, deed.rating) for deed in session.liked]

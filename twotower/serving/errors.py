@@ -59,7 +59,7 @@ def answer_errors(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             text = f"{first['ctx']['error']}, at character {first['loc'][-1]}"
             return error(request, 400, "json", f"expected JSON: {text}"[:300])
-        if first["loc"] == ("body",):  # nothing, no object, or a text that is not said to be JSON
+        if first["loc"] == ("body",):  # no body, another type, or another content type
             return error(request, 422, "invalid", OBJECT)
         # Neither the value, which may be long, nor the name of a type of this code.
         field = ".".join(str(part)[:64] for part in first["loc"][1:])

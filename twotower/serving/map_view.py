@@ -26,12 +26,12 @@ class MapView:
 
     def __init__(self, bundle: ServedBundle) -> None:
         self._bundle, self._map = bundle, bundle.item_map()
-        # Items and those of them that were removed; the map without these: its body and tag.
+        # The items and the removed keys that the last body was made for; that body and its tag.
         self._body: tuple[Catalogue, np.ndarray, bytes, str] | None = None
 
     def body(self) -> tuple[bytes, str]:
         """The map without the items that were removed, as JSON, and its ETag. Both are made anew
-        after a change of items; the tag is another one where the map is."""
+        after a change of items. The tag changes only if the map does."""
         made, items, removed = self._body, self._bundle.items_now, self._bundle.removed
         if made is None or made[0] is not items or not np.array_equal(made[1], removed):
             body = orjson.dumps(self.without(removed))
@@ -44,7 +44,7 @@ class MapView:
 
         Each item has an id, x and y from 0 to 1, and as `genre` the position of its first genre in
         `genres`, -1 for none. The most frequent genre is first. An item that was replaced has its
-        new genre, at the point that it was exported with.
+        new genre, at its old point.
 
         Args:
             removed: Keys of items to leave out.

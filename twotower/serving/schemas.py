@@ -40,7 +40,7 @@ Rating = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 
 
 def one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """What `validate` gives; one error where it has one for each type that would be right.
+    """The validated value. It raises one error, not one for each type that the value may have.
 
     Raises:
         PydanticCustomError: None of the types fits.
@@ -77,7 +77,7 @@ class Request(Body):
         "follow it if some of its items have no time.",
     )
     times: Annotated[list[Seconds], Field(max_length=MAX_HISTORY)] | None = Field(
-        None, description="Of each item of the history, in seconds; -1 for an unknown one."
+        None, description="Time of each item of the history, in seconds; -1 if unknown."
     )
     ratings: Annotated[list[Rating], Field(max_length=MAX_HISTORY)] | None = None
     search_text: Text = ""
@@ -89,8 +89,8 @@ class Request(Body):
     @field_validator("times", "ratings")
     @classmethod
     def _aligned(cls, values: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
-        """Raises PydanticCustomError for times or ratings that are not one for each item."""
-        if values is None or "history" not in info.data:  # a history that is wrong is the error
+        """Raises PydanticCustomError if there is not one value for each item of the history."""
+        if values is None or "history" not in info.data:  # an invalid history has its own error
             return values
         expected = len(info.data["history"] or ())
         if len(values) != expected:
@@ -211,7 +211,8 @@ class Event(Body):
     item_id: Id
     event: Annotated[str, Field(pattern="^(impression|click|watch|skip|like|share)$")] = "click"
     timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = Field(
-        None, description="In seconds; now by default. One in the future counts as now in sessions."
+        None,
+        description="In seconds; now by default. In sessions, a time in the future counts as now.",
     )
     rating: Rating | None = None
     value: Rating | None = Field(None, description="What it is worth, such as seconds watched.")

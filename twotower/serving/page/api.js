@@ -7,7 +7,7 @@ export function setToken(text) {
   token = text;
 }
 
-/** An answer that is no success, or none; `status` is 401 where a token is missing, 0 for none. */
+/** A call that failed; `status` is 401 if a token is missing, and 0 if nothing answered. */
 export class CallError extends Error {
   constructor(status, message) {
     super(message);

@@ -48,7 +48,7 @@ function Page() {
     get("choices").then(setChoices, setError);
   }, [round]);
 
-  // A deploy may have other funnels and genres.
+  // Another model version may have other funnels and genres.
   useEffect(() => {
     if (answer && choices && answer.model_version !== choices.model_version)
       get("choices").then(setChoices, setError);
@@ -165,7 +165,7 @@ function Problem({ error, again }) {
             <label>Token of this service <input name="token" type="password" autocomplete="off" required /></label>
             <button>Use it</button>
           </form>`
-        : html`<p class="small">The page shows what came before.</p>
+        : html`<p class="small">The page was not updated.</p>
             <button type="button" onClick=${again}>Ask again</button>`}
     </section>
   `;

@@ -161,7 +161,7 @@ export function Plane({ map, point, picked, recommended, kind, zoom, active, set
     });
     return found && found.cost <= REACH ? found.id : "";
   };
-  // A longer list above moves the map under a pointer that lies still: no title is pointed at anew.
+  // A longer list above moves the map under a pointer that rests. The active title then stays.
   const isMoved = ({ clientX, clientY, pointerType }) => {
     const [x, y] = pointer.current;
     pointer.current = [clientX, clientY];

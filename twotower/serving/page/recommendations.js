@@ -11,8 +11,8 @@ export function Recommendations({ answer, cards, busy, like, exclude }) {
       <h2 id="list" tabindex="-1">Recommendations</h2>
       <p role="status" class="small">${summary(answer)}</p>
       ${items.length > 0 && html`<p class="small">
-        Below a title: ${items.some((item) => item.because) && "which title of the history it is nearest to, and "}
-        at which rank and score each source found it.
+        Below each title: ${items.some((item) => item.because) && "the title of the history that it is nearest to, and "}
+        its rank and score at each source that found it.
       </p>`}
       <ol class="list">
         ${items.map((item) => html`

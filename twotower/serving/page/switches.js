@@ -4,7 +4,7 @@ import { html } from "./vendor/preact-htm.js";
 import { nameOf } from "./picks.js";
 import { MAX_K } from "./state.js";
 
-// On a phone they are closed, so that the list is not far below.
+// On a phone the switches start closed, so that the list is not far below.
 const WIDE = matchMedia("(min-width: 48rem)").matches;
 
 export function Switches({ state, change, cards, choices }) {

@@ -31,7 +31,7 @@ export function Towers({ state, answer, query, choices }) {
   `;
 }
 
-/** How much the query tower is given, as [number, what]. */
+/** How many titles the query tower reads, as [count, description]. */
 function asking(state, answer) {
   const known = answer?.history.length ?? 0;
   // An answer names the newest 100 titles of a history.
