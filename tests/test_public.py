@@ -138,9 +138,9 @@ def test_recommendations_keep_to_what_is_asked(three_verbs):
     for wrong in ({"i00003", "i00007"}, {"i00003": 1}):
         with pytest.raises(ValueError, match=r"history is a list of ids, oldest first; got \{"):
             bundle.recommend(wrong)
-    with pytest.raises(ValueError, match=r"where is a dictionary.*got 'year=1999'"):
+    with pytest.raises(ValueError, match=r"where must be a mapping.*got 'year=1999'"):
         bundle.recommend(history, where="year=1999")
-    with pytest.raises(ValueError, match="index is a name or a retriever; got None"):
+    with pytest.raises(ValueError, match="index must be a name or a retriever; got None"):
         bundle.recommend(history, index=None)
     for wrong in (None, [["i00003"]], iter(history)):
         with pytest.raises(ValueError, match=r"items are a list of ids; got .*Give \[\] for none"):

@@ -10,12 +10,11 @@ import numpy as np
 
 
 def typed(config: Any) -> None:
-    """Checks the fields of a dataclass against their declared types, `bool`, `int`, `float` and
-    tuples of these or of `str`.
+    """Checks fields of a dataclass that are declared as `bool`, `int`, `float` or a tuple of any
+    length, and the entries of such tuples. Other types are not checked.
 
-    Numpy's scalars become Python's own, since a manifest is JSON, and a training must not end with
-    one that cannot be written. A list becomes a tuple. "False" is no truth value: it would count as
-    true.
+    NumPy's scalars become Python's own, since a manifest is JSON, which cannot hold them. Lists and
+    arrays become tuples. The text "False" is refused, since it would count as true.
 
     Raises:
         ValueError: A value of another type; the message names the field.
@@ -49,7 +48,7 @@ def typed(config: Any) -> None:
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:
-    """The value as a type of Python's own, checked for the types in `WORDS`."""
+    """The value as a Python type, checked if its declared type is in `WORDS`."""
     plain = value.item() if isinstance(value, np.generic) else value
     if kind in WORDS:
         number, word = WORDS[kind]

@@ -52,7 +52,7 @@ class Trainer:
 
     Raises:
         ValueError: A split whose queries are the test part, or of another dataset.
-        TypeError: Another argument in the place of the dataset, the split or the recipe.
+        TypeError: A dataset, split or recipe of another type.
     """
 
     training: Training

@@ -228,7 +228,7 @@ def test_how_the_files_were_read_can_be_saved(tmp_path):
 
 
 def test_a_frame_is_no_file():
-    with pytest.raises(ValueError, match=r"a DataFrame is none.*Dataset\(name, interactions"):
+    with pytest.raises(ValueError, match=r"got a DataFrame.*Dataset\(name, interactions"):
         tables.read_tables(pd.DataFrame({"user_id": ["a"], "item_id": ["b"]}))
 
 

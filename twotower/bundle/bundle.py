@@ -240,8 +240,8 @@ class Bundle:
             index: Name of an index, which is loaded at each call; or a `retriever` that is loaded.
 
         Raises:
-            ValueError: Unknown ids, inputs or columns, or no input of the
-                person that the query tower reads.
+            ValueError: Unknown ids, inputs or columns; a `where` or `index` of another type; or no
+                input of the person that the query tower reads.
         """
         inputs, names = dict(inputs or {}), [*self._query_inputs]
         if isinstance(history, Mapping | Set):  # they have no order
@@ -253,9 +253,9 @@ class Bundle:
                 "user_id, history, times, ratings and time."
             )
         if not isinstance(where, Mapping | None):
-            raise ValueError(f"where is a dictionary, such as {{'year': 1999}}; got {where!r}.")
+            raise ValueError(f"where must be a mapping, such as {{'year': 1999}}; got {where!r}.")
         if not isinstance(index, str) and not hasattr(index, "search"):
-            raise ValueError(f"index is a name or a retriever; got {index!r}.")
+            raise ValueError(f"index must be a name or a retriever; got {index!r}.")
         liked, excluded = map(self.catalogue.require_keys, (history, exclude))
         if inputs.keys() - names:
             raise ValueError(

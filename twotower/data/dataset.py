@@ -151,7 +151,7 @@ class Dataset:
         is_number = isinstance(min_rating, numbers.Real) and not isinstance(min_rating, bool)
         if not is_number or np.isnan(min_rating):
             raise ValueError(f"min_rating must be a number, such as 4; got {min_rating!r}.")
-        min_rating = float(min_rating)  # a manifest can hold it, and no scalar of numpy's
+        min_rating = float(min_rating)  # JSON cannot hold NumPy's scalars
         if "rating" not in self.interactions:
             raise ValueError(
                 f"min_rating={min_rating:g}: {self.name} has no ratings, but the columns "

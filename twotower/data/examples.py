@@ -212,8 +212,8 @@ class Examples:
 
     @functools.cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Number of each row's (user, item), which rows of one pair share, `[num_rows]`; and the
-        row of each pair's user in `dataset.users`, ascending, `[num_pairs]`.
+        """Number of each row's (user, item) pair, `[num_rows]`, and row of each pair's user in
+        `dataset.users`, `[num_pairs]`.
 
         Rows of one pair are left out of a history together, since another row of the target would
         reveal it. Pairs are numbered by their first row, so that their users ascend.

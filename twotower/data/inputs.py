@@ -131,7 +131,7 @@ class ItemInputs:
         if unknown := [name for name in names if name not in known]:
             raise ValueError(
                 f"unknown item features {unknown}; this dataset has {sorted(known)}. "
-                "recipe_for(dataset, split) takes the columns that a dataset has."
+                "recipe_for(dataset, split) chooses from the columns that a dataset has."
             )
         _refuse_twins("items", dataset.items, names, TIME_DEPENDENT)
         self.time_dependent = [name for name in names if name in TIME_DEPENDENT]

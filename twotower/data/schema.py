@@ -88,7 +88,7 @@ def parse(columns: str | Mapping[str, str] | None) -> list[Entry]:
 
 
 def pairs(text: str | Mapping[str, object] | None, how: str) -> dict[str, str]:
-    """`a=b,c=d` as a dictionary; a dictionary with its names and values as text.
+    """`a=b,c=d` or a dictionary as a dictionary of strings.
 
     Raises:
         ValueError: A part without a name, an `=` or a value; or a name that stands twice.

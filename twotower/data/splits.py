@@ -162,7 +162,7 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         ValueError: An unknown protocol or part; a seed that is no whole number; a MovieLens 1M that
             is not in the order of its file; or data of which the protocol leaves no training rows
             or no queries.
-        TypeError: Another argument in the place of the dataset or the protocol.
+        TypeError: The dataset is not a `Dataset`, or the protocol not a string.
     """
     if not isinstance(dataset, Dataset) or not isinstance(protocol, str):
         raise TypeError(

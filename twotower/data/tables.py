@@ -101,7 +101,7 @@ def read_tables(
     for table, paths in given.items():
         if isinstance(paths, pd.DataFrame):
             raise ValueError(
-                f"{table}: files are read, and a DataFrame is none. Give all three tables to "
+                f"{table}: expected paths of files; got a DataFrame. Give all three tables to "
                 "Dataset(name, interactions, items, users), or save this one as Parquet."
             )
     given = {table: _strings(paths) for table, paths in given.items() if paths}
@@ -135,7 +135,7 @@ def read_tables(
         notes += _add_missing_rows(frames)
         reading: dict[str, object] = {**given, "sep": sep}
         for key, value in (("columns", columns), ("events", events)):
-            # A manifest is JSON, which takes no numbers of numpy's.
+            # A manifest is JSON, which cannot hold NumPy's scalars.
             reading[key] = value if isinstance(value, str) else schema.pairs(value, "")
         dataset = Dataset(
             name or f"tables/{first.name.split('.')[0]}",

@@ -157,8 +157,9 @@ class WeightedSum(Merge):
     for all it found. b is the bucket of the length of the history, so users with short histories
     can have other weights.
 
-    If no source with a weight found anything for a request, all sources weigh 1 for it. So a user
-    without a history is not answered in the order of the keys where only iALS has a weight.
+    If no source with a weight found anything for a request, all `names` have the weight 1 for it.
+    Otherwise all its scores would be 0: if only iALS had a weight, a user without a history would
+    get candidates in the order of their keys.
 
     Args:
         names: The `num_sources` sources; others have no weight.

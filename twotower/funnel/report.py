@@ -33,8 +33,8 @@ class StepReport:
     """The quality of the candidates after one step of a funnel.
 
     Attributes:
-        name: Name of a source; `union`, for all that the sources found, in the order of the merge;
-            `merge`, for its first items, the pool; or kind of a stage.
+        name: Name of a source, `union` for all items that the sources found, `merge` for the pool,
+            or kind of a stage. The union is in the order of the merge.
         recall: k -> mean over cases of the share of the targets among the first k candidates, with
             its 95% interval. If a step has fewer than k candidates, all count.
         found: `[num_targets]` whether the target is among the candidates.
@@ -126,7 +126,7 @@ class Recording:
         return answer.candidates
 
     def _union(self, cases: EvalCases, found: Sequence[Step]) -> Step:
-        """All that the sources found, each item once: the merge before it is cut to the pool."""
+        """All items that the sources found, each once: a merge that is not cut to the pool."""
         most = sum(step.candidates.keys.shape[1] for step in found)
         begun = time.perf_counter()
         candidates = self.funnel.merged(cases, found, most)

@@ -128,9 +128,9 @@ class Tower(tf.keras.layers.Layer):
             raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
         if unfit := [name for name in names if not is_argument(name)]:
             raise ValueError(
-                f"{name}: inputs {unfit} cannot be arguments of a SavedModel: names are letters, "
-                f"digits and _, begin with a letter, not with state_, and are none of {RESERVED} "
-                "and no word of Python's such as class. Rename the columns."
+                f"{name}: inputs {unfit} cannot be arguments of a SavedModel. A name has letters, "
+                "digits and _, begins with a letter but not with state_, and is neither one of "
+                f"{RESERVED} nor a Python keyword such as class. Rename the columns."
             )
         if shortcut and shortcut not in [feature.name for feature in features]:
             raise ValueError(f"{name}: the shortcut {shortcut} is none of its features {names}.")

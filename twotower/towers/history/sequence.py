@@ -56,8 +56,8 @@ def bucket(seconds: tf.Tensor) -> tf.Tensor:
     >>> bucket(tf.constant([-5, 0, 1, 2, 3, 4, 10**12], tf.int64)).numpy().tolist()
     [0, 0, 1, 2, 2, 3, 31]
     """
-    # The exponent bits of a double are 1023 + floor(log2 seconds), and 0 for 0 seconds. To read
-    # them is faster than to search among the starts of the buckets.
+    # The exponent bits of a double are 1023 + floor(log2 seconds), and 0 for 0 seconds. Reading
+    # them is faster than searching among the starts of the buckets.
     bits = tf.bitcast(tf.cast(tf.maximum(seconds, 0), tf.float64), tf.int64)
     number = tf.bitwise.right_shift(bits, tf.constant(52, tf.int64)) - 1022
     return tf.cast(tf.clip_by_value(number, 0, NUM_BUCKETS - 1), tf.int32)

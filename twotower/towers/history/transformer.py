@@ -128,7 +128,7 @@ class AttentionBlock(tf.keras.layers.Layer):
                 token may not attend to another.
             training: Whether dropout is applied.
         """
-        queries = queries / math.sqrt(queries.shape[-1])  # fewer numbers than the logits
+        queries = queries / math.sqrt(queries.shape[-1])  # cheaper than scaling the logits
         logits = tf.matmul(queries, keys, transpose_b=True) + bias
         weight = self.drop(tf.nn.softmax(logits), training=training)
         x += self.drop(self.out(merge_heads(weight @ values)), training=training)
