@@ -131,6 +131,18 @@ def latency_table(name: str) -> str:
     return table(header, body) + "\n\n" + about + origin(result)
 
 
+def side_by_side() -> str:
+    """One request to the bundle of one seed, and to that of three seeds side by side."""
+    one, three = read("speed/latency_one_seed"), read("speed/latency_three_seeds")
+    body = []
+    for row, other in zip(one["rows"], three["rows"], strict=True):
+        times = [found["p50_ms"] for found in (row, other)]
+        cells = [f"{ms:.2f}" for ms in times] + [f"{times[1] / times[0]:.1f}"]
+        body.append([row["name"], *cells, *(f"{found['p99_ms']:.2f}" for found in (row, other))])
+    header = ["one request, ms", "one seed, p50", "three seeds, p50", "times", "one, p99"]
+    return table([*header, "three, p99"], body) + "\n\n" + origin(three)
+
+
 TABLES = {
     "headline": headline,
     "random": lambda: metrics_table(*BEST, "movielens/movielens_1m_random"),
@@ -138,6 +150,7 @@ TABLES = {
     "tutorial": lambda: metrics_table("movielens/random_100k_seen"),
     "speed": lambda: speed_table("speed/training_speed"),
     "pipeline": lambda: pipeline_table("speed/input_pipeline"),
+    "side_by_side": side_by_side,
     "latency": lambda: latency_table("speed/latency"),
     "million": retrieval_tables.million,
     "constrained": retrieval_tables.constrained,

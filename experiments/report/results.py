@@ -23,7 +23,7 @@ FAMILIES = "recall|recall_micro|hit_rate|precision|ndcg|mrr|coverage|mean_popula
 METRIC = re.compile(rf"({FAMILIES})@\d+")
 # Figures that no page shows. A run's output has them.
 LEFT_OUT = {
-    *("segments", "versions", "python", "mining_seconds", "new_in_answers"),
+    *("segments", "versions", "python", "mining_seconds", "wall_seconds", "new_in_answers"),
     *("disk_bytes_per_vector", "peak_rss_gib", "peak_rss_gib_searching"),
     *("norm_spread", "by_epoch", "isotonic", "scored", "memory_mib", "needs_rebuild"),
 }
