@@ -8,7 +8,7 @@ one or thousands.
 """
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -103,7 +103,12 @@ class Source(Part):
 
     It leaves out `requests.exclude`. If it cannot answer a request, such as a search without a
     text, it returns an empty row. If it raises, the funnel's answer has the error.
+
+    Attributes:
+        context: Columns of `Requests.context` that it reads itself; the query tower reads its own.
     """
+
+    context: Sequence[str] = ()
 
     @abc.abstractmethod
     def __call__(self, requests: Requests, k: int) -> Candidates:

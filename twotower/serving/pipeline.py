@@ -97,6 +97,7 @@ class Pipeline:
         )
         encode = bundle.encode if dataset is None else bundle.encoder(dataset)
         names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
+        self._inputs = names
         self.cache = QueryCache(encode, names, bundle.manifest["dim"], cache_size, cache_seconds)
         bundle.encode = self.cache
         self.funnels = {name: bundle.funnel(name) for name in bundle.funnels}
@@ -228,6 +229,7 @@ class Pipeline:
             "model_version": self.model_version,
             "funnel": funnel,
             "unknown": row.unknown,
+            "unread": self._unread(funnel, ask),
             "missing": {
                 name: public(why) for name, why in {**answer.missing, **answer.failed}.items()
             },
@@ -238,6 +240,14 @@ class Pipeline:
             )
             found["history"] = cards.of(row.history[-SHOWN_HISTORY:])
         return found
+
+    def _unread(self, funnel: str, ask: Ask) -> list[str]:
+        """Names of a request's context that neither the query tower nor a source reads."""
+        if not ask.context:
+            return []
+        sources = (inlet.source for inlet in self.funnels[funnel].sources.values())
+        read = {*self._inputs}.union(*(source.context for source in sources))
+        return sorted(ask.context.keys() - read)
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""

@@ -302,6 +302,10 @@ class Recommended(BaseModel):
         description="Items of the history that the model does not know, such as those added after "
         "its export: they have no effect before the next one."
     )
+    unread: list[str] = Field(
+        description="Names of the context, `search_text` among them, that neither the query tower "
+        "nor a source of the funnel reads: they have no effect."
+    )
     missing: dict[str, str] = Field(
         description="Sources and stages, such as the ranker, that were left out, and why."
     )

@@ -74,6 +74,7 @@ class ContextPopularity(Source):
         self.attribute, self.value = attribute, value
         self.user_id, self.user_values = user_id, user_values
         self.names, self.prior = list(names), prior
+        self.context = self.names
         self._attributes = [Attribute(n, user_id, v) for n, v in zip(self.names, user_values)]
         self._group = [
             {text: int(group) for group, text in enumerate(value.tolist()) if attribute[group] == i}

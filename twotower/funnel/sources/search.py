@@ -50,6 +50,7 @@ class Search(Source):
     """
 
     kind = "search"
+    context = ("search_text",)
     SETTINGS = ("num_items", "cosine")
     ARRAYS = (
         "words text [num_words]",
