@@ -81,6 +81,8 @@ def test_context_that_a_source_reads(bundle_folder):
     asked = {"search_text": "war", "gender": "F", "devise": "phone"}
     (found,) = pipeline.recommend([Ask(funnel="told", context=asked)])
     assert found["unread"] == ["devise"]
+    texts = {n: funnel["reads_text"] for n, funnel in pipeline.choices()["funnels"].items()}
+    assert texts == {"default": False, "two_tower": False, "told": True}
 
 
 def test_filters_exclusions_and_unknown_items(client, bundle):

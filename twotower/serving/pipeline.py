@@ -229,7 +229,7 @@ class Pipeline:
             "model_version": self.model_version,
             "funnel": funnel,
             "unknown": row.unknown,
-            "unread": self._unread(funnel, ask),
+            "unread": sorted(ask.context.keys() - self._reads(funnel)) if ask.context else [],
             "missing": {
                 name: public(why) for name, why in {**answer.missing, **answer.failed}.items()
             },
@@ -241,13 +241,10 @@ class Pipeline:
             found["history"] = cards.of(row.history[-SHOWN_HISTORY:])
         return found
 
-    def _unread(self, funnel: str, ask: Ask) -> list[str]:
-        """Names of a request's context that neither the query tower nor a source reads."""
-        if not ask.context:
-            return []
+    def _reads(self, funnel: str) -> set[str]:
+        """Names of the query tower's inputs, and of the context that a funnel's sources read."""
         sources = (inlet.source for inlet in self.funnels[funnel].sources.values())
-        read = {*self._inputs}.union(*(source.context for source in sources))
-        return sorted(ask.context.keys() - read)
+        return {*self._inputs}.union(*(source.context for source in sources))
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""
@@ -299,15 +296,18 @@ class Pipeline:
 
     def choices(self) -> dict[str, Any]:
         """What a request to this bundle may choose."""
-        inputs = [spec["name"] for spec in self.bundle.manifest["query_inputs"]]
         return {
             "funnels": {
-                name: {"sources": [*funnel.sources], "objectives": sorted(self._objectives(name))}
+                name: {
+                    "sources": [*funnel.sources],
+                    "objectives": sorted(self._objectives(name)),
+                    "reads_text": "search_text" in self._reads(name),
+                }
                 for name, funnel in self.funnels.items()
             },
             "default_funnel": self.default_funnel,
             "indexes": ["exact", *self.bundle.indexes],
-            "inputs": inputs,
+            "inputs": self._inputs,
             "dataset": self.bundle.manifest["dataset"],
             "genres": self._genres,
             "has_map": self._map is not None,

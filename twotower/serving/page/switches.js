@@ -9,7 +9,8 @@ const WIDE = matchMedia("(min-width: 48rem)").matches;
 
 export function Switches({ state, change, cards, choices }) {
   const funnels = choices?.funnels ?? {};
-  const objectives = funnels[state.funnel || choices?.default_funnel]?.objectives ?? [];
+  const funnel = funnels[state.funnel || choices?.default_funnel];
+  const objectives = funnel?.objectives ?? [];
   const pick = (name) => (event) => change({ [name]: event.target.value });
   const weigh = (name) => (event) =>
     change({ weights: { ...state.weights, [name]: Number(event.target.value) } });
@@ -34,8 +35,8 @@ export function Switches({ state, change, cards, choices }) {
                 ${choices.genres.map((genre) => html`<option key=${genre} value=${genre}>${genre}</option>`)}
               </select>
             </label>`}
-          ${choices?.inputs.includes("search_text") && html`
-            <label>Search text for the query tower
+          ${funnel?.reads_text && html`
+            <label>Search text
               <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
             </label>`}
         </div>
