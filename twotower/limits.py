@@ -32,23 +32,20 @@ def typed(config: Any) -> None:
     ValueError: cosine must be True or False; got 'False'.
     """
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.init and typing.get_origin(field.type) is tuple:
-            kind, *rest = typing.get_args(field.type)
-            if rest != [...]:
-                continue
-            if not isinstance(value, list | tuple | np.ndarray):
-                raise ValueError(f"{field.name} must be a tuple; got {value!r}.")
-            value = tuple(_typed(entry, kind, field.name) for entry in value)
-        elif field.init:
-            value = _typed(value, field.type, field.name)
-        else:
-            continue
-        object.__setattr__(config, field.name, value)
+        if field.init:
+            value = _typed(getattr(config, field.name), field.type, field.name)
+            object.__setattr__(config, field.name, value)
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:
-    """The value as a Python type, checked if its declared type is in `WORDS`."""
+    """The value as a Python type, checked if its declared type is one that `typed` checks."""
+    if typing.get_origin(kind) is tuple:
+        of_entries, *rest = typing.get_args(kind)
+        if rest != [...]:  # of a fixed length
+            return value
+        if not isinstance(value, list | tuple | np.ndarray):
+            raise ValueError(f"{name} must be a tuple; got {value!r}.")
+        return tuple(_typed(entry, of_entries, name) for entry in value)
     plain = value.item() if isinstance(value, np.generic) else value
     if kind in WORDS:
         number, word = WORDS[kind]
@@ -84,8 +81,7 @@ def at_least(config: Any, **least: float) -> None:
     declared = getattr(config, "__dataclass_fields__", {})
     for name, value in least.items():
         given = getattr(config, name)
-        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
-        if name in declared and declared[name].type is int and not whole:
+        if name in declared and declared[name].type is int and not _is_whole(given):
             raise ValueError(f"{name} must be an integer; got {given!r}.")
         if not given >= value:
             raise ValueError(f"{name} must be {value} or more; got {given}.")
@@ -103,10 +99,14 @@ def whole_number(value: Any, name: str, least: int = 0) -> int:
     Traceback (most recent call last):
     ValueError: k must be an integer of 0 or more; got 2.0.
     """
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
+    if not _is_whole(value) or value < least:
         raise ValueError(f"{name} must be an integer of {least} or more; got {value!r}.")
     return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is an integer, of Python's or NumPy's. True is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def unread(config: Any, is_read: bool, needed: str, *fields: str) -> list[str]:

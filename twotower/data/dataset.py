@@ -118,14 +118,17 @@ class Dataset:
     @functools.cached_property
     def item_keys(self) -> np.ndarray:
         """Key of each interaction's item, `[num_interactions]` int64."""
-        index = pd.Index(self.items["item_id"])
-        return index.get_indexer(self.interactions["item_id"]).astype(np.int64)
+        return self._rows_of(self.items, "item_id")
 
     @functools.cached_property
     def user_rows(self) -> np.ndarray:
         """Row in `users` of each interaction's user, `[num_interactions]` int64."""
-        index = pd.Index(self.users["user_id"])
-        return index.get_indexer(self.interactions["user_id"]).astype(np.int64)
+        return self._rows_of(self.users, "user_id")
+
+    def _rows_of(self, table: pd.DataFrame, name: str) -> np.ndarray:
+        """Row of each interaction in a table, `[num_interactions]` int64; -1 for an unknown id."""
+        index = pd.Index(table[name])
+        return index.get_indexer(self.interactions[name]).astype(np.int64)
 
     @functools.cached_property
     def timestamps(self) -> np.ndarray:
