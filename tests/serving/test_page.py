@@ -250,6 +250,36 @@ def test_clicks_change_the_list_and_titles_stay_text(bundle_folder, tmp_path):
         wait.until(lambda _: titles() == second)
 
 
+# What a call of api.js gave whose body is called off, or breaks off, while it is read.
+BROKEN = """
+const [path, how, done] = arguments;
+const gone = new AbortController();
+const fetched = window.fetch;
+window.fetch = (_, { signal }) => Promise.resolve(new Response(new ReadableStream({
+  start(body) {
+    signal.addEventListener("abort", () => body.error(signal.reason));
+    setTimeout(() => how === "abort" ? gone.abort() : body.error(new TypeError("network")), 20);
+  },
+})));
+import(path)
+  .then(({ get }) => get("map", {}, gone.signal))
+  .then((found) => ["found", JSON.stringify(found)], (wrong) => [wrong.name, wrong.message])
+  .then((told) => { window.fetch = fetched; done(told); });
+"""
+
+
+@pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
+def test_half_a_body_is_no_answer(bundle_folder, tmp_path):
+    service = Service(Live((Pipeline(bundle_folder),)), tmp_path / "state")
+    with served(create_app(service, Limits())) as address, opened(tmp_path) as browser:
+        browser.get(address)
+        api = f"{address}page/api.js"
+        aborted = browser.execute_async_script(BROKEN, api, "abort")
+        assert aborted[0] == "AbortError", aborted
+        broken = browser.execute_async_script(BROKEN, api, "break")
+        assert broken == ["Error", "The service's answer broke off, or is none of its own."]
+
+
 @pytest.mark.skipif(not HAS_BROWSER, reason=REASON)
 def test_clicks_are_timed(bundle_folder, tmp_path):
     service, output = Service(Live((Pipeline(bundle_folder),)), tmp_path), tmp_path / "page.json"

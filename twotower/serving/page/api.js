@@ -18,11 +18,16 @@ export class CallError extends Error {
 async function call(path, options = {}) {
   const headers = { ...options.headers };
   if (token) headers.authorization = `Bearer ${token}`;
-  const answer = await fetch(path, { ...options, headers }).catch((wrong) => {
-    if (wrong.name === "AbortError") throw wrong;
+  const answer = await fetch(path, { ...options, headers }).catch(() => {
+    options.signal?.throwIfAborted();
     throw new CallError(0, "The service does not answer. Is it running?");
   });
-  const body = await answer.json().catch(() => ({}));
+  const body = await answer.json().catch(() => {
+    // Called off, or broken off: half a body is no answer. An error's body may be a proxy's.
+    options.signal?.throwIfAborted();
+    if (answer.ok) throw new CallError(0, "The service's answer broke off, or is none of its own.");
+    return {};
+  });
   if (!answer.ok) {
     const { field, message } = body.error ?? {};
     const text = message ?? `the service answered ${answer.status}`;
