@@ -310,6 +310,32 @@ def test_a_source_without_k_is_asked_for_as_many_as_the_list_has():
     assert len(funnel.find(ask([]), 4)[0].candidates.keys[0]) == 4
 
 
+def test_only_the_named_sources_are_asked():
+    sources = {"a": Inlet(Counted(5, 3)), "b": Inlet(Counted(7, 3)), "c": Inlet(Counted(9))}
+    funnel = Funnel(sources, ReciprocalRank(), [Filters([Seen()])], fallback="c")
+    answer = funnel.recommend(ask([]), 5, sources=["b"])
+    assert answer.candidates.keys[0].tolist()[:2] == [7, 3] and answer.candidates.counts[0] == 2
+    assert [hasattr(sources[name].source, "asked") for name in "abc"] == [False, True, False]
+    # Every source has its columns, so that a ranker need not ask who was there.
+    assert answer.candidates.columns["a_rank"][0, :2].tolist() == [0, 0] and not answer.missing
+    # Nothing is left of what the source found: the fallback answers in any case.
+    assert funnel.recommend(ask([7, 3]), 5, sources=["b"]).candidates.keys[0, 0] == 9
+    with pytest.raises(ValueError, match=r"some of \['a', 'b', 'c'\]; got \['d'\]"):
+        funnel.recommend(ask([]), 5, sources=["d", "a"])
+
+
+def test_other_parts_leave_the_funnel_as_it_was():
+    funnel = Funnel({"a": Inlet(Always(5, 3))}, ReciprocalRank(), [Filters([Seen()])])
+    other = funnel.with_parts({"a": Inlet(Always(7))}, [])
+    assert other.recommend(ask([7]), 1).candidates.keys.tolist() == [[7]]
+    assert funnel.recommend(ask([]), 1).candidates.keys.tolist() == [[5]] and funnel.stages
+    with pytest.raises(ValueError, match="expected parts for"):
+        funnel.with_parts({"b": Inlet(Always(7))}, [])
+    funnel.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        other.recommend(ask([]), 1, deadlines=True)
+
+
 def test_what_was_found_gives_the_same_answer_and_asks_nobody():
     source = Counted(*range(NUM_ITEMS))
     sources = {"a": Inlet(source, k=4), "b": Inlet(Always(7, 2))}

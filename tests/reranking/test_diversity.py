@@ -19,6 +19,17 @@ def test_mmr_by_hand():
     assert shown(Mmr.of_tags(TAGS, 0.1)(ask([]), lists)) == [[0, 1, 2]]
 
 
+@pytest.mark.parametrize("kind", [Mmr, Dpp])
+def test_the_same_stage_with_another_weight(kind):
+    stage, lists = kind.of_tags(TAGS, 0.1, window=2), listed([0, 1, 2])
+    other = stage.with_weight(0.8)
+    assert shown(other(ask([]), lists)) == shown(kind.of_tags(TAGS, 0.8, window=2)(ask([]), lists))
+    assert stage.weight == 0.1 and shown(other(ask([]), lists)) != shown(stage(ask([]), lists))
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="weight must lie within 0 and 1"):
+            stage.with_weight(wrong)
+
+
 def test_mmr_looks_back_as_far_as_its_window():
     # For variety alone. All behind 0 and 2: 1 is like 0, 6 like neither. With a window of one item,
     # 1 is compared with 2 alone, and stands before 6.

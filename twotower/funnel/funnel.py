@@ -1,10 +1,11 @@
 """Funnel: sources in parallel, a merge of their candidates, and stages in sequence."""
 
 import concurrent.futures
+import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,7 +195,25 @@ class Funnel:
             raise RuntimeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
         return found
 
-    def recommend(self, requests: Requests, k: int, deadlines: bool = True) -> Answer:
+    def with_parts(self, sources: Mapping[str, Inlet], stages: Sequence[Stage]) -> "Funnel":
+        """This funnel with other parts for its sources, and other stages; to close one closes both.
+
+        Args:
+            sources: For each source of this funnel its part.
+            stages: Filters, rankers and re-rankers, in their order.
+
+        Raises:
+            ValueError: Other names of sources.
+        """
+        if [*sources] != [*self.sources]:
+            raise ValueError(f"expected parts for {[*self.sources]}; got them for {[*sources]}.")
+        changed = copy.copy(self)  # with the same threads
+        changed.sources, changed.stages = dict(sources), list(stages)
+        return changed
+
+    def recommend(
+        self, requests: Requests, k: int, deadlines: bool = True, sources: Collection[str] = ()
+    ) -> Answer:
         """Recommends `k` items for each request.
 
         A source that is late, raises, or returns invalid `Candidates` is left out of this answer,
@@ -204,13 +223,19 @@ class Funnel:
             requests: One request or thousands.
             k: Length of the lists.
             deadlines: Whether the sources' deadlines hold.
+            sources: Names of the sources to ask, () for all. The others found nothing, for the
+                merge and the stages. Where the list is empty, the fallback is asked in any case.
 
         Raises:
+            ValueError: `k` below 1, or a name that is none of the sources.
             NoSourceError: No source answered; the message says why.
             RuntimeError: A required stage such as the filters failed, or the funnel is closed.
         """
         whole_number(k, "k", 1)
-        found, missing = self._ask(self._asked(k), requests, deadlines)
+        if unknown := [name for name in sources if name not in self.sources]:
+            raise ValueError(f"sources are some of {[*self.sources]}; got {unknown}.")
+        asked = {n: size for n, size in self._asked(k).items() if not sources or n in sources}
+        found, missing = self._ask(asked, requests, deadlines)
         if not found:
             raise NoSourceError(missing)
         answer = self.answer(requests, found, k, deadlines)

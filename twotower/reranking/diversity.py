@@ -8,6 +8,7 @@ the items chosen before; `weight` trades accuracy for diversity. Items are compa
 by the model's vectors (similarity.py).
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -73,6 +74,16 @@ class Varied(Greedy):
     def of_vectors(cls, model: Model, weight: float, **settings: Any) -> Self:
         """Items are compared by the model's vectors."""
         return cls(weight, **settings, model=model)
+
+    def with_weight(self, weight: float) -> Self:
+        """The same stage with another weight.
+
+        Raises:
+            ValueError: One outside of 0 and 1.
+        """
+        changed = copy.copy(self)
+        changed.weight = check_weight(weight)
+        return changed
 
     @classmethod
     def restore(

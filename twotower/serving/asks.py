@@ -26,6 +26,9 @@ class Ask:
         exclude: Ids of items that must not be answered, besides those of the history.
         where: Conditions on columns of the catalogue, as `Catalogue.where` takes them.
         funnel: Name of a funnel; "" for the default.
+        sources: Names of the funnel's sources to ask; () for all.
+        index: What the sources of vectors search; "" for their own.
+        diversity: Weight of diversity from 0 to 1; None for the funnel's own.
         objective_weights: Objective -> its weight, for funnels that rank.
         explain: Whether the answer says why each item is there.
         span: Of the trace that the request belongs to; None for none.
@@ -41,6 +44,9 @@ class Ask:
     exclude: Sequence[str] = ()
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     funnel: str = ""
+    sources: Sequence[str] = ()
+    index: str = ""
+    diversity: float | None = None
     objective_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     explain: bool = False
     span: Any = None

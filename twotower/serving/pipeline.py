@@ -5,7 +5,6 @@ to ids, so no answer is of two trainings; a deploy assigns the variable.
 """
 
 import collections
-import dataclasses
 import functools
 import json
 import logging
@@ -19,15 +18,12 @@ import numpy as np
 
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
-from twotower.funnel.filters import Available, Filters, Seen
-from twotower.funnel.funnel import Answer, Funnel, Inlet, NoSourceError
-from twotower.funnel.merge import ReciprocalRank
+from twotower.funnel.filters import Available, Filters
+from twotower.funnel.funnel import Answer, Funnel, NoSourceError
 from twotower.funnel.sources.popularity import Popularity
-from twotower.funnel.sources.two_tower import TwoTower
-from twotower.ranking.objectives import check_weights
-from twotower.ranking.stage import Rank
 from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
+from twotower.serving.funnels import Funnels
 from twotower.serving.index_client import IndexCallError, IndexClient
 from twotower.serving.journal import ADD, Change
 from twotower.serving.map_view import MapView
@@ -36,8 +32,6 @@ from twotower.serving.remote_index import QueryBundle
 from twotower.serving.served_bundle import ServedBundle
 
 LOG = logging.getLogger("twotower.serving")
-# The funnel of the two-tower source alone, which every pipeline has.
-TWO_TOWER = "two_tower"
 # How a funnel's reason begins for a source that is late, and for one whose index elsewhere does not
 # answer; all others are errors.
 LATE, NO_INDEX = "not within", f"{IndexCallError.__name__}: "
@@ -100,18 +94,8 @@ class Pipeline:
         self._inputs = names
         self.cache = QueryCache(encode, names, bundle.manifest["dim"], cache_size, cache_seconds)
         bundle.encode = self.cache
-        self.funnels = {name: bundle.funnel(name) for name in bundle.funnels}
-        if TWO_TOWER not in self.funnels:
-            sources = {TWO_TOWER: Inlet(TwoTower(bundle, bundle.index), k=None)}
-            self.funnels[TWO_TOWER] = Funnel(sources, ReciprocalRank(), [Filters([Seen()])])
-        for funnel in self.funnels.values():
-            if len(funnel.sources) > 1:  # without its only source a funnel could not go on
-                funnel.sources = {
-                    name: dataclasses.replace(inlet, deadline=inlet.deadline or source_deadline)
-                    for name, inlet in funnel.sources.items()
-                }
+        self.funnels = Funnels(bundle, source_deadline)
         self._map = MapView(bundle) if bundle.has_map else None
-        self.default_funnel = "default" if "default" in self.funnels else TWO_TOWER
         self._num_exported = len(bundle.catalogue)
         self._changing = threading.Lock()
         self._checked: Checked | None = None
@@ -149,31 +133,38 @@ class Pipeline:
         """
         answers: list[Any] = [None] * len(asks)
         rows: dict[int, Row] = {}
-        by_funnel: dict[str, list[int]] = {}
+        # Requests that choose the same of a funnel are answered together.
+        alike: dict[tuple[Any, ...], list[int]] = {}
         catalogue, removed = self.catalogue, self.bundle.removed
         for number, ask in enumerate(asks):
             try:
-                name = ask.funnel or self.default_funnel
-                self._check(name, ask)
+                name = self.funnels.check(ask)
                 rows[number] = row_of(ask, catalogue, self._num_exported, removed)
-                by_funnel.setdefault(name, []).append(number)
+                choice = name, ask.index, ask.diversity, tuple(sorted({*ask.sources}))
+                alike.setdefault(choice, []).append(number)
             except ValueError as error:
                 answers[number] = error
-        for name, numbers in by_funnel.items():
+        for (name, index, diversity, _), numbers in alike.items():
+            funnel = self.funnels.variant(name, index, diversity)
             some, of_some = [asks[n] for n in numbers], [rows[n] for n in numbers]
-            found = self._ask(name, some, of_some, deadlines)
+            found = self._ask(name, funnel, some, of_some, deadlines)
             for number, answer in zip(numbers, found):
                 answers[number] = answer
         return answers
 
     def _ask(
-        self, name: str, asks: Sequence[Ask], rows: Sequence[Row], deadlines: bool
+        self,
+        name: str,
+        funnel: Funnel,
+        asks: Sequence[Ask],
+        rows: Sequence[Row],
+        deadlines: bool,
     ) -> list[Any]:
-        """Answers of one funnel, or an exception for each."""
+        """Answers of one funnel to requests with the same choices, or an exception for each."""
         requests, k = requests_of(asks, rows), max(ask.k for ask in asks)
         begun = time.perf_counter()
         try:
-            answer = self.funnels[name].recommend(requests, k, deadlines)
+            answer = funnel.recommend(requests, k, deadlines, asks[0].sources)
             failed = bool(answer.failed) or not all(map(passing, answer.missing.values()))
         except Exception as error:
             if len(asks) == 1 or _passes(error):
@@ -181,7 +172,9 @@ class Pipeline:
             failed = True
         if failed and len(asks) > 1:
             # One request that a source or a stage cannot read must not cost the others theirs.
-            return [self._ask(name, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)]
+            return [
+                self._ask(name, funnel, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)
+            ]
         seconds = time.perf_counter() - begun
         if self.observe is not None:
             self.observe(asks, answer, self.cache.took.get(requests))
@@ -191,24 +184,6 @@ class Pipeline:
             self._answer(name, answer, place, ask, row, cards, seconds)
             for place, (ask, row) in enumerate(zip(asks, rows))
         ]
-
-    def _check(self, name: str, ask: Ask) -> None:
-        """Raises FieldError for a funnel or weights that are not of this bundle."""
-        if name not in self.funnels:
-            raise FieldError("funnel", f"expected one of {sorted(self.funnels)}")
-        known = self._objectives(name)
-        if ask.objective_weights.keys() - known:
-            raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
-        if ask.objective_weights:
-            try:
-                check_weights(ask.objective_weights, known)
-            except ValueError as error:
-                raise FieldError("objective_weights", str(error)) from error
-
-    def _objectives(self, name: str) -> set[str]:
-        """What the ranking of a funnel weighs; empty for funnels without one."""
-        ranks = [stage for stage in self.funnels[name].stages if isinstance(stage, Rank)]
-        return {head for stage in ranks for head in stage.ranker.heads}
 
     def _answer(
         self,
@@ -229,7 +204,7 @@ class Pipeline:
             "model_version": self.model_version,
             "funnel": funnel,
             "unknown": row.unknown,
-            "unread": sorted(ask.context.keys() - self._reads(funnel)) if ask.context else [],
+            "unread": self._unread(funnel, ask),
             "missing": {
                 name: public(why) for name, why in {**answer.missing, **answer.failed}.items()
             },
@@ -241,10 +216,13 @@ class Pipeline:
             found["history"] = cards.of(row.history[-SHOWN_HISTORY:])
         return found
 
-    def _reads(self, funnel: str) -> set[str]:
-        """Names of the query tower's inputs, and of the context that a funnel's sources read."""
-        sources = (inlet.source for inlet in self.funnels[funnel].sources.values())
-        return {*self._inputs}.union(*(source.context for source in sources))
+    def _unread(self, funnel: str, ask: Ask) -> list[str]:
+        """Names of a request's context that neither the query tower nor a source reads."""
+        if not ask.context:
+            return []
+        return sorted(
+            ask.context.keys() - {*self._inputs} - self.funnels.reads(funnel, ask.sources)
+        )
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""
@@ -299,13 +277,12 @@ class Pipeline:
         return {
             "funnels": {
                 name: {
-                    "sources": [*funnel.sources],
-                    "objectives": sorted(self._objectives(name)),
-                    "reads_text": "search_text" in self._reads(name),
+                    **self.funnels.choices(name),
+                    "reads_text": "search_text" in {*self._inputs, *self.funnels.reads(name)},
                 }
-                for name, funnel in self.funnels.items()
+                for name in self.funnels
             },
-            "default_funnel": self.default_funnel,
+            "default_funnel": self.funnels.default,
             "indexes": ["exact", *self.bundle.indexes],
             "inputs": self._inputs,
             "dataset": self.bundle.manifest["dataset"],

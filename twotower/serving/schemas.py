@@ -124,6 +124,19 @@ class Recommend(Request):
     funnel: Annotated[str, Field(max_length=64)] = Field(
         "", description="Name of a funnel of the bundle; the service's default if empty."
     )
+    sources: Annotated[list[Name], Field(max_length=32)] = Field(
+        default_factory=list,
+        description="Sources of the funnel to ask; all if empty. Where they find nothing, the "
+        "funnel's fallback answers.",
+    )
+    index: Annotated[str, Field(max_length=64)] = Field(
+        "", description="Index that the sources of vectors search; their own if empty."
+    )
+    diversity: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="Weight of diversity, from 0, which keeps the order of the ranker, to 1, which "
+        "considers only how different the items are; the funnel's own by default.",
+    )
     objective_weights: Annotated[dict[Name, Number], Field(max_length=16)] = Field(
         default_factory=dict, description="For funnels whose ranking weighs several objectives."
     )

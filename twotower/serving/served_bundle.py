@@ -86,10 +86,17 @@ class ServedBundle(Bundle):
         Raises:
             FieldError: There is none of this name.
         """
-        name, names = index or self.index, ["exact", *self.indexes]
-        if name not in names:
+        return self.retriever(self.require_index(index or self.index))
+
+    def require_index(self, name: str) -> str:
+        """The name of an index of this bundle.
+
+        Raises:
+            FieldError: There is none of this name.
+        """
+        if name not in (names := ["exact", *self.indexes]):
             raise FieldError("index", f"expected one of {names}")
-        return self.retriever(name)
+        return name
 
     def search(
         self, vectors: np.ndarray, k: int, exclude: Sequence[str], index: str

@@ -8,6 +8,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twotower.funnel.funnel import Answer
@@ -124,6 +125,9 @@ class Service:
             FieldError: A value that does not fit the live bundle.
             LateError: The deadline has passed.
         """
+        if body.index:  # where nothing waits while it is opened for the first time
+            number = self.live.number_of(body.user_id, body.version)
+            await self._elsewhere(partial(self.live.pipelines[number].bundle.named, body.index))
         span = None if self.tracing is None else self.tracing.current()
         return await self._in_time(self._batcher.submit((body, span)))
 

@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/preact-htm.js";
 import { nameOf } from "./picks.js";
-import { MAX_K } from "./state.js";
+import { MAX_K, OF_FUNNEL } from "./state.js";
 
 // On a phone the switches start closed, so that the list is not far below.
 const WIDE = matchMedia("(min-width: 48rem)").matches;
@@ -11,7 +11,14 @@ export function Switches({ state, change, cards, choices }) {
   const funnels = choices?.funnels ?? {};
   const funnel = funnels[state.funnel || choices?.default_funnel];
   const objectives = funnel?.objectives ?? [];
+  const sources = funnel?.sources ?? [];
+  const asked = state.sources.length ? state.sources : sources;
   const pick = (name) => (event) => change({ [name]: event.target.value });
+  // All of them are no choice, so that a link asks for sources that come later, too.
+  const ask = (name) => (event) => {
+    const wanted = sources.filter((s) => (s === name ? event.target.checked : asked.includes(s)));
+    change({ sources: wanted.length === sources.length ? [] : wanted });
+  };
   const weigh = (name) => (event) =>
     change({ weights: { ...state.weights, [name]: Number(event.target.value) } });
   return html`
@@ -20,7 +27,7 @@ export function Switches({ state, change, cards, choices }) {
         <summary><h2 id="switches">Switches</h2></summary>
         <div class="fields">
           <label>Funnel
-            <select value=${state.funnel || choices?.default_funnel} onChange=${(e) => change({ funnel: e.target.value, weights: {} })}>
+            <select value=${state.funnel || choices?.default_funnel} onChange=${(e) => change({ ...OF_FUNNEL, funnel: e.target.value })}>
               ${Object.entries(funnels).map(([name, { sources }]) => html`
                 <option key=${name} value=${name}>${name}: ${sources.join(", ")}</option>`)}
             </select>
@@ -28,6 +35,17 @@ export function Switches({ state, change, cards, choices }) {
           <label>Length of the list: ${state.k}
             <input type="range" min="1" max=${MAX_K} value=${state.k} onChange=${(e) => change({ k: Number(e.target.value) })} />
           </label>
+          <label>Diversity: ${state.diversity === "" ? `${funnel?.diversity ?? 0}, as exported` : state.diversity}
+            <input type="range" min="0" max="1" step="0.05" value=${state.diversity === "" ? funnel?.diversity ?? 0 : state.diversity}
+              onChange=${(e) => change({ diversity: Number(e.target.value) })} />
+          </label>
+          ${funnel?.searches.length > 0 && html`
+            <label>Index of ${funnel.searches.join(", ")}
+              <select value=${state.index} onChange=${pick("index")}>
+                <option value="">as exported</option>
+                ${choices.indexes.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}
+              </select>
+            </label>`}
           ${choices?.genres.length > 0 && html`
             <label>Genre
               <select value=${state.genre} onChange=${pick("genre")}>
@@ -40,6 +58,15 @@ export function Switches({ state, change, cards, choices }) {
               <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
             </label>`}
         </div>
+        ${sources.length > 1 && html`
+          <fieldset>
+            <legend>Sources that are asked</legend>
+            ${sources.map((name) => html`
+              <label key=${name} class="check">
+                <input type="checkbox" checked=${asked.includes(name)} disabled=${asked.length === 1 && asked.includes(name)} onChange=${ask(name)} />
+                ${name}
+              </label>`)}
+          </fieldset>`}
         ${objectives.length > 1 && html`
           <fieldset>
             <legend>Weights of the objectives</legend>

@@ -7,8 +7,9 @@ const TOWER = "M9 44V20H13V12H17V6H31V12H35V20H39V44Z";
 const WINDOWS = "M18 24h3v5h-3zM27 24h3v5h-3zM18 33h3v5h-3zM27 33h3v5h-3zM22 14h4v5h-4z";
 
 export function Towers({ state, answer, query, choices }) {
-  const sources = choices?.funnels[answer?.funnel]?.sources ?? [];
-  const merged = answer?.stages.find((stage) => stage.name === "merge")?.candidates;
+  // The steps before the merge are the sources.
+  const sources = answer?.stages.findIndex((stage) => stage.name === "merge") ?? 0;
+  const merged = answer?.stages[sources].candidates;
   const [count, asks] = asking(state, answer);
   const dim = query?.vector.length;
   return html`
@@ -22,7 +23,7 @@ export function Towers({ state, answer, query, choices }) {
         <span>item tower, ${choices ? choices.num_items.toLocaleString("en") : "all"} item vectors</span>
       </li>
       <li><b>${merged?.toLocaleString("en") ?? "–"}</b>
-        <span>${sources.length > 1 ? `candidates of ${sources.length} sources` : "nearest titles"}</span>
+        <span>${sources > 1 ? `candidates of ${sources} sources` : "candidates"}</span>
       </li>
       <li><b>${answer?.items.length ?? "–"}</b>
         <span>${answer ? `shown, after ${answer.batch.ms.toFixed(0)} ms` : "shown"}</span>

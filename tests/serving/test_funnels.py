@@ -1,0 +1,163 @@
+"""What a request chooses of a funnel: its sources, their index, the weight of diversity."""
+
+import numpy as np
+import pytest
+import tiny
+
+from twotower.evaluation.metrics import tag_distance
+from twotower.funnel.funnel import Inlet
+from twotower.funnel.sources.similar import Similar
+from twotower.funnel.stage import Source
+from twotower.ranking import making
+from twotower.ranking.candidate_ranker import CandidateRanker
+from twotower.ranking.columns import CandidateColumns
+from twotower.ranking.stage import Rank
+from twotower.reranking.diversity import Dpp, Mmr
+from twotower.reranking.making import RerankingConfig, with_reranking
+from twotower.reranking.similarity import genre_table
+from twotower.serving.asks import Ask, FieldError
+from twotower.serving.pipeline import Pipeline
+
+HISTORY = ["i00003", "i00007"]
+
+
+@pytest.fixture
+def pipeline(bundle_folder):
+    return Pipeline(bundle_folder, source_deadline=60)
+
+
+def one(pipeline, **chosen):
+    (found,) = pipeline.recommend([Ask(history=HISTORY, explain=True, **chosen)], deadlines=False)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def ids(found) -> list[str]:
+    return [item["item_id"] for item in found["items"]]
+
+
+def test_only_the_named_sources_are_asked(pipeline):
+    for names in (["ease"], ["popularity", "two_tower"]):
+        found = one(pipeline, sources=names)
+        assert {name for item in found["items"] for name in item["sources"]} <= {*names}
+        stages = [stage["name"] for stage in found["stages"]]
+        assert {*stages} & {"two_tower", "ease", "popularity"} == {*names}
+        assert len(ids(found)) == 10 and found["missing"] == {}
+    assert ids(one(pipeline, sources=["two_tower"])) == ids(one(pipeline, funnel="two_tower"))
+
+
+def test_requests_of_one_batch_keep_their_own_choices(pipeline):
+    chosen = [
+        {}, {"sources": ["ease"]}, {"index": "exact"}, {"diversity": 1.0},
+        {"sources": ["popularity", "ease"]}, {"sources": ["ease", "popularity"], "k": 3},
+    ]  # fmt: skip
+    alone = [one(pipeline, **choice) for choice in chosen]
+    together = pipeline.recommend([Ask(history=HISTORY, **choice) for choice in chosen], False)
+    assert [ids(found) for found in together] == [ids(found) for found in alone]
+    assert ids(together[5]) == ids(together[4])[:3]
+    assert len({tuple(ids(found)) for found in together}) >= 4
+
+
+def test_the_fallback_answers_where_a_named_source_finds_nothing(pipeline):
+    class Silent(Source):
+        kind = "silent"
+
+        def __call__(self, requests, k):
+            return pipeline.bundle.retriever().search(
+                np.ones((len(requests), 8), np.float32), 1, allow=np.empty(0, np.int64)
+            )
+
+    funnel = pipeline.funnels["default"]
+    funnel.sources["ease"] = Inlet(Silent())
+    found = one(pipeline, sources=["ease"])
+    assert {name for item in found["items"] for name in item["sources"]} == {"popularity"}
+
+
+def test_the_index_is_searched_by_all_sources_of_vectors(pipeline):
+    asked = []
+    for name in ("exact", "hnsw"):
+        retriever = pipeline.bundle.retriever(name)
+
+        def search(*given, name=name, search=retriever.search, **named):
+            asked.append(name)
+            return search(*given, **named)
+
+        retriever.search = search
+    funnel = pipeline.funnels["default"]
+    funnel.sources["ease"] = Inlet(Similar(pipeline.bundle, "hnsw", events=2), 40)
+    one(pipeline)
+    assert sorted(asked) == ["exact", "hnsw"]
+    for index in ("hnsw", "exact"):
+        asked.clear()
+        one(pipeline, index=index)
+        assert asked == [index, index]
+    described = pipeline.choices()["funnels"]
+    assert described["default"]["searches"] == ["two_tower", "ease"]
+    assert pipeline.funnels.variant("default", "exact").sources["ease"].source.events == 2
+
+
+def variety(pipeline, found) -> float:
+    """Mean distance of the genres of two items of an answer."""
+    keys = pipeline.catalogue.keys_of(ids(found))
+    return float(tag_distance(keys[None], genre_table(pipeline.catalogue) > 0, len(keys))[0])
+
+
+def test_diversity_is_added_where_a_funnel_has_none(pipeline):
+    plain, none, some, full = (one(pipeline, diversity=w) for w in (None, 0.0, 0.3, 1.0))
+    assert ids(plain) == ids(none) and ids(plain)[0] == ids(some)[0] == ids(full)[0]
+    assert variety(pipeline, plain) + 0.01 < variety(pipeline, some)
+    assert variety(pipeline, some) < variety(pipeline, full) + 1e-6
+    assert "mmr" in [stage["name"] for stage in full["stages"]]
+    # By hand: the funnel of the bundle with the stage of the library.
+    mmr = Mmr.of_tags(genre_table(pipeline.catalogue), 0.3)
+    pipeline.funnels["default"].stages.append(mmr)
+    assert ids(one(pipeline)) == ids(some)
+
+
+def test_diversity_replaces_the_weight_of_a_funnel_that_has_one(pipeline):
+    config = RerankingConfig((("dpp", 0.4), ("calibration", 0.1)))
+    pipeline.funnels["varied"] = with_reranking(
+        pipeline.funnels["default"], config, pipeline.bundle
+    )
+    assert pipeline.choices()["funnels"]["varied"]["diversity"] == 0.4
+    assert pipeline.choices()["funnels"]["default"]["diversity"] == 0.0
+    own, same, more = (one(pipeline, funnel="varied", diversity=w) for w in (None, 0.4, 0.9))
+    assert ids(own) == ids(same) != ids(more)
+    stages = pipeline.funnels.variant("varied", diversity=0.9).stages
+    assert [stage.kind for stage in stages] == ["filters", "dpp", "calibration"]
+    assert [s.weight for s in stages if isinstance(s, Dpp)] == [0.9]
+    assert [s.weight for s in pipeline.funnels["varied"].stages if isinstance(s, Dpp)] == [0.4]
+
+
+def test_diversity_comes_behind_the_ranker(pipeline):
+    funnel = pipeline.funnels["default"]
+    columns = CandidateColumns.fit(
+        tiny.dataset(), tiny.split().train, pipeline.bundle, [*funnel.sources]
+    )
+    making.place(funnel, CandidateRanker(columns, dict, ("relevance",), residual=False), "hand")
+    stages = pipeline.funnels.variant("default", diversity=0.5).stages
+    kinds = [stage.kind for stage in stages]
+    assert kinds.index("mmr") == kinds.index(Rank.kind) + 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "field"),
+    [
+        ({"sources": ["ease", "trending"]}, "sources"),
+        ({"sources": [""]}, "sources"),
+        ({"index": "scann"}, "index"),
+        ({"index": "../hnsw"}, "index"),
+    ],
+)
+def test_choices_of_another_bundle_are_named(pipeline, chosen, field):
+    with pytest.raises(FieldError) as error:
+        one(pipeline, **chosen)
+    assert error.value.field == field
+
+
+def test_items_that_came_and_went_do_so_in_every_index(pipeline):
+    last = ids(one(pipeline, index="exact"))
+    pipeline.bundle.remove_items(pipeline.catalogue.keys_of(last[:2]))
+    for index in ("exact", "hnsw"):
+        assert not {*last[:2]} & {*ids(one(pipeline, index=index, diversity=0.5))}
