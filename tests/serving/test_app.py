@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 
 from twotower.data.tables import read_tables
 from twotower.funnel.cold_start import most_popular, most_telling
-from twotower.funnel.making import FunnelConfig, make_funnel, parse_sources
 from twotower.serving.app import create_app
 from twotower.serving.asks import Ask
 from twotower.serving.guard import Limits
@@ -70,19 +69,6 @@ def test_history_in_items_out(client, bundle):
 def test_context_that_nothing_reads_is_named(client):
     asked = {"history": ["i00003"], "context": {"devise": "phone"}, "search_text": "war"}
     assert recommend(client, **asked)["unread"] == ["devise", "search_text"]
-
-
-def test_context_that_a_source_reads(bundle_folder):
-    pipeline = Pipeline(bundle_folder)
-    sources = parse_sources(["popularity:50", "search:20", "context:20"])
-    config = FunnelConfig(sources, merge="reciprocal_rank")
-    made = make_funnel(config, pipeline.bundle, tiny.dataset(), tiny.split())
-    pipeline.funnels["told"] = made
-    asked = {"search_text": "war", "gender": "F", "devise": "phone"}
-    (found,) = pipeline.recommend([Ask(funnel="told", context=asked)])
-    assert found["unread"] == ["devise"]
-    texts = {n: funnel["reads_text"] for n, funnel in pipeline.choices()["funnels"].items()}
-    assert texts == {"default": False, "two_tower": False, "told": True}
 
 
 def test_filters_exclusions_and_unknown_items(client, bundle):

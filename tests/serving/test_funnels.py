@@ -5,13 +5,16 @@ import pytest
 import tiny
 
 from twotower.evaluation.metrics import tag_distance
+from twotower.funnel.filters import Filters, MinimumAge
 from twotower.funnel.funnel import Inlet
+from twotower.funnel.making import FunnelConfig, make_funnel, parse_sources
 from twotower.funnel.sources.similar import Similar
 from twotower.funnel.stage import Source
 from twotower.ranking import making
 from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.ranking.columns import CandidateColumns
 from twotower.ranking.stage import Rank
+from twotower.reranking.bandits import EpsilonGreedy
 from twotower.reranking.diversity import Dpp, Mmr
 from twotower.reranking.making import RerankingConfig, with_reranking
 from twotower.reranking.similarity import genre_table
@@ -139,6 +142,34 @@ def test_diversity_comes_behind_the_ranker(pipeline):
     stages = pipeline.funnels.variant("default", diversity=0.5).stages
     kinds = [stage.kind for stage in stages]
     assert kinds.index("mmr") == kinds.index(Rank.kind) + 1
+
+
+def test_context_that_nothing_reads_is_named(pipeline):
+    sources = parse_sources(["popularity:50", "search:20", "context:20"])
+    config = FunnelConfig(sources, merge="reciprocal_rank")
+    made = make_funnel(config, pipeline.bundle, tiny.dataset(), tiny.split())
+    pipeline.funnels["told"] = made
+    told = pipeline.choices()["funnels"]["told"]["reads"]
+    assert {"age", "gender", "search_text"} < {*told} and told == sorted(told)
+    assert pipeline.choices()["funnels"]["default"]["reads"] == []
+    asked = {"search_text": "war", "gender": "F", "devise": "phone"}
+    assert one(pipeline, funnel="told", context=asked)["unread"] == ["devise"]
+    assert one(pipeline, context=asked)["unread"] == ["devise", "gender", "search_text"]
+    some = one(pipeline, funnel="told", context=asked, sources=["search", "popularity"])
+    assert some["unread"] == ["devise", "gender"]
+
+
+def test_stages_read_the_context_too(pipeline):
+    funnel = pipeline.funnels["default"]
+    columns = CandidateColumns.fit(
+        tiny.dataset(), tiny.split().train, pipeline.bundle, [*funnel.sources], ["genres", "gender"]
+    )
+    making.place(funnel, CandidateRanker(columns, dict, ("relevance",), residual=False), "hand")
+    funnel.stages[0].filters.append(MinimumAge.rule(pipeline.catalogue, [(18, {"year": 2001})]))
+    funnel.stages[0] = Filters(funnel.stages[0].filters)
+    funnel.stages.append(EpsilonGreedy(np.zeros(9), np.zeros(9), slots=3, among=10))
+    asked = dict.fromkeys(["age", "gender", "genres", "request_id", "devise"], "7")
+    assert one(pipeline, context=asked)["unread"] == ["devise", "genres"]
 
 
 @pytest.mark.parametrize(

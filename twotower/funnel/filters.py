@@ -64,6 +64,7 @@ class Filters(Stage):
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self.filters = list(filters)
+        self.context = sorted({name for some in filters for name in some.context})
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
         return self.apply(requests, candidates).candidates
@@ -224,6 +225,7 @@ class MinimumAge(Filter):
     """
 
     kind = "minimum_age"
+    context = ("age",)
     SETTINGS = ("unknown_age", "unknown_item")
     ARRAYS = (
         "least float [num_items]",

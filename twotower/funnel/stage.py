@@ -53,6 +53,9 @@ class Part(abc.ABC):
 
     Fitted values are arrays, so that a part is saved without pickles. By default the constructor
     takes the settings and arrays as keywords, and each is an attribute of the same name.
+
+    Attributes:
+        context: Columns of `Requests.context` that it reads itself; the query tower reads its own.
     """
 
     # Name of the class in `saving.KINDS` and in `funnel.json`.
@@ -62,6 +65,7 @@ class Part(abc.ABC):
     # Its arrays: name, type (`int`, `float` or `text`) and shape, as "keys int [num_items]". A
     # dimension of one name has the same size in all of them.
     ARRAYS: ClassVar[tuple[str, ...]] = ()
+    context: Sequence[str] = ()
 
     def settings(self) -> dict[str, Any]:
         """The settings of this part, as JSON values."""
@@ -103,12 +107,7 @@ class Source(Part):
 
     It leaves out `requests.exclude`. If it cannot answer a request, such as a search without a
     text, it returns an empty row. If it raises, the funnel's answer has the error.
-
-    Attributes:
-        context: Columns of `Requests.context` that it reads itself; the query tower reads its own.
     """
-
-    context: Sequence[str] = ()
 
     @abc.abstractmethod
     def __call__(self, requests: Requests, k: int) -> Candidates:

@@ -27,6 +27,7 @@ class Rank(Stage):
 
     def __init__(self, ranker: CandidateRanker, name: str = "default") -> None:
         self.ranker, self.name = ranker, name
+        self.context = ranker.columns.attributes
 
     @classmethod
     def restore(

@@ -31,6 +31,8 @@ class Bandit(Stage):
         among: Only this many of a request's first candidates may come into the slots.
     """
 
+    context = ("request_id",)
+
     def __init__(self, slots: int, among: int) -> None:
         self.slots, self.among = whole_number(slots, "slots", 1), whole_number(among, "among", 1)
         if among < slots:

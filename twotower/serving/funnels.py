@@ -124,9 +124,10 @@ class Funnels(dict[str, Funnel]):
         return {head for stage in ranks for head in stage.ranker.heads}
 
     def reads(self, name: str, sources: Sequence[str] = ()) -> set[str]:
-        """Names of the context that a funnel's sources read, all of them or some."""
+        """Names of the context that a funnel's stages and sources read, all sources or some."""
         inlets = self[name].sources
-        return set().union(*(inlets[source].source.context for source in sources or inlets))
+        parts = [inlets[source].source for source in sources or inlets] + self[name].stages
+        return {column for part in parts for column in part.context}
 
     def _searches(self, name: str) -> list[str]:
         """The sources of a funnel that search an index of the bundle."""
@@ -140,5 +141,6 @@ class Funnels(dict[str, Funnel]):
             "sources": [*self[name].sources],
             "searches": self._searches(name),
             "objectives": sorted(self.objectives(name)),
+            "reads": sorted(self.reads(name)),
             "diversity": varied[-1] if varied else 0.0,
         }

@@ -217,7 +217,7 @@ class Pipeline:
         return found
 
     def _unread(self, funnel: str, ask: Ask) -> list[str]:
-        """Names of a request's context that neither the query tower nor a source reads."""
+        """Names of a request's context that neither the query tower nor the funnel reads."""
         if not ask.context:
             return []
         return sorted(
@@ -275,13 +275,7 @@ class Pipeline:
     def choices(self) -> dict[str, Any]:
         """What a request to this bundle may choose."""
         return {
-            "funnels": {
-                name: {
-                    **self.funnels.choices(name),
-                    "reads_text": "search_text" in {*self._inputs, *self.funnels.reads(name)},
-                }
-                for name in self.funnels
-            },
+            "funnels": {name: self.funnels.choices(name) for name in self.funnels},
             "default_funnel": self.funnels.default,
             "indexes": ["exact", *self.bundle.indexes],
             "inputs": self._inputs,

@@ -82,7 +82,9 @@ class Request(Body):
     ratings: Annotated[list[Rating], Field(max_length=MAX_HISTORY)] | None = None
     search_text: Text = ""
     context: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
-        default_factory=dict, description="What else the query tower or a source reads."
+        default_factory=dict,
+        description="What else the query tower or a part of the funnel reads, such as "
+        '{"age": "25", "device": "phone"}; GET /choices lists it under `inputs` and `reads`.',
     )
     time: Seconds | None = Field(None, description="Of the request, in seconds; now by default.")
 
@@ -317,7 +319,7 @@ class Recommended(BaseModel):
     )
     unread: list[str] = Field(
         description="Names of the context, `search_text` among them, that neither the query tower "
-        "nor a source of the funnel reads: they have no effect."
+        "nor a part of the funnel reads: they have no effect."
     )
     missing: dict[str, str] = Field(
         description="Sources and stages, such as the ranker, that were left out, and why."

@@ -53,7 +53,7 @@ export function Switches({ state, change, cards, choices }) {
                 ${choices.genres.map((genre) => html`<option key=${genre} value=${genre}>${genre}</option>`)}
               </select>
             </label>`}
-          ${funnel?.reads_text && html`
+          ${(choices?.inputs.includes("search_text") || funnel?.reads.includes("search_text")) && html`
             <label>Search text
               <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
             </label>`}
