@@ -26,6 +26,7 @@ from twotower.data import load_dataset, splits
 from twotower.objective.task import TaskConfig
 from twotower.tf import tf, tfrs
 from twotower.training.batch import Batch
+from twotower.training.fitting import make_optimizer
 from twotower.training.recipe import Recipe
 from twotower.training.trainer import Training
 
@@ -188,7 +189,7 @@ def main():
             model.compile(optimizer=tf.keras.optimizers.Adagrad(0.1))
         else:
             model, batches = training.model, training.batches()
-            model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
+            model.compile(optimizer=make_optimizer(recipe.fit, 1000))
         prepared[name] = training, model, batches
     for _ in range(FLAGS.repeats):
         for name, (_, model, batches) in prepared.items():

@@ -53,3 +53,31 @@ def test_two_replicas_have_the_loss_curve_of_one(parts):
     one, two = json.loads(done.stdout.splitlines()[-1])
     assert one[1] < one[0] - 0.1
     np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+REFUSED = """
+from twotower.tf import tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from twotower.objective.config import NegativesConfig
+from twotower.objective.hard_negatives import HardNegatives
+from twotower.objective.memory import MemoryNegatives
+
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    for kind, config in (
+        (HardNegatives, NegativesConfig(hard_negative_share=0.1)),
+        (MemoryNegatives, NegativesConfig(("batch", "memory"), memory_size=2)),
+    ):
+        try:
+            kind(config, [0.5, 0.5], dim=1)
+        except ValueError as error:
+            print(error)
+"""
+
+
+def test_what_would_differ_on_several_replicas_is_refused():
+    lines = tiny.script("-c", REFUSED).stdout.splitlines()
+    assert lines == [
+        "hard negatives need one replica. Leave them out.",
+        "negatives=memory needs one replica. Leave the memory out.",
+    ]

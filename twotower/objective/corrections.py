@@ -83,28 +83,30 @@ def hard_negative_weight(num_draws: tf.Tensor, correction: str) -> tf.Tensor:
     return tf.constant(1.0)
 
 
-def known_columns(known: tf.RaggedTensor, keys: tf.Tensor, num_items: int) -> tf.Tensor:
+def known_columns(
+    known: tf.RaggedTensor, keys: tf.Tensor, num_items: int, are_distinct: bool = True
+) -> tf.Tensor:
     """Which columns are known positives of each query, `[num_queries, num_columns]` bool.
 
     Args:
         known: `[num_queries, (n)]` int32 keys.
-        keys: `[num_columns]` int32 keys of the columns, -1 for an empty one. A key may occur more
-            than once.
+        keys: `[num_columns]` int32 keys of the columns.
         num_items: Size of the catalogue.
+        are_distinct: Whether no key occurs twice, and none is -1 for an empty column.
 
     >>> known_columns(tf.ragged.constant([[2], [0, 2]]), tf.constant([2, 1]), 3).numpy().tolist()
     [[True, False], [True, False]]
     """
-    items, item_of_column = tf.unique(keys)
-    # The index of each key (or -1) in `items`, counted from 1; 0 for an item without a column.
-    number = tf.scatter_nd(items[:, None] + 1, tf.range(1, tf.size(items) + 1), [num_items + 1])
-    numbers = tf.gather(number, known.flat_values + 1)  # [num_known]
-    row = tf.cast(known.value_rowids(), tf.int32)
-    is_column = numbers > 0
-    index = tf.boolean_mask(tf.stack([row, numbers - 1], 1), is_column)
-    none = tf.zeros([tf.cast(known.nrows(), tf.int32), tf.size(items)], tf.bool)
-    found = tf.tensor_scatter_nd_update(none, index, tf.ones(tf.shape(index)[:1], tf.bool))
-    return tf.gather(found, item_of_column, axis=1)
+    if not are_distinct:
+        items, item_of_column = tf.unique(tf.maximum(keys, 0))
+        found = tf.gather(known_columns(known, items, num_items), item_of_column, axis=1)
+        return found & (keys >= 0)
+    # The column of each key, counted from 1; 0 for an item without one, which is cut off.
+    width = tf.size(keys) + 1
+    number = tf.scatter_nd(keys[:, None], tf.range(1, width), [num_items])
+    columns = known.with_flat_values(tf.gather(number, known.flat_values))  # [num_queries, (n)]
+    size = {"minlength": width, "maxlength": width}
+    return tf.math.bincount(columns, **size, axis=-1, binary_output=True)[:, 1:] > 0
 
 
 def earlier_columns(

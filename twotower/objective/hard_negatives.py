@@ -6,6 +6,9 @@ matrix, whose weight is 0 in the rows that do not have it.
 
 import dataclasses
 
+import numpy as np
+
+from twotower.objective.config import NegativesConfig
 from twotower.objective.corrections import MASKED, hard_negative_weight
 from twotower.objective.negatives import Columns, Encode, Negatives, Targets, merged
 from twotower.tf import tf
@@ -15,6 +18,15 @@ class HardNegatives(Negatives):
     """`Negatives` with the columns of `Targets.hard_negatives` beside the shared ones.
 
     `log_weight` of the columns is `[num_rows, num_columns]`, since rows differ.
+
+    Args:
+        config: As in `Negatives`.
+        probability: As in `Negatives`.
+        dim: Length of the vectors.
+
+    Raises:
+        ValueError: A distribution strategy with several replicas. Each would count the examples of
+            its own part of the batch alone, and so take too few hard negatives.
 
     Two examples with the items 0 and 1. Item 2 is a hard negative of the first row alone:
 
@@ -33,6 +45,11 @@ class HardNegatives(Negatives):
     >>> columns.keys.numpy().tolist(), tf.exp(columns.log_weight).numpy().tolist()
     ([0, 1, 2], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
+
+    def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
+        super().__init__(config, probability, dim)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError("hard negatives need one replica. Leave them out.")
 
     def __call__(
         self, targets: Targets, encode: Encode, correction: str, training: bool = False

@@ -10,6 +10,7 @@ from twotower.evaluation.evaluate import telling_metric
 from twotower.objective.mining import MiningConfig
 from twotower.storage import paths
 from twotower.tf import tf
+from twotower.training.adam import FusedAdam, FusedAdamW
 from twotower.training.callbacks import EveryEpoch, Pace, Progress, line_writer
 from twotower.training.checkpoints import Checkpoints, FitResult
 from twotower.training.recipe import FitConfig, Recipe
@@ -41,9 +42,9 @@ def make_optimizer(config: FitConfig, steps_per_epoch: int) -> tf.keras.optimize
             warmup_steps=warmup,
         )
     if config.optimizer == "adam":
-        return tf.keras.optimizers.Adam(rate)
+        return FusedAdam(rate)
     if config.optimizer == "adamw":
-        return tf.keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+        return FusedAdamW(rate, weight_decay=config.weight_decay)
     return tf.keras.optimizers.Adagrad(rate)
 
 

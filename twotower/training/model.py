@@ -206,7 +206,7 @@ class TwoTowerModel(tfrs.Model):
         if batch.is_sequences and self.negatives.config.negatives == ("catalogue",):
             num_earlier = batch.of_targets(batch.num_earlier)
             return earlier_columns(known, targets.row, num_earlier, columns.keys, self.num_items)
-        found = known_columns(known, columns.keys, self.num_items)
+        found = known_columns(known, columns.keys, self.num_items, columns.are_distinct)
         return tf.gather(found, targets.row) if batch.is_sequences else found
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:

@@ -93,7 +93,7 @@ class History(Feature):
         }
 
     def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
-        """Which events of `index` `[batch_size, n]` are used, bool of its shape: the known ones, of
+        """Which events of `index`, of any shape, are used, bool of its shape: the known ones, of
         which training drops a random share."""
         kept = index > UNKNOWN
         if training and self.config.dropout > 0:
@@ -199,21 +199,30 @@ class MeanHistory(History):
     def _sums(self, encoded: dict, training: bool = False) -> dict[str, tf.Tensor]:
         """The sums that make a bag, name -> `[batch_size]` or `[batch_size, dim]`. Those of two
         histories together are the sums of both."""
-        index = encoded[self.name]  # [batch_size, n]
-        kept = tf.cast(self.kept(index, training), tf.float32)
+        events = {name: encoded[name] for name in (i.name for i in self.inputs)}
+        index = events[self.name]  # [batch_size, n]
+        # A request has so few events that reading the whole table would take longer than all
+        # else. An exported tower cannot know the size of its batches, so it gathers: a choice in
+        # the graph by `tf.cond` would cost a third of a request.
+        is_known, num_cells = index > UNKNOWN, index.shape.num_elements()
+        if training or (num_cells is not None and num_cells >= self.table.input_dim // 2):
+            events = known_events(events, is_known)
+            index = events[self.name]  # [batch_size, (n)]
+        each = tf.ragged.map_flat_values  # computes values of an event each, ragged or not
+        kept = each(lambda index: tf.cast(self.kept(index, training), tf.float32), index)
         state = {
-            "num": tf.reduce_sum(tf.cast(index > UNKNOWN, tf.float32), 1),
-            "sum": weighted_bag(self.table, self.rows(index), kept, training),
+            "num": tf.math.count_nonzero(is_known, 1, dtype=tf.float32),
+            "sum": weighted_bag(self.table, each(self.rows, index), kept),
         }
         if self.config.ratings:
-            rating = encoded[f"{self.name}_rating"]
-            rated = kept * tf.cast(~tf.math.is_nan(rating), tf.float32)
-            rating = tf.where(rated > 0, rating, 0.0)
+            rating = events[f"{self.name}_rating"]
+            rated = each(lambda r, kept: tf.where(tf.math.is_nan(r), 0.0, kept), rating, kept)
+            rating = each(tf.math.multiply_no_nan, rating, rated)
             state |= {
                 "num_rated": tf.reduce_sum(rated, 1),
                 "rating": tf.reduce_sum(rating, 1),
-                "rated": weighted_bag(self.rating_table, index, rated, training),
-                "rating_sum": weighted_bag(self.rating_table, index, rating, training),
+                "rated": weighted_bag(self.rating_table, index, rated),
+                "rating_sum": weighted_bag(self.rating_table, index, rating),
             }
         return state
 
@@ -227,16 +236,33 @@ class MeanHistory(History):
         return tf.concat(bags, 1)
 
 
+def known_events(events: dict[str, tf.Tensor], is_known: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+    """The known events of histories, without padding, name -> `[batch_size, (n)]`.
+
+    A batch is padded to its longest history, so most of its cells are padding.
+
+    Args:
+        events: Name -> values, `[batch_size, n]`.
+        is_known: `[batch_size, n]` bool.
+    """
+    num = tf.math.count_nonzero(is_known, 1)  # [batch_size]
+    return {
+        name: tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, is_known), num, False)
+        for name, values in events.items()
+    }
+
+
 def weighted_bag(
-    table: tf.keras.layers.Embedding, index: tf.Tensor, weight: tf.Tensor, training: bool = False
+    table: tf.keras.layers.Embedding,
+    index: tf.Tensor | tf.RaggedTensor,
+    weight: tf.Tensor | tf.RaggedTensor,
 ) -> tf.Tensor:
     """sum_j weight[i, j] * table[index[i, j]].
 
     Args:
         table: Embedding of `rows` rows.
-        index: `[batch_size, n]` int32.
-        weight: `[batch_size, n]` float32, 0 for an entry that does not count.
-        training: Whether this is a training step, whose batches are large.
+        index: `[batch_size, n]` int32, or ragged for a large batch.
+        weight: Float32 of the same shape, 0 for an entry that does not count.
 
     Returns:
         `[batch_size, dim]`.
@@ -244,20 +270,17 @@ def weighted_bag(
     rows = table.input_dim
     if not table.built:
         table.build(None)
-    # A request has so few events that reading the whole table would take longer than all else. An
-    # exported tower cannot know the size of its batches, so it gathers: a choice in the graph by
-    # `tf.cond` would cost a third of a request.
-    events = index.shape.num_elements()
-    many = training or (events is not None and events >= rows // 2)
-    if many and rows <= COUNT_MATRIX_LIMIT:
+    if not isinstance(index, tf.RaggedTensor):
+        return tf.einsum("bn,bnd->bd", weight, table(index))
+    if rows <= COUNT_MATRIX_LIMIT:
         counts = tf.math.bincount(index, weight, minlength=rows, maxlength=rows, axis=-1)
-        return tf.linalg.matmul(counts, table.embeddings)  # [batch_size, rows] x [rows, dim]
-    if many:
-        cells = tf.where(weight != 0)  # [num_events, 2]
-        column = tf.cast(tf.gather_nd(index, cells), tf.int64)
-        shape = tf.cast([tf.shape(index)[0], rows], tf.int64)
-        counts = tf.SparseTensor(
-            tf.stack([cells[:, 0], column], 1), tf.gather_nd(weight, cells), shape
-        )
-        return tf.sparse.sparse_dense_matmul(counts, table.embeddings)
-    return tf.einsum("bn,bnd->bd", weight, table(index))
+        counts = tf.ensure_shape(counts, [None, rows])  # [batch_size, rows]
+        return tf.linalg.matmul(counts, table.embeddings)
+    cells = tf.stack([index.value_rowids(), tf.cast(index.flat_values, tf.int64)], 1)
+    is_used = weight.flat_values != 0
+    counts = tf.SparseTensor(
+        tf.boolean_mask(cells, is_used),  # [num_events, 2]
+        tf.boolean_mask(weight.flat_values, is_used),
+        tf.cast([index.nrows(), rows], tf.int64),
+    )
+    return tf.sparse.sparse_dense_matmul(counts, table.embeddings)
