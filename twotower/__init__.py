@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it.
+# Public name -> the module that it is imported from.
 _PUBLIC = {
     "Bundle": "twotower.bundle.bundle",
     "Candidates": "twotower.retrieval.candidates",

@@ -79,8 +79,8 @@ def tutorial_batches(training: Training) -> tf.data.Dataset:
     return data.shuffle(100_000, seed=0).batch(training.recipe.examples.batch_size).cache()
 
 
-def seconds_a_step(model, batches: tf.data.Dataset) -> tuple[float, float]:
-    """(seconds, examples) a step of Keras fit after the warm-up."""
+def seconds_a_step(model, batches: tf.data.Dataset) -> float:
+    """Seconds a step of Keras fit, after the warm-up."""
     clock = []
 
     class Clock(tf.keras.callbacks.Callback):

@@ -39,7 +39,7 @@ def headline() -> str:
         [
             "`random`",
             f"`{MICRO}`",
-            around(best["metrics"][MICRO]),
+            f"{around(best['metrics'][MICRO])}, defaults {mean(ratings, 'two towers', MICRO)}",
             f"iALS {tuned['ials'][MICRO]['mean']:.3f}, EASE {mean(ratings, 'ease', MICRO)}, "
             f"popularity {mean(ratings, 'popularity', MICRO)}; "
             f"in a funnel {funnel['metrics'][MICRO]['mean']:.3f}, "
@@ -76,14 +76,14 @@ def headline() -> str:
         [
             "one request, features to titles",
             "median ms, undisturbed",
-            f"{exact['p50_calm_ms']:.2f}",
-            f"HNSW {graph['p50_calm_ms']:.2f}, ScaNN {tree['p50_calm_ms']:.2f}",
+            f"exact search {exact['p50_calm_ms']:.2f}",
+            f"through HNSW {graph['p50_calm_ms']:.2f}, through ScaNN {tree['p50_calm_ms']:.2f}",
         ]
     )
     recipe, loop = (row_of("speed/training_speed", name) for name in ("recipe", "tutorial"))
     body.append(
         [
-            "training on two cores",
+            "a training step on two cores",
             "examples a second",
             f"{recipe['examples_per_second']:,.0f}",
             f"the tutorials' loop {loop['examples_per_second']:,.0f}",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel.filters import Available, Blocked, Filter, Filters, Seen, Shown
-from twotower.funnel.funnel import Funnel, Inlet
+from twotower.funnel.funnel import Funnel, Inlet, NoSourceError
 from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum
 from twotower.funnel.pool import sources_of
 from twotower.funnel.stage import Source, Stage
@@ -320,6 +320,13 @@ def test_only_the_named_sources_are_asked():
     assert answer.candidates.columns["a_rank"][0, :2].tolist() == [0, 0] and not answer.missing
     # Nothing is left of what the source found: the fallback answers in any case.
     assert funnel.recommend(ask([7, 3]), 5, sources=["b"]).candidates.keys[0, 0] == 9
+    # So it does if the named source fails.
+    funnel.sources["b"] = Inlet(Broken(lambda requests, k: 1 / 0))
+    answer = funnel.recommend(ask([]), 5, sources=["b"])
+    assert answer.candidates.keys[0, 0] == 9 and "ZeroDivisionError" in answer.missing["b"]
+    funnel.sources["c"] = funnel.sources["b"]
+    with pytest.raises(NoSourceError, match="b: ZeroDivisionError"):
+        funnel.recommend(ask([]), 5, sources=["b"])
     with pytest.raises(ValueError, match=r"some of \['a', 'b', 'c'\]; got \['d'\]"):
         funnel.recommend(ask([]), 5, sources=["d", "a"])
 

@@ -48,6 +48,9 @@ def test_quotas_interleave_and_fill_up():
     merged = Quotas({"a": 2, "b": 1})(requests, found, 9)
     assert merged.keys.tolist() == [[0, 1, 9, 2, 3, 4, 8, -1, -1]]
     assert merged.scores[0, :3].tolist() == [-0.5, -1, -1]
+    # Where no source with a quota found anything the others fill the list, as a fallback does.
+    requests, found = found_of(a=[], b=[], c=[7, 3], d=[5])
+    assert Quotas({"a": 2, "b": 1})(requests, found, 3).keys.tolist() == [[5, 7, 3]]
 
 
 def test_the_first_of_a_source_can_be_kept():

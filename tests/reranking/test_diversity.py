@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from small_lists import MODEL, TAGS, ask, listed, shown
 
+from twotower.data.requests import Requests
 from twotower.reranking.diversity import Dpp, Mmr
 from twotower.reranking.similarity import TagSimilarity, VectorSimilarity
 
@@ -20,14 +21,16 @@ def test_mmr_by_hand():
 
 
 @pytest.mark.parametrize("kind", [Mmr, Dpp])
-def test_the_same_stage_with_another_weight(kind):
-    stage, lists = kind.of_tags(TAGS, 0.1, window=2), listed([0, 1, 2])
-    other = stage.with_weight(0.8)
-    assert shown(other(ask([]), lists)) == shown(kind.of_tags(TAGS, 0.8, window=2)(ask([]), lists))
-    assert stage.weight == 0.1 and shown(other(ask([]), lists)) != shown(stage(ask([]), lists))
-    for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="weight must lie within 0 and 1"):
-            stage.with_weight(wrong)
+def test_each_request_may_have_its_own_weight(kind):
+    lists = listed([0, 1, 2], [0, 1, 2], [0, 1, 2])
+    asked = Requests.of(MODEL.catalogue, [[], [], []], diversity=[0.8, np.nan, 0.0])
+    found = shown(kind.of_tags(TAGS, 0.1)(asked, lists))
+    for row, weight in enumerate((0.8, 0.1, 0.0)):
+        assert found[row] == shown(kind.of_tags(TAGS, weight)(ask([]), listed([0, 1, 2])))[0]
+    assert found[0] != found[2]
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="diversity must lie within 0 and 1"):
+            Requests.of(MODEL.catalogue, [[]], diversity=[wrong])
 
 
 def test_mmr_looks_back_as_far_as_its_window():

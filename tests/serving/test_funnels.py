@@ -1,5 +1,10 @@
 """What a request chooses of a funnel: its sources, their index, the weight of diversity."""
 
+import asyncio
+import pathlib
+import shutil
+import threading
+
 import numpy as np
 import pytest
 import tiny
@@ -15,11 +20,16 @@ from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.ranking.columns import CandidateColumns
 from twotower.ranking.stage import Rank
 from twotower.reranking.bandits import EpsilonGreedy
-from twotower.reranking.diversity import Dpp, Mmr
+from twotower.reranking.diversity import Mmr
 from twotower.reranking.making import RerankingConfig, with_reranking
 from twotower.reranking.similarity import genre_table
+from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError
+from twotower.serving.index_client import IndexCallError
+from twotower.serving.journal import ADD, Change
+from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
+from twotower.serving.service import Service
 
 HISTORY = ["i00003", "i00007"]
 
@@ -118,6 +128,73 @@ def test_diversity_is_added_where_a_funnel_has_none(pipeline):
     assert ids(one(pipeline)) == ids(some)
 
 
+def test_an_answer_does_not_depend_on_the_others_of_its_batch(pipeline):
+    """The funnel two_tower asks its source for as many as the list has."""
+    chosen = [{"k": 20, "diversity": 1.0}, {"k": 50, "diversity": 1.0}, {"k": 20}, {"k": 50}]
+    asks = [Ask(history=HISTORY, funnel="two_tower", **choice) for choice in chosen]
+    together = pipeline.recommend(asks, False)
+    alone = [pipeline.recommend([ask], False)[0] for ask in asks]
+    assert [ids(found) for found in together] == [ids(found) for found in alone]
+    assert ids(together[0]) == ids(together[1])[:20]
+    assert {*ids(together[0])} != {*ids(together[2])}  # it had room to choose
+
+
+def test_added_items_have_their_genres(pipeline):
+    table = genre_table(pipeline.catalogue)
+    names = [{"item_id": f"new{n}", "genres": ["Crime"], "title": "Crime"} for n in range(3)]
+    pipeline.apply([Change(n + 1, ADD, f"new{n}", item) for n, item in enumerate(names)])
+    one(pipeline, diversity=0.5)
+    (mmr,) = [
+        stage
+        for stage in pipeline.funnels.variant("default", is_diverse=True).stages
+        if isinstance(stage, Mmr)
+    ]
+    assert len(mmr.tags) == len(table) + 3 and mmr.tags[-1].sum() == 1
+
+
+def test_an_index_that_cannot_be_opened_costs_only_those_who_ask_for_it(bundle_folder, tmp_path):
+    folder = pathlib.Path(shutil.copytree(bundle_folder, tmp_path / "secret"))
+    damaged = Pipeline(folder, source_deadline=60, index="exact")
+    for path in (folder / "index" / "hnsw").iterdir():
+        path.write_bytes(b"0")
+    good, bad = damaged.recommend([Ask(history=HISTORY), Ask(history=HISTORY, index="hnsw")], False)
+    assert len(ids(good)) == 10
+    assert isinstance(bad, IndexCallError) and "secret" not in str(bad) and "hnsw" in str(bad)
+
+
+def test_opening_an_index_keeps_nobody_else_waiting(bundle_folder, tmp_path, monkeypatch):
+    pipeline, opened = Pipeline(bundle_folder, index="exact"), threading.Event()
+    open_index = pipeline.bundle._open_index
+
+    def slow(name, uris):
+        assert opened.wait(30)
+        return open_index(name, uris)
+
+    monkeypatch.setattr(pipeline.bundle, "_open_index", slow)
+    service = Service(Live((pipeline,)), tmp_path)
+
+    def asked(**more):
+        return service.recommend(schemas.Recommend(history=HISTORY, **more))
+
+    async def play():
+        try:
+            waiting = [asyncio.ensure_future(asked(index="hnsw", funnel="two_tower"))] * 3
+            await asyncio.sleep(0.1)
+            others = [asked(), asked(index="exact", k=3), service.titles("", [], 3)]
+            added = schemas.Items.model_validate({"remove": ["i00009"]})
+            found = [await asyncio.wait_for(call, 20) for call in others]
+            await asyncio.wait_for(service.change_items(added), 20)
+            assert not any(call.done() for call in waiting)
+            opened.set()
+            return found, [await call for call in waiting]
+        finally:
+            opened.set()
+            await service.stop()
+
+    found, late = asyncio.run(play())
+    assert len(found[1]["items"]) == 3 and all(len(answer["items"]) == 10 for answer in late)
+
+
 def test_diversity_replaces_the_weight_of_a_funnel_that_has_one(pipeline):
     config = RerankingConfig((("dpp", 0.4), ("calibration", 0.1)))
     pipeline.funnels["varied"] = with_reranking(
@@ -127,10 +204,9 @@ def test_diversity_replaces_the_weight_of_a_funnel_that_has_one(pipeline):
     assert pipeline.choices()["funnels"]["default"]["diversity"] == 0.0
     own, same, more = (one(pipeline, funnel="varied", diversity=w) for w in (None, 0.4, 0.9))
     assert ids(own) == ids(same) != ids(more)
-    stages = pipeline.funnels.variant("varied", diversity=0.9).stages
+    stages = pipeline.funnels.variant("varied", is_diverse=True).stages
     assert [stage.kind for stage in stages] == ["filters", "dpp", "calibration"]
-    assert [s.weight for s in stages if isinstance(s, Dpp)] == [0.9]
-    assert [s.weight for s in pipeline.funnels["varied"].stages if isinstance(s, Dpp)] == [0.4]
+    assert stages == pipeline.funnels["varied"].stages
 
 
 def test_diversity_comes_behind_the_ranker(pipeline):
@@ -139,7 +215,7 @@ def test_diversity_comes_behind_the_ranker(pipeline):
         tiny.dataset(), tiny.split().train, pipeline.bundle, [*funnel.sources]
     )
     making.place(funnel, CandidateRanker(columns, dict, ("relevance",), residual=False), "hand")
-    stages = pipeline.funnels.variant("default", diversity=0.5).stages
+    stages = pipeline.funnels.variant("default", is_diverse=True).stages
     kinds = [stage.kind for stage in stages]
     assert kinds.index("mmr") == kinds.index(Rank.kind) + 1
 
@@ -151,12 +227,16 @@ def test_context_that_nothing_reads_is_named(pipeline):
     pipeline.funnels["told"] = made
     told = pipeline.choices()["funnels"]["told"]["reads"]
     assert {"age", "gender", "search_text"} < {*told} and told == sorted(told)
-    assert pipeline.choices()["funnels"]["default"]["reads"] == []
+    assert pipeline.choices()["funnels"]["default"]["reads"] == ["history", "user_id"]
     asked = {"search_text": "war", "gender": "F", "devise": "phone"}
     assert one(pipeline, funnel="told", context=asked)["unread"] == ["devise"]
     assert one(pipeline, context=asked)["unread"] == ["devise", "gender", "search_text"]
     some = one(pipeline, funnel="told", context=asked, sources=["search", "popularity"])
     assert some["unread"] == ["devise", "gender"]
+    # Without a source that asks the query tower nothing reads what the tower reads.
+    alone = {"context": {"user_id": "7"}, "sources": ["ease"]}
+    assert one(pipeline, context=alone["context"])["unread"] == []
+    assert one(pipeline, **alone)["unread"] == ["user_id"]
 
 
 def test_stages_read_the_context_too(pipeline):
@@ -179,6 +259,8 @@ def test_stages_read_the_context_too(pipeline):
         ({"sources": [""]}, "sources"),
         ({"index": "scann"}, "index"),
         ({"index": "../hnsw"}, "index"),
+        ({"diversity": float("nan")}, "diversity"),
+        ({"diversity": 1.5}, "diversity"),
     ],
 )
 def test_choices_of_another_bundle_are_named(pipeline, chosen, field):

@@ -15,7 +15,7 @@ class Session:
 
     An event costs what the history encoder needs for it: sums for a mean, one step for a GRU, one
     token for a causal transformer. Past its window an encoder reads the window anew, once in
-    `stride` events (`towers/sequence.py`).
+    `stride` events (`towers/history/sequence.py`).
 
         session = Session(bundle, {"history": [["12", "7"]], ...})
         index.search(session.vector, 10)

@@ -37,10 +37,12 @@ class Requests:
             where nothing is known.
         objectives: Weights of a ranker's heads, name of a head -> `[num_requests]` floats; they may
             be negative. A request with NaN for every head gets the weights that the ranker has.
+        diversity: `[num_requests]` floats from 0 to 1, the weight of diversity in stages that
+            re-rank for it (`Mmr`, `Dpp`); NaN for the weight that the stage has. NaN by default.
 
     Raises:
-        ValueError: Columns of different lengths, negative keys, or a history whose times or ratings
-            have other offsets.
+        ValueError: Columns of different lengths, negative keys, a history whose times or ratings
+            have other offsets, or a weight of diversity outside of 0 and 1.
 
     >>> import pandas as pd
     >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
@@ -57,8 +59,13 @@ class Requests:
     time: np.ndarray
     context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     objectives: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    diversity: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.diversity is None:
+            object.__setattr__(self, "diversity", np.full(len(self.user_id), np.nan))
+        if (wrong := (self.diversity < 0) | (self.diversity > 1)).any():
+            raise ValueError(f"diversity must lie within 0 and 1; got {self.diversity[wrong][0]}.")
         for name, values in {**self._columns(), **self.context, **self.objectives}.items():
             if len(values) != len(self.user_id):
                 raise ValueError(f"{name} has {len(values)} rows for {len(self.user_id)} requests.")
@@ -84,6 +91,7 @@ class Requests:
         time: Sequence[int] | None = None,
         context: Mapping[str, Sequence[str]] | None = None,
         objectives: Mapping[str, Sequence[float]] | None = None,
+        diversity: Sequence[float] | None = None,
     ) -> "Requests":
         """Requests from ids of items. What was seen is excluded from the answers.
 
@@ -97,6 +105,7 @@ class Requests:
             time: Times of the requests in seconds; unknown by default.
             context: Further columns, name -> a string a request.
             objectives: Weights of a ranker's heads, name -> a number a request.
+            diversity: Weights of diversity, a number a request.
 
         Raises:
             ValueError: Ids that the catalogue does not have, columns of different lengths, or
@@ -128,6 +137,7 @@ class Requests:
             time=np.full(count, -1) if time is None else integers(time, "time"),
             context={name: np.array([*texts], object) for name, texts in (context or {}).items()},
             objectives={name: np.array(w, float) for name, w in (objectives or {}).items()},
+            diversity=np.full(count, np.nan) if diversity is None else np.array(diversity, float),
         )
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ class Sequences:
 
     Args:
         examples: The training rows. Their config has `sequence_length`, `hidden_share` and
-            `batch_size`, which here counts targets.
+            `batch_size`, which here counts events.
         is_causal: Whether the encoder's vector after p events depends on these alone, so that each
             prefix is a query for the next event. Otherwise the task is a cloze.
         is_cut: Whether events are cut into windows. Not for an encoder that reads whole histories
@@ -74,7 +74,7 @@ class Sequences:
         self.length = min(config.sequence_length, longest) if is_cut else longest
         if config.batch_size < self.length:
             raise ValueError(
-                f"batch_size counts targets, of which a window has up to {self.length}; got "
+                f"batch_size counts events, of which a window has up to {self.length}; got "
                 f"{config.batch_size}. Set it to {self.length} or more."
             )
 

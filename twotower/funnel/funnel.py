@@ -223,8 +223,8 @@ class Funnel:
             requests: One request or thousands.
             k: Length of the lists.
             deadlines: Whether the sources' deadlines hold.
-            sources: Names of the sources to ask, () for all. The others found nothing, for the
-                merge and the stages. Where the list is empty, the fallback is asked in any case.
+            sources: Names of the sources to ask, () for all. For the merge and the stages the
+                others found nothing. If the list is empty, the fallback is asked in any case.
 
         Raises:
             ValueError: `k` below 1, or a name that is none of the sources.
@@ -236,9 +236,11 @@ class Funnel:
             raise ValueError(f"sources are some of {[*self.sources]}; got {unknown}.")
         asked = {n: size for n, size in self._asked(k).items() if not sources or n in sources}
         found, missing = self._ask(asked, requests, deadlines)
-        if not found:
+        if not found and (not self.fallback or self.fallback in asked):
             raise NoSourceError(missing)
         answer = self.answer(requests, found, k, deadlines)
+        if not found and self.fallback in answer.missing:
+            raise NoSourceError(missing | answer.missing)
         return dataclasses.replace(answer, missing=missing | answer.missing)
 
     def answer(

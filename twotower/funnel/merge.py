@@ -120,9 +120,11 @@ class Quotas(Merge):
     A list as long as the sum of the quotas has the first quota_s items of every source s. If
     sources overlap, further items fill the list in the same proportion.
 
+    A source without a quota adds no items. But if no source with a quota found anything for a
+    request, the others fill its list in equal shares, such as the fallback of a funnel.
+
     Args:
-        quotas: Name of a source -> its number of items, positive. A source that is not named adds
-            none.
+        quotas: Name of a source -> its number of items, positive.
     """
 
     kind = "quotas"
@@ -143,6 +145,10 @@ class Quotas(Merge):
             if name in self.quotas:
                 share = -ranks.astype(np.float32) / np.float32(self.quotas[name])
                 np.maximum(scores, np.where(ranks > 0, share, -np.inf), out=scores)
+        left = np.flatnonzero(~np.isfinite(scores).any(1))
+        for ranks in pool.ranks:
+            share = np.where(ranks[left] > 0, -ranks[left].astype(np.float32), -np.inf)
+            scores[left] = np.maximum(scores[left], share)
         return scores
 
 

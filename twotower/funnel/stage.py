@@ -56,6 +56,7 @@ class Part(abc.ABC):
 
     Attributes:
         context: Columns of `Requests.context` that it reads itself; the query tower reads its own.
+        encodes: Whether it asks the query tower for the vectors of requests.
     """
 
     # Name of the class in `saving.KINDS` and in `funnel.json`.
@@ -66,6 +67,7 @@ class Part(abc.ABC):
     # dimension of one name has the same size in all of them.
     ARRAYS: ClassVar[tuple[str, ...]] = ()
     context: Sequence[str] = ()
+    encodes: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
         """The settings of this part, as JSON values."""

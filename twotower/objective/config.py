@@ -149,7 +149,7 @@ class TaskConfig:
             estimate (`frequency.py`).
         mask_known_positives: Do not use a user's other known positives as negatives. In next-item
             training over the whole catalogue this masks the items before the target; over the items
-            of a batch it also masks the later ones.
+            of a batch it also masks those after the target, up to the end of the window.
         margin: Of `triplet`, by how much s+ should exceed s_c; of `cosine_contrastive`, the cosine
             below which a negative costs nothing. Both are in units of the cosine, so these losses
             need temperature 1.

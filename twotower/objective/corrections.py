@@ -62,10 +62,10 @@ def column_log_weight(
 def hard_negative_weight(num_draws: tf.Tensor, correction: str) -> tf.Tensor:
     """The weight w of a hard negative, beside `num_draws` draws whose columns all rows share.
 
-    A hard negative counts as one item of the catalogue. Under `log_q_masked` the shared columns
-    together weigh as much as the catalogue has items, so one item weighs 1. Under `log_q` all
-    weights are `num_draws` times as large. Without a correction every draw weighs 1, and so does a
-    hard negative.
+    A hard negative counts as one item of the catalogue. Under `log_q_masked` the expected weight of
+    all shared columns is the number of items in the catalogue, so one item weighs 1. Under `log_q`
+    all weights are `num_draws` times as large. Without a correction every draw weighs 1, and so
+    does a hard negative.
 
     It could also count as one more draw, as where mined negatives are appended to a batch (Huang et
     al., KDD 2020, section 6.1). But then it would weigh as if the catalogue were full of such

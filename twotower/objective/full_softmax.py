@@ -23,8 +23,8 @@ def log_normaliser(
 
         d/dq = weight_q sum_c p_qc v_c,  d/dv_c = sum_q weight_q p_qc q,  p_qc = exp(q . v_c) / Z_q
 
-    This takes a few MB and a third of the time of TensorFlow's own operations, which would read and
-    write the whole matrix eight times.
+    This takes a few MB. TensorFlow's own operations would read and write the whole matrix eight
+    times.
 
     Args:
         queries: `[num_queries, dim]`, divided by the temperature.
@@ -83,7 +83,7 @@ def _log_normaliser(queries, items, weight, known):
 
 
 class FullSoftmax(RetrievalTask):
-    """`RetrievalTask` for loss `softmax` and negatives `catalogue`, in a third of the time.
+    """`RetrievalTask` for loss `softmax` and negatives `catalogue`, without the score matrix.
 
     >>> from twotower.objective.config import NegativesConfig, TaskConfig
     >>> config = TaskConfig(temperature=1.0, correction="none")
@@ -107,8 +107,9 @@ class FullSoftmax(RetrievalTask):
     ) -> tf.Tensor:
         """As `RetrievalTask.call`.
 
-        If several examples share a query and its known positives are masked, Z differs from example
-        to example, since each adds its positive. Then the matrix is computed after all.
+        If known positives are masked and `row` is given, so that several examples may share a
+        query, Z differs from example to example, since each adds its positive. Then the matrix is
+        computed after all.
         """
         if known is not None and row is not None:
             return super().call(

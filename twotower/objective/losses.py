@@ -171,7 +171,7 @@ def cosine_contrastive(
     negatives: tf.Tensor,
     log_weight: tf.Tensor,
     row: tf.Tensor | None = None,
-    margin: float = 0.4,
+    margin: float = 0.2,
     ratio: float = 1.0,
 ) -> tf.Tensor:
     """l = 1 - s+ + ratio * mean_c max(0, s_c - margin) (SimpleX, CIKM 2021, equation 1).

@@ -205,8 +205,9 @@ class Negatives(tf.Module):
     def draw(self, targets: Targets, correction: str) -> dict[str, Columns]:
         """The columns of each pool without their vectors, name -> columns.
 
-        Under `log_q_masked` the weights of one pool add up to the size of the catalogue. The
-        weights of several pools are therefore averaged, in proportion to their draws.
+        Under `log_q_masked` the expected sum of the weights of one pool is the size of the
+        catalogue. The weights of several pools are therefore averaged, in proportion to their
+        draws.
         """
         if "catalogue" in self.config.negatives:
             return {"catalogue": Columns(tf.constant(self.keys), tf.zeros([len(self.keys)]))}

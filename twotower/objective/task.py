@@ -1,8 +1,8 @@
 """The retrieval task: from the vectors of queries and items to the loss, as one layer.
 
-`RetrievalTask` takes the role of `tfrs.tasks.Retrieval` in a `tfrs.Model`. Wherever that task can
-express a loss, this one gives the same value; `tfrs_task.py` has the plain model, and its test
-compares the two. `RetrievalTask` scores each distinct query and each distinct item of a batch once.
+`RetrievalTask` takes the role of `tfrs.tasks.Retrieval` in a `tfrs.Model`. Over the columns of the
+batch it gives the same loss; `tfrs_task.py` has the plain model, and its test compares the two.
+`RetrievalTask` scores each distinct query and each distinct item of a batch once.
 """
 
 import math
@@ -154,11 +154,13 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _log_weight_of_hits(
         self, keys: tf.Tensor, log_weight: tf.Tensor, item: tf.Tensor
     ) -> tf.Tensor:
-        """The log weight of a column whose item is the example's item (a hit), `[num_columns]`.
+        """The log weight of a column whose item is the example's item (a hit), in the shape of
+        `log_weight`.
 
         As in `tfrs.tasks.Retrieval`, the other n - 1 copies of the item in the batch are negatives,
-        unless hits are masked. (Time-dependent items have a column for each of the n copies. Then
-        each of them has (n - 1) / n of its weight, which differs only as far as their ages do.)
+        unless hits are masked. (Time-dependent items have a column for each of the n copies. Each
+        of them then gets (n - 1) / n of its weight. The sum is right; what differs is the vector of
+        a copy, by its age.)
         """
         hits_are_negatives = self.negatives.negatives == ("batch",)
         if self.config.correction == "log_q_masked" or not hits_are_negatives:

@@ -13,7 +13,8 @@ query and item once, gives the same loss and the same gradients, and can do more
 | accidental hits masked                                        | `candidate_ids`                |
 | `log_q_masked`                                                | no: it corrects s+, too        |
 | `num_hardest`                                                 | `num_hard_negatives` of copies |
-| uniform, popularity, memory, catalogue, mined, impressions    | no                             |
+| uniform, popularity, memory                                   | more rows of candidates        |
+| catalogue, mined, impressions                                 | no                             |
 """
 
 from collections.abc import Mapping

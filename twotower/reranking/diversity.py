@@ -8,7 +8,6 @@ the items chosen before; `weight` trades accuracy for diversity. Items are compa
 by the model's vectors (similarity.py).
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -31,7 +30,8 @@ class Varied(Greedy):
     """Base class of `Mmr` and `Dpp`: settings, and the similarity of items.
 
     Args:
-        weight: From 0, which keeps the order, to 1, which considers only diversity.
+        weight: From 0, which keeps the order, to 1, which considers only diversity. A request may
+            have another one (`Requests.diversity`).
         length: Number of positions to re-rank; the other items follow in their old order.
         window: The next item is compared with this many of the last items; 0 for all.
         tags: `[num_items, num_tags]` 1 where an item has a tag, else 0. None or an empty table
@@ -75,15 +75,10 @@ class Varied(Greedy):
         """Items are compared by the model's vectors."""
         return cls(weight, **settings, model=model)
 
-    def with_weight(self, weight: float) -> Self:
-        """The same stage with another weight.
-
-        Raises:
-            ValueError: One outside of 0 and 1.
-        """
-        changed = copy.copy(self)
-        changed.weight = check_weight(weight)
-        return changed
+    def weights(self, requests: Requests) -> np.ndarray:
+        """The weight of each request, `[num_requests, 1]`."""
+        asked = requests.diversity
+        return np.where(np.isnan(asked), self.weight, asked)[:, None]
 
     @classmethod
     def restore(
@@ -108,13 +103,15 @@ class Mmr(Varied):
 
     def gains(self, requests: Requests, candidates: Candidates) -> Gains:
         similar = self._similarity.among(candidates.keys)
-        return _Marginal(relevance(candidates), similar, self.weight, self.window)
+        return _Marginal(relevance(candidates), similar, self.weights(requests), self.window)
 
 
 class _Marginal(Gains):
-    def __init__(self, relevant: np.ndarray, similar: ToColumn, weight: float, window: int) -> None:
-        self._relevant, self._similar = (1 - weight) * relevant, similar
-        self._weight, self._window = weight, window
+    def __init__(
+        self, relevant: np.ndarray, similar: ToColumn, weight: np.ndarray, window: int
+    ) -> None:
+        self._relevant, self._similar = np.float32(1 - weight) * relevant, similar
+        self._weight, self._window = np.float32(weight), window
         self._last: list[np.ndarray] = []  # similarities to the items of the window
         self._most = np.zeros_like(relevant)
 
@@ -148,7 +145,7 @@ class Dpp(Varied):
 
     def gains(self, requests: Requests, candidates: Candidates) -> Gains:
         similar = self._similarity.among(candidates.keys)
-        return _Determinant(relevance(candidates), similar, self.weight, self.window)
+        return _Determinant(relevance(candidates), similar, self.weights(requests), self.window)
 
 
 class _Determinant(Gains):
@@ -157,9 +154,11 @@ class _Determinant(Gains):
     The squared length of column i is 1 - ratio(i).
     """
 
-    def __init__(self, relevant: np.ndarray, similar: ToColumn, weight: float, window: int) -> None:
-        self._relevant, self._similar = (1 - weight) * relevant, similar
-        self._weight, self._window = weight, window
+    def __init__(
+        self, relevant: np.ndarray, similar: ToColumn, weight: np.ndarray, window: int
+    ) -> None:
+        self._relevant, self._similar = np.float32(1 - weight) * relevant, similar
+        self._weight, self._window = np.float32(weight), window
         self._rows = np.arange(len(relevant))
         self._chosen = np.zeros((len(relevant), 0), np.int64)  # the columns of the window's items
         self._factor = np.zeros((len(relevant), 0, relevant.shape[1]), relevant.dtype)

@@ -135,6 +135,7 @@ def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
             )
             for head in heads
         },
+        diversity=np.array([np.nan if a.diversity is None else a.diversity for a in asks], float),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from twotower.data.catalogue import Catalogue
 from twotower.funnel.filters import Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
@@ -14,20 +15,26 @@ from twotower.ranking.stage import Rank
 from twotower.reranking.diversity import Mmr, Varied
 from twotower.reranking.similarity import genre_table
 from twotower.serving.asks import Ask, FieldError
+from twotower.serving.schemas import MAX_K
 from twotower.serving.served_bundle import ServedBundle
 
 # The funnel of the two-tower source alone, which every service has.
 TWO_TOWER = "two_tower"
 
 
+# Candidates among which diversity chooses, of a source that is otherwise asked for no more than the
+# list has. As many as the longest list, so that no answer depends on the others of its batch.
+AMONG = MAX_K
+
+
 class Funnels(dict[str, Funnel]):
     """The funnels of a bundle by name, and variants of them that a request chooses.
 
-    A variant searches another index, or has another weight of diversity. It shares all other parts
-    with its funnel.
+    A variant searches another index, or re-ranks for diversity. It shares all other parts with its
+    funnel.
 
         funnels = Funnels(ServedBundle("W/bundle"), deadline=0.1)
-        funnels.variant("default", index="exact", diversity=0.3).recommend(requests, k=10)
+        funnels.variant("default", index="exact").recommend(requests, k=10)
 
     Args:
         bundle: Whose funnels they are.
@@ -51,54 +58,72 @@ class Funnels(dict[str, Funnel]):
                 }
         self.default = "default" if "default" in self else TWO_TOWER
         self._bundle = bundle
-        has_genres = "genres" in bundle.catalogue.items
-        tags = genre_table(bundle.catalogue) if has_genres else None
-        self._mmr = Mmr(0.0, tags=tags, model=bundle)
+        self._inputs = [spec["name"] for spec in bundle.manifest["query_inputs"]]
         self._searching: dict[tuple[str, str], dict[str, Inlet]] = {}
+        self._mmr: tuple[Catalogue, Mmr] | None = None  # for the items of this catalogue
 
-    def variant(self, name: str, index: str = "", diversity: float | None = None) -> Funnel:
+    def variant(self, name: str, index: str = "", is_diverse: bool = False) -> Funnel:
         """A funnel with the choices of a request.
 
         Args:
             name: The funnel's.
             index: What its sources of vectors search; their own if empty.
-            diversity: Weight of diversity, from 0 to 1; the funnel's own by default. A funnel that
-                does not re-rank for diversity gets maximal marginal relevance behind its ranker, by
-                genres, or by vectors where the items have no genres.
+            is_diverse: Whether it must re-rank for diversity, by `Requests.diversity`. A funnel
+                that does not gets maximal marginal relevance behind its ranker: by genres, or by
+                vectors where the items have no genres.
+
+        Raises:
+            IndexCallError: The index cannot be opened.
         """
         funnel = self[name]
-        if not index and diversity is None:
+        if not index and not is_diverse:
             return funnel
-        sources = self._with_index(name, index) if index else funnel.sources
-        stages = funnel.stages if diversity is None else self._with_diversity(name, diversity)
+        sources, stages = dict(funnel.sources), funnel.stages
+        if index and self._searches(name):
+            sources |= self._with_index(name, index)
+        if is_diverse:
+            stages = self._with_diversity(stages)
+            sources = {
+                source: dataclasses.replace(inlet, k=inlet.k or AMONG)
+                for source, inlet in sources.items()
+            }
         return funnel.with_parts(sources, stages)
 
     def _with_index(self, name: str, index: str) -> dict[str, Inlet]:
+        """The sources of vectors, which search another index."""
+        self._bundle.named(index)  # opened, or an error that a client may read
         if (name, index) not in self._searching:
-            sources = dict(self[name].sources)
+            found = {}
             for source in self._searches(name):
-                inlet = sources[source]
+                inlet = self[name].sources[source]
                 settings = {**inlet.source.settings(), "index": index}
                 part = type(inlet.source).restore(settings, inlet.source.arrays(), self._bundle)
-                sources[source] = dataclasses.replace(inlet, source=part)
-            self._searching[name, index] = sources
+                found[source] = dataclasses.replace(inlet, source=part)
+            self._searching[name, index] = found
         return self._searching[name, index]
 
-    def _with_diversity(self, name: str, weight: float) -> list[Stage]:
-        stages = self[name].stages
+    def _with_diversity(self, stages: list[Stage]) -> list[Stage]:
         if any(isinstance(stage, Varied) for stage in stages):
-            return [s.with_weight(weight) if isinstance(s, Varied) else s for s in stages]
+            return stages
         # Behind the ranker, or the filters that come first. Slots and limits follow.
         ranks = [number for number, stage in enumerate(stages) if isinstance(stage, Rank)]
         first = int(bool(stages) and isinstance(stages[0], Filters))
         place = ranks[-1] + 1 if ranks else first
-        return [*stages[:place], self._mmr.with_weight(weight), *stages[place:]]
+        return [*stages[:place], self._relevance(), *stages[place:]]
+
+    def _relevance(self) -> Mmr:
+        """Maximal marginal relevance, which knows the genres of added items, too."""
+        items = self._bundle.items_now
+        if self._mmr is None or self._mmr[0] is not items:
+            tags = genre_table(items) if "genres" in items.items else None
+            self._mmr = items, Mmr(0.0, tags=tags, model=self._bundle)
+        return self._mmr[1]
 
     def check(self, ask: Ask) -> str:
         """The name of the funnel that a request asks.
 
         Raises:
-            FieldError: A funnel, index, source or objective that this bundle does not have.
+            FieldError: A funnel, index, source, weight or objective that this bundle does not have.
         """
         name = ask.funnel or self.default
         if name not in self:
@@ -108,6 +133,8 @@ class Funnels(dict[str, Funnel]):
         sources = self[name].sources
         if unknown := [source for source in ask.sources if source not in sources]:
             raise FieldError("sources", f"this funnel has the sources {[*sources]}; got {unknown}")
+        if ask.diversity is not None and not 0 <= ask.diversity <= 1:
+            raise FieldError("diversity", f"expected a number from 0 to 1; got {ask.diversity}")
         known = self.objectives(name)
         if ask.objective_weights.keys() - known:
             raise FieldError("objective_weights", f"this funnel has the objectives {sorted(known)}")
@@ -118,16 +145,23 @@ class Funnels(dict[str, Funnel]):
                 raise FieldError("objective_weights", str(error)) from error
         return name
 
+    def asks_for_k(self, name: str) -> bool:
+        """Whether a source is asked for as many candidates as the list has, so that requests for
+        lists of different lengths cannot share a batch."""
+        return any(inlet.k is None for inlet in self[name].sources.values())
+
     def objectives(self, name: str) -> set[str]:
         """What the ranking of a funnel weighs; empty for funnels without one."""
         ranks = [stage for stage in self[name].stages if isinstance(stage, Rank)]
         return {head for stage in ranks for head in stage.ranker.heads}
 
     def reads(self, name: str, sources: Sequence[str] = ()) -> set[str]:
-        """Names of the context that a funnel's stages and sources read, all sources or some."""
+        """Names of what a funnel reads of a request, with all its sources or some: what its query
+        tower reads, and columns of the context that its sources and stages read themselves."""
         inlets = self[name].sources
         parts = [inlets[source].source for source in sources or inlets] + self[name].stages
-        return {column for part in parts for column in part.context}
+        inputs = self._inputs if any(part.encodes for part in parts) else []
+        return {*inputs, *(column for part in parts for column in part.context)}
 
     def _searches(self, name: str) -> list[str]:
         """The sources of a funnel that search an index of the bundle."""

@@ -140,14 +140,20 @@ class Pipeline:
             try:
                 name = self.funnels.check(ask)
                 rows[number] = row_of(ask, catalogue, self._num_exported, removed)
-                choice = name, ask.index, ask.diversity, tuple(sorted({*ask.sources}))
+                k = ask.k if self.funnels.asks_for_k(name) else 0
+                is_diverse = ask.diversity is not None
+                choice = name, ask.index, is_diverse, tuple(sorted({*ask.sources})), k
                 alike.setdefault(choice, []).append(number)
             except ValueError as error:
                 answers[number] = error
-        for (name, index, diversity, _), numbers in alike.items():
-            funnel = self.funnels.variant(name, index, diversity)
+        for (name, index, is_diverse, *_), numbers in alike.items():
             some, of_some = [asks[n] for n in numbers], [rows[n] for n in numbers]
-            found = self._ask(name, funnel, some, of_some, deadlines)
+            try:
+                funnel = self.funnels.variant(name, index, is_diverse)
+            except IndexCallError as error:
+                found: list[Any] = [error] * len(some)
+            else:
+                found = self._ask(name, funnel, some, of_some, deadlines)
             for number, answer in zip(numbers, found):
                 answers[number] = answer
         return answers
@@ -220,9 +226,7 @@ class Pipeline:
         """Names of a request's context that neither the query tower nor the funnel reads."""
         if not ask.context:
             return []
-        return sorted(
-            ask.context.keys() - {*self._inputs} - self.funnels.reads(funnel, ask.sources)
-        )
+        return sorted(ask.context.keys() - self.funnels.reads(funnel, ask.sources))
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""

@@ -126,7 +126,7 @@ class Recommend(Request):
     funnel: Annotated[str, Field(max_length=64)] = Field(
         "", description="Name of a funnel of the bundle; the service's default if empty."
     )
-    sources: Annotated[list[Name], Field(max_length=32)] = Field(
+    sources: Annotated[list[Id], Field(max_length=MAX_ROWS)] = Field(
         default_factory=list,
         description="Sources of the funnel to ask; all if empty. Where they find nothing, the "
         "funnel's fallback answers.",

@@ -1,6 +1,7 @@
 """ServedBundle: a bundle whose indexes are loaded once, with the items that came and went since."""
 
 import functools
+import logging
 import pathlib
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.manifest import BundleError
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
 from twotower.data.inputs import ItemInputs
@@ -18,7 +20,10 @@ from twotower.retrieval.base import Retriever
 from twotower.retrieval.vectors import KeyedVectors
 from twotower.serving.answers import Cards
 from twotower.serving.asks import FieldError
+from twotower.serving.index_client import IndexCallError
 from twotower.towers.signatures import direct
+
+LOG = logging.getLogger("twotower.serving")
 
 
 class ServedBundle(Bundle):
@@ -53,18 +58,25 @@ class ServedBundle(Bundle):
         # an index lacks that is opened later.
         self._changed: dict[int, np.ndarray | None] = {}
         self._changing = threading.Lock()
+        self._opening = threading.Lock()
+        self._index_names = ["exact", *self.indexes]
         self.retriever(self.index)
 
     def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
         """The index `name` with all changes of items, the same object at each call; see
         `Bundle.retriever`."""
-        if name not in self._retrievers:
-            with self._changing:
-                if name not in self._retrievers:
+        if not self.has_open(name):
+            with self._opening:
+                if not self.has_open(name):
                     retriever = self._open_index(name, allowed_uris)
-                    self._update(retriever, self._changed)
-                    self._retrievers[name] = retriever
+                    with self._changing:
+                        self._update(retriever, self._changed)
+                        self._retrievers[name] = retriever
         return self._retrievers[name]
+
+    def has_open(self, name: str) -> bool:
+        """Whether an index is loaded."""
+        return name in self._retrievers
 
     def _open_index(self, name: str, allowed_uris: Collection[str]) -> Retriever:
         return super().retriever(name, allowed_uris)
@@ -85,8 +97,14 @@ class ServedBundle(Bundle):
 
         Raises:
             FieldError: There is none of this name.
+            IndexCallError: It cannot be opened; the log says why.
         """
-        return self.retriever(self.require_index(index or self.index))
+        name = self.require_index(index or self.index)
+        try:
+            return self.retriever(name)
+        except BundleError as error:
+            LOG.error("the index %s cannot be opened: %s", name, error)
+            raise IndexCallError(f"the index {name} cannot be opened; ask another one") from error
 
     def require_index(self, name: str) -> str:
         """The name of an index of this bundle.
@@ -94,8 +112,8 @@ class ServedBundle(Bundle):
         Raises:
             FieldError: There is none of this name.
         """
-        if name not in (names := ["exact", *self.indexes]):
-            raise FieldError("index", f"expected one of {names}")
+        if name not in self._index_names:
+            raise FieldError("index", f"expected one of {self._index_names}")
         return name
 
     def search(

@@ -8,7 +8,6 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twotower.funnel.funnel import Answer
@@ -26,6 +25,7 @@ from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
 from twotower.serving.pipeline import Encoded, Pipeline
 from twotower.serving.registry import Registry
+from twotower.serving.served_bundle import ServedBundle
 from twotower.serving.sessions import Deed, Session, Sessions
 from twotower.serving.store import MemoryStore, Store, StoreError
 
@@ -109,6 +109,7 @@ class Service:
         # Changes of items and deploys, one after another; and everything else that takes long.
         self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
         self._others = concurrent.futures.ThreadPoolExecutor(2, "others")
+        self._opener = concurrent.futures.ThreadPoolExecutor(1, "opener")
         self._follower: asyncio.Task | None = None
 
     @property
@@ -125,11 +126,27 @@ class Service:
             FieldError: A value that does not fit the live bundle.
             LateError: The deadline has passed.
         """
-        if body.index:  # where nothing waits while it is opened for the first time
-            number = self.live.number_of(body.user_id, body.version)
-            await self._elsewhere(partial(self.live.pipelines[number].bundle.named, body.index))
         span = None if self.tracing is None else self.tracing.current()
-        return await self._in_time(self._batcher.submit((body, span)))
+        live = self.live
+        bundle = live.pipelines[live.number_of(body.user_id, body.version)].bundle
+
+        async def answer() -> dict[str, Any]:
+            await self._open(bundle, body.index)
+            return await self._batcher.submit((body, span))
+
+        return await self._in_time(answer() if body.index else self._batcher.submit((body, span)))
+
+    async def _open(self, bundle: ServedBundle, index: str) -> None:
+        """Opens an index that nobody has asked for so far, in a thread of its own: only those who
+        ask for it wait.
+
+        Raises:
+            FieldError: The bundle has no such index.
+            IndexCallError: It cannot be opened.
+        """
+        if index and not bundle.has_open(bundle.require_index(index)):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._opener, bundle.named, index)
 
     def _recommend(
         self, asked: Sequence[tuple[schemas.Recommend, Any]]
@@ -218,6 +235,8 @@ class Service:
             live = self.live.pipelines[0].model_version
             raise FieldError("model_version", f"the index holds vectors of {live}; embed again")
 
+        await self._in_time(self._open(pipeline.bundle, body.index))
+
         def search() -> dict[str, Any]:
             vectors = pipeline.bundle.as_vectors(body.vectors)
             rows = pipeline.bundle.search(vectors, body.k, body.exclude, body.index)
@@ -241,6 +260,7 @@ class Service:
     async def similar(self, body: schemas.Similar) -> dict[str, Any]:
         """The answer of `POST /similar`."""
         pipeline = self.live.pipelines[0]
+        await self._in_time(self._open(pipeline.bundle, body.index))
 
         def similar() -> dict[str, Any]:
             items = pipeline.bundle.similar(body.item_id, body.k, body.index)
@@ -444,7 +464,7 @@ class Service:
             self._follower.cancel()
         self._batcher.close()
         self._events.close()
-        for pool in (self._changes, self._others):
+        for pool in (self._changes, self._others, self._opener):
             pool.shutdown(wait=True)
         self.event_log.close()
         self.journal.close()

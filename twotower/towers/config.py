@@ -85,8 +85,7 @@ class QueryConfig(DenseConfig):
     Attributes:
         features: `history`, `time` (hour and weekday of the request), `search_text`, `device`,
             `country`, and columns of `Dataset.users` (`user_id`, demographics). The default is the
-            history alone. On MovieLens 1M a user id beside it memorises the training rows and costs
-            recall; and a tower without user ids also serves users who are new.
+            history alone: a tower without user ids also serves users who are new.
         user_dim: Length of the user id's vector.
         category_dim: Length of the vector of a demographic, a device, an hour or a weekday; a
             search text has four times this length.

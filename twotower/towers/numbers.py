@@ -15,7 +15,8 @@ class Number(Feature):
 
     With quantiles b_0 < ... < b_T of the training values, component t is
     clip((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1): 1 for bins below x, 0 for bins above x, and a
-    fraction for the bin of x. Infinite values lie before the first bin or after the last. One more
+    fraction for the bin of x. Unlike in the paper, the first and the last bin are clipped, too.
+    Infinite values lie before the first bin or after the last. One more
     component is a flag for a missing value. There are no weights. A heavy tail needs no logarithm,
     because all bins hold the same number of values.
 

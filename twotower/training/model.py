@@ -197,8 +197,9 @@ class TwoTowerModel(tfrs.Model):
 
         For sequences over the whole catalogue these are the items of the user's events before the
         target; later items are negatives like any other. For sequences over the items of a batch
-        they are the items of all events of the user. The later ones are in the batch for certain,
-        since they are targets of the same sequence, but log-Q would weigh them as chance draws.
+        they are the items of all the user's events up to the end of the window. Those after the
+        target are in the batch for certain, since they are targets of the same sequence, but log-Q
+        would weigh them as chance draws.
         """
         if not self.config.mask_known_positives:
             return None
@@ -212,9 +213,8 @@ class TwoTowerModel(tfrs.Model):
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One training step; returns the logs.
 
-        Keras starts one more step after the last batch, and learns there that the epoch has ended.
-        The control dependencies make that step do nothing. Without them, operations that need no
-        gradient (the count of steps, weight decay) could run in it.
+        Keras learns that an epoch has ended by starting one more step. The control dependencies
+        keep that empty step from changing any state, such as the count of steps.
         """
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             logs = super().train_step(batch)

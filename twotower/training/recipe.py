@@ -228,7 +228,7 @@ PARTS = dataclasses.fields(Recipe)
 
 
 def _history(query: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the history in a query's JSON. Recipes of version 0.1.0 had them all in the
+    """The fields of the history in a query's JSON. Older recipes had them all in the
     query, as `history_dim`, with "" for an encoder's default; they are taken out of it."""
     if isinstance(query["history"], dict):
         return query["history"]

@@ -36,6 +36,7 @@ class Diverse(Source):
     """
 
     kind = "diverse"
+    encodes = True
     SETTINGS = ("nearest",)
     ARRAYS = ("centroids float [num_clusters, dim]", "cluster int [num_items]")
 

@@ -29,6 +29,7 @@ class Fresh(Source):
     """
 
     kind = "fresh"
+    encodes = True
     ARRAYS = ("keys int [num_fresh]",)
 
     def __init__(self, model: Model, keys: np.ndarray) -> None:

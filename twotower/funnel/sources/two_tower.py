@@ -25,6 +25,7 @@ class TwoTower(Source):
     """
 
     kind = "two_tower"
+    encodes = True
     SETTINGS = ("index",)
 
     def __init__(self, model: Model, index: str = "exact") -> None:

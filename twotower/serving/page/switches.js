@@ -9,14 +9,17 @@ const WIDE = matchMedia("(min-width: 48rem)").matches;
 
 export function Switches({ state, change, cards, choices }) {
   const funnels = choices?.funnels ?? {};
-  const funnel = funnels[state.funnel || choices?.default_funnel];
+  const name = state.funnel || choices?.default_funnel;
+  const funnel = Object.hasOwn(funnels, name) ? funnels[name] : null;
+  const indexes = [...new Set([...(choices?.indexes ?? []), state.index])].filter(Boolean);
   const objectives = funnel?.objectives ?? [];
-  const sources = funnel?.sources ?? [];
+  // With those of an address that this funnel does not have: a reader can take them out.
+  const sources = [...new Set([...(funnel?.sources ?? []), ...state.sources])];
   const asked = state.sources.length ? state.sources : sources;
-  const pick = (name) => (event) => change({ [name]: event.target.value });
+  const pick = (field) => (event) => change({ [field]: event.target.value });
   // All of them are no choice, so that a link asks for sources that come later, too.
-  const ask = (name) => (event) => {
-    const wanted = sources.filter((s) => (s === name ? event.target.checked : asked.includes(s)));
+  const ask = (source) => (event) => {
+    const wanted = sources.filter((s) => (s === source ? event.target.checked : asked.includes(s)));
     change({ sources: wanted.length === sources.length ? [] : wanted });
   };
   const weigh = (name) => (event) =>
@@ -27,7 +30,7 @@ export function Switches({ state, change, cards, choices }) {
         <summary><h2 id="switches">Switches</h2></summary>
         <div class="fields">
           <label>Funnel
-            <select value=${state.funnel || choices?.default_funnel} onChange=${(e) => change({ ...OF_FUNNEL, funnel: e.target.value })}>
+            <select value=${name} onChange=${(e) => change({ ...OF_FUNNEL, funnel: e.target.value })}>
               ${Object.entries(funnels).map(([name, { sources }]) => html`
                 <option key=${name} value=${name}>${name}: ${sources.join(", ")}</option>`)}
             </select>
@@ -39,11 +42,13 @@ export function Switches({ state, change, cards, choices }) {
             <input type="range" min="0" max="1" step="0.05" value=${state.diversity === "" ? funnel?.diversity ?? 0 : state.diversity}
               onChange=${(e) => change({ diversity: Number(e.target.value) })} />
           </label>
-          ${funnel?.searches.length > 0 && html`
-            <label>Index of ${funnel.searches.join(", ")}
+          ${state.diversity !== "" && html`
+            <button type="button" onClick=${() => change({ diversity: "" })}>Diversity as exported</button>`}
+          ${(funnel?.searches.length > 0 || state.index) && html`
+            <label>Index ${funnel?.searches.length > 0 ? `of ${funnel.searches.join(", ")}` : "that no source of this funnel searches"}
               <select value=${state.index} onChange=${pick("index")}>
                 <option value="">as exported</option>
-                ${choices.indexes.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}
+                ${indexes.map((index) => html`<option key=${index} value=${index}>${index}</option>`)}
               </select>
             </label>`}
           ${choices?.genres.length > 0 && html`
@@ -53,7 +58,7 @@ export function Switches({ state, change, cards, choices }) {
                 ${choices.genres.map((genre) => html`<option key=${genre} value=${genre}>${genre}</option>`)}
               </select>
             </label>`}
-          ${(choices?.inputs.includes("search_text") || funnel?.reads.includes("search_text")) && html`
+          ${funnel?.reads.includes("search_text") && html`
             <label>Search text
               <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
             </label>`}
@@ -61,10 +66,10 @@ export function Switches({ state, change, cards, choices }) {
         ${sources.length > 1 && html`
           <fieldset>
             <legend>Sources that are asked</legend>
-            ${sources.map((name) => html`
-              <label key=${name} class="check">
-                <input type="checkbox" checked=${asked.includes(name)} disabled=${asked.length === 1 && asked.includes(name)} onChange=${ask(name)} />
-                ${name}
+            ${sources.map((source) => html`
+              <label key=${source} class="check">
+                <input type="checkbox" checked=${asked.includes(source)} disabled=${asked.length === 1 && asked.includes(source)} onChange=${ask(source)} />
+                ${source}
               </label>`)}
           </fieldset>`}
         ${objectives.length > 1 && html`

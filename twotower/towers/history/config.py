@@ -149,7 +149,8 @@ class TransformerConfig(BlocksConfig):
 
     Attributes:
         time_bias: Add a bias for the time between two events to the attention, in buckets that
-            double (as in HSTU; Zhai et al., ICML 2024, section 3.1). `hstu` always does.
+            double (after HSTU, whose buckets are finer; Zhai et al., ICML 2024, section 3.1).
+            `hstu` always does.
     """
 
     encoder: str = dataclasses.field(default="transformer", init=False, repr=False)
