@@ -35,7 +35,7 @@ from twotower.towers.query import QueryConfig
 from twotower.training.defaults import describe, recipe_for
 from twotower.training.fitting import fit
 from twotower.training.recipe import FitConfig, Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "Or movielens/100k, ..., or tables.")

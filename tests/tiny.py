@@ -20,7 +20,7 @@ from twotower.towers.history.config import MeanConfig
 from twotower.towers.item import ItemConfig
 from twotower.towers.query import QueryConfig
 from twotower.training.recipe import PARTS, FitConfig, Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

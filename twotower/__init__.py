@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` fi
     from twotower.training.model import TwoTowerModel as TwoTowerModel
     from twotower.training.recipe import FitConfig as FitConfig
     from twotower.training.recipe import Recipe as Recipe
-    from twotower.training.trainer import Training as Training
+    from twotower.training.training import Training as Training
 
 
 __version__ = "0.1.0"
@@ -82,7 +82,7 @@ _PUBLIC = {
     "Split": "twotower.data.splits",
     "TaskConfig": "twotower.objective.task",
     "Trainer": "twotower.trainer",
-    "Training": "twotower.training.trainer",
+    "Training": "twotower.training.training",
     "TwoTowerModel": "twotower.training.model",
     "add_index": "twotower.bundle.export",
     "evaluate": "twotower.evaluation.evaluate",

@@ -21,7 +21,7 @@ from twotower.training.checkpoints import FitResult
 from twotower.training.defaults import recipe_for
 from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 class Trainer:

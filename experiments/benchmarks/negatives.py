@@ -19,7 +19,7 @@ from twotower.bundle.provenance import provenance, write_result
 from twotower.data import load_dataset, splits
 from twotower.tf import tf
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 # Name -> what differs from the default recipe, by part.
 VARIANTS = {

@@ -28,7 +28,7 @@ from twotower.tf import tf, tfrs
 from twotower.training.batch import Batch
 from twotower.training.fitting import make_optimizer
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

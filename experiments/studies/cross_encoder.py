@@ -27,7 +27,7 @@ from twotower.tf import tf
 from twotower.training import flags as recipe_flags
 from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "movielens/1m", "movielens/1m, movielens/100k, synthetic, tables.")

@@ -10,7 +10,7 @@ from twotower.bundle import export as exporting
 from twotower.bundle.export import add_index, export
 from twotower.retrieval.backends.scann_index import available
 from twotower.retrieval.build import IndexConfig
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @pytest.fixture(scope="session")

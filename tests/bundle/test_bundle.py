@@ -13,7 +13,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
 from twotower.bundle.weights import warm_start
 from twotower.data.splits import make_split
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 PLAIN = """
 import json, sys, os

@@ -21,7 +21,7 @@ from twotower.funnel.merge import ReciprocalRank, WeightedSum
 from twotower.funnel.sources.fresh import Fresh
 from twotower.funnel.stage import Source
 from twotower.retrieval.candidates import Candidates
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 CONFIG = FunnelConfig(parse_sources(["two_tower:50", "ease:40", "context:30", "popularity:60"]))
 

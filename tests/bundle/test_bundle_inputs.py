@@ -12,7 +12,7 @@ from twotower.bundle.inputs import as_type
 from twotower.bundle.session import Session
 from twotower.data.splits import make_split
 from twotower.retrieval.backends import scann_index
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @pytest.mark.parametrize(

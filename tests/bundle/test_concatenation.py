@@ -14,7 +14,7 @@ from twotower.data.inputs import QueryInputs
 from twotower.evaluation.evaluate import evaluate
 from twotower.retrieval.build import IndexConfig
 from twotower.tf import tf
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def bundle_of(folder, seed: int, protocol: str = "random", **parts) -> Bundle:

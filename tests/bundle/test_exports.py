@@ -7,7 +7,7 @@ import tiny
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def test_vectors_that_are_not_finite_are_not_exported(training, tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ import tiny
 import numpy as np
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 exporting.scann_index.available = lambda: False  # as other SavedModels, and slow
 
 def exports(folder):

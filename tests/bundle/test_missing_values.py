@@ -13,7 +13,7 @@ from twotower.tf import tf
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Id, Tags, Tokens
 from twotower.towers.numbers import Clock, Number, Vector
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 DIM, NAN = 8, float("nan")
 FEATURES = {  # kind: feature, a value, the missing one

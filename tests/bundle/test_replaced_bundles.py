@@ -18,7 +18,7 @@ from twotower.bundle.weights import warm_start
 from twotower.live.pair import Pair
 from twotower.retrieval import build
 from twotower.retrieval.build import IndexConfig
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 PARTS = {
     "query_tower": lambda bundle: bundle.query_tower,

@@ -15,7 +15,7 @@ from twotower.data.inputs import QueryInputs
 from twotower.evaluation.evaluate import evaluate
 from twotower.tf import tf
 from twotower.towers.signatures import direct
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 SEQUENTIAL = tiny.recipe(
     query={

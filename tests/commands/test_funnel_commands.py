@@ -7,7 +7,7 @@ import tiny
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 SCRIPTS = tiny.ROOT / "experiments"
 SOURCES = "two_tower:100,ease:60,popularity:50"

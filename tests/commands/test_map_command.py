@@ -12,7 +12,7 @@ from twotower.commands.build_map import chosen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.popularity import Popularity
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 SCRIPT = tiny.ROOT / "experiments" / "build_map.py"
 

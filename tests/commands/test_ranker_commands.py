@@ -8,7 +8,7 @@ import tiny
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
 from twotower.funnel.making import FunnelConfig, make_funnel
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 SCRIPTS = tiny.ROOT / "experiments"
 QUICK = ("--folds=2", "--epochs=1", "--hidden=8", "--candidates=30")

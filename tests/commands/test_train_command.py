@@ -14,7 +14,7 @@ from twotower.bundle.manifest import LINEAGE, read_manifest, write_manifest
 from twotower.bundle.weights import warm_start
 from twotower.commands.train import next_steps
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def test_train_writes_validation_figures_only(workdir):

@@ -7,7 +7,7 @@ from asked import asked, equal
 
 from twotower.data.examples import Examples, ExamplesConfig
 from twotower.data.splits import make_split
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @pytest.mark.parametrize("protocol", ["loo", "random"])

@@ -17,7 +17,7 @@ from twotower.data.inputs import DAY, ItemInputs
 from twotower.data.splits import PARTS, PROTOCOLS, Split, make_split
 from twotower.objective.sampling import in_batch_probability
 from twotower.tf import tf
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 # What held-out rows must not touch. Only the training rows are left of the interactions: no

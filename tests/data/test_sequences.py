@@ -16,7 +16,7 @@ from twotower.data.sequences import Sequences, _without_hidden
 from twotower.objective.negatives import Columns
 from twotower.ragged import Ragged
 from twotower.tf import tf
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 LENGTH = 7
 CONFIG = ExamplesConfig(batch_size=100, sequence_length=LENGTH)

@@ -16,7 +16,7 @@ from twotower.ranking import making as ranking
 from twotower.trainer import Trainer
 from twotower.training.defaults import recipe_for
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def test_a_split_of_other_data_of_the_same_size_is_refused():

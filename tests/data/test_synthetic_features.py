@@ -20,7 +20,7 @@ from twotower.data.splits import Split, make_split
 from twotower.evaluation.evaluate import Report, evaluate
 from twotower.ragged import Ragged
 from twotower.training.fitting import fit
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from twotower.objective.mining import Miner, MiningConfig, drawn
 from twotower.objective.negatives import NegativesConfig
 from twotower.ragged import Ragged
 from twotower.training.fitting import fit
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @pytest.fixture

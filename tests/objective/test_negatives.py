@@ -24,7 +24,7 @@ from twotower.objective.task import TaskConfig, loss_parameters
 from twotower.tf import tf
 from twotower.training.fitting import fit
 from twotower.training.model import TwoTowerModel
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 P = np.float32([0.4, 0.3, 0.2, 0.1])
 
@@ -58,8 +58,8 @@ def weights_of(columns):
         ({"negatives": ("batch", "hard")}, "one or more of"),
         ({"negatives": ("batch", "batch")}, "one or more of"),
         ({"negatives": ("batch", "catalogue")}, "holds every item already"),
-        ({"negatives": ("memory",)}, "goes with 'batch'"),
-        ({"negatives": ("batch", "memory"), "hard_negative_share": 0.1}, "without mined"),
+        ({"negatives": ("memory",)}, "take 'batch' beside 'memory'"),
+        ({"negatives": ("batch", "memory"), "hard_negative_share": 0.1}, "no mined"),
         ({"negatives": ("batch", "memory"), "num_impressions": 2}, "or impressions"),
         ({"num_sampled": 0}, "num_sampled must be 1"),
         ({"memory_size": 0}, "memory_size must be 1"),
@@ -452,7 +452,7 @@ def test_streaming_frequencies_reach_the_loss():
 def test_what_does_not_go_together():
     towers = training_of().model
     args = towers.query_tower, towers.item_tower, dict(towers._items), np.full(300, 1 / 300)
-    with pytest.raises(ValueError, match=r"log_q corrects the positive.*uniform"):
+    with pytest.raises(ValueError, match=r"log_q also changes the positive.*uniform"):
         TwoTowerModel(
             *args,
             TaskConfig(correction="log_q", mask_known_positives=False),

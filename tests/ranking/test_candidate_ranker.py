@@ -20,7 +20,7 @@ from twotower.ranking.examples import LIKE, RATING, WATCH, make_examples, random
 from twotower.ranking.probability import Probability, binned, calibration_error
 from twotower.ranking.stage import Rank
 from twotower.reranking.making import RerankingConfig, with_reranking
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 CONFIG = FunnelConfig(parse_sources(["two_tower:60", "ease:40", "popularity:30"]))
 SMALL = {"epochs": 2, "folds": 2, "hidden": (8,), "candidates": 40}

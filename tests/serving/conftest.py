@@ -9,7 +9,7 @@ from twotower.bundle.export import add_index, export
 from twotower.bundle.item_map import ItemMap
 from twotower.funnel.making import FunnelConfig, make_funnel, parse_sources
 from twotower.retrieval.build import IndexConfig
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 CONFIG = FunnelConfig(
     parse_sources(["two_tower:50", "ease:40", "popularity:60"]), merge="reciprocal_rank"

@@ -14,7 +14,7 @@ from twotower.bundle.export import export
 from twotower.data import load_dataset
 from twotower.storage import paths
 from twotower.training.fitting import fit
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 # What TensorFlow reads again as it stands.
 HARMLESS = "a ]{}(),;:=&%s%20#$HOME'\"~ü 火"

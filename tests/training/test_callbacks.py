@@ -8,7 +8,7 @@ import tiny
 from twotower.training import callbacks
 from twotower.training.callbacks import Pace, Progress, line_writer
 from twotower.training.fitting import fit
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from twotower.trainer import Trainer
 from twotower.training.defaults import describe, item_features, recipe_for
 from twotower.training.fitting import fit
 from twotower.training.recipe import Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def made(num_users=3, num_items=6, rows_each=4, **columns):

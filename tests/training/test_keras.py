@@ -11,7 +11,7 @@ from twotower.tf import tf
 from twotower.towers.dense import Tower
 from twotower.trainer import Trainer
 from twotower.training.model import TwoTowerModel
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from twotower.objective.task import TaskConfig
 from twotower.tf import tf, tfrs
 from twotower.towers.dense import DenseHead, Tower
 from twotower.training.model import TwoTowerModel
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def loss_and_gradients(training: Training, batch, **task):

@@ -17,7 +17,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import tiny
 from twotower.training.fitting import fit
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 def curve(strategy, parts):
     recipe = tiny.recipe(

@@ -41,7 +41,7 @@ from twotower.training.checkpoints import FitResult
 from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import FitConfig, Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 # Recipe without any drawn number but the first weights and the order of examples.
 QUIET = tiny.recipe(query={"unknown_rate": 0.0, "history_dropout": 0.0}, item={"unknown_rate": 0.0})
@@ -158,7 +158,7 @@ def test_an_epoch_ends_at_once_on_one_core():
 import os, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import tiny
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 batches = Training(tiny.dataset(), tiny.split(), tiny.recipe()).batches()
 for epoch in range(2):
     iterator = iter(batches)
@@ -930,7 +930,7 @@ from twotower.towers.numbers import Clock
 from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel
 from twotower.objective.negatives import NegativesConfig
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 recipe = tiny.recipe(query={{"dropout": 0.1}}, fit={{"deterministic": True, "epochs": 1}})
 training = Training(tiny.dataset(), tiny.split(), recipe)
 fit(training, tempfile.mkdtemp(), select=False)

@@ -27,7 +27,7 @@ from twotower.retrieval.backends import scann_index
 from twotower.retrieval.base import Retriever
 from twotower.storage import paths
 from twotower.towers.dense import Tower
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 # Share of the true top 100 that an index must find on sample queries. The layer aims higher: it
 # is trained anew with the parameters that the other form was tuned with.

@@ -11,7 +11,7 @@ import pandas as pd
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
 from twotower.tf import tf
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 def _paths(part: tf.Module) -> dict[str, tf.Variable]:

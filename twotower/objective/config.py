@@ -55,10 +55,10 @@ class NegativesConfig:
             raise ValueError(f"the catalogue holds every item already; got {pools}.")
         if "memory" in pools and ("batch" not in pools or self.has_hard_negatives):
             raise ValueError(
-                "negatives=memory goes with 'batch', and without mined negatives or impressions, "
-                "because only the columns of the batch can make up for the gradient that the "
-                f"memory's vectors do not get; got {pools}, hard_negative_share "
-                f"{self.hard_negative_share} and num_impressions {self.num_impressions}."
+                "the memory's vectors get no gradient, and only the columns of the batch are "
+                "rescaled to make up for it: take 'batch' beside 'memory', and no mined negatives "
+                f"or impressions; got {pools}, hard_negative_share {self.hard_negative_share} and "
+                f"num_impressions {self.num_impressions}."
             )
         least = {"num_sampled": 1, "memory_size": 1}
         at_least(self, **least, num_hardest=0, num_impressions=0, sampled_power=0)
@@ -107,10 +107,9 @@ class MiningConfig:
         depth: Number of items in a user's list; more if a row uses more.
         skip: How many of the best found items are left out of the list, since the user may like
             some of them.
-        distinct: Limit of the distinct items that the hard negatives of a batch add to the items of
-            the batch. At least a quarter of these are random items, which fill rows whose list is
-            too short. Without a limit the item tower would encode nearly the whole catalogue at
-            every step.
+        distinct: How many distinct items the hard negatives may add to a batch. At least a quarter
+            of these are random items, which fill rows whose list is too short. Without a limit the
+            item tower would encode nearly the whole catalogue at every step.
         index: Backend that searches, such as `exact` or `hnsw`.
 
     >>> [step for step in range(1000) if MiningConfig(every=200, warmup=400).is_due(step)]
@@ -219,8 +218,8 @@ class TaskConfig:
             ),
             (
                 self.correction == "log_q" and self.loss != "softmax",
-                "log_q corrects the positive, too, as only softmax can have it; take log_q_masked "
-                f"or none for {self.loss}.",
+                "log_q also changes the positive's score, which only softmax allows; take "
+                f"log_q_masked or none for {self.loss}.",
             ),
             (
                 self.learned_temperature and not LEARNED[0] <= self.temperature <= LEARNED[1],
@@ -264,6 +263,6 @@ def check_columns(config: TaskConfig, negatives: NegativesConfig) -> None:
         )
     if config.correction == "log_q" and negatives.negatives != ("batch",):
         raise ValueError(
-            f"log_q corrects the positive, too, as only softmax over the batch can have it; "
-            f"take log_q_masked or none over {negatives.negatives}."
+            "log_q also changes the positive's score, which is right only over the columns of the "
+            f"batch; take log_q_masked or none over {negatives.negatives}."
         )

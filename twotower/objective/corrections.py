@@ -83,6 +83,19 @@ def hard_negative_weight(num_draws: tf.Tensor, correction: str) -> tf.Tensor:
     return tf.constant(1.0)
 
 
+def column_of_item(keys: tf.Tensor, num_items: int) -> tf.Tensor:
+    """The column of each item, counted from 1, `[num_items]` int32; 0 for an item without one.
+
+    Args:
+        keys: `[num_columns]` distinct int32 keys of the columns.
+        num_items: Size of the catalogue.
+
+    >>> column_of_item(tf.constant([2, 0]), 4).numpy().tolist()
+    [2, 0, 1, 0]
+    """
+    return tf.scatter_nd(keys[:, None], tf.range(1, tf.size(keys) + 1), [num_items])
+
+
 def known_columns(
     known: tf.RaggedTensor, keys: tf.Tensor, num_items: int, are_distinct: bool = True
 ) -> tf.Tensor:
@@ -101,11 +114,11 @@ def known_columns(
         items, item_of_column = tf.unique(tf.maximum(keys, 0))
         found = tf.gather(known_columns(known, items, num_items), item_of_column, axis=1)
         return found & (keys >= 0)
-    # The column of each key, counted from 1; 0 for an item without one, which is cut off.
+    columns = tf.gather(column_of_item(keys, num_items), known.flat_values)
+    columns = known.with_flat_values(columns)  # [num_queries, (n)]
     width = tf.size(keys) + 1
-    number = tf.scatter_nd(keys[:, None], tf.range(1, width), [num_items])
-    columns = known.with_flat_values(tf.gather(number, known.flat_values))  # [num_queries, (n)]
     size = {"minlength": width, "maxlength": width}
+    # Column 0 counts the known positives that are no columns.
     return tf.math.bincount(columns, **size, axis=-1, binary_output=True)[:, 1:] > 0
 
 

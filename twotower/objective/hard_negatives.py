@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from twotower.objective.config import NegativesConfig
-from twotower.objective.corrections import MASKED, hard_negative_weight
+from twotower.objective.corrections import MASKED, column_of_item, hard_negative_weight
 from twotower.objective.negatives import Columns, Encode, Negatives, Targets, merged
 from twotower.tf import tf
 
@@ -72,8 +72,9 @@ class HardNegatives(Negatives):
             hard_negatives: `[num_rows, h]` int32 keys, -1 for none.
             keys: `[num_columns]` distinct int32 keys of the columns.
         """
-        num = tf.size(keys)
-        number = tf.scatter_nd(keys[:, None], tf.range(num), [self.num_items])
-        index = tf.gather(number, tf.maximum(hard_negatives, 0))
-        there = tf.cast(hard_negatives >= 0, tf.float32)
-        return tf.math.bincount(index, there, minlength=num, maxlength=num, axis=-1)
+        there = hard_negatives >= 0
+        column = tf.gather(column_of_item(keys, self.num_items), tf.maximum(hard_negatives, 0))
+        column, width = tf.where(there, column, 0), tf.size(keys) + 1
+        size = {"minlength": width, "maxlength": width}
+        # Column 0 counts the empty places.
+        return tf.math.bincount(column, **size, axis=-1, dtype=tf.float32)[:, 1:]

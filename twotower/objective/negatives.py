@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twotower.objective.config import NegativesConfig
-from twotower.objective.corrections import MASKED, column_log_weight
+from twotower.objective.corrections import MASKED, column_log_weight, column_of_item
 from twotower.objective.sampling import Sampler, drawable_probability, sampling_probability
 from twotower.tf import tf
 
@@ -241,7 +241,6 @@ class Negatives(tf.Module):
         """
         keys = tf.unique(tf.concat([columns.keys, item], 0)).y  # the columns' keys come first
         vectors = encode(keys)  # [num_keys, dim]
-        number = tf.scatter_nd(keys[:, None], tf.range(tf.size(keys)), [self.num_items])
-        positives = tf.gather(vectors, tf.gather(number, item))
+        positives = tf.gather(vectors, tf.gather(column_of_item(keys, self.num_items), item) - 1)
         vectors = vectors[: tf.size(columns.keys)]
         return dataclasses.replace(columns, vectors=vectors), positives

@@ -26,8 +26,8 @@ from twotower.towers.words import words
 
 # Index of padding and of an unknown token in a sequence of tokens.
 PAD, UNKNOWN = 0, 1
-# Words of a text that are read. All texts are padded to the longest, so that one text of a million
-# words would take the memory of a million for each item.
+# Words of a text that are read. All texts are padded to the longest one: without a limit, a text of
+# a million words would make the text of every item that long.
 MOST_WORDS = 512
 
 
@@ -291,9 +291,8 @@ class Tags(Feature):
 class Tokens(Tags):
     """A text, such as a title: the mean of its words' embeddings.
 
-    The raw input is `[batch_size]` strings; `words.py` defines a word. Of a longer text the first
-    `MOST_WORDS` words count. (A whole title as one string
-    of the vocabulary would be no more than a second item id.)
+    The raw input is `[batch_size]` strings; `words.py` defines a word. Only the first `MOST_WORDS`
+    words count. (A whole title as one entry of the vocabulary would only be a second item id.)
 
     >>> feature = Tokens.fit("title", ["Toy Story", "Toy Soldiers"], min_count=2, dim=2)
     >>> feature.vocabulary

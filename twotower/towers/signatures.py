@@ -11,9 +11,9 @@ def direct(signature: Any) -> Callable[[dict], dict]:
     a session's event. The op checks the inputs' types itself. Operations run one after another:
     for many small ones a queue of those that are ready costs more than it gives.
 
-    The op is the function, by its name. TensorFlow prepares each op once and keeps that for ever,
-    but for functions of which nothing else is left. `tf.raw_ops.StatefulPartitionedCall`, an op
-    that calls the function, would keep some MiB of each model that was ever loaded.
+    The function is executed directly, as an op of its name, which TensorFlow frees with the model.
+    `tf.raw_ops.StatefulPartitionedCall`, an op that calls the function, would keep some MiB of
+    every model that was ever loaded.
     """
     import tensorflow as tf
     from tensorflow.python.eager import context, execute

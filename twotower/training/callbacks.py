@@ -10,7 +10,7 @@ from absl import logging
 from twotower.objective.mining import MiningConfig
 from twotower.tf import tf
 from twotower.training.checkpoints import FitResult
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 class Pace(tf.keras.callbacks.Callback):

@@ -10,7 +10,7 @@ from absl import logging
 
 from twotower.tf import tf
 from twotower.training.recipe import FitConfig, Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from twotower.training.adam import FusedAdam, FusedAdamW
 from twotower.training.callbacks import EveryEpoch, Pace, Progress, line_writer
 from twotower.training.checkpoints import Checkpoints, FitResult
 from twotower.training.recipe import FitConfig, Recipe
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 
 # Largest share of all steps that a warm-up may take. A short training would end within a warm-up
 # that is not cut.

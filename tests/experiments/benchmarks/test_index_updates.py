@@ -225,7 +225,7 @@ import sys
 import tiny
 from twotower.bundle.export import export, scann_index
 from twotower.training.fitting import fit
-from twotower.training.trainer import Training
+from twotower.training.training import Training
 scann_index.available = lambda: False  # the layer takes a while to tune
 for seed, name in enumerate("AB"):
     training = Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"seed": seed}))

@@ -48,7 +48,7 @@ class MeanConfig(HistoryConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SequenceConfig(HistoryConfig):
-    """What all encoders read that read events in their order.
+    """Fields of all encoders that read events in their order.
 
     Attributes:
         length: Number of the most recent events that are read.
@@ -95,7 +95,7 @@ class RecencyConfig(SequenceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(SequenceConfig):
-    """What `AttentionHistory` reads: no more than all."""
+    """What `AttentionHistory` reads: no further fields."""
 
     encoder: str = dataclasses.field(default="attention", init=False, repr=False)
 
@@ -159,14 +159,14 @@ class TransformerConfig(BlocksConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTransformerConfig(TransformerConfig):
-    """What `MaskedTransformerHistory` reads: no more than `TransformerHistory`."""
+    """What `MaskedTransformerHistory` reads: the fields of `TransformerHistory`."""
 
     encoder: str = dataclasses.field(default="masked_transformer", init=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class HSTUConfig(BlocksConfig):
-    """What `HSTUHistory` reads: no more than all encoders of blocks."""
+    """What `HSTUHistory` reads: the fields of all encoders of blocks."""
 
     encoder: str = dataclasses.field(default="hstu", init=False, repr=False)
     positions: str = "relative"
