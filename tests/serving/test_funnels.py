@@ -29,7 +29,7 @@ from twotower.serving.index_client import IndexCallError
 from twotower.serving.journal import ADD, Change
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
-from twotower.serving.service import Service
+from twotower.serving.service import Options, Service
 
 HISTORY = ["i00003", "i00007"]
 
@@ -84,6 +84,7 @@ def test_the_fallback_answers_where_a_named_source_finds_nothing(pipeline):
     funnel = pipeline.funnels["default"]
     funnel.sources["ease"] = Inlet(Silent())
     found = one(pipeline, sources=["ease"])
+    assert found["fallback"] is True and one(pipeline, sources=["two_tower"])["fallback"] is False
     assert {name for item in found["items"] for name in item["sources"]} == {"popularity"}
 
 
@@ -171,14 +172,14 @@ def test_opening_an_index_keeps_nobody_else_waiting(bundle_folder, tmp_path, mon
         return open_index(name, uris)
 
     monkeypatch.setattr(pipeline.bundle, "_open_index", slow)
-    service = Service(Live((pipeline,)), tmp_path)
+    service = Service(Live((pipeline,)), tmp_path, options=Options(deadline=60))
 
     def asked(**more):
         return service.recommend(schemas.Recommend(history=HISTORY, **more))
 
     async def play():
         try:
-            waiting = [asyncio.ensure_future(asked(index="hnsw", funnel="two_tower"))] * 3
+            waiting = [asyncio.ensure_future(asked(index="hnsw")) for _ in range(3)]
             await asyncio.sleep(0.1)
             others = [asked(), asked(index="exact", k=3), service.titles("", [], 3)]
             added = schemas.Items.model_validate({"remove": ["i00009"]})

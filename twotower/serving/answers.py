@@ -137,4 +137,5 @@ def explained(
         ],
         "batch": {"requests": len(answer.candidates), "ms": round(1e3 * seconds, 3)},
         "relaxed": answer.relaxed,
+        "fallback": bool(len(keys)) and not answer.steps[-1].candidates.counts[place],
     }

@@ -41,6 +41,7 @@ export function Recommendations({ answer, cards, busy, like, exclude }) {
 function summary(answer) {
   if (!answer) return "Waiting for the first list.";
   const parts = [`${answer.items.length} titles of the funnel ${answer.funnel}.`];
+  if (answer.fallback) parts.push("The sources found nothing that is left, so the fallback answered.");
   if (answer.items.length) parts.push(`First: ${nameOf(answer.items[0])}.`);
   else parts.push("Nothing is left: allow more genres, or leave out fewer titles.");
   if (answer.unknown.length) parts.push(`Not known to the model: ${answer.unknown.join(", ")}.`);
