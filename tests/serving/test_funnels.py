@@ -238,6 +238,8 @@ def test_context_that_nothing_reads_is_named(pipeline):
     alone = {"context": {"user_id": "7"}, "sources": ["ease"]}
     assert one(pipeline, context=alone["context"])["unread"] == []
     assert one(pipeline, **alone)["unread"] == ["user_id"]
+    assert one(pipeline, **alone, index="hnsw")["unread"] == ["index", "user_id"]
+    assert one(pipeline, sources=["ease", "two_tower"], index="hnsw")["unread"] == []
 
 
 def test_stages_read_the_context_too(pipeline):

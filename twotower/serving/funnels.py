@@ -79,7 +79,7 @@ class Funnels(dict[str, Funnel]):
         if not index and not is_diverse:
             return funnel
         sources, stages = dict(funnel.sources), funnel.stages
-        if index and self._searches(name):
+        if index and self.searches(name):
             sources |= self._with_index(name, index)
         if is_diverse:
             stages = self._with_diversity(stages)
@@ -94,7 +94,7 @@ class Funnels(dict[str, Funnel]):
         self._bundle.named(index)  # opened, or an error that a client may read
         if (name, index) not in self._searching:
             found = {}
-            for source in self._searches(name):
+            for source in self.searches(name):
                 inlet = self[name].sources[source]
                 settings = {**inlet.source.settings(), "index": index}
                 part = type(inlet.source).restore(settings, inlet.source.arrays(), self._bundle)
@@ -163,17 +163,17 @@ class Funnels(dict[str, Funnel]):
         inputs = self._inputs if any(part.encodes for part in parts) else []
         return {*inputs, *(column for part in parts for column in part.context)}
 
-    def _searches(self, name: str) -> list[str]:
-        """The sources of a funnel that search an index of the bundle."""
+    def searches(self, name: str, sources: Sequence[str] = ()) -> list[str]:
+        """Those of a funnel's sources, all or some, that search an index of the bundle."""
         inlets = self[name].sources
-        return [source for source, inlet in inlets.items() if "index" in inlet.source.SETTINGS]
+        return [s for s in sources or inlets if "index" in inlets[s].source.SETTINGS]
 
     def choices(self, name: str) -> dict[str, Any]:
         """What a request to a funnel may choose."""
         varied = [stage.weight for stage in self[name].stages if isinstance(stage, Varied)]
         return {
             "sources": [*self[name].sources],
-            "searches": self._searches(name),
+            "searches": self.searches(name),
             "objectives": sorted(self.objectives(name)),
             "reads": sorted(self.reads(name)),
             "diversity": varied[-1] if varied else 0.0,

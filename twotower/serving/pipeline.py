@@ -223,10 +223,12 @@ class Pipeline:
         return found
 
     def _unread(self, funnel: str, ask: Ask) -> list[str]:
-        """Names of a request's context that neither the query tower nor the funnel reads."""
-        if not ask.context:
-            return []
-        return sorted(ask.context.keys() - self.funnels.reads(funnel, ask.sources))
+        """Names of a request's context that neither the query tower nor the funnel reads, and
+        `index` if no source searches one."""
+        told = {*ask.context} - self.funnels.reads(funnel, ask.sources) if ask.context else set()
+        if ask.index and not self.funnels.searches(funnel, ask.sources):
+            told.add("index")
+        return sorted(told)
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""

@@ -318,8 +318,9 @@ class Recommended(BaseModel):
         "its export: they have no effect before the next one."
     )
     unread: list[str] = Field(
-        description="Names of the context, `search_text` among them, that neither the query tower "
-        "nor a part of the funnel reads: they have no effect."
+        description="What has no effect: names of the context, `search_text` among them, that "
+        "neither the query tower nor a part of the funnel reads; and `index` if no source searches "
+        "one."
     )
     missing: dict[str, str] = Field(
         description="Sources and stages, such as the ranker, that were left out, and why."
