@@ -115,6 +115,8 @@ def test_known_columns_by_hand():
     found = known_columns(known, tf.constant([4, 0, 4, 2, -1]), 6)
     expected = [[1, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(found.numpy(), np.array(expected, bool))
+    distinct = known_columns(known, tf.constant([4, 0, 2]), 6, are_distinct=True)
+    np.testing.assert_array_equal(distinct.numpy(), np.array(expected, bool)[:, [0, 1, 3]])
 
 
 def test_earlier_columns_by_hand():
@@ -163,7 +165,7 @@ def test_towers_of_different_sizes_are_refused():
         ({"correction": "log_q", "mask_known_positives": True}, "mask_known_positives=False"),
         (
             {"correction": "log_q", "mask_known_positives": False, "loss": "triplet"},
-            "only softmax can have it",
+            "which only softmax allows",
         ),
         ({"loss": "triplet", "learned_temperature": True}, "not bounded below"),
         (

@@ -36,7 +36,7 @@ from twotower.towers.item import ItemConfig
 from twotower.towers.numbers import Clock
 from twotower.towers.query import QueryConfig
 from twotower.training import checkpoints, fitting
-from twotower.training import trainer as training_module
+from twotower.training import training as training_module
 from twotower.training.checkpoints import FitResult
 from twotower.training.fitting import fit, make_optimizer
 from twotower.training.model import TwoTowerModel

@@ -97,22 +97,22 @@ def column_of_item(keys: tf.Tensor, num_items: int) -> tf.Tensor:
 
 
 def known_columns(
-    known: tf.RaggedTensor, keys: tf.Tensor, num_items: int, are_distinct: bool = True
+    known: tf.RaggedTensor, keys: tf.Tensor, num_items: int, are_distinct: bool = False
 ) -> tf.Tensor:
     """Which columns are known positives of each query, `[num_queries, num_columns]` bool.
 
     Args:
         known: `[num_queries, (n)]` int32 keys.
-        keys: `[num_columns]` int32 keys of the columns.
+        keys: `[num_columns]` int32 keys of the columns, -1 for an empty one.
         num_items: Size of the catalogue.
-        are_distinct: Whether no key occurs twice, and none is -1 for an empty column.
+        are_distinct: Whether no key occurs twice and no column is empty, which takes less time.
 
     >>> known_columns(tf.ragged.constant([[2], [0, 2]]), tf.constant([2, 1]), 3).numpy().tolist()
     [[True, False], [True, False]]
     """
     if not are_distinct:
         items, item_of_column = tf.unique(tf.maximum(keys, 0))
-        found = tf.gather(known_columns(known, items, num_items), item_of_column, axis=1)
+        found = tf.gather(known_columns(known, items, num_items, True), item_of_column, axis=1)
         return found & (keys >= 0)
     columns = tf.gather(column_of_item(keys, num_items), known.flat_values)
     columns = known.with_flat_values(columns)  # [num_queries, (n)]

@@ -109,12 +109,18 @@ class Funnels(dict[str, Funnel]):
         ranks = [number for number, stage in enumerate(stages) if isinstance(stage, Rank)]
         first = int(bool(stages) and isinstance(stages[0], Filters))
         place = ranks[-1] + 1 if ranks else first
-        return [*stages[:place], self._relevance(), *stages[place:]]
+        return [*stages[:place], self.diversity(), *stages[place:]]
 
-    def _relevance(self) -> Mmr:
-        """Maximal marginal relevance, which knows the genres of added items, too."""
-        items = self._bundle.items_now
-        if self._mmr is None or self._mmr[0] is not items:
+    @property
+    def knows_items(self) -> bool:
+        """Whether `diversity` returns at once, since no item came after its last call."""
+        return self._mmr is not None and self._mmr[0] is self._bundle.items_now
+
+    def diversity(self) -> Mmr:
+        """Maximal marginal relevance for funnels that do not re-rank for diversity. It has the
+        genres of added items, too. For a large catalogue the first call takes a second."""
+        if self._mmr is None or not self.knows_items:
+            items = self._bundle.items_now
             tags = genre_table(items) if "genres" in items.items else None
             self._mmr = items, Mmr(0.0, tags=tags, model=self._bundle)
         return self._mmr[1]

@@ -128,13 +128,16 @@ class Service:
         """
         span = None if self.tracing is None else self.tracing.current()
         live = self.live
-        bundle = live.pipelines[live.number_of(body.user_id, body.version)].bundle
+        pipeline = live.pipelines[live.number_of(body.user_id, body.version)]
 
         async def answer() -> dict[str, Any]:
-            await self._open(bundle, body.index)
+            await self._open(pipeline.bundle, body.index)
+            if body.diversity is not None and not pipeline.funnels.knows_items:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._opener, pipeline.funnels.diversity)
             return await self._batcher.submit((body, span))
 
-        return await self._in_time(answer() if body.index else self._batcher.submit((body, span)))
+        return await self._in_time(answer())
 
     async def _open(self, bundle: ServedBundle, index: str) -> None:
         """Opens an index that nobody has asked for so far, in a thread of its own: only those who
