@@ -20,8 +20,6 @@ from twotower.serving.served_bundle import ServedBundle
 
 # The funnel of the two-tower source alone, which every service has.
 TWO_TOWER = "two_tower"
-
-
 # Candidates among which diversity chooses, of a source that is otherwise asked for no more than the
 # list has. As many as the longest list, so that no answer depends on the others of its batch.
 AMONG = MAX_K
