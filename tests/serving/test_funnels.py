@@ -39,7 +39,7 @@ def pipeline(bundle_folder):
     return Pipeline(bundle_folder, source_deadline=60)
 
 
-def one(pipeline, **chosen):
+def answer_of(pipeline, **chosen):
     (found,) = pipeline.recommend([Ask(history=HISTORY, explain=True, **chosen)], deadlines=False)
     if isinstance(found, Exception):
         raise found
@@ -52,12 +52,14 @@ def ids(found) -> list[str]:
 
 def test_only_the_named_sources_are_asked(pipeline):
     for names in (["ease"], ["popularity", "two_tower"]):
-        found = one(pipeline, sources=names)
+        found = answer_of(pipeline, sources=names)
         assert {name for item in found["items"] for name in item["sources"]} <= {*names}
         stages = [stage["name"] for stage in found["stages"]]
         assert {*stages} & {"two_tower", "ease", "popularity"} == {*names}
         assert len(ids(found)) == 10 and found["missing"] == {}
-    assert ids(one(pipeline, sources=["two_tower"])) == ids(one(pipeline, funnel="two_tower"))
+    assert ids(answer_of(pipeline, sources=["two_tower"])) == ids(
+        answer_of(pipeline, funnel="two_tower")
+    )
 
 
 def test_requests_of_one_batch_keep_their_own_choices(pipeline):
@@ -65,7 +67,7 @@ def test_requests_of_one_batch_keep_their_own_choices(pipeline):
         {}, {"sources": ["ease"]}, {"index": "exact"}, {"diversity": 1.0},
         {"sources": ["popularity", "ease"]}, {"sources": ["ease", "popularity"], "k": 3},
     ]  # fmt: skip
-    alone = [one(pipeline, **choice) for choice in chosen]
+    alone = [answer_of(pipeline, **choice) for choice in chosen]
     together = pipeline.recommend([Ask(history=HISTORY, **choice) for choice in chosen], False)
     assert [ids(found) for found in together] == [ids(found) for found in alone]
     assert ids(together[5]) == ids(together[4])[:3]
@@ -83,8 +85,11 @@ def test_the_fallback_answers_where_a_named_source_finds_nothing(pipeline):
 
     funnel = pipeline.funnels["default"]
     funnel.sources["ease"] = Inlet(Silent())
-    found = one(pipeline, sources=["ease"])
-    assert found["fallback"] is True and one(pipeline, sources=["two_tower"])["fallback"] is False
+    found = answer_of(pipeline, sources=["ease"])
+    assert (
+        found["fallback"] is True
+        and answer_of(pipeline, sources=["two_tower"])["fallback"] is False
+    )
     assert {name for item in found["items"] for name in item["sources"]} == {"popularity"}
 
 
@@ -100,11 +105,11 @@ def test_the_index_is_searched_by_all_sources_of_vectors(pipeline):
         retriever.search = search
     funnel = pipeline.funnels["default"]
     funnel.sources["ease"] = Inlet(Similar(pipeline.bundle, "hnsw", events=2), 40)
-    one(pipeline)
+    answer_of(pipeline)
     assert sorted(asked) == ["exact", "hnsw"]
     for index in ("hnsw", "exact"):
         asked.clear()
-        one(pipeline, index=index)
+        answer_of(pipeline, index=index)
         assert asked == [index, index]
     described = pipeline.choices()["funnels"]
     assert described["default"]["searches"] == ["two_tower", "ease"]
@@ -117,8 +122,8 @@ def variety(pipeline, found) -> float:
     return float(tag_distance(keys[None], genre_table(pipeline.catalogue) > 0, len(keys))[0])
 
 
-def test_diversity_is_added_where_a_funnel_has_none(pipeline):
-    plain, none, some, full = (one(pipeline, diversity=w) for w in (None, 0.0, 0.3, 1.0))
+def test_diversity_is_added_where_a_funnel_has_nanswer_of(pipeline):
+    plain, none, some, full = (answer_of(pipeline, diversity=w) for w in (None, 0.0, 0.3, 1.0))
     assert ids(plain) == ids(none) and ids(plain)[0] == ids(some)[0] == ids(full)[0]
     assert variety(pipeline, plain) + 0.01 < variety(pipeline, some)
     assert variety(pipeline, some) < variety(pipeline, full) + 1e-6
@@ -126,7 +131,7 @@ def test_diversity_is_added_where_a_funnel_has_none(pipeline):
     # By hand: the funnel of the bundle with the stage of the library.
     mmr = Mmr.of_tags(genre_table(pipeline.catalogue), 0.3)
     pipeline.funnels["default"].stages.append(mmr)
-    assert ids(one(pipeline)) == ids(some)
+    assert ids(answer_of(pipeline)) == ids(some)
 
 
 def test_an_answer_does_not_depend_on_the_others_of_its_batch(pipeline):
@@ -142,9 +147,12 @@ def test_an_answer_does_not_depend_on_the_others_of_its_batch(pipeline):
 
 def test_added_items_have_their_genres(pipeline):
     table = genre_table(pipeline.catalogue)
+    answer_of(pipeline, diversity=0.5)  # makes the table, which has to be made anew
     names = [{"item_id": f"new{n}", "genres": ["Crime"], "title": "Crime"} for n in range(3)]
     pipeline.apply([Change(n + 1, ADD, f"new{n}", item) for n, item in enumerate(names)])
-    one(pipeline, diversity=0.5)
+    assert pipeline.funnels.lacks_items("") and pipeline.funnels.lacks_items("default")
+    answer_of(pipeline, diversity=0.5)
+    assert not pipeline.funnels.lacks_items("")
     (mmr,) = [
         stage
         for stage in pipeline.funnels.variant("default", is_diverse=True).stages
@@ -153,14 +161,24 @@ def test_added_items_have_their_genres(pipeline):
     assert len(mmr.tags) == len(table) + 3 and mmr.tags[-1].sum() == 1
 
 
-def test_an_index_that_cannot_be_opened_costs_only_those_who_ask_for_it(bundle_folder, tmp_path):
+@pytest.mark.parametrize("fault", ["files", "library"])
+def test_an_index_that_cannot_be_opened_costs_only_those_who_ask_for_it(
+    bundle_folder, tmp_path, monkeypatch, fault
+):
     folder = pathlib.Path(shutil.copytree(bundle_folder, tmp_path / "secret"))
     damaged = Pipeline(folder, source_deadline=60, index="exact")
-    for path in (folder / "index" / "hnsw").iterdir():
-        path.write_bytes(b"0")
+    if fault == "files":
+        for path in (folder / "index" / "hnsw").iterdir():
+            path.write_bytes(b"0")
+    else:
+        monkeypatch.setattr(damaged.bundle, "_open_index", lambda name, uris: __import__("scan_"))
     good, bad = damaged.recommend([Ask(history=HISTORY), Ask(history=HISTORY, index="hnsw")], False)
     assert len(ids(good)) == 10
     assert isinstance(bad, IndexCallError) and "secret" not in str(bad) and "hnsw" in str(bad)
+    # It is not tried again at once: nobody waits for its checksums.
+    monkeypatch.setattr(damaged.bundle, "_open_index", lambda name, uris: pytest.fail("opened"))
+    (bad,) = damaged.recommend([Ask(history=HISTORY, index="hnsw")], False)
+    assert isinstance(bad, IndexCallError)
 
 
 def test_opening_an_index_keeps_nobody_else_waiting(bundle_folder, tmp_path, monkeypatch):
@@ -196,14 +214,37 @@ def test_opening_an_index_keeps_nobody_else_waiting(bundle_folder, tmp_path, mon
     assert len(found[1]["items"]) == 3 and all(len(answer["items"]) == 10 for answer in late)
 
 
-def test_diversity_replaces_the_weight_of_a_funnel_that_has_one(pipeline):
+def test_what_diversity_compares_is_made_beside_the_batches(bundle_folder, tmp_path, monkeypatch):
+    pipeline, made = Pipeline(bundle_folder), threading.Event()
+    diversity = pipeline.funnels.diversity
+    monkeypatch.setattr(pipeline.funnels, "diversity", lambda: made.wait(30) and diversity())
+    service = Service(Live((pipeline,)), tmp_path, options=Options(deadline=60))
+
+    async def play():
+        try:
+            asked = schemas.Recommend(history=HISTORY, diversity=0.5)
+            waiting = asyncio.ensure_future(service.recommend(asked))
+            await asyncio.sleep(0.1)
+            plain = schemas.Recommend(history=HISTORY)
+            await asyncio.wait_for(service.recommend(plain), 20)
+            assert not waiting.done()
+            made.set()
+            return await waiting
+        finally:
+            made.set()
+            await service.stop()
+
+    assert len(asyncio.run(play())["items"]) == 10
+
+
+def test_diversity_replaces_the_weight_of_a_funnel_that_has_answer_of(pipeline):
     config = RerankingConfig((("dpp", 0.4), ("calibration", 0.1)))
     pipeline.funnels["varied"] = with_reranking(
         pipeline.funnels["default"], config, pipeline.bundle
     )
     assert pipeline.choices()["funnels"]["varied"]["diversity"] == 0.4
     assert pipeline.choices()["funnels"]["default"]["diversity"] == 0.0
-    own, same, more = (one(pipeline, funnel="varied", diversity=w) for w in (None, 0.4, 0.9))
+    own, same, more = (answer_of(pipeline, funnel="varied", diversity=w) for w in (None, 0.4, 0.9))
     assert ids(own) == ids(same) != ids(more)
     stages = pipeline.funnels.variant("varied", is_diverse=True).stages
     assert [stage.kind for stage in stages] == ["filters", "dpp", "calibration"]
@@ -230,16 +271,16 @@ def test_context_that_nothing_reads_is_named(pipeline):
     assert {"age", "gender", "search_text"} < {*told} and told == sorted(told)
     assert pipeline.choices()["funnels"]["default"]["reads"] == ["history", "user_id"]
     asked = {"search_text": "war", "gender": "F", "devise": "phone"}
-    assert one(pipeline, funnel="told", context=asked)["unread"] == ["devise"]
-    assert one(pipeline, context=asked)["unread"] == ["devise", "gender", "search_text"]
-    some = one(pipeline, funnel="told", context=asked, sources=["search", "popularity"])
+    assert answer_of(pipeline, funnel="told", context=asked)["unread"] == ["devise"]
+    assert answer_of(pipeline, context=asked)["unread"] == ["devise", "gender", "search_text"]
+    some = answer_of(pipeline, funnel="told", context=asked, sources=["search"])
     assert some["unread"] == ["devise", "gender"]
     # Without a source that asks the query tower nothing reads what the tower reads.
     alone = {"context": {"user_id": "7"}, "sources": ["ease"]}
-    assert one(pipeline, context=alone["context"])["unread"] == []
-    assert one(pipeline, **alone)["unread"] == ["user_id"]
-    assert one(pipeline, **alone, index="hnsw")["unread"] == ["index", "user_id"]
-    assert one(pipeline, sources=["ease", "two_tower"], index="hnsw")["unread"] == []
+    assert answer_of(pipeline, context=alone["context"])["unread"] == []
+    assert answer_of(pipeline, **alone)["unread"] == ["user_id"]
+    assert answer_of(pipeline, **alone, index="hnsw")["unread"] == ["index", "user_id"]
+    assert answer_of(pipeline, sources=["ease", "two_tower"], index="hnsw")["unread"] == []
 
 
 def test_stages_read_the_context_too(pipeline):
@@ -252,7 +293,7 @@ def test_stages_read_the_context_too(pipeline):
     funnel.stages[0] = Filters(funnel.stages[0].filters)
     funnel.stages.append(EpsilonGreedy(np.zeros(9), np.zeros(9), slots=3, among=10))
     asked = dict.fromkeys(["age", "gender", "genres", "request_id", "devise"], "7")
-    assert one(pipeline, context=asked)["unread"] == ["devise", "genres"]
+    assert answer_of(pipeline, context=asked)["unread"] == ["devise", "genres"]
 
 
 @pytest.mark.parametrize(
@@ -268,12 +309,12 @@ def test_stages_read_the_context_too(pipeline):
 )
 def test_choices_of_another_bundle_are_named(pipeline, chosen, field):
     with pytest.raises(FieldError) as error:
-        one(pipeline, **chosen)
+        answer_of(pipeline, **chosen)
     assert error.value.field == field
 
 
 def test_items_that_came_and_went_do_so_in_every_index(pipeline):
-    last = ids(one(pipeline, index="exact"))
+    last = ids(answer_of(pipeline, index="exact"))
     pipeline.bundle.remove_items(pipeline.catalogue.keys_of(last[:2]))
     for index in ("exact", "hnsw"):
-        assert not {*last[:2]} & {*ids(one(pipeline, index=index, diversity=0.5))}
+        assert not {*last[:2]} & {*ids(answer_of(pipeline, index=index, diversity=0.5))}

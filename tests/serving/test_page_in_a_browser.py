@@ -134,7 +134,11 @@ def test_the_switches(bundle_folder, tmp_path):
         wait.until(lambda _: sources() == {"two_tower"})
         assert "diversity" not in browser.current_url and "index=exact" in browser.current_url
         # What an address has and this bundle has not is named, and can be taken out on the page.
-        for choice, control in (("index=none", "Index"), ("source=ease&source=none", "none")):
+        for choice, control in (
+            ("index=none", "Index"),
+            ("source=ease&source=none", "none"),
+            ("source=none", "none"),
+        ):
             browser.get(f"{address}#like=i00003&{choice}")
             wait.until(lambda _: texts(".problem p"))
             if control == "Index":
@@ -153,14 +157,16 @@ BROKEN = """
 const [path, how, done] = arguments;
 const gone = new AbortController();
 const fetched = window.fetch;
-window.fetch = (_, { signal }) => Promise.resolve(new Response(new ReadableStream({
-  start(body) {
-    signal.addEventListener("abort", () => body.error(signal.reason));
-    setTimeout(() => how === "abort" ? gone.abort() : body.error(new TypeError("network")), 20);
-  },
-})));
+window.fetch = (path, options) => path !== "map?" + how ? fetched(path, options) :
+  Promise.resolve(new Response(new ReadableStream({
+    start(body) {
+      const { signal } = options;
+      signal.addEventListener("abort", () => body.error(signal.reason));
+      setTimeout(() => how === "abort" ? gone.abort() : body.error(new TypeError("network")), 20);
+    },
+  })));
 import(path)
-  .then(({ get }) => get("map", {}, gone.signal))
+  .then(({ get }) => get("map?" + how, {}, gone.signal))
   .then((found) => ["found", JSON.stringify(found)], (wrong) => [wrong.name, wrong.message])
   .then((told) => { window.fetch = fetched; done(told); });
 """

@@ -362,6 +362,7 @@ def test_a_missing_value_has_one_code_in_training_and_in_a_signature(feature):
     signature = tf.function(lambda **raw: feature(feature.encode(raw))).get_concrete_function(
         **{spec.name: spec.spec for spec in feature.inputs}
     )
+    # Two programs of the same numbers: the order of their sums differs with the threads.
     np.testing.assert_allclose(signature(**raw), wanted, atol=1e-5)
     # Tables of numpy hold integers and floats of 64 bits.
     wide = {

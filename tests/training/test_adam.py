@@ -55,6 +55,13 @@ def test_a_checkpoint_of_one_continues_with_the_other(fused, keras, settings, tm
     np.testing.assert_allclose(weights[1].numpy(), weights[0].numpy(), rtol=1e-6)
 
 
+def test_what_the_kernel_does_not_have_is_refused():
+    for settings in ({"amsgrad": True}, {"adaptive_epsilon": True}):
+        weight = tf.Variable([1.0])
+        with pytest.raises(ValueError, match="neither amsgrad nor adaptive_epsilon"):
+            FusedAdam(0.1, **settings).apply_gradients([(tf.constant([1.0]), weight)])
+
+
 def test_keras_saves_it():
     config = tf.keras.optimizers.serialize(FusedAdamW(0.01, weight_decay=0.2))
     again = tf.keras.optimizers.deserialize(config)

@@ -142,6 +142,12 @@ def test_features_of_an_examples_time_count():
     model = training.model
     loss = model.compute_loss(batch, training=True)
     assert np.isfinite(loss.numpy())
+    # An item that is there several times has several columns, and each is masked.
+    targets = batch.targets()
+    columns, _ = model.negatives(targets, model.item_vectors, "none")
+    assert len(np.unique(columns.keys)) < len(columns.keys)
+    known = [np.isin(columns.keys, row) for row in batch.known_positives.to_list()]
+    np.testing.assert_array_equal(model._known(batch, targets, columns).numpy(), known)
     # The example's time counts: with all items 1,000 days older the loss is another.
     older = {**batch.item_inputs, "age": batch.item_inputs["age"] + 1000.0}
     before = float(model.compute_loss(batch, training=False))

@@ -196,7 +196,8 @@ class Funnel:
         return found
 
     def with_parts(self, sources: Mapping[str, Inlet], stages: Sequence[Stage]) -> "Funnel":
-        """This funnel with other parts for its sources, and other stages; to close one closes both.
+        """A copy with other sources and stages. It shares this funnel's threads, so closing one
+        closes both.
 
         Args:
             sources: For each source of this funnel its part.
@@ -223,8 +224,9 @@ class Funnel:
             requests: One request or thousands.
             k: Length of the lists.
             deadlines: Whether the sources' deadlines hold.
-            sources: Names of the sources to ask, () for all. For the merge and the stages the
-                others found nothing. If the list is empty, the fallback is asked in any case.
+            sources: Names of the sources to ask, () for all. The merge and the stages see the
+                others as if they had found nothing. If the list is empty, the fallback is asked in
+                any case.
 
         Raises:
             ValueError: `k` below 1, or a name that is none of the sources.

@@ -119,7 +119,7 @@ def known_columns(
     width = tf.size(keys) + 1
     size = {"minlength": width, "maxlength": width}
     # Column 0 counts the known positives that are no columns.
-    return tf.math.bincount(columns, **size, axis=-1, binary_output=True)[:, 1:] > 0
+    return (tf.math.bincount(columns, **size, axis=-1, binary_output=True) > 0)[:, 1:]
 
 
 def earlier_columns(

@@ -25,8 +25,9 @@ class HardNegatives(Negatives):
         dim: Length of the vectors.
 
     Raises:
-        ValueError: A distribution strategy with several replicas. Each would count the examples of
-            its own part of the batch alone, and so take too few hard negatives.
+        ValueError: A distribution strategy with several replicas. Each would count only its own
+            part of the batch: it would take too few mined negatives, and under `log_q` weigh all
+            hard negatives too little.
 
     Two examples with the items 0 and 1. Item 2 is a hard negative of the first row alone:
 

@@ -117,7 +117,6 @@ class MemoryNegatives(Negatives):
             tf.concat([held.keys, columns.keys], 0),
             tf.concat([held.log_weight, columns.log_weight], 0),
             tf.concat([self.memory.vectors.read_value(), vectors], 0),
-            are_distinct=False,
         )
         if training:
             self.memory.put(targets.item, positives, targets.probability)

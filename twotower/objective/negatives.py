@@ -67,7 +67,7 @@ class Columns:
         keys: `[num_columns]` int32 keys of items, -1 for an empty column.
         log_weight: `[num_columns]` float32, log w_c; `[num_rows, num_columns]` if rows differ.
         vectors: `[num_columns, dim]` float32; None until they are computed.
-        are_distinct: Whether no item has two columns, and no column is empty.
+        are_distinct: Whether it is known that no item has two columns and that none is empty.
 
     >>> parts = [Columns(tf.constant([4, 2]), tf.zeros(2)), Columns(tf.constant([4]), tf.zeros(1))]
     >>> columns = merged(parts)
@@ -78,7 +78,7 @@ class Columns:
     keys: tf.Tensor
     log_weight: tf.Tensor
     vectors: tf.Tensor | None = None
-    are_distinct: bool = True
+    are_distinct: bool = False
 
 
 class Pool(NamedTuple):
@@ -243,4 +243,4 @@ class Negatives(tf.Module):
         vectors = encode(keys)  # [num_keys, dim]
         positives = tf.gather(vectors, tf.gather(column_of_item(keys, self.num_items), item) - 1)
         vectors = vectors[: tf.size(columns.keys)]
-        return dataclasses.replace(columns, vectors=vectors), positives
+        return dataclasses.replace(columns, vectors=vectors, are_distinct=True), positives

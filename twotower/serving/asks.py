@@ -27,7 +27,7 @@ class Ask:
         where: Conditions on columns of the catalogue, as `Catalogue.where` takes them.
         funnel: Name of a funnel; "" for the default.
         sources: Names of the funnel's sources to ask; () for all.
-        index: What the sources of vectors search; "" for their own.
+        index: The index that the sources search; "" for their own.
         diversity: Weight of diversity from 0 to 1; None for the funnel's own.
         objective_weights: Objective -> its weight, for funnels that rank.
         explain: Whether the answer says why each item is there.

@@ -9,7 +9,7 @@ from twotower.funnel.filters import Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.sources.two_tower import TwoTower
-from twotower.funnel.stage import Stage
+from twotower.funnel.stage import Part, Stage
 from twotower.ranking.objectives import check_weights
 from twotower.ranking.stage import Rank
 from twotower.reranking.diversity import Mmr, Varied
@@ -65,7 +65,7 @@ class Funnels(dict[str, Funnel]):
 
         Args:
             name: The funnel's.
-            index: What its sources of vectors search; their own if empty.
+            index: The index that its sources search; their own if empty.
             is_diverse: Whether it must re-rank for diversity, by `Requests.diversity`. A funnel
                 that does not gets maximal marginal relevance behind its ranker: by genres, or by
                 vectors where the items have no genres.
@@ -79,7 +79,7 @@ class Funnels(dict[str, Funnel]):
         sources, stages = dict(funnel.sources), funnel.stages
         if index and self.searches(name):
             sources |= self._with_index(name, index)
-        if is_diverse:
+        if is_diverse and not _is_varied(funnel):
             stages = self._with_diversity(stages)
             sources = {
                 source: dataclasses.replace(inlet, k=inlet.k or AMONG)
@@ -88,7 +88,7 @@ class Funnels(dict[str, Funnel]):
         return funnel.with_parts(sources, stages)
 
     def _with_index(self, name: str, index: str) -> dict[str, Inlet]:
-        """The sources of vectors, which search another index."""
+        """The sources that search an index, which search another one."""
         self._bundle.named(index)  # opened, or an error that a client may read
         if (name, index) not in self._searching:
             found = {}
@@ -101,27 +101,28 @@ class Funnels(dict[str, Funnel]):
         return self._searching[name, index]
 
     def _with_diversity(self, stages: list[Stage]) -> list[Stage]:
-        if any(isinstance(stage, Varied) for stage in stages):
-            return stages
         # Behind the ranker, or the filters that come first. Slots and limits follow.
         ranks = [number for number, stage in enumerate(stages) if isinstance(stage, Rank)]
         first = int(bool(stages) and isinstance(stages[0], Filters))
         place = ranks[-1] + 1 if ranks else first
         return [*stages[:place], self.diversity(), *stages[place:]]
 
-    @property
-    def knows_items(self) -> bool:
-        """Whether `diversity` returns at once, since no item came after its last call."""
-        return self._mmr is not None and self._mmr[0] is self._bundle.items_now
+    def lacks_items(self, name: str) -> bool:
+        """Whether a variant of a funnel for diversity has to call `diversity` first, because the
+        funnel has no stage for it, and items came after the last call."""
+        made = self._mmr
+        is_known = made is not None and made[0] is self._bundle.items_now
+        funnel = self.get(name or self.default)
+        return not is_known and funnel is not None and not _is_varied(funnel)
 
     def diversity(self) -> Mmr:
         """Maximal marginal relevance for funnels that do not re-rank for diversity. It has the
         genres of added items, too. For a large catalogue the first call takes a second."""
-        if self._mmr is None or not self.knows_items:
-            items = self._bundle.items_now
+        made, items = self._mmr, self._bundle.items_now
+        if made is None or made[0] is not items:
             tags = genre_table(items) if "genres" in items.items else None
-            self._mmr = items, Mmr(0.0, tags=tags, model=self._bundle)
-        return self._mmr[1]
+            self._mmr = made = items, Mmr(0.0, tags=tags, model=self._bundle)
+        return made[1]
 
     def check(self, ask: Ask) -> str:
         """The name of the funnel that a request asks.
@@ -163,14 +164,22 @@ class Funnels(dict[str, Funnel]):
         """Names of what a funnel reads of a request, with all its sources or some: what its query
         tower reads, and columns of the context that its sources and stages read themselves."""
         inlets = self[name].sources
-        parts = [inlets[source].source for source in sources or inlets] + self[name].stages
+        asked = [inlets[source].source for source in self._asked(name, sources)]
+        parts: list[Part] = [*asked, *self[name].stages]
         inputs = self._inputs if any(part.encodes for part in parts) else []
         return {*inputs, *(column for part in parts for column in part.context)}
 
     def searches(self, name: str, sources: Sequence[str] = ()) -> list[str]:
         """Those of a funnel's sources, all or some, that search an index of the bundle."""
         inlets = self[name].sources
-        return [s for s in sources or inlets if "index" in inlets[s].source.SETTINGS]
+        asked = self._asked(name, sources)
+        return [source for source in asked if "index" in inlets[source].source.SETTINGS]
+
+    def _asked(self, name: str, sources: Sequence[str]) -> list[str]:
+        """All sources of a funnel, or some of them and the fallback, which may answer for them."""
+        funnel = self[name]
+        asked = {*sources, funnel.fallback} if sources else funnel.sources
+        return [source for source in funnel.sources if source in asked]
 
     def choices(self, name: str) -> dict[str, Any]:
         """What a request to a funnel may choose."""
@@ -182,3 +191,8 @@ class Funnels(dict[str, Funnel]):
             "reads": sorted(self.reads(name)),
             "diversity": varied[-1] if varied else 0.0,
         }
+
+
+def _is_varied(funnel: Funnel) -> bool:
+    """Whether a funnel re-ranks for diversity."""
+    return any(isinstance(stage, Varied) for stage in funnel.stages)

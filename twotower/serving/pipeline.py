@@ -147,13 +147,13 @@ class Pipeline:
             except ValueError as error:
                 answers[number] = error
         for (name, index, is_diverse, *_), numbers in alike.items():
-            some, of_some = [asks[n] for n in numbers], [rows[n] for n in numbers]
+            group, of_group = [asks[n] for n in numbers], [rows[n] for n in numbers]
             try:
                 funnel = self.funnels.variant(name, index, is_diverse)
             except IndexCallError as error:
-                found: list[Any] = [error] * len(some)
+                found: list[Any] = [error] * len(group)
             else:
-                found = self._ask(name, funnel, some, of_some, deadlines)
+                found = self._ask(name, funnel, group, of_group, deadlines)
             for number, answer in zip(numbers, found):
                 answers[number] = answer
         return answers
@@ -225,10 +225,12 @@ class Pipeline:
     def _unread(self, funnel: str, ask: Ask) -> list[str]:
         """Names of a request's context that neither the query tower nor the funnel reads, and
         `index` if no source searches one."""
-        told = {*ask.context} - self.funnels.reads(funnel, ask.sources) if ask.context else set()
+        if not ask.context and not ask.index:
+            return []
+        unread = {*ask.context} - self.funnels.reads(funnel, ask.sources)
         if ask.index and not self.funnels.searches(funnel, ask.sources):
-            told.add("index")
-        return sorted(told)
+            unread.add("index")
+        return sorted(unread)
 
     def embed(self, asks: Sequence[Ask]) -> tuple[np.ndarray, list[list[str]]]:
         """Vectors of requests, `[num_requests, dim]`, and the unknown items of each history."""
@@ -283,7 +285,7 @@ class Pipeline:
         return {
             "funnels": {name: self.funnels.choices(name) for name in self.funnels},
             "default_funnel": self.funnels.default,
-            "indexes": ["exact", *self.bundle.indexes],
+            "indexes": self.bundle.index_names,
             "inputs": self._inputs,
             "dataset": self.bundle.manifest["dataset"],
             "genres": self._genres,

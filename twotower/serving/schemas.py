@@ -132,7 +132,7 @@ class Recommend(Request):
         "funnel's fallback answers.",
     )
     index: Annotated[str, Field(max_length=64)] = Field(
-        "", description="Index that the sources of vectors search; their own if empty."
+        "", description="Index that the sources search, those that search one; their own if empty."
     )
     diversity: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,
@@ -326,3 +326,18 @@ class Recommended(BaseModel):
         description="Sources and stages, such as the ranker, that were left out, and why."
     )
     request_id: str
+    history: list[Item] | None = Field(
+        None, description="The newest items of the history; these and what follows if `explain`."
+    )
+    stages: list[dict[str, Any]] | None = Field(
+        None, description="Of each source, the merge and each stage: name, candidates, ms, lost."
+    )
+    batch: dict[str, Any] | None = Field(
+        None, description="How many requests were answered together, and in how many ms."
+    )
+    relaxed: dict[str, int] | None = Field(
+        None, description="Filters that let requests pass of which nothing would be left."
+    )
+    fallback: bool | None = Field(
+        None, description="Whether nothing was left, so that the funnel's fallback answered."
+    )

@@ -4,6 +4,7 @@ import functools
 import logging
 import pathlib
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from twotower.serving.index_client import IndexCallError
 from twotower.towers.signatures import direct
 
 LOG = logging.getLogger("twotower.serving")
+# Seconds for which an index that cannot be opened is not tried again.
+PAUSE = 30.0
 
 
 class ServedBundle(Bundle):
@@ -59,7 +62,9 @@ class ServedBundle(Bundle):
         self._changed: dict[int, np.ndarray | None] = {}
         self._changing = threading.Lock()
         self._opening = threading.Lock()
-        self._index_names = ["exact", *self.indexes]
+        # Of this moment, since an index that comes later is not part of what was checked.
+        self.index_names = ["exact", *self.indexes]
+        self._damaged: dict[str, float] = {}  # name -> until when it is not tried again
         self.retriever(self.index)
 
     def retriever(self, name: str = "exact", allowed_uris: Collection[str] = ()) -> Retriever:
@@ -100,11 +105,15 @@ class ServedBundle(Bundle):
             IndexCallError: It cannot be opened; the log says why.
         """
         name = self.require_index(index or self.index)
+        wrong = IndexCallError(f"the index {name} cannot be opened; ask another one")
+        if time.monotonic() < self._damaged.get(name, 0):
+            raise wrong
         try:
             return self.retriever(name)
-        except BundleError as error:
+        except (BundleError, ImportError, OSError, RuntimeError) as error:
             LOG.error("the index %s cannot be opened: %s", name, error)
-            raise IndexCallError(f"the index {name} cannot be opened; ask another one") from error
+            self._damaged[name] = time.monotonic() + PAUSE
+            raise wrong from error
 
     def require_index(self, name: str) -> str:
         """The name of an index of this bundle.
@@ -112,8 +121,8 @@ class ServedBundle(Bundle):
         Raises:
             FieldError: There is none of this name.
         """
-        if name not in self._index_names:
-            raise FieldError("index", f"expected one of {self._index_names}")
+        if name not in self.index_names:
+            raise FieldError("index", f"expected one of {self.index_names}")
         return name
 
     def search(

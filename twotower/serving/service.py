@@ -132,9 +132,9 @@ class Service:
 
         async def answer() -> dict[str, Any]:
             await self._open(pipeline.bundle, body.index)
-            if body.diversity is not None and not pipeline.funnels.knows_items:
+            if body.diversity is not None and pipeline.funnels.lacks_items(body.funnel):
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._opener, pipeline.funnels.diversity)
+                await loop.run_in_executor(self._others, pipeline.funnels.diversity)
             return await self._batcher.submit((body, span))
 
         return await self._in_time(answer())

@@ -19,9 +19,14 @@ def fused_step(
         gradient: Of the weight.
         variable: The weight.
 
+    Raises:
+        ValueError: Settings that the kernel does not have.
+
     Source: Kingma and Ba, Adam (ICLR 2015), end of section 2, with epsilon hat.
     """
-    of = optimizer._index_dict[optimizer._var_key(variable)]
+    if optimizer.amsgrad or getattr(optimizer, "adaptive_epsilon", False):
+        raise ValueError("the fused Adam has neither amsgrad nor adaptive_epsilon. Leave them out.")
+    number = optimizer._index_dict[optimizer._var_key(variable)]
     step = tf.cast(optimizer.iterations + 1, variable.dtype)
     beta_1, beta_2, rate, epsilon = (
         tf.cast(value, variable.dtype)
@@ -34,8 +39,8 @@ def fused_step(
     )
     tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
-        m=optimizer._momentums[of].handle,
-        v=optimizer._velocities[of].handle,
+        m=optimizer._momentums[number].handle,
+        v=optimizer._velocities[number].handle,
         beta1_power=beta_1**step,
         beta2_power=beta_2**step,
         lr=rate,

@@ -8,7 +8,7 @@ export const START = {
   funnel: "", // "" for the service's default
   k: 10,
   genre: "", // "" for any
-  index: "", // that the sources of vectors search; "" for their own
+  index: "", // that the sources search; "" for their own
   sources: [], // names of those that are asked; [] for all
   diversity: "", // weight from 0 to 1; "" for the funnel's own
   weights: {}, // objective -> weight

@@ -13,14 +13,16 @@ export function Switches({ state, change, cards, choices }) {
   const funnel = Object.hasOwn(funnels, name) ? funnels[name] : null;
   const indexes = [...new Set([...(choices?.indexes ?? []), state.index])].filter(Boolean);
   const objectives = funnel?.objectives ?? [];
+  const own = funnel?.sources ?? [];
   // With those of an address that this funnel does not have: a reader can take them out.
-  const sources = [...new Set([...(funnel?.sources ?? []), ...state.sources])];
+  const sources = [...new Set([...own, ...state.sources])];
   const asked = state.sources.length ? state.sources : sources;
   const pick = (field) => (event) => change({ [field]: event.target.value });
   // All of them are no choice, so that a link asks for sources that come later, too.
   const ask = (source) => (event) => {
     const wanted = sources.filter((s) => (s === source ? event.target.checked : asked.includes(s)));
-    change({ sources: wanted.length === sources.length ? [] : wanted });
+    const isAll = wanted.length === own.length && own.every((s) => wanted.includes(s));
+    change({ sources: isAll ? [] : wanted });
   };
   const weigh = (name) => (event) =>
     change({ weights: { ...state.weights, [name]: Number(event.target.value) } });
@@ -68,7 +70,7 @@ export function Switches({ state, change, cards, choices }) {
             <legend>Sources that are asked</legend>
             ${sources.map((source) => html`
               <label key=${source} class="check">
-                <input type="checkbox" checked=${asked.includes(source)} disabled=${asked.length === 1 && asked.includes(source)} onChange=${ask(source)} />
+                <input type="checkbox" checked=${asked.includes(source)} disabled=${asked.length === 1 && asked.includes(source) && own.includes(source)} onChange=${ask(source)} />
                 ${source}
               </label>`)}
           </fieldset>`}

@@ -199,7 +199,7 @@ class MeanHistory(History):
     def _sums(self, encoded: dict, training: bool = False) -> dict[str, tf.Tensor]:
         """The sums that make a bag, name -> `[batch_size]` or `[batch_size, dim]`. Those of two
         histories together are the sums of both."""
-        events = {name: encoded[name] for name in (i.name for i in self.inputs)}
+        events = {i.name: encoded[i.name] for i in self.inputs}
         index = events[self.name]  # [batch_size, n]
         # A request has so few events that reading the whole table would take longer than all
         # else. An exported tower cannot know the size of its batches, so it gathers: a choice in
@@ -245,11 +245,10 @@ def known_events(events: dict[str, tf.Tensor], is_known: tf.Tensor) -> dict[str,
         events: Name -> values, `[batch_size, n]`.
         is_known: `[batch_size, n]` bool.
     """
-    num = tf.math.count_nonzero(is_known, 1)  # [batch_size]
-    return {
-        name: tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, is_known), num, False)
-        for name, values in events.items()
-    }
+    known = {name: tf.boolean_mask(values, is_known) for name, values in events.items()}
+    lengths, first = tf.math.count_nonzero(is_known, 1), next(iter(known.values()))
+    rows = tf.RaggedTensor.from_row_lengths(first, lengths, validate=False)
+    return {name: rows.with_flat_values(values) for name, values in known.items()}
 
 
 def weighted_bag(
