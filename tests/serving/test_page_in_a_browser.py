@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 from browsing import HOSTILE, needs_browser, opened, served
+from PIL import Image
 
 from twotower.bundle.manifest import write_manifest
 from twotower.serving import schemas
@@ -189,7 +190,9 @@ def test_clicks_are_timed(bundle_folder, tmp_path):
     service, output = Service(Live((Pipeline(bundle_folder),)), tmp_path), tmp_path / "page.json"
     script = tiny.ROOT / "experiments" / "benchmarks" / "page.py"
     with served(create_app(service, Limits())) as address:
-        tiny.script(script, f"--url={address}", "--clicks=10", f"--output={output}")
+        given = f"--url={address}", "--clicks=10", f"--output={output}"
+        tiny.script(script, *given, f"--picture={tmp_path / 'page.png'}")
+    assert Image.open(tmp_path / "page.png").size == (1100, 1660)
     found = json.loads(output.read_text())
     assert found["clicks"] == 10 and 1 < found["p50"] <= found["p95"] <= found["p99"]
 
