@@ -7,9 +7,9 @@
 `--picture` draws the page that README shows, with three liked titles and the map. Take a bundle of
 made-up data for it, with a funnel and a map: the titles of MovieLens may not be shown.
 
-Needs Chromium with its driver, and selenium and pillow of the extra `dev`. The time begins with the click and
-ends at the frame after the one that shows the new list: the page's code, the request, the answer
-and the drawing. The browser runs on the same cores as the service.
+Needs Chromium with its driver, and selenium and pillow of the extra `dev`. The time begins with the
+click and ends at the frame after the one that shows the new list: the page's code, the request, the
+answer and the drawing. The browser runs on the same cores as the service.
 """
 
 import io
