@@ -15,7 +15,7 @@ from twotower.retrieval.candidates import NO_KEY, NO_SCORE, best_columns, best_o
 METRICS = ("dot", "cosine", "euclidean")
 
 # An exact scan takes at most this many bytes of scores at a time.
-MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 26
 
 
 class KeyedVectors:
