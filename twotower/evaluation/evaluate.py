@@ -166,7 +166,8 @@ def evaluate(
     if (np.diff(np.sort(_pairs(cases.targets))) == 0).any():
         raise ValueError("a case names the same target twice; each target must stand once.")
     deepest = max(ks[-1], MRR_AT)
-    parts, keys = [], []
+    # At once, since a copy of the answers of 100,000 users would take hundreds of MB.
+    parts, keys, start = [], np.full((len(cases), ks[-1]), -1, np.int32), 0
     for part in cases.batches(batch_size):
         found = recommend(part, deepest + 1)
         _check(found, part, deepest + 1, candidates)
@@ -176,13 +177,12 @@ def evaluate(
                 found.keys, found.scores, found.counts, targets.values, targets.offsets, deepest + 1
             ).ranks
         )
-        top = np.full((len(part), ks[-1]), -1, np.int32)
         width = min(ks[-1], found.keys.shape[1])
-        top[:, :width] = np.where(found.valid, found.keys, -1)[:, :width]
-        keys.append(top)
+        top = keys[start : start + len(part), :width]
+        top[:] = np.where(found.valid, found.keys, -1)[:, :width]
+        start += len(part)
     ranks = TargetRanks(np.concatenate(parts), cases.targets.offsets)
     _, clusters = np.unique(cases.user_id.astype(str), return_inverse=True)
-    keys = np.concatenate(keys)
     values = _values(ranks, keys, ks, item_counts)
     report = Report({}, values, ranks, cases, clusters, ks, item_counts, hidden)
     for name in values:
