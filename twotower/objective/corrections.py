@@ -96,6 +96,20 @@ def column_of_item(keys: tf.Tensor, num_items: int) -> tf.Tensor:
     return tf.scatter_nd(keys[:, None], tf.range(1, tf.size(keys) + 1), [num_items])
 
 
+def column_counts(columns: tf.Tensor | tf.RaggedTensor, num_columns: tf.Tensor) -> tf.Tensor:
+    """How often each column is named in each row, `[num_rows, num_columns]` int32.
+
+    Args:
+        columns: `[num_rows, n]`, or ragged, as `column_of_item` counts them; 0 for none.
+        num_columns: Scalar int32.
+
+    >>> column_counts(tf.constant([[1, 3, 1], [0, 2, 0]]), tf.constant(3)).numpy().tolist()
+    [[2, 0, 1], [0, 1, 0]]
+    """
+    size = {"minlength": num_columns + 1, "maxlength": num_columns + 1}
+    return tf.math.bincount(columns, **size, axis=-1)[:, 1:]
+
+
 def known_columns(
     known: tf.RaggedTensor, keys: tf.Tensor, num_items: int, are_distinct: bool = False
 ) -> tf.Tensor:
@@ -115,11 +129,7 @@ def known_columns(
         found = tf.gather(known_columns(known, items, num_items, True), item_of_column, axis=1)
         return found & (keys >= 0)
     columns = tf.gather(column_of_item(keys, num_items), known.flat_values)
-    columns = known.with_flat_values(columns)  # [num_queries, (n)]
-    width = tf.size(keys) + 1
-    size = {"minlength": width, "maxlength": width}
-    # Column 0 counts the known positives that are no columns.
-    return (tf.math.bincount(columns, **size, axis=-1, binary_output=True) > 0)[:, 1:]
+    return column_counts(known.with_flat_values(columns), tf.size(keys)) > 0
 
 
 def earlier_columns(

@@ -9,7 +9,12 @@ import dataclasses
 import numpy as np
 
 from twotower.objective.config import NegativesConfig
-from twotower.objective.corrections import MASKED, column_of_item, hard_negative_weight
+from twotower.objective.corrections import (
+    MASKED,
+    column_counts,
+    column_of_item,
+    hard_negative_weight,
+)
 from twotower.objective.negatives import Columns, Encode, Negatives, Targets, merged
 from twotower.tf import tf
 
@@ -75,7 +80,5 @@ class HardNegatives(Negatives):
         """
         there = hard_negatives >= 0
         column = tf.gather(column_of_item(keys, self.num_items), tf.maximum(hard_negatives, 0))
-        column, width = tf.where(there, column, 0), tf.size(keys) + 1
-        size = {"minlength": width, "maxlength": width}
-        # Column 0 counts the empty places.
-        return tf.math.bincount(column, **size, axis=-1, dtype=tf.float32)[:, 1:]
+        counts = column_counts(tf.where(there, column, 0), tf.size(keys))
+        return tf.cast(counts, tf.float32)
