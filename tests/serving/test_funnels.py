@@ -143,6 +143,13 @@ def test_an_answer_does_not_depend_on_the_others_of_its_batch(pipeline):
     assert [ids(found) for found in together] == [ids(found) for found in alone]
     assert ids(together[0]) == ids(together[1])[:20]
     assert {*ids(together[0])} != {*ids(together[2])}  # it had room to choose
+    # A stage of the funnel itself sees as many candidates in a batch as alone, too.
+    mmr = Mmr.of_tags(genre_table(pipeline.catalogue), 0.9)
+    pipeline.funnels["two_tower"].stages.append(mmr)
+    asks = [Ask(history=HISTORY, funnel="two_tower", k=k) for k in (20, 50)]
+    together = pipeline.recommend(asks, False)
+    alone = [pipeline.recommend([ask], False)[0] for ask in asks]
+    assert [ids(found) for found in together] == [ids(found) for found in alone]
 
 
 def test_added_items_have_their_genres(pipeline):
@@ -275,6 +282,9 @@ def test_context_that_nothing_reads_is_named(pipeline):
     assert answer_of(pipeline, context=asked)["unread"] == ["devise", "gender", "search_text"]
     some = answer_of(pipeline, funnel="told", context=asked, sources=["search"])
     assert some["unread"] == ["devise", "gender"]
+    made.fallback = "context"  # it may answer in place of the search, and reads what it reads
+    some = answer_of(pipeline, funnel="told", context=asked, sources=["search"])
+    assert some["unread"] == ["devise"]
     # Without a source that asks the query tower nothing reads what the tower reads.
     alone = {"context": {"user_id": "7"}, "sources": ["ease"]}
     assert answer_of(pipeline, context=alone["context"])["unread"] == []
