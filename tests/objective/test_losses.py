@@ -29,7 +29,7 @@ def in_batch(config, queries, items, row, column, p, own=None, weight=None, **kw
     total = RetrievalTask(config, items.shape[0], NegativesConfig())(
         queries,
         tf.gather(items, item),
-        row=tf.constant(row),
+        query_index=tf.constant(row),
         item=item,
         columns=Columns(tf.range(items.shape[0]), log_weight, tf.convert_to_tensor(items)),
         sample_weight=tf.constant(weight, tf.float32),
@@ -215,7 +215,7 @@ def test_equals_its_equation(name, parameters, matrix):
         enumerated(name, p, negatives[r], weight[r], **parameters) for p, r in zip(positive, row)
     ]
     tensors = [tf.constant(values, tf.float32) for values in (positive, negatives, log_weight)]
-    found = LOSSES[name](*tensors, row=tf.constant(row), **parameters)
+    found = LOSSES[name](*tensors, query_index=tf.constant(row), **parameters)
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
     # Rows that are examples.
     each = LOSSES[name](tensors[0], *(tf.gather(t, row) for t in tensors[1:]), **parameters)
@@ -341,7 +341,7 @@ def test_what_a_hard_negative_weighs(correction, masked, first, second):
     loss = RetrievalTask(config, 4, negatives)(
         queries,
         positives,
-        row=tf.range(3),
+        query_index=tf.range(3),
         item=targets.item,
         columns=columns,
         sample_weight=targets.weight,
@@ -436,7 +436,7 @@ def test_the_hardest_are_distinct_items(item, is_same):
     loss = RetrievalTask(config, 6, negatives)(
         queries,
         tf.gather(items, item),
-        row=tf.range(6),
+        query_index=tf.range(6),
         item=tf.constant(item),
         columns=Columns(keys, tf.math.log(tf.cast(count, tf.float32)), tf.gather(items, keys)),
         sample_weight=tf.ones([6]),
@@ -558,11 +558,13 @@ def test_log_normaliser_of_large_scores_and_of_no_query():
     assert float(log_normaliser(tf.zeros([0, 1]), items, tf.zeros([0]))) == 0.0
 
 
-@pytest.mark.parametrize("row, has_own", [(None, False), (None, True), ([2, 0, 0, 1, 2], False)])
-def test_full_softmax_without_its_matrix_is_the_same(row, has_own):
+@pytest.mark.parametrize(
+    "query_index, has_own", [(None, False), (None, True), ([2, 0, 0, 1, 2], False)]
+)
+def test_full_softmax_without_its_matrix_is_the_same(query_index, has_own):
     rng = np.random.default_rng(0)
     config = TaskConfig(temperature=0.5, correction="none", mask_known_positives=False)
-    queries = tf.constant(rng.normal(size=(5 if row is None else 3, 2)), tf.float32)
+    queries = tf.constant(rng.normal(size=(5 if query_index is None else 3, 2)), tf.float32)
     items = tf.constant(rng.normal(size=(4, 2)), tf.float32)
     item = tf.constant([3, 1, 1, 0, 2])
     # The second row's and the last one's items came before, too.
@@ -574,7 +576,7 @@ def test_full_softmax_without_its_matrix_is_the_same(row, has_own):
             loss = kind(config, 4, NegativesConfig(("catalogue",)))(
                 queries,
                 tf.gather(items, item),
-                row=row if row is None else tf.constant(row),
+                query_index=None if query_index is None else tf.constant(query_index),
                 item=item,
                 columns=Columns(tf.range(4), tf.zeros([4]), items),
                 sample_weight=tf.constant([1.0, 2.0, 0.0, 0.5, 1.0]),

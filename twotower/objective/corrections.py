@@ -134,7 +134,7 @@ def known_columns(
 
 def earlier_columns(
     known: tf.RaggedTensor,
-    row: tf.Tensor,
+    sequence: tf.Tensor,
     num_earlier: tf.Tensor,
     keys: tf.Tensor,
     num_items: int,
@@ -148,17 +148,17 @@ def earlier_columns(
 
     Args:
         known: `[num_sequences, (n)]` int32 keys of each user's events, oldest first.
-        row: `[num_examples]`, the sequence of each example.
+        sequence: `[num_examples]`, the sequence of each example.
         num_earlier: `[num_examples]`, how many events of its sequence come before the example.
         keys: `[num_columns]` distinct int32 keys of the columns.
         num_items: Size of the catalogue.
     """
     starts = tf.cast(known.row_splits, tf.int32)
-    sequence = tf.cast(known.value_rowids(), tf.int32)
-    number = tf.range(tf.size(sequence)) - tf.gather(starts, sequence)  # of each event, from 0
+    of_event = tf.cast(known.value_rowids(), tf.int32)
+    number = tf.range(tf.size(of_event)) - tf.gather(starts, of_event)  # of each event, from 0
     never = tf.fill([tf.cast(known.nrows(), tf.int32), num_items], tf.int32.max)
-    first = tf.tensor_scatter_nd_min(never, tf.stack([sequence, known.flat_values], 1), number)
-    return tf.gather(tf.gather(first, keys, axis=1), row) < num_earlier[:, None]
+    first = tf.tensor_scatter_nd_min(never, tf.stack([of_event, known.flat_values], 1), number)
+    return tf.gather(tf.gather(first, keys, axis=1), sequence) < num_earlier[:, None]
 
 
 def hardest(scores: tf.Tensor, log_weight: tf.Tensor, number: int) -> tuple[tf.Tensor, tf.Tensor]:

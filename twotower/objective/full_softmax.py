@@ -98,7 +98,7 @@ class FullSoftmax(RetrievalTask):
         self,
         query_embeddings: tf.Tensor,
         positive_embeddings: tf.Tensor,
-        row: tf.Tensor | None,
+        query_index: tf.Tensor | None,
         item: tf.Tensor,
         columns: Columns,
         sample_weight: tf.Tensor,
@@ -107,15 +107,15 @@ class FullSoftmax(RetrievalTask):
     ) -> tf.Tensor:
         """As `RetrievalTask.call`.
 
-        If known positives are masked and `row` is given, so that several examples may share a
-        query, Z differs from example to example, since each adds its positive. Then the matrix is
-        computed after all.
+        If known positives are masked and `query_index` is given, so that several examples may
+        share a query, Z differs from example to example, since each adds its positive. Then the
+        matrix is computed after all.
         """
-        if known is not None and row is not None:
+        if known is not None and query_index is not None:
             return super().call(
                 query_embeddings,
                 positive_embeddings,
-                row,
+                query_index,
                 item,
                 columns,
                 sample_weight,
@@ -123,11 +123,12 @@ class FullSoftmax(RetrievalTask):
                 known,
             )
         queries = query_embeddings / self.temperature  # [num_queries, dim]
-        of_example = queries if row is None else tf.gather(queries, row)  # [num_examples, dim]
+        # [num_examples, dim]
+        of_example = queries if query_index is None else tf.gather(queries, query_index)
         positive = self.pairs(of_example, positive_embeddings)  # [num_examples]
         weight = sample_weight
-        if row is not None:
-            weight = tf.math.unsorted_segment_sum(weight, row, tf.shape(queries)[0])
+        if query_index is not None:
+            weight = tf.math.unsorted_segment_sum(weight, query_index, tf.shape(queries)[0])
         if known is not None:  # The positive stays in Z, even if the user had it before.
             column = tf.searchsorted(columns.keys, item)  # the keys of a catalogue ascend
             cells = tf.stack([tf.range(tf.size(item)), column], 1)

@@ -31,19 +31,19 @@ from twotower.objective.corrections import MASKED
 from twotower.tf import tf
 
 # Each loss takes
-#     positive    [num_examples], s+
-#     negatives   [num_rows, num_columns], s_c
-#     log_weight  [num_rows, num_columns], log w_c; MASKED where a column is no negative
-#     row         [num_examples], the row of each example; None if row i is example i
+#     positive     [num_examples], s+
+#     negatives    [num_queries, num_columns], s_c
+#     log_weight   [num_queries, num_columns], log w_c; MASKED where a column is no negative
+#     query_index  [num_examples], the query of each example; None if query i is example i
 # and returns [num_examples] float32.
 
 
-def _of(values: tf.Tensor, row: tf.Tensor | None) -> tf.Tensor:
-    return values if row is None else tf.gather(values, row)
+def _of(values: tf.Tensor, query_index: tf.Tensor | None) -> tf.Tensor:
+    return values if query_index is None else tf.gather(values, query_index)
 
 
 def _weighted_mean(values: tf.Tensor, log_weight: tf.Tensor) -> tf.Tensor:
-    """Mean over columns, weighted by w_c, `[num_rows]`; 0 for a row without negatives."""
+    """Mean over columns, weighted by w_c, `[num_queries]`; 0 for a query without negatives."""
     top = tf.reduce_max(log_weight, 1, keepdims=True)
     weight = tf.where(log_weight > MASKED / 2, tf.exp(log_weight - top), 0.0)
     return tf.math.divide_no_nan(tf.reduce_sum(weight * values, 1), tf.reduce_sum(weight, 1))
@@ -53,7 +53,7 @@ def softmax(
     positive: tf.Tensor,
     negatives: tf.Tensor,
     log_weight: tf.Tensor,
-    row: tf.Tensor | None = None,
+    query_index: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """l = -log [exp s+ / (exp s+ + sum_c w_c exp s_c)].
 
@@ -62,14 +62,14 @@ def softmax(
     the batch (Yi et al., RecSys 2019, section 3).
     """
     rest = tf.reduce_logsumexp(negatives + log_weight, 1)
-    return tf.math.softplus(_of(rest, row) - positive)
+    return tf.math.softplus(_of(rest, query_index) - positive)
 
 
 def binary_cross_entropy(
     positive: tf.Tensor,
     negatives: tf.Tensor,
     log_weight: tf.Tensor,
-    row: tf.Tensor | None = None,
+    query_index: tf.Tensor | None = None,
     ratio: float = 1.0,
 ) -> tf.Tensor:
     """l = -log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)).
@@ -78,12 +78,12 @@ def binary_cross_entropy(
         positive: s+, as in all losses here.
         negatives: s_c.
         log_weight: log w_c.
-        row: Row of each example.
+        query_index: Query of each example.
         ratio: Number of negatives for each positive. With one uniform negative it is SASRec's loss
             (Kang and McAuley, ICDM 2018, section III-E).
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
-    return tf.math.softplus(-positive) + ratio * _of(wrong, row)
+    return tf.math.softplus(-positive) + ratio * _of(wrong, query_index)
 
 
 def gbce_beta(sampling_rate: float, calibration: float) -> float:
@@ -112,7 +112,7 @@ def gbce(
     positive: tf.Tensor,
     negatives: tf.Tensor,
     log_weight: tf.Tensor,
-    row: tf.Tensor | None = None,
+    query_index: tf.Tensor | None = None,
     ratio: float = 1.0,
     beta: float = 1.0,
 ) -> tf.Tensor:
@@ -123,14 +123,14 @@ def gbce(
     Macdonald, RecSys 2023, section 5).
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
-    return beta * tf.math.softplus(-positive) + ratio * _of(wrong, row)
+    return beta * tf.math.softplus(-positive) + ratio * _of(wrong, query_index)
 
 
 def triplet(
     positive: tf.Tensor,
     negatives: tf.Tensor,
     log_weight: tf.Tensor,
-    row: tf.Tensor | None = None,
+    query_index: tf.Tensor | None = None,
     margin: float = 0.2,
     mining: str = "all",
 ) -> tf.Tensor:
@@ -140,7 +140,7 @@ def triplet(
         positive: s+. It is a similarity, so larger is better; the papers use distances.
         negatives: s_c.
         log_weight: log w_c. It says which columns are negatives, and weighs the mean of `all`.
-        row: Row of each example.
+        query_index: Query of each example.
         margin: By how much s+ should exceed s_c, in units of the score; no temperature.
         mining: Which negatives count: `all`; `hardest`, the one with the largest s_c; or
             `semi_hard`, the one with the largest s_c below s+, or with the smallest s_c if there is
@@ -149,7 +149,7 @@ def triplet(
     Raises:
         ValueError: Another mining.
     """
-    negatives, log_weight = _of(negatives, row), _of(log_weight, row)
+    negatives, log_weight = _of(negatives, query_index), _of(log_weight, query_index)
     is_negative = log_weight > MASKED / 2
     if mining == "all":
         hinge = tf.nn.relu(margin - positive[:, None] + negatives)
@@ -170,7 +170,7 @@ def cosine_contrastive(
     positive: tf.Tensor,
     negatives: tf.Tensor,
     log_weight: tf.Tensor,
-    row: tf.Tensor | None = None,
+    query_index: tf.Tensor | None = None,
     margin: float = 0.2,
     ratio: float = 1.0,
 ) -> tf.Tensor:
@@ -180,12 +180,12 @@ def cosine_contrastive(
         positive: s+, a cosine: the towers' vectors have length 1, and there is no temperature.
         negatives: s_c.
         log_weight: log w_c.
-        row: Row of each example.
+        query_index: Query of each example.
         margin: A negative whose cosine is below it costs nothing.
         ratio: Weight of the negatives (w in the paper).
     """
     wrong = _weighted_mean(tf.nn.relu(negatives - margin), log_weight)
-    return 1.0 - positive + ratio * _of(wrong, row)
+    return 1.0 - positive + ratio * _of(wrong, query_index)
 
 
 LOSSES: dict[str, Callable] = {

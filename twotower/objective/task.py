@@ -99,7 +99,7 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         self,
         query_embeddings: tf.Tensor,
         positive_embeddings: tf.Tensor,
-        row: tf.Tensor | None,
+        query_index: tf.Tensor | None,
         item: tf.Tensor,
         columns: Columns,
         sample_weight: tf.Tensor,
@@ -111,20 +111,22 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         Args:
             query_embeddings: `[num_queries, dim]`, distinct queries.
             positive_embeddings: `[num_examples, dim]`, the vector of each example's item.
-            row: `[num_examples]` int32, the query of each example; None if query i is example i.
+            query_index: `[num_examples]` int32, the query of each example; None if query i is
+                example i.
             item: `[num_examples]` int32, key of the example's item.
             columns: The candidates for negatives, with their vectors.
             sample_weight: `[num_examples]` float32.
             log_probability: `[num_examples]`, log p_c of the item; only `log_q` needs it.
             known: `[num_queries, num_columns]` bool: which columns are known positives of the
-                query's user. With `row` they include the items of the query's examples; without
-                `row` they need not. None: only accidental hits are masked, if the correction asks.
+                query's user. With `query_index` they include the items of the query's examples;
+                without it they need not. None: only accidental hits are masked, if the
+                correction asks.
 
         Returns:
             Scalar float32.
         """
         queries = query_embeddings
-        of_example = queries if row is None else tf.gather(queries, row)  # [num_examples, dim]
+        of_example = queries if query_index is None else tf.gather(queries, query_index)
         positive = self.pairs(of_example, positive_embeddings) / self.temperature  # [num_examples]
         if self.config.correction == "log_q":
             positive -= log_probability
@@ -132,22 +134,21 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         log_weight = columns.log_weight
         if known is None:  # Examples of one query differ in their hits, so each needs a row.
             hit = columns.keys == item[:, None]  # [num_examples, num_columns]
-            if row is not None:
-                scores = tf.gather(scores, row)
-                log_weight = (
-                    tf.gather(log_weight, row) if log_weight.shape.rank == 2 else log_weight
-                )
-                row = None
+            if query_index is not None:
+                scores = tf.gather(scores, query_index)
+                if log_weight.shape.rank == 2:
+                    log_weight = tf.gather(log_weight, query_index)
+                query_index = None
             of_hits = self._log_weight_of_hits(columns.keys, log_weight, item)
             log_weight = tf.where(hit, of_hits, log_weight)
         else:
-            if row is None:
+            if query_index is None:
                 known |= columns.keys == item[:, None]
             log_weight = tf.where(known, corrections.MASKED, log_weight)
         if self.negatives.num_hardest:
             scores, log_weight = corrections.hardest(scores, log_weight, self.negatives.num_hardest)
         loss = losses.LOSSES[self.config.loss](
-            positive, scores, log_weight, row, **self._parameters
+            positive, scores, log_weight, query_index, **self._parameters
         )  # [num_examples]
         return tf.tensordot(loss, sample_weight, 1)
 

@@ -176,7 +176,7 @@ class TwoTowerModel(tfrs.Model):
         total = self.task(
             queries,
             positives,
-            row=None if batch.is_sequences else targets.row,
+            query_index=None if batch.is_sequences else targets.row,
             item=targets.item,
             columns=columns,
             sample_weight=targets.weight,
