@@ -1082,7 +1082,7 @@ def runs_until_killed(folder, doing):
 
 def survives_kills(folder, doing, rounds):
     """Kills a process that does this, starts again, looks, and so on."""
-    code = "import pathlib, sys; sys.path[:0] = sys.argv[1].split(); import test_live as t; "
+    code = "import pathlib, sys; sys.path[:0] = sys.argv[1].split(); import test_swaps as t; "
     code += "t.runs_until_killed(pathlib.Path(sys.argv[2]), sys.argv[3])"
     command = [
         sys.executable,
