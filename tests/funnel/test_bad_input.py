@@ -1,9 +1,8 @@
-"""What a funnel does with input that nobody meant: keys out of range, broken answers, hand-edited
-files, and requests that are too large."""
+"""What a funnel does with input that nobody meant: keys out of range, broken answers, and requests
+that are too large."""
 
 import dataclasses
 import gc
-import json
 import threading
 import tracemalloc
 import weakref
@@ -11,17 +10,15 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
-from test_funnel import Always, Broken, ask
+from made_up_parts import Always, Broken, ask, popular
 
 from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests, once
-from twotower.funnel import saving
 from twotower.funnel.filters import Available, Blocked, Filters, Seen, Shown, is_among
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, parse_keep, parse_sources
-from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum
+from twotower.funnel.merge import ReciprocalRank, WeightedSum
 from twotower.funnel.sources.collaborative import Ease, IAls, ItemKnn
-from twotower.funnel.sources.popularity import Popularity
 from twotower.funnel.sources.search import Search
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
@@ -86,10 +83,6 @@ def test_items_that_the_catalogue_got_later():
     found = Funnel(sources, ReciprocalRank(), [Filters(rules)]).recommend(requests, 3)
     assert found.missing == {}
     assert [set(row) for row in found.candidates.keys] == [{FAR + 9, 5, 0}] * 2
-
-
-def popular(num_items: int) -> Popularity:
-    return Popularity(np.arange(num_items), -np.arange(num_items, dtype=np.float32))
 
 
 @pytest.mark.parametrize("field", ["history", "exclude"])
@@ -291,73 +284,6 @@ def test_a_user_with_a_million_events():
     tracemalloc.stop()
     assert found.missing == {} and (found.candidates.counts == 10).all()
     assert found.candidates.keys[0].min() >= 20 and peak < 400 * 2**20
-
-
-def saved(tmp_path, source=None):
-    """A funnel on disk, its folder and its description."""
-    rules = [Blocked.of({"u": [1]}), Seen()]
-    sources = {"popular": Inlet(source or popular(5), np.int64(3))}
-    funnel = Funnel(sources, Quotas({"popular": np.int64(2)}), [Filters(rules)])
-    saving.save(funnel, tmp_path / "f", "m1")
-    return tmp_path / "f", json.loads((tmp_path / "f" / "funnel.json").read_text())
-
-
-def rewrite(folder, entries) -> None:
-    """The description with hashes of the files as they are now."""
-    entries["files"] = {
-        name: digest
-        for name, digest in saving.description.hashes(folder).items()
-        if name != "funnel.json"
-    }
-    saving.description.write(folder / "funnel.json", entries)
-
-
-def test_settings_of_numpy_types_are_saved(tmp_path):
-    folder, entries = saved(tmp_path)
-    assert entries["sources"]["popular"]["k"] == 3
-    assert saving.load(folder, None, "m1").merge.quotas == {"popular": 2}
-
-
-@pytest.mark.parametrize("name", ["../../x", "../x", "a/b", "/tmp/x"])
-def test_names_with_a_path_in_them_read_nothing(tmp_path, monkeypatch, name):
-    folder, entries = saved(tmp_path)
-    entries["sources"][name] = entries["sources"]["popular"]
-    rewrite(folder, entries)
-    read, load = [], np.load
-    monkeypatch.setattr(np, "load", lambda path, **more: read.append(path) or load(path, **more))
-    with pytest.raises(ValueError, match=r"funnel\.json"):
-        saving.load(folder, None, "m1")
-    assert all(path.resolve().is_relative_to(folder / "sources" / "popular") for path in read)
-
-
-@pytest.mark.parametrize(
-    "file, values, message",
-    [
-        ("sources/popular/keys.npy", np.arange(5.0), r"keys.*int.*got.*float64"),
-        ("sources/popular/keys.npy", np.arange(10).reshape(5, 2), r"keys.*got.*\[5, 2\]"),
-        ("sources/popular/keys.npy", np.arange(4), r"scores.*num_known.*4.*got.*\[5\]"),
-        ("sources/popular/scores.npy", np.array(3.0), r"scores.*got.*\[\]"),
-        ("stages/0/0/user_id.npy", np.array([1]), r"user_id.*got.*int64"),
-    ],
-)
-def test_arrays_that_a_part_does_not_expect(tmp_path, file, values, message):
-    folder, entries = saved(tmp_path)
-    np.save(folder / file, values)
-    rewrite(folder, entries)
-    with pytest.raises(ValueError, match=rf"funnel\.json.*{message}"):
-        saving.load(folder, None, "m1")
-
-
-def test_arrays_of_objects_are_neither_saved_nor_read(tmp_path):
-    folder, entries = saved(tmp_path)
-    np.save(folder / "sources/popular/keys.npy", np.array([{}] * 5), allow_pickle=True)
-    rewrite(folder, entries)
-    with pytest.raises(ValueError, match="allow_pickle"):
-        saving.load(folder, None, "m1")
-    objects = Popularity(np.array([1, 2], object), np.float32([2, 1]))
-    with pytest.raises(ValueError, match=r"keys.*int.*got.*object"):
-        saved(tmp_path / "other", objects)
-    assert not (tmp_path / "other" / "f").exists()
 
 
 @pytest.mark.parametrize(

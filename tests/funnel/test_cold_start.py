@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from test_sources import DATASET, TRAIN, ask
+from eight_films import DATASET, TRAIN, ask
 
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset

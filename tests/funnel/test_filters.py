@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from test_funnel import Always, ask
+from made_up_parts import Always, ask
 
 from twotower.data.catalogue import Catalogue
 from twotower.funnel.attributes import Attribute

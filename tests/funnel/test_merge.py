@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_funnel import Always, ask
+from made_up_parts import Always, ask
 
 from twotower.data.cases import EvalCases
 from twotower.funnel.merge import Quotas, ReciprocalRank, WeightedSum

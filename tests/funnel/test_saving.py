@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_funnel import Always, ask
+from made_up_parts import Always, ask
 
 from twotower.data.requests import Requests
 from twotower.funnel import saving
