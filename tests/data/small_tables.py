@@ -18,6 +18,12 @@ def plays(**columns):
     return pa.table({**base, **columns})
 
 
+def write(folder, **texts):
+    """Files by name, with `__` for the dot."""
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_text(text, "utf-8")
+
+
 # The first line of plays as text.
 HEAD = b"user_id,item_id,timestamp,device\n"
 

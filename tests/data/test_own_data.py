@@ -1,20 +1,15 @@
-"""Own data under other names: schemas, files without header, events, ratings, times, summaries."""
+"""Own data under other names: schemas, files without header, ratings, and what can be read
+again."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from small_tables import NEW_YEAR
+from small_tables import NEW_YEAR, write
 
-from twotower.data import load_dataset, schema, splits, tables
+from twotower.data import load_dataset, schema, tables
 from twotower.data.summary import summarise
-
-
-def write(folder, **texts):
-    """Files by name, with `__` for the dot."""
-    for name, text in texts.items():
-        (folder / name.replace("__", ".")).write_text(text, "utf-8")
 
 
 def test_other_names_and_milliseconds(tmp_path):
@@ -90,106 +85,6 @@ def test_a_separator_between_quotes_is_text(tmp_path, sep):
     assert dataset.interactions["search_text"].tolist() == [f"x{sep}y"]
 
 
-@pytest.mark.parametrize(
-    ("unit", "texts"),
-    [
-        ("s", ["1704067200.9", "1704067201"]),
-        ("ms", ["1704067200999", "1704067201000"]),
-        ("us", ["1704067200999999", "1.704067201e15"]),
-        ("ns", ["1704067200999000000", "1704067201000000000"]),
-        ("dayfirst", ["1/1/2024", "01.01.2024 00:00:01"]),
-        ("monthfirst", ["01-01-2024", "1/1/2024T00:00:01"]),
-        ("%d %b %Y at %H.%M.%S", ["01 Jan 2024 at 00.00.00", "1 Jan 2024 at 00.00.01"]),
-    ],
-)
-def test_units_of_times(tmp_path, unit, texts):
-    frame = pd.DataFrame({"user_id": "u", "item_id": ["a", "b"], "day": texts})
-    frame.to_csv(tmp_path / "r.csv", index=False)
-    frame.to_parquet(tmp_path / "r.parquet")
-    for name in ("r.csv", "r.parquet"):
-        found = tables.read_tables(tmp_path / name, columns={"timestamp": f"day:{unit}"})
-        expected = [NEW_YEAR, NEW_YEAR + (texts[1] != "01-01-2024")]
-        assert found.interactions["timestamp"].tolist() == expected
-
-
-def test_day_and_month_are_not_mixed_up(tmp_path):
-    text = "user_id,item_id,timestamp\nu,a,2/3/2024\nu,b,13/3/2024\n"
-    write(tmp_path, r__csv=text)
-    found = tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:dayfirst")
-    # Days of the year: 31 + 29 + 2 for 2 March, 11 more for the 13th; the first is day 0.
-    days = (found.interactions["timestamp"] - NEW_YEAR) / 86_400
-    assert days.tolist() == [61, 72]
-    for unit, problem in (("monthfirst", "'13/3/2024'"), ("%Y-%m-%d", "'2/3/2024'")):
-        with pytest.raises(ValueError, match=f"r.csv, line [23]: timestamp is {problem}, not"):
-            tables.read_tables(tmp_path / "r.csv", columns=f"timestamp=timestamp:{unit}")
-    with pytest.raises(ValueError, match=r"r.csv: timestamp has the format '%Q': 'Q' is a bad"):
-        tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:%Q")
-    with pytest.raises(ValueError, match=r"line 2: .*not a number of ms"):
-        tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:ms")
-
-
-LOG = """user_id,item_id,timestamp,event
-u,a,1,view
-u,a,2,purchase
-u,b,3,view
-v,b,4,refund
-v,b,5,
-"""
-
-
-def test_event_weights(tmp_path):
-    write(tmp_path, log__csv=LOG)
-    dataset = tables.read_tables(tmp_path / "log.csv", events="view=1,purchase=5")
-    frame = dataset.interactions
-    assert list(frame) == ["user_id", "item_id", "timestamp", "weight"]
-    assert frame["timestamp"].tolist() == [1, 2, 3]
-    assert frame["weight"].tolist() == [1, 5, 1]
-    assert dataset.positive.all()
-    assert dataset.notes[:2] == (
-        "dropped 2 of 5 rows by their event: 'refund' (1), '' (1)",
-        "weights: view 1, purchase 5",
-    )
-    # v had nothing else, so v is not there.
-    assert dataset.users["user_id"].tolist() == ["u"]
-
-
-def test_events_of_this_project(tmp_path):
-    write(tmp_path, log__csv=LOG)
-    dataset = tables.read_tables(
-        tmp_path / "log.csv", events={"view": "impression", "purchase": 1, "refund": 0}
-    )
-    assert dataset.interactions["event"].tolist() == ["impression", "", "impression"]
-    assert dataset.positive.tolist() == [False, True, False]
-    assert "weight" not in dataset.interactions
-
-
-@pytest.mark.parametrize(
-    ("events", "message"),
-    [
-        (None, r"log.csv, line 2: event is 'view', not one of .*events='view=1,purchase=5'"),
-        ("view", "'view' is no name=value.*weight"),
-        ("view=-1", "event view=-1: no weight and no event"),
-        ("view=bought", "event view=bought: no weight and no event"),
-        ("buy=1", r"no row has an event of \['buy'\], but 'view' \(2\), "),
-    ],
-)
-def test_refused_events(tmp_path, events, message):
-    write(tmp_path, log__csv=LOG)
-    with pytest.raises(ValueError, match=message):
-        tables.read_tables(tmp_path / "log.csv", events=events)
-
-
-def test_weights_of_events_and_of_the_file(tmp_path):
-    """Neither is dropped in silence; nor is an event that no row has."""
-    text = "user_id,item_id,event,weight\nu,a,view,7\nu,b,buy,8\n"
-    write(tmp_path, log__csv=text)
-    with pytest.raises(ValueError, match=r"events give weights .*the interactions have a column w"):
-        tables.read_tables(tmp_path / "log.csv", events="view=1,buy=5")
-    dataset = tables.read_tables(tmp_path / "log.csv", events="view=1,buy=1,purhcase=1")
-    assert dataset.interactions["weight"].tolist() == [7, 8]
-    assert "no row has the event 'purhcase'" in dataset.notes
-
-
 def test_min_rating(tmp_path):
     write(
         tmp_path,
@@ -232,21 +127,6 @@ def test_a_frame_is_no_file():
         tables.read_tables(pd.DataFrame({"user_id": ["a"], "item_id": ["b"]}))
 
 
-def test_without_timestamps_the_order_counts(tmp_path):
-    write(tmp_path, r__csv="user_id,item_id\n" + "u,a\nu,b\nv,b\nu,c\nv,a\nv,c\n")
-    dataset = tables.read_tables(tmp_path / "r.csv")
-    assert dataset.interactions["timestamp"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert not dataset.has_times
-    summary = summarise(dataset)
-    assert summary.first is None
-    assert "no timestamps: the order of the rows stands for time" in str(summary)
-    # The last row of u asks for c, that of v too.
-    split = splits.make_split(dataset, "loo", "test")
-    assert dataset.catalogue.ids_of(split.cases.targets.values).tolist() == ["c", "c"]
-    with pytest.raises(ValueError, match=r"has no timestamps.* Take loo"):
-        splits.make_split(dataset, "loo+time")
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -280,35 +160,6 @@ def test_two_names_for_one_column_where_only_one_is_read(tmp_path):
     paths = [tmp_path / name for name in ("r.csv", "i.csv", "u.csv")]
     dataset = tables.read_tables(*paths, columns="user_id=id,item_id=id")
     assert len(dataset.users) == len(dataset.items) == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("-1500", "timestamp is '-1500' ms, before 1970"),
-        ("1" + 17 * "0", "timestamp is '1000+' ms, past the year 5138: is it written in a finer"),
-    ],
-)
-def test_a_time_out_of_range_is_shown_as_the_file_has_it(tmp_path, value, message):
-    write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,1500\nu,b,{value}\n")
-    with pytest.raises(ValueError, match=rf"r.csv, line 3: {message}"):
-        tables.read_tables(tmp_path / "r.csv", columns="timestamp=timestamp:ms")
-
-
-@pytest.mark.parametrize("columns", [None, "timestamp=timestamp:ms"])
-def test_times_that_a_spreadsheet_has_shortened(tmp_path, columns):
-    write(tmp_path, r__csv="user_id,item_id,timestamp\nu,a,1.70407E+12\n")
-    with pytest.raises(ValueError, match=r"line 2: timestamp is '1.70407E\+12', which a spreadsh"):
-        tables.read_tables(tmp_path / "r.csv", columns=columns)
-
-
-def test_times_that_all_lie_in_1970(tmp_path):
-    """Such as days of a spreadsheet, or hours: the order is right, and ages are not."""
-    write(tmp_path, r__csv="user_id,item_id,timestamp\nu,a,45292\nu,b,45293\n")
-    note = "all times lie in 1970: if they are no seconds, say what they are"
-    assert note in str(summarise(tables.read_tables(tmp_path / "r.csv")))
-    write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,45292\nu,b,{NEW_YEAR}\n")
-    assert note not in str(summarise(tables.read_tables(tmp_path / "r.csv")))
 
 
 def test_no_file_of_interactions():
