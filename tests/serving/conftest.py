@@ -1,5 +1,8 @@
 """A bundle that has learned nothing, with a funnel and an index, and services around it."""
 
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 import tiny
@@ -42,3 +45,8 @@ def other_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def bundle(bundle_folder):
     return Bundle(bundle_folder)
+
+
+@pytest.fixture
+def copy(bundle_folder, tmp_path):
+    return pathlib.Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))

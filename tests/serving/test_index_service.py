@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+from damaged_files import flip
 from fastapi.testclient import TestClient
-from test_deploys import flip
 
 from twotower.serving.deployer import DeployRefused
 from twotower.serving.index_app import create_index_app
