@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from batch_losses import LOG, in_batch, loss_of
+from enumerated_losses import enumerated
 
 from twotower.objective import config as choices
 from twotower.objective import losses
@@ -134,27 +135,6 @@ PARAMETERS = {
     "cosine_contrastive": {"margin": 0.1, "ratio": 2.0},
 }
 CASES = [*PARAMETERS.items(), *[("triplet", {"mining": m}) for m in ("semi_hard", "hardest")]]
-
-
-def enumerated(name, positive, negatives, weight, margin=0.2, ratio=1.0, beta=1.0, mining="all"):
-    """One example's loss, in plain numpy; weight 0 where a column is no negative."""
-    share = weight / weight.sum() if weight.any() else weight
-    if name == "softmax":
-        return -LOG(np.exp(positive) / (np.exp(positive) + (weight * np.exp(negatives)).sum()))
-    if name in ("bce", "gbce"):
-        right, wrong = 1 / (1 + np.exp(-positive)), 1 / (1 + np.exp(-negatives))
-        return -beta * LOG(right) - ratio * (share * LOG(1 - wrong)).sum()
-    if name == "cosine_contrastive":
-        return 1 - positive + ratio * (share * np.maximum(0, negatives - margin)).sum()
-    if mining == "all":
-        return (share * np.maximum(0, margin - positive + negatives)).sum()
-    there = negatives[weight > 0]
-    if not len(there):
-        return 0.0
-    if mining == "semi_hard":
-        below = there[there < positive]
-        return max(0, margin - positive + (below.max() if len(below) else there.min()))
-    return max(0, margin - positive + there.max())
 
 
 @pytest.fixture

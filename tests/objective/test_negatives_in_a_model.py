@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from asked import asked
+from enumerated_losses import enumerated
 
 from twotower.data.splits import hide_items
 from twotower.evaluation.evaluate import evaluate
@@ -52,8 +53,6 @@ def test_cosines_need_vectors_of_length_one():
 def test_the_whole_catalogue_by_hand(loss, mask_known_positives):
     """Columns are all items with a training row, those the user likes masked or the positive alone:
     recomputed from the vectors."""
-    from test_losses import enumerated
-
     temperature = 1.0 if loss in ("triplet", "cosine_contrastive") else 0.5
     task = {
         "loss": loss,
