@@ -24,9 +24,11 @@ import shutil
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
+import numpy as np
 from absl import flags
 
 from twotower.bundle.provenance import provenance, write_result
@@ -120,7 +122,11 @@ def fetch(path: str) -> bytes:
     token = os.environ.get("TWOTOWER_TOKEN", "")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(FLAGS.url + path, headers=headers)
-    return urllib.request.urlopen(request, timeout=30).read()
+    try:
+        return urllib.request.urlopen(request, timeout=30).read()
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")
+        raise ValueError(f"{path}: {error.code}: {said}") from error
 
 
 def run(kind: str, number: int, items: list[str], seconds: int) -> dict:
@@ -175,6 +181,7 @@ def run(kind: str, number: int, items: list[str], seconds: int) -> dict:
         "resident_mib": counts_after.get(MEMORY, 0.0) / 2**20,
         "resident_mib_before": counts.get(MEMORY, 0.0) / 2**20,
         "mean_stage_ms": differences(stage_times(counts), stage_times(counts_after)),
+        "stage_ms": stage_quantiles(counts, counts_after),
     }
 
 
@@ -208,6 +215,33 @@ def differences(before: dict, after: dict) -> dict[str, float]:
             mean = (total - total_before) / (count - count_before)
             means[stage] = mean if stage == "batch_requests" else 1e3 * mean
     return means
+
+
+def stage_quantiles(before: dict, after: dict) -> dict[str, dict[str, float]]:
+    """p50, p95 and p99 in milliseconds a batch of each stage, between two readings of /metrics.
+
+    The service counts times in buckets. A quantile is interpolated within its bucket, as
+    `histogram_quantile` of Prometheus does, so it is as exact as its bucket is narrow. Times in the
+    last bucket, which has no upper bound, count as its lower bound.
+    """
+    buckets: dict[str, dict[float, float]] = {}
+    for name, number in after.items():
+        if name.startswith("twotower_stage_seconds_bucket{"):
+            labels = dict(label.split("=") for label in name[name.index("{") + 1 : -1].split(","))
+            bound = float(labels["le"].strip('"'))  # "+Inf" too
+            stage = labels["stage"].strip('"')
+            buckets.setdefault(stage, {})[bound] = number - before.get(name, 0.0)
+    found = {}
+    for stage, counts in buckets.items():
+        bounds = sorted(counts)
+        numbers = [0.0, *(counts[bound] for bound in bounds)]
+        limits = [0.0, *bounds[:-1], bounds[-2]]
+        if numbers[-1]:
+            found[stage] = {
+                name: 1e3 * float(np.interp(share * numbers[-1], numbers, limits))
+                for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+            }
+    return found
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:

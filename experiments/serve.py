@@ -6,7 +6,8 @@
     python experiments/serve.py --registry=W/registry --role=index --port=8001
     python experiments/serve.py --registry=W/registry --role=query --index_url=http://127.0.0.1:8001
 
-Without a bundle and a registry it makes the bundle of quickstart.py first. Then, in another shell:
+Without a bundle and a registry it first makes the bundle of quickstart.py, with a funnel and a map.
+Then, in another shell:
 
     curl -s 127.0.0.1:8000/recommend -H 'content-type: application/json' -d '{"k": 5}'
 
@@ -27,7 +28,7 @@ from absl import flags
 from twotower.commands import script
 
 FLAGS = flags.FLAGS
-script.DEFINE_path("bundle", None, "Folder of a bundle; that of quickstart.py by default.")
+script.DEFINE_path("bundle", None, "Folder of a bundle; one of quickstart.py by default.")
 script.DEFINE_path("registry", None, "Folder of a registry, whose active version is followed.")
 script.DEFINE_path("state", None, "Folder for events and changes of items; beside the bundle.")
 script.DEFINE_path("data_dir", None, "Where to look up users' histories and columns.")
@@ -82,12 +83,21 @@ def main() -> None:
 
 
 def quickstart() -> str:
-    """Makes the bundle of quickstart.py in a process of its own; returns its folder."""
+    """Makes the bundle of quickstart.py with a funnel and a map, each in a process of its own;
+    returns its folder."""
     workdir = tempfile.mkdtemp(prefix="twotower-")
-    command = [sys.executable, str(pathlib.Path(__file__).with_name("quickstart.py"))]
     data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
-    subprocess.run([*command, f"--workdir={workdir}", *data], check=True, stderr=sys.stderr)
-    return f"{workdir}/bundle"
+
+    def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(pathlib.Path(__file__).with_name(name)), *arguments, *data]
+        return subprocess.run(command, stderr=sys.stderr)
+
+    run_script("quickstart.py", f"--workdir={workdir}").check_returncode()
+    bundle = f"{workdir}/bundle"
+    for name in ("build_funnel.py", "build_map.py"):
+        if run_script(name, f"--bundle={bundle}").returncode:
+            print(f"The bundle is served without what {name} makes.", flush=True)
+    return bundle
 
 
 if __name__ == "__main__":

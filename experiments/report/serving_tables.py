@@ -40,11 +40,15 @@ def stages() -> str:
     reports = [read(f"serving/load_{name}") for name in ("two_towers", "funnel")]
     rows = [next(row for row in report["rows"] if row["number"] == 1) for report in reports]
     names = [name for name in rows[1]["mean_stage_ms"] if not name.startswith("batch")]
-    body = [
-        [report["name"], *(f"{row['mean_stage_ms'].get(name, 0):.2f}" for name in names)]
-        for report, row in zip(reports, rows)
-    ]
-    return table(["mean ms", *(name.replace("_", " ") for name in names)], body)
+    body = []
+    for report, row in zip(reports, rows):
+        figures = {"mean": row["mean_stage_ms"]}
+        for figure in ("p50", "p99"):
+            figures[figure] = {name: times[figure] for name, times in row["stage_ms"].items()}
+        for figure, times in figures.items():
+            cells = [f"{times[name]:.2f}" if name in times else "" for name in names]
+            body.append([f"{report['name']}, {figure}", *cells])
+    return table(["ms", *(name.replace("_", " ") for name in names)], body)
 
 
 def batching() -> str:

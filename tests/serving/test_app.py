@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from twotower.data.tables import read_tables
 from twotower.funnel.cold_start import most_popular, most_telling
+from twotower.funnel.funnel import NoSourceError
 from twotower.serving.app import create_app
 from twotower.serving.asks import Ask
 from twotower.serving.guard import Limits
@@ -351,6 +352,25 @@ def test_head_answers_as_get(client):
         answer = client.head(path)
         assert answer.status_code == 200, path
     assert client.head("/recommend").status_code == 405
+
+
+def test_sources_that_all_fail_are_counted_and_trials_are_not(bundle_folder, tmp_path, monkeypatch):
+    service = Service(Live((Pipeline(bundle_folder),)), tmp_path)
+    late = dict.fromkeys(("two_tower", "ease"), "not within its deadline of 30 ms")
+
+    def fail(*_):
+        raise NoSourceError(late)
+
+    with TestClient(create_app(service)) as client:
+        # Nobody has asked yet: what warmed the pipeline is no latency of a request.
+        assert "twotower_stage_seconds_count" not in client.get("/metrics").text
+        recommend(client, history=["i00003"])
+        assert "twotower_stage_seconds_count" in client.get("/metrics").text
+        monkeypatch.setattr(service.live.pipelines[0].funnels["default"], "recommend", fail)
+        assert client.post("/recommend", json={}).status_code == 503
+        text = client.get("/metrics").text
+    for name in late:
+        assert f'twotower_sources_missing_total{{source="{name}"}} 1.0' in text
 
 
 def test_health_metrics_and_the_description(client):

@@ -40,7 +40,7 @@ def pipeline(bundle_folder):
 
 
 def answer_of(pipeline, **chosen):
-    (found,) = pipeline.recommend([Ask(history=HISTORY, explain=True, **chosen)], deadlines=False)
+    (found,) = pipeline.recommend([Ask(history=HISTORY, explain=True, **chosen)], is_trial=True)
     if isinstance(found, Exception):
         raise found
     return found
@@ -286,10 +286,11 @@ def test_context_that_nothing_reads_is_named(pipeline):
     some = answer_of(pipeline, funnel="told", context=asked, sources=["search"])
     assert some["unread"] == ["devise"]
     # Without a source that asks the query tower nothing reads what the tower reads.
-    alone = {"context": {"user_id": "7"}, "sources": ["ease"]}
-    assert answer_of(pipeline, context=alone["context"])["unread"] == []
-    assert answer_of(pipeline, **alone)["unread"] == ["user_id"]
-    assert answer_of(pipeline, **alone, index="hnsw")["unread"] == ["index", "user_id"]
+    assert pipeline.funnels.reads("default", ["ease"]) == set()
+    assert answer_of(pipeline, sources=["ease"], index="hnsw")["unread"] == ["index"]
+    # What a request has a field for is read from there.
+    beside = {"user_id": "7", "history": "i00003"}
+    assert answer_of(pipeline, context=beside)["unread"] == ["history", "user_id"]
     assert answer_of(pipeline, sources=["ease", "two_tower"], index="hnsw")["unread"] == []
 
 

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import logging
+import os
 
 import httpx2
 import pytest
 
 from twotower.serving.guard import Guard, Limits
 from twotower.serving.metrics import Metrics
-from twotower.serving.process import JsonLines
+from twotower.serving.process import LOOPBACK, SETTINGS, TOKEN, JsonLines, Settings, run
 
 
 async def echo(scope, receive, send):
@@ -123,6 +124,70 @@ def test_tokens(path, given, status):
     (answer,) = ask(limits, ("POST", path, {"content": b"x", "headers": headers}))
     assert answer.status_code == status
     assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),  # no browser
+        ({"sec_fetch_site": "same-origin", "origin": "https://any.example"}, 200),
+        ({"sec_fetch_site": "none"}, 200),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site", "origin": "http://test"}, 403),
+        ({"origin": "http://test"}, 200),
+        ({"origin": "http://test:81"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_a_page_of_another_origin_changes_nothing(headers, status):
+    (answer,) = ask(Limits(), post("/deploys/rollback", content=b"", **headers))
+    assert answer.status_code == status
+    _, path, more = post("/choices", content=b"", **headers)
+    (read,) = ask(Limits(), ("GET", path, more))
+    assert read.status_code == 200  # which the browser does not show that page
+
+
+def test_a_name_that_leads_here_is_not_answered_without_a_token():
+    limits = Limits(hosts=("127.0.0.1", "localhost", "::1"))
+    for host, status in (
+        ("127.0.0.1:8000", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("evil.example:8000", 403),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("[::2]:8000", 403),
+    ):
+        _, path, more = post("/choices", content=b"", host=host)
+        (answer,) = ask(limits, ("GET", path, more))
+        assert answer.status_code == status, host
+    (probe,) = ask(limits, ("GET", "/healthz", {"headers": {"host": "10.0.0.7"}}))
+    assert probe.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host, environment, hosts, has_proxy",
+    [
+        ("127.0.0.1", {}, list(LOOPBACK), False),
+        ("0.0.0.0", {}, [], False),
+        ("127.0.0.1", {TOKEN: "secret"}, [], False),
+        ("127.0.0.1", {"FORWARDED_ALLOW_IPS": "127.0.0.1"}, [], True),
+    ],
+)
+def test_callers_are_believed_only_where_a_proxy_is_named(
+    host, environment, hosts, has_proxy, monkeypatch
+):
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given = {}
+    monkeypatch.setattr("uvicorn.run", lambda *_, **arguments: given.update(arguments))
+    monkeypatch.setenv(SETTINGS, "")
+    run(Settings("bundle", "", "state"), host, 8000)
+    assert given["proxy_headers"] is has_proxy
+    assert json.loads(os.environ[SETTINGS])["limits"]["hosts"] == hosts
 
 
 def test_request_ids_cannot_write_into_the_log(caplog):

@@ -86,6 +86,9 @@ def test_a_mixed_pair_leaves_the_source_out_or_says_what_to_do(bundle_folder, tm
         body = {"vectors": [[0.5] * 8], "model_version": pipeline.model_version}
         search = app.post("/search", json=body)
         assert search.status_code == 503 and wanted in search.json()["error"]["message"]
+        # What is added is kept, and not answered as if it had failed.
+        added = app.post("/items", json={"add": [{"item_id": "n1"}]})
+        assert added.status_code == 200 and wanted in added.json()["note"]
         # No request is to blame, so a batch is not asked again request by request.
         before = client._pool.count
         found = pipeline.recommend([Ask(funnel="two_tower")] * 3)

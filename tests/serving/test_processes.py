@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import random
 import re
@@ -198,6 +199,8 @@ def test_the_workers_of_one_service_log_and_count_together(
         served.wait(60)
     assert sum(counted) == len(bodies)
     assert log.read_text().count('"route": "/recommend"') == len(bodies)
+    first, *lines = log.read_text().splitlines()
+    assert first.startswith(url) and all(json.loads(line) for line in lines)
 
 
 @pytest.mark.slow

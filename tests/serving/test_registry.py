@@ -2,11 +2,14 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 from damaged_files import flip
 
+from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
+from twotower.retrieval import build
 from twotower.serving import registry as registry_module
 from twotower.serving.registry import Active, Registry
 
@@ -38,6 +41,22 @@ def test_a_first_version_has_none_before_it(bundle_folder, tmp_path):
         registry.roll_back()
     with pytest.raises(ValueError, match="no name of a version"):
         registry.refuse("../active", [])
+
+
+def test_what_is_refused_does_not_stay_active(bundle_folder, other_folder, tmp_path):
+    registry = Registry(tmp_path)
+    first, second = registry.put(bundle_folder), registry.put(other_folder)
+    registry.activate(first)
+    registry.refuse(first, ["its only one"])
+    assert registry.active == Active(first)  # there is no other
+    registry.activate(second, share=0.1)
+    registry.refuse(second, ["worse"])
+    assert registry.active == Active(first)
+    registry.activate(second)
+    registry.refuse(second, ["worse"])
+    assert registry.active == Active(first) and registry.refused(second) == ["worse"]
+    registry.accept(second)
+    assert registry.refused(second) == []
 
 
 @pytest.mark.parametrize(
@@ -106,6 +125,14 @@ def changed_index(folder):
     flip(next((folder / "index" / "hnsw").glob("*.npy")))
 
 
+def keys_of_others(folder):
+    """An index that is whole in itself, each of whose vectors is another item's."""
+    index = Bundle(folder).retriever("hnsw")
+    keys, vectors = index.live()
+    turned = build.build(build.IndexConfig("hnsw"), np.roll(keys, 1), vectors)
+    build.save(turned, folder / "index" / "hnsw", Bundle(folder).model_version)
+
+
 def mixed_up(folder, other):
     shutil.rmtree(folder / "funnels")
     shutil.copytree(other / "funnels", folder / "funnels")
@@ -116,6 +143,7 @@ def mixed_up(folder, other):
     [
         half,
         changed_index,
+        keys_of_others,
         lambda folder: flip(folder / "items" / "vectors.npy"),
         lambda folder: flip(folder / "map" / "points.npy"),
         lambda folder: (folder / "manifest.json").unlink(),

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 
 from twotower import __version__
 from twotower.serving.errors import ERRORS, answer_errors, json_answer
@@ -41,7 +42,7 @@ def bare_app(title: str, service: Service | IndexService) -> FastAPI:
         """Whether the service answers, and what it answers with."""
         return json_answer(service.status(), 200 if service.is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters, in Prometheus' text format."""
         return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")

@@ -101,7 +101,7 @@ def _smoke(new: Pipeline) -> list[str]:
     histories = [[], ids[:1].tolist(), ids.tolist()]
     reasons = []
     for funnel, history in itertools.product(new.funnels, histories):
-        (answer,) = new.recommend([Ask(history=history, k=10, funnel=funnel)], deadlines=False)
+        (answer,) = new.recommend([Ask(history=history, k=10, funnel=funnel)], is_trial=True)
         what = f"funnel {funnel}, {len(history)} items of history"
         if isinstance(answer, Exception):
             reasons.append(f"{what}: {answer}")

@@ -38,7 +38,7 @@ class Deployer:
     """Holds what is live. One thread at a time may call its methods, while others read `live`.
 
     Args:
-        live: What answers at first: the active version of the registry, if there is one.
+        live: What answers at first; with a registry it names its versions.
         registry: Where versions come from; None for one bundle for ever.
         load: Opens a bundle's folder as a pipeline.
         prepare: Applies all changes of items to a pipeline that was just opened.
@@ -66,8 +66,7 @@ class Deployer:
         self._lacks = lacks
         # What the registry named when it was looked at last.
         self._active = registry.active if registry is not None else Active()
-        versions = tuple(v for v in (self._active.version, self._active.canary) if v)
-        self.live = dataclasses.replace(live, versions=versions) if versions else live
+        self.live = live
 
     @property
     def registry(self) -> Registry:
@@ -149,8 +148,11 @@ class Deployer:
         return ""
 
     def described(self) -> dict[str, Any]:
-        """Versions, what is active, and why versions were refused."""
-        registry = self.registry
+        """Versions, what is active, and why versions were refused; without a registry there are
+        none."""
+        if self._registry is None:
+            return {"versions": [], "active": dataclasses.asdict(Active()), "refused": {}}
+        registry = self._registry
         found: dict[str, list[str]] = {}
         for version in registry.versions:
             # A reason may name a file, of which the path inside the registry is enough.
@@ -196,4 +198,5 @@ class Deployer:
             self.registry.refuse(version, reasons)
             LOG.error("version %s is refused: %s", version, "; ".join(reasons))
             raise DeployRefused(reasons)
+        self.registry.accept(version)
         return pipeline

@@ -33,6 +33,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for code, text in {
         400: "No JSON.",
         401: "No token, or a wrong one.",
+        403: "A page of another origin, or a host that is not answered.",
+        408: "The body did not come in time.",
         409: "The bundle is refused; the old one serves on.",
         413: "The body is too large.",
         422: "A field is wrong; `field` names it.",

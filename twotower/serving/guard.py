@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cachetools
@@ -49,6 +49,8 @@ class Limits:
         burst: Requests that a caller may send at once, on top of the rate.
         token: Bearer token of all callers; "" for none.
         admin_token: Bearer token for changes of items and deploys; "" for that of all callers.
+        hosts: Names in the header Host that are answered; () for all. Without a token, a web page
+            whose own name leads to this machine could otherwise ask and read all.
     """
 
     body_bytes: int = 1_000_000
@@ -58,6 +60,7 @@ class Limits:
     burst: int = 20
     token: str = ""
     admin_token: str = ""
+    hosts: Sequence[str] = ()
 
 
 class Refusal(Exception):
@@ -173,6 +176,7 @@ class Guard:
         limits, path = self._limits, scope["path"]
         if path in OPEN:  # a balancer asks these also where there is too much to do
             return
+        self._check_origin(scope["method"], headers)
         if self._running > limits.concurrency:
             raise Refusal(503, "busy", "too many requests are under way", retry=1)
         is_page = path == PAGE[0] or path.startswith(PAGE[1])
@@ -185,6 +189,26 @@ class Guard:
         self._take(given if is_right else (scope.get("client") or ("",))[0], is_page)
         if wanted and not is_right:  # counted already, so that tokens are not guessed quickly
             raise Refusal(401, "token", "expected a bearer token")
+
+    def _check_origin(self, method: str, headers: dict[bytes, bytes]) -> None:
+        """Raises Refusal for what a web page of another origin has a browser send, and for a host
+        that is not answered.
+
+        A browser says in Sec-Fetch-Site whether a request comes from a page of the same origin. An
+        older one names that page's origin, and other clients send neither.
+        """
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+        if self._limits.hosts and name and name.strip("[]") not in self._limits.hosts:
+            known = ", ".join(self._limits.hosts)
+            raise Refusal(403, "host", f"this service has no token, so it answers only as {known}")
+        if method in ("GET", "OPTIONS"):  # these change nothing
+            return
+        site = headers.get(b"sec-fetch-site", b"").decode("latin-1")
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        is_own = site in ("same-origin", "none") if site else origin.partition("://")[2] == host
+        if (site or origin) and not is_own:
+            raise Refusal(403, "origin", "a page of another origin may not send this")
 
     def _take(self, caller: str | bytes, is_page: bool) -> None:
         """Counts a request of a caller; raises Refusal for one too many."""

@@ -174,9 +174,7 @@ class IndexService:
     def metrics_text(self) -> bytes:
         """What `GET /metrics` answers."""
         self.metrics.items.set(self._shelf.held[0].bundle.num_items)
-        self.metrics.version.clear()
-        for model_version in self._shelf.model_versions:
-            self.metrics.version.labels(model_version).set(1)
+        self.metrics.set_live(self._shelf.model_versions)
         return self.metrics.text()
 
 

@@ -1,6 +1,7 @@
 """Metrics of a service, as Prometheus reads them."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import (
@@ -57,8 +58,16 @@ class Metrics:
         self.queued = Gauge("requests_queued", "Requests that wait for a batch.", **named)
         self.items = Gauge("index_items", "Items that a search may find.", **named)
         self.version = Gauge("model_info", "1 for what is live.", ["model_version"], **named)
+        self._were_live: set[str] = set()
         self.cache_hits = Gauge("query_cache_hits", "Of the live bundle.", **named)
         self.cache_misses = Gauge("query_cache_misses", "Of the live bundle.", **named)
+
+    def set_live(self, model_versions: Sequence[str]) -> None:
+        """Notes which trainings are live. Those that were before have a 0 from now on, since the
+        metrics of several processes cannot lose a line."""
+        self._were_live.update(model_versions)
+        for version in self._were_live:
+            self.version.labels(version).set(version in model_versions)
 
     def text(self) -> bytes:
         """All of them, those of other processes of the service too, in Prometheus' text format."""

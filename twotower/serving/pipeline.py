@@ -18,6 +18,7 @@ import numpy as np
 
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
+from twotower.data.inputs import COMPUTED
 from twotower.funnel.filters import Available, Filters
 from twotower.funnel.funnel import Answer, Funnel, NoSourceError
 from twotower.funnel.sources.popularity import Popularity
@@ -37,6 +38,8 @@ LOG = logging.getLogger("twotower.serving")
 LATE, NO_INDEX = "not within", f"{IndexCallError.__name__}: "
 # Newest items of a history that an explained answer names.
 SHOWN_HISTORY = 100
+# Inputs of a query tower that a request has fields for.
+OWN_FIELDS = {"user_id", *COMPUTED}
 # Genres among which a request may choose.
 MAX_GENRES = 40
 # When the vectors of a batch were computed.
@@ -116,20 +119,22 @@ class Pipeline:
         """Answers one request by each funnel, which prepares TensorFlow's graphs."""
         item = self.catalogue.ids_of(self.bundle.keys[:1]).tolist()
         for name in self.funnels:
-            for answer in self.recommend([Ask(history=item, funnel=name), Ask(funnel=name)], False):
+            asks = [Ask(history=item, funnel=name), Ask(funnel=name)]
+            for answer in self.recommend(asks, is_trial=True):
                 if isinstance(answer, Exception) and not _passes(answer):
                     raise answer
 
     # Answers.
 
     def recommend(
-        self, asks: Sequence[Ask], deadlines: bool = True
+        self, asks: Sequence[Ask], is_trial: bool = False
     ) -> list[dict[str, Any] | Exception]:
         """For each request its answer, or what was wrong with it; the others are answered.
 
         Args:
             asks: The requests.
-            deadlines: Whether the sources' deadlines hold.
+            is_trial: Whether nobody waits for the answers: no deadline holds, and `observe` is not
+                called.
         """
         answers: list[Any] = [None] * len(asks)
         rows: dict[int, Row] = {}
@@ -153,7 +158,7 @@ class Pipeline:
             except IndexCallError as error:
                 found: list[Any] = [error] * len(group)
             else:
-                found = self._ask(name, funnel, group, of_group, deadlines)
+                found = self._ask(name, funnel, group, of_group, is_trial)
             for number, answer in zip(numbers, found):
                 answers[number] = answer
         return answers
@@ -164,13 +169,13 @@ class Pipeline:
         funnel: Funnel,
         asks: Sequence[Ask],
         rows: Sequence[Row],
-        deadlines: bool,
+        is_trial: bool,
     ) -> list[Any]:
         """Answers of one funnel to requests with the same choices, or an exception for each."""
         requests, k = requests_of(asks, rows), max(ask.k for ask in asks)
         begun = time.perf_counter()
         try:
-            answer = funnel.recommend(requests, k, deadlines, asks[0].sources)
+            answer = funnel.recommend(requests, k, not is_trial, asks[0].sources)
             failed = bool(answer.failed) or not all(map(passing, answer.missing.values()))
         except Exception as error:
             if len(asks) == 1 or _passes(error):
@@ -179,10 +184,10 @@ class Pipeline:
         if failed and len(asks) > 1:
             # One request that a source or a stage cannot read must not cost the others theirs.
             return [
-                self._ask(name, funnel, [ask], [row], deadlines)[0] for ask, row in zip(asks, rows)
+                self._ask(name, funnel, [ask], [row], is_trial)[0] for ask, row in zip(asks, rows)
             ]
         seconds = time.perf_counter() - begun
-        if self.observe is not None:
+        if self.observe is not None and not is_trial:
             self.observe(asks, answer, self.cache.took.get(requests))
         # Read after the answer, which may have an item that was added meanwhile.
         cards = self.bundle.cards
@@ -227,7 +232,8 @@ class Pipeline:
         `index` if no source searches one."""
         if not ask.context and not ask.index:
             return []
-        unread = {*ask.context} - self.funnels.reads(funnel, ask.sources)
+        # A name with a field of its own has its value from there.
+        unread = {*ask.context} - (self.funnels.reads(funnel, ask.sources) - OWN_FIELDS)
         if ask.index and not self.funnels.searches(funnel, ask.sources):
             unread.add("index")
         return sorted(unread)

@@ -15,8 +15,10 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from twotower.bundle.manifest import BundleError, read_manifest
 from twotower.data import load_dataset
 from twotower.data.dataset import Dataset
 from twotower.serving.app import create_app
@@ -35,12 +37,14 @@ from twotower.serving.store import open_store
 if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
     from twotower.serving.tracing import Tracing
 
+LOG = logging.getLogger("twotower.serving")
 # Settings reach the processes that uvicorn starts by the environment; tokens do, too, and are no
 # flags, which every user of a machine can read.
 SETTINGS = "TWOTOWER_SERVING"
 TOKEN, ADMIN_TOKEN = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
 # What a query process sends to its index process.
 INDEX_TOKEN = "TWOTOWER_INDEX_TOKEN"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Seconds that requests under way have after SIGTERM.
 GRACE = 20
 
@@ -120,12 +124,18 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
             f"{workers} processes need a store that they share, or a user's next request would "
             "meet another session: give --store=redis://HOST:PORT/0, or --workers=1."
         )
+    # By default uvicorn believes every process of this machine.
+    has_proxy = "FORWARDED_ALLOW_IPS" in os.environ
+    if host in LOOPBACK and not has_proxy and not os.environ.get(TOKEN):
+        limits = dataclasses.replace(settings.limits, hosts=LOOPBACK)
+        settings = dataclasses.replace(settings, limits=limits)
     os.environ[SETTINGS] = json.dumps(dataclasses.asdict(settings))
     with tempfile.TemporaryDirectory() as counts:
         if workers > 1:
             # Processes inherit standard error by its number, which scripts point to nowhere.
             os.dup2(sys.stderr.fileno(), 2)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+            log_as_json()  # of the process that starts the others
         uvicorn.run(
             "twotower.serving.process:app",
             factory=True,
@@ -134,6 +144,7 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
             workers=workers,
             http="httptools",
             loop="uvloop",
+            proxy_headers=has_proxy,
             access_log=False,
             server_header=False,
             log_config=None,
@@ -189,11 +200,12 @@ def service_of(settings: Settings) -> Service:
         ValueError: Neither a bundle nor an active version of a registry.
     """
     registry = registry_of(settings)
-    folders, share = [pathlib.Path(settings.bundle)], 0.0
+    bundle = pathlib.Path(settings.bundle)
+    folders = [bundle]
     if registry is not None:
-        active, share = registry.active, registry.active.share
-        folders = [registry.path(v) for v in (active.version, active.canary) if v]
-    dataset = _dataset(folders[0], settings.data_dir)
+        names = registry.active.version, registry.active.previous
+        folders = [registry.path(name) for name in names if name in registry.versions]
+    dataset = _dataset(folders, settings.data_dir)
     client = None
     if settings.index_url:
         token = os.environ.get(INDEX_TOKEN, "")
@@ -206,7 +218,7 @@ def service_of(settings: Settings) -> Service:
         client=client,
     )
     return Service(
-        Live(tuple(map(load, folders)), share),
+        Live((load(bundle),)) if registry is None else started(registry, load),
         settings.state,
         store=open_store(settings.store),
         histories=None if dataset is None else Histories(dataset),
@@ -216,6 +228,30 @@ def service_of(settings: Settings) -> Service:
         lacks=None if client is None else client.lacks,
         tracing=tracing_of(settings),
     )
+
+
+def started(registry: Registry, load: Callable[[pathlib.Path], Pipeline]) -> Live:
+    """The pipelines of what a registry names; a damaged version is refused.
+
+    Args:
+        registry: With an active version.
+        load: Opens a bundle's folder as a pipeline.
+
+    Raises:
+        BundleError: Neither the active version nor the previous one can be loaded.
+    """
+    wanted = registry.active
+    version, pipeline = registry.first_good(load)
+    if version != wanted.version:
+        LOG.error("version %s is refused, and %s serves", wanted.version, version)
+    elif wanted.canary in registry.versions:
+        try:
+            canary = load(registry.path(wanted.canary))
+            return Live((pipeline, canary), wanted.share, (version, wanted.canary))
+        except BundleError as error:
+            registry.refuse(wanted.canary, [str(error)])
+            LOG.error("the canary %s is refused: %s", wanted.canary, error)
+    return Live((pipeline,), 0.0, (version,))
 
 
 def index_service_of(settings: Settings) -> IndexService:
@@ -244,12 +280,23 @@ def registry_of(settings: Settings) -> Registry | None:
     return registry
 
 
-def _dataset(bundle: pathlib.Path, data_dir: str) -> Dataset | None:
-    """The data of a bundle, if there is a folder to look for it."""
+def _dataset(bundles: Sequence[pathlib.Path], data_dir: str) -> Dataset | None:
+    """The data of the first bundle that is not damaged, if there is a folder to look for them.
+
+    Raises:
+        BundleError: All are damaged.
+    """
     if not data_dir:
         return None
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    return load_dataset(manifest["dataset"], data_dir, **manifest.get("dataset_reading", {}))
+    for number, bundle in enumerate(bundles, 1):
+        try:
+            manifest = read_manifest(bundle)
+        except BundleError:
+            if number == len(bundles):
+                raise
+            continue
+        return load_dataset(manifest["dataset"], data_dir, **manifest.get("dataset_reading", {}))
+    return None
 
 
 class JsonLines(logging.Formatter):

@@ -18,13 +18,19 @@ import pathlib
 import re
 import secrets
 import shutil
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
 from twotower.live.log import sync
+from twotower.retrieval.base import Retriever
 from twotower.storage import paths
 from twotower.storage.replacing import unfinished
 
+Loaded = TypeVar("Loaded")
 VERSION = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 # What describes the parts of a bundle, and so together its whole content.
 DESCRIPTIONS = (
@@ -183,13 +189,50 @@ class Registry:
         _replace(self.folder / "active.json", text)
 
     def refuse(self, version: str, reasons: list[str]) -> None:
-        """Notes why a service refused a version."""
+        """Notes why a service refused a version. If it is the active one, the previous one becomes
+        active again; if it is the canary, there is none from now on."""
         _replace(self._refused(version), json.dumps(reasons))
+        now = self.active
+        if version == now.canary:
+            self._write(dataclasses.replace(now, canary="", share=0.0))
+        elif version == now.version and now.previous in self.versions:
+            self._write(Active(now.previous))
+
+    def accept(self, version: str) -> None:
+        """Takes back that a version was refused, since a service has found it good."""
+        self._refused(version).unlink(missing_ok=True)
 
     def refused(self, version: str) -> list[str]:
         """Why a service refused a version; nothing where none did."""
         path = self._refused(version)
         return json.loads(path.read_text()) if path.is_file() else []
+
+    def first_good(self, load: Callable[[pathlib.Path], Loaded]) -> tuple[str, Loaded]:
+        """The version that a service starts with, and what `load` makes of its folder: the active
+        one, or the previous one if the active one is damaged, which is refused then.
+
+        A service that starts has nothing to compare a version with. So it does not make the other
+        checks of a deploy.
+
+        Args:
+            load: Opens a bundle's folder.
+
+        Raises:
+            BundleError: Neither version can be loaded.
+        """
+        active, reasons = self.active, []
+        there = [v for v in (active.version, active.previous) if v in self.versions]
+        for version in dict.fromkeys(there):
+            # The only one may have been repaired.
+            found = self.refused(version) if len(there) > 1 else []
+            if not found:
+                try:
+                    return version, load(self.path(version))
+                except BundleError as error:
+                    found = [str(error)]
+            self.refuse(version, found)
+            reasons.append(f"{version}: {'; '.join(found)}")
+        raise BundleError(f"no version of {self.folder} can be served. {' '.join(reasons)}")
 
     def _refused(self, version: str) -> pathlib.Path:
         if not VERSION.fullmatch(version):
@@ -228,19 +271,36 @@ def verify(folder: pathlib.Path) -> None:
     map.
 
     Raises:
-        BundleError: A file that is missing, changed, not listed, or of another training.
+        BundleError: A file that is missing, changed, not listed, or of another training; or an
+            index that holds other vectors than the bundle's items have.
     """
     bundle = Bundle(folder)
     for part in sorted({pathlib.PurePath(name).parts[0] for name in bundle.manifest["files"]}):
         bundle.read(part, lambda path: None, verify=True)
-    for index in bundle.indexes:
-        bundle.retriever(index)
+    items = _sorted_items(bundle.retriever("exact"))
+    for name in bundle.indexes:
+        # Its hashes are its own, so they do not tell whose vectors it holds.
+        held = _sorted_items(bundle.retriever(name))
+        if not all(map(np.array_equal, held, items)):
+            raise BundleError(
+                f"the index {name} holds other items or vectors than items/. Build it anew: "
+                f"twotower build_index --bundle={folder} --name={name}."
+            )
     for ranker in bundle.rankers:
         bundle.ranker(ranker)
     for funnel in bundle.funnels:
         bundle.funnel(funnel)
     if bundle.has_map:
         bundle.item_map()
+
+
+def _sorted_items(index: Retriever) -> tuple[np.ndarray, np.ndarray]:
+    """Keys, ascending, and vectors of an index."""
+    keys, vectors = index.live()
+    if (np.diff(keys) > 0).all():
+        return keys, vectors
+    order = np.argsort(keys)
+    return keys[order], vectors[order]
 
 
 def _rename(folder: pathlib.Path, place: pathlib.Path) -> None:

@@ -174,6 +174,11 @@ Vector = Annotated[list[Number], Field(min_length=1, max_length=8192)]
 class Search(Body):
     """Body of `POST /search`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"vectors": [[0.6, -0.8]], "model_version": "16eea292fb850412", "k": 5}]
+        }
+    )
     vectors: Annotated[list[Vector], Field(min_length=1, max_length=MAX_ROWS)]
     model_version: Version = Field(
         description="The training that the vectors are of, as /embed answers it."
@@ -186,6 +191,11 @@ class Search(Body):
 class Retrieve(Body):
     """Body of `POST /retrieve`, by which query processes ask an index process."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"vectors": "mpkZP83MTL8=", "model_version": "16eea292fb850412", "k": 5}]
+        }
+    )
     model_version: Version = Field(description="The training that the vectors are of.")
     vectors: str = Field(description="float32, little-endian, vector after vector, as base64.")
     k: Annotated[int, Field(ge=1, lt=2**31)] = 10
@@ -205,6 +215,17 @@ class NewVector(Body):
 class Vectors(Body):
     """Body of `POST /items` of an index process."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_version": "16eea292fb850412",
+                    "add": [{"item_id": "new-1", "vector": [0.6, -0.8]}],
+                    "remove": ["260"],
+                }
+            ]
+        }
+    )
     model_version: Version = Field(description="The training that the vectors are of.")
     add: Annotated[list[NewVector], Field(max_length=MAX_ROWS)] = Field(default_factory=list)
     remove: Annotated[list[Id], Field(max_length=MAX_ROWS)] = Field(default_factory=list)
@@ -293,6 +314,9 @@ class Items(Body):
 class Deploy(Body):
     """Body of `POST /deploys`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"version": "16eea292fb850412-0a1b2c3d", "share": 0.05}]}
+    )
     version: Name = Field(description="One of the registry's versions, as GET /deploys lists them.")
     share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Of the users; below 1 the version is a canary."

@@ -7,10 +7,10 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twotower.funnel.funnel import Answer
+from twotower.funnel.funnel import Answer, NoSourceError
 from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError
 from twotower.serving.batching import Batcher
@@ -35,6 +35,11 @@ if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
 # Seconds between looks for another active version, changes of items by other processes, and
 # events to write as Parquet.
 FOLLOW, FLUSH = 0.5, 60.0
+# What the answer to a change of items says.
+NOTED = (
+    "added items are answered from now on, by other processes of this service within a second, and "
+    "unknown in histories until the next export"
+)
 LOG = logging.getLogger("twotower.serving")
 
 
@@ -181,14 +186,18 @@ class Service:
             for body, answer in zip(bodies, answers):
                 if body.user_id and isinstance(answer, dict):
                     answer["missing"]["sessions"] = "the store does not answer"
-        self._count([answer for answer in answers if isinstance(answer, dict)])
+        self._count(answers)
         return answers
 
-    def _count(self, answers: Sequence[dict[str, Any]]) -> None:
+    def _count(self, answers: Sequence[dict[str, Any] | Exception]) -> None:
         for answer in answers:
-            if not answer["items"]:
-                self.metrics.empty.inc()
-            for name in answer["missing"]:
+            missing: Iterable[str] = ()
+            if isinstance(answer, NoSourceError):
+                missing = answer.missing
+            elif isinstance(answer, dict):
+                missing = answer["missing"]
+                self.metrics.empty.inc(not answer["items"])
+            for name in missing:
                 self.metrics.missing.labels(name).inc()
 
     async def embed(self, body: schemas.Embed) -> dict[str, Any]:
@@ -361,7 +370,8 @@ class Service:
         return [None] * len(bodies)
 
     async def change_items(self, body: schemas.Items) -> dict[str, Any]:
-        """Adds and removes items: on disk and in the indexes when this returns.
+        """Adds and removes items: on disk when this returns, and in the indexes of this process. An
+        index process that does not answer has them later.
 
         Raises:
             FieldError: Items that do not fit the catalogue; nothing is changed then.
@@ -385,13 +395,17 @@ class Service:
             except ValueError as error:
                 raise FieldError("add", str(error)) from error
             sequence = self.journal.append(added, body.remove)
-            self._catch_up()
+            note = NOTED
+            try:
+                self._catch_up()
+            except IndexCallError as error:  # `_look` sends them later
+                LOG.error("changes of items wait for the index: %s", error)
+                note = f"the changes are kept, and searched once the index has them: {error}"
             return {
                 "sequence": sequence,
                 "num_items": main.bundle.num_items,
                 "model_version": main.model_version,
-                "note": "added items are answered from now on, and unknown in histories until the "
-                "next export",
+                "note": note,
             }
 
         return await self._changed(change)
@@ -424,7 +438,7 @@ class Service:
 
     def deploys(self) -> dict[str, Any]:
         """What `GET /deploys` answers."""
-        return {**self._deployer.described(), **self.status()}
+        return {**self.status(), **self._deployer.described()}
 
     async def _changed(self, change: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._changes, change)
@@ -489,9 +503,7 @@ class Service:
         live, metrics = self.live, self.metrics
         metrics.queued.set(self._batcher.queued)
         metrics.items.set(live.pipelines[0].bundle.num_items)
-        metrics.version.clear()
-        for pipeline in live.pipelines:
-            metrics.version.labels(pipeline.model_version).set(1)
+        metrics.set_live([pipeline.model_version for pipeline in live.pipelines])
         metrics.cache_hits.set(sum(p.cache.hits for p in live.pipelines))
         metrics.cache_misses.set(sum(p.cache.misses for p in live.pipelines))
         return metrics.text()

@@ -65,9 +65,10 @@ class Shelf:
         state.mkdir(parents=True, exist_ok=True)
         self._added = AddedVectors(state / "vectors.sqlite")
         self._asked, self._refused = "", set[str]()
-        if registry is not None:
-            bundle = str(registry.path(registry.active.version))
-        self.held = [Held(registry.active.version if registry else "", self._opened(bundle))]
+        first = (
+            ("", self._opened(bundle)) if registry is None else registry.first_good(self._opened)
+        )
+        self.held = [Held(*first)]
         self.look()
 
     def of(self, model_version: str) -> ServedBundle:
