@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 import sys
+import time
 
 import httpx2
 import numpy as np
@@ -144,14 +145,19 @@ def test_a_hundred_deploys_under_load(tmp_path, bundle_folder, other_folder):
     check_deploys(tmp_path, bundle_folder, other_folder, 100)
 
 
-def test_threads_change_places_sooner_while_a_bundle_is_loaded(
-    tmp_path, bundle_folder, live, monkeypatch
-):
+def test_a_bundle_is_loaded_in_the_background(tmp_path, bundle_folder, live, monkeypatch):
     registry, before, seen = Registry(tmp_path), sys.getswitchinterval(), []
     version = registry.put(bundle_folder)
-    monkeypatch.setattr(
-        deployer_module, "verify", lambda folder: seen.append(sys.getswitchinterval())
-    )
+    rests: list[float] = []
+    monkeypatch.setattr(deployer_module.time, "sleep", rests.append)
+
+    def verify(folder):
+        seen.append(sys.getswitchinterval())
+        begun = time.perf_counter()
+        while time.perf_counter() < begun + 0.1:
+            str(begun)
+
+    monkeypatch.setattr(deployer_module, "verify", verify)
 
     def deploy(load) -> None:
         arguments = registry, load, lambda pipeline: None, Checks(), Metrics()
@@ -159,9 +165,11 @@ def test_threads_change_places_sooner_while_a_bundle_is_loaded(
 
     with pytest.raises(DeployRefused):
         deploy(None)  # it cannot be called
-    assert sys.getswitchinterval() == before
+    assert sys.getswitchinterval() == before and sys.getprofile() is None
     deploy(lambda folder: live)
     assert sys.getswitchinterval() == before and seen == [pytest.approx(1e-4)] * 2
+    # It rests longer than it works, and not at each call of a function.
+    assert {*rests} == {deployer_module.REST} and 20 < len(rests) < 1000
 
 
 class MallInfo(ctypes.Structure):

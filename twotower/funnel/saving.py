@@ -143,6 +143,16 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
     )
 
 
+def check(directory: str | pathlib.Path, model_version: str) -> None:
+    """Compares the files of a funnel with what describes them. Its parts are not opened.
+
+    Raises:
+        ValueError: As `load`, but for parts that do not fit together.
+    """
+    about = (DESCRIPTION, "a funnel", ENTRIES, FORMAT_VERSION, model_version)
+    bundle_part.load(directory, *about, lambda *_: None)
+
+
 def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -> Funnel:
     files = entries["files"]
     sources = {

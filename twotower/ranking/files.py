@@ -134,6 +134,16 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
     )
 
 
+def check(directory: str | pathlib.Path, model_version: str) -> None:
+    """Compares the files of a ranker with what describes them. The model is not opened.
+
+    Raises:
+        ValueError: As `load`, but for models that do not fit their columns.
+    """
+    about = (DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION, model_version)
+    bundle_part.load(directory, *about, lambda *_: None)
+
+
 def entries(directory: str | pathlib.Path) -> dict[str, Any]:
     """The contents of `ranker.json`, checked.
 

@@ -1,10 +1,12 @@
 """Deployer: which pipelines are live, and how others take their place while they answer."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from twotower.bundle.manifest import read_manifest
@@ -17,9 +19,37 @@ from twotower.serving.registry import Active, Registry, verify
 
 LOG = logging.getLogger("twotower.serving")
 # Seconds after which a thread lets go of the interpreter for another one while a bundle is loaded:
-# TensorFlow reads SavedModels in Python, and each thread that a request passes through waits so
-# long. At other times, so short an interval would only make threads of requests change places.
+# each thread that a request passes through waits so long. At other times, so short an interval
+# would only make threads of requests change places.
 SWITCH_INTERVAL = 0.0001
+# Seconds that the thread which loads a bundle works, and rests then.
+WORK, REST = 0.001, 0.003
+
+
+@contextlib.contextmanager
+def in_the_background() -> Iterator[None]:
+    """Lets the other threads go first: in this context the thread rests again and again, and others
+    wait no longer than `SWITCH_INTERVAL` for the interpreter.
+
+    TensorFlow reads SavedModels in Python. So without rests a bundle that is loaded would take one
+    core, and hold the interpreter whenever a thread that answers a request wants it.
+    """
+    interval, profile = sys.getswitchinterval(), sys.getprofile()
+    rested = time.perf_counter()
+
+    def rest(*_: Any) -> None:  # at each call of a function and at its end
+        nonlocal rested
+        if time.perf_counter() - rested > WORK:
+            time.sleep(REST)
+            rested = time.perf_counter()
+
+    sys.setswitchinterval(min(interval, SWITCH_INTERVAL))
+    sys.setprofile(rest)
+    try:
+        yield
+    finally:
+        sys.setprofile(profile)
+        sys.setswitchinterval(interval)
 
 
 class DeployRefused(Exception):
@@ -180,19 +210,16 @@ class Deployer:
         Raises:
             DeployRefused: A check failed.
         """
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(interval, SWITCH_INTERVAL))
         try:
-            folder = self.registry.path(version)
-            verify(folder)
-            pipeline = self._load(folder)
-            self._prepare(pipeline)
-            pipeline.warm()
-            reasons = failed(pipeline, self.live.pipelines[0], checks)
+            with in_the_background():
+                folder = self.registry.path(version)
+                verify(folder)
+                pipeline = self._load(folder)
+                self._prepare(pipeline)
+                pipeline.warm()
+                reasons = failed(pipeline, self.live.pipelines[0], checks)
         except Exception as error:  # whatever a damaged bundle raises: it does not serve
             reasons = [f"{type(error).__name__}: {error}"]
-        finally:
-            sys.setswitchinterval(interval)
         if reasons:
             self._metrics.deploys.labels("refused").inc()
             self.registry.refuse(version, reasons)

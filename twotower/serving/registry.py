@@ -25,7 +25,9 @@ import numpy as np
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
+from twotower.funnel import saving
 from twotower.live.log import sync
+from twotower.ranking import files as ranker_files
 from twotower.retrieval.base import Retriever
 from twotower.storage import paths
 from twotower.storage.replacing import unfinished
@@ -267,8 +269,11 @@ def version_of(folder: pathlib.Path) -> str:
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Compares every file of a bundle with its hash, and loads its indexes, rankers, funnels and
-    map.
+    """Compares every file of a bundle with its hash, and the vectors of its indexes with those of
+    its items.
+
+    Funnels and rankers are not opened: TensorFlow would read their SavedModels for seconds, in a
+    process that goes on answering. Who serves a funnel opens it anyway.
 
     Raises:
         BundleError: A file that is missing, changed, not listed, or of another training; or an
@@ -286,10 +291,13 @@ def verify(folder: pathlib.Path) -> None:
                 f"the index {name} holds other items or vectors than items/. Build it anew: "
                 f"twotower build_index --bundle={folder} --name={name}."
             )
-    for ranker in bundle.rankers:
-        bundle.ranker(ranker)
-    for funnel in bundle.funnels:
-        bundle.funnel(funnel)
+    try:
+        for name in bundle.rankers:
+            ranker_files.check(folder / "rankers" / name, bundle.model_version)
+        for name in bundle.funnels:
+            saving.check(folder / "funnels" / name, bundle.model_version)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
     if bundle.has_map:
         bundle.item_map()
 

@@ -65,10 +65,10 @@ class Shelf:
         state.mkdir(parents=True, exist_ok=True)
         self._added = AddedVectors(state / "vectors.sqlite")
         self._asked, self._refused = "", set[str]()
-        first = (
-            ("", self._opened(bundle)) if registry is None else registry.first_good(self._opened)
-        )
-        self.held = [Held(*first)]
+        if registry is None:
+            self.held = [Held("", self._opened(bundle))]
+        else:
+            self.held = [Held(*registry.first_good(self._opened))]
         self.look()
 
     def of(self, model_version: str) -> ServedBundle:
