@@ -42,7 +42,7 @@ class Metrics:
             "stage_seconds",
             "Of a batch: sources, merge, stages.",
             ["stage"],
-            buckets=SECONDS,
+            buckets=(0.0001, 0.0002, 0.0005, *SECONDS),
             **named,
         )
         self.batch = Histogram("batch_requests", "Requests of a batch.", buckets=ROWS, **named)
