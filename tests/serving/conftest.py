@@ -11,7 +11,12 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import add_index, export
 from twotower.bundle.item_map import ItemMap
 from twotower.funnel.making import FunnelConfig, make_funnel, parse_sources
+from twotower.ranking import making
+from twotower.ranking.candidate_ranker import CandidateRanker
+from twotower.ranking.columns import CandidateColumns
+from twotower.ranking.inputs import NUMBERS
 from twotower.retrieval.build import IndexConfig
+from twotower.serving.pipeline import Pipeline
 from twotower.training.training import Training
 
 CONFIG = FunnelConfig(
@@ -40,6 +45,33 @@ def bundle_folder(tmp_path_factory):
 def other_folder(tmp_path_factory):
     """The bundle of another training."""
     return exported(tmp_path_factory.mktemp("other") / "bundle", seed=7)
+
+
+@pytest.fixture(scope="session")
+def poor_folder(other_folder, tmp_path_factory):
+    """The bundle of another training, without a map and with no index besides `exact`."""
+    folder = pathlib.Path(shutil.copytree(other_folder, tmp_path_factory.mktemp("poor") / "bundle"))
+    for part in ("map", "index"):
+        shutil.rmtree(folder / part)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranked_pipeline(bundle_folder):
+    """Its ranker answers the items of most training rows first; by `like` those of fewest."""
+    opened = Pipeline(bundle_folder, source_deadline=60)
+    funnel = opened.funnels["default"]
+    columns = CandidateColumns.fit(
+        tiny.dataset(), tiny.split().train, opened.bundle, [*funnel.sources]
+    )
+
+    def outputs(values):
+        rows = values[NUMBERS][..., columns.numbers.index("rows")]
+        return {"relevance": rows, "like": -rows}
+
+    heads = ("relevance", "like")
+    making.place(funnel, CandidateRanker(columns, outputs, heads, residual=False), "hand")
+    return opened
 
 
 @pytest.fixture(scope="session")

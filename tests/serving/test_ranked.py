@@ -1,36 +1,17 @@
 """A pipeline whose funnel ranks: weights of requests, stages that fail, items that came later."""
 
 import pytest
-import tiny
 
 from twotower.funnel.stage import Stage
-from twotower.ranking import making
-from twotower.ranking.candidate_ranker import CandidateRanker
-from twotower.ranking.columns import CandidateColumns
-from twotower.ranking.inputs import NUMBERS
 from twotower.serving.asks import Ask, FieldError
 from twotower.serving.journal import ADD, Change
-from twotower.serving.pipeline import Pipeline
 
 GOOD = Ask(history=["i00003", "i00007"], k=5)
 
 
 @pytest.fixture(scope="module")
-def pipeline(bundle_folder):
-    """Its ranker answers the items of most training rows first; by `like` those of fewest."""
-    opened = Pipeline(bundle_folder, source_deadline=60)
-    funnel = opened.funnels["default"]
-    columns = CandidateColumns.fit(
-        tiny.dataset(), tiny.split().train, opened.bundle, [*funnel.sources]
-    )
-
-    def outputs(values):
-        rows = values[NUMBERS][..., columns.numbers.index("rows")]
-        return {"relevance": rows, "like": -rows}
-
-    heads = ("relevance", "like")
-    making.place(funnel, CandidateRanker(columns, outputs, heads, residual=False), "hand")
-    return opened
+def pipeline(ranked_pipeline):
+    return ranked_pipeline
 
 
 def ids(answer) -> list[str]:
@@ -45,6 +26,17 @@ def test_weights_that_make_no_order_are_named_and_cost_the_others_nothing(pipeli
     assert found == alone
     (turned,) = pipeline.recommend([Ask(history=GOOD.history, objective_weights={"like": 1.0})])
     assert ids(turned)[:5] != ids(alone) and turned["missing"] == {}
+
+
+def test_the_exported_weights_are_among_the_choices(pipeline):
+    chosen = pipeline.choices()["funnels"]["default"]
+    assert chosen["objectives"] == ["like", "relevance"]
+    assert chosen["objective_weights"] == {"like": 0.0, "relevance": 1.0}
+    assert pipeline.choices()["funnels"]["two_tower"]["objective_weights"] == {}
+    # A request with these weights gets what a request without weights gets.
+    named = Ask(history=GOOD.history, k=5, objective_weights=chosen["objective_weights"])
+    alone, same = pipeline.recommend([GOOD, named])
+    assert same == alone
 
 
 def test_a_stage_that_fails_is_named_and_fails_for_one_request(pipeline, monkeypatch):

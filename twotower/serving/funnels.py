@@ -160,6 +160,15 @@ class Funnels(dict[str, Funnel]):
         ranks = [stage for stage in self[name].stages if isinstance(stage, Rank)]
         return {head for stage in ranks for head in stage.ranker.heads}
 
+    def objective_weights(self, name: str) -> dict[str, float]:
+        """Each objective of a funnel and its exported weight, which holds for requests that have no
+        weights of their own."""
+        weights = dict.fromkeys(sorted(self.objectives(name)), 0.0)
+        for stage in self[name].stages:
+            if isinstance(stage, Rank):
+                weights.update(stage.ranker.weights)
+        return weights
+
     def reads(self, name: str, sources: Sequence[str] = ()) -> set[str]:
         """Names of what a funnel reads of a request, with all its sources or some: what its query
         tower reads, and columns of the context that its sources and stages read themselves."""
@@ -188,6 +197,7 @@ class Funnels(dict[str, Funnel]):
             "sources": [*self[name].sources],
             "searches": self.searches(name),
             "objectives": sorted(self.objectives(name)),
+            "objective_weights": self.objective_weights(name),
             "reads": sorted(self.reads(name)),
             "diversity": varied[-1] if varied else 0.0,
         }
