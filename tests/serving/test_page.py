@@ -117,6 +117,19 @@ def test_choices_are_those_of_the_bundle(client):
     assert choices["genres"] == sorted(genres)
 
 
+def test_choices_are_those_of_the_version_that_answers(bundle_folder, poor_folder, tmp_path):
+    pipelines = Pipeline(bundle_folder), Pipeline(poor_folder)
+    service = Service(Live(pipelines, 1.0, ("old", "new")), tmp_path)  # it answers all known users
+    with TestClient(create_app(service, Limits())) as client:
+        found = [client.get("/choices", params=user).json() for user in ({}, {"user_id": "u00007"})]
+        for choices, body in zip(found, ({}, {"user_id": "u00007"})):
+            answer = client.post("/recommend", json=body).json()
+            assert choices["model_version"] == answer["model_version"]
+    assert [choices["indexes"] for choices in found] == [["exact", "hnsw"], ["exact"]]
+    assert [choices["has_map"] for choices in found] == [True, False]
+    assert [choices["versions"] for choices in found] == 2 * [["old", "new"]]
+
+
 def test_an_explained_answer_names_the_history(client):
     body = {"history": ["i00003", "i00007"], "explain": True}
     named = client.post("/recommend", json=body).json()["history"]

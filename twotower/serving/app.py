@@ -150,9 +150,13 @@ def _choices(service: Service) -> APIRouter:
         return Response(body, headers=headers, media_type="application/json")
 
     @router.get("/choices")
-    async def choices() -> Response:
-        """What a request may choose: funnels and their objectives, indexes, inputs, genres,
-        versions."""
-        return json_answer(service.choices())
+    async def choices(user_id: Annotated[str, Query(max_length=256)] = "") -> Response:
+        """What a request may choose: funnels with their objectives and the exported weights of
+        these, indexes, inputs, genres, versions.
+
+        A canary may have other funnels and indexes than the live version. With `user_id` this is
+        what the version that recommends to this user has. `model_version` names its training.
+        """
+        return json_answer(service.choices(user_id))
 
     return router

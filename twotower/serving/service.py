@@ -301,10 +301,10 @@ class Service:
 
         return await self._elsewhere(titles)
 
-    def choices(self) -> dict[str, Any]:
-        """The answer of `GET /choices`."""
+    def choices(self, user_id: str = "") -> dict[str, Any]:
+        """The answer of `GET /choices`: of the version that recommends to the user."""
         live = self.live
-        pipeline = live.pipelines[0]
+        pipeline = live.pipelines[live.number_of(user_id)]
         return {
             **pipeline.choices(),
             "num_items": pipeline.bundle.num_items,
