@@ -6,6 +6,11 @@ export function Funnel({ answer }) {
   if (!answer) return null;
   const lost = answer.stages.map(({ lost }) => Object.entries(lost).filter(([, count]) => count));
   const loses = lost.some((counts) => counts.length);
+  // Filters count for all requests of the batch.
+  const { requests } = answer.batch;
+  const relaxed = Object.entries(answer.relaxed).map(([name, count]) =>
+    requests > 1 ? `${name} (for ${count} of the ${requests} requests)` : name,
+  );
   const most = Math.max(1, ...answer.stages.map((stage) => stage.candidates));
   return html`
     <section aria-labelledby="funnel">
@@ -16,7 +21,7 @@ export function Funnel({ answer }) {
       <div class="scroll" tabindex="0" role="group" aria-label="Stages of the funnel">
         <table>
           <thead>
-            <tr><th scope="col">Stage</th><th scope="col" class="number">Candidates</th><td></td><th scope="col" class="number">ms</th>${loses && html`<th scope="col">Lost</th>`}</tr>
+            <tr><th scope="col">Stage</th><th scope="col" class="number">Candidates</th><td></td><th scope="col" class="number">ms</th>${loses && html`<th scope="col">Lost${requests > 1 && ", of the batch"}</th>`}</tr>
           </thead>
           <tbody>
             ${answer.stages.map((stage, row) => html`
@@ -31,9 +36,9 @@ export function Funnel({ answer }) {
         </table>
       </div>
       <p class="small">
-        ${answer.batch.ms.toFixed(1)} ms in all, with ${answer.batch.requests === 1
-          ? "no other request" : `${answer.batch.requests - 1} other requests`} in the batch.
-        ${answer.relaxed?.length > 0 && ` Relaxed: ${[answer.relaxed].flat().join(", ")}.`}
+        ${answer.batch.ms.toFixed(1)} ms in all, with ${requests === 1
+          ? "no other request" : `${requests - 1} other requests`} in the batch.
+        ${relaxed.length > 0 && ` Relaxed, since nothing would be left: ${relaxed.join(", ")}.`}
       </p>
     </section>
   `;
