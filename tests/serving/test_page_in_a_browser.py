@@ -134,23 +134,6 @@ def test_the_switches(bundle_folder, tmp_path):
         switched("funnel=two_tower")
         wait.until(lambda _: sources() == {"two_tower"})
         assert "diversity" not in browser.current_url and "index=exact" in browser.current_url
-        # What an address has and this bundle has not is named, and can be taken out on the page.
-        for choice, control in (
-            ("index=none", "Index"),
-            ("source=ease&source=none", "none"),
-            ("source=none", "none"),
-        ):
-            browser.get(f"{address}#like=i00003&{choice}")
-            wait.until(lambda _: texts(".problem p"))
-            if control == "Index":
-                Select(field(control)).select_by_value("")
-            else:
-                source(control).click()
-            wait.until(lambda _: not texts(".problem"))
-        browser.get(f"{address}#like=i00003&funnel=constructor")
-        wait.until(lambda _: "expected one of" in "".join(texts(".problem")))
-        Select(field("Funnel")).select_by_value("two_tower")
-        wait.until(lambda _: not texts(".problem"))
 
 
 # What a call of api.js gave whose body is called off, or breaks off, while it is read.

@@ -1,29 +1,36 @@
 // The page: its state, what it asks the service at each change, and where the parts stand.
 // Titles reach the document as text alone: htm makes text nodes, and no part sets HTML.
 
-import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { html, render, useEffect, useMemo, useRef, useState } from "./vendor/preact-htm.js";
 import { CallError, get, post, setToken } from "./api.js";
-import { Compare, search as searchIndexes } from "./compare.js";
+import { Compare } from "./compare.js";
 import { Funnel } from "./funnel.js";
 import { ItemMap } from "./map.js";
 import { Picks } from "./picks.js";
 import { Recommendations } from "./recommendations.js";
 import { Switches } from "./switches.js";
-import { bodyOf, read, requestOf, write } from "./state.js";
+import { bodyOf, fitted, isChoosing, read, requestOf, write } from "./state.js";
 import { Towers } from "./towers.js";
 import { Versions } from "./versions.js";
 
 function Page() {
-  const [state, setState] = useState(() => read(location.hash));
-  const [choices, setChoices] = useState(null);
+  const [linked, setLinked] = useState(() => read(location.hash)); // as the address has it
+  const [choices, setChoices] = useState(null); // of the version that answers the user `of`
   const [cards, setCards] = useState({}); // id -> item, of all titles seen so far
-  const [answer, setAnswer] = useState(null);
-  const [query, setQuery] = useState(null); // {vector, point, model_version} of the answer's request
-  const [lists, setLists] = useState(null); // of the indexes
+  const [answer, setAnswer] = useState(null); // and the state that it was `asked` for
+  const [query, setQuery] = useState(null); // {answer, vector, point, model_version, wrong}
   const [busy, setBusy] = useState(true);
-  const [error, setError] = useState(null);
+  const [error, setError] = useState(null); // of what was asked last
+  const [noChoices, setNoChoices] = useState(null); // the error of GET /choices
   const [round, setRound] = useState(0); // counts what changes an answer beside the state
   const latest = useRef(0);
+
+  // What is asked, which is what the page shows: only what the version has that answers.
+  const isKnown = !!choices && choices.of === linked.user;
+  const [state, dropped] = useMemo(
+    () => (isKnown ? fitted(linked, choices) : [linked, []]),
+    [linked, isKnown && choices],
+  );
 
   const learn = (items) =>
     setCards((known) => ({ ...known, ...Object.fromEntries(items.map((i) => [i.item_id, i])) }));
@@ -31,11 +38,12 @@ function Page() {
   const change = (changes) => {
     const next = { ...state, ...changes };
     history.pushState(null, "", write(next));
-    setState(next);
+    setLinked(next);
   };
+  const fail = (wrong) => wrong.name === "AbortError" || setError(wrong);
 
   useEffect(() => {
-    const follow = () => setState(read(location.hash));
+    const follow = () => setLinked(read(location.hash));
     addEventListener("popstate", follow);
     addEventListener("hashchange", follow);
     return () => {
@@ -44,26 +52,44 @@ function Page() {
     };
   }, []);
 
+  // Another user's version, and one that was deployed meanwhile, may have other funnels and indexes.
   useEffect(() => {
-    get("choices").then(setChoices, setError);
-  }, [round]);
-
-  // Another model version may have other funnels and genres.
-  useEffect(() => {
-    if (answer && choices && answer.model_version !== choices.model_version)
-      get("choices").then(setChoices, setError);
-  }, [answer?.model_version]);
+    const isSame = !answer || answer.model_version === choices?.model_version;
+    if (isKnown && isSame && choices.round === round) return;
+    const gone = new AbortController();
+    const of = linked.user;
+    get("choices", of ? { user_id: of } : {}, gone.signal).then(
+      (found) => {
+        setChoices({ ...found, of, round });
+        setNoChoices(null);
+      },
+      (wrong) => {
+        if (wrong.name === "AbortError") return;
+        setNoChoices(wrong);
+        if (!isReady) setBusy(false);
+      },
+    );
+    return () => gone.abort();
+  }, [round, linked.user, answer?.model_version]);
 
   // The vector that the query tower made, and its point if the map is open.
-  const onMap = state.map && !!choices?.has_map;
+  const onMap = state.map && isKnown && choices.has_map;
   useEffect(() => {
-    if (!answer) return;
+    if (!answer || answer.asked.user !== state.user) return;
     const gone = new AbortController();
-    const body = { requests: [requestOf(state)], on_map: onMap };
-    post("embed", body, gone.signal).then(
-      ({ vectors, points, model_version }) =>
-        setQuery({ vector: vectors[0], point: points?.[0] ?? null, model_version }),
-      (wrong) => wrong.name === "AbortError" || setError(wrong),
+    const ask = (on_map) =>
+      post("embed", { requests: [requestOf(answer.asked)], on_map }, gone.signal);
+    const withoutMap = async (wrong) => {
+      gone.signal.throwIfAborted();
+      return { ...(await ask(false)), wrong: wrong.message };
+    };
+    (onMap ? ask(true).catch(withoutMap) : ask(false)).then(
+      ({ vectors, points, model_version, wrong }) =>
+        setQuery({ answer, vector: vectors[0], point: points?.[0] ?? null, model_version, wrong }),
+      (wrong) => {
+        if (!gone.signal.aborted) setQuery(null);
+        fail(wrong);
+      },
     );
     return () => gone.abort();
   }, [answer, onMap]);
@@ -73,33 +99,34 @@ function Page() {
     const near = (answer?.items ?? []).map((item) => item.because).filter(Boolean);
     const named = new Set([...state.likes, ...state.exclude, ...near]);
     const ids = [...named].filter((id) => !cards[id]).slice(0, 200);
-    if (ids.length) get("titles", { item_id: ids }).then((found) => learn(found.items), setError);
-  }, [state, round, answer]);
+    if (ids.length) get("titles", { item_id: ids }).then((found) => learn(found.items), fail);
+  }, [linked, round, answer]);
 
+  // A request with choices waits until it is known what there is to choose.
+  const isReady = isKnown || !isChoosing(state);
+  const body = JSON.stringify(bodyOf(state));
   useEffect(() => {
     const number = ++latest.current;
-    const gone = new AbortController();
-    const show = (set) => (value) => number === latest.current && set(value);
     setBusy(true);
+    if (!isReady) return;
+    const gone = new AbortController();
     performance.mark("asked");
-    post("recommend", bodyOf(state), gone.signal)
-      .then((found) => {
+    post("recommend", bodyOf(state), gone.signal).then(
+      (found) => {
         if (number !== latest.current) return;
         learn([...found.items, ...found.history]);
-        setAnswer(found);
+        setAnswer({ ...found, asked: state });
         setError(null);
         setBusy(false);
-        if (!state.compare) return setLists(null);
-        return searchIndexes(state, found, choices?.indexes ?? ["exact"], gone.signal)
-          .then(show(setLists));
-      })
-      .catch((wrong) => {
-        if (wrong.name === "AbortError" || number !== latest.current) return;
+      },
+      (wrong) => {
+        if (number !== latest.current || wrong.name === "AbortError") return;
         setError(wrong);
         setBusy(false);
-      });
+      },
+    );
     return () => gone.abort();
-  }, [write(state), round, state.compare && choices]);
+  }, [body, round, isReady]);
 
   // A button that was pressed may be gone with its row; the reader goes on at the heading.
   useEffect(() => {
@@ -120,6 +147,7 @@ function Page() {
     }
   };
   const exclude = (item) => change({ exclude: [...state.exclude, item.item_id] });
+  const problem = error ?? noChoices;
 
   return html`
     <header>
@@ -128,23 +156,28 @@ function Page() {
         ${choices
           ? `${choices.num_items.toLocaleString("en")} titles of ${choices.dataset}${
               choices.dataset.startsWith("synthetic") ? ", which are made up" : ""
-            }; model ${choices.model_version}.`
+            }; model ${answer?.model_version ?? choices.model_version}.`
           : "Waiting for the service."}
         ${" "}Like a title: the query tower makes a new vector, and the titles nearest to it come back.
       </p>
-      <${Towers} ...${{ state, answer, query, choices }} />
+      <${Towers} ...${{ answer, query, choices }} />
     </header>
-    ${error && html`<${Problem} error=${error} again=${() => setRound(round + 1)} />`}
+    <div role="status">
+      ${dropped.length > 0 && html`<p class="notice">
+        Left out of the request, since model ${choices.model_version} does not offer it: <bdi>${dropped.join(", ")}</bdi>.
+      </p>`}
+    </div>
+    ${problem && html`<${Problem} error=${problem} again=${() => setRound(round + 1)} />`}
     <div class="columns">
       <div class="side">
         <${Picks} ...${{ state, change, cards, like, answer, choices }} />
         <${Switches} ...${{ state, change, cards, choices }} />
       </div>
       <main>
-        <${Recommendations} ...${{ state, answer, cards, busy, like, exclude }} />
-        <${ItemMap} ...${{ state, change, choices, answer, query, cards, learn, like, fail: setError }} />
+        <${Recommendations} ...${{ answer, cards, busy, like, exclude }} />
+        <${ItemMap} ...${{ state, change, choices, answer, query, cards, learn, like, fail }} />
         <${Versions} ...${{ state, change, choices, answer }} />
-        <${Compare} ...${{ state, change, lists, choices }} />
+        <${Compare} ...${{ state, change, choices, query }} />
         <${Funnel} answer=${answer} />
       </main>
     </div>

@@ -10,19 +10,22 @@ const NEAR = 3; // titles that say where the query vector is
 const SHOWN = 20; // picked titles, the newest
 
 export function ItemMap({ state, change, choices, answer, query, cards, learn, like, fail }) {
-  const [map, setMap] = useState(null);
+  const [loaded, setLoaded] = useState(null); // the map of one training
+  const [wrong, setWrong] = useState(""); // why it did not come
   const [active, setActive] = useState(""); // id of the title that is pointed at
   const [kind, setKind] = useState(-1); // of the genre that is shown alone
   const [zoom, setZoom] = useState(1);
   const isOpen = state.map && !!choices?.has_map;
   const point = query?.point ?? null; // [x, y] of the query vector
+  const map = !query || loaded?.model_version === query.model_version ? loaded : null;
 
   useEffect(() => {
-    if (!isOpen || !query || map?.model_version === query.model_version) return;
+    setWrong(query?.wrong ?? "");
+    if (!isOpen || !query || map) return;
     const gone = new AbortController();
     get("map", { model_version: query.model_version }, gone.signal).then(
-      (found) => setMap(prepared(found)),
-      (wrong) => wrong.name === "AbortError" || fail(wrong),
+      (found) => setLoaded(prepared(found)),
+      (wrong) => wrong.name === "AbortError" || setWrong(wrong.message),
     );
     return () => gone.abort();
   }, [isOpen, query]);
@@ -58,11 +61,12 @@ export function ItemMap({ state, change, choices, answer, query, cards, learn, l
     <section aria-labelledby="map">
       <h2 id="map">Map</h2>
       ${choices && !choices.has_map
-        ? html`<p class="small">This bundle has no map; <code>twotower build_map</code> makes one.</p>`
+        ? html`<p class="small">Model ${choices.model_version} has no map; <code>twotower build_map</code> makes one.</p>`
         : html`<label class="check">
             <input type="checkbox" checked=${state.map} onChange=${(e) => change({ map: e.target.checked })} />
             Show the titles on a map, where similar ones are neighbours
           </label>`}
+      ${isOpen && wrong && html`<p role="alert" class="small">The map could not be asked: ${wrong}</p>`}
       ${isOpen && map && html`
         <p role="status" class="small">${whereabouts(point, near, name)}</p>
         <div class="map">

@@ -16,7 +16,9 @@ export function Picks({ state, change, cards, like, answer, choices }) {
   // Suggestions for a start: titles that tell most of a taste or popular ones, else the first ones.
   useEffect(() => {
     if (!choices) return;
-    (choices.has_onboarding ? get("onboarding", { size: FOUND }) : get("titles", { k: FOUND }))
+    const first = () => get("titles", { k: FOUND });
+    // The live version makes the suggestions, and it may have none where a canary has some.
+    (choices.has_onboarding ? get("onboarding", { size: FOUND }).catch(first) : first())
       .then((answer) => setSuggested(answer.items), () => {});
   }, [choices?.model_version]);
 
@@ -30,8 +32,9 @@ export function Picks({ state, change, cards, like, answer, choices }) {
     return () => gone.abort();
   }, [text]);
 
+  const isOfUser = answer?.asked.user === state.user; // not that of another user
   const history = state.user
-    ? [...(answer?.history ?? [])].reverse()
+    ? [...(isOfUser ? answer.history : [])].reverse()
     : state.likes.map((id) => cards[id] ?? { item_id: id, title: id }).reverse();
   const known = new Set(history.map((item) => item.item_id));
   const offered = (text.trim() ? found : suggested).filter((item) => !known.has(item.item_id));
@@ -70,7 +73,7 @@ export function Picks({ state, change, cards, like, answer, choices }) {
                     </button>`}
               </li>`)}
           </ul>`
-        : html`<p class="small">${state.user ? "None." : "None yet: the list is what everybody gets."}</p>`}
+        : html`<p class="small">${state.user ? (isOfUser ? "None." : "Waiting for the service.") : "None yet: the list is what everybody gets."}</p>`}
       ${history.length > SHOWN && html`<p class="small">And older ones.</p>`}
       <form onSubmit=${submit} class="row">
         <label>Or a user's id

@@ -45,6 +45,7 @@ function summary(answer) {
   if (answer.items.length) parts.push(`First: ${nameOf(answer.items[0])}.`);
   else parts.push("Nothing is left: allow more genres, or leave out fewer titles.");
   if (answer.unknown.length) parts.push(`Not known to the model: ${answer.unknown.join(", ")}.`);
+  if (answer.unread.length) parts.push(`Not read by this funnel: ${answer.unread.join(", ")}.`);
   const missing = Object.entries(answer.missing);
   if (missing.length) parts.push(`Without ${missing.map(([n, why]) => `${n} (${why})`).join(", ")}.`);
   return parts.join(" ");

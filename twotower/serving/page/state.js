@@ -11,33 +11,34 @@ export const START = {
   index: "", // that the sources search; "" for their own
   sources: [], // names of those that are asked; [] for all
   diversity: "", // weight from 0 to 1; "" for the funnel's own
-  weights: {}, // objective -> weight
+  weights: {}, // objective -> weight; {} for the exported ones
   compare: false, // the indexes side by side
   versions: false, // the loaded versions side by side
   map: false, // the map of the titles
+  odd: [], // words for values of the address that no state has
 };
 export const MAX_K = 100;
 /** What depends on the funnel, and starts anew with another one. */
 export const OF_FUNNEL = { sources: [], diversity: "", weights: {} };
 const TEXTS = ["user", "search", "funnel", "genre", "index"];
 const OPEN = ["compare", "versions", "map"];
+const WEIGHT = "weight.";
 
-/** The state of an address; what does not fit is left out. */
+/** The state of an address. Values that no state has stand in `odd`. */
 export function read(hash) {
   const query = new URLSearchParams(hash.replace(/^#/, ""));
-  const state = { ...START, weights: {} };
+  const state = { ...START, weights: {}, odd: [] };
   for (const name of TEXTS) state[name] = query.get(name) ?? "";
   state.likes = [...new Set(query.getAll("like"))].filter(Boolean);
   state.exclude = [...new Set(query.getAll("exclude"))].filter(Boolean);
   state.sources = [...new Set(query.getAll("source"))].filter(Boolean);
-  const diversity = query.get("diversity") ?? "";
-  if (diversity.trim() && diversity >= 0 && diversity <= 1) state.diversity = Number(diversity);
-  const k = Number(query.get("k"));
-  if (Number.isInteger(k) && k >= 1 && k <= MAX_K) state.k = k;
   for (const name of OPEN) state[name] = query.get(name) === "1";
   for (const [name, value] of query) {
-    const weight = Number(value);
-    if (name.startsWith("weight.") && Number.isFinite(weight)) state.weights[name.slice(7)] = weight;
+    const number = value.trim() ? Number(value) : NaN;
+    if (name.startsWith(WEIGHT) && Number.isFinite(number)) state.weights[name.slice(WEIGHT.length)] = number;
+    else if (name === "diversity" && number >= 0 && number <= 1) state.diversity = number;
+    else if (name === "k" && Number.isInteger(number) && number >= 1 && number <= MAX_K) state.k = number;
+    else if (name.startsWith(WEIGHT) || name === "diversity" || name === "k") state.odd.push(`${name} ${value}`);
   }
   return state;
 }
@@ -54,9 +55,44 @@ export function write(state) {
   if (state.diversity !== "") query.set("diversity", state.diversity);
   if (state.k !== START.k) query.set("k", state.k);
   for (const name of OPEN) if (state[name]) query.set(name, "1");
-  for (const [name, value] of Object.entries(state.weights)) query.set(`weight.${name}`, value);
+  for (const [name, value] of Object.entries(state.weights)) query.set(WEIGHT + name, value);
   const text = query.toString();
   return text ? `#${text}` : "#";
+}
+
+/** Whether a state has choices that a bundle may not have. */
+export function isChoosing({ funnel, index, genre, sources, weights }) {
+  return !!(funnel || index || genre || sources.length || Object.keys(weights).length);
+}
+
+/**
+ * A state without the choices that a bundle does not have, and words for these.
+ *
+ * The service gives the weight 0 to an objective that a request with weights does not name. So with
+ * one weight the others get their exported ones, which the page shows.
+ */
+export function fitted(state, choices) {
+  const dropped = [...state.odd];
+  const among = (word, known) => (name) => {
+    if (!known.includes(name)) dropped.push(`${word} ${name}`);
+    return known.includes(name);
+  };
+  const text = (field, known) => [state[field]].filter(Boolean).find(among(field, known)) ?? "";
+  const funnel = text("funnel", Object.keys(choices.funnels));
+  const { sources, objective_weights } = choices.funnels[funnel || choices.default_funnel];
+  const weights = Object.entries(state.weights).filter(([name]) =>
+    among("objective", Object.keys(objective_weights))(name),
+  );
+  const fits = {
+    ...state,
+    funnel,
+    index: text("index", choices.indexes),
+    genre: text("genre", choices.genres),
+    sources: state.sources.filter(among("source", sources)),
+    weights: weights.length ? { ...objective_weights, ...Object.fromEntries(weights) } : {},
+    odd: [],
+  };
+  return [fits, dropped];
 }
 
 /** The body of POST /recommend for a state. */

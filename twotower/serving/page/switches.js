@@ -11,21 +11,25 @@ export function Switches({ state, change, cards, choices }) {
   const funnels = choices?.funnels ?? {};
   const name = state.funnel || choices?.default_funnel;
   const funnel = Object.hasOwn(funnels, name) ? funnels[name] : null;
-  const indexes = [...new Set([...(choices?.indexes ?? []), state.index])].filter(Boolean);
-  const objectives = funnel?.objectives ?? [];
-  const own = funnel?.sources ?? [];
-  // With those of an address that this funnel does not have: a reader can take them out.
-  const sources = [...new Set([...own, ...state.sources])];
+  const indexes = choices?.indexes ?? [];
+  const sources = funnel?.sources ?? [];
   const asked = state.sources.length ? state.sources : sources;
   const pick = (field) => (event) => change({ [field]: event.target.value });
   // All of them are no choice, so that a link asks for sources that come later, too.
   const ask = (source) => (event) => {
     const wanted = sources.filter((s) => (s === source ? event.target.checked : asked.includes(s)));
-    const isAll = wanted.length === own.length && own.every((s) => wanted.includes(s));
-    change({ sources: isAll ? [] : wanted });
+    change({ sources: wanted.length === sources.length ? [] : wanted });
   };
+  const exported = funnel?.objective_weights ?? {};
+  const objectives = Object.keys(exported);
+  const isWeighed = Object.keys(state.weights).length > 0;
+  const weights = { ...exported, ...state.weights };
+  // Room on both sides of what is exported, and for what a link has.
+  const values = objectives.flatMap((name) => [2 * exported[name], weights[name]]);
+  const [least, most] = [Math.floor(Math.min(0, ...values)), Math.ceil(Math.max(2, ...values))];
+  const step = 10 ** Math.max(-1, Math.ceil(Math.log10((most - least) / 1000)));
   const weigh = (name) => (event) =>
-    change({ weights: { ...state.weights, [name]: Number(event.target.value) } });
+    change({ weights: { ...weights, [name]: Number(event.target.value) } });
   return html`
     <section aria-labelledby="switches">
       <details open=${WIDE}>
@@ -60,8 +64,8 @@ export function Switches({ state, change, cards, choices }) {
                 ${choices.genres.map((genre) => html`<option key=${genre} value=${genre}>${genre}</option>`)}
               </select>
             </label>`}
-          ${funnel?.reads.includes("search_text") && html`
-            <label>Search text
+          ${(funnel?.reads.includes("search_text") || state.search) && html`
+            <label>Search text${funnel?.reads.includes("search_text") ? "" : ", which this funnel does not read"}
               <input type="text" autocomplete="off" maxlength="200" value=${state.search} onChange=${pick("search")} />
             </label>`}
         </div>
@@ -70,17 +74,20 @@ export function Switches({ state, change, cards, choices }) {
             <legend>Sources that are asked</legend>
             ${sources.map((source) => html`
               <label key=${source} class="check">
-                <input type="checkbox" checked=${asked.includes(source)} disabled=${asked.length === 1 && asked.includes(source) && own.includes(source)} onChange=${ask(source)} />
+                <input type="checkbox" checked=${asked.includes(source)} disabled=${asked.length === 1 && asked.includes(source)} onChange=${ask(source)} />
                 ${source}
               </label>`)}
           </fieldset>`}
-        ${objectives.length > 1 && html`
+        ${(objectives.length > 1 || isWeighed) && html`
           <fieldset>
             <legend>Weights of the objectives</legend>
             ${objectives.map((name) => html`
-              <label key=${name}>${name}: ${state.weights[name] ?? "as exported"}
-                <input type="range" min="0" max="2" step="0.1" value=${state.weights[name] ?? 1} onChange=${weigh(name)} />
+              <label key=${name}>${name}: ${weights[name]}${isWeighed ? "" : ", as exported"}
+                <input type="range" min=${least} max=${most} step=${step} value=${weights[name]}
+                  aria-valuetext=${weights[name]} onChange=${weigh(name)} />
               </label>`)}
+            ${isWeighed && html`
+              <button type="button" onClick=${() => change({ weights: {} })}>Weights as exported</button>`}
           </fieldset>`}
       </details>
       ${state.exclude.length > 0 && html`

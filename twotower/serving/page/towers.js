@@ -6,11 +6,11 @@ const BARS = 64; // numbers of the query vector that are drawn
 const TOWER = "M9 44V20H13V12H17V6H31V12H35V20H39V44Z";
 const WINDOWS = "M18 24h3v5h-3zM27 24h3v5h-3zM18 33h3v5h-3zM27 33h3v5h-3zM22 14h4v5h-4z";
 
-export function Towers({ state, answer, query, choices }) {
+export function Towers({ answer, query, choices }) {
   // The steps before the merge are the sources.
   const sources = answer?.stages.findIndex((stage) => stage.name === "merge") ?? 0;
   const merged = answer?.stages[sources].candidates;
-  const [count, asks] = asking(state, answer);
+  const [count, asks] = asking(answer);
   const dim = query?.vector.length;
   return html`
     <ol class="flow" aria-label="How the list came about">
@@ -33,12 +33,13 @@ export function Towers({ state, answer, query, choices }) {
 }
 
 /** How many titles the query tower reads, as [count, description]. */
-function asking(state, answer) {
+function asking(answer) {
+  const { user, search } = answer?.asked ?? {};
   const known = answer?.history.length ?? 0;
   // An answer names the newest 100 titles of a history.
   const count = known >= 100 ? "100+" : known;
-  const text = state.search ? " and a search text" : "";
-  if (state.user) return [count, `titles of user ${state.user}${text}`];
+  const text = search && !answer.unread.includes("search_text") ? " and a search text" : "";
+  if (user) return [count, `titles of user ${user}${text}`];
   return [count, `${known === 1 ? "title" : "titles"} you like${text}`];
 }
 

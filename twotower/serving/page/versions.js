@@ -14,13 +14,13 @@ export function Versions({ state, change, choices, answer }) {
     if (!isOpen || !answer) return setAnswers(null);
     const gone = new AbortController();
     const ask = (version) =>
-      post("recommend", { ...bodyOf(state), explain: false, version }, gone.signal).then(
+      post("recommend", { ...bodyOf(answer.asked), explain: false, version }, gone.signal).then(
         (found) => ({ ...found, version }),
         (wrong) => ({ version, items: [], error: wrong.message }),
       );
     Promise.all(versions.map(ask)).then((found) => gone.signal.aborted || setAnswers(found));
     return () => gone.abort();
-  }, [isOpen, answer]);
+  }, [isOpen, answer, versions.join()]);
 
   if (versions.length < 2) return null;
   return html`
@@ -35,11 +35,13 @@ export function Versions({ state, change, choices, answer }) {
   `;
 }
 
-function listOf({ version, items, error }, answers) {
-  const others = answers.filter((other) => other.version !== version);
+function listOf({ version, items, error, model_version }, answers) {
+  const others = answers.filter((other) => other.version !== version && !other.error);
   const shared = new Set(others.flatMap((other) => other.items.map((item) => item.item_id)));
   const count = items.filter((item) => shared.has(item.item_id)).length;
   const role = answers[0].version === version ? "Live" : "Canary";
-  const note = error ?? `${role}. It shares ${count} of ${items.length} with the other.`;
-  return { name: version, note, items, mark: (item) => (shared.has(item.item_id) ? "" : "only here") };
+  const share = others.length ? ` It shares ${count} of ${items.length} with the other.` : "";
+  const note = error ? `${role}: ${error}` : `${role}, model ${model_version}.${share}`;
+  const mark = (item) => (!others.length || shared.has(item.item_id) ? "" : "only here");
+  return { name: version, note, items, mark };
 }
