@@ -8,6 +8,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from twotower.data.columns import SPOILT_IDS
 from twotower.data.times import LATEST
 
 MAX_K = 500
@@ -33,7 +35,22 @@ MAX_DIM = 8192  # numbers in a vector
 # JSON can write one half of a character of two code units, which no file of UTF-8 can hold.
 HALF = re.compile("[\ud800-\udfff]")
 
+
+def not_spoilt(value: str) -> str:
+    """The id.
+
+    Raises:
+        PydanticCustomError: One that a program has spoilt, such as "nan".
+    """
+    if any(re.search(pattern, value) for pattern in SPOILT_IDS):
+        text = "expected an id: no blank at its ends, no missing value (nan, None, NULL), and no "
+        raise PydanticCustomError("spoilt", text + "number that a program has shortened (1.23E+17)")
+    return value
+
+
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+# Ids of what is kept for training, which would refuse the whole table for a spoilt one.
+KeptId = Annotated[Id, AfterValidator(not_spoilt)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Seconds = Annotated[int, Field(ge=-1, le=LATEST)]
@@ -226,8 +243,8 @@ class Similar(Body):
 class Event(Body):
     """What a user did."""
 
-    user_id: Id
-    item_id: Id
+    user_id: KeptId
+    item_id: KeptId
     event: Annotated[str, Field(pattern="^(impression|click|watch|skip|like|share)$")] = "click"
     timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = Field(
         None,
@@ -259,7 +276,7 @@ class NewItem(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-    item_id: Id
+    item_id: KeptId
 
     @model_validator(mode="after")
     def _plain(self) -> "NewItem":
