@@ -178,9 +178,38 @@ def test_fingerprint_of_numbers_is_of_their_values():
 def test_positive():
     assert make().positive.tolist() == [True] * 4
     assert make({"event": ["", None, "click", "watch"]}).positive.tolist() == [True] * 4
-    # A like or share tells more of a watch that has a row of its own.
-    events = ["impression", "skip", "like", "share"]
+    events = ["impression", "skip", "impression", "skip"]
     assert make({"event": events}).positive.tolist() == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "positive"),
+    [
+        # A log of likes and shares alone: the first one of each user and item counts.
+        ("u a 1 like, u b 2 share, v a 3 like", [True, True, True]),
+        ("u a 1 like, u a 2 share, u a 3 like", [True, False, False]),
+        ("u a 3 like, u a 1 share", [False, True]),
+        # An opinion of what was clicked or watched before is no second target.
+        ("u a 1 watch, u a 2 like, u b 3 like, v a 2 like", [True, False, True, True]),
+        ("u a 1 click, u a 2 share", [True, False]),
+        # In one second, as in one body, the order of the rows says nothing.
+        ("u a 5 like, u a 5 watch", [False, True]),
+        # A watch that comes later takes nothing back.
+        ("u a 1 like, u a 2 watch", [True, True]),
+        ("u a 1 skip, u a 2 impression, u a 3 like", [False, False, True]),
+    ],
+)
+def test_a_like_or_share_is_positive_where_nothing_came_before_it(rows, positive):
+    users, items, times, events = zip(*(row.split() for row in rows.split(", ")))
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "timestamp": [*map(int, times)]})
+    made = Dataset("made", frame.assign(event=events), make().items, make().users)
+    assert made.positive.tolist() == positive
+    # Rows that are no positives, and rows that come later, change nothing.
+    kept = frame.assign(event=events)[made.positive]
+    assert Dataset("made", kept, make().items, make().users).positive.all()
+    early = frame.assign(event=events)[made.timestamps <= 1]
+    alone = Dataset("made", early, make().items, make().users).positive
+    assert alone.tolist() == made.positive[made.timestamps <= 1].tolist()
 
 
 def test_no_interactions():

@@ -57,9 +57,10 @@ def test_likes_and_shares_follow_a_watch_of_the_item(made, watches):
     assert len(both) == len(followed)
     assert (both["timestamp"] > both["timestamp_watch"]).all()
     assert both["value_watch"].mean() > 1.2 * watches["value"].mean()
+    assert {*watches["event"]} == {"watch"}  # none of them is a second positive
 
 
-def test_positive_is_watch_click_or_nothing():
+def test_positive_is_watch_click_or_nothing_and_no_later_like_of_it():
     events = ["", "click", "watch", "impression", "skip", "like", "share", None]
     frame = pd.DataFrame({"user_id": "u", "item_id": "a", "timestamp": range(8), "event": events})
     tables = (pd.DataFrame({"item_id": ["a"]}), pd.DataFrame({"user_id": ["u"]}))

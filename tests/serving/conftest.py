@@ -24,11 +24,10 @@ CONFIG = FunnelConfig(
 )
 
 
-def exported(folder, seed: int = 0):
+def exported(folder, seed: int = 0, **parts):
     """The folder of a bundle, whose map is a grid: nobody has to wait for a real one."""
-    made = export(
-        Training(tiny.dataset(), tiny.split(), tiny.recipe(fit={"seed": seed})), folder, scann=False
-    )
+    recipe = tiny.recipe(fit={"seed": seed}, **parts)
+    made = export(Training(tiny.dataset(), tiny.split(), recipe), folder, scann=False)
     made.add_funnel(make_funnel(CONFIG, made, tiny.dataset(), tiny.split()))
     add_index(made, "hnsw", IndexConfig("hnsw"))
     grid = np.stack(np.divmod(np.arange(len(made.keys)), 20), 1) / 20
@@ -72,6 +71,14 @@ def ranked_pipeline(bundle_folder):
     heads = ("relevance", "like")
     making.place(funnel, CandidateRanker(columns, outputs, heads, residual=False), "hand")
     return opened
+
+
+@pytest.fixture(scope="session")
+def folder_with_vectors(tmp_path_factory):
+    """A bundle whose item tower reads what that of the quick start reads, a vector among it."""
+    texts, numbers = ("item_id", "title", "description", "genres", "maker"), ("year", "quality")
+    item = {"features": (*texts, *numbers, "audio", "age")}
+    return exported(tmp_path_factory.mktemp("vectors") / "bundle", item=item)
 
 
 @pytest.fixture(scope="session")

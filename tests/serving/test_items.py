@@ -129,3 +129,20 @@ def test_an_index_that_is_opened_later_has_the_new_vector_of_an_old_item(bundle_
 def test_a_column_needs_a_name(client, name):
     wrong = add(client, 422, **{"item_id": "n6", name: 1})["error"]
     assert "1 to 64 characters" in wrong["message"]
+
+
+def test_an_added_item_that_no_training_has_seen_is_added_to_the_next_bundle(bundle_folder):
+    """Its row came with the file of items, and its vector did not: nobody had used it."""
+    pipeline = Pipeline(bundle_folder)
+    bundle = pipeline.bundle
+    unseen = np.setdiff1d(bundle.catalogue.keys, bundle.keys)[0]
+    ids = bundle.catalogue.ids_of(np.array([unseen, bundle.keys[0]])).tolist()
+    titles = [titles_of(bundle, item) for item in ids]
+    changes = [Change(n, ADD, i, {"item_id": i, "title": "Tin Moon"}) for n, i in enumerate(ids, 1)]
+    pipeline.apply(changes, exported=2)
+    assert pipeline.bundle.named("exact").knows(np.array([unseen])).tolist() == [True]
+    assert [titles_of(bundle, item) for item in ids] == ["Tin Moon", titles[1]]
+
+
+def titles_of(bundle, item_id: str) -> str:
+    return bundle.items_of([item_id])[0]["title"]

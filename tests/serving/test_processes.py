@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,11 +16,11 @@ import threading
 import time
 
 import httpx2
+import pyarrow.parquet as parquet
 import pytest
 import tiny
 from test_state import logged, redis_url  # noqa: F401 (a fixture)
 
-from twotower.bundle.bundle import Bundle
 from twotower.serving.registry import Registry
 
 SERVE = str(tiny.ROOT / "experiments" / "serve.py")
@@ -265,36 +266,56 @@ def test_nothing_that_the_description_allows_fails(bundle_folder, tmp_path):
 
 @pytest.mark.slow
 def test_what_users_do_trains_the_next_bundle(bundle_folder, tmp_path):
-    """Events in, Parquet out, a training on it, and its bundle live in the same service."""
-    registry = Registry(tmp_path / "registry")
-    arguments = (f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
+    """Events and items in, Parquet out, and by BUILD.md's commands a training on both, whose bundle
+    goes live in the same service."""
+    text = (tiny.ROOT / "BUILD.md").read_text().replace("\\\n", "")
+    train, deploy = re.findall(r"^ +python (experiments/\S+ .*W_next.*)$", text, re.M)
+    registry = Registry(tmp_path / "W" / "registry")
+    arguments = (f"--registry={registry.folder}", f"--state={tmp_path / 'W' / 'state'}")
     served = Process(f"--bundle={bundle_folder}", *arguments)
     rng, first = random.Random(0), registry.active.version
+    new = {"item_id": "new-1", "title": "Tin Moon", "genres": ["Drama"], "year": 2024}
+    replaced, unseen = ({"item_id": i, "title": "Tin Star"} for i in ("i00003", "new-2"))
+    body = {"add": [new, replaced, unseen], "remove": ["i00250"]}
+    assert served.post("/items", body).status_code == 200
     for user in range(60):
+        # A user likes what the page lists, or shares or watches it.
+        event, start = ("like", "share", "watch")[user % 3], 1_700_000_000
+        rows = [(f"i{n:05d}", event, start + 60 * n) for n in rng.sample(range(1, 200), 12)]
+        if user < 10:
+            rows.append(("new-1", "like", start))
+        if event == "watch":  # and then likes the first one, which makes no second target of it
+            rows.append((rows[0][0], "like", start + 20_000))
         events = [
-            {"user_id": f"n{user}", "item_id": f"i{number:05d}", "event": "watch"}
-            | {"timestamp": 1_700_000_000 + 60 * number}
-            for number in rng.sample(range(1, 200), 12)
+            {"user_id": f"n{user}", "item_id": item, "event": event, "timestamp": when}
+            for item, event, when in rows
         ]
         assert served.post("/events", {"events": events}).status_code == 202
     assert served.end(signal.SIGTERM) == ENDED
-    Bundle(bundle_folder).catalogue.items.to_parquet(tmp_path / "items.parquet")
-    tiny.script(
-        tiny.ROOT / "experiments" / "train.py",
-        f"--interactions={tmp_path / 'state' / 'events'}",
-        f"--items={tmp_path / 'items.parquet'}",
-        "--split=loo",
-        "--epochs=1",
-        "--indexes=hnsw",
-        f"--workdir={tmp_path / 'next'}",
-    )
+    items = parquet.read_table(tmp_path / "W" / "state" / "items.parquet")["item_id"].to_pylist()
+    assert "new-1" in items and "i00250" not in items
+    script, *given = shlex.split(train)
+    given += ["--epochs=1", "--indexes=hnsw"]
+    said = tiny.script(tiny.ROOT / script, *given, cwd=tmp_path).stdout
+    # 60 users with 12 items each, 10 with new-1, and 20 likes of what was watched.
+    assert "rows     750 interactions, of which 730 are positives, 12.2 a user" in said
+    assert "have no row in their table" not in said
     served = Process(*arguments)
-    version = registry.put(tmp_path / "next" / "bundle")
-    answer = served.post("/deploys", {"version": version})
-    assert answer.status_code == 200, registry.refused(version)
-    assert registry.active.version == version != first
-    found = served.post("/recommend", {"history": ["i00003"], "k": 3}).json()
+    script, *given = shlex.split(deploy.replace(":8000", f":{served.port}"))
+    tiny.script(tiny.ROOT / script, *given, cwd=tmp_path)
+    version = registry.active.version
+    assert version != first
+    found = served.post("/recommend", {"history": ["new-1"], "k": 3}).json()
     assert found["model_version"] == version[:16] and len(found["items"]) == 3
+    assert found["unknown"] == []
+    titles = served.client.get("/titles", params={"search": "tin moon"}).json()["items"]
+    assert titles == [new]
+    for item, title in (("i00003", "Tin Star"), ("new-2", "Tin Star")):
+        (card,) = served.client.get("/titles", params={"item_id": item}).json()["items"]
+        assert card["title"] == title
+    # An item that nobody has used is answered, and one that was removed is not.
+    assert served.post("/similar", {"item_id": "new-2"}).status_code == 200
+    assert served.post("/similar", {"item_id": "i00250"}).status_code == 422
     assert served.end(signal.SIGTERM) == ENDED
 
 

@@ -1,4 +1,4 @@
-"""Raw inputs of the query tower: made for one request, and checked before TensorFlow casts them."""
+"""Raw inputs of towers: made for one request, and checked before TensorFlow casts them."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -104,7 +104,7 @@ def query_tensors(
             f"{sorted(unknown)}. What is not known of a request is '' or NaN or -1."
         )
     tensors = {
-        name: _tensor(name, inputs[name], dtype, None if is_event else shape)
+        name: tensor(name, inputs[name], dtype, None if is_event else shape)
         for name, (dtype, shape) in wanted.items()
     }
     for name, values in tensors.items():
@@ -119,18 +119,29 @@ def query_tensors(
     return tensors
 
 
-def _tensor(name: str, values: ArrayLike, dtype: str, shape: list | None) -> Any:
-    """One input as a tensor of that dtype; None for a shape that is not checked."""
+def tensor(name: str, values: ArrayLike, dtype: str, shape: Sequence[int | None] | None) -> Any:
+    """One raw input of a tower as a tensor.
+
+    Args:
+        name: Name of the input.
+        values: Its values, a row for each query or item.
+        dtype: `string`, `float32` or `int64`.
+        shape: What the tower takes, as in the manifest; None for a shape that is not checked.
+
+    Raises:
+        ValueError: Values of another type or shape, rows of different length, or numbers that are
+            infinite.
+    """
     import tensorflow as tf
 
     if dtype != "string":
         values = as_type(name, values, dtype)
     try:
-        tensor = tf.constant(values, dtype)
+        made = tf.constant(values, dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected {dtype}, {SAME_LENGTH}; {error}") from error
-    if shape is not None and not tensor.shape.is_compatible_with(shape):
+    if shape is not None and not made.shape.is_compatible_with(shape):
         raise ValueError(
-            f"{name}: expected the shape {tuple(shape)}, a row a query; got {tuple(tensor.shape)}."
+            f"{name}: expected the shape {tuple(shape)}, a row each; got {tuple(made.shape)}."
         )
-    return tensor
+    return made

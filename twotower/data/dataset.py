@@ -35,8 +35,11 @@ INTERACTION_COLUMNS = {
 }
 # Events that are training examples and targets. "" is a plain positive, such as a rating.
 POSITIVE_EVENTS = ("", "click", "watch")
-# Shown and not chosen; started and given up; an opinion of a watch, which is another row.
-OTHER_EVENTS = ("impression", "skip", "like", "share")
+# An opinion of an item. Most follow a watch, which is another row.
+OPINIONS = ("like", "share")
+# Shown and not chosen; started and given up.
+OTHER_EVENTS = ("impression", "skip")
+EVENTS = (*POSITIVE_EVENTS, *OPINIONS, *OTHER_EVENTS)
 REQUIRED = {
     "interactions": ("user_id", "item_id", "timestamp"),
     "items": ("item_id",),
@@ -98,10 +101,9 @@ class Dataset:
             unknown = ~used.isin(ids)
             problem = f"is {{}}, which {table!r} does not have ({int(unknown.sum())} such rows)"
             refuse("interactions", used, unknown, problem)
-        known_events = [*POSITIVE_EVENTS, *OTHER_EVENTS]
-        problem = f"is {{}}, not one of {known_events}"
+        problem = f"is {{}}, not one of {[*EVENTS]}"
         events = self._events
-        refuse("interactions", events.rename("event"), ~events.isin(known_events), problem)
+        refuse("interactions", events.rename("event"), ~events.isin(EVENTS), problem)
 
     @property
     def _events(self) -> pd.Series:
@@ -139,11 +141,25 @@ class Dataset:
     def positive(self) -> np.ndarray:
         """Which interactions are training examples and targets, `[num_interactions]` bool.
 
-        These are clicks, watches and rows without an event (a rating, high or low). An impression
-        or a skip is no positive. A like or share is about a watch, which is another row: counted
-        as well, it would be a second target of the same user and item.
+        These are clicks, watches and rows without an event (a rating, high or low). A like or share
+        is one if the user has not clicked, watched, liked or shared the item before: most are about
+        a watch, which is another row, and would be a second target of the same user and item. An
+        impression or a skip is no positive.
+
+        Later rows do not change this, so that held-out rows leave no trace in the training rows.
         """
-        return self._events.isin(POSITIVE_EVENTS).to_numpy(bool)
+        events = self._events
+        positive = events.isin(POSITIVE_EVENTS).to_numpy(bool, copy=True)
+        is_opinion = events.isin(OPINIONS).to_numpy(bool)
+        if not is_opinion.any():
+            return positive
+        rows = np.flatnonzero(positive | is_opinion)
+        # By time; of one second the watches come first, and then the order of the rows counts.
+        rows = rows[np.lexsort((is_opinion[rows], self.timestamps[rows]))]
+        pairs = self.user_rows[rows] * np.int64(len(self.items)) + self.item_keys[rows]
+        _, first = np.unique(pairs, return_index=True)
+        positive[rows[first]] = True
+        return positive
 
     def rated_at_least(self, min_rating: float) -> "Dataset":
         """The dataset without the rows whose rating is lower or missing: they are no positives.

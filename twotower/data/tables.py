@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from twotower.data import files, schema
 from twotower.data.columns import ColumnError
-from twotower.data.dataset import OTHER_EVENTS, POSITIVE_EVENTS, REQUIRED, Dataset
+from twotower.data.dataset import EVENTS, REQUIRED, Dataset
 from twotower.data.file_columns import column_of
 from twotower.storage.paths import local
 
@@ -21,7 +21,7 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 EVENTS_HOW = (
     "Give each event a weight, such as view=1,purchase=5, or one of this project's events, such as "
-    f"view=impression,purchase=click. There are {[*POSITIVE_EVENTS[1:], *OTHER_EVENTS]}. Rows of "
+    f"view=impression,purchase=click. There are {[*EVENTS[1:]]}. Rows of "
     "all others are dropped."
 )
 HINTS = {
@@ -277,7 +277,7 @@ def _with_events(
         )
     meaning, weight = {}, {}
     for name, value in schema.pairs(events, EVENTS_HOW).items():
-        if value in (*POSITIVE_EVENTS, *OTHER_EVENTS):
+        if value in EVENTS:
             meaning[name], weight[name] = value, 1.0
             continue
         try:

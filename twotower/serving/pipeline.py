@@ -317,21 +317,19 @@ class Pipeline:
         Args:
             changes: In the order of the journal.
             exported: Changes up to this number came before the export: an item that was added and
-                that the bundle has keeps the bundle's vector.
+                that the bundle answers keeps the bundle's row and vector. One that nobody had used
+                has no vector there, and is added again.
         """
         with self._changing:
             changes = [change for change in changes if change.sequence > self.sequence]
             if not changes:
                 return
             last = {change.item_id: change for change in changes}
+            has_vector = np.isin(self.bundle.catalogue.keys_of([*last]), self.bundle.keys)
             added = [
                 change.item
-                for change in last.values()
-                if change.op == ADD
-                and (
-                    change.sequence > exported
-                    or self.bundle.catalogue.keys_of([change.item_id])[0] < 0
-                )
+                for change, is_answered in zip(last.values(), has_vector)
+                if change.op == ADD and (change.sequence > exported or not is_answered)
             ]
             gone = self.catalogue.keys_of(
                 [change.item_id for change in last.values() if change.op != ADD]

@@ -4,10 +4,11 @@ Numbers and texts must have their type: `"10"`, `10.0` and `true` are no whole n
 Fields that nobody knows are refused, so that a misspelt one is noticed.
 """
 
-import math
+import re
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from twotower.data.columns import SPOILT_IDS
 from twotower.data.times import LATEST
 
 MAX_K = 500
@@ -28,8 +30,27 @@ MAX_EXCLUDE = 10_000
 MAX_TEXT = 1_000
 MAX_ROWS = 256  # requests, vectors, events or items in one body
 MAX_SHOWN = 100  # impressions after which an item is left out
+MAX_TAGS = 100  # texts in a list of an item's, such as genres
+MAX_DIM = 8192  # numbers in a vector
+# JSON can write one half of a character of two code units, which no file of UTF-8 can hold.
+HALF = re.compile("[\ud800-\udfff]")
+
+
+def not_spoilt(value: str) -> str:
+    """The id.
+
+    Raises:
+        PydanticCustomError: One that a program has spoilt, such as "nan".
+    """
+    if any(re.search(pattern, value) for pattern in SPOILT_IDS):
+        text = "expected an id: no blank at its ends, no missing value (nan, None, NULL), and no "
+        raise PydanticCustomError("spoilt", text + "number that a program has shortened (1.23E+17)")
+    return value
+
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+# Ids of what is kept for training, which would refuse the whole table for a spoilt one.
+KeptId = Annotated[Id, AfterValidator(not_spoilt)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Seconds = Annotated[int, Field(ge=-1, le=LATEST)]
@@ -168,7 +189,7 @@ class Embed(Body):
 
 
 Version = Annotated[str, Field(min_length=1, max_length=64)]
-Vector = Annotated[list[Number], Field(min_length=1, max_length=8192)]
+Vector = Annotated[list[Number], Field(min_length=1, max_length=MAX_DIM)]
 
 
 class Search(Body):
@@ -243,8 +264,8 @@ class Similar(Body):
 class Event(Body):
     """What a user did."""
 
-    user_id: Id
-    item_id: Id
+    user_id: KeptId
+    item_id: KeptId
     event: Annotated[str, Field(pattern="^(impression|click|watch|skip|like|share)$")] = "click"
     timestamp: Annotated[int, Field(ge=0, le=LATEST)] | None = Field(
         None,
@@ -269,31 +290,55 @@ class Events(Body):
 
 
 class NewItem(BaseModel):
-    """An item and what is known of it; further fields are columns of the catalogue."""
+    """An item and what is known of it; further fields are columns of the catalogue.
+
+    A column is a text, a number, a list of texts, such as genres, or a list of numbers, such as an
+    embedding (an empty one is missing). What is left out is missing.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-    item_id: Id
+    item_id: KeptId
 
     @model_validator(mode="after")
     def _plain(self) -> "NewItem":
-        """Raises ValueError for columns that are neither text, numbers nor lists of texts."""
+        """Raises ValueError for columns that are neither text, numbers nor lists of these."""
         columns = self.model_extra or {}
         if len(columns) > 64:
             raise ValueError(f"expected 64 columns or fewer; got {len(columns)}")
         for name, value in columns.items():
             if not 0 < len(name) <= 64:
                 raise ValueError(f"{name[:64]!r}: names of columns have 1 to 64 characters")
-            if not _is_plain(value):
-                raise ValueError(f"{name[:64]}: expected a text, a number or a list of texts")
+            if name == "user_id":
+                raise ValueError("user_id: an item is of no user, so it has no such column")
+            if fault := _fault(value):
+                expected = "a text, a number, or a list of texts or of numbers"
+                raise ValueError(f"{name}: expected {expected}; got {fault}")
         return self
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return len(value) <= 100 and all(type(v) is str and len(v) <= 256 for v in value)
+def _fault(value: Any) -> str:
+    """What is wrong with the value of a column, in a few words; "" if nothing is."""
+    if not isinstance(value, list):
+        return _fault_of_one(value, 10 * MAX_TEXT)
+    is_text = [isinstance(entry, str) for entry in value]
+    if any(is_text) and not all(is_text):
+        return "a list of texts and others"
+    most = MAX_TAGS if any(is_text) else MAX_DIM
+    if len(value) > most:
+        return f"a list of {len(value):,} entries, where {most:,} are the most"
+    faults = filter(None, (_fault_of_one(entry, 256) for entry in value))
+    return next((f"a list with {fault}" for fault in faults), "")
+
+
+def _fault_of_one(value: Any, most: int) -> str:
+    """As `_fault`, for what is no list; a text has at most so many characters."""
     if isinstance(value, str):
-        return len(value) <= 10 * MAX_TEXT
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 2**53
+        if len(value) > most:
+            return f"a text of {len(value):,} characters, where {most:,} are the most"
+        return "a text with half a character (a lone surrogate)" if HALF.search(value) else ""
+    if type(value) in (int, float):
+        return "" if abs(value) < 2**53 else "a number that is not within 2**53"
+    return {bool: "true or false", dict: "an object", list: "a list"}.get(type(value), "null")
 
 
 class Items(Body):

@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.inputs import tensor
 from twotower.bundle.manifest import BundleError
 from twotower.data.catalogue import Catalogue
+from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
 from twotower.data.inputs import ItemInputs
 from twotower.ragged import Ragged
@@ -22,6 +24,7 @@ from twotower.retrieval.vectors import KeyedVectors
 from twotower.serving.answers import Cards
 from twotower.serving.asks import FieldError
 from twotower.serving.index_client import IndexCallError
+from twotower.serving.item_columns import ItemColumns, missing_values
 from twotower.towers.signatures import direct
 
 LOG = logging.getLogger("twotower.serving")
@@ -225,21 +228,25 @@ class ServedBundle(Bundle):
 
     # Items.
 
+    @property
+    def _item_inputs(self) -> list[dict[str, Any]]:
+        """Name, dtype and shape of each input of the item tower."""
+        return self.manifest["item_inputs"]
+
     @functools.cached_property
     def item_tower(self) -> Any:
         """Raw inputs of items by name -> `[num_items, dim]` float32.
 
         Raises:
             BundleError: A tower that is changed, or of another training.
+            ValueError: When it is called: inputs of another type or shape than the manifest says.
         """
-        import tensorflow as tf
-
         model = self.tower_model("item_tower")
         call = direct(model.signatures["serving_default"])
-        dtypes = {spec["name"]: spec["dtype"] for spec in self.manifest["item_inputs"]}
+        specs = {spec["name"]: (spec["dtype"], spec["shape"]) for spec in self._item_inputs}
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            tensors = {name: tf.constant(inputs[name], dtype) for name, dtype in dtypes.items()}
+            tensors = {name: tensor(name, inputs[name], *spec) for name, spec in specs.items()}
             return call(tensors)["embedding"].numpy()
 
         tower: Any = embed
@@ -252,27 +259,27 @@ class ServedBundle(Bundle):
         What the item tower reads and an item does not have is missing, as in training.
 
         Args:
-            items: Columns of each, `item_id` among them; lists are tags. One whose id is
-                there already takes its place.
+            items: Columns of each, `item_id` among them; lists of texts are tags, and lists of
+                numbers vectors (see `ItemColumns`). One whose id is there already takes its place.
 
         Returns:
             The catalogue, keys `[num_items]`, and vectors `[num_items, dim]` float32.
 
         Raises:
-            ValueError: Columns that do not fit the catalogue's, or vectors that are not finite.
+            ValueError: Columns that do not fit the catalogue's or the item tower, or vectors that
+                are not finite.
         """
-        as_tags: dict[type, Any] = {list: tuple}
-        table = pd.DataFrame(
-            [{n: as_tags.get(type(v), lambda v: v)(v) for n, v in row.items()} for row in items]
-        )
-        catalogue = self.items_now.updated(table)
-        keys = catalogue.keys_of(table["item_id"])
+        columns = ItemColumns.of(items, self.items_now, self._item_inputs)
+        catalogue = self.items_now.updated(columns.table)
+        keys = catalogue.keys_of(columns.table["item_id"])
         kinds = {"user_id": object, "item_id": object, "timestamp": np.int64}
         nothing = pd.DataFrame({name: np.array([], kind) for name, kind in kinds.items()})
         data = Dataset("", nothing, catalogue.items.iloc[keys], nothing[["user_id"]])
-        names = [spec["name"] for spec in self.manifest["item_inputs"]]
-        inputs = ItemInputs(data, np.empty(0, np.int64), names)
-        vectors = self.item_tower(inputs(np.arange(len(keys))))
+        known = {*TIME_DEPENDENT, *catalogue.items} - columns.vectors.keys()
+        names = [spec["name"] for spec in self._item_inputs if spec["name"] in known]
+        inputs = ItemInputs(data, np.empty(0, np.int64), names)(np.arange(len(keys)))
+        missing = {spec["name"]: missing_values(spec, len(keys)) for spec in self._item_inputs}
+        vectors = self.item_tower(missing | inputs | columns.vectors)
         if not np.isfinite(vectors).all():
             raise ValueError("the item tower gives vectors that are not finite for these items.")
         return catalogue, keys, vectors

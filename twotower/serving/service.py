@@ -20,6 +20,7 @@ from twotower.serving.deployer import Deployer
 from twotower.serving.events import EventLog
 from twotower.serving.histories import Histories
 from twotower.serving.index_client import IndexCallError
+from twotower.serving.items_file import ItemsFile
 from twotower.serving.journal import Journal
 from twotower.serving.live import Live
 from twotower.serving.metrics import Metrics
@@ -33,7 +34,7 @@ if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
     from twotower.serving.tracing import Tracing
 
 # Seconds between looks for another active version, changes of items by other processes, and
-# events to write as Parquet.
+# events and items to write as Parquet.
 FOLLOW, FLUSH = 0.5, 60.0
 # What the answer to a change of items says.
 NOTED = (
@@ -98,6 +99,7 @@ class Service:
         state = pathlib.Path(state)
         state.mkdir(parents=True, exist_ok=True)
         self.event_log, self.journal = EventLog(state / "events"), Journal(state / "items.sqlite")
+        self.items_file = ItemsFile(state / "items.parquet")
         for pipeline in live.pipelines:
             try:
                 self._prepare(pipeline)
@@ -462,9 +464,14 @@ class Service:
                 await loop.run_in_executor(self._changes, self._look)
                 if time.monotonic() - flushed > FLUSH:
                     flushed = time.monotonic()
-                    await loop.run_in_executor(self._others, self.event_log.flush)
+                    await loop.run_in_executor(self._others, self._flush)
             except Exception:  # a full disk, say; the next look may succeed
                 LOG.exception("following failed")
+
+    def _flush(self) -> None:
+        """Writes events for training, and then the items, so that those of the events are there."""
+        self.event_log.flush()
+        self.items_file.write(self.live.pipelines[0])
 
     def _look(self) -> None:
         """Applies changes of items, and deploys what the registry names."""
@@ -484,6 +491,10 @@ class Service:
         for pool in (self._changes, self._others, self._opener):
             pool.shutdown(wait=True)
         self.event_log.close()
+        try:
+            self.items_file.write(self.live.pipelines[0])
+        except Exception:  # a full disk, say; the next start writes it
+            LOG.exception("the file of items is not written")
         self.journal.close()
 
     def status(self) -> dict[str, Any]:

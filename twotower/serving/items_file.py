@@ -1,0 +1,75 @@
+"""ItemsFile: the items of the live bundle as Parquet that training reads, with all their changes.
+
+    python experiments/train.py --interactions=W/state/events --items=W/state/items.parquet ...
+
+A training that reads only the events knows an item that was added by its id alone: the journal has
+its title and genres. This file has them, of all items, in the columns of the bundle's catalogue.
+"""
+
+import json
+import os
+import pathlib
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from twotower.live.log import sync
+from twotower.serving.pipeline import Pipeline
+
+# Name of the entry in the file's metadata that says which changes it has.
+ENTRY = b"twotower"
+
+
+class ItemsFile:
+    """The items that a service answers, in a Parquet file beside its events.
+
+    The file has the rows of the bundle's catalogue. Items that were added or replaced have the
+    columns that they were given, and removed items have no row. A catalogue has no columns of
+    vectors, and so the file has none.
+
+        ItemsFile("W/state/items.parquet").write(pipeline)
+
+    Args:
+        path: The file. Several processes may write it.
+    """
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+
+    def write(self, pipeline: Pipeline) -> bool:
+        """Writes the file, unless it has all changes that the pipeline has; returns whether it did.
+
+        The file is there as a whole or not at all, and on disk when this returns.
+
+        Args:
+            pipeline: The live one.
+
+        Raises:
+            OSError: Nothing could be written, as on a full disk.
+        """
+        # Read before the items, which may get ahead meanwhile: then the next call writes them.
+        model_version, sequence = pipeline.model_version, pipeline.sequence
+        if self._has(model_version, sequence):
+            return False
+        removed, items = pipeline.bundle.removed, pipeline.catalogue.items
+        table = pa.Table.from_pandas(items.drop(index=removed), preserve_index=False)
+        entry = json.dumps({"model_version": model_version, "sequence": sequence})
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            parquet.write_table(table.replace_schema_metadata({ENTRY: entry}), temporary)
+            sync(temporary)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(self.path.parent)
+        return True
+
+    def _has(self, model_version: str, sequence: int) -> bool:
+        """Whether the file is of this training and has these changes, and perhaps later ones that
+        another process knows of."""
+        try:
+            metadata = parquet.read_schema(self.path).metadata or {}
+            entry = json.loads(metadata.get(ENTRY, b"{}"))
+        except (OSError, ValueError, pa.ArrowException):  # none, or one that is damaged
+            return False
+        return entry.get("model_version") == model_version and entry.get("sequence", -1) >= sequence
