@@ -37,10 +37,12 @@ def untrained(training: Training) -> np.ndarray:
     return np.setdiff1d(training.dataset.catalogue.keys, training.examples.items)
 
 
-def test_cosines_need_vectors_of_length_one():
-    task = {"loss": "cosine_contrastive", "temperature": 1.0}
-    with pytest.raises(ValueError, match="set l2_normalise of both towers"):
-        training_of(item={"l2_normalise": False}, task=task)
+@pytest.mark.parametrize("loss", ["triplet", "cosine_contrastive"])
+@pytest.mark.parametrize("tower", ["query", "item"])
+def test_cosines_need_vectors_of_length_one(loss, tower):
+    parts = {"task": {"loss": loss, "temperature": 1.0}, tower: {"l2_normalise": False}}
+    with pytest.raises(ValueError, match=f"{loss} needs cosines.*l2_normalise of both towers"):
+        Training(tiny.dataset(), tiny.split(), tiny.recipe(**parts))
 
 
 @pytest.mark.parametrize(

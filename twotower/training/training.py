@@ -20,6 +20,7 @@ from twotower.data.sequences import Sequences
 from twotower.data.splits import Split
 from twotower.evaluation.evaluate import evaluate
 from twotower.limits import unread
+from twotower.objective.config import MARGINS
 from twotower.objective.frequency import StreamingFrequency
 from twotower.objective.mining import Miner, drawn
 from twotower.objective.sampling import in_batch_probability
@@ -152,8 +153,10 @@ class Training:
                 f"history_request_time needs a protocol with request times: {protocol}+time."
             )
         normalised = query.l2_normalise and self.recipe.item.l2_normalise
-        if self.recipe.task.loss == "cosine_contrastive" and not normalised:
-            raise ValueError("cosine_contrastive needs cosines: set l2_normalise of both towers.")
+        if self.recipe.task.loss in MARGINS and not normalised:
+            raise ValueError(
+                f"{self.recipe.task.loss} needs cosines: set l2_normalise of both towers."
+            )
         if self.recipe.negatives.untrained_items and not self.recipe.item.unknown_rate:
             raise ValueError(
                 "untrained_items draws items without an id vector: with unknown_rate 0 the vector "
