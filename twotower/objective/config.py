@@ -72,6 +72,13 @@ class NegativesConfig:
                 *unread(self, is_drawn, "negatives=uniform or popularity", "num_sampled"),
                 *unread(self, "popularity" in pools, "negatives=popularity", "sampled_power"),
                 *unread(self, "memory" in pools, "negatives=memory", "memory_size"),
+                *unread(
+                    self,
+                    is_drawn or "catalogue" in pools or self.has_hard_negatives,
+                    "negatives=uniform, popularity or catalogue, num_impressions or "
+                    "hard_negative_share",
+                    "untrained_items",
+                ),
             ]
         )
 
