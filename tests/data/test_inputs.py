@@ -123,6 +123,19 @@ def test_a_column_of_users_with_the_name_of_a_computed_input(name):
         QueryInputs(dataset, ["user_id", name])
 
 
+@pytest.mark.parametrize("name", ["device", "country", "search_text"])
+def test_a_column_of_users_with_the_name_of_one_of_interactions(name):
+    """The tower read that of the users, and the request's own never reached it."""
+    dataset = by_hand()
+    users = dataset.users.assign(**{name: "x"})
+    alone = dataclasses.replace(dataset, users=users)
+    assert QueryInputs(alone, ["user_id", name]).users[name].tolist() == ["x", "x", "x", ""]
+    twins = dataclasses.replace(by_hand(**{name: ["y"] * 6}), users=users)
+    QueryInputs(twins, ["user_id"])
+    with pytest.raises(ValueError, match=rf"users have the columns \['{name}'\].*user_{name}"):
+        QueryInputs(twins, ["user_id", name])
+
+
 def test_query_inputs_raw_and_encoded():
     dataset = by_hand(device=["tv"] * 6)
     users = dataset.users.assign(gender=["F", "M", ""])

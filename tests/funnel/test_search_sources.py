@@ -6,7 +6,7 @@ import pytest
 from eight_films import DATASET, SOURCES, ask, top
 
 from twotower.data.catalogue import Catalogue
-from twotower.funnel.sources.search import Search
+from twotower.funnel.sources.search import Search, words_of
 
 
 def search(make, texts: list[str], **columns) -> list[list[int]]:
@@ -45,6 +45,24 @@ def test_weights_of_words(make, expected):
     found = make(TITLES)(ask([], context={"search_text": ["Moon, moon"]}), 2)
     assert found.keys.tolist() == [[0, 1]]
     np.testing.assert_allclose(found.scores[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "expected"),
+    [
+        ("हिन्दी", "हिन्दी", ["हिनदी"]),  # one word; the mark that joins न and द is left out
+        ("தமிழ் மொழி", "தமிழ்", ["தமிழ"]),
+        ("Schindler’s List", "schindler's", ["schindlers"]),
+        ("Amélie", "AMELIE", ["amelie"]),
+        ("千と千尋", "千尋", ["千", "尋"]),
+    ],
+)
+def test_a_search_splits_words_as_the_towers_do(title, text, expected):
+    pytest.importorskip("bm25s")
+    assert words_of(text) == expected
+    other = "ह दी த ழ s and 1 more"  # has the parts that words were split into
+    titles = Catalogue(pd.DataFrame({"item_id": ["x", "y"], "title": [other, title]}))
+    assert top(Search.bm25(titles), ask([], context={"search_text": [text]})) == [[1]]
 
 
 def test_fitting_a_search_logs_nothing(caplog):

@@ -219,7 +219,7 @@ def test_memory_overwrites_the_oldest():
 @pytest.mark.parametrize("names", [("batch",), ("uniform",), ("catalogue",)])
 def test_a_hard_negative_is_a_column_with_its_items_vector(names):
     config = NegativesConfig(names, num_impressions=1)
-    p = np.float32([0.4, 0.3, 0.2, 0.1, 0.0])  # an impression may be of an item without a row
+    p = np.float32([0.4, 0.3, 0.2, 0.1, 0.0])  # item 4 is in no pool
     vectors, hard = tf.eye(5), tf.constant([[4, 4, 1], [-1, -1, 0]])
     targets = targets_of([2, 0], p)._replace(hard_negatives=hard)
     negatives = HardNegatives(config, p, 5)

@@ -37,10 +37,12 @@ def untrained(training: Training) -> np.ndarray:
     return np.setdiff1d(training.dataset.catalogue.keys, training.examples.items)
 
 
-def test_cosines_need_vectors_of_length_one():
-    task = {"loss": "cosine_contrastive", "temperature": 1.0}
-    with pytest.raises(ValueError, match="set l2_normalise of both towers"):
-        training_of(item={"l2_normalise": False}, task=task)
+@pytest.mark.parametrize("loss", ["triplet", "cosine_contrastive"])
+@pytest.mark.parametrize("tower", ["query", "item"])
+def test_cosines_need_vectors_of_length_one(loss, tower):
+    parts = {"task": {"loss": loss, "temperature": 1.0}, tower: {"l2_normalise": False}}
+    with pytest.raises(ValueError, match=f"{loss} needs cosines.*l2_normalise of both towers"):
+        Training(tiny.dataset(), tiny.split(), tiny.recipe(**parts))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,7 @@ SAMPLERS = {
     "mixed": {"negatives": ("batch", "uniform"), "num_sampled": 256},
     "memory": {"negatives": ("batch", "memory"), "memory_size": 256},
     "mined": {"hard_negative_share": 0.1},
+    "impressions": {"num_impressions": 3},
     "catalogue": {"negatives": ("catalogue",)},
     "untrained": {"negatives": ("catalogue",), "untrained_items": True},
 }
@@ -207,6 +210,19 @@ def test_impressions_without_a_click():
     assert len(shown) == len(training.dataset.users)
     loss = float(training.model.compute_loss(next(iter(training.batches())), training=True))
     assert np.isfinite(loss)
+
+
+def test_impressions_of_items_that_nothing_trains():
+    """A vector that no example pulls up must not be pushed down by impressions alone."""
+    chosen = {"num_impressions": 3}
+    training = training_of(hidden=0.2, negatives=chosen)
+    hidden = untrained(training)
+    assert np.isin(training.examples.passed_over().values, hidden).any()
+    assert len(training.passed_over.values)
+    assert not np.isin(training.passed_over.values, hidden).any()
+    chosen["untrained_items"] = True
+    training = training_of(item={"unknown_rate": 0.1}, hidden=0.2, negatives=chosen)
+    assert np.isin(training.passed_over.values, hidden).any()
 
 
 def test_streaming_frequencies_reach_the_loss():

@@ -5,8 +5,13 @@ import unicodedata
 import pytest
 from numbered_tables import numbered, run, strings
 
+from twotower.data.words import HAN, HIRAGANA, KATAKANA, words_in
+from twotower.tf import tf
 from twotower.towers import words
 from twotower.towers.features import Tokens
+
+# All characters that have a meaning in Python's version of Unicode.
+KNOWN = [chr(n) for n in range(1, 0x110000) if unicodedata.category(chr(n)) not in "Cn Cs Co"]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,7 @@ from twotower.towers.features import Tokens
 def test_words_of_a_text(text, expected):
     found = words.words(strings(text)).to_list()
     assert [[word.decode() for word in row] for row in found] == [expected]
+    assert words_in(text) == expected
 
 
 def test_training_and_a_request_find_the_same_words():
@@ -50,6 +56,22 @@ def test_training_and_a_request_find_the_same_words():
     assert feature.vocabulary == ("café", "dor", "हिन्दी")
     found = feature.encode({"title": strings("CAFÉ D'OR", "हिन्दी")})["title"]
     assert found.numpy().tolist() == [[2, 3], [4, 0]]
+
+
+def test_the_search_and_the_towers_split_at_the_same_characters():
+    """Each character between two letters and by itself; of Han and the rare ones every fifth."""
+    texts = [f"q{character}x {character}" for character in KNOWN]
+    texts = [text.lower() for text in [*texts[:20_000], *texts[20_000::5]]]
+    found = [[word.decode() for word in row] for row in words.words(strings(*texts)).to_list()]
+    differ = [text for text, row in zip(texts, found) if words_in(text) != row]
+    assert not differ and len(found) > 40_000
+
+
+def test_the_scripts_are_those_of_unicode():
+    for name, ranges in (("Han", HAN), ("Hiragana", HIRAGANA), ("Katakana", KATAKANA)):
+        listed = tf.strings.regex_full_match(KNOWN, f"[{ranges}]").numpy()
+        assert listed.any()
+        assert (listed == tf.strings.regex_full_match(KNOWN, rf"\p{{{name}}}").numpy()).all()
 
 
 def test_the_composed_form_is_that_of_unicode():

@@ -18,6 +18,7 @@ from twotower.training.recipe import FitConfig, Recipe
     [
         ({"metric": "recall@100_micro"}, "metric must be one of"),
         ({"weight_decay": 0.1}, "'adam' would ignore it"),
+        ({"optimizer": "adamw"}, "adamw with weight_decay=0 is adam.*weight_decay above 0"),
         ({"patience": -1}, "patience must be 0"),
         ({"seed": -1}, "seed must be 0 or more; got -1"),
         ({"seed": 2**32}, r"seed must be below 2\*\*32; got 4294967296"),
@@ -114,11 +115,30 @@ def test_parts_of_a_recipe_of_which_one_has_no_effect(parts, message):
         ({"num_sampled": 64}, "num_sampled=64 has no effect.*uniform or popularity"),
         ({"negatives": ("uniform",), "sampled_power": 0.5}, "sampled_power=0.5 has no effect"),
         ({"memory_size": 9}, "memory_size=9 has no effect.*memory"),
+        ({"untrained_items": True}, "untrained_items=True has no effect.*num_impressions"),
+        (
+            {"negatives": ("batch", "memory"), "untrained_items": True},
+            "untrained_items=True has no effect.*uniform, popularity or catalogue",
+        ),
     ],
 )
 def test_negatives_of_which_nothing_is_drawn(fields, message):
     with pytest.raises(ValueError, match=message):
         NegativesConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"negatives": ("uniform",)},
+        {"negatives": ("batch", "popularity")},
+        {"negatives": ("catalogue",)},
+        {"num_impressions": 2},
+        {"hard_negative_share": 0.1},
+    ],
+)
+def test_what_untrained_items_can_be_drawn_by(fields):
+    assert NegativesConfig(**fields, untrained_items=True).untrained_items
 
 
 def test_sizes_of_what_a_tower_does_not_read_are_told():

@@ -62,7 +62,19 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from twotower.objective.config import NegativesConfig
 from twotower.objective.hard_negatives import HardNegatives
 from twotower.objective.memory import MemoryNegatives
+from twotower.objective.task import TaskConfig
+from twotower.towers.dense import DenseHead, Tower
+from twotower.towers.features import Id
+from twotower.training.model import TwoTowerModel
 
+def model(normalised):
+    towers = [
+        Tower([Id(f"{name}_id", ["a"], 2)], DenseHead((4,), 2, batch_norm=name == normalised), name)
+        for name in ("user", "item")
+    ]
+    return TwoTowerModel(*towers, towers[1].encode({"item_id": ["a"]}), [1.0], TaskConfig())
+
+model("user")  # on one replica
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     for kind, config in (
         (HardNegatives, NegativesConfig(hard_negative_share=0.1)),
@@ -70,6 +82,12 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     ):
         try:
             kind(config, [0.5, 0.5], dim=1)
+        except ValueError as error:
+            print(error)
+    model("neither")
+    for name in ("user", "item"):
+        try:
+            model(name)
         except ValueError as error:
             print(error)
 """
@@ -80,4 +98,5 @@ def test_what_would_differ_on_several_replicas_is_refused():
     assert lines == [
         "hard negatives need one replica. Leave them out.",
         "negatives=memory needs one replica. Leave the memory out.",
+        *2 * ["batch_norm needs one replica. Leave it out."],
     ]

@@ -35,7 +35,8 @@ class QueryInputs:
         pad: Value of `items` for padding.
 
     Raises:
-        ValueError: An input that is no column of users, and no part of a history or a request.
+        ValueError: An input that is no column of users, and no part of a history or a request; or
+            one that is both a column of users and a part of a history or a request.
 
     Example:
         inputs = QueryInputs(dataset, ["history", "history_time"])
@@ -48,7 +49,8 @@ class QueryInputs:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
-        _refuse_twins("users", dataset.users, names, COMPUTED)
+        of_requests = [name for name in CONTEXT if name in dataset.interactions]
+        _refuse_twins("users", dataset.users, names, [*COMPUTED, *of_requests])
         self._lookup = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
         # The last row is for users that the dataset does not have, whose columns are all missing.
         self.users = {
@@ -198,11 +200,12 @@ def _column(values: pd.Series) -> np.ndarray:
 
 
 def _refuse_twins(
-    table: str, columns: Iterable[str], names: Iterable[str], computed: Iterable[str]
+    table: str, columns: Iterable[str], names: Iterable[str], others: Iterable[str]
 ) -> None:
-    """Raises ValueError if one of `names` is both a column of the table and a `computed` input."""
-    if twins := sorted(set(names).intersection(columns, computed)):
+    """Raises ValueError if one of `names` is both a column of the table and one of the `others`,
+    the inputs that come from the interactions."""
+    if twins := sorted(set(names).intersection(columns, others)):
         raise ValueError(
-            f"{table} have the columns {twins}, and inputs of these names are computed from the "
+            f"{table} have the columns {twins}, and inputs of these names come from the "
             f"interactions. Rename the columns (such as {table[:-1]}_{twins[0]}) to use either."
         )

@@ -29,9 +29,9 @@ class NegativesConfig:
         num_hardest: How many columns a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for its user (`mining.py`).
         num_impressions: How many items that the user was shown and did not take are further
-            negatives of a row.
-        untrained_items: Draw items without a training example as negatives, too. The model then
-            learns to rank them last, so it never recommends a new item.
+            negatives of a row. Items without a training example are left out.
+        untrained_items: Draw items without a training example as negatives, too, also as
+            impressions. The model then learns to rank them last, so it never recommends a new item.
 
     >>> NegativesConfig(("batch", "uniform"), num_sampled=100).num_shared(256, num_items=3000)
     355
@@ -72,6 +72,13 @@ class NegativesConfig:
                 *unread(self, is_drawn, "negatives=uniform or popularity", "num_sampled"),
                 *unread(self, "popularity" in pools, "negatives=popularity", "sampled_power"),
                 *unread(self, "memory" in pools, "negatives=memory", "memory_size"),
+                *unread(
+                    self,
+                    is_drawn or "catalogue" in pools or self.has_hard_negatives,
+                    "negatives=uniform, popularity or catalogue, num_impressions or "
+                    "hard_negative_share",
+                    "untrained_items",
+                ),
             ]
         )
 

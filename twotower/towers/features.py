@@ -291,8 +291,9 @@ class Tags(Feature):
 class Tokens(Tags):
     """A text, such as a title: the mean of its words' embeddings.
 
-    The raw input is `[batch_size]` strings; `words.py` defines a word. Only the first `MOST_WORDS`
-    words count. (A whole title as one entry of the vocabulary would only be a second item id.)
+    The raw input is `[batch_size]` strings; `data/words.py` says what a word is. Only the first
+    `MOST_WORDS` words count. (A whole title as one entry of the vocabulary would only be a second
+    item id.)
 
     >>> feature = Tokens.fit("title", ["Toy Story", "Toy Soldiers"], min_count=2, dim=2)
     >>> feature.vocabulary

@@ -1,9 +1,7 @@
 """Words of a text in any script, split in the graph: the same in training and in a SavedModel.
 
-TensorFlow's regular expressions know the classes of Unicode but neither its normal forms nor its
-words; this file adds the composed form (NFC) and what a bag of words needs. It cannot find words
-in a script that puts nothing between them: Thai, Lao, Khmer and Burmese are split only where their
-writer left a space.
+`data/words.py` has the rule. TensorFlow's regular expressions know the classes of Unicode but not
+its normal forms; this file adds the composed form (NFC).
 """
 
 import functools
@@ -11,41 +9,22 @@ import unicodedata
 
 import numpy as np
 
+from twotower.data.words import REPLACEMENTS
 from twotower.tf import tf
 
-# Typed, curly, wide, prime and turned apostrophes, and those that Unicode counts as letters.
-APOSTROPHES = (
-    r"'`\x{B4}\x{2B9}-\x{2BD}\x{2018}\x{2019}\x{201B}\x{2032}\x{55A}\x{5F3}\x{A78C}\x{FF07}"
-)
-# Joiners, direction marks, variants of a glyph and skin tones: none of them changes the word.
-INVISIBLE = r"\p{Cf}\x{FE00}-\x{FE0F}\x{E0100}-\x{E01EF}\x{1F3FB}-\x{1F3FF}"
-PICTURES = r"\x{2600}-\x{27BF}\x{1F000}-\x{1FAFF}"
-FLAG = r"[\x{1F1E6}-\x{1F1FF}]{2}"
-KANA = "|".join(rf"\p{{{kana}}}[\p{{{kana}}}\x{{30FC}}]*" for kana in ("Hiragana", "Katakana"))
-ALONE = rf"({FLAG}|[{PICTURES}]|\p{{Han}}|{KANA})"
-LETTERS = r"\p{L}\p{M}\p{N}"
 CODES = 0x110000  # number of code points in Unicode
 
 
 def words(text: tf.Tensor) -> tf.RaggedTensor:
     """The words of each text: `[batch_size]` strings to `[batch_size, (n)]`.
 
-    The text is lowercased and brought to its composed form. A word is a run of letters and digits
-    with their marks (vowel signs, accents). Apostrophes of all kinds and invisible characters are
-    dropped; all other characters separate words. Each Han character, run of one kana and emoji is a
-    word of its own, whatever stands beside it.
+    They are those that `twotower.data.words.words_in` finds.
 
     >>> [word.decode() for word in words(tf.constant(["Schindler’s List: café"]))[0].numpy()]
     ['schindlers', 'list', 'café']
     """
     text = composed(tf.strings.lower(text, encoding="utf-8"))
-    for pattern, replacement in (
-        (r"\x{200B}", " "),  # a space of no width: invisible, but it separates
-        (f"[{APOSTROPHES}{INVISIBLE}]", ""),
-        (ALONE, r" \1 "),
-        (rf"(^|[^{LETTERS}])\p{{M}}+", r"\1"),  # marks without a letter
-        (f"[^{LETTERS}{PICTURES}]+", " "),
-    ):
+    for pattern, replacement in REPLACEMENTS:
         text = tf.strings.regex_replace(text, pattern, replacement)
     return tf.strings.split(text)
 

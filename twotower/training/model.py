@@ -51,8 +51,9 @@ class TwoTowerModel(tfrs.Model):
         metrics: `tfrs.metrics.FactorizedTopK` for validation, or None.
 
     Raises:
-        ValueError: Towers whose vectors have different lengths; or negatives that do not fit the
-            correction or time-dependent features of items.
+        ValueError: Towers whose vectors have different lengths; negatives that do not fit the
+            correction or time-dependent features of items; or `batch_norm` under a distribution
+            strategy with several replicas, each of which would normalise its own part of the batch.
 
     `Training` makes the towers from a dataset, and this model of them. By hand:
 
@@ -86,6 +87,9 @@ class TwoTowerModel(tfrs.Model):
                 f"both towers must end in vectors of one length; the query tower's is "
                 f"{query_tower.dim}, the item tower's {item_tower.dim}."
             )
+        is_normalised = query_tower.head.batch_norm or item_tower.head.batch_norm
+        if is_normalised and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError("batch_norm needs one replica. Leave it out.")
         self.query_tower, self.item_tower = query_tower, item_tower
         # A tuple, not a dict attribute: Keras would track these tables as saved state.
         self._items = tuple((name, tf.constant(values)) for name, values in items.items())

@@ -32,7 +32,8 @@ class FitConfig:
         epochs: Passes over the training rows, at most.
         optimizer: `adam`, `adamw` or `adagrad`.
         learning_rate: The highest learning rate of the training.
-        weight_decay: Factor of `adamw`: a step subtracts it times the learning rate of each weight.
+        weight_decay: Factor of `adamw`, which needs one above 0: a step subtracts it times the
+            learning rate of each weight.
         warmup_steps: Steps in which the learning rate rises from 0, with `cosine`; at most
             `WARMUP_SHARE` of all steps (fitting.py).
         cosine: Let the learning rate fall after that along a half cosine, to a twentieth at the
@@ -91,6 +92,11 @@ class FitConfig:
             )
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay is of adamw; {self.optimizer!r} would ignore it.")
+        if self.optimizer == "adamw" and not self.weight_decay:
+            raise ValueError(
+                "adamw with weight_decay=0 is adam. Set weight_decay above 0, such as 0.01, or "
+                "take optimizer='adam'."
+            )
         if self.metric not in SELECTING:
             raise ValueError(f"metric must be one of {sorted(SELECTING)}; got {self.metric!r}.")
 

@@ -20,6 +20,7 @@ from twotower.data.sequences import Sequences
 from twotower.data.splits import Split
 from twotower.evaluation.evaluate import evaluate
 from twotower.limits import unread
+from twotower.objective.config import MARGINS
 from twotower.objective.frequency import StreamingFrequency
 from twotower.objective.mining import Miner, drawn
 from twotower.objective.sampling import in_batch_probability
@@ -58,8 +59,8 @@ class Training:
             ask for it.
         frequency: The streaming estimate of p_c; None likewise.
         miner: The mined hard negatives of the users; None likewise.
-        passed_over: Keys of the items that each user was shown and did not take, a row for each
-            user; None likewise.
+        passed_over: Keys of the items that each user was shown and did not take, of those that
+            may be drawn as negatives, a row for each user; None likewise.
         topk: The layer by which FactorizedTopK searches; None likewise.
         ancestor: Lineage of the weights that a warm start took over; None without one.
 
@@ -106,9 +107,7 @@ class Training:
         self.miner = self._miner() if recipe.negatives.hard_negative_share else None
         self.passed_over = None
         if recipe.negatives.num_impressions:
-            self.passed_over = self.examples.passed_over()
-            if not len(self.passed_over.values):
-                raise ValueError("num_impressions needs events of impressions; there are none.")
+            self.passed_over = self._passed_over()
         # Builds all weights, so that they can be counted, loaded and saved before the first step.
         self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
         vectors = self.item_vectors(split.candidates)
@@ -154,8 +153,10 @@ class Training:
                 f"history_request_time needs a protocol with request times: {protocol}+time."
             )
         normalised = query.l2_normalise and self.recipe.item.l2_normalise
-        if self.recipe.task.loss == "cosine_contrastive" and not normalised:
-            raise ValueError("cosine_contrastive needs cosines: set l2_normalise of both towers.")
+        if self.recipe.task.loss in MARGINS and not normalised:
+            raise ValueError(
+                f"{self.recipe.task.loss} needs cosines: set l2_normalise of both towers."
+            )
         if self.recipe.negatives.untrained_items and not self.recipe.item.unknown_rate:
             raise ValueError(
                 "untrained_items draws items without an id vector: with unknown_rate 0 the vector "
@@ -188,6 +189,19 @@ class Training:
         known_positives = Ragged(self.examples.items, self.examples.by_user.offsets)
         deep = dataclasses.replace(mining, depth=max(mining.depth, width))
         return Miner(deep, known_positives, candidates)
+
+    def _passed_over(self) -> Ragged:
+        """Impressions of the items that may be drawn. An item without a training example would be
+        a negative only, like all new items, which share its id vector."""
+        shown = self.examples.passed_over()
+        drawable = shown.where(np.isin(shown.values, self.model.negatives.keys))
+        if not len(drawable.values):
+            raise ValueError(
+                "num_impressions needs events of impressions or skips, of items that have a "
+                f"training row; there are {len(shown.values)} impressions, none of such an item. "
+                "Leave it out."
+            )
+        return drawable
 
     def _sequences(self, queries: Tower) -> Sequences | None:
         """The training rows as windows, if the recipe asks for next-item training."""

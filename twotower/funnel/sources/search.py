@@ -5,7 +5,6 @@ have it and what it adds to their scores.
 """
 
 import logging
-import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, Self
@@ -16,6 +15,7 @@ import scipy.sparse as sparse
 
 from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
+from twotower.data.words import words_in
 from twotower.funnel.filters import is_among
 from twotower.funnel.sources.answers import at_most, in_batches
 from twotower.funnel.stage import Source
@@ -198,17 +198,17 @@ class Search(Source):
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: lower case, without accents and without what is no letter or digit.
+    """The words of a text, as the towers split it, but without accents.
 
     Words are cut at 40 characters: all are kept as wide as the longest, and where a language has no
     spaces, a sentence is one word.
 
-    >>> words_of("Les Misérables (1998), it's 'Sci-Fi'")
-    ['les', 'miserables', '1998', 'it', 's', 'sci', 'fi']
+    >>> words_of("Les Misérables (1998), it’s 'Sci-Fi'")
+    ['les', 'miserables', '1998', 'its', 'sci', 'fi']
     """
-    plain = unicodedata.normalize("NFKD", str(text).casefold())
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return [word[:LONGEST] for word in re.findall(r"\w+", plain)]
+    parts = (unicodedata.normalize("NFKD", word) for word in words_in(str(text).casefold()))
+    plain = ("".join(c for c in word if not unicodedata.combining(c)) for word in parts)
+    return [word[:LONGEST] for word in plain if word]
 
 
 def _documents(
