@@ -118,7 +118,8 @@ class Retriever(abc.ABC):
         for name, values in self.efforts(depth).items():
             if name != "refine":  # in units of k already
                 given = getattr(self.config, name)
-                efforts[name] = max(given, min(math.ceil(times * given), values[-1]))
+                most = min(values[-1], len(self._vectors))
+                efforts[name] = max(given, min(math.ceil(times * given), most))
         return dataclasses.replace(self.config, **efforts)
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
