@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_INT32 = 2**31 - 1
+
 
 def typed(config: Any) -> None:
     """Checks fields of a dataclass that are declared as `bool`, `int`, `float` or a tuple of any
@@ -87,6 +89,26 @@ def at_least(config: Any, **least: float) -> None:
             raise ValueError(f"{name} must be {value} or more; got {given}.")
         if given == math.inf:
             raise ValueError(f"{name} must be finite; got infinity.")
+
+
+def within_int32(config: Any) -> None:
+    """Checks that fields that a dataclass declares as `int` fit an int32, the type in which
+    libraries take parameters.
+
+    Raises:
+        ValueError: A field above 2 ** 31 - 1.
+
+    >>> @dataclasses.dataclass
+    ... class Config:
+    ...     threads: int
+    >>> within_int32(Config(2**40))
+    Traceback (most recent call last):
+    ValueError: threads must be 2147483647 or less; got 1099511627776.
+    """
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        if field.type is int and given > MAX_INT32:
+            raise ValueError(f"{field.name} must be {MAX_INT32} or less; got {given}.")
 
 
 def whole_number(value: Any, name: str, least: int = 0) -> int:

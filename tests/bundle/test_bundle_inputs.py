@@ -108,7 +108,8 @@ def test_states_of_impossible_numbers_are_refused(bundle):
     np.testing.assert_array_equal(again.add(event), session.add(event))
     wrong = {name: [NAN, float("inf")] for name, v in kept.items() if v.dtype == np.float32}
     assert {"state_num", "state_sum"} <= wrong.keys() or "state_keys_0" in wrong
-    wrong |= {"state_num": [-1.0], "state_num_rated": [-1.0]} if "state_num" in wrong else {}
+    counts = {"state_num": [-1.0, 0.5, 2.5, 1e38], "state_num_rated": [-1.0, 2.0]}
+    wrong |= counts if "state_num" in wrong else {}
     if "state_items" in kept:
         wrong |= {"state_ratings": [float("inf")], "state_length": [-1, 7, 2**31 - 1, 2**32, 0.5]}
         wrong |= {"state_items": [-1, 0, 302, 2**31 - 1, 2**32 + 5, 3.7], "state_reread": [-1]}

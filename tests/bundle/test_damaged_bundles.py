@@ -10,6 +10,7 @@ from bundle_folders import described
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
+from twotower.storage import description
 
 
 def test_every_truncated_or_missing_file_is_named(copy):
@@ -116,6 +117,47 @@ def test_a_manifest_of_other_types(copy, entries):
     described(copy, **entries)
     with pytest.raises(BundleError, match=r"manifest\.json"):
         Bundle(copy)
+
+
+def an_input(**entries):
+    return {"name": "user_id", "dtype": "string", "shape": [None], "missing": ""} | entries
+
+
+NESTED = [
+    {"ancestors": 3},
+    {"ancestors": None},
+    {"ancestors": ["0123456789abcdef", 3]},
+    {"query_inputs": []},
+    {"query_inputs": [an_input(shape=[None, "x"])]},
+    {"query_inputs": [an_input(shape=[None, 2.0])]},
+    {"query_inputs": [an_input(shape=[])]},
+    {"query_inputs": [an_input(dtype="nope")]},
+    {"item_inputs": None},
+    {"item_inputs": [an_input(name=3)]},
+    {"dataset_reading": 3},
+]
+
+
+@pytest.mark.parametrize("entries", NESTED)
+def test_a_manifest_of_other_types_within_its_entries(copy, entries):
+    (name,) = entries
+    described(copy, **entries)
+    with pytest.raises(BundleError, match=rf"manifest\.json .*: {name} must"):
+        Bundle(copy)
+
+
+def test_a_manifest_without_entries_of_later_versions(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in ("ancestors", "dataset_reading", "item_inputs", "sha256"):
+        manifest.pop(name)
+    description.write(copy / "manifest.json", manifest)
+    assert Bundle(copy).lineage.ancestors == (manifest["model_version"],)
+
+
+def test_a_manifest_of_other_inputs_than_the_tower(copy):
+    described(copy, query_inputs=[an_input()])  # and none for the history
+    with pytest.raises(BundleError, match=r"manifest\.json: query_inputs .*'history'"):
+        _ = Bundle(copy).query_tower
 
 
 @pytest.mark.parametrize("name", ["keys", "vectors", "sample_queries"])

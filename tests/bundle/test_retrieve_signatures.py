@@ -90,6 +90,17 @@ def test_scann_answers_as_many_as_retrieve(served, k, num_excluded):
         np.testing.assert_allclose(found["scores"][row], exact["scores"][row], atol=1e-5)
 
 
+@needs_scann
+@pytest.mark.parametrize("signature", ["serving_default", "batched"])
+def test_exclusions_without_a_column_are_those_of_an_empty_id(served, signature):
+    """ScaNN looks into some 70 items, so both queries are completed by the exact product."""
+    k, inputs = 190 if signature == "serving_default" else [190, 3], query([["item 1"], []])
+    found = asked(served, "retrieve_scann", k, [[], []], signature, **inputs)
+    expected = asked(served, "retrieve_scann", k, [[""], [""]], signature, **inputs)
+    assert found["counts"].tolist() == np.broadcast_to(k, 2).tolist()
+    assert found["ids"].tolist() == expected["ids"].tolist()
+
+
 MEMORY = """
 import resource, sys
 import scann, tensorflow as tf

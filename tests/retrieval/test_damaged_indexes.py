@@ -210,6 +210,18 @@ def test_a_description_of_other_types(axes, tmp_path, entries):
         build.load(tmp_path / "i")
 
 
+@pytest.mark.parametrize("name", ["k", "num_items"])
+@pytest.mark.parametrize("value", ["x", [1], -1, 1.5, True, None])
+def test_a_tuning_that_cannot_be(axes, tmp_path, name, value):
+    build.save(axes, tmp_path / "i")
+    for wrong in (value, 0) if name == "k" else (value,):
+        described(tmp_path / "i", tuned={"k": 10, "num_items": 2} | {name: wrong})
+        with pytest.raises(ValueError, match=rf"index\.json: {name} of tuned must be an integer"):
+            build.load(tmp_path / "i")
+    described(tmp_path / "i", tuned={"k": 10, "num_items": 2})
+    assert build.load(tmp_path / "i").tuned["k"] == 10
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 10_000, "\ud800"])
 def test_a_description_that_no_parser_takes(tmp_path, text):
     (tmp_path / "index.json").write_text(text, errors="surrogatepass")

@@ -230,6 +230,49 @@ def test_unknown_names(backend):
         build.make(build.IndexConfig(backend, "dot", {"no_such": 1}))
 
 
+# Backend -> its parameters that a library takes as int32.
+INT32_PARAMETERS = {
+    "flat": ("threads",),
+    "hnsw": ("neighbours", "ef_construction", "ef_search", "refine"),
+    "ivf": ("num_lists", "num_probes", "training_points", "training_iterations"),
+    "ivf_pq": ("training_iterations", "code_bytes", "refine"),
+    "tiered": ("training_points", "fresh_buffer"),
+    "scann": ("num_leaves", "num_reordering_candidates", "training_iterations"),
+}
+
+
+def test_parameters_beyond_int32(backend):
+    for name in INT32_PARAMETERS.get(backend, ()):
+        for value in (2**31, 2**40):
+            with pytest.raises(ValueError, match=f"{name} must be 2147483647 or less; got {value}"):
+                build.make(build.IndexConfig(backend, "dot", {name: value}))
+
+
+# Parameters of effort, which no index takes further than to all of its vectors.
+LARGEST_EFFORTS = {
+    "hnsw": ("ef_construction", "ef_search", "refine"),
+    "ivf": ("num_lists", "num_probes", "training_points"),
+    "ivf_pq": ("num_probes", "refine"),
+    "scann": ("num_reordering_candidates",),
+}
+
+
+def test_the_largest_efforts_are_those_of_all_vectors(backend):
+    vectors = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    exact = make("exact", "dot", np.arange(300), vectors)
+    for name in LARGEST_EFFORTS.get(backend, ()):
+        given = {"scann": {"num_leaves": 3, "num_leaves_to_search": 2}}.get(backend, {})
+        config = build.IndexConfig(backend, "dot", given | {name: 2**31 - 1})
+        index = build.build(config, np.arange(200), vectors[:200])
+        index.search(vectors[:5], 3)
+        index.add(np.arange(200, 300), vectors[200:])
+        index.absorb()  # the effort is now that of 300 vectors
+        found, expected = index.search(vectors[:5], 3), exact.search(vectors[:5], 3)
+        if name == "ef_search":
+            assert found.keys.tolist() == expected.keys.tolist()
+        assert found.counts.tolist() == [3] * 5
+
+
 def test_an_index_is_neither_pickled_nor_copied(backend):
     index = make(backend, "dot", KEYS, AXES)
     index.add(np.array([7]), QUERY)

@@ -111,6 +111,22 @@ def test_tune_among_equal_vectors(metric):
     assert tune(index, queries, 100, 0.3)["recall"] == pytest.approx(np.mean(equal))
 
 
+def test_removed_vectors_that_stay_in_a_graph_take_no_places():
+    """Of 1,000, 300 are removed and absorbed. A search steps over what HNSW cannot forget."""
+    needs("hnsw")
+    vectors = np.random.default_rng(0).normal(size=(1050, 8)).astype(np.float32)
+    index = build.build(build.IndexConfig("hnsw"), np.arange(1000), vectors[:1000])
+    index.remove(np.arange(300))
+    index.absorb()
+    queries = vectors[1000:]
+    exact = build.build(build.IndexConfig("exact"), *index.live()).search(queries, 50)
+    assert recall_against(exact, index.search(queries, 50)) > 0.99
+    assert index.search_built(queries, 50).counts.tolist() == [50] * 50
+    assert built_recall(index, queries, 50) > 0.99
+    assert tune(index, queries, 50, 0.9)["recall"] > 0.9
+    assert recall_against(exact, index.search(queries, 50)) > 0.9
+
+
 def test_what_an_index_says_of_its_finds_does_not_judge_it():
     # The worst items with the best one's score.
     index = build.build(build.IndexConfig("exact"), np.arange(40), np.eye(40, dtype=np.float32))

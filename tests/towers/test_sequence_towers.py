@@ -78,6 +78,41 @@ def test_a_session_is_the_whole_history_encoded(name):
         assert state["reread"].numpy().tolist() == [2, 3]
 
 
+# Encoder and part of a state -> numbers that no session of two events has, at the last place.
+IMPOSSIBLE = {
+    ("mean", "num"): [-1.0, 0.5, 2.5, 1e38, NAN],
+    ("mean, ratings", "num_rated"): [-1.0, 0.5, 3.0, 1e38],
+    # g ** 0 + g ** 1 is between 1 and 2.
+    ("recency", "weight"): [-1.0, 0.5, 2.1, 1e38, NAN],
+    # Behind the length, too, since the encoder looks the vectors of the whole window up.
+    ("attention", "items"): [-1, 14, 10**6],
+}
+
+
+@pytest.mark.parametrize(("name", "part"), IMPOSSIBLE)
+def test_a_state_that_no_session_has_is_not_right(name, part):
+    feature = encoder(name)
+    state, _ = feature.begin(feature.encode(raw([[3, 1, 99], [2, 5]])))
+    for number in IMPOSSIBLE[name, part]:
+        values = state[part].numpy()
+        values.reshape(2, -1)[1, -1] = number
+        right = feature.check(state | {part: values})
+        assert right.pop(part).numpy().tolist() == [True, False], number
+        assert all(rows.numpy().all() for rows in right.values())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_state_of_a_session_is_right(name):
+    feature = encoder(name)
+    state, _ = feature.begin(feature.encode(raw([[3, 1, 99], [], [4] * 7])))
+    for number in range(20):
+        for part, rows in feature.check(state).items():
+            assert rows.numpy().all(), (part, number)
+        event = feature.encode(raw([[number % 12], [5 if number % 3 else 99], [1]]))
+        event = {key: v[:, 0] if v.shape.rank == 2 else v for key, v in event.items()}
+        state, _ = feature.step(state, event)
+
+
 def test_only_full_windows_are_read_anew(monkeypatch):
     feature = encoder("transformer")
     state, _ = feature.begin(feature.encode(raw([[3, 1], [3, 1, 4, 1, 5, 9], [2]])))

@@ -19,7 +19,7 @@ from twotower.bundle import item_map as map_files
 from twotower.bundle.encoder import encoder, without_users
 from twotower.bundle.inputs import query_inputs, query_tensors
 from twotower.bundle.item_map import ItemMap
-from twotower.bundle.manifest import LINEAGE, BundleError, read_manifest
+from twotower.bundle.manifest import LINEAGE, MANIFEST, BundleError, read_manifest
 from twotower.bundle.recommendations import Recommendations, nearest
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
@@ -172,6 +172,12 @@ class Bundle:
             BundleError: A tower that is changed, or of another training.
         """
         model = self.tower_model("query_tower")
+        _, specs = model.signatures["serving_default"].structured_input_signature
+        if specs.keys() != self._query_inputs.keys():
+            raise BundleError(
+                f"{self.directory / MANIFEST}: query_inputs are {sorted(self._query_inputs)}; the "
+                f"query tower takes {sorted(specs)}. Copy the whole bundle again, or export it."
+            )
         call = direct(model.signatures["serving_default"])
 
         def embed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -18,8 +18,10 @@ ENTRIES = {
     "query_inputs": list,
     "files": dict,
 }
-# Entries of each of its query inputs.
-INPUT_ENTRIES = {"name": str, "dtype": str, "shape": list}
+# Entries that not every version has written.
+LATER_ENTRIES = {"ancestors": list, "dataset_reading": dict, "item_inputs": list}
+# Types of a tower's input.
+DTYPES = ("string", "float32", "int64")
 # Files that it must list.
 REQUIRED_FILES = {"items/keys.npy", "items/vectors.npy"}
 # Folders whose parts list their files themselves, so that one can be added to a bundle.
@@ -69,18 +71,38 @@ def read_manifest(directory: str | pathlib.Path) -> dict:
         ) from error
     except ValueError as error:
         raise BundleError(str(error)) from error
-    inputs = [entry if isinstance(entry, dict) else {} for entry in manifest["query_inputs"]]
+    later = {name: manifest.get(name, kind()) for name, kind in LATER_ENTRIES.items()}
     faults = {
+        f"{name} must be {kind.__name__}; got {later[name]!r}": type(later[name]) is not kind
+        for name, kind in LATER_ENTRIES.items()
+    }
+    inputs = {"query_inputs": manifest["query_inputs"], "item_inputs": later["item_inputs"]}
+    faults |= {
+        f"{name} must hold a name, a dtype of {DTYPES} and a shape [null, ...] each; got {given}": (
+            not all(map(_is_input, given))
+        )
+        for name, given in inputs.items()
+        if type(given) is list
+    }
+    faults |= {
+        "query_inputs must hold one input or more": not manifest["query_inputs"],
+        "ancestors must be versions of models": type(later["ancestors"]) is list
+        and any(type(version) is not str for version in later["ancestors"]),
         "model_version must not be empty": not manifest["model_version"],
         f"metric must be one of {METRICS}": manifest["metric"] not in METRICS,
         f"files must hold {sorted(REQUIRED_FILES)}": not manifest["files"].keys() >= REQUIRED_FILES,
-        "query_inputs must hold a name, dtype and shape each": any(
-            type(entry.get(name)) is not kind
-            for entry in inputs
-            for name, kind in INPUT_ENTRIES.items()
-        ),
     }
     for fault, is_there in faults.items():
         if is_there:
             raise BundleError(f"{path} does not describe a bundle: {fault}.")
     return manifest
+
+
+def _is_input(entry: object) -> bool:
+    """Whether an entry describes one input of a tower."""
+    if not isinstance(entry, dict) or type(entry.get("name")) is not str:
+        return False
+    shape = entry.get("shape")
+    if entry.get("dtype") not in DTYPES or type(shape) is not list or not shape:
+        return False
+    return all(size is None or type(size) is int for size in shape)

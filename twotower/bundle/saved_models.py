@@ -198,7 +198,9 @@ def save_retrieve_scann(
 
         def completed():
             short = tf.where(is_short)  # [num_short, 1]
-            few = exact(tf.gather_nd(queries, short), k, tf.gather_nd(excluded, short))
+            # `gather_nd` refuses exclusions without a column.
+            of_short = [tf.gather(values, short[:, 0]) for values in (queries, excluded)]
+            few = exact(of_short[0], k, of_short[1])
             wider = [[0, 0], [0, k - tf.shape(scores)[1]]]
             return tuple(
                 tf.tensor_scatter_nd_update(tf.pad(old, wider), short, new)

@@ -16,7 +16,7 @@ from twotower.limits import whole_number
 from twotower.ragged import Ragged
 from twotower.retrieval.arguments import checked_exclude, checked_keys, checked_rows
 from twotower.retrieval.candidates import NO_SCORE, Candidates, order_ties, widened
-from twotower.retrieval.overfetch import search_allowed
+from twotower.retrieval.overfetch import filtered_fetch, search_allowed
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors
 
@@ -118,7 +118,8 @@ class Retriever(abc.ABC):
         for name, values in self.efforts(depth).items():
             if name != "refine":  # in units of k already
                 given = getattr(self.config, name)
-                efforts[name] = max(given, min(math.ceil(times * given), values[-1]))
+                most = min(values[-1], len(self._vectors))
+                efforts[name] = max(given, min(math.ceil(times * given), most))
         return dataclasses.replace(self.config, **efforts)
 
     def _save(self, directory: pathlib.Path) -> None:  # noqa: B027 (most backends have none)
@@ -371,19 +372,23 @@ class Retriever(abc.ABC):
     def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
         """What the backend alone finds among the vectors it was built from.
 
-        No updates, and short rows stay as the backend left them: this is for measuring it.
+        No updates, and short rows stay as the backend left them: this is for measuring it. What
+        was removed before the last `absorb` takes no places, as in `search`.
 
         Args:
             queries: As in `search`.
             k: As in `search`.
             exact: Scan instead: the truth to measure it against.
         """
-        queries, built = self._checked_queries(queries), self._store.built
+        queries, store = self._checked_queries(queries), self._store
+        built = store.built
         k = min(whole_number(k, "k", 1), len(built))
         if exact:
             positions, scores = built.best(queries, k, built.keys >= 0)
         else:
-            positions, scores = self._search(queries, k)
+            num_answers = len(built) - store.num_keyless
+            fetch = int(filtered_fetch(np.array(k), num_answers, len(built)))
+            positions, scores = self._search(queries, fetch)
         return Candidates.rank(built.keys_of(positions), scores, k)
 
     def save(self, directory: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 from twotower import __version__
+from twotower.limits import whole_number
 from twotower.retrieval.base import Retriever
 from twotower.storage import bundle_part, description, paths
 from twotower.storage.replacing import replacing
@@ -169,6 +170,14 @@ def load(
     return description.consistently(directory, read)
 
 
+def _tuned(path: pathlib.Path, tuned: dict) -> dict:
+    """What `tuning.tune` found, if a search can compute with it; empty if it never ran."""
+    for name, least in (("k", 1), ("num_items", 0)):
+        if name in tuned:
+            whole_number(tuned[name], f"{path}: {name} of tuned", least)
+    return tuned
+
+
 def _loaded(directory: pathlib.Path, described: dict, mmap: bool) -> Retriever:
     """The index of a folder, from files that are those of its description."""
     retriever = make(
@@ -182,5 +191,5 @@ def _loaded(directory: pathlib.Path, described: dict, mmap: bool) -> Retriever:
             f"{directory / 'index.json'} says {described['num_items']} items x "
             f"{described['dim']}; the arrays hold {len(retriever)} x {retriever.dim}."
         )
-    retriever.tuned = described["tuned"]
+    retriever.tuned = _tuned(directory / "index.json", described["tuned"])
     return retriever

@@ -46,10 +46,7 @@ def search_allowed(
     num_excluded = np.bincount(excluded // num, minlength=len(queries))
     left = np.minimum(k, num_allowed - num_excluded)  # [num_queries], what a full row holds
     fetch = k + num_excluded
-    if num_allowed < num:
-        # What a filter leaves out is spread over an answer about as over the catalogue.
-        fetch = fetch + 16 + (1.2 * fetch * (num / max(num_allowed, 1) - 1)).astype(np.int64)
-    fetch = np.minimum(fetch, num)
+    fetch = filtered_fetch(fetch, num_allowed, num)
     found = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for rows in _bands(fetch):
@@ -72,6 +69,18 @@ def search_allowed(
         found[short, : near.shape[1]] = near
         scores[short, : near.shape[1]] = near_scores
     return found, scores
+
+
+def filtered_fetch(fetch: np.ndarray, num_allowed: int, num: int) -> np.ndarray:
+    """How many of `num` vectors to fetch, so that about `fetch` of them are among the allowed.
+
+    >>> filtered_fetch(np.array([10, 300]), 500, 1000).tolist()
+    [38, 676]
+    """
+    if num_allowed < num:
+        # What a filter leaves out is spread over an answer about as over the catalogue.
+        fetch = fetch + 16 + (1.2 * fetch * (num / max(num_allowed, 1) - 1)).astype(np.int64)
+    return np.minimum(fetch, num)
 
 
 def _bands(fetch: np.ndarray) -> list[np.ndarray]:

@@ -51,6 +51,12 @@ class Store:
         return self.num_removed - self.forgotten
 
     @functools.cached_property
+    def num_keyless(self) -> int:
+        """How many vectors without a key (see `absorbed`) the backend may still find."""
+        keyless = int(np.count_nonzero(self.built.keys == NO_KEY)) if self.num_removed else 0
+        return keyless - self.forgotten
+
+    @functools.cached_property
     def is_changed(self) -> bool:
         """Whether a search has to look at more than the backend's answer."""
         return self.num_tombstones > 0 or len(self.fresh) > 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.limits import at_least, typed
+from twotower.limits import at_least, typed, within_int32
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE
 from twotower.retrieval.threads import bounded
@@ -48,8 +48,8 @@ class FaissIndex(Retriever):
     """
 
     _index: Any = None
-    # Config and size of the last search, and the SearchParameters that they gave.
-    _made: tuple = (None, 0, None)
+    # Config, size and number of vectors of the last search, and the SearchParameters they gave.
+    _made: tuple = (None, 0, 0, None)
 
     @property
     def _kind(self) -> int:
@@ -69,10 +69,11 @@ class FaissIndex(Retriever):
         use_threads(config.threads)
         fetch = min(k * config.refine, len(self._vectors)) if self.is_coded else k
         made = self._made  # read once: other threads may replace it
-        if made[0] is not config or made[1] != fetch:
+        num = len(self._vectors)
+        if made[0] is not config or made[1:3] != (fetch, num):
             # Kept, as making one takes as long as checking the queries.
-            made = self._made = config, fetch, self._parameters(config, fetch)
-        scores, positions = self._find(queries, fetch, made[2])
+            made = self._made = config, fetch, num, self._parameters(config, fetch)
+        scores, positions = self._find(queries, fetch, made[3])
         if self.is_coded:
             return self._refined(queries, positions, k)
         if self.metric == "euclidean":
@@ -144,6 +145,7 @@ class FlatConfig:
     def __post_init__(self) -> None:
         typed(self)
         at_least(self, threads=0)
+        within_int32(self)
 
 
 class FlatIndex(FaissIndex):

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from twotower.limits import at_least, typed
+from twotower.limits import at_least, typed, within_int32
 from twotower.retrieval.backends.faiss_index import FaissIndex, faiss, use_threads
 from twotower.retrieval.backends.nodes import Nodes
 
@@ -49,6 +49,7 @@ class HnswConfig:
     def __post_init__(self) -> None:
         typed(self)
         at_least(self, neighbours=2, ef_construction=1, ef_search=1, refine=1, threads=0)
+        within_int32(self)
         if self.storage not in STORAGES:
             raise ValueError(f"storage must be one of {STORAGES}; got {self.storage!r}.")
 
@@ -94,7 +95,6 @@ class HnswIndex(FaissIndex):
             code = getattr(faiss.ScalarQuantizer, code)
             self._index = faiss.IndexHNSWSQ(dim, code, links, self._kind)
             self._index.train(vectors)
-        self._index.hnsw.efConstruction = self.config.ef_construction
         self._nodes = Nodes.of(vectors)
         self._link(0)
 
@@ -110,6 +110,7 @@ class HnswIndex(FaissIndex):
         nodes = np.asarray(self._vectors)
         if not self._nodes.is_identity:
             nodes = nodes[self._nodes.first[:-1]]
+        self._index.hnsw.efConstruction = min(self.config.ef_construction, len(nodes))
         lengths = np.sqrt(np.einsum("nd,nd->n", nodes, nodes, dtype=np.float64))
         is_even = lengths.min() >= 0.999 * lengths.max() and 1e-3 < lengths.max() < 1e3
         if self.metric != "dot" or is_even:
@@ -152,7 +153,9 @@ class HnswIndex(FaissIndex):
         super()._load(directory)
 
     def _parameters(self, config, k: int):
-        parameters = faiss.SearchParametersHNSW(efSearch=max(k, config.ef_search))
+        # FAISS reserves memory for as many candidates as it is told to keep.
+        effort = max(k, min(config.ef_search, len(self._nodes)))
+        parameters = faiss.SearchParametersHNSW(efSearch=effort)
         # FAISS' bounded queue looks for its best by a scan. A heap finds the same: at a million
         # vectors and an efSearch of 650 in .92 of the time.
         parameters.bounded_queue = False
@@ -211,7 +214,7 @@ def link_power(vectors: np.ndarray, config: HnswConfig) -> float:
     sample = vectors[np.random.default_rng(0).choice(len(vectors), num, replace=False)]
     for power in POWERS[:-1]:
         graph = faiss.IndexHNSWFlat(sample.shape[1], config.neighbours, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = config.ef_construction
+        graph.hnsw.efConstruction = min(config.ef_construction, num)
         graph.add(with_evened_lengths(sample, power))
         is_linked = np.zeros(num + 1, bool)  # one more for -1, which is no link
         is_linked[faiss.vector_to_array(graph.hnsw.neighbors)] = True

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from twotower.limits import at_least, typed
+from twotower.limits import at_least, typed, within_int32
 from twotower.retrieval.backends.faiss_index import FaissIndex, faiss, use_threads
 
 LEAST_SHARED = 20_000  # vectors that are worth more than one thread
@@ -40,6 +40,7 @@ class IvfConfig:
         typed(self)
         at_least(self, num_lists=0, num_probes=1, training_points=1)
         at_least(self, training_iterations=1, threads=0)
+        within_int32(self)
 
 
 class IvfIndex(FaissIndex):

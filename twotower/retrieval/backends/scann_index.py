@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from twotower.limits import at_least, typed
+from twotower.limits import at_least, typed, within_int32
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import NO_SCORE, widened
 from twotower.retrieval.threads import bounded
@@ -53,6 +53,7 @@ class ScannConfig:
         typed(self)
         names = [field.name for field in dataclasses.fields(self)]
         at_least(self, **{name: 0 if name in ("soar", "threads") else 1 for name in names})
+        within_int32(self)
         if self.num_leaves_to_search >= self.num_leaves:
             raise ValueError(
                 f"num_leaves_to_search must be under num_leaves ({self.num_leaves}); got "
@@ -200,7 +201,7 @@ class ScannIndex(Retriever):
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config_at(k)
-        reorder = max(k, config.num_reordering_candidates)
+        reorder = max(k, min(config.num_reordering_candidates, len(self._vectors)))
         leaves, threads = config.num_leaves_to_search, bounded(config.threads)
         if len(queries) == 1:
             found, scores = self._searcher.search(queries[0], k, reorder, leaves)

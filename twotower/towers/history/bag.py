@@ -13,6 +13,8 @@ from twotower.towers.history.config import HistoryConfig, MeanConfig, changed
 # training step on MovieLens 1M), and its memory does not grow with the length of histories. Up to
 # this many items the counts are a dense matrix, past it a sparse one.
 COUNT_MATRIX_LIMIT = 20_000
+# Past it a count of events in float32 stays as it is when one is added.
+MAX_COUNT = 2.0**24
 
 
 class History(Feature):
@@ -194,7 +196,14 @@ class MeanHistory(History):
 
     def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         right = super().check(state)
-        return right | {n: right[n] & (state[n] >= 0) for n in ("num", "num_rated") if n in state}
+        for name, most in (("num", MAX_COUNT), ("num_rated", state["num"])):
+            if name in state:
+                count = state[name]
+                right[name] &= (count >= 0) & (count <= most) & (count == tf.floor(count))
+        # A wrong number of events says nothing about the rated ones.
+        if "num_rated" in state:
+            right["num_rated"] |= ~right["num"]
+        return right
 
     def _sums(self, encoded: dict, training: bool = False) -> dict[str, tf.Tensor]:
         """The sums that make a bag, name -> `[batch_size]` or `[batch_size, dim]`. Those of two

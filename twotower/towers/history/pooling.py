@@ -57,13 +57,24 @@ class RecencyHistory(SequenceHistory):
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         tokens = self.tokens(self._held(state, request))
         last = tf.gather(tokens, state["length"], batch_dims=1)
-        age = state["length"][:, None] - 1 - tf.range(self.config.length + 1)
-        weight = tf.where(age >= 0, self._keep() ** tf.cast(tf.maximum(age, 0), tf.float32), 0.0)
+        weight = self._weights(state["length"])
         before = {
             "sum": tf.einsum("bj,bjd->bd", weight, tokens),
             "weight": tf.reduce_sum(weight, 1),
         }
         return self._with_last(state | before, last)
+
+    def _weights(self, length: tf.Tensor) -> tf.Tensor:
+        """What each token weighs in the sums of a state, `[batch_size, window + 1]`."""
+        age = length[:, None] - 1 - tf.range(self.config.length + 1)
+        return tf.where(age >= 0, self._keep() ** tf.cast(tf.maximum(age, 0), tf.float32), 0.0)
+
+    def check(self, state: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        right, weight = super().check(state), tf.reduce_sum(self._weights(state["length"]), 1)
+        # A session adds the weights one by one, which rounds differently.
+        is_sum = tf.abs(state["weight"] - weight) <= 1e-3 * (1.0 + weight)
+        # A wrong length says nothing about the weight.
+        return right | {"weight": right["weight"] & (is_sum | ~right["length"])}
 
     def _go_on(
         self, state: dict[str, tf.Tensor], request: tf.Tensor, known: tf.Tensor

@@ -350,11 +350,13 @@ class SequenceHistory(History):
         window = {name: state[name] for name in ("items", "times", "ratings", "length", "reread")}
         items, times, ratings, length, reread = window.values()
         is_past_end = tf.range(self.config.length) >= length[:, None]
-        is_known = (items > UNKNOWN) & (items < len(self.vocabulary) + 2)
+        # Past the end, too: encoders look up the vectors of the whole window.
+        is_in_table = (items >= 0) & (items < len(self.vocabulary) + 2)
+        is_item = is_in_table & ((items > UNKNOWN) | is_past_end)
         is_length = (length >= 0) & (length <= self.config.length)
         return super().check({n: v for n, v in state.items() if n not in window}) | {
             # A wrong length says nothing about the items.
-            "items": tf.reduce_all(is_known | is_past_end, 1) | ~is_length,
+            "items": tf.reduce_all(is_item, 1) | ~is_length,
             "times": tf.reduce_all((times >= -LATEST) & (times <= LATEST), 1),
             "ratings": ~tf.reduce_any(tf.math.is_inf(ratings), 1),  # NaN where there is none
             "length": is_length,
