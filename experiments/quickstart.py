@@ -133,9 +133,9 @@ def print_table(rows: dict[str, dict], split) -> None:
 
 def main():
     started = time.perf_counter()
-    workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     split, dataset, recipe, oracle = find_data()
     case = pick_case(split)
+    workdir = paths.literal(FLAGS.workdir or tempfile.mkdtemp(prefix="twotower-"))
     print(summarise(dataset))
     print(describe(dataset, split, recipe))
 

@@ -54,12 +54,10 @@ def main() -> None:
     # One thread in each process: NumPy and FAISS read these when they are first imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    try:
-        from twotower.serving.guard import Limits
-        from twotower.serving.process import Settings, run
-        from twotower.serving.service import Options
-    except ImportError as error:
-        raise ImportError(f'{error}: pip install "twotower[serving]"') from error
+    from twotower.serving.guard import Limits
+    from twotower.serving.process import Settings, run
+    from twotower.serving.service import Options
+
     bundle = FLAGS.bundle or ("" if FLAGS.registry else quickstart())
     beside = pathlib.Path(FLAGS.registry or bundle).resolve().parent
     # One call of a query process has the exclusions of a whole batch, and a filter is one, too.

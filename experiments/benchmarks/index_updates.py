@@ -35,10 +35,10 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import threadpoolctl
 from absl import app, flags, logging
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
+import threadpoolctl  # isort: skip
 import vector_sets  # isort: skip  (these four beside this script)
 from update_catalogue import Catalogue, divided  # isort: skip
 from update_figures import measured  # isort: skip

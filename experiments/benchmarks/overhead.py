@@ -19,10 +19,11 @@ from collections.abc import Callable
 
 import faiss
 import numpy as np
-import threadpoolctl
 from absl import app, flags
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
+import threadpoolctl
+
 from twotower.bundle.provenance import provenance, write_result
 from twotower.retrieval import build
 from twotower.retrieval.tuning import tune

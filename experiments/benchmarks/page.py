@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+
+from twotower.commands import script  # isort: skip  (first: its errors are one line)
 from PIL import Image
 
 from twotower.bundle.provenance import provenance, write_result
-from twotower.commands import script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("url", "http://127.0.0.1:8000", "Address of the service.")

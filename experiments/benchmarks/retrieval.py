@@ -26,10 +26,10 @@ import os
 import pathlib
 
 import numpy as np
-import threadpoolctl
 from absl import app, flags, logging
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
+import threadpoolctl  # isort: skip
 from retrieval_figures import filtered, measured  # isort: skip  (these three beside this script)
 from retrieval_plot import plot  # isort: skip
 from retrieval_unit import VARIANTS, Unit, built, exact_answers, make_set, peak_gib  # isort: skip

@@ -93,6 +93,24 @@ def test_it_knows_the_rows_of_an_earlier_version_of_the_data():
         old.require_unseen(today, split, "")
 
 
+def test_without_times_a_row_is_known_wherever_it_stands():
+    """The order of the rows stands for time, and one more row in front moves all others."""
+    rows = [(user, item) for user, item, _ in ROWS]
+    old, new = (
+        dataclasses.replace(
+            dataset_of([(*row, number) for number, row in enumerate(rows)]), has_times=False
+        )
+        for rows in (rows, [("b", "s"), *rows])
+    )
+    # A model has learned the first three rows, and one all rows, so what validation asks for, too:
+    # a's r and b's r.
+    honest, refit = (Lineage(row_ids(old, np.arange(num))) for num in (3, 7))
+    for dataset in (old, new):
+        validation = make_split(dataset, "loo", "validation")
+        assert honest.share_seen(dataset, validation) == 0
+        assert refit.share_seen(dataset, validation) == 1
+
+
 def test_hidden_items_that_an_ancestor_knows_are_seen():
     dataset = small()
     plain = make_split(dataset, "random")

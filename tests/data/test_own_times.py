@@ -88,3 +88,13 @@ def test_times_that_all_lie_in_1970(tmp_path):
     assert note in str(summarise(tables.read_tables(tmp_path / "r.csv")))
     write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,45292\nu,b,{NEW_YEAR}\n")
     assert note not in str(summarise(tables.read_tables(tmp_path / "r.csv")))
+
+
+def test_release_times_that_all_lie_in_1970(tmp_path):
+    """Days as 20082011 (20 August 2011) are no dates that are refused, since some are seconds."""
+    write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,{NEW_YEAR}\nu,b,{NEW_YEAR}\n")
+    note = "all times of released lie in 1970: if they are no seconds, say what they are"
+    for first, is_noted in (("20082011", True), (str(NEW_YEAR), False), ("-5", False)):
+        write(tmp_path, i__csv=f"item_id,released\na,{first}\nb,21081995\nc,\n")
+        dataset = tables.read_tables(tmp_path / "r.csv", tmp_path / "i.csv")
+        assert (note in str(summarise(dataset))) == is_noted

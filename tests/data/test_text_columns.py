@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from small_tables import NAN, films
+from small_tables import NAN, films, write
 
 from twotower.data import tables
+from twotower.data.summary import summarise
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,22 @@ def test_decimal_commas_are_refused(tmp_path):
     (tmp_path / "films.csv").write_text("item_id;tags\na;4\nb;4,5\nc;4,5,6\n")  # no numbers
     dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
     assert dataset.items["tags"].tolist() == ["4", "4,5", "4,5,6"]
+
+
+def test_bytes_as_python_writes_them(tmp_path):
+    """As `tfds.as_dataframe(...).to_csv()` writes texts. A value that is none keeps its column."""
+    plays = "user_id,item_id,timestamp\nb'u',b'a',5\nb'v',b'b',6\n"
+    rows = [r"b'a',b'Am\xc3\xa9lie',b'x'", r"b'b',b'It\'s',x"]
+    write(tmp_path, plays__csv=plays, films__csv="\n".join(["item_id,title,maker", *rows]))
+    dataset = tables.read_tables(tmp_path / "plays.csv", tmp_path / "films.csv")
+    assert dataset.interactions["user_id"].tolist() == ["u", "v"]
+    assert dataset.items["item_id"].tolist() == ["a", "b"]
+    assert dataset.items["title"].tolist() == ["Amélie", "It's"]
+    assert dataset.items["maker"].tolist() == ["b'x'", "x"]
+    note = "items: decoded item_id, title, which the file has as Python's bytes"
+    assert note in str(summarise(dataset))
+
+
+def test_bytes_that_are_no_utf_8_stay_as_written(tmp_path):
+    texts = [r"b'Am\xe9lie'", "b'x'"]
+    assert films(tmp_path, "title", texts).tolist() == texts

@@ -115,6 +115,17 @@ def test_few_rows_have_small_batches(num_users, num_items, batch_size, negatives
     assert recipe.fit.epochs == 30
 
 
+def test_a_long_history_is_named_with_what_it_takes():
+    """20,000 rows of one user: loo trains on 19,998 of them, and a batch has 1,024 queries of that
+    length. At 100 bytes an event that is 2.05 GB."""
+    dataset = made(num_users=1, num_items=20_000, rows_each=20_000)
+    split = splits.make_split(dataset, "loo")
+    line = "the longest history has 19,998 events, to which batches are padded: they take about 2.0"
+    assert line in describe(dataset, split, recipe_for(dataset, split))
+    for short in ({"max_history": 1000}, {"batch_size": 64}):
+        assert "longest" not in describe(dataset, split, recipe_for(dataset, split, **short))
+
+
 def test_weights_of_the_interactions_are_used():
     dataset = made()
     weighed = dataset.interactions.assign(weight=[1.0, 5.0] * 6)

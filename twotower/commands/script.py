@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
+from twotower.commands import extras
 from twotower.storage import paths
 
 # Flags that are defined through this module count as the calling script's, so its --help shows
@@ -33,6 +34,18 @@ EVERYWHERE = {
     "verbosity": "0 shows what happens, -1 warnings alone.",
     "debug": "Show where in the code an error comes from.",
 }
+
+
+def _show_error(kind: Any, error: BaseException, trace: Any) -> None:
+    """A module that a script lacks is one line, even where it is imported before `run`."""
+    if isinstance(error, ModuleNotFoundError) and "--debug" not in sys.argv:
+        name = os.path.basename(sys.argv[0])
+        print(f"{name}: {extras.advice(error)} (--debug shows where.)", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _show_error
 
 
 class _PathParser(flags.ArgumentParser):
@@ -173,7 +186,8 @@ def _run(
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        sys.exit(f"{name}: {error} (--debug shows where.)")
+        text = extras.advice(error) if isinstance(error, ImportError) else error
+        sys.exit(f"{name}: {text} (--debug shows where.)")
 
 
 def help_text(name: str, doc: str | None, groups: dict[str, list[str]]) -> str:

@@ -12,7 +12,9 @@ Protocols whose training rows are the same for both parts (`loo`) are not refit.
 
 For retraining on newer data, --warm_start=OLD/bundle_validation starts from the weights of an
 earlier bundle. One that knows this validation's answers, such as one that was refit on the same
-data, is refused without --allow_seen: its figures would be too good.
+data, is refused without --allow_seen: its figures would be too good. It is known by the users,
+items and times of its rows, so write them as the earlier data did: with all times moved by an hour,
+it is taken for one of other rows.
 """
 
 import importlib.util

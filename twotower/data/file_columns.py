@@ -34,6 +34,8 @@ DECIMAL_COMMA = r"^[+-]?\d+,\d+$"
 # A whole number as pandas writes it where another row of the column has none.
 WHOLE_FLOAT = r"^-?(0|[1-9]\d*)\.0$"
 MISSING_ID = "is missing; every row needs one"
+# Bytes as Python writes them into a text file.
+BYTES = r"""^b('([^'\\]|\\.)*'|"([^"\\]|\\.)*")$"""
 # Separators of genres in a text; the first that occurs in the column counts.
 SEPARATORS = ("|", ";", ",")
 # How lists written as text begin: those of genres, and those of other columns.
@@ -82,6 +84,27 @@ def column_of(
     elif is_genres and pa.types.is_large_list(array.type):
         array = array.cast(pa.large_list(pa.large_string()))
     return _pandas(array, name)
+
+
+def decoded(text: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    r"""The texts of a column whose every value is written as Python's bytes; None of any other.
+
+    >>> decoded(pa.chunked_array([["b'Am\\xc3\\xa9lie'"]], pa.large_string())).to_pylist()
+    ['Amélie']
+    """
+    known = pc.if_else(pc.equal(text, ""), None, text)
+    is_bytes = known.null_count < len(known) and pc.all(pc.match_substring_regex(known, BYTES))
+    if not is_bytes or not is_bytes.as_py():
+        return None
+    coded = known.combine_chunks().dictionary_encode()
+    try:
+        texts = [ast.literal_eval(literal).decode() for literal in coded.dictionary.to_pylist()]
+    except (SyntaxError, ValueError):  # such as Latin-1
+        return None
+    texts = pa.array(texts, pa.large_string())
+    return pa.chunked_array(
+        [pa.DictionaryArray.from_arrays(coded.indices, texts).dictionary_decode()]
+    )
 
 
 def _pandas(array: pa.ChunkedArray, name: str) -> pd.Series:

@@ -4,6 +4,9 @@ A question whose answer a model has learned cannot judge the model. A split keep
 of its training rows. But a warm start brings in rows of another training, perhaps on other data or
 another split. So a bundle carries the ids of all rows that its weights have learned from, 8 bytes a
 row, and an evaluation compares them with the rows that its questions are about.
+
+A row is known by user, item and time. A model is taken for one that knows no answers where its data
+wrote the ids in another way, or where all times have moved, as by another time zone.
 """
 
 import dataclasses
@@ -78,9 +81,14 @@ class Lineage:
 
 def row_ids(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """Hashes of user, item and time of rows of `interactions`: `[<= num_rows]` uint64, ascending
-    and unique. They are the same for the same event in a later version of the data."""
-    events = dataset.interactions[["user_id", "item_id", "timestamp"]].iloc[rows]
-    events = events.assign(timestamp=events["timestamp"].astype(np.int64))
+    and unique. They are the same for the same event in a later version of the data.
+
+    Without times they are of user and item alone: the number of a row changes with every row that
+    comes in front of it.
+    """
+    events = dataset.interactions[["user_id", "item_id"]].iloc[rows]
+    if dataset.has_times:
+        events["timestamp"] = dataset.timestamps[rows]
     return np.unique(pd.util.hash_pandas_object(events, index=False).to_numpy())
 
 

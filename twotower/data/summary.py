@@ -90,11 +90,16 @@ def summarise(dataset: Dataset) -> Summary:
     num_pairs = len(np.unique(users * len(dataset.items) + items))
     has_times = dataset.has_times and len(dataset.timestamps) > 0
     notes = list(dataset.notes)
-    if has_times and dataset.timestamps.max() < 365 * 86_400:
-        notes.append(
-            "all times lie in 1970: if they are no seconds, say what they are "
-            "(columns='timestamp=COLUMN:UNIT')"
-        )
+    times = {"timestamp": dataset.timestamps if has_times else np.array([])}
+    if "released" in dataset.items:
+        times["released"] = dataset.items["released"].dropna().to_numpy()
+    for name, seconds in times.items():
+        if len(seconds) and seconds.min() >= 0 and seconds.max() < 365 * 86_400:
+            what = "times" if name == "timestamp" else f"times of {name}"
+            notes.append(
+                f"all {what} lie in 1970: if they are no seconds, say what they are "
+                f"(columns='{name}=COLUMN:UNIT')"
+            )
     rated = "rating" in dataset.interactions and known(dataset.interactions["rating"]).any()
     if rated and "min_rating" not in dataset.reading:
         lowest = dataset.interactions["rating"].min()

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from twotower.data import files, schema
 from twotower.data.columns import ColumnError
 from twotower.data.dataset import EVENTS, REQUIRED, Dataset
-from twotower.data.file_columns import column_of
+from twotower.data.file_columns import column_of, decoded
 from twotower.storage.paths import local
 
 # One file or folder, or several files.
@@ -240,7 +240,7 @@ def frame_of(
     source: files.Source, table: str, entries: Sequence[schema.Entry] = ()
 ) -> tuple[pd.DataFrame, list[str]]:
     """The columns of a file as pandas holds them, under our names; the Dataset gives them their
-    form. And a sentence for each column that is left out."""
+    form. And sentences on what is left out or decoded."""
     is_text = source.text is not None
     is_headless = source.text is not None and not source.text.header
     found, units, notes = schema.renamed(
@@ -248,9 +248,14 @@ def frame_of(
     )
     if is_headless:
         _refuse_header(source, found)
+    arrays = {name: found[name] for name in found.column_names}
+    texts = {name: decoded(array) for name, array in arrays.items()} if is_text else {}
+    texts = {name: array for name, array in texts.items() if array is not None}
+    if texts:
+        notes.append(f"{table}: decoded {', '.join(texts)}, which the file has as Python's bytes")
     columns = {
-        name: column_of(found[name], name, table, is_text, units.get(name, ""))
-        for name in found.column_names
+        name: column_of(array, name, table, is_text, units.get(name, ""))
+        for name, array in (arrays | texts).items()
     }
     return pd.DataFrame(columns), notes
 
