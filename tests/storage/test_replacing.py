@@ -68,7 +68,26 @@ def a_damaged_index(folder):
     (folder / "index.json").write_text("{")
 
 
+def an_empty_folder_in_a_folder(folder):
+    (folder / "sub").mkdir()
+
+
+def an_index_with_an_empty_folder(folder):
+    an_index_with_a_file(folder)
+    (folder / "notes.txt").unlink()
+    (folder / "sub").mkdir()
+
+
+def an_index_with_an_index_where_a_bundle_has_one(folder):
+    an_index_with_a_file(folder)
+    (folder / "notes.txt").unlink()
+    build.save(exact(4), folder / "index" / "mine")
+
+
 OTHERS = [
+    an_empty_folder_in_a_folder,
+    an_index_with_an_empty_folder,
+    an_index_with_an_index_where_a_bundle_has_one,
     a_file,
     a_hidden_folder,
     a_link,
@@ -87,12 +106,33 @@ def test_a_folder_of_something_else_stays(put, tmp_path):
     folder.mkdir()
     put(folder)
     before, entered = contents(folder), []
+    folders = sorted(path for path in folder.rglob("*") if path.is_dir())
     with pytest.raises(ValueError, match="is not replaced"):
         build.save(exact(8), folder)
     with pytest.raises(ValueError, match="is not replaced"), build.replacing(folder, "index.json"):
         entered.append("the work is done first")
     assert contents(folder) == before and not entered
+    assert sorted(path for path in folder.rglob("*") if path.is_dir()) == folders
     assert names(tmp_path) == ["f"]
+
+
+def test_empty_folders_of_a_bundle_are_part_of_it(tmp_path):
+    """TensorFlow writes `assets` without a file; a killed writer leaves `index` empty."""
+    for _ in range(2):
+        with replacing(tmp_path / "b", "manifest.json") as new:
+            (new / "query_tower" / "assets").mkdir(parents=True)
+            (new / "query_tower" / "saved_model.pb").write_bytes(b"model")
+            entries = {"format_version": 1, "model_version": "m", "files": description.hashes(new)}
+            description.write(new / "manifest.json", entries)
+            (new / "index").mkdir()
+    assert names(tmp_path) == ["b"]
+    (tmp_path / "b" / "index").rmdir()
+    for name in ("index", "query_tower/link"):
+        (tmp_path / "b" / name).symlink_to(tmp_path)
+        refused = pytest.raises(ValueError, match=f"holds {name}, which is no part of a bundle")
+        with refused, replacing(tmp_path / "b", "manifest.json"):
+            pytest.fail("the work is done first")
+        (tmp_path / "b" / name).unlink()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,7 +40,7 @@ def test_a_writer_that_ends_while_another_one_looks(tmp_path, monkeypatch):
     from twotower.storage import replacing
 
     build.save(exact(3), tmp_path / "i")
-    real, calls = replacing._files, []
+    real, calls = replacing._contents, []
 
     def files(directory):
         calls.append(directory)
@@ -49,7 +49,7 @@ def test_a_writer_that_ends_while_another_one_looks(tmp_path, monkeypatch):
             build.save(build.build(hnsw, np.arange(9), np.eye(9, dtype=np.float32)), tmp_path / "i")
         return real(directory)
 
-    monkeypatch.setattr(replacing, "_files", files)
+    monkeypatch.setattr(replacing, "_contents", files)
     build.save(exact(9), tmp_path / "i")
     assert keys_of(tmp_path / "i") == [9] and names(tmp_path) == ["i"]
 

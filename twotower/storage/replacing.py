@@ -24,11 +24,13 @@ KINDS = {
     "ranker.json": "a ranker",
     "map.json": "a map",
 }
-# Descriptions of what is inside a snapshot or a bundle: indexes, funnels, rankers and a map.
-INSIDE = (
-    "index/index.json", "index/*/index.json", "funnels/*/funnel.json", "rankers/*/ranker.json",
-    "map/map.json",
-)  # fmt: skip
+# Descriptions of what is inside a snapshot and inside a bundle.
+INSIDE = {
+    "live.json": ("index/index.json",),
+    "manifest.json": (
+        "index/*/index.json", "funnels/*/funnel.json", "rankers/*/ranker.json", "map/map.json",
+    ),
+}  # fmt: skip
 LOCK, NEW, OLD = "lock", "new", "old"
 TOKEN = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
 OCCUPIED = errno.ENOTEMPTY, errno.EEXIST
@@ -90,15 +92,21 @@ def _require_ours(directory: pathlib.Path, description: str) -> None:
         raise ValueError(
             f"{directory} is the working directory, so it is not replaced. Give a folder in it."
         )
-    names = (description, *INSIDE)
+    inside = INSIDE.get(description, ())
+    names = (description, *inside)
     known = set().union(*(_known(path) for name in names for path in directory.glob(name)))
     is_ours = directory / description in known
-    for path in _files(directory):
-        if not is_ours or path not in known:
+    # Folders that may hold an empty one: TensorFlow writes `assets` without a file.
+    folders = {folder for path in known for folder in path.parents} - {directory}
+    parts = {directory / name.split("/")[0] for name in inside}
+    for path in _contents(directory):
+        is_folder = path.is_dir() and not path.is_symlink()  # then it is empty
+        may_be_empty = path in parts or path.parent in folders
+        if not is_ours or not (path in known or (is_folder and may_be_empty)):
             raise ValueError(
                 f"{directory} holds {path.relative_to(directory)}, which is no part of "
                 f"{KINDS[description]}, so it is not replaced by {KINDS[description]}. Give "
-                "another folder, or move that file away."
+                "another folder, or move that away."
             )
 
 
@@ -114,15 +122,17 @@ def _known(path: pathlib.Path) -> set[pathlib.Path]:
     return set()
 
 
-def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Files and links below a folder, but for what killed writers left among its indexes, funnels
-    and rankers, and beside its map."""
+def _contents(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Files, links and empty folders below a folder, but for what killed writers left among its
+    indexes, funnels and rankers, and beside its map."""
 
     def fail(error: OSError):
         raise error
 
     for root, folders, names in os.walk(directory, onerror=fail):
         root = pathlib.Path(root)
+        if not names and not folders and root != directory:
+            yield root
         for name in [*names, *(name for name in folders if (root / name).is_symlink())]:
             yield root / name
         if root in [directory / part for part in ("", "index", "funnels", "rankers")]:
