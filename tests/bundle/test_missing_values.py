@@ -61,7 +61,9 @@ def towers_of_missing_values(tmp_path_factory):
     for name, value in (missing | {"audio": np.full(size, NAN, np.float32)}).items():
         items.at[gap, name] = value
     users.loc[gap, ["gender", "country"]] = ""
-    dataset = dataclasses.replace(data, items=items, users=users)
+    # The country of an interaction would differ from that of a user without one.
+    events = data.interactions.drop(columns="country")
+    dataset = dataclasses.replace(data, interactions=events, items=items, users=users)
     recipe = tiny.recipe(
         query={"features": ("user_id", "gender", "country", "history", "time", "search_text")},
         item={"features": (*missing, "audio")},

@@ -46,6 +46,14 @@ def test_mining_that_finds_nothing_is_refused(share, skip, message):
         Training(tiny.dataset(), tiny.split(), tiny.recipe(**parts))
 
 
+def test_impressions_that_nothing_can_be_drawn_from_are_refused():
+    data, recipe = tiny.dataset(), tiny.recipe(negatives={"num_impressions": 2})
+    frame = data.interactions
+    watched = dataclasses.replace(data, interactions=frame[frame["event"] == "watch"])
+    with pytest.raises(ValueError, match=r"num_impressions needs.*there are 0 impressions"):
+        Training(watched, make_split(watched, "loo"), recipe)
+
+
 def test_ratings_that_a_history_cannot_tell_apart_are_refused():
     query = {"features": ("history",), "history": "gru", "history_ratings": True}
     data, recipe = tiny.dataset(), tiny.recipe(query=query)

@@ -36,7 +36,7 @@ class QueryInputs:
 
     Raises:
         ValueError: An input that is no column of users, and no part of a history or a request; or
-            one that is both a column of users and a part of a history or a request.
+            one that is both, unless the interactions say the same of their users.
 
     Example:
         inputs = QueryInputs(dataset, ["history", "history_time"])
@@ -49,8 +49,9 @@ class QueryInputs:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"no such query inputs: {unknown}; there are {sorted(known)}.")
-        of_requests = [name for name in CONTEXT if name in dataset.interactions]
-        _refuse_twins("users", dataset.users, names, [*COMPUTED, *of_requests])
+        shared = set(names).intersection(CONTEXT, dataset.users, dataset.interactions)
+        others = [*COMPUTED, *(name for name in shared if _differs(dataset, name))]
+        _refuse_twins("users", dataset.users, names, others)
         self._lookup = {user_id: row for row, user_id in enumerate(dataset.users["user_id"])}
         # The last row is for users that the dataset does not have, whose columns are all missing.
         self.users = {
@@ -197,6 +198,13 @@ def _column(values: pd.Series) -> np.ndarray:
     if isinstance(first, str):
         return values.to_numpy(object)
     return values.to_numpy(np.float32)
+
+
+def _differs(dataset: Dataset, name: str) -> bool:
+    """Whether an interaction has another value in a column than its user has."""
+    of_event = dataset.interactions[name].to_numpy(object)
+    of_user = dataset.users[name].to_numpy(object)[dataset.user_rows]
+    return bool(((of_event != "") & (of_event != of_user)).any())
 
 
 def _refuse_twins(
