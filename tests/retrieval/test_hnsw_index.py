@@ -86,9 +86,9 @@ def test_copies_under_updates_filters_and_a_save(tmp_path):
     assert found.keys.tolist() == [[0, 8, 20, 1, 5, 9]]
     index.absorb()
     # Two copies joined their nodes, and (0, 0, 0, 2) is one more; 4 + 1 nodes, 12 + 3 positions.
-    # The removed 4 is still among the first eight that the graph finds, and drops out.
+    # The removed 4 is still among the first eight that the graph finds, and takes no place.
     assert index._index.ntotal == 5 and len(index.state()["keys"]) == 15
-    assert index.search_built(query, 8).keys.tolist() == [[0, 8, 20, 1, 5, 9, 21, -1]]
+    assert index.search_built(query, 8).keys.tolist() == [[0, 8, 20, 1, 5, 9, 21, 2]]
     assert index.search(query, 6).keys.tolist() == [[0, 8, 20, 1, 5, 9]]
     build.save(index, tmp_path / "i")
     for one in (index, build.load(tmp_path / "i"), build.load(tmp_path / "i", mmap=True)):

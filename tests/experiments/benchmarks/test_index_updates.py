@@ -29,7 +29,9 @@ def vectors_only(folder, seed: int, dim: int = DIM, **manifest):
     np.save(folder / "items" / "vectors.npy", units(NUM, seed, dim))
     np.save(folder / "items" / "sample_queries.npy", units(60, seed + 1, dim))
     described = {"format_version": 1, "model_version": folder.name, "dim": dim, "num_items": NUM}
-    described |= {"metric": "dot", "query_inputs": [], "refit": False, "dataset": "synthetic/small"}
+    inputs = [{"name": "history", "dtype": "string", "shape": [None, None]}]
+    described |= {"metric": "dot", "query_inputs": inputs, "refit": False}
+    described |= {"dataset": "synthetic/small"}
     described |= {"protocol": "random", "split_seed": 42, "dataset_fingerprint": "0" * 64}
     write_manifest(folder, described | manifest)
     return folder
