@@ -73,7 +73,11 @@ def page() -> str:
 def deploys() -> str:
     """What users notice."""
     result = read("serving/deploys")
-    memory = [(number, result["resident_mib"][number]) for number in ("10", "50", "100")]
+    memory = [
+        (number, result["resident_mib"][number])
+        for number in ("10", "50", "100")
+        if number in result["resident_mib"]
+    ]
     body = [
         ["deploys, as expected", f"{result['deploys']}, {result['deploys_as_expected']}"],
         ["of damaged bundles, refused", f"{result['refused']}"],

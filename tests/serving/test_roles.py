@@ -199,13 +199,16 @@ def test_roles_that_cannot_be(settings, workers, match):
         IndexClient("file:///etc/passwd")
 
 
-def test_garbage_collections_leave_the_modules_out(tmp_path, monkeypatch):
+def test_garbage_collections_are_seldom_and_leave_the_modules_out(tmp_path, monkeypatch):
     settings = Settings(str(tmp_path / "none"), "", str(tmp_path / "state"), role="index")
     monkeypatch.setenv(process.SETTINGS, json.dumps(dataclasses.asdict(settings)))
     monkeypatch.setattr(process, "log_as_json", lambda: None)
     monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
     gc.unfreeze()
+    before = gc.get_threshold()
     with pytest.raises(BundleError):  # which is opened last
         process.app()
     assert gc.get_freeze_count() > 10_000
+    assert gc.get_threshold() == (*before[:2], process.FULL_COLLECTION)
     gc.unfreeze()
+    gc.set_threshold(*before)
