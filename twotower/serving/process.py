@@ -285,19 +285,11 @@ def registry_of(settings: Settings) -> Registry | None:
 
 
 def _dataset(bundles: Sequence[pathlib.Path], data_dir: str) -> Dataset | None:
-    """The data of the first bundle that is not damaged, if there is a folder to look for them.
-
-    Raises:
-        BundleError: All are damaged.
-    """
-    if not data_dir:
-        return None
-    for number, bundle in enumerate(bundles, 1):
+    """The data of the first bundle that is not damaged, if there is a folder to look for them."""
+    for bundle in bundles if data_dir else ():
         try:
             manifest = read_manifest(bundle)
-        except BundleError:
-            if number == len(bundles):
-                raise
+        except BundleError:  # who loads it says so
             continue
         return load_dataset(manifest["dataset"], data_dir, **manifest.get("dataset_reading", {}))
     return None

@@ -153,7 +153,7 @@ class HnswIndex(FaissIndex):
         super()._load(directory)
 
     def _parameters(self, config, k: int):
-        # FAISS reserves memory for as many candidates as it is told to keep.
+        # FAISS allocates memory for efSearch candidates, however few vectors there are.
         effort = max(k, min(config.ef_search, len(self._nodes)))
         parameters = faiss.SearchParametersHNSW(efSearch=effort)
         # FAISS' bounded queue looks for its best by a scan. A heap finds the same: at a million
