@@ -15,8 +15,8 @@ def typed(config: Any) -> None:
     """Checks fields of a dataclass that are declared as `bool`, `int`, `float` or a tuple of any
     length, and the entries of such tuples. Other types are not checked.
 
-    NumPy's scalars become Python's own, since a manifest is JSON, which cannot hold them. Lists and
-    arrays become tuples. The text "False" is refused, since it would count as true.
+    NumPy's scalars become Python's, since JSON, the format of manifests, cannot hold them. Lists
+    and arrays become tuples. The text "False" is refused, since it would count as true.
 
     Raises:
         ValueError: A value of another type; the message names the field.
@@ -68,12 +68,13 @@ def at_least(config: Any, **least: float) -> None:
     """Checks fields of a config.
 
     Args:
-        config: Any object. A field that its dataclass declares as `int` must be one: True and 2.0
-            are none.
+        config: Any object. A field that its dataclass declares as `int` must be one; True and 2.0
+            are refused.
         **least: Field -> its least value.
 
     Raises:
-        ValueError: A field below its least value, not finite, or no integer where it must be one.
+        ValueError: A field below its least value, not finite, or not an integer where it must be
+            one.
 
     >>> import types
     >>> at_least(types.SimpleNamespace(k=0), k=1)
@@ -112,10 +113,10 @@ def within_int32(config: Any) -> None:
 
 
 def whole_number(value: Any, name: str, least: int = 0) -> int:
-    """The number as an int of Python's own, which SQLite, JSON and shapes take.
+    """The number as a Python int, which SQLite, JSON and shapes take.
 
     Raises:
-        ValueError: No whole number (True and 2.0 are none), or one below `least`.
+        ValueError: Not an integer (True and 2.0 are refused), or an integer below `least`.
 
     >>> whole_number(2.0, "k")
     Traceback (most recent call last):
@@ -127,7 +128,7 @@ def whole_number(value: Any, name: str, least: int = 0) -> int:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a value is an integer, of Python's or NumPy's. True is none."""
+    """Whether a value is an integer of Python or NumPy; False for True, a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -157,6 +158,6 @@ def unread(config: Any, is_read: bool, needed: str, *fields: str) -> list[str]:
 
 def refuse(sentences: list[str]) -> None:
     """Raises ValueError with the sentences of `unread`, if there are any. If such a setting were
-    ignored, the recipe would claim what the model was not trained with."""
+    ignored, the recipe would say something that is not true of the model."""
     if sentences:
         raise ValueError(" ".join([*sentences, "Leave it out."]))

@@ -43,10 +43,10 @@ class Ragged:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Iterable], dtype: DTypeLike = np.int64) -> "Ragged":
-        """From a list of rows.
+        """From a list of rows, each a list or array of values `[length]`.
 
         Raises:
-            ValueError: Values that are no integers or too large, if `dtype` is an integer type.
+            ValueError: `dtype` is an integer type, and a value is not an integer or does not fit.
         """
         is_whole = np.dtype(dtype).kind in "iu"
         arrays = [row if isinstance(row, np.ndarray) else list(row) for row in rows]
@@ -58,7 +58,7 @@ class Ragged:
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: ArrayLike) -> "Ragged":
-        """From the values, row after row, and the length of each row."""
+        """From values `[num_values]`, row after row, and the length of each row `[num_rows]`."""
         ends = np.cumsum(integers(lengths, "lengths"))
         return cls(values, np.concatenate([[0], ends]))
 
@@ -107,7 +107,7 @@ class Ragged:
         return (self[row] for row in range(len(self)))
 
     def take(self, rows: np.ndarray) -> "Ragged":
-        """The given rows, in the given order; `rows` are indices or a boolean mask."""
+        """The given rows, in the given order: indices `[n]`, or a boolean mask `[num_rows]`."""
         rows = np.arange(len(self))[rows]
         places = Ragged.ranges(self.offsets[rows], self.lengths[rows])
         return Ragged(self.values[places.values], places.offsets)
@@ -122,7 +122,7 @@ class Ragged:
         return Ragged(self.values[keep], before[self.offsets])
 
     def last(self, length: int) -> "Ragged":
-        """The last `length` values of each row."""
+        """The last `length` values of each row; all values of a shorter row."""
         lengths = np.minimum(self.lengths, length)
         places = Ragged.ranges(self.offsets[1:] - lengths, lengths)
         return Ragged(self.values[places.values], places.offsets)
@@ -131,7 +131,7 @@ class Ragged:
         """`[num_rows, width]`, each row padded on the right with `fill`.
 
         Args:
-            fill: The value behind the end of a row.
+            fill: The value after the end of a row.
             width: Columns; the longest row's length by default.
 
         Raises:

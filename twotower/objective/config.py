@@ -28,9 +28,9 @@ class NegativesConfig:
         memory_size: Number of past examples whose item vectors `memory` keeps.
         num_hardest: How many columns a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for its user (`mining.py`).
-        num_impressions: How many items that the user was shown and did not take are further
+        num_impressions: How many of the items that the user was shown and did not take are further
             negatives of a row. Items without a training example are left out.
-        untrained_items: Draw items without a training example as negatives, too, also as
+        untrained_items: Also draw items without a training example as negatives, and as
             impressions. The model then learns to rank them last, so it never recommends a new item.
 
     >>> NegativesConfig(("batch", "uniform"), num_sampled=100).num_shared(256, num_items=3000)

@@ -1,4 +1,4 @@
-"""How scores are corrected: what each column of the score matrix weighs. Log-Q is defined here.
+"""How scores are corrected: the weight of each column of the score matrix. Log-Q is defined here.
 
 A batch of 4,096 MovieLens examples has about 1,650 distinct items, and several examples of the same
 user. Two columns of the same item have the same scores. So each distinct query and item is scored
@@ -13,7 +13,7 @@ w_c is too small by a factor of (B - g) / (B - 1), which is 0.2% less for B = 4,
 |----------------|---------------------|-----------------------------|-----------------------------|
 | none           | n_c                 | negatives, or masked        | default; `score_mask`       |
 | log_q          | n_c / p_c           | negatives; s+ corrected too | `candidate_sampling_...`    |
-| log_q_masked   | n_c / ((B - 1) p_c) | masked                      | cannot: it corrects s+, too |
+| log_q_masked   | n_c / ((B - 1) p_c) | masked                      | no: it also corrects s+     |
 
 A hit is a column of the positive item itself (an accidental hit) or of another known positive of
 the user. `log_q` is from Yi et al., RecSys 2019, section 3. `log_q_masked` does not correct the
@@ -97,10 +97,11 @@ def column_of_item(keys: tf.Tensor, num_items: int) -> tf.Tensor:
 
 
 def column_counts(columns: tf.Tensor | tf.RaggedTensor, num_columns: tf.Tensor) -> tf.Tensor:
-    """How often each column is named in each row, `[num_rows, num_columns]` int32.
+    """How often each column occurs in each row, `[num_rows, num_columns]` int32.
 
     Args:
-        columns: `[num_rows, n]`, or ragged, as `column_of_item` counts them; 0 for none.
+        columns: `[num_rows, n]` int32, or ragged: columns counted from 1, as in `column_of_item`; 0
+            for none.
         num_columns: Scalar int32.
 
     >>> column_counts(tf.constant([[1, 3, 1], [0, 2, 0]]), tf.constant(3)).numpy().tolist()
@@ -119,7 +120,7 @@ def known_columns(
         known: `[num_queries, (n)]` int32 keys.
         keys: `[num_columns]` int32 keys of the columns, -1 for an empty one.
         num_items: Size of the catalogue.
-        are_distinct: Whether no key occurs twice and no column is empty, which takes less time.
+        are_distinct: Whether no key occurs twice and no column is empty. This case is faster.
 
     >>> known_columns(tf.ragged.constant([[2], [0, 2]]), tf.constant([2, 1]), 3).numpy().tolist()
     [[True, False], [True, False]]
@@ -143,8 +144,8 @@ def earlier_columns(
     bool.
 
     In next-item training an item from before the target is masked, and an item from after it is a
-    negative like any other. It needs an int32 and a bool for each target and item, which is 0.8 GB
-    for 3,200 targets and 50,000 items. For larger catalogues take the columns of the batch.
+    negative like any other. This needs an int32 and a bool for each target and item, which is 0.8
+    GB for 3,200 targets and 50,000 items. For larger catalogues use in-batch negatives.
 
     Args:
         known: `[num_sequences, (n)]` int32 keys of each user's events, oldest first.

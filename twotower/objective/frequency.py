@@ -60,8 +60,8 @@ class StreamingFrequency:
         """`[num_hashes, num_keys]`."""
         with np.errstate(over="ignore"):
             mixed = keys.astype(np.uint64) * MULTIPLIERS[: self.num_hashes, None]
-        # The upper bits, as only they depend on all of the key's; scaled to the buckets, since
-        # modulo their number, where that has a factor in common, most buckets would stay empty.
+        # Only the upper bits depend on all bits of the key. They are scaled to the buckets, since
+        # with a modulo most buckets could stay empty, if keys have a common factor.
         return ((mixed >> np.uint64(32)) * np.uint64(self.num_buckets) >> np.uint64(32)).astype(int)
 
     def update(self, keys: np.ndarray, times: np.ndarray | None = None) -> None:
@@ -73,7 +73,7 @@ class StreamingFrequency:
                 default the number of the example.
 
         Raises:
-            ValueError: Keys or times that are no integers, or times that go back.
+            ValueError: Keys or times that are not integers, or times that descend.
         """
         keys = _integers(keys)
         times = self.time + 1 + np.arange(len(keys)) if times is None else np.asarray(times)
@@ -115,7 +115,7 @@ class StreamingFrequency:
         as one that was seen once.
 
         Raises:
-            ValueError: Keys that are no integers.
+            ValueError: Keys that are not integers.
         """
         buckets = self._buckets(_integers(keys))
         rows = np.arange(self.num_hashes)[:, None]

@@ -105,11 +105,11 @@ class FullSoftmax(RetrievalTask):
         log_probability: tf.Tensor | None = None,
         known: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """As `RetrievalTask.call`.
+        """As `RetrievalTask.call`: a scalar float32.
 
-        If known positives are masked and `query_index` is given, so that several examples may
-        share a query, Z differs from example to example, since each adds its positive. Then the
-        matrix is computed after all.
+        If known positives are masked and `query_index` is given, so that several examples may share
+        a query, Z differs from example to example, since each adds its positive. In this case the
+        score matrix is computed.
         """
         if known is not None and query_index is not None:
             return super().call(

@@ -7,7 +7,7 @@ Training computes scores `[num_queries, num_columns]`. Three choices are indepen
     how the matrix becomes a number  this file
 
 An example is a query and its positive item, whose score is s+. The other columns c of the query's
-row are its negatives, with scores s_c and weights w_c = exp(log_weight). A column that is no
+row are its negatives, with scores s_c and weights w_c = exp(log_weight). A column that is not a
 negative has weight 0.
 
     softmax               -log [exp s+ / (exp s+ + sum_c w_c exp s_c)]
@@ -30,10 +30,10 @@ from twotower.objective.config import MININGS
 from twotower.objective.corrections import MASKED
 from twotower.tf import tf
 
-# Each loss takes
+# `[...]` are shapes. Each loss takes
 #     positive     [num_examples], s+
 #     negatives    [num_queries, num_columns], s_c
-#     log_weight   [num_queries, num_columns], log w_c; MASKED where a column is no negative
+#     log_weight   [num_queries, num_columns], log w_c; MASKED where a column is not a negative
 #     query_index  [num_examples], the query of each example; None if query i is example i
 # and returns [num_examples] float32.
 
@@ -75,12 +75,15 @@ def binary_cross_entropy(
     """l = -log sigmoid(s+) - ratio * mean_c log(1 - sigmoid(s_c)).
 
     Args:
-        positive: s+, as in all losses here.
-        negatives: s_c.
-        log_weight: log w_c.
-        query_index: Query of each example.
-        ratio: Number of negatives for each positive. With one uniform negative it is SASRec's loss
-            (Kang and McAuley, ICDM 2018, section III-E).
+        positive: `[num_examples]`, s+.
+        negatives: `[num_queries, num_columns]`, s_c.
+        log_weight: `[num_queries, num_columns]`, log w_c.
+        query_index: `[num_examples]`, query of each example.
+        ratio: Number of negatives for each positive. With one uniform negative this is SASRec's
+            loss (Kang and McAuley, ICDM 2018, section III-E).
+
+    Returns:
+        `[num_examples]`.
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
     return tf.math.softplus(-positive) + ratio * _of(wrong, query_index)
@@ -121,6 +124,17 @@ def gbce(
     Cross-entropy with few negatives for each positive gives too high probabilities, since the model
     never sees how many items there are. beta < 1 (`gbce_beta`) corrects this (gSASRec; Petrov and
     Macdonald, RecSys 2023, section 5).
+
+    Args:
+        positive: `[num_examples]`, s+.
+        negatives: `[num_queries, num_columns]`, s_c.
+        log_weight: `[num_queries, num_columns]`, log w_c.
+        query_index: `[num_examples]`, query of each example.
+        ratio: Number of negatives for each positive.
+        beta: As `gbce_beta` returns it; 1 for plain cross-entropy.
+
+    Returns:
+        `[num_examples]`.
     """
     wrong = _weighted_mean(tf.math.softplus(negatives), log_weight)
     return beta * tf.math.softplus(-positive) + ratio * _of(wrong, query_index)
@@ -137,17 +151,23 @@ def triplet(
     """l = max(0, margin - s+ + s_c): the mean over all negatives, or the value for one of them.
 
     Args:
-        positive: s+. It is a similarity, so larger is better; the papers use distances.
-        negatives: s_c.
-        log_weight: log w_c. It says which columns are negatives, and weighs the mean of `all`.
-        query_index: Query of each example.
-        margin: By how much s+ should exceed s_c, in units of the score; no temperature.
+        positive: `[num_examples]`, s+. It is a similarity, so larger is better; the papers use
+            distances.
+        negatives: `[num_queries, num_columns]`, s_c.
+        log_weight: `[num_queries, num_columns]`, log w_c. It says which columns are negatives, and
+            weighs the mean of `all`.
+        query_index: `[num_examples]`, query of each example.
+        margin: By how much s+ should exceed s_c, in units of the score. Scores are not divided by a
+            temperature.
         mining: Which negatives count: `all`; `hardest`, the one with the largest s_c; or
             `semi_hard`, the one with the largest s_c below s+, or with the smallest s_c if there is
             none below (FaceNet; Schroff et al., CVPR 2015, section 3.2).
 
+    Returns:
+        `[num_examples]`.
+
     Raises:
-        ValueError: Another mining.
+        ValueError: An unknown `mining`.
     """
     negatives, log_weight = _of(negatives, query_index), _of(log_weight, query_index)
     is_negative = log_weight > MASKED / 2
@@ -177,12 +197,16 @@ def cosine_contrastive(
     """l = 1 - s+ + ratio * mean_c max(0, s_c - margin) (SimpleX, CIKM 2021, equation 1).
 
     Args:
-        positive: s+, a cosine: the towers' vectors have length 1, and there is no temperature.
-        negatives: s_c.
-        log_weight: log w_c.
-        query_index: Query of each example.
-        margin: A negative whose cosine is below it costs nothing.
+        positive: `[num_examples]`, s+, a cosine: the towers' vectors have length 1, and scores are
+            not divided by a temperature.
+        negatives: `[num_queries, num_columns]`, s_c.
+        log_weight: `[num_queries, num_columns]`, log w_c.
+        query_index: `[num_examples]`, query of each example.
+        margin: A negative whose cosine is below it adds nothing to the loss.
         ratio: Weight of the negatives (w in the paper).
+
+    Returns:
+        `[num_examples]`.
     """
     wrong = _weighted_mean(tf.nn.relu(negatives - margin), log_weight)
     return 1.0 - positive + ratio * _of(wrong, query_index)

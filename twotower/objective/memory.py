@@ -23,7 +23,7 @@ from twotower.tf import tf
 
 
 def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """`values`, whose gradient is multiplied by `factor`; `factor` broadcasts to their shape."""
+    """`values`, `[n, ...]`, whose gradient is multiplied by `factor`, which broadcasts to them."""
     still = tf.stop_gradient(values)
     return still + (values - still) * factor
 

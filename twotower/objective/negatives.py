@@ -67,7 +67,7 @@ class Columns:
         keys: `[num_columns]` int32 keys of items, -1 for an empty column.
         log_weight: `[num_columns]` float32, log w_c; `[num_rows, num_columns]` if rows differ.
         vectors: `[num_columns, dim]` float32; None until they are computed.
-        are_distinct: Whether it is known that no item has two columns and that none is empty.
+        are_distinct: Whether it is known that no item has two columns and no column is empty.
 
     >>> parts = [Columns(tf.constant([4, 2]), tf.zeros(2)), Columns(tf.constant([4]), tf.zeros(1))]
     >>> columns = merged(parts)

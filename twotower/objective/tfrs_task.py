@@ -4,17 +4,20 @@ Begin reading here. Every example is a row and a column of the score matrix: its
 its item above the items of the other examples. `RetrievalTask` (`task.py`) computes each distinct
 query and item once, gives the same loss and the same gradients, and can do more:
 
-| what                                                          | `tfrs.tasks.Retrieval`         |
-|---------------------------------------------------------------|--------------------------------|
-| in-batch negatives, any of `losses.LOSSES`                    | yes, by `RetrievalLoss`        |
-| temperature                                                   | yes, fixed                     |
-| `log_q`                                                       | `candidate_sampling_probability` |
-| known positives of the user masked                            | `score_mask`                   |
-| accidental hits masked                                        | `candidate_ids`                |
-| `log_q_masked`                                                | no: it corrects s+, too        |
-| `num_hardest`                                                 | `num_hard_negatives` of copies |
-| uniform, popularity, memory                                   | more rows of candidates        |
-| catalogue, mined, impressions                                 | no                             |
+| what                                        | `tfrs.tasks.Retrieval`            |
+|---------------------------------------------|-----------------------------------|
+| in-batch negatives, any of `losses.LOSSES`  | yes, by `RetrievalLoss`           |
+| temperature                                 | yes, fixed                        |
+| `log_q` (`corrections.py`)                  | `candidate_sampling_probability`  |
+| known positives of the user masked          | `score_mask`                      |
+| accidental hits masked                      | `candidate_ids`                   |
+| `log_q_masked` (`corrections.py`)           | no: it also corrects s+           |
+| `num_hardest`: the hardest negatives alone  | `num_hard_negatives`, with copies |
+| uniform, popularity and memory negatives    | yes, as further candidates        |
+| the catalogue, mined negatives, impressions | no                                |
+
+s+ is the score of the positive. Copies are the further columns of an item that occurs several times
+in the batch.
 """
 
 from collections.abc import Mapping
@@ -66,7 +69,7 @@ class RetrievalLoss(tf.keras.losses.Loss):
 
     The task passes scores `[num_examples, num_candidates]` and a one-hot label for each row. It has
     divided the scores by the temperature, corrected them by log-Q, and added a large negative
-    number to masked columns and accidental hits. Columns with such a score are no negatives.
+    number to masked columns and accidental hits. Columns with such a score are not negatives.
 
     Args:
         name: One of `LOSSES`.

@@ -118,6 +118,6 @@ class QueryConfig(DenseConfig):
 
 
 def _check_share(config: DenseConfig, name: str) -> None:
-    """Raises ValueError if the field `name` is no share, or all."""
+    """Raises ValueError if the field `name` is outside [0, 1)."""
     if not 0 <= getattr(config, name) < 1:
         raise ValueError(f"{name} must lie in [0, 1); got {getattr(config, name)}.")

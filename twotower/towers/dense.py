@@ -153,7 +153,8 @@ class Tower(tf.keras.layers.Layer):
         return frozenset(spec.name for feature in sequences for spec in feature.inputs)
 
     def index(self, name: str, values: tf.Tensor) -> tf.Tensor:
-        """Strings of the input `name` to integers, so that a table is looked up only once."""
+        """Strings of the input `name`, `[num_values, ...]`, to integers, so that the strings of a
+        whole table are looked up only once."""
         return {feature.name: feature for feature in self.features}[name].index(values)
 
     def encode(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -114,13 +114,15 @@ class Feature(tf.keras.layers.Layer):
         raise NotImplementedError
 
     def index(self, values: tf.Tensor) -> tf.Tensor:
-        """Strings of the input `name` to dense integers; numbers stay as they are."""
+        """Strings of the input `name`, `[batch_size, ...]`, to dense integers; numbers stay as they
+        are. The result has one more dimension if a string is split into tokens."""
         return values
 
     def encode(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Raw inputs to dense integers or floats under the same names, without weights or gradient.
+        """Raw inputs to dense integers or floats, both name -> `[batch_size, ...]`.
 
-        Inputs that are encoded already stay as they are, so a batch may mix both.
+        No weights are used, and there is no gradient. Inputs that are encoded already stay as they
+        are, so a batch may mix both.
         """
         encoded = {spec.name: raw[spec.name] for spec in self.inputs}
         if tf.convert_to_tensor(encoded[self.name]).dtype == tf.string:

@@ -36,7 +36,7 @@ def query_feature(name: str, values: np.ndarray, config: QueryConfig) -> Feature
 
     Args:
         name: `time`, `search_text`, or a column of users or of the context.
-        values: Its values in the training rows.
+        values: `[num_rows]`, its values in the training rows.
         config: Lengths of vectors.
     """
     if name == "time":
@@ -57,7 +57,7 @@ def history_feature(
     """The history encoder that a config asks for.
 
     Args:
-        ids: The items of the training rows.
+        ids: `[num_items]`, ids of the items of the training rows.
         config: The encoder's config.
         item_id: Feature of the item tower whose vectors the history shares; None to share none.
         content: (ids, length of vectors) -> the features of these items, for a history that reads

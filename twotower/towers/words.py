@@ -1,4 +1,4 @@
-"""Words of a text in any script, split in the graph: the same in training and in a SavedModel.
+"""Words of a text in any script, split in the graph, so alike in training and in a SavedModel.
 
 `data/words.py` has the rule. TensorFlow's regular expressions know the classes of Unicode but not
 its normal forms; this file adds the composed form (NFC).

@@ -16,7 +16,7 @@ def fused_step(
 
     Args:
         optimizer: Keras' Adam or AdamW, without amsgrad.
-        gradient: Of the weight.
+        gradient: Of the weight: a tensor of its shape, or `tf.IndexedSlices` of some of its rows.
         variable: The weight.
 
     Raises:

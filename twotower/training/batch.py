@@ -82,7 +82,7 @@ class Batch(NamedTuple):
 
 
 def tensors(inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
-    """Inputs as tensors, name -> tensor. Arrays of objects hold strings."""
+    """Inputs as tensors, name -> tensor of the same shape. Arrays of objects hold strings."""
     return {
         name: tf.constant(values, tf.string if values.dtype == object else None)
         for name, values in inputs.items()

@@ -53,7 +53,7 @@ class Pace(tf.keras.callbacks.Callback):
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the words of a person.
+    """Seconds as a short text.
 
     >>> [duration(seconds) for seconds in (4.4, 89.0, 90.0, 5400.0)]
     ['4 s', '89 s', '2 min', '1 h 30 min']
@@ -148,7 +148,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         result.examples_per_second = len(self.training.examples) * result.epoch / result.seconds
         entry = self._entry(logs, seconds)
         better = not self.select
-        # The schedule's last epoch always: else what ends there would never be judged.
+        # The last epoch of the schedule is always validated; otherwise its weights never would be.
         due = result.epoch % config.validate_every == 0 or result.epoch == config.epochs
         if self.select and due:
             better = self._validate(entry, logs)
@@ -203,9 +203,9 @@ class EveryEpoch(tf.keras.callbacks.Callback):
 
 
 class Progress(tf.keras.callbacks.Callback):
-    """One line that tells within an epoch how far the training is, and how long the rest takes.
+    """One line within an epoch: how far the training is, and how long the rest takes.
 
-    It is written over itself, and taken away when the epoch ends.
+    It is overwritten in place, and removed when the epoch ends.
 
     Args:
         num_examples: Of an epoch.

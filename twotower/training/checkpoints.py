@@ -114,7 +114,7 @@ class Checkpoints:
         path, training = self._last.latest_checkpoint, self.training
         if not path:
             return FitResult()
-        # Before any weight is touched: those of another recipe would not fit.
+        # Before any weight is changed: those of another recipe would not fit.
         reader = tf.train.load_checkpoint(path)
         saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
         _check_same(self.workdir, saved, training.recipe, self._data)
@@ -123,7 +123,7 @@ class Checkpoints:
         if training.frequency is not None:
             training.frequency.load(self._frequency(result.epoch))
         config = training.recipe.fit
-        # Not the dropout of the first epoch once more: TensorFlow keeps no state of it.
+        # Otherwise dropout would repeat that of the first epoch: TensorFlow keeps no state of it.
         tf.keras.utils.set_random_seed(config.seed + result.epoch)
         logging.info("continuing after epoch %d of %s", result.epoch, self.workdir)
         _log_more_epochs(json.loads(saved["recipe"]), config, result)

@@ -26,7 +26,7 @@ SMALL_CATALOGUE = 10_000
 # Memory of an event in a batch that is padded to its longest history. Measured over a training of
 # 20,000 events of one user: 1.9 GB for 1,024 queries.
 BYTES_OF_EVENT = 100
-# From here on `describe` says what a batch of histories takes.
+# Above this `describe` says how much memory a batch of histories takes.
 LARGE_BATCH = 1_000_000_000
 
 

@@ -110,7 +110,7 @@ def fit(
         workdir: Folder for `checkpoints/` and `tensorboard/`.
         select: Whether validation picks the epoch. Otherwise the last epoch counts, as in a refit,
             whose validation rows are training rows.
-        stop_after: Stop after so many epochs of the schedule, as a refit does at the best epoch.
+        stop_after: Stop after this many epochs of the schedule, as a refit does at the best epoch.
         tensorboard: Whether to log for TensorBoard.
 
     Raises:
@@ -121,7 +121,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the message says after which epoch the same call goes on.
     """
     workdir = paths.literal(workdir)
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)  # now, not behind an epoch
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)  # now, not after an epoch
     config, num_examples = training.recipe.fit, len(training.examples)
     steps = -(-num_examples // training.recipe.examples.batch_size)
     mining = mining_of(training.recipe, config.epochs * steps)

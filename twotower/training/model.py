@@ -202,8 +202,8 @@ class TwoTowerModel(tfrs.Model):
         For sequences over the whole catalogue these are the items of the user's events before the
         target; later items are negatives like any other. For sequences over the items of a batch
         they are the items of all the user's events up to the end of the window. Those after the
-        target are in the batch for certain, since they are targets of the same sequence, but log-Q
-        would weigh them as chance draws.
+        target are certain to be in the batch, since they are targets of the same sequence, but
+        log-Q would weigh them as random draws.
         """
         if not self.config.mask_known_positives:
             return None
@@ -215,7 +215,7 @@ class TwoTowerModel(tfrs.Model):
         return tf.gather(found, targets.row) if batch.is_sequences else found
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One training step; returns the logs.
+        """One training step; returns the logs, name -> scalar.
 
         Keras learns that an epoch has ended by starting one more step. The control dependencies
         keep that empty step from changing any state, such as the count of steps.
@@ -230,7 +230,7 @@ class TwoTowerModel(tfrs.Model):
             return logs
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One batch of validation; returns the logs."""
+        """One batch of validation; returns the logs, name -> scalar."""
         logs = super().test_step(batch)
         return logs | {"loss": self._mean_loss(logs["loss"], batch)}
 
@@ -242,7 +242,8 @@ class TwoTowerModel(tfrs.Model):
         return self._loss_mean.result()
 
     def predict_step(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `call`. Keras' version would read a tuple as inputs, targets and weights."""
+        """As `call`: two tensors `[num_examples, dim]`. Keras' own version would read the tuple
+        `Batch` as inputs, targets and weights."""
         return self(batch, training=False)
 
     def get_config(self) -> dict:

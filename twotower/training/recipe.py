@@ -110,8 +110,9 @@ class Recipe:
             (`epochs=4`), which are also the names of the flags (`CHOICES`). A choice has the name
             of its field, with `query_`, `item_` or `mining_` before it for these three parts.
             `query_history` is the history's encoder, and `query_history_...` its fields. The
-            fields of both towers' dense layers (`HEAD`) and `seed` have one name, and set the field
-            of both parts. `negatives` is a part if it is a `NegativesConfig`, else the pools.
+            fields of both towers' dense layers (`HEAD`) and `seed` have one name each, which sets
+            the field of both parts. `negatives` is a part if it is a `NegativesConfig`; otherwise
+            it names the pools.
 
     Raises:
         TypeError: No such part or choice; the message lists similar names.

@@ -57,11 +57,12 @@ class Training:
         examples: The training rows, and the queries and items of each epoch.
         sequences: The training rows as windows for next-item training; None if the recipe does not
             ask for it.
-        frequency: The streaming estimate of p_c; None likewise.
-        miner: The mined hard negatives of the users; None likewise.
-        passed_over: Keys of the items that each user was shown and did not take, of those that
-            may be drawn as negatives, a row for each user; None likewise.
-        topk: The layer by which FactorizedTopK searches; None likewise.
+        frequency: The streaming estimate of p_c; None if the recipe does not ask for it.
+        miner: The mined hard negatives of the users; None if the recipe does not ask for them.
+        passed_over: Keys of the items that each user was shown and did not take, a row for each
+            user. Only items that may be drawn as negatives. None if the recipe does not ask for
+            impressions.
+        topk: The layer by which FactorizedTopK searches; None if the recipe does not ask for it.
         ancestor: Lineage of the weights that a warm start took over; None without one.
 
     Example:

@@ -21,19 +21,19 @@ class History(Feature):
     """Base of the history encoders: inputs and lookup of aligned sequences, oldest first.
 
     Inputs are `<name>`, `[batch_size, n]` strings padded on the right with "", and if an encoder
-    reads them `<name>_time` (int64 seconds, -1 for padding) and `<name>_rating` (float32, NaN for
-    none), both of the same shape. An item that is not in the vocabulary is left out.
+    reads them, `<name>_time` (int64 seconds, -1 for padding) and `<name>_rating` (float32, NaN for
+    none), both of the same shape as `<name>`. An item that is not in the vocabulary is left out.
 
     Args:
         name: Name of the input.
         vocabulary: Ids of the items of the training rows.
-        config: What the encoder reads, and its sizes (config.py); each encoder has a class of it.
+        config: What the encoder reads, and its sizes; each encoder has a config class (config.py).
         table: Vectors of an item tower's `Id`, to share them; a new table by default.
     """
 
     is_sequence = True
     # Whether the vector after p events depends on these alone. If not, training hides events and
-    # asks for them.
+    # predicts them.
     is_causal = True
 
     def __init__(
@@ -60,8 +60,8 @@ class History(Feature):
         return tf.cast(self.lookup(values), tf.int32)
 
     def rows(self, index: tf.Tensor) -> tf.Tensor:
-        """Encoded items to rows of the table, of the same shape. The table of an item tower has no
-        row for padding."""
+        """Encoded items, `[batch_size, n]` or of any other shape, to rows of the table. The table
+        of an item tower has no row for padding."""
         return tf.maximum(index - 1, 0) if self.is_shared else index
 
     def begin(self, encoded: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -95,8 +95,8 @@ class History(Feature):
         }
 
     def kept(self, index: tf.Tensor, training: bool) -> tf.Tensor:
-        """Which events of `index`, of any shape, are used, bool of its shape: the known ones, of
-        which training drops a random share."""
+        """Which events of `index`, `[batch_size, n]` or of any other shape, are used: bool of that
+        shape. These are the known ones, of which training drops a random share."""
         kept = index > UNKNOWN
         if training and self.config.dropout > 0:
             kept &= tf.random.uniform(tf.shape(index)) >= self.config.dropout
@@ -160,7 +160,7 @@ class MeanHistory(History):
 
     def call(self, encoded: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         bag = self._of(self._sums(encoded, training))
-        # So that the expected bag is that of serving, which drops nothing.
+        # The expected bag is then that of serving, which drops nothing.
         return bag / (1.0 - self.config.dropout) if training else bag
 
     def at(

@@ -16,13 +16,13 @@ class HistoryConfig:
         encoder: The history encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
             `masked_transformer` or `hstu`.
         dim: Length of a past item's vector. If the towers share vectors of ids, it is theirs.
-        dropout: Share of past events left out in training (`mean`), or of the encoder's activations
-            dropped in training (all other encoders).
+        dropout: Share of past events left out in training (`mean`), or share of the encoder's
+            activations dropped in training (all other encoders).
         ratings: Read the rating of each event; all encoders but `mean` in levels of half a star
             from 0.5 to 5.5.
     """
 
-    # Belongs to the class, so nobody sets it.
+    # A class attribute, so it cannot be set.
     encoder: str = dataclasses.field(default="", init=False, repr=False)
     dim: int = 256
     dropout: float = 0.5
@@ -95,7 +95,7 @@ class RecencyConfig(SequenceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(SequenceConfig):
-    """What `AttentionHistory` reads: no further fields."""
+    """What `AttentionHistory` reads; it adds no fields."""
 
     encoder: str = dataclasses.field(default="attention", init=False, repr=False)
 

@@ -3,7 +3,7 @@
 Such an encoder computes a vector after each event, and the vector after p events depends on these p
 events alone. That makes three uses possible:
 
-    training   all prefixes of a sequence at once: p events ask for event p + 1 (`at`)
+    training   all prefixes of a sequence at once: p events predict event p + 1 (`at`)
     serving    the vector after the last event (`call`)
     sessions   one more event without reading the others again (`begin`, `step`)
 """
@@ -78,7 +78,8 @@ def earlier(width: tf.Tensor) -> tf.Tensor:
 
 
 def put(tensor: tf.Tensor, at: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """`tf.tensor_scatter_nd_update` that ignores indices outside the tensor, such as -1."""
+    """`tf.tensor_scatter_nd_update` of values `[n, ...]` at indices `[n, rank]`, which ignores
+    indices outside the tensor, such as -1."""
     return tf.raw_ops.TensorScatterUpdate(
         tensor=tensor, indices=at, updates=values, bad_indices_policy="IGNORE"
     )
@@ -103,7 +104,7 @@ class SequenceHistory(History):
     vocabulary are left out.
 
     Args:
-        name: As in `History`, and so are `vocabulary`, `config` and `table`.
+        name: As in `History`, like `vocabulary`, `config` and `table`.
         content: Features of items that are added to the vectors of their ids.
         longest: Longest time between two events of a user in training, in seconds; see `adapt`.
     """

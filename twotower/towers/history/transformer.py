@@ -285,7 +285,7 @@ class TransformerHistory(SequenceHistory):
 class MaskedTransformerHistory(TransformerHistory):
     """Blocks of self-attention in both directions: BERT4Rec (Sun et al., CIKM 2019, section 3).
 
-    Training hides some events and asks for them (the cloze task, `at`). The last event of a window
+    Training hides some events and predicts them (the cloze task, `at`). The last event of a window
     is always hidden; in the paper only in a part of the samples. Serving adds a hidden token after
     the last event. Norms come before the layers (`AttentionBlock`). A new event changes all tokens,
     so a session reads its whole window at each event.
