@@ -120,7 +120,7 @@ def find_data():
 
 
 def print_table(rows: dict[str, dict], split) -> None:
-    """One line a recommender."""
+    """One line for each recommender."""
     print(
         f"\n{split.protocol}, {split.part}: {len(split.cases):,} users, whole catalogue of "
         f"{len(split.candidates):,} items, seen items excluded"

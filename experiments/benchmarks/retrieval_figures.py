@@ -22,7 +22,7 @@ def measured(index, queries, k: int, wanted, singles: int, exclude: Ragged | Non
         k: Answers a query.
         wanted: The exact Candidates.
         singles: Queries to ask one at a time, round and round.
-        exclude: As in `Retriever.search`, one row a query.
+        exclude: As in `Retriever.search`, one row for each query.
     """
 
     def ask(rows):

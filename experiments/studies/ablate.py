@@ -170,7 +170,7 @@ def take_over(todo: list) -> None:
 
 
 def print_plan(todo: list) -> None:
-    """One line a job, and the hours that are left."""
+    """One line for each job, and the hours that are left."""
     left = 0.0
     for run, split, seed in todo:
         done = finished(run, split, seed)

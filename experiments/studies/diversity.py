@@ -59,7 +59,7 @@ def lists_of(bundle: Bundle, part: str, dataset) -> tuple[EvalCases, Candidates]
 
 def measured(cases: EvalCases, candidates: Candidates, tags: np.ndarray) -> dict[str, np.ndarray]:
     """Figures of the first ten items of each list."""
-    # One more, to know whether a tie goes on behind the end.
+    # One more, to know whether a tie goes on past the end.
     top = candidates.head(TOP + 1)
     targets = cases.targets
     ranks = metrics.target_ranks(

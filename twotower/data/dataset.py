@@ -56,7 +56,7 @@ class Dataset:
 
     Attributes:
         name: Such as `movielens/1m`.
-        interactions: One row an event; columns as in `INTERACTION_COLUMNS`.
+        interactions: One row for each event; columns as in `INTERACTION_COLUMNS`.
         items: `item_id`, and as far as known `title`, `description`, `genres` (a tuple of strings
             a row), `maker`, `year`, `released` (seconds), further columns of the source.
         users: `user_id`, and what is known of the user (strings).

@@ -263,7 +263,7 @@ def _values(tensor) -> list | np.ndarray:
 
 
 def _users(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a user, in the words of the GroupLens reader."""
+    """One row for each user, in the words of the GroupLens reader."""
     users = {"user_id": rows["user_id"]}
     if "user_gender" in rows:
         users["gender"] = np.where(rows["user_gender"] == 1, "M", "F").astype(object)

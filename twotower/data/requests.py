@@ -26,10 +26,10 @@ class Requests:
 
     Attributes:
         user_id: `[num_requests]` strings, as objects; "" for an unknown user.
-        history: Keys of the items that the query tower reads, oldest first, a row a request.
+        history: Keys of the items that the query tower reads, oldest first, a row for each request.
         history_time: Their times in seconds, with the offsets of `history`; -1 for none.
         history_rating: Their ratings, float32, NaN for none, with the offsets of `history`.
-        exclude: Keys of the items that may not be recommended, a row a request.
+        exclude: Keys of the items that may not be recommended, a row for each request.
         time: `[num_requests]` int64, time of the request in seconds; -1 if the model does not get
             it.
         context: What else is known of the request (`search_text`, `device`, `country`) or of a user
@@ -103,9 +103,9 @@ class Requests:
             ratings: Rating of each event; unknown by default.
             exclude: Ids of further items that may not be answered.
             time: Times of the requests in seconds; unknown by default.
-            context: Further columns, name -> a string a request.
-            objectives: Weights of a ranker's heads, name -> a number a request.
-            diversity: Weights of diversity, a number a request.
+            context: Further columns, name -> a string for each request.
+            objectives: Weights of a ranker's heads, name -> a number for each request.
+            diversity: Weights of diversity, a number for each request.
 
         Raises:
             ValueError: Ids that the catalogue does not have, columns of different lengths, or

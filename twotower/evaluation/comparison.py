@@ -31,7 +31,8 @@ class Comparison:
         return self.table(SHOWN)
 
     def table(self, metrics: Sequence[str] | None = None, sign: str = "") -> str:
-        """One line a metric, one column a recommender: the mean and half its 95% interval.
+        """One line for each metric, one column for each recommender: the mean and half its 95%
+        interval.
 
         Args:
             metrics: Names, of which those that were not computed are left out; all by default.

@@ -140,7 +140,7 @@ def evaluate(
 ) -> Report:
     """Asks every question of a split and reports all metrics.
 
-    One item more than the largest k is asked for, to know whether a tie goes on behind the end:
+    One item more than the largest k is asked for, to know whether a tie goes on past the end:
     targets rank last among their ties (`metrics.target_ranks`), so a constant model gets 0.
 
     Args:
@@ -254,7 +254,8 @@ def from_scores(
     """`recommend(requests, k)` from a function that scores the whole catalogue.
 
     Args:
-        score: Requests -> `[num_requests, num_items]` scores, a column a key; larger is better.
+        score: Requests -> `[num_requests, num_items]` scores, a column for each key; larger is
+            better.
         candidates: Keys that may be answered; all by default.
         batch_size: Requests scored at once, which bounds the memory.
     """

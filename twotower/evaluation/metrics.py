@@ -173,7 +173,7 @@ def novelty(keys: np.ndarray, share: np.ndarray, k: int) -> np.ndarray:
     """Mean self-information of the first `k` items, -log2 of the share of users who have each.
 
     Args:
-        keys: `[num_cases, >= k]`, -1 behind the end.
+        keys: `[num_cases, >= k]`, -1 past the end.
         share: `[num_items]`; an item that nobody has counts as one that half a user in a million
             has.
         k: Length of the answers.
@@ -195,7 +195,7 @@ def tag_distance(keys: np.ndarray, tags: np.ndarray, k: int) -> np.ndarray:
     """Mean over pairs of the first `k` items of 1 - |common tags| / |tags of either|.
 
     Args:
-        keys: `[num_cases, >= k]`, -1 behind the end.
+        keys: `[num_cases, >= k]`, -1 past the end.
         tags: `[num_items, num_tags]` bool. Two items without tags have the distance 0.
         k: Length of the answers.
 

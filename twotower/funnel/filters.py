@@ -32,8 +32,8 @@ class Filter(Part):
 
     @abc.abstractmethod
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
-        """Which candidates to keep, `[num_requests, k]` bool; entries behind the end of a list do
-        not matter."""
+        """Which candidates to keep, `[num_requests, k]` bool; entries past the end of a list do not
+        matter."""
 
 
 @dataclasses.dataclass(frozen=True)

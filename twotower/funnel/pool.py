@@ -15,7 +15,7 @@ class Pool:
 
     Attributes:
         names: Names of the sources, `num_sources` of them.
-        keys: `[num_requests, width]` int64, ascending along a row, -1 behind its end.
+        keys: `[num_requests, width]` int64, ascending along a row, -1 past its end.
         ranks: `[num_sources, num_requests, width]` int32, rank of the item among what the source
             found, from 1; 0 where the source did not find it.
         scores: `[num_sources, num_requests, width]` float32, the source's score; NaN where it did

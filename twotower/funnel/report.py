@@ -312,7 +312,7 @@ def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]
     """Novelty and diversity of the first ten items, with intervals.
 
     Args:
-        keys: `[num_cases, 10]` the recommended items, best first, -1 behind the end.
+        keys: `[num_cases, 10]` the recommended items, best first, -1 past the end.
         dataset: The data; without genres there is no distance.
         split: Its training rows give the popularity of an item.
 

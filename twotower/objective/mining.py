@@ -30,7 +30,7 @@ class Miner:
 
     Args:
         config: How deep a list is, and which index finds it.
-        known_positives: Keys of the items that each user likes, one row a user.
+        known_positives: Keys of the items that each user likes, one row for each user.
         keys: `[num_items]`, items that may be negatives.
 
     Attributes:
@@ -48,7 +48,7 @@ class Miner:
     def __init__(self, config: MiningConfig, known_positives: Ragged, keys: np.ndarray) -> None:
         self.config, self.known_positives, self.keys = config, known_positives, np.asarray(keys)
         self._span = int(max(self.keys.max(), known_positives.values.max(initial=0))) + 1
-        # One number a pair of user and positive, ascending, to look pairs up by.
+        # One number for each pair of user and positive, ascending, to look pairs up by.
         self._pairs = np.unique(known_positives.row_index * self._span + known_positives.values)
         self.lists: np.ndarray | None = None
         self.num_drawn, self.num_mined = 0, 0

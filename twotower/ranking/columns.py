@@ -116,7 +116,7 @@ class CandidateColumns(Part):
         }
         tags = np.pad(tags, ((0, 1), (0, 0)))
         width = int(tags.sum(1).max(initial=0))
-        # [num_items, width], codes of each item's genres, 0 behind their end.
+        # [num_items, width], codes of each item's genres, 0 past their end.
         order = np.argsort(1 - tags, axis=1, kind="stable")[:, :width]
         self._genres = np.where(np.take_along_axis(tags, order, 1) > 0, order + 1, 0)
         self._genres = self._genres.astype(np.int32)

@@ -54,7 +54,7 @@ class Examples:
 
     @property
     def valid(self) -> np.ndarray:
-        """`[num_requests, k]` bool, False behind the end of a row."""
+        """`[num_requests, k]` bool, False past the end of a row."""
         return self.scores > -np.inf
 
     def take(self, rows: np.ndarray) -> "Examples":
@@ -82,7 +82,7 @@ class Examples:
         """The same candidates with the labels of each request shuffled. Nothing can be learned from
         them, so a ranker trained on them must be no better than chance."""
         draw = np.random.default_rng(seed).random(self.scores.shape)
-        # Random among the candidates of a row; what is behind its end stays there.
+        # Random among the candidates of a row; what is past its end stays there.
         order = np.argsort(np.where(self.valid, draw, 2.0), axis=1)
         labels = {name: np.take_along_axis(v, order, 1) for name, v in self.labels.items()}
         return dataclasses.replace(self, labels=labels)
@@ -148,7 +148,7 @@ def random_examples(
 def labelled(
     parts: Sequence[tuple[EvalCases, Candidates]], columns: CandidateColumns, dataset: Dataset
 ) -> Examples:
-    """Examples of cases and their candidates, a pair a batch."""
+    """Examples of cases and their candidates, a pair for each batch."""
     width = max((found.keys.shape[1] for _, found in parts), default=0)
     made = []
     for cases, found in parts:
@@ -196,7 +196,7 @@ def _ratings(dataset: Dataset, cases: EvalCases, keys: np.ndarray, hits: np.ndar
 
 
 def _padded(rows: Ragged) -> np.ndarray:
-    """`[num_rows, longest]`, `NO_KEY` behind the end of a row."""
+    """`[num_rows, longest]`, `NO_KEY` past the end of a row."""
     lengths = rows.lengths
     found = np.full((len(rows), int(lengths.max(initial=0))), NO_KEY)
     found[np.arange(found.shape[1]) < lengths[:, None]] = rows.values

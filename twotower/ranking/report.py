@@ -26,7 +26,7 @@ class Order:
     """The lists of one method for some cases.
 
     Attributes:
-        keys: `[num_cases, k]` int32, best first, -1 behind the end.
+        keys: `[num_cases, k]` int32, best first, -1 past the end.
         calibration: `[BINS, 3]`, the candidates' probabilities and whether they are targets as
             `binned` gives them. None for an order without probabilities.
     """

@@ -88,7 +88,7 @@ def fit(
 def scores(
     booster: "lightgbm.Booster", examples: Examples, inputs: RankerInputs, residual: bool
 ) -> np.ndarray:
-    """`[num_requests, k]`, -inf behind the end of a row."""
+    """`[num_requests, k]`, -inf past the end of a row."""
     valid = examples.valid
     found = np.full(valid.shape, -np.inf, np.float32)
     columns = {name: values[valid] for name, values in examples.columns.items()}

@@ -67,7 +67,7 @@ class Calibration(Greedy):
 
         Args:
             requests: With their histories.
-            keys: `[num_requests, k]` the lists, -1 behind their ends.
+            keys: `[num_requests, k]` the lists, -1 past their ends.
         """
         total = self._of(keys).sum(1, keepdims=True)  # [num_requests, 1, num_tags]
         return _divergence(self.target(requests), total, self.alpha)[:, 0]

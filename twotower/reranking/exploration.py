@@ -90,7 +90,7 @@ def generators(requests: Requests, seed: int) -> Iterator[np.random.Generator]:
 
 
 def column_of(candidates: Candidates, name: str) -> np.ndarray:
-    """A column of the candidates as float64, 0 behind the end.
+    """A column of the candidates as float64, 0 past the end.
 
     Raises:
         ValueError: No such column, or values that are not finite.
@@ -108,7 +108,7 @@ def column_of(candidates: Candidates, name: str) -> np.ndarray:
 
 def of_items(values: np.ndarray, candidates: Candidates) -> np.ndarray:
     """The value of each candidate, `[num_requests, k]`. It is 0 for newer items, beyond the end of
-    `values`, and behind the end of a list."""
+    `values`, and past the end of a list."""
     inside = candidates.valid & (candidates.keys < len(values))
     if not len(values):
         return np.zeros(inside.shape)

@@ -73,7 +73,7 @@ class Greedy(Stage):
         length = min(self.length, int(candidates.counts.max(initial=0)))
         gains, rows = self.gains(requests, candidates), np.arange(num_rows)
         valid = candidates.valid
-        # What stands behind the end of a list comes after the last of it.
+        # What stands past the end of a list comes after the last of it.
         closed = np.where(valid, np.float32(0), BEHIND)
         column = np.arange(width)
         place = np.broadcast_to(column + length, valid.shape).copy()
@@ -94,7 +94,7 @@ def relevance(candidates: Candidates) -> np.ndarray:
     reciprocal ranks. Items with equal scores have the rank of the first of them.
 
     Returns:
-        `[num_requests, k]` float32; 0 behind the end of a list.
+        `[num_requests, k]` float32; 0 past the end of a list.
 
     Raises:
         ValueError: Scores that are not finite.

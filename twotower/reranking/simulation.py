@@ -127,7 +127,7 @@ class Simulation:
 
         Args:
             users: `[n]` rows of users.
-            keys: `[n, k]` items; -1 behind the end of a list is never clicked.
+            keys: `[n, k]` items; -1 past the end of a list is never clicked.
             rng: Draws them.
         """
         seen = self.examination[: keys.shape[1]]

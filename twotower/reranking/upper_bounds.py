@@ -65,7 +65,7 @@ class CascadeUcb(Bandit):
         """Updates the counts with lists that were shown.
 
         Args:
-            keys: `[num_lists, k]` items from the top, -1 behind the end of a list.
+            keys: `[num_lists, k]` items from the top, -1 past the end of a list.
             clicks: `[num_lists, k]` bool. Only the first click of a list counts.
 
         Raises:

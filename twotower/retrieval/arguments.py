@@ -1,7 +1,7 @@
-"""Checks of what callers give to an index: keys, vectors and queries, k, exclusions.
+"""Checks of the arguments of an index: keys, vectors and queries, k, exclusions.
 
-They return int64 or float32 in native byte order, contiguous, so that no backend has to check
-again. Numpy only.
+The functions return int64 or float32 in native byte order, contiguous, so that no backend has to
+check again. Numpy only.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def checked_keys(keys: ArrayLike, name: str) -> np.ndarray:
     """`keys` as `[num_keys]` int64; an empty list of any type will do.
 
     Raises:
-        ValueError: Another shape, no integers (a mask of booleans is no set of keys), or integers
+        ValueError: Another shape; values that are not integers, such as a boolean mask; or integers
             of 2**63 or more.
     """
     keys = integers(keys, name)
@@ -36,8 +36,8 @@ def checked_rows(
         rows: `[num_rows, dim]` floats.
         metric: Under `cosine` the rows are scaled to length 1; otherwise contiguous float32 rows
             are not copied.
-        name: What they are, for an error, such as `vectors of keys`.
-        labels: `[num_rows]`, how an error calls each row; by its number where None.
+        name: What the rows are, for error messages, such as `vectors of keys`.
+        labels: `[num_rows]`, name of each row in error messages; None for its number.
 
     Returns:
         `[num_rows, dim]` float32, contiguous.
@@ -76,10 +76,11 @@ def checked_rows(
 
 
 def checked_exclude(exclude: Ragged, num_queries: int) -> Ragged | None:
-    """`exclude` with int64 keys, a row a query; None where nothing is excluded.
+    """`exclude` with int64 keys, `num_queries` rows; None if nothing is excluded.
 
     Raises:
-        ValueError: No Ragged, another number of rows than queries, or values that are no keys.
+        ValueError: `exclude` is not a `Ragged`, has another number of rows than queries, or holds
+            values that are not keys.
     """
     if not isinstance(exclude, Ragged):
         raise ValueError(

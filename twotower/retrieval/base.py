@@ -1,6 +1,7 @@
 """Retriever: the interface of all indexes. A backend only finds neighbours.
 
-Checks, updates, exclusion, filters, over-fetching and short rows are implemented here, once.
+This class checks arguments, keeps updates, excludes and filters items, over-fetches, and completes
+short rows, for all backends.
 """
 
 import abc
@@ -20,7 +21,7 @@ from twotower.retrieval.overfetch import filtered_fetch, search_allowed
 from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import METRICS, KeyedVectors
 
-# An index was tuned for its size: with this many times the items, it should be tuned again.
+# With this many times the items that it was tuned for, an index should be tuned again.
 OUTGROWN = 1.5
 
 
@@ -37,13 +38,13 @@ class Retriever(abc.ABC):
     """Finds the items whose vectors score highest with a query's.
 
     One thread at a time may add, replace and remove items while others search. New vectors go to a
-    buffer that every search scans exactly, and removed ones get a tombstone. This class keeps the
-    float32 vectors for exact scans, whatever a backend keeps.
+    buffer that every search scans exactly, and removed ones get a tombstone. This class also keeps
+    the float32 vectors for exact scans.
 
     Args:
-        metric: `dot`, `cosine`, or `euclidean`, whose score is the negative squared distance.
-            Larger is better in all three.
-        config: Parameters, of the backend's `Config`; its defaults where None.
+        metric: `dot`, `cosine` or `euclidean`. The score under `euclidean` is the negative squared
+            distance, so larger is better in all three.
+        config: Parameters, an object of the backend's class `Config`; None for its defaults.
 
     Raises:
         ValueError: An unknown metric.
@@ -60,13 +61,13 @@ class Retriever(abc.ABC):
     Config: type = NoConfig
     # Whether answers are exact by construction.
     is_exact = False
-    # Distances that the backend computes for each candidate fetched; 9 to 16 were counted in HNSW
-    # (M 32) over 20,000 vectors. If a filter or exclusions leave fewer items than that times the
-    # candidates to fetch, a scan of them is cheaper, and exact.
+    # Number of distances that the backend computes for each candidate that it fetches; in HNSW (M
+    # 32) over 20,000 vectors 9 to 16 were counted. If a filter or exclusions leave fewer items than
+    # this number times the candidates to fetch, an exact scan of these items is cheaper.
     distances_per_candidate = 10.0
-    # Whether `absorb` can index further vectors; a backend that cannot is built anew.
+    # Whether `absorb` can add vectors to the backend; otherwise it builds the backend again.
     can_append: bool = False
-    # Whether `_discard` makes it forget; otherwise tombstones hide what is removed.
+    # Whether `_discard` deletes vectors; otherwise tombstones hide the removed ones.
     can_forget = False
 
     def __init__(self, metric: str = "dot", config: Any = None) -> None:
@@ -74,12 +75,12 @@ class Retriever(abc.ABC):
             raise ValueError(f"metric must be one of {METRICS}; got {metric!r}.")
         self.metric = metric
         self.config = self.Config() if config is None else config
-        # What `tuning.tune` found; saved with the index. `config_at` reads its `k`.
+        # The result of `tuning.tune`, which is saved with the index. `config_at` reads its `k`.
         self.tuned: dict = {}
         nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
         self._store = Store.of(KeyedVectors(*nothing, metric))
 
-    # What a backend implements.
+    # Methods that a backend implements.
 
     @abc.abstractmethod
     def _build(self, vectors: np.ndarray) -> None:
@@ -87,29 +88,33 @@ class Retriever(abc.ABC):
 
     @abc.abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions `[num_queries, k]` int64, -1 only behind the end, and scores float32, larger
-        is better, best first. `k` is at most the number of vectors built; the queries are as
-        `arguments.checked_rows` leaves them."""
+        """Positions `[num_queries, k]` int64 and scores float32, larger is better, best first.
+
+        A short row ends in positions of -1. `k` is at most the number of vectors built. The queries
+        are `[num_queries, dim]` float32, as `arguments.checked_rows` returns them.
+        """
 
     def _append(self, vectors: np.ndarray) -> None:
-        """Indexes further vectors, `[num_new, dim]` float32, at the positions after all others;
-        `_vectors` holds them already. See `can_append`."""
+        """Adds vectors `[num_new, dim]` float32 at the positions after all others, if `can_append`.
+        `_vectors` already holds them."""
         raise NotImplementedError
 
     def _discard(self, positions: np.ndarray) -> None:  # noqa: B027 (tombstones hide them anyhow)
-        """Forgets vectors, if `can_forget`; the other positions stay as they are."""
+        """Deletes the vectors at `positions` `[n]`, if `can_forget`; other positions do not
+        change."""
 
     def efforts(self, k: int) -> dict[str, list[int]]:
-        """What `tuning.tune` may try for `k` answers: fields of `config`, each with ascending
-        values. The last field is halved; all combinations of the others are tried."""
+        """The settings that `tuning.tune` may try for `k` answers: fields of `config`, each with
+        ascending values. For each combination of the others it raises the last field until the
+        target is reached."""
         return {}
 
     def config_at(self, depth: int) -> Any:
         """The parameters that find `depth` candidates.
 
-        Where many are excluded or filtered away, a search fetches far more than the k that it was
-        tuned for, and the last of them lie in partitions that a search for k does not reach. So the
-        search effort grows in proportion.
+        If many items are excluded or filtered out, a search fetches far more candidates than the k
+        that it was tuned for. The last of these lie in partitions that a search for k does not
+        reach. So the search effort grows in proportion to the number fetched.
         """
         times = depth / self.tuned.get("k", depth)
         if times <= 1:
@@ -126,7 +131,7 @@ class Retriever(abc.ABC):
         """Writes the files of the backend."""
 
     def _load(self, directory: pathlib.Path) -> None:
-        """Reads them; `_vectors` is there already."""
+        """Reads the files that `_save` wrote; `_vectors` is already loaded."""
         self._build(self._vectors)
 
     @property
@@ -139,20 +144,21 @@ class Retriever(abc.ABC):
         """`[num_built, dim]`, what the backend was built from."""
         return self._store.built.vectors
 
-    # What callers use.
+    # Methods for callers.
 
     def build(self, keys: np.ndarray, vectors: np.ndarray) -> Self:
-        """Indexes vectors anew, and returns itself. Not while other threads search.
+        """Indexes vectors in place of all earlier ones, and returns itself. Do not call it while
+        other threads search.
 
         Args:
             keys: `[num_items]` integers of 0 or more, no duplicates.
-            vectors: `[num_items, dim]` floats; kept without a copy where they are float32 and
-                contiguous (and the metric is not cosine), so leave them as they are.
+            vectors: `[num_items, dim]` floats. If they are float32 and contiguous, and the metric
+                is not cosine, they are not copied: do not change them afterwards.
 
         Raises:
-            ValueError: Duplicate or negative keys, another number of vectors than keys, no items,
-                vectors that are not finite floats, or longer than `arguments.MAX_LENGTH`, or zero
-                under cosine.
+            ValueError: Duplicate or negative keys; another number of vectors than keys; no items;
+                vectors that are not finite floats, are longer than `arguments.MAX_LENGTH`, or are
+                zero under cosine.
         """
         built = KeyedVectors.checked(keys, vectors, self.metric)
         if len(built) == 0:
@@ -173,12 +179,16 @@ class Retriever(abc.ABC):
 
     @property
     def keys(self) -> np.ndarray:
-        """Keys of the items that a search may find, ascending."""
+        """Keys of the items that a search may find, `[num_items]` int64, ascending."""
         return self._store.keys
 
     def state(self) -> dict[str, np.ndarray]:
-        """The arrays of the items: `keys` and `vectors` as built, `dead` (removed or replaced, by
-        position), `fresh_keys` and `fresh_vectors` added since."""
+        """The arrays of the items, by name.
+
+        `keys` `[num_built]` and `vectors` `[num_built, dim]` as built; `dead` `[num_built]` bool,
+        which of these were removed or replaced since; `fresh_keys` and `fresh_vectors`, added
+        since.
+        """
         return self._store.arrays()
 
     @property
@@ -189,8 +199,12 @@ class Retriever(abc.ABC):
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         """Adds items or replaces their vectors; the next search finds them.
 
-        Each call copies the buffer, so give many items in one call. Warns when the buffer grows
-        over `store.MAX_BUFFER` vectors, or the catalogue outgrows the size it was tuned for.
+        Each call copies the buffer, so add many items in one call. Warns when the buffer exceeds
+        `store.MAX_BUFFER` vectors, or when the catalogue outgrows the size it was tuned for.
+
+        Args:
+            keys: `[num_new]` integers of 0 or more, no duplicates.
+            vectors: `[num_new, dim]` floats.
 
         Raises:
             ValueError: As in `build`; nothing is changed then.
@@ -203,7 +217,8 @@ class Retriever(abc.ABC):
             warnings.warn(f"{type(self).__name__}: {reason}.", stacklevel=2)
 
     def remove(self, keys: np.ndarray) -> None:
-        """Removes items; the next search does not find them. A key given twice counts once.
+        """Removes the items of `keys` `[n]`; the next search does not find them. Duplicates are
+        allowed.
 
         Raises:
             ValueError: A key that is not in the index; nothing is changed then.
@@ -218,7 +233,8 @@ class Retriever(abc.ABC):
         return self._store.knows(checked_keys(keys, "keys"))
 
     def require_known(self, keys: np.ndarray) -> None:
-        """Raises ValueError that names keys which are not in the index."""
+        """Raises ValueError if some of `keys` `[n]` are not in the index; the message names
+        them."""
         unknown = keys[~self.knows(keys)]
         if len(unknown):
             raise ValueError(
@@ -227,12 +243,13 @@ class Retriever(abc.ABC):
             )
 
     def absorb(self) -> Self:
-        """Moves the buffer into the backend, and returns itself. Not while other threads search.
+        """Moves the buffer into the backend, and returns itself. Do not call it while other threads
+        search.
 
-        What is removed leaves a backend that can forget, and stays behind a tombstone in one that
-        cannot (HNSW). Partitions and codes stay those of the vectors first built from, which is
-        what a rebuild, `build(*retriever.live())`, would renew: `needs_rebuild` says when. A
-        backend that cannot index further vectors is built anew right here.
+        Removed items leave the backend if it can delete vectors; otherwise (HNSW) tombstones still
+        hide them. Partitions and codes remain those of the first build. Only a rebuild,
+        `build(*retriever.live())`, learns them again: `needs_rebuild` says when. A backend that
+        cannot add vectors is rebuilt by this call.
         """
         self._require_built()
         store = self._store
@@ -259,13 +276,13 @@ class Retriever(abc.ABC):
 
     @property
     def needs_rebuild(self) -> str:
-        """Why the index should be built anew (or absorb its buffer), "" while it need not; see
+        """Why the index should be rebuilt or absorb its buffer; "" if it need not. The limits are
         `store.MAX_BUFFER`, `store.MAX_TOMBSTONES` and `OUTGROWN`."""
         return self._store.worn or self.outgrown
 
     @property
     def outgrown(self) -> str:
-        """How far the catalogue has outgrown its tuning, "" while it has not."""
+        """How far the catalogue has outgrown the tuning; "" if it has not."""
         tuned_for = self.tuned.get("num_items", 0)
         if not tuned_for or len(self) < OUTGROWN * tuned_for:
             return ""
@@ -283,23 +300,23 @@ class Retriever(abc.ABC):
     ) -> Candidates:
         """The best `k` items of each query.
 
-        A row comes back short only where no more items are left: rows in which an approximate
-        backend found too few are scanned exactly.
+        A row is short only if no more items are left: if an approximate backend finds too few for a
+        row, an exact scan answers that row.
 
         Args:
-            queries: `[num_queries, dim]` floats; not copied where float32 and contiguous, unless
+            queries: `[num_queries, dim]` floats. Float32 and contiguous ones are not copied, unless
                 the metric is cosine or the exclusions differ much in length.
-            k: 1 or more; the answer is `[num_queries, min(k, number of items)]`, or one column
-                where all items were removed.
-            exclude: For each query, the keys that must not be answered; unknown ones do no harm.
-            allow: `[num_allowed]` keys that may be answered, for all queries alike; unknown ones
-                do no harm.
+            k: 1 or more. The answer is `[num_queries, min(k, number of items)]`; it has one column
+                if all items were removed.
+            exclude: For each query, the keys that must not be answered; unknown keys are ignored.
+            allow: `[num_allowed]` keys that may be answered, the same for all queries; unknown keys
+                are ignored.
 
         Raises:
-            ValueError: Queries of another dimension, or not finite, or longer than
-                `arguments.MAX_LENGTH`, or zero under cosine; k that is no integer of 1 or more;
-                another number of exclusion rows than queries; keys that are no integers; an index
-                without `build`.
+            ValueError: Queries of another dimension, that are not finite, are longer than
+                `arguments.MAX_LENGTH`, or are zero under cosine; a k that is not an integer of 1 or
+                more; another number of exclusion rows than queries; keys that are not integers; or
+                an index that was not built.
         """
         return self._search_store(self._store, queries, k, exclude, allow)
 
@@ -359,7 +376,7 @@ class Retriever(abc.ABC):
         )
 
     def _search_plain(self, built: KeyedVectors, queries: np.ndarray, k: int) -> Candidates | None:
-        """The backend's answer where no built vector is excluded; None if a row is short."""
+        """The backend's answer if no built vector is excluded; None if a row is short."""
         if not len(queries):
             return None
         positions, scores = self._search(queries, k)
@@ -370,15 +387,15 @@ class Retriever(abc.ABC):
         return Candidates(keys, scores, np.full(len(keys), k))
 
     def search_built(self, queries: np.ndarray, k: int, exact: bool = False) -> Candidates:
-        """What the backend alone finds among the vectors it was built from.
+        """What the backend alone finds among the vectors that it was built from, to measure it.
 
-        No updates, and short rows stay as the backend left them: this is for measuring it. What
-        was removed before the last `absorb` takes no places, as in `search`.
+        Later updates are ignored, and short rows stay short. Items that were removed before the
+        last `absorb` do not count among the `k`, as in `search`.
 
         Args:
-            queries: As in `search`.
+            queries: `[num_queries, dim]`, as in `search`.
             k: As in `search`.
-            exact: Scan instead: the truth to measure it against.
+            exact: Whether to scan exactly instead, for the answer to compare with.
         """
         queries, store = self._checked_queries(queries), self._store
         built = store.built
@@ -392,16 +409,18 @@ class Retriever(abc.ABC):
         return Candidates.rank(built.keys_of(positions), scores, k)
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes plain files into a folder that is there.
+        """Writes plain files into a folder that exists.
 
-        `build.save` is the one to call: it adds a description and checksums, and replaces safely.
+        Call `build.save` instead: it adds a description and checksums, and replaces a folder
+        safely.
         """
         self._require_built()
         self._store.save(directory)
         self._save(directory)
 
     def load(self, directory: pathlib.Path, mmap: bool = False) -> Self:
-        """Reads what `save` wrote, and returns itself; `build.load` checks first.
+        """Reads what `save` wrote, and returns itself. Call `build.load` instead, which checks
+        first.
 
         Args:
             directory: The folder.

@@ -1,7 +1,7 @@
 """From an IndexConfig to a Retriever, and to disk and back.
 
-A saved index describes itself (`index.json`) and refuses to be anything else: every file's sha256,
-the dimension, the metric, and the version of the model whose vectors it holds.
+A saved index has a description, `index.json`, with the sha256 of every file, the dimension, the
+metric, and the version of the model whose vectors it holds. `load` refuses a mismatch.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class IndexConfig:
     Attributes:
         backend: One of `BACKENDS`.
         metric: `dot`, `cosine` or `euclidean`.
-        parameters: Fields of the backend's config; its defaults where empty.
+        parameters: Fields of the backend's config -> their values; the others have their defaults.
 
     >>> config = IndexConfig("hnsw", "cosine", {"ef_search": 400})
     >>> make(config).config.ef_search
@@ -81,7 +81,7 @@ def make(config: IndexConfig) -> Retriever:
 
 
 def build(config: IndexConfig, keys: np.ndarray, vectors: np.ndarray) -> Retriever:
-    """An index over vectors; see `Retriever.build`."""
+    """An index over vectors `[num_items, dim]` with keys `[num_items]`; see `Retriever.build`."""
     return make(config).build(keys, vectors)
 
 
@@ -90,12 +90,12 @@ def save(retriever: Retriever, directory: str | pathlib.Path, model_version: str
 
     Args:
         retriever: With its buffer and tombstones.
-        directory: An index that is there is replaced; a folder of something else is refused.
-        model_version: Of the vectors; `load` can demand it.
+        directory: An index in it is replaced; a folder of anything else is refused.
+        model_version: Version of the model of the vectors; `load` can require it.
 
     Raises:
-        ValueError: An index without `build`, or a folder that may not be replaced (see
-            `replacing`); the folder that was there stays.
+        ValueError: An index that was not built, or a folder that may not be replaced (see
+            `replacing`). That folder is not changed.
     """
     with replacing(directory, "index.json") as folder:
         write(retriever, folder, model_version)

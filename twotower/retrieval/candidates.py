@@ -8,7 +8,7 @@ import numpy as np
 
 from twotower.ragged import Ragged
 
-# Key and score behind the end of a row.
+# Key and score past the end of a row.
 NO_KEY = -1
 NO_SCORE = np.float32(-np.inf)
 
@@ -107,7 +107,7 @@ def _best_cells(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def widened(values: np.ndarray, width: int, fill: Any) -> np.ndarray:
-    """`values` with columns of `fill` appended, up to `width`."""
+    """`values` `[num_rows, n]` with columns of `fill` appended, up to `width` columns."""
     missing = width - values.shape[1]
     if missing <= 0:
         return values
@@ -115,7 +115,12 @@ def widened(values: np.ndarray, width: int, fill: Any) -> np.ndarray:
 
 
 def order_ties(keys: np.ndarray, scores: np.ndarray) -> None:
-    """Sorts equal scores by key, in place. Rows are sorted by score, and few have ties."""
+    """Sorts equal scores by key, in place.
+
+    Args:
+        keys: `[num_rows, n]`.
+        scores: `[num_rows, n]`, each row descending. It is fast if few rows have ties.
+    """
     equal = scores[:, 1:] == scores[:, :-1]
     if np.count_nonzero(equal):  # the quickest look there is
         tied = np.flatnonzero(equal.any(1))
@@ -215,7 +220,7 @@ class Candidates:
         """The best `k` items of dense scores.
 
         Args:
-            scores: `[num_queries, num_items]` floats, a column a key, larger is better; -inf
+            scores: `[num_queries, num_items]` floats, a column for each key, larger is better; -inf
                 marks what may not be answered. Those that are float32 are overwritten.
             k: Width of the answer, 1 or more.
             exclude: Keys that may not be answered, a row for each query.
@@ -274,7 +279,7 @@ class Candidates:
         )
 
     def take(self, rows: np.ndarray) -> "Candidates":
-        """The given queries' rows."""
+        """The rows of the queries `rows`: indices `[n]`, or a boolean mask `[num_queries]`."""
         return Candidates(
             self.keys[rows],
             self.scores[rows],

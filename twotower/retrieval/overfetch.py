@@ -1,4 +1,4 @@
-"""Over-fetching: how many candidates to fetch from an index if some may not be answered."""
+"""Over-fetching: how many candidates to fetch from an index if some must not be answered."""
 
 from collections.abc import Callable
 
@@ -23,21 +23,22 @@ def search_allowed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best positions that are allowed and not excluded.
 
-    The number fetched is k, plus what a row excludes, plus what a filter is likely to leave out. A
-    row that comes back short is scanned exactly. Where a scan costs less, all rows are.
+    The number fetched is k, plus the number of exclusions of a row, plus the number that a filter
+    is likely to remove. If a row is short, an exact scan answers it. If a scan costs less than the
+    search, it answers all rows.
 
     Args:
-        find: An approximate search: queries and a size -> positions (-1 behind the end) and scores.
+        find: An approximate search: queries and a size -> positions (-1 past the end) and scores.
         built: What it searches.
         queries: `[num_queries, dim]` float32.
         k: 1 or more.
-        is_allowed: `[num_built]` bool, positions that may be found; all where None.
-        num_allowed: How many positions those are.
+        is_allowed: `[num_built]` bool, positions that may be found; None for all.
+        num_allowed: Number of these positions.
         exclude: For each query, keys that may not be found.
         distances_per_candidate: As in `Retriever`.
 
     Returns:
-        Positions `[num_queries, k]`, -1 where no more is left, and scores, best first.
+        Positions `[num_queries, k]`, -1 if no more are left, and scores, best first.
     """
     num = len(built)
     excluded = np.empty(0, np.int64) if exclude is None else np.unique(built.pairs(exclude))
@@ -78,7 +79,7 @@ def filtered_fetch(fetch: np.ndarray, num_allowed: int, num: int) -> np.ndarray:
     [38, 676]
     """
     if num_allowed < num:
-        # What a filter leaves out is spread over an answer about as over the catalogue.
+        # The items that a filter removes are about as frequent in an answer as in the catalogue.
         fetch = fetch + 16 + (1.2 * fetch * (num / max(num_allowed, 1) - 1)).astype(np.int64)
     return np.minimum(fetch, num)
 

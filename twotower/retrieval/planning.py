@@ -1,4 +1,4 @@
-"""What an index of some size would cost, and which one to take, from this project's measurements.
+"""Predicts the cost of an index of a given size from measurements, and recommends an index.
 
 `measured.json` holds bytes, build time, latency and recall of each kind of tuned index at several
 sizes, as experiments/benchmarks/retrieval.py measured them. Power laws through those points
@@ -18,10 +18,10 @@ from scipy.optimize import nnls
 from twotower.retrieval.store import MAX_TOMBSTONES
 
 FILE = pathlib.Path(__file__).parent / "measured.json"
-# Points under this share of the largest size say more of constant costs than of growth.
+# Points below this share of the largest size show constant costs rather than growth.
 LEAST_SHARE = 1 / 100
 FLOAT_BYTES, KEY_BYTES, DAY = 4, 8, 86_400
-# Exact search needs no tuning, no build and no rebuild: where it is this quick, that decides.
+# Exact search needs no tuning, build or rebuild, so it is chosen if it takes less than this.
 EXACT_MS = 1.0
 # Codes are searched in memory while the float32 vectors, scored again, may stay on disk.
 CODED = ("hnsw-fp16", "hnsw-sq8", "ivf_pq")
@@ -29,7 +29,7 @@ CODED = ("hnsw-fp16", "hnsw-sq8", "ivf_pq")
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What an index would cost; one thread searches, `cores` build.
+    """The predicted cost of an index, with one thread that searches.
 
     Attributes:
         variant: Kind of index, as in the measurements.
@@ -38,7 +38,7 @@ class Prediction:
         index_bytes: What the index itself takes.
         vector_bytes: The float32 vectors and keys, for exact scans and scores; they may be
             memory-mapped.
-        build_s: Seconds of one core; the measured builds share them among cores.
+        build_s: Seconds of a build on one core.
         p50_ms: Median milliseconds of a search, one thread.
         recall: Of the tuned index at the largest size measured.
         recall_of_codes: Lowest recall@100 measured of its codes alone, without scoring again by
@@ -63,7 +63,7 @@ class Prediction:
 
     @property
     def resident_bytes(self) -> float:
-        """What must be in memory: codes alone where the vectors may stay on disk."""
+        """Bytes that must be in memory: only those of the codes if the vectors may stay on disk."""
         return self.index_bytes + (0 if self.variant in CODED else self.vector_bytes)
 
 
@@ -140,7 +140,7 @@ def _at(coefficients: np.ndarray, num_items: int, dim: int) -> float:
 
 
 def predict(rows: Sequence[dict], num_items: int, dim: int) -> Prediction:
-    """What the kind of index that these rows measured would cost.
+    """The predicted cost of the kind of index that these rows measured.
 
     Args:
         rows: Measurements of one variant, at two sizes or more.
@@ -193,7 +193,7 @@ def error_at_largest(rows: Sequence[dict]) -> dict[str, float]:
 
 
 def plan(num_items: int, dim: int, rows: Sequence[dict] | None = None) -> list[Prediction]:
-    """What each kind of index would cost, the quickest search first.
+    """The predicted cost of each kind of index, the fastest search first.
 
     Args:
         num_items: Vectors.
@@ -217,19 +217,19 @@ def suggest(
     rows: Sequence[dict] | None = None,
     cores: int = 2,
 ) -> Suggestion:
-    """Which index to take: the quickest that fits into memory and can be kept fresh.
+    """Which index to take: the fastest that fits into memory and can be rebuilt often enough.
 
-    Exact search is preferred where it answers within a millisecond. A graph cannot drop
-    vectors, so it is rebuilt when a share of `MAX_TOMBSTONES` of them was replaced. Others are
-    rebuilt once a day. A build may take at most half of the time until the next one.
+    Exact search is preferred if it answers within a millisecond. A graph cannot delete vectors, so
+    it is rebuilt when a share of `MAX_TOMBSTONES` of them was replaced. Other indexes are rebuilt
+    once a day. A build may take at most half of the time until the next one.
 
     Args:
         num_items: Vectors.
         dim: Their length.
-        memory: Bytes there are for it. Codes can leave the float32 vectors on disk.
+        memory: Bytes available. With codes the float32 vectors may stay on disk.
         updates: Items added, replaced or removed a day.
         rows: Measurements; this project's where None.
-        cores: That build.
+        cores: Number of cores that build.
 
     Raises:
         ValueError: Nothing fits: the message has each index with what it would need.

@@ -11,17 +11,18 @@ from twotower.retrieval.candidates import NO_KEY
 from twotower.retrieval.vectors import KeyedVectors
 
 # When an index should absorb its buffer or be built anew (`Store.worn`). A search scans the whole
-# buffer and fetches 1 / (1 - tombstones) times as many candidates, so both cost time and, being
-# made up for, no recall. At 100,000 x 128 a search took .1 to .2 ms more from the first tombstone
-# on, and hardly more with two in five; .2 ms more with 1,000 in the buffer, .5 with 10,000, .7 with
-# 20,000 and 1.4 with 50,000 (experiments/results/indexes/index_updates.json).
+# buffer and fetches 1 / (1 - tombstones) times as many candidates. So both cost time, but no
+# recall. At 100,000 x 128 a search took .1 to .2 ms more from the first tombstone on, and hardly
+# more with two in five; .2 ms more with 1,000 in the buffer, .5 with 10,000, .7 with 20,000 and 1.4
+# with 50,000 (experiments/results/indexes/index_updates.json).
 MAX_BUFFER = 10_000  # vectors
 MAX_TOMBSTONES = 0.2  # share of those built
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Store:
-    """Immutable: a change makes a new Store, so a search under way sees one state throughout.
+    """The items of an index. It is immutable: a change makes a new Store, so a running search sees
+    one state.
 
     Attributes:
         built: What the backend was built from.
@@ -58,7 +59,7 @@ class Store:
 
     @functools.cached_property
     def is_changed(self) -> bool:
-        """Whether a search has to look at more than the backend's answer."""
+        """Whether a search needs more than the backend's answer."""
         return self.num_tombstones > 0 or len(self.fresh) > 0
 
     @functools.cached_property
@@ -76,7 +77,7 @@ class Store:
 
     @property
     def keys(self) -> np.ndarray:
-        """Keys of the items that a search may find, ascending."""
+        """Keys of the items that a search may find, `[num_items]` int64, ascending."""
         return np.sort(np.concatenate([self.built.keys[~self.removed], self.fresh.keys]))
 
     @property
@@ -104,7 +105,7 @@ class Store:
         return ""
 
     def add(self, new: KeyedVectors) -> "Store":
-        """With further items, or others instead of those with the same keys."""
+        """A store with further items, which replace those with the same keys."""
         kept = self.remove(new.keys)
         keys = np.concatenate([kept.fresh.keys, new.keys])
         vectors = np.concatenate([kept.fresh.vectors, new.vectors])
@@ -123,7 +124,7 @@ class Store:
         return known | (self.fresh.positions(keys) >= 0)
 
     def remove(self, keys: np.ndarray) -> "Store":
-        """Without items; keys that it does not know do no harm."""
+        """A store without the items of `keys` `[n]`; unknown keys are ignored."""
         removed, fresh = self.removed.copy(), self.fresh
         position = self.built.positions(keys)
         removed[position[position >= 0]] = True
@@ -134,7 +135,7 @@ class Store:
         return Store(self.built, removed, fresh, self.forgotten)
 
     def is_allowed(self, allow: np.ndarray | None) -> np.ndarray | None:
-        """`[num_built]` bool, which built vectors may be found; None where all may.
+        """`[num_built]` bool, which built vectors may be found; None if all may.
 
         Args:
             allow: `[num_allowed]` int64 keys; None for no filter.
@@ -164,7 +165,7 @@ class Store:
         return dataclasses.replace(Store.of(built), removed=removed, forgotten=forgotten)
 
     def live(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and vectors of all items that a search may find: what a rebuild starts from."""
+        """Keys `[num_items]` and vectors `[num_items, dim]` of all items that a search may find."""
         alive = self._alive
         if alive is None:
             if not len(self.fresh):
@@ -176,7 +177,7 @@ class Store:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All there is to save, by the name of its file."""
+        """The arrays to save, by name of the file; see `Retriever.state`."""
         return {
             "keys": self.built.keys,
             "vectors": self.built.vectors,

@@ -24,8 +24,8 @@ def bounded(threads: int, all_threads: int = CORES) -> int:
     thread, which needs no pool.
 
     Args:
-        threads: 0 for all.
-        all_threads: How many "all" is.
+        threads: The number that the config asks for; 0 for `all_threads`.
+        all_threads: The number that 0 stands for.
 
     Returns:
         From 1 to the number of cores. More threads would wait for one another, and a process may

@@ -22,9 +22,9 @@ def recall_against(exact: Candidates, found: Candidates) -> float:
 def shares_found(exact: Candidates, found: Candidates) -> np.ndarray:
     """Share of each query's exact answer that is in `found`, `[num_queries]`.
 
-    An item that scores no less than the last of the exact answer counts as found: among equal
-    scores at the cut the exact answer takes the lowest keys, and an index need not. (The score of
-    one item, computed in two ways, differs by up to 1e-5 of the largest.)
+    An item that scores no less than the last of the exact answer counts as found: of several items
+    with the last score, the exact answer has those with the lowest keys, but an index may have
+    others. (The score of one item, computed in two ways, differs by up to 1e-5 of the largest.)
 
     Args:
         exact: The best items of each query.
@@ -52,13 +52,15 @@ def _stands_in(found: Candidates, exact: Candidates, some: np.ndarray) -> np.nda
 
 
 def built_recall(retriever: Retriever, queries: np.ndarray, k: int) -> float:
-    """recall@k of the backend alone, without the buffer and without exact scans for short rows."""
+    """recall@k of the backend alone for `queries` `[num_queries, dim]`, without the buffer and
+    without exact scans for short rows."""
     exact = rescored(retriever, queries, retriever.search_built(queries, k, exact=True))
     return recall_against(exact, rescored(retriever, queries, retriever.search_built(queries, k)))
 
 
 def rescored(retriever: Retriever, queries: np.ndarray, found: Candidates) -> Candidates:
-    """The answer of `search_built`, in its order, with scores from the index's float32 vectors.
+    """The answer of `search_built` to `queries` `[num_queries, dim]`, in its order, with scores
+    from the index's float32 vectors.
 
     A backend's scores cannot judge it, since it may hold other vectors.
     """
@@ -87,31 +89,32 @@ def tune(
 
     `Retriever.efforts` names the settings: `ef_search` of HNSW (and `refine` over codes),
     `num_probes` of IVF (and `refine` of IVF-PQ), leaves and reordering candidates of ScaNN. For
-    each value of the first setting, the second one rises until the target is reached. Of the pairs
-    that reach it, the quickest stays, measured one query at a time.
+    each value of the first setting, the second one rises until the target is reached, or until
+    recall grows no more. Of the pairs that reach it, the fastest is chosen, measured one query at a
+    time.
 
-    The target is reached if the lower end of a one-sided 95% interval reaches it. A mean that just
-    reaches it on these queries misses it on others: ScaNN found .985 of what 200 queries wanted,
-    and .976 for the next 300.
+    The target is reached if the lower end of a one-sided 95% interval reaches it. A mean that only
+    just reaches it on these queries may miss it on others: ScaNN had a recall of .985 on 200
+    queries, and of .976 on the next 300.
 
     A search that fetches more than k, to step over exclusions, takes more effort in proportion
     (`Retriever.config_at`).
 
-    Recall is that of the backend alone: neither the exact scan that completes short rows nor the
-    fresh buffer helps it. Where no setting reaches the target the best stays, with a warning.
+    Recall is that of the backend alone, without the exact scan that completes short rows and
+    without the buffer. If no setting reaches the target, the best is chosen, with a warning.
 
     Args:
-        retriever: An approximate index; its `config` is replaced, and `tuned`, which is saved with
-            it, says what was found.
-        queries: `[num_queries, dim]` like those to come, not the items themselves.
-        k: Answers that recall is measured at.
+        retriever: An approximate index. Its `config` is replaced. Its `tuned`, which is saved with
+            it, gets the values that are returned.
+        queries: `[num_queries, dim]`, like those in service; not the vectors of items.
+        k: Number of answers at which recall is measured.
         recall_target: Share of the exact top k to find.
 
     Returns:
         The parameters chosen, `recall`, `target`, `k` and `num_items`.
 
     Raises:
-        ValueError: An index without such a parameter or `build`, or no queries.
+        ValueError: An index without such a parameter, an index that was not built, or no queries.
     """
     if len(queries) == 0:
         raise ValueError("tuning needs queries like those to come; got none.")

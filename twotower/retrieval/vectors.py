@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 26
 
 
 class KeyedVectors:
-    """Vectors, one a key. Nothing in it changes, so threads may share it.
+    """Vectors, one for each key. It is immutable, so threads may share it.
 
     Args:
         keys: `[num_items]` int64, unique; -1 for vectors that no longer stand for an item.
@@ -46,7 +46,7 @@ class KeyedVectors:
     def checked(
         cls, keys: ArrayLike, vectors: ArrayLike, metric: str, dim: int | None = None
     ) -> "KeyedVectors":
-        """From what a caller gave; float32 and contiguous vectors are kept without a copy.
+        """From the arguments of a caller; float32 and contiguous vectors are not copied.
 
         Raises:
             ValueError: Keys that are not `[num_items]` unique integers of 0 or more; vectors that
@@ -89,11 +89,11 @@ class KeyedVectors:
         return self._keys.nbytes + order + self.vectors.nbytes
 
     def keys_of(self, positions: np.ndarray) -> np.ndarray:
-        """Keys at positions, of any shape; -1 for -1."""
+        """Keys at positions, `[...]` int64 of the same shape; -1 for the position -1."""
         return positions if self._order is None else self._keys[positions]
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
-        """Positions of keys, of any shape; -1 for an unknown key."""
+        """Positions of keys, `[...]` int64 of the same shape; -1 for an unknown key."""
         num = len(self)
         if self._order is None:
             return np.where((keys >= 0) & (keys < num), keys, -1)
@@ -102,9 +102,10 @@ class KeyedVectors:
         return np.where((self._keys[position] == keys) & (keys >= 0), position, -1)
 
     def pairs(self, keys: Ragged) -> np.ndarray:
-        """Ragged keys as numbers `row * num_items + position`, row after row; unknown ones drop.
+        """Ragged keys as numbers `row * num_items + position`, `[num_known]` int64, row after row.
 
-        With one array of numbers a whole batch is excluded without a loop.
+        Unknown keys are left out. With one array of numbers a whole batch is excluded without a
+        loop.
         """
         position = self.positions(keys.values)
         pairs = keys.row_index * len(self) + position
@@ -141,12 +142,12 @@ class KeyedVectors:
         Args:
             queries: `[num_queries, dim]` float32.
             k: 1 or more.
-            is_allowed: `[num_items]` bool, positions that may be found; all where None.
-            excluded: Pairs, as `pairs` gives them, that may not.
+            is_allowed: `[num_items]` bool, positions that may be found; None for all.
+            excluded: `[num_pairs]`, pairs from `pairs` that must not be found.
 
         Returns:
-            Positions `[num_queries, n]` int64 and scores, best first, equal scores by key; n is at
-            most k, and -1 and -inf stand where no more is left.
+            Positions `[num_queries, n]` int64 and scores, best first, equal scores by key. n is at
+            most k. A short row ends in -1 and -inf.
         """
         if is_allowed is None or np.count_nonzero(is_allowed) >= len(self) // 2:
             chosen = slice(None)

@@ -86,7 +86,7 @@ class Columns:
         Args:
             scores: float32 without NaN; -inf marks what may not be answered.
             k: 1 or more.
-            exclude: Keys that may not be answered, a row a request.
+            exclude: Keys that may not be answered, a row for each request.
         """
         excluded = self.of(exclude)
         scores[excluded.row_index, excluded.values] = NO_SCORE
@@ -104,7 +104,7 @@ def first_allowed(keys: np.ndarray, scores: np.ndarray, k: int, exclude: Ragged)
             the end.
         scores: float32 of the same shape, descending, equal scores by ascending key.
         k: 1 or more.
-        exclude: Keys that may not be answered, a row a request.
+        exclude: Keys that may not be answered, a row for each request.
 
     >>> first_allowed(np.array([[4, 2, 9]]), np.float32([[3, 2, 1]]), 2,
     ...               Ragged.from_rows([[2], []])).keys.tolist()

@@ -1,4 +1,4 @@
-"""Exact search by one matrix product: the oracle of all others, and enough for small catalogues."""
+"""Exact search by one matrix product: the reference for all others, enough for small catalogues."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from twotower.retrieval.base import Retriever
 
 
 class BruteForceIndex(Retriever):
-    """Scores every item; no approximation, nothing to tune, no time to build.
+    """Scores every item. There is nothing to approximate, tune or build.
 
     numpy's BLAS decides on threads (OPENBLAS_NUM_THREADS); the flat index has an argument.
 

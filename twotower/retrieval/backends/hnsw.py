@@ -27,12 +27,13 @@ class HnswConfig:
 
     Attributes:
         neighbours: Links of a vector in each layer (M); twice as many in the lowest.
-        ef_construction: Candidates kept while a vector is linked in.
-        ef_search: Candidates kept while a query walks; at least k is used.
-        storage: What stands at the nodes: `float` (4 bytes a dimension), `fp16` (2) or `sq8` (1,
+        ef_construction: Number of candidates kept while a vector is inserted.
+        ef_search: Number of candidates kept during a search; at least k is used.
+        storage: How the nodes store vectors: `float` (4 bytes a dimension), `fp16` (2) or `sq8` (1,
             a uniform 8-bit code between each dimension's extremes).
-        refine: With fp16 and sq8, times k that are scored again from the float32 vectors.
-        threads: Threads of a search, 0 for all. It holds in every calling thread.
+        refine: With fp16 and sq8, this number times k items are scored again from the float32
+            vectors.
+        threads: Number of threads of a search, in every calling thread; 0 for all.
 
     >>> HnswConfig(storage="int4")
     Traceback (most recent call last):

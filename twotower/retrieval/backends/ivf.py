@@ -1,6 +1,7 @@
 """FAISS IVF: inverted lists around k-means centres (Jegou et al., TPAMI 2011, without the codes).
 
-A query looks into the lists of its nearest centres. Vectors stand there whole; `ivf_pq` has codes.
+A query scans the lists of its nearest centres. The lists hold the vectors themselves; those of
+`ivf_pq` hold codes.
 """
 
 import dataclasses
@@ -19,9 +20,9 @@ class IvfConfig:
 
     Attributes:
         num_lists: Lists (nlist); 0 for 4 sqrt(num_items).
-        num_probes: Lists that a query looks into (nprobe).
-        training_points: Vectors a list, at most, that k-means sees.
-        training_iterations: Rounds of k-means.
+        num_probes: Number of lists that a query scans (nprobe).
+        training_points: Largest number of training vectors of k-means, for each list.
+        training_iterations: Number of iterations of k-means.
         threads: Threads of a search, whichever thread calls it; 0 for all, at most the number of
             cores.
 
@@ -46,8 +47,8 @@ class IvfConfig:
 class IvfIndex(FaissIndex):
     """FAISS IVF-Flat.
 
-    Vectors can be added and removed. The centres stay those of the first build, so they fit a
-    catalogue that drifts less and less: see experiments/benchmarks/index_updates.py.
+    Vectors can be added and removed. The centres stay those of the first build, so they fit less
+    and less well if the catalogue drifts: see experiments/benchmarks/index_updates.py.
 
     >>> index = IvfIndex("dot", IvfConfig(num_lists=2, num_probes=2))
     >>> index = index.build(np.array([7, 8, 9]), np.eye(3, dtype=np.float32))
@@ -65,7 +66,7 @@ class IvfIndex(FaissIndex):
 
     def _build(self, vectors: np.ndarray) -> None:
         num, dim = vectors.shape
-        # Rounds of k-means over few vectors are too short to share: threads would mostly wait.
+        # Iterations of k-means over few vectors are too short to share: threads would mostly wait.
         use_threads(0 if num >= LEAST_SHARED else 1)
         num_lists = min(num, self.config.num_lists or int(4 * np.sqrt(num)))
         # The quantizer has the index's metric: over another, lists and answers would not agree.

@@ -1,8 +1,8 @@
 """FAISS IVF-PQ: inverted lists of product-quantised residuals (Jegou et al., TPAMI 2011).
 
 A vector's difference from its list's centre is cut into `code_bytes` parts, each replaced by the
-nearest of 256 learned ones: a byte a part. Scores of codes are rough, so `refine` times k of what
-the codes find are scored again from the float32 vectors, which may be memory-mapped.
+nearest of 256 learned ones: a byte for each part. Scores of codes are approximate, so the first
+`refine` times k items are scored again from the float32 vectors, which may be memory-mapped.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from twotower.retrieval.backends.faiss_index import faiss
 from twotower.retrieval.backends.ivf import IvfConfig, IvfIndex
 from twotower.retrieval.candidates import NO_SCORE, widened
 
-# 256 parts cannot be learned from fewer vectors than a few each; those few are scanned exactly.
+# 256 parts cannot be learned from fewer vectors than a few each; fewer are scanned exactly.
 LEAST_ITEMS = 1000
 
 
@@ -26,7 +26,8 @@ class IvfPqConfig(IvfConfig):
     Attributes:
         code_bytes: Bytes of a code (m); must divide the dimension. 0 for the largest divisor up to
             16.
-        refine: Times k that are scored again exactly; 1 ranks what the codes alone would answer.
+        refine: This number times k items are scored again exactly. With 1, the k items that the
+            codes find are put into the right order.
 
     >>> IvfPqConfig(code_bytes=16, refine=4).num_probes
     32
@@ -54,7 +55,7 @@ class IvfPqIndex(IvfIndex):
 
     @property
     def can_append(self) -> bool:  # type: ignore[override]
-        """False while there are too few items for codes: `absorb` then builds anew from the live
+        """False while there are too few items for codes: `absorb` then rebuilds from the live
         items, as codes once they are enough."""
         return self._index is not None
 

@@ -59,8 +59,8 @@ OPEN_TO_ALL = (
 class MilvusConfig:
     """Where the vectors are.
 
-    A server's token is no parameter, since these are saved with an index: it is read from the
-    environment variable MILVUS_TOKEN (`user:password`, or an API key).
+    The token of a server is not a parameter, since parameters are saved with an index. It is read
+    from the environment variable MILVUS_TOKEN (`user:password`, or an API key).
 
     Attributes:
         uri: `http://host:port` of a server, which chooses the kind of index itself (AUTOINDEX); or
@@ -150,7 +150,7 @@ class MilvusIndex(Retriever):
     def close(self) -> None:
         """Ends the connection and removes a temporary file.
 
-        Happens by itself, a little later, when the index is garbage.
+        It also happens when the index is garbage-collected, a little later.
         """
         if self._client is not None and self._closing.detach():
             _close(*self._opened)

@@ -25,14 +25,15 @@ class ScannConfig:
 
     Attributes:
         num_leaves: Partitions of the catalogue.
-        num_leaves_to_search: Partitions looked into; all of them would be no partition at all.
-        num_reordering_candidates: Finds that are scored again exactly. A search for more answers
-            than this silently gets fewer: `ScannIndex` raises it to k, the layer cannot.
+        num_leaves_to_search: Number of partitions that a query searches. With all of them,
+            partitions would save nothing.
+        num_reordering_candidates: Number of candidates that are scored again exactly. ScaNN never
+            returns more items than this. `ScannIndex` raises it to k; the layer cannot.
         dimensions_per_block: Dimensions that share a code of 4 bits.
         training_iterations: Of the k-means that makes the partitions.
-        soar: Whether each vector stands in a second partition, too, chosen so that its error is
-            at right angles to the first one's (Sun et al., NeurIPS 2023); not under euclidean,
-            and not in the TFRS layer.
+        soar: Whether each vector is also in a second partition, chosen so that its residual is
+            orthogonal to the first one (Sun et al., NeurIPS 2023); not under euclidean, and not in
+            the TFRS layer.
         threads: Threads that share a batch of queries; 0 for all, at most the number of cores. A
             single query takes one thread.
 
@@ -124,7 +125,7 @@ def make_tfrs_layer(
 
 
 class ScannIndex(Retriever):
-    """ScaNN's pybind searcher, which takes further vectors and gives some up.
+    """ScaNN's pybind searcher, to which vectors can be added and from which they can be deleted.
 
     ScaNN numbers vectors without a gap: the last one takes the number of one that it deletes.
     `_position` says which of ours each of its numbers is. (Its document ids do the same by a

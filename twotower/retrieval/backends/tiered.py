@@ -22,7 +22,7 @@ from twotower.retrieval.store import Store
 from twotower.retrieval.vectors import KeyedVectors
 
 FRESH = "fresh"
-# The main tier should take the fresh one in when that is more than this share of it.
+# The main tier should absorb the fresh one when that is larger than this share of it.
 MAX_FRESH = 0.1
 
 
@@ -31,7 +31,7 @@ class TieredConfig(IvfPqConfig):
     """Parameters of the main tier (see IvfPqConfig) and of the fresh one.
 
     Attributes:
-        fresh_buffer: Fresh items scanned exactly until the graph takes them in.
+        fresh_buffer: Number of fresh items that are scanned exactly before the graph absorbs them.
 
     >>> TieredConfig(num_lists=100, fresh_buffer=500).code_bytes
     0
@@ -47,8 +47,8 @@ class TieredConfig(IvfPqConfig):
 class TieredIndex(IvfPqIndex):
     """IVF-PQ with HNSW in front: this object is the main tier, `_tiers[1]` the other.
 
-    An item is in one tier: added anew it leaves the main one. Both tiers stand behind one
-    reference, and a change puts new ones there, so that a search sees each item once. `absorb`
+    An item is in one tier: if it is added again, it leaves the main one. Both tiers stand behind
+    one reference, and a change puts new ones there, so that a search sees each item once. `absorb`
     moves the fresh tier into the main one, whose centres and codes stay as they were learned.
 
     >>> index = TieredIndex().build(np.array([7, 8]), np.eye(3, dtype=np.float32)[:2])
