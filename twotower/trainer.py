@@ -46,7 +46,7 @@ class Trainer:
     Attributes:
         training: The model that `export` writes, with its data.
         selection: What the first training did (`FitResult`), with its log.
-        refit_seconds: Training time of the second training; None if there was none.
+        refit_seconds: Seconds of the second training; None if there was none.
         seen: Share of the validation rows that the bundle of a warm start, or one before it, was
             trained on; None if unknown.
 
@@ -103,7 +103,7 @@ class Trainer:
         """
         workdir = paths.literal(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        # Both here, since what they refuse would end the call behind the first training.
+        # Both here, since what they refuse would otherwise end the call after the first training.
         whole = with_validation_rows(self.dataset, self.split) if self.refit else self.split
         replacing.require_replaceable(workdir / "bundle_validation", MANIFEST)
         self.selection = self._train(self.split, workdir / "selection", tensorboard)

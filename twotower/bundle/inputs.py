@@ -88,7 +88,7 @@ def query_tensors(
 
     Args:
         wanted: Name of each input of the tower -> its dtype and shape, as in the manifest.
-        inputs: Arrays by name, a row a query.
+        inputs: Arrays by name, a row for each query.
         is_event: Whether they are one event for each query, `[num_queries]` instead of
             `[num_queries, length]` for each input of a history.
 

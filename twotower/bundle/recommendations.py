@@ -14,7 +14,7 @@ class Recommendations:
     """Items for one person, best first; prints as a table.
 
     Attributes:
-        table: One row an item: `item_id`, `score` (inner product, larger is better), `because`
+        table: A row for each item: `item_id`, `score` (inner product, larger is better), `because`
             (id of the item of the history whose vector is nearest; "" without a history), and the
             columns of the catalogue.
         history: The same columns, without scores, for what the person liked, oldest first.
@@ -46,7 +46,8 @@ class Recommendations:
         return self.table["score"].to_list()
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary an item, for JSON: `item_id`, `score`, `because`, title, genres, year."""
+        """A dictionary for each item, as JSON: `item_id`, `score`, `because`, title, genres,
+        year."""
         names = [n for n in ("title", "genres", "year") if n in self.table]
         rows = []
         for _, item in self.table.iterrows():

@@ -24,7 +24,7 @@ class Session:
 
     Args:
         bundle: Whose query tower has a history.
-        inputs: Its raw inputs, as for `bundle.query_tower`; a row a user.
+        inputs: Its raw inputs, as for `bundle.query_tower`; a row for each user.
 
     Attributes:
         vector: `[num_users, dim]` float32.
@@ -102,7 +102,7 @@ class Session:
         self.state = {name: value for name, value in answer.items() if name != "embedding"}
 
     def _check(self, inputs: Mapping) -> None:
-        """Raises ValueError if an input of `step` has not one row a user."""
+        """Raises ValueError if an input of `step` has not one row for each user."""
         for name, values in inputs.items():
             shape = self._specs[name].shape
             if not shape.is_compatible_with(values.shape) or len(values) != len(self.vector):

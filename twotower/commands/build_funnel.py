@@ -73,7 +73,7 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
     """The values of a flag that is a list of whole numbers.
 
     Raises:
-        ValueError: A value that is none.
+        ValueError: A value that is not an integer.
     """
     given = FLAGS[flag].value or []
     try:
@@ -85,7 +85,7 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Builds the funnel, and says what the merge believes."""
+    """Builds the funnel, and prints the weights of the merge."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
     from twotower.commands import judging
     from twotower.funnel import making

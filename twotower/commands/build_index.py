@@ -4,8 +4,8 @@
     twotower build_index --bundle=W/bundle --backend=ivf_pq --name=small \\
         --parameters=num_lists=64,code_bytes=32
 
-Tunes the search effort on the bundle's sample queries, where --parameters do not say it; prints
-recall@k against exact search and the sizes. The fields of each backend stand in its file in
+Tunes the search effort on the bundle's sample queries, unless --parameters set it. Prints recall@k
+against exact search, and sizes. The fields of each backend are in its file in
 twotower/retrieval/backends/.
 """
 
@@ -30,7 +30,7 @@ def define_flags() -> None:
 
 
 def parameters() -> dict:
-    """The flag's values, as what they look like.
+    """The values of the flag, name -> value, read as JSON if they are JSON and as text otherwise.
 
     Raises:
         ValueError: An entry without `=`.

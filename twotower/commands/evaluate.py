@@ -4,16 +4,16 @@
     twotower evaluate --bundle=W/bundle --data_dir=ml-1m --part=test --baselines=popularity,ease
     twotower evaluate --bundle=A/bundle --bundle=B/bundle --name=A --name=B --data_dir=ml-1m
 
-The default is the validation part; nothing else than --part=test reads test data. A bundle that was
-refit has learned from the validation rows, so W/bundle_validation answers in its place.
+The default is the validation part; only --part=test reads test data. A bundle that was refit has
+learned from the validation rows, so W/bundle_validation answers in its place.
 
-The data, protocol and seed are the manifest's. Data with another fingerprint, or another --split
-or --split_seed, is refused: the model may have trained on what would be asked. Only temporal-last
+The data, protocol and seed are those of the manifest. Data with another fingerprint, or another
+--split or --split_seed, is refused: the model may have trained on the answers. Only temporal-last
 and temporal-successive train on the same rows, so a bundle of one answers the other's --split, too.
 
 A bundle of `twotower train --hidden_items=.1` is also asked for those items, which it has not seen:
-against each other alone, and among all candidates. --baselines=content_ials is the one to compare
-with. --trained_alone tells what it costs that items without a training row are answered, too.
+against each other alone, and among all candidates. Compare it with --baselines=content_ials.
+--trained_alone also evaluates the bundle with only the items that have a training row.
 """
 
 import json

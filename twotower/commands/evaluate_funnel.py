@@ -1,17 +1,17 @@
-"""Says what each stage of a bundle's funnel gives and loses, on known answers.
+"""Reports what each stage of a bundle's funnel gains and loses, on known answers.
 
     twotower evaluate_funnel --bundle=W/bundle --data_dir=ml-1m
     twotower evaluate_funnel --bundle=W/bundle --data_dir=ml-1m --part=test --output=funnel.json
     twotower evaluate_funnel --bundle=A/bundle --bundle=B/bundle --data_dir=ml-1m
 
 Each source is asked once for a case, and all figures come from these answers: the recall of every
-source and of the pool; what a source alone found; the pool without it; what filters took away; and
+source and of the pool; what a source alone found; the pool without it; what filters removed; and
 accuracy, coverage, novelty and diversity at the end. Queries of new users, of niche users, and for
-cold items are shown apart (twotower/evaluation/segments.py says which they are). With several
-bundles it tells which stage ate a gain: A's recall minus B's after each stage.
+cold items are also shown separately (twotower/evaluation/segments.py defines them). With several
+bundles it shows which stage loses a gain: A's recall minus B's after each stage.
 
-The default is the validation part; nothing else than --part=test reads test data. `twotower
-build_funnel` makes the funnel.
+The default is the validation part; only --part=test reads test data. `twotower build_funnel` makes
+the funnel.
 """
 
 import pathlib

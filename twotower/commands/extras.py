@@ -1,4 +1,4 @@
-"""What is missing of the optional libraries, in one line that names the extra to install."""
+"""One line for a missing optional library: the name of the extra to install."""
 
 import importlib.metadata
 import re
@@ -9,9 +9,10 @@ LIBRARIES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def advice(error: ImportError) -> str:
-    """What to install, if the module is of an extra of the package; else the error's own text.
+    """What to install, if the module belongs to an extra of the package; else the text of the
+    error.
 
-    Of several extras with the library it is the one with the fewest others.
+    If several extras have the library, it names the smallest one.
 
     >>> advice(ModuleNotFoundError("No module named 'orjson'", name="orjson"))
     'needs orjson; pip install "twotower[serving]"'
@@ -28,7 +29,8 @@ def advice(error: ImportError) -> str:
 
 
 def _extras() -> dict[str, list[str]]:
-    """Extra -> the libraries it installs, as the installed package says; {} where it is none."""
+    """Extra -> the libraries it installs, from the metadata of the installed package; {} if it is
+    not installed."""
     extras = defaultdict(list)
     try:
         required = importlib.metadata.requires("twotower") or []

@@ -23,7 +23,7 @@ def to_judge(path: str, part: str) -> Bundle:
     """The bundle at `path`; on validation, if that was refit, the one from before its refit.
 
     Raises:
-        ValueError: A bundle that was refit on the validation rows, and the other is not there.
+        ValueError: The bundle was refit on the validation rows, and the other one does not exist.
     """
     bundle = Bundle(path)
     if part == "test" or not bundle.manifest["refit"]:

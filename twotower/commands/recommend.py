@@ -54,7 +54,7 @@ def conditions() -> dict[str, Any]:
     """What the flags ask of the catalogue's columns.
 
     Raises:
-        ValueError: Years that are no range.
+        ValueError: Years that are not a range.
     """
     found: dict[str, Any] = {"genres": FLAGS.genres} if FLAGS.genres else {}
     if FLAGS.years is not None:

@@ -123,8 +123,8 @@ def run_command(command: types.ModuleType, argv: Sequence[str]) -> None:
     """Parses flags, then calls `command.main()`.
 
     `--help` prints the module's docstring and its flags: those that `command.FIRST` names, then the
-    rest, and groups of further ones if there are any. What a person can mend ends in one line on
-    standard error and status 1. Ctrl-C ends in one line and status 130, as in a shell.
+    rest, and groups of further ones if there are any. An error that the user can correct ends in
+    one line on standard error and status 1. Ctrl-C ends in one line and status 130, as in a shell.
 
     Args:
         command: A module with `main`, `FIRST`, and `define_flags`, which may return the groups,

@@ -12,9 +12,9 @@ Protocols whose training rows are the same for both parts (`loo`) are not refit.
 
 For retraining on newer data, --warm_start=OLD/bundle_validation starts from the weights of an
 earlier bundle. One that knows this validation's answers, such as one that was refit on the same
-data, is refused without --allow_seen: its figures would be too good. It is known by the users,
-items and times of its rows, so write them as the earlier data did: with all times moved by an hour,
-it is taken for one of other rows.
+data, is refused without --allow_seen: its figures would be too good. Rows are compared by user,
+item and time, so the new data must write these as the earlier data did: if all times have moved by
+an hour, the rows count as different.
 """
 
 import importlib.util
@@ -68,7 +68,7 @@ def define_flags() -> dict[str, list[str]]:
 
 def main() -> None:
     """Trains, judges on validation, exports, and writes metrics.json."""
-    recipe_flags.recipe()  # what is wrong by itself is refused before the data is read
+    recipe_flags.recipe()  # a recipe that is wrong for any data is refused before the data is read
     workdir = paths.literal(FLAGS.workdir)
 
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
@@ -83,7 +83,7 @@ def main() -> None:
     from twotower.training.defaults import describe, recipe_for
 
     workdir.mkdir(parents=True, exist_ok=True)
-    # What cannot be written or made is refused now, not behind the training.
+    # What cannot be written or made is refused now, not after the training.
     require_replaceable(workdir / "bundle", "manifest.json")
     if (workdir / "metrics.json").is_dir():
         raise ValueError(f"{workdir / 'metrics.json'} is a folder; move it away.")

@@ -19,12 +19,12 @@ def load_dataset(
         data_dir: For MovieLens, a GroupLens folder or TFDS' data directory; for `tables`, the
             folder that files are in.
         min_rating: Rows with a lower rating are left out; None for none.
-        **reading: For `tables`, arguments of `tables.read_tables`. Without, `data_dir` has the
+        **reading: For `tables`, arguments of `tables.read_tables`. Without them, `data_dir` has the
             tables `interactions`, `items` and `users` (Parquet or text).
 
     Raises:
         ValueError: An unknown name, files that cannot be read with these arguments, or a folder
-            that is no path of this machine.
+            that is not a path of this machine.
         FileNotFoundError: The data is nowhere to be found; the message says what to do.
     """
     data_dir = None if data_dir is None else str(paths.local(data_dir))

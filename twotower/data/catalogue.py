@@ -1,7 +1,7 @@
 """Catalogue: the items, each with an id (a string) and a key (a row number).
 
-Files, SavedModels and pages name an item by its *id*. All code between them uses the *key*. The
-Catalogue alone converts.
+Files, SavedModels and pages name an item by its *id*. All code between them uses the *key*. Only
+the Catalogue converts between the two.
 """
 
 import itertools
@@ -48,7 +48,7 @@ class Catalogue:
         return np.arange(len(self), dtype=np.int64)
 
     def keys_of(self, ids: Iterable[str]) -> np.ndarray:
-        """Keys of ids, in the shape given, int64; -1 for an unknown id."""
+        """Keys of ids `[...]`, int64 of the same shape; -1 for an unknown id."""
         ids = np.asarray(ids, object)
         found = map(self._key_of.get, ids.ravel(), itertools.repeat(-1))
         return np.fromiter(found, np.int64, ids.size).reshape(ids.shape)
@@ -57,7 +57,7 @@ class Catalogue:
         """Keys of ids, `[num_ids]` int64.
 
         Raises:
-            ValueError: Ids that the catalogue does not have, or no list of ids.
+            ValueError: Ids that the catalogue does not have, or a single string in place of a list.
         """
         if isinstance(ids, str):  # its letters could be ids, as those of "260" are
             raise ValueError(f"items are a list of ids, such as [{ids!r}]; got the text {ids!r}.")
@@ -70,7 +70,7 @@ class Catalogue:
         return keys
 
     def ids_of(self, keys: np.ndarray) -> np.ndarray:
-        """Ids of keys, in the shape given, as objects; '' for -1.
+        """Ids of keys `[...]`, objects of the same shape; '' for -1.
 
         Raises:
             ValueError: A key that this catalogue never gave out.
@@ -82,7 +82,7 @@ class Catalogue:
         return self._ids[keys]
 
     def where(self, **conditions: Any) -> np.ndarray:
-        """Keys of the items that meet every condition, ascending int64.
+        """Keys of the items that meet every condition, `[num_found]` int64, ascending.
 
         Args:
             **conditions: Column name and what it must be: a value; a `(low, high)` tuple of

@@ -49,7 +49,7 @@ REQUIRED = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three tables. Row order of `interactions` is the file's and carries meaning.
+    """Three tables. `interactions` has the order of its file, which carries meaning.
 
     MovieLens users rate in bursts (the median gap between two ratings is 0 s), so many protocols
     break ties of time by file order: nothing here may sort or shuffle `interactions`.
@@ -62,15 +62,15 @@ class Dataset:
         users: `user_id`, and what is known of the user (strings).
         notes: What a reader of the data left out or took for granted, a sentence each.
         has_times: Whether timestamps are times. If not, they only say the order of the rows.
-        reading: What `load_dataset` needs besides name and folder to read the same data again; its
-            values fit JSON. A bundle's manifest keeps it.
+        reading: What `load_dataset` needs besides name and folder to read the same data again, as
+            JSON values. The manifest of a bundle stores it.
 
-    Its tables have the forms of `columns.py`, whatever came in: a missing value is "" in text, NaN
-    in numbers and vectors, () in tags.
+    The tables have the forms of `columns.py`: a missing value is "" in text, NaN in numbers and
+    vectors, () in tags.
 
     Raises:
-        ValueError: A required column is missing, an id is duplicate, empty, no string, or spoilt
-            (such as "nan"), an interaction names an item or user that its table does not have, an
+        ValueError: A required column is missing; an id is duplicate, empty, not a string, or spoilt
+            (such as "nan"); an interaction names an item or user that its table does not have, an
             event is unknown, or a column has a value that it cannot hold (`ColumnError` names the
             row): times that are not whole seconds, infinite numbers, text instead of numbers.
     """
@@ -142,9 +142,9 @@ class Dataset:
         """Which interactions are training examples and targets, `[num_interactions]` bool.
 
         These are clicks, watches and rows without an event (a rating, high or low). A like or share
-        is one if the user has not clicked, watched, liked or shared the item before: most are about
-        a watch, which is another row, and would be a second target of the same user and item. An
-        impression or a skip is no positive.
+        is one only if the user has not clicked, watched, liked or shared the item before. Most
+        follow a watch, which is another row, and would be a second target of the same user and
+        item. An impression or a skip is not a positive.
 
         Later rows do not change this, so that held-out rows leave no trace in the training rows.
         """
@@ -162,10 +162,10 @@ class Dataset:
         return positive
 
     def rated_at_least(self, min_rating: float) -> "Dataset":
-        """The dataset without the rows whose rating is lower or missing: they are no positives.
+        """The dataset without the rows whose rating is lower or missing, which are not positives.
 
         Raises:
-            ValueError: There are no ratings, or none as high as that; or a bound that is no number.
+            ValueError: There are no ratings, or none as high as that; or the bound is not a number.
         """
         is_number = isinstance(min_rating, numbers.Real) and not isinstance(min_rating, bool)
         if not is_number or np.isnan(min_rating):

@@ -31,7 +31,8 @@ class Epoch:
         batches: `[num_batches + 1]`, first row of each batch, and the number of rows.
         history: `[num_rows, 2]`, the first event of each row's history, and the end: the index
             after its last event.
-        known: `[num_rows, 2]`, likewise the events whose items are known positives.
+        known: `[num_rows, 2]`, first and end, as in `history`, of the events whose items are known
+            positives.
         group: `[num_events]`. Events of the same group as a row's targets are left out of its
             history. Empty if nothing is left out.
         position: `[num_targets]`, how many events of its row each target's query reads. Empty if a
@@ -122,7 +123,7 @@ class Examples:
         )
 
     def passed_over(self) -> Ragged:
-        """Keys of the items that each user was shown and never took, a row for each user.
+        """Keys of the items that each user was shown and never took, `num_users` rows.
 
         These are the items of impressions and skips up to the user's last training row, without the
         items of the user's training rows.

@@ -280,7 +280,8 @@ def _lists(texts: pd.Series, table: str) -> pd.Series:
 
 
 def _list_of(text: str) -> list | None:
-    """The entries of a list as JSON, Python, or for numbers NumPy, write it; None if it is none."""
+    """The entries of a list as JSON, Python or, for numbers, NumPy write it; None for another
+    text."""
     text = NUMPY_SCALAR.sub(r"\1", text)
     for parse in (json.loads, _literal, _numbers_of):
         try:

@@ -105,7 +105,7 @@ def read(paths: pathlib.Path | Sequence[pathlib.Path], text: TextFormat = TextFo
 
     Raises:
         FileNotFoundError: No such file, or a folder without part files.
-        ValueError: A file that cannot be read, a file in a folder that is no part, or parts with
+        ValueError: A file that cannot be read, a file in a folder that is not a part, or parts with
             different columns.
     """
     given = [paths] if isinstance(paths, pathlib.Path) else list(paths)
@@ -236,7 +236,7 @@ def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedA
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type to cast to. Raises TypeError for what is no text, number, time or list."""
+    """The type to cast to. Raises TypeError for anything but text, number, time or list."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return pa.large_string() if "uuid" in str(kind) else _plain_type(kind.storage_type)

@@ -94,7 +94,7 @@ LAYOUTS = (
 
 
 def layout_of(folder: pathlib.Path, version: str) -> Layout | None:
-    """The layout of `folder`, None where it is no GroupLens folder.
+    """The layout of `folder`; None if it is not a GroupLens folder.
 
     Raises:
         FileNotFoundError: Some of its files are there and some are missing.
@@ -165,7 +165,7 @@ def read_folder(
 
 
 def _check_ratings(ratings: pd.DataFrame) -> None:
-    """Raises ColumnError for a rating that is none of 0.5 to 5, or a time that was cut off."""
+    """Raises ColumnError for a rating outside 0.5 to 5, or a time that was cut off."""
     for name, low, high, what in (
         ("rating", 0.5, 5, "a rating of 0.5 to 5"),
         ("timestamp", EARLIEST, LATEST, "seconds since 1970"),
@@ -224,7 +224,7 @@ def item_columns(frame: pd.DataFrame) -> pd.DataFrame:
 
     - `title` loses "(1995)" and "(V)" behind it; `year` is NaN where the title has none.
     - Genres keep the file's order. "Children's" is "Children" (as in TFDS and later versions);
-      "unknown" and "(no genres listed)" are no genre: an empty tuple.
+      "unknown" and "(no genres listed)" are not genres and become an empty tuple.
     """
     found = frame["title"].str.extract(r"^(.*?)\s*\((\d{4})(?:[-–]\d*)?\)\s*(?:\(V\))?\s*$")
     frame["year"] = pd.to_numeric(found[1]).astype(np.float64)

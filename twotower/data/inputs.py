@@ -35,8 +35,8 @@ class QueryInputs:
         pad: Value of `items` for padding.
 
     Raises:
-        ValueError: An input that is no column of users, and no part of a history or a request; or
-            one that is both, unless the interactions say the same of their users.
+        ValueError: An input that is neither a column of users nor a part of a history or a request;
+            or one that is both, unless users and interactions agree on its values.
 
     Example:
         inputs = QueryInputs(dataset, ["history", "history_time"])
@@ -66,7 +66,7 @@ class QueryInputs:
         """The same inputs with integers in place of strings, so that batches look up no strings.
 
         Args:
-            index: (name of an input, strings) -> integers; the query tower's `index`.
+            index: (name of an input, strings `[n, ...]`) -> integers; the query tower's `index`.
         """
         new = object.__new__(QueryInputs)
         new.__dict__.update(self.__dict__)

@@ -5,8 +5,9 @@ of its training rows. But a warm start brings in rows of another training, perha
 another split. So a bundle carries the ids of all rows that its weights have learned from, 8 bytes a
 row, and an evaluation compares them with the rows that its questions are about.
 
-A row is known by user, item and time. A model is taken for one that knows no answers where its data
-wrote the ids in another way, or where all times have moved, as by another time zone.
+A row is identified by user, item and time. If the earlier data had other forms of the ids, or if
+all times have moved, as by another time zone, this is not noticed: the model then counts as one
+that has not seen the answers.
 """
 
 import dataclasses

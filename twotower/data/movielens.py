@@ -83,7 +83,7 @@ def find(
 ) -> pathlib.Path | None:
     """The directory that `load` would read without a download; None if there is none. Cheap.
 
-    Raises: as `load`, but for MovieLensUnavailable.
+    Raises the errors of `load`, except MovieLensUnavailable.
     """
     version = _version(dataset)
     if data_dir:
@@ -99,8 +99,8 @@ def find(
 
 
 def dataset_in(data_dir: str | os.PathLike) -> str:
-    """Name of the MovieLens whose GroupLens folder `data_dir` is, or has in it; `movielens/1m`
-    where it is none. The folder's name decides between 20m, 25m and latest-small."""
+    """Name of the MovieLens whose GroupLens folder `data_dir` is or contains; `movielens/1m` if
+    there is none. The folder's name decides between 20m, 25m and latest-small."""
     folder = paths.local(data_dir)
     for layout in grouplens.LAYOUTS:
         first = layout.files["interactions"][0]

@@ -9,8 +9,8 @@ The planted model, for user u, item i, time t, context c (all terms are logits o
                       + search_strength * [cluster(i) is the one searched for]
 
 A watch is a draw from softmax(score) over the released items that the user has not watched yet.
-`profile` is a sum of independent parts (`PROFILE_SHARES`), each shown by one column, so no column
-makes another one needless, and the part `item_id` is shown by none: it must be learned per item.
+`profile` is a sum of independent parts (`PROFILE_SHARES`). Each part shows in one column, so every
+column adds information. The part `item_id` shows in no column: it must be learned for each item.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ class SyntheticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic:
-    """A dataset with the truth behind it.
+    """A dataset with the parameters that generated it.
 
     Attributes:
         config: The sizes and strengths that it was made with.
@@ -191,7 +191,8 @@ class Synthetic:
     def draw_scores(
         self, user_rows: np.ndarray, times: np.ndarray, device: np.ndarray, search: np.ndarray
     ) -> np.ndarray:
-        """`scores_of` with rows of `DEVICES` and clusters searched for, -1 for none."""
+        """`scores_of` `[n, num_items]`, with `[n]` rows of `DEVICES` and `[n]` clusters that are
+        searched for, -1 for none."""
         passed = (times - START).astype(np.int32)[:, None]
         cluster_logits = (
             self.context["hour"][times // (4 * 3600) % 6]
@@ -213,7 +214,7 @@ class Synthetic:
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Standard normal numbers of this shape, float32."""
+    """Standard normal numbers `[*shape]`, float32."""
     return rng.standard_normal(shape, np.float32)
 
 

@@ -30,19 +30,19 @@ class Requests:
         history_time: Their times in seconds, with the offsets of `history`; -1 for none.
         history_rating: Their ratings, float32, NaN for none, with the offsets of `history`.
         exclude: Keys of the items that may not be recommended, a row for each request.
-        time: `[num_requests]` int64, time of the request in seconds; -1 if the model does not get
-            it.
+        time: `[num_requests]` int64, time of the request in seconds; -1 if it is unknown or the
+            protocol does not give it to the model.
         context: What else is known of the request (`search_text`, `device`, `country`) or of a user
             whom the data does not have (`gender`, `age`), name -> `[num_requests]` strings, ""
             where nothing is known.
         objectives: Weights of a ranker's heads, name of a head -> `[num_requests]` floats; they may
-            be negative. A request with NaN for every head gets the weights that the ranker has.
+            be negative. A request with NaN for every head gets the default weights of the ranker.
         diversity: `[num_requests]` floats from 0 to 1, the weight of diversity in stages that
-            re-rank for it (`Mmr`, `Dpp`); NaN for the weight that the stage has. NaN by default.
+            re-rank for it (`Mmr`, `Dpp`). NaN, the default, is the weight of the stage.
 
     Raises:
         ValueError: Columns of different lengths, negative keys, a history whose times or ratings
-            have other offsets, or a weight of diversity outside of 0 and 1.
+            have other offsets, or a weight of diversity outside [0, 1].
 
     >>> import pandas as pd
     >>> catalogue = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
@@ -146,7 +146,7 @@ class Requests:
     def take(self, rows: np.ndarray) -> Self:
         """The requests `rows`, in that order: indices, or a boolean mask `[num_requests]`.
 
-        All rows in their order are these requests themselves, and no copy.
+        For all rows in their order it returns this object, not a copy.
         """
         every = np.arange(len(self))
         rows = every[rows]
@@ -216,7 +216,7 @@ def _aligned(values: Ragged, offsets: np.ndarray) -> Ragged:
 
 
 def once(function: Callable[[Requests], np.ndarray]) -> Callable[[Requests], np.ndarray]:
-    """The function, computed once for each `Requests` object, whoever asks.
+    """The function, computed only once for each `Requests` object.
 
     Several sources of a funnel ask for the vectors of the same requests, each in its thread: the
     first computes them, the others wait. A result is kept as long as its requests are. An error is

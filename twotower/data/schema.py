@@ -65,8 +65,8 @@ def parse(columns: str | Mapping[str, str] | None) -> list[Entry]:
     """The entries of a schema, as text or as a dictionary of the parts around `=`.
 
     Raises:
-        ValueError: An entry that is none, an unknown table or unit, a name that stands twice or is
-            nearly that of a column, or a unit of a column that holds no times.
+        ValueError: An entry of another form, an unknown table or unit, a name that occurs twice or
+            is a misspelt column, or a unit for a column that does not hold times.
     """
     entries = []
     for left, right in pairs(columns, HOW).items():
@@ -91,7 +91,7 @@ def pairs(text: str | Mapping[str, object] | None, how: str) -> dict[str, str]:
     """`a=b,c=d` or a dictionary as a dictionary of strings.
 
     Raises:
-        ValueError: A part without a name, an `=` or a value; or a name that stands twice.
+        ValueError: A part without a name, an `=` or a value; or a name that occurs twice.
     """
     if not isinstance(text, str | Mapping | None):
         raise ValueError(f"{text!r} is neither a text nor a dictionary. {how}")

@@ -11,9 +11,9 @@
 
 With `+time` after its name, a protocol gives the model the time of each request. A user's rows are
 sorted by time, and rows of the same time by their order in the file, so nothing may change that
-order. Data without times is sorted by the file alone; all protocols without `+time` accept it. What
-these splits do not prevent: only in `temporal` are all training rows older than every query. In
-`loo` one user's training rows can be younger than another user's query.
+order. Data without times is sorted by the file alone; all protocols without `+time` accept it. Only
+in `temporal` are all training rows older than every query. In `loo` one user's training rows can be
+newer than another user's query, so these splits do not fully prevent leaks from the future.
 """
 
 import dataclasses
@@ -159,7 +159,7 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
         seed: Seed of the random protocols.
 
     Raises:
-        ValueError: An unknown protocol or part; a seed that is no whole number; a MovieLens 1M that
+        ValueError: An unknown protocol or part; a seed that is not an integer; a MovieLens 1M that
             is not in the order of its file; or data of which the protocol leaves no training rows
             or no queries.
         TypeError: The dataset is not a `Dataset`, or the protocol not a string.
@@ -278,7 +278,7 @@ def only_hidden(split: Split) -> Split:
     well among each other. A random order has a recall@k of k / len(split.hidden).
 
     Raises:
-        ValueError: A split that hides no items, or none that is a target.
+        ValueError: A split that hides no items, or whose hidden items are not targets.
     """
     if split.hidden is None:
         raise ValueError("this split hides no items; see hide_items.")
@@ -315,7 +315,8 @@ def verify_loo_5core_ml1m(dataset: Dataset) -> None:
 
 
 def target_hash(dataset: Dataset, rows: np.ndarray) -> str:
-    """sha256 of the lines "user_id item_id" of rows, sorted by user; numbers in numeric order."""
+    """sha256 of the lines "user_id item_id" of `rows` `[num_rows]`, sorted by user; ids that are
+    numbers in numeric order."""
     users = dataset.interactions["user_id"].to_numpy(object)[rows]
     items = dataset.interactions["item_id"].to_numpy(object)[rows]
     try:
@@ -348,7 +349,7 @@ def _queries(dataset: Dataset, by_user: Ragged, positions: np.ndarray) -> tuple[
     """(histories, targets): a query for each row `by_user.values[positions]`. Its history is the
     user's rows before it.
 
-    A row whose item is in its history is no query, since seen items are not recommended.
+    A row whose item is in its history is not a query, since seen items are not recommended.
     """
     _, first = np.unique(_pairs(dataset, by_user.values), return_index=True)
     positions = positions[np.isin(positions, first)]
@@ -361,8 +362,9 @@ def _queries(dataset: Dataset, by_user: Ragged, positions: np.ndarray) -> tuple[
 def _leave_one_out(dataset: Dataset, rows: np.ndarray, part: str):
     """(training rows, histories, targets), all as rows of `interactions`.
 
-    The history of a test query has the validation row, which is no training row, as it would in
-    serving. A user with fewer than 3 rows has no query, and all of the rows are training rows.
+    The history of a test query has the validation row, as it would in serving, although that is not
+    a training row. A user with fewer than 3 rows has no query, and all of the rows are training
+    rows.
     """
     by_user = _by_user(dataset, rows)
     is_query = by_user.lengths >= 3  # [num_users]

@@ -46,12 +46,12 @@ def read_tables(
     r"""A Dataset from one to three tables of your own.
 
     A table is a Parquet or text file, packed or not (.gz, .bz2, .zst), several of them, or a folder
-    of such files, as Spark writes one. Text files are UTF-8; `\N` is missing. What was read and
-    what was dropped, `print(summarise(dataset))` says (`summary.py`).
+    of such files, as Spark writes one. Text files are UTF-8; `\N` is missing.
+    `print(summarise(dataset))` says what was read and what was dropped (`summary.py`).
 
     - Ids become strings: 7 and "7" are the same id, "07" (in CSV, too) is another. Ids that a
       program has spoilt are refused: "nan", " 7", "7.0" among whole numbers, "1.23E+17". So is a
-      table of items or users that has none of those in the interactions.
+      table of items or users that has none of the ids in the interactions.
     - Times (`timestamp`, `released`) are whole seconds since 1970, dates, or ISO 8601 texts; they
       are UTC where they name no zone. `columns` says if they are written in another way. Without a
       timestamp, the order of the rows stands for time.
@@ -87,8 +87,8 @@ def read_tables(
         sep: Between the fields of text files; by default what the first line has most of.
         events: What the values of `event` mean: weights of positives (`view=1,purchase=5`), or
             events of this project (`view=impression,purchase=click`). Rows of others are dropped.
-        min_rating: Rows with a lower rating, or none, are dropped: they are no positives.
-        data_dir: The folder that paths are relative to.
+        min_rating: Rows with a lower rating, or without one, are dropped: they are not positives.
+        data_dir: The folder to which paths are relative.
         name: Name of the dataset; `tables/` and the first file's by default.
 
     Raises:

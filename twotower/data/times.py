@@ -8,7 +8,8 @@ LATEST = 100_000_000_000
 
 
 def seconds_of(values: pd.Series) -> np.ndarray:
-    """Dates as seconds since 1970, float64, NaN where missing. A date without a zone is in UTC."""
+    """Dates `[num_rows]` as seconds since 1970, float64, NaN if missing. Without a zone they are in
+    UTC."""
     dates = pd.to_datetime(values, utc=True).dt.tz_localize(None)
     seconds = dates.to_numpy("datetime64[us]").astype(np.int64) // 1_000_000  # cuts fractions off
     return np.where(dates.isna(), np.nan, seconds)
@@ -17,7 +18,7 @@ def seconds_of(values: pd.Series) -> np.ndarray:
 def reads_as_date(numbers: np.ndarray) -> np.ndarray:
     """Which numbers could be days such as 20110820, or years from 1800 to 2100, `[num_rows]` bool.
 
-    Seconds at midnight never look like days: multiples of 86,400 end in 00, which is no day.
+    Seconds at midnight never look like days: multiples of 86,400 end in 00, and no day does.
 
     >>> reads_as_date(np.array([20110820.0, 1999.0, 978300760.0])).tolist()
     [True, True, False]

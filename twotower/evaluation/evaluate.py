@@ -1,8 +1,8 @@
 """Evaluation: metrics of anything that recommends, on the cases of a split.
 
-Evaluation knows a model only as `recommend(cases, k) -> Candidates`. That may be a query tower with
-an index, a baseline, or a whole funnel. All candidates compete in every case. There are no metrics
-over sampled negatives, which rank models differently (Krichene and Rendle, KDD 2020).
+Evaluation uses a model only through `recommend(cases, k) -> Candidates`. That may be a query tower
+with an index, a baseline, or a whole funnel. All candidates compete in every case. There are no
+metrics over sampled negatives, which rank models differently (Krichene and Rendle, KDD 2020).
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ class Report:
             `low` and `high` are None where a single user was asked.
         values: Name -> `[num_cases]`, what the means are over; for paired comparisons.
         ranks: Rank of each target.
-        cases: The questions.
+        cases: The cases that were evaluated.
         clusters: `[num_cases]` int, the user of each case: cases of one user count as one.
         ks: Lengths of answers that were looked at.
-        item_counts: `[num_items]` training rows of each key, None where the split has none.
-        hidden: `[num_hidden]` keys that the split hides from training, None where it hides none.
+        item_counts: `[num_items]` number of training rows of each key; None if the split has none.
+        hidden: `[num_hidden]` keys that the split hides from training; None if it hides none.
 
         report = evaluate(recommend, split)
         report.metrics["recall@100"]["mean"]
@@ -153,7 +153,7 @@ def evaluate(
 
     Raises:
         ValueError: No questions; a split of another dataset; or an answer that breaks the rules of
-            `Candidates`, has an item twice, an excluded one, or one that is no candidate.
+            `Candidates`, has an item twice, an excluded one, or one that is not a candidate.
     """
     if isinstance(split, EvalCases):
         cases, candidates, item_counts, hidden = split, None, None, None
@@ -199,8 +199,8 @@ def evaluate_hidden(
     """How well a model finds the items that a split hides from training; JSON-ready.
 
     Args:
-        recommend_among: `recommend_among(keys)` is a `recommend(cases, k)` whose only candidates
-            are `keys`.
+        recommend_among: `recommend_among(keys)` returns a `recommend(cases, k)` whose only
+            candidates are `keys` `[num_keys]`.
         split: One that hides items (`splits.hide_items`).
         report: Of the same model on that split, with all candidates.
         k: Length of the answer when the hidden items are the only candidates.

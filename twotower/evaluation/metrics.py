@@ -12,7 +12,7 @@ import numpy as np
 KS = (10, 20, 50, 100, 200, 500)
 MRR_AT = 500
 
-# Rank of a target that is not in the answer, or not certainly.
+# Rank of a target that is not in the answer, or that may be past its end.
 NOT_FOUND = np.iinfo(np.int64).max
 
 # Half the width of a 95% interval, in standard errors.
@@ -88,7 +88,7 @@ def target_ranks(
         counts: `[num_cases]`, how many columns of each row are filled.
         target_keys: `[num_targets]`, case after case, no key twice in a case.
         target_offsets: `[num_cases + 1]`.
-        asked: How many items were asked for; a row that has fewer has all there are.
+        asked: How many items were asked for. A row with fewer has all that can be answered.
 
     >>> target_ranks(np.array([[5, 3, 8]]), np.array([[2.0, 1.0, 1.0]]), np.array([3]),
     ...              np.array([3]), np.array([0, 1]), asked=4).ranks.tolist()
@@ -226,8 +226,8 @@ def coverage(
 
         se^2 = (m - 1) / m * sum((lost_c - mean(lost))^2),   lost_c a share of the candidates
 
-    The interval is cut at 0 and 1. Coverage is no mean of independent cases, so Wilson's interval
-    does not apply.
+    The interval is cut at 0 and 1. Coverage is not a mean of independent cases, so Wilson's
+    interval does not apply.
 
     Args:
         keys: `[num_cases, >= k]`, -1 where there is none.
@@ -305,7 +305,7 @@ def share_interval(
         As `interval`.
 
     Raises:
-        ValueError: As `interval`; or a value that is no share.
+        ValueError: As `interval`; or a value outside [0, 1].
     """
     values = np.asarray(values, float)
     rounding = 1e-9  # a sum of gains over a sum of the same gains in another order
@@ -334,11 +334,11 @@ def paired_difference(
     clusters: np.ndarray | None = None,
     largest: float = np.inf,
 ) -> dict:
-    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`. The
-    interval is cut at `largest`, the largest possible difference: 1 for shares.
+    """Mean of a - b over the same cases, with its 95% interval; arguments as in `interval`.
 
-    Far sharper than comparing two intervals, because what is hard for one model is hard for the
-    other. There is a difference where the interval does not hold 0.
+    Both arrays of values are `[num_cases]`. The interval is cut at `largest`, the largest possible
+    difference: 1 for shares. It is much narrower than two separate intervals suggest, because cases
+    that are hard for one model are hard for the other. The models differ if it does not contain 0.
 
     Raises:
         ValueError: Values of different numbers of cases.

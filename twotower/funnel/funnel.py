@@ -26,7 +26,7 @@ THREADS = 8
 EVERYTHING = 2**31 - 1
 # Requests that the fallback answers at once.
 ROWS = 64
-# A key from here on is none that a catalogue has given out, and too large for `Pool`.
+# No catalogue gives out keys from this one on, and they are too large for `Pool`.
 NO_CATALOGUE = 2**41
 
 
@@ -140,8 +140,8 @@ class Funnel:
             `cold_start.most_telling`. It is stored for services; no answer depends on it.
 
     Raises:
-        ValueError: No source, a name that is no identifier, or a fallback that is no source; or a
-            merge that has weights or quotas of other sources.
+        ValueError: No source, a name that is not an identifier, a fallback that is not a source, or
+            a merge that has weights or quotas of other sources.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Funnel:
                 any case.
 
         Raises:
-            ValueError: `k` below 1, or a name that is none of the sources.
+            ValueError: `k` below 1, or a name that is not one of the sources.
             NoSourceError: No source answered; the message says why.
             RuntimeError: A required stage such as the filters failed, or the funnel is closed.
         """

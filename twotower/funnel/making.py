@@ -25,7 +25,7 @@ from twotower.funnel.sources.two_tower import TwoTower
 from twotower.funnel.stage import Model, Source, Stage
 from twotower.limits import at_least, typed, whole_number
 
-# What a request's context popularity is known by, as far as the data has it.
+# Attributes of a request for context popularity, as far as the data has them.
 CONTEXT = ("age", "gender", "zip_code", "device", "country")
 # Name of a source -> how it is made from a model and training rows.
 SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source]] = {
@@ -192,7 +192,7 @@ def parse_keep(entries: Sequence[str]) -> dict[str, int]:
     """`["fresh:50"]` as name -> number of candidates.
 
     Raises:
-        ValueError: No number, or a source that is named twice.
+        ValueError: An entry without a number, or a source that is named twice.
     """
     return _parsed(entries, "[0-9]+", "keep is a list such as fresh:50,trending:20")
 

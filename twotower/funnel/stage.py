@@ -74,7 +74,8 @@ class Part(abc.ABC):
         return {name: getattr(self, name) for name in self.SETTINGS}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fitted arrays: name -> numbers or text (dtype `U`)."""
+        """The fitted arrays, by name, of the types and shapes in `ARRAYS`; text has the dtype
+        `U`."""
         return {name: getattr(self, name) for name in self.array_names()}
 
     @classmethod

@@ -115,7 +115,7 @@ class WriteAheadLog:
     def _open(self) -> None:
         execute = self._connection.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
-        # Checked before anything is written, so that a foreign database is not changed.
+        # Checked before anything is written, so that a database of another program is not changed.
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:

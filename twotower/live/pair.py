@@ -169,6 +169,6 @@ def failed_checks(pair: Pair, checks: Checks, num_live: int) -> list[str]:
                     f"recall@{checks.k}: {recall:.4f} of the exact answer; expected "
                     f"{checks.recall_target} or more"
                 )
-    except Exception as error:  # whatever a foreign tower raises: it does not go live
+    except Exception as error:  # whatever the tower raises: the pair does not go live
         failed.append(f"probe: {error!r}; expected vectors {wanted} and an answer")
     return failed

@@ -135,7 +135,7 @@ class CandidateColumns(Part):
 
         Args:
             dataset: The data.
-            train: Rows of the interactions that may be learned from.
+            train: `[num_train]` rows of the interactions that may be learned from.
             model: Its item vectors are reduced to their first `COMPONENTS` principal components.
             sources: Names of the funnel's sources.
             fields: Categorical features, some of `ATTRIBUTES` and `genres`. The ranker learns an

@@ -22,7 +22,7 @@ from twotower.ragged import Ragged
 from twotower.ranking.columns import CandidateColumns
 from twotower.retrieval.candidates import NO_KEY, Candidates, widened
 
-# What a label says: watched is 1 for a target; the others are NaN for all but targets.
+# Meaning of labels: watched is 1 for a target; the others are NaN for all but targets.
 WATCH, LIKE, RATING = "relevance", "like", "rating"
 LIKED = 4.0
 BATCH = 512
@@ -58,7 +58,7 @@ class Examples:
         return self.scores > -np.inf
 
     def take(self, rows: np.ndarray) -> "Examples":
-        """The requests `rows`: indices, or a mask."""
+        """The requests `rows`: indices `[n]`, or a boolean mask `[num_requests]`."""
         return Examples(
             {name: values[rows] for name, values in self.columns.items()},
             self.scores[rows],
@@ -69,7 +69,7 @@ class Examples:
 
     @property
     def able(self) -> np.ndarray:
-        """Indices of the requests that have a target among their candidates."""
+        """Indices `[n]` of the requests that have a target among their candidates."""
         return np.flatnonzero((self.labels[WATCH] > 0).any(1))
 
     def folds(self, count: int, seed: int) -> np.ndarray:
@@ -80,7 +80,7 @@ class Examples:
 
     def shuffled(self, seed: int) -> "Examples":
         """The same candidates with the labels of each request shuffled. Nothing can be learned from
-        them, so a ranker trained on them must be no better than chance."""
+        them, so a ranker trained on them must not be better than chance."""
         draw = np.random.default_rng(seed).random(self.scores.shape)
         # Random among the candidates of a row; what is past its end stays there.
         order = np.argsort(np.where(self.valid, draw, 2.0), axis=1)
@@ -131,7 +131,7 @@ def random_examples(
         columns: As there.
         cases: As there.
         dataset: As there.
-        candidates: Keys that may be drawn.
+        candidates: `[num_candidates]` keys that may be drawn.
         negatives: Number of random items beside the targets of each case.
         seed: Seed of the draws.
     """

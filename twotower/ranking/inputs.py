@@ -114,7 +114,7 @@ class RankerInputs:
         )
 
     def check(self, columns: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        """Checks the arrays of a call, and returns their leading dimensions.
+        """Checks the arrays of a call, `[..., *shape]` each, and returns their leading dimensions.
 
         Raises:
             ValueError: An input that is absent, of another shape or kind, a code that is out of

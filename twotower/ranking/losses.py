@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from twotower.tf import tf
 
-# Score of what is no candidate; -inf would make NaN of its gradient.
+# Score of an entry that is not a candidate; the gradient of -inf would be NaN.
 NOTHING = -1e9
 
 

@@ -273,7 +273,7 @@ def parse_widths(entries: Sequence[str]) -> tuple[int, ...]:
     """`["64", "32"]` as numbers.
 
     Raises:
-        ValueError: An entry that is no whole number.
+        ValueError: An entry that is not an integer.
     """
     if wrong := [entry for entry in entries if not entry.isdecimal()]:
         raise ValueError(f"hidden is a list of widths such as 64,32; got {wrong[0]!r}.")

@@ -2,9 +2,9 @@
 
 Each is a layer `[n, size]` -> head -> `[n, width]`. Three ways for tasks to share layers:
 
-    shared bottom   the same layers for all heads; tasks that contradict one another pull at them
+    shared bottom   the same layers for all heads; conflicting tasks disturb one another
     MMoE            a few experts; each head mixes them by a gate that reads the candidate
-    PLE             experts that all heads mix, and experts of one head, which others cannot spoil
+    PLE             experts that all heads mix, and experts of one head, which others do not change
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-# Sizes between which weights must lie that are not 0. Beyond them sums in float32 are infinite or
-# 0, and all candidates would tie.
+# Bounds of the absolute value of a weight other than 0. Outside them, sums in float32 are infinite
+# or 0, and all candidates would tie.
 LEAST, MOST = 1e-9, 1e9
 
 
@@ -39,7 +39,7 @@ def check_weights(weights: Mapping[str, float], heads: Collection[str]) -> None:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits, of the same shape, float64."""
+    """Probabilities of logits `[...]`, float64 of the same shape."""
     # Written with tanh, because exp overflows for a large negative logit.
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, np.float64))
 
@@ -47,9 +47,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def weighted_sum(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """The sum over heads of weight * value.
 
-    Values are probabilities or numbers such as a rating, and no logits, so that a weight is what
-    the event is worth and the sum what a candidate is expected to bring. A negative weight takes
-    candidates down, such as that of a head for complaints.
+    Values are probabilities, or numbers such as a rating, but not logits. So a weight is the value
+    of an event, and the sum is the expected value of a candidate. A negative weight, such as that
+    of a head for complaints, lowers the score.
 
     Args:
         values: Head -> its values, `[...]`.

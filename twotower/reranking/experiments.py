@@ -83,7 +83,7 @@ def exposures(
 ) -> list[dict[str, Any]]:
     """Log rows of what was shown to users of an experiment, one for each item, as JSON values.
 
-    Write them when a list is shown, not when it is made: a list that nobody saw is no exposure.
+    Write them when a list is shown, not when it is made: a list that nobody saw is not an exposure.
     `propensity` is None if no bandit made the list.
 
     Args:

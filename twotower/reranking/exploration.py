@@ -90,7 +90,7 @@ def generators(requests: Requests, seed: int) -> Iterator[np.random.Generator]:
 
 
 def column_of(candidates: Candidates, name: str) -> np.ndarray:
-    """A column of the candidates as float64, 0 past the end.
+    """A column of the candidates, `[num_requests, k]` float64, 0 past the end.
 
     Raises:
         ValueError: No such column, or values that are not finite.

@@ -29,7 +29,7 @@ class Promoted(Source):
         keys: `[num_promoted]` int64, none twice.
 
     Raises:
-        ValueError: Keys that stand twice, or are negative.
+        ValueError: Keys that occur twice or are negative.
     """
 
     kind = "promoted"
@@ -57,7 +57,8 @@ class PromotedSlots(Stage):
         slots: The position of each, from 1, ascending.
 
     Raises:
-        ValueError: Keys that stand twice or are negative, or slots that do not ascend, one a key.
+        ValueError: Keys that occur twice or are negative, or slots that are not ascending, one for
+            each key.
     """
 
     kind = "promoted_slots"
@@ -86,10 +87,10 @@ class PromotedSlots(Stage):
 
 
 def check_promoted(keys: np.ndarray) -> np.ndarray:
-    """The keys as int64.
+    """The keys, `[num_promoted]` int64.
 
     Raises:
-        ValueError: Keys that stand twice, or are negative.
+        ValueError: Keys that occur twice or are negative.
     """
     keys = integers(keys, "keys of promoted items")
     if keys.min(initial=0) < 0 or len(np.unique(keys)) < len(keys):

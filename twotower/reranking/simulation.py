@@ -134,7 +134,7 @@ class Simulation:
         return rng.random(keys.shape) < seen * self.attraction[users[:, None], keys] * (keys >= 0)
 
     def cascade(self, users: np.ndarray, keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Clicks on lists in the cascade model, `[n, k]` bool, one a list at most."""
+        """Clicks on lists in the cascade model, `[n, k]` bool, at most one for each list."""
         attracts = rng.random(keys.shape) < self.attraction[users[:, None], keys] * (keys >= 0)
         return attracts & (np.cumsum(attracts, axis=1) == 1)
 

@@ -61,7 +61,7 @@ class Cards:
         return np.array(found[:k], np.int64)
 
     def of(self, keys: np.ndarray) -> list[dict[str, Any]]:
-        """One dictionary an item."""
+        """A dictionary for each of the items `keys` `[n]`."""
         columns = {name: values[keys].tolist() for name, values in self._columns.items()}
         return [
             {name: _plain(value) for name, value in zip(columns, values)}

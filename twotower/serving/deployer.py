@@ -69,7 +69,7 @@ class Deployer:
 
     Args:
         live: What answers at first; with a registry it names its versions.
-        registry: Where versions come from; None for one bundle for ever.
+        registry: Where versions come from; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline.
         prepare: Applies all changes of items to a pipeline that was just opened.
         checks: What a bundle must show before it serves.

@@ -4,7 +4,7 @@
 
 A training takes the events for what they are (`Dataset.positive`). Clicks and watches are
 positives. So is a like or share of an item that the user has not clicked, watched, liked or shared
-before, such as a like of a title on the page. Impressions and skips are no positives.
+before, such as a like of a title on the page. Impressions and skips are not positives.
 
 Events go to a SQLite file first, since a Parquet file cannot grow. From time to time all of them
 move into a part file, whose name holds the numbers of its events. A process that is killed during

@@ -68,8 +68,8 @@ class MapView:
         }
 
     def locate(self, vectors: np.ndarray) -> list[list[float] | None]:
-        """x and y of each query vector, from the points of the ten nearest mapped items
-        (`ItemMap.locate`); None if all mapped items were removed."""
+        """x and y of each of the vectors `[num_queries, dim]`, from the points of the ten nearest
+        mapped items (`ItemMap.locate`); None if all mapped items were removed."""
         found = self._bundle.named("").search(vectors, NEAREST, allow=self._map.keys)
         points = np.round(self._map.locate(found), 4)
         return [point.tolist() if np.isfinite(point).all() else None for point in points]

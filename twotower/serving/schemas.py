@@ -1,7 +1,7 @@
 """Bodies of requests, with their limits and examples, from which OpenAPI is made.
 
-Numbers and texts must have their type: `"10"`, `10.0` and `true` are no whole numbers here.
-Fields that nobody knows are refused, so that a misspelt one is noticed.
+Numbers and texts must have their type: `"10"`, `10.0` and `true` are not integers here. Fields that
+nobody knows are refused, so that a misspelt one is noticed.
 """
 
 import re

@@ -72,7 +72,7 @@ class Service:
         store: Of the sessions; in memory by default.
         histories: Of known users.
         options: See there.
-        registry: Whose active version is followed; None for one bundle for ever.
+        registry: Whose active version is followed; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline, for deploys.
         checks: What a bundle must show before it serves.
         lacks: Says why an index process cannot answer for a training yet, "" where it can; None

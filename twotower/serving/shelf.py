@@ -38,7 +38,7 @@ class Shelf:
     Args:
         state: Folder for the vectors of added items; made where it does not exist.
         bundle: Folder of a bundle; not read where there is a registry.
-        registry: Which is followed; None for one bundle for ever.
+        registry: Which is followed; None to serve one bundle only.
         index: Index of searches that name none; see `ServedBundle`.
         checks: What an index must show before it serves.
 

@@ -34,9 +34,9 @@ class Baseline(abc.ABC):
 
         Args:
             dataset: The data.
-            train: Rows to learn from, such as a split's `train`.
-            candidates: Keys that may be answered, such as a split's; by default the items that
-                have a training row, which are all that these methods know of.
+            train: `[num_train]` rows to learn from, such as a split's `train`.
+            candidates: `[num_candidates]` keys that may be answered, such as a split's. By default
+                the items that have a training row, since these methods know no others.
             max_gib: Memory that fitting may take, in GiB.
 
         Raises:

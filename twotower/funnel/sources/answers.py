@@ -1,4 +1,4 @@
-"""What all sources do alike: from scores, or lists in order, to answers without what is excluded.
+"""Shared by all sources: from scores, or ordered lists, to answers without excluded items.
 
 Batches keep tables of requests and items in the processor's cache, however many requests come.
 """
@@ -39,7 +39,7 @@ def at_most(k: int, num_items: int) -> int:
     """`k`, but no more than there are items, and 1 at least.
 
     Raises:
-        ValueError: `k` is no integer of 1 or more.
+        ValueError: `k` is not an integer of 1 or more.
     """
     return min(whole_number(k, "k", 1), max(num_items, 1))
 
@@ -67,13 +67,15 @@ class Columns:
         return len(self.keys)
 
     def of(self, rows: Ragged) -> Ragged:
-        """Columns of rows of keys, in their order; keys without a column are dropped."""
+        """Columns of ragged keys, `num_requests` rows in their order; keys without a column are
+        dropped."""
         column = self._column[np.minimum(rows.values, len(self._column) - 1)]
         known, found = column >= 0, Ragged(column, rows.offsets)
         return found if known.all() else found.where(known)
 
     def each_once(self, rows: Ragged) -> Ragged:
-        """Columns of rows of keys, ascending, none twice in a row; unknown keys are dropped."""
+        """Columns of ragged keys, `num_requests` rows, each ascending and without repeats; unknown
+        keys are dropped."""
         columns, width = self.of(rows), max(len(self), 1)
         pairs = np.sort(columns.row_index * width + columns.values)
         pairs = pairs[np.append(pairs[1:] != pairs[:-1], True)[: len(pairs)]]

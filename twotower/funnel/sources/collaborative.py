@@ -91,7 +91,7 @@ class Ease(Collaborative):
 
         Args:
             dataset: The data.
-            train: Rows to learn from, such as a split's `train`.
+            train: `[num_train]` rows to learn from, such as a split's `train`.
             l2: Ridge penalty.
             max_gib: Memory that fitting may take, in GiB.
 
@@ -157,7 +157,7 @@ class ItemKnn(Collaborative):
 
         Args:
             dataset: The data.
-            train: Rows to learn from, such as a split's `train`.
+            train: `[num_train]` rows to learn from, such as a split's `train`.
             neighbours: Most similar items kept for each item.
             weighting: `cosine`, `tfidf` or `bm25`, as in `baselines.ItemKnn`.
 
@@ -215,7 +215,7 @@ class IAls(Collaborative):
 
         Args:
             dataset: The data.
-            train: Rows to learn from, such as a split's `train`.
+            train: `[num_train]` rows to learn from, such as a split's `train`.
             **parameters: Of `baselines.IAls`, such as `factors`.
 
         Raises:

@@ -93,7 +93,7 @@ class ContextPopularity(Source):
 
         Args:
             dataset: The data.
-            train: Rows of `dataset.interactions`, such as a split's `train`.
+            train: `[num_train]` rows of `dataset.interactions`, such as a split's `train`.
             attributes: What a request is known by, such as `Attribute.of(dataset, "age")`, or
                 `Attribute("hour")`. A row's value is that of its user, its time or its column.
             prior: Number of rows that the overall popularity counts in each group, positive.

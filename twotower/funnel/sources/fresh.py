@@ -38,12 +38,12 @@ class Fresh(Source):
 
     @classmethod
     def rare(cls, model: Model, dataset: Dataset, train: np.ndarray, fewer_than: int) -> "Fresh":
-        """Items with fewer training rows than that.
+        """A source of the items with fewer training rows than `fewer_than`.
 
         Args:
             model: The trained model.
             dataset: The data.
-            train: Rows of `dataset.interactions`, such as a split's `train`.
+            train: `[num_train]` rows of `dataset.interactions`, such as a split's `train`.
             fewer_than: 1 takes only the items without a row.
         """
         counts = np.bincount(dataset.item_keys[train], minlength=len(dataset.items))
@@ -51,8 +51,8 @@ class Fresh(Source):
 
     @classmethod
     def appeared(cls, model: Model, dataset: Dataset, train: np.ndarray, days: float) -> "Fresh":
-        """Items whose first training row is at most so many days older than the newest row, and
-        items without a row.
+        """A source of the items whose first training row is at most `days` older than the newest
+        row, and of items without a row.
 
         Raises:
             ValueError: No rows, or data without times.
@@ -71,12 +71,13 @@ class Fresh(Source):
         days: float,
         column: str = "released",
     ) -> "Fresh":
-        """Items released at most so many days before the newest training row, or after it.
+        """A source of the items released at most `days` before the newest training row, or after
+        it.
 
         Args:
             model: The trained model.
             dataset: The data.
-            train: Rows of `dataset.interactions`, such as a split's `train`.
+            train: `[num_train]` rows of `dataset.interactions`, such as a split's `train`.
             days: How long an item is fresh.
             column: Of the catalogue, times in seconds. Items without a time are not fresh.
 

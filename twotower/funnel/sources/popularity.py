@@ -35,7 +35,7 @@ class Popularity(Source):
 
         Args:
             dataset: The data.
-            train: Rows of `dataset.interactions`, such as a split's `train`.
+            train: `[num_train]` rows of `dataset.interactions`, such as a split's `train`.
 
         Raises:
             ValueError: No rows.
@@ -82,7 +82,7 @@ class Trending(Popularity):
 
         Args:
             dataset: The data, with times.
-            train: Rows of `dataset.interactions`, such as a split's `train`.
+            train: `[num_train]` rows of `dataset.interactions`, such as a split's `train`.
             half_life: Days after which a row counts half.
 
         Raises:

@@ -92,8 +92,8 @@ class Search(Source):
 
         Args:
             catalogue: The items.
-            keys: Those that may be answered, such as `bundle.keys`; all by default.
-            fields: Columns to search, as far as the catalogue has them.
+            keys: `[num_keys]` keys that may be answered, such as `bundle.keys`; all by default.
+            fields: Columns to search; those that the catalogue does not have are ignored.
             k1: How slowly repeats of a word in an item are discounted.
             b: How much long texts are discounted, from 0 to 1.
 
@@ -126,7 +126,7 @@ class Search(Source):
 
         Args:
             catalogue: The items.
-            keys: Those that may be answered, such as `bundle.keys`; all by default.
+            keys: `[num_keys]` keys that may be answered, such as `bundle.keys`; all by default.
             fields: Columns to search, as far as the catalogue has them.
 
         Raises:
