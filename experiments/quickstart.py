@@ -4,11 +4,10 @@
     python experiments/quickstart.py --data_dir=ml-1m
     python experiments/quickstart.py --interactions=log.csv --columns=user_id=customer
 
-Takes your own files (--interactions), or the MovieLens that --data_dir has, or MovieLens 1M where
-it finds it (TFDS' prepared copy, or a download that TFDS can make), and otherwise a made-up
-catalogue whose best possible score is known. The figures are
-validation figures; experiments/train.py and experiments/evaluate.py are the whole way to a test
-figure.
+It takes the first of these that there is: your own files (--interactions); the MovieLens in
+--data_dir; MovieLens 1M from TFDS, prepared or downloaded; or synthetic data, whose best possible
+score is known. The figures are on validation. For test figures use experiments/train.py and
+experiments/evaluate.py.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@
 
 Without a change it is the model of widely copied tutorials, which print a top-100 accuracy of .4265
 and find .03; the 100 most popular find .18. `adam` is Adam with a mean loss in place of a sum.
-`log_q` corrects for popular films, wrong answers of every batch. `temperature` divides the scores.
+`log_q` corrects for popular films, negatives in every batch. `temperature` divides the scores.
 """
 
 import json

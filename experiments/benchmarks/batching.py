@@ -1,10 +1,10 @@
-"""What it brings to answer concurrent requests together: by one call, against a call each.
+"""Compares answering concurrent requests by one call with one call for each request.
 
     python experiments/benchmarks/batching.py --bundle=W/bundle --output=batching.json
 
-`encode` is the query tower's SavedModel with the making of its inputs, `search` is an index, and
-`recommend` all that a service does between the body of a request and that of the answer. The two
-ways take turns, on one thread.
+`encode` makes the inputs and runs the query tower's SavedModel, `search` is an index, and
+`recommend` is everything that a service does between the body of a request and that of the answer.
+The two ways take turns, on one thread.
 """
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)

@@ -1,10 +1,10 @@
-"""What users notice of deploys: requests that fail, answers that mix two trainings, slower ones.
+"""What users notice of deploys: failed requests, answers that mix two trainings, and delays.
 
     python experiments/benchmarks/deploys.py --bundles=A/bundle,B/bundle --output=deploys.json
 
-A service answers clients that ask again as soon as they are answered, first without deploys and
-then while one bundle replaces the other again and again. Every fifth deploy is of a bundle of which
-a byte was changed, and must be refused. Each answer is compared with what its bundle answers alone.
+Each client of a service sends its next request as soon as it has its answer, first without deploys
+and then while two bundles replace each other. In every fifth deploy one byte of the bundle was
+changed, so it must be refused. Each answer is compared with what its bundle answers by itself.
 """
 
 import http.client
@@ -76,7 +76,7 @@ def alone(bundle: Bundle, histories: list[list[str]]) -> list[list[str]]:
 
 
 def damaged(registry: Registry, version: str) -> str:
-    """The name of a copy of a version, of whose vectors one byte is another."""
+    """The name of a copy of a version in which one byte of the vectors is changed."""
     name = f"{version[:-8]}00000000"
     copy = registry.folder / "versions" / name
     shutil.copytree(registry.path(version), copy)

@@ -1,12 +1,12 @@
-"""How near the streaming estimate of p_c comes to the true counts.
+"""The error of the streaming estimate of p_c against true counts.
 
     python experiments/benchmarks/frequency.py --data_dir=ml-1m --output=out.json
 
-The training rows pass as training's batches do, --epochs times. Relative error of the estimate of
-each item seen --least times or more, its median and 90th percentile: with time counted in examples,
-as training counts it, and with time counted in batches, as Yi et al. (RecSys 2019) write the
-algorithm, whose estimate is of the item's being in a batch of B: p is a B-th of that, or, undone
-exactly, 1 - (1 - b) ** (1 / B).
+The training rows pass in batches, as in training, --epochs times. The figures are the median and
+the 90th percentile of the relative error, over items seen --least times or more. Time is counted in
+examples, as training does, or in batches, as Yi et al. (RecSys 2019) write the algorithm. In
+batches of B, it estimates the share b of batches that have the item. Then p is `b / B` or, exactly,
+`1 - (1 - b) ** (1 / B)`.
 """
 
 import dataclasses

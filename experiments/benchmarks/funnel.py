@@ -3,8 +3,8 @@
     python experiments/benchmarks/funnel.py --bundle=W/bundle --data_dir=ml-1m --output=funnel.json
 
 One request begins with a history and ends with --k candidates: the query tower's SavedModel, all
-sources, the merge and the filters. Single requests run on one core. One more source that sleeps a
-second in each request, behind a deadline of 30 ms, stands for a source that hangs.
+sources, the merge and the filters. Single requests run on one core. A source that hangs is
+simulated by one that sleeps for a second in each request, with a deadline of 30 ms.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Sleeper(Source):
 
 
 def pin(cores: set[int]) -> None:
-    """Has all threads of this process run on these cores, and those that they start."""
+    """Pins all threads of this process, and those that they start, to these cores."""
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
 

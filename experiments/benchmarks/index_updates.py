@@ -1,4 +1,4 @@
-"""What a stream of changes does to an index, by each way to take it in.
+"""Compares ways to apply a stream of changes to an index.
 
     python experiments/benchmarks/index_updates.py --bundle=W/bundle --num_items=100000 \
         --strategy=incremental,full,dual --backend=ivf,hnsw --output=out.json
@@ -8,24 +8,25 @@
 Items are a bundle's, or as many as --num_items with noise around them; queries are its sample
 queries. An index is tuned once, on the first build, and keeps its parameters.
 
-`incremental`, `full` and `dual` take in --rounds of changes, each of --change_share of the items
-new, as many replaced and as many removed, while a thread asks one query after another:
-incremental by the buffer, then `absorb` in place, for which searches wait; full by a new index,
-until which no change is seen; dual by a second index built aside, while the first (a LiveIndex with
-its log) takes changes and answers, then a swap that replays what came meanwhile. `stall_ms` is the
-longest search during an update, `visible_s` the time until a search found a changed item.
+`incremental`, `full` and `dual` apply --rounds of changes while a thread searches without a pause.
+In each round --change_share of the items are new, as many are replaced, and as many removed.
+`incremental` adds them to the buffer and then calls `absorb`, for which searches wait. `full`
+builds a new index, and no change is visible before it is ready. `dual` builds a second index while
+the first one (a LiveIndex with its log) takes changes and answers, and then swaps the two,
+replaying the later changes. `stall_ms` is the longest search during an update, `visible_s` the time
+until a search finds a changed item.
 
-`growth` adds --growth of new items to a first build and compares absorbing them (`absorbed`) with
-a rebuild at the same parameters (`rebuilt`) and one with sizes and efforts found anew (`retuned`),
-with and without drift. `wear` removes items, or fills the buffer, and absorbs nothing: what
-`store.MAX_TOMBSTONES` and `MAX_BUFFER` are to limit.
+`growth` adds --growth of new items to a first build. It compares absorbing them (`absorbed`) with a
+rebuild at the same parameters (`rebuilt`) and a rebuild with new sizes and efforts (`retuned`),
+with and without drift. `wear` removes items, or fills the buffer, without absorbing: it measures
+the costs that `store.MAX_TOMBSTONES` and `MAX_BUFFER` limit.
 
-With drift (--drift) the first build has nothing of whole neighbourhoods, and new items come from
-there alone: `nearest_old`, the median score of a new item with the old one most like it, tells how
-far. Recall is against an exact search over the live items; `scored` counts the vectors that a FAISS
-index compares a query with, which no noise of the machine touches. Single searches run on one
-thread, updates on all cores. Interrupted, the same command goes on. Status 1 where a change was
-lost.
+With drift (--drift) whole neighbourhoods are missing in the first build, and new items come only
+from these. `nearest_old` is the median score of a new item with the most similar old one. Recall is
+against an exact search over the live items. `scored` counts the vectors that a FAISS index compares
+with a query, which does not depend on the load of the machine. Single searches run on one thread,
+updates on all cores. After an interruption the same command continues. The status is 1 if a change
+was lost.
 """
 
 import json
@@ -79,7 +80,8 @@ SETTINGS |= {"growth": ("growth",), "wear": ("tombstones", "buffers")}
 
 
 def numpy_on_one_thread():
-    """Until its `with` block ends. FAISS has a BLAS of its own, which a build may have whole.
+    """Limits NumPy to one thread within its `with` block. FAISS has its own BLAS, which a build may
+    use.
 
     With two threads, each search of the buffer waited for cores that a build beside it had taken.
     """

@@ -4,7 +4,7 @@
 
 Each row of `loo` comes with its history of --max_history events at most and all known positives of
 its user, as a training step reads them. The windows of a sequential model follow. CPU seconds count
-all threads of the process, so they hold on a machine that others use.
+all threads of the process, so they are comparable on a shared machine.
 """
 
 import time

@@ -2,14 +2,14 @@
 
     python experiments/benchmarks/latency.py --bundle=W/bundle --data_dir=ml-1m --output=out.json
 
-A request is a user's raw features with the whole history, all of it excluded from the answer, and
-ends with ten titles. Rows `hnsw`, `scann` and `exact` run the query tower's SavedModel signature
-and a Retriever; `retrieve` and `retrieve_scann` are one SavedModel each. Blocks of requests go
-round the variants in turn, so that a machine that drifts drifts for all, and each block starts
-warm, as a service is. `p50_calm_ms` is the median of each variant's calmest block: on a machine
-shared with others, whose speed halves and doubles by the second, it tells what the code costs, and
-`p50_ms` what one gets. `recall@100` is against exact search over the same queries without
-exclusions, where an index cannot fall back to a scan.
+A request begins with a user's raw features and the whole history, whose items are excluded from the
+answer, and ends with ten titles. Rows `hnsw`, `scann` and `exact` run the query tower's SavedModel
+signature and a Retriever; `retrieve` and `retrieve_scann` are one SavedModel each. The variants
+take turns in blocks of requests, so that drift of the machine affects all of them. Each block
+starts warm, like a service. `p50_calm_ms` is the median of the fastest block of a variant, and
+`p50_ms` that of all its blocks. On a shared machine, whose speed may change by the second, the
+first shows the cost of the code, the second what a user gets. `recall@100` is against exact search
+over the same queries without exclusions, so that an index cannot fall back to a scan.
 
 One thread and one core, for the reasons in `single_requests.py`.
 """

@@ -4,8 +4,9 @@
 
 The default recipe with other columns, at each of --batch_sizes: mined hard negatives (a tenth of a
 row's), uniform draws beside the batch's, a memory of past batches, the whole catalogue, and other
-losses. Variants take turns, --repeats times, so that a machine that drifts drifts for all; a ratio
-is that of a repeat's plain step. Mining is measured separately: seconds for all users, once.
+losses. Variants take turns, --repeats times, so that drift of the machine affects all of them. A
+ratio compares a step with the plain step of the same repeat. Mining is measured separately: seconds
+for all users, once.
 """
 
 import dataclasses

@@ -1,15 +1,16 @@
-"""What the retrieval interface costs over the library beneath it, same parameters, same vectors.
+"""What the retrieval interface costs beyond its library, at the same parameters and vectors.
 
     python experiments/benchmarks/retrieval.py --bundle=W/bundle --num_items=1000000 --noise=0.5 \
         --backends=exact,flat,ivf,hnsw,hnsw-fp16,hnsw-sq8,ivf_pq,scann --cache=C --output=out.json
     python experiments/benchmarks/overhead.py --cache=C/0.5-1000000x128 --bundle=W/bundle \
         --output=overhead.json
 
-Takes the indexes that the first command left in its cache, tunes each for --recall_target, and asks
-it the same queries in turn through `Retriever.search` and through the library: numpy's product and
+Takes the indexes that the first command left in its cache, tunes each for --recall_target, and runs
+the same queries in turn through `Retriever.search` and through the library: numpy's product and
 partition, `faiss.knn`, `index.search` (over codes `IndexRefineFlat`, which scores again as the
 interface does), ScaNN's `search` and `search_batched`. One thread, one core; the order changes with
-every round. Medians of the differences of pairs, so that a machine that drifts drifts for both.
+every round. The figures are medians of the differences of pairs, so that drift of the machine
+affects both sides.
 """
 
 import os

@@ -4,8 +4,8 @@
     python experiments/benchmarks/page.py --output=page.json
     python experiments/benchmarks/page.py --picture=experiments/report/pictures/playground.png
 
-`--picture` draws the page that README shows, with three liked titles and the map. Take a bundle of
-made-up data for it, with a funnel and a map: the titles of MovieLens may not be shown.
+`--picture` draws the page that README shows, with three liked titles and the map. Use a bundle of
+synthetic data with a funnel and a map, since MovieLens may not be redistributed.
 
 Needs Chromium with its driver, and selenium and pillow of the extra `dev`. The time begins with the
 click and ends at the frame after the one that shows the new list: the page's code, the request, the

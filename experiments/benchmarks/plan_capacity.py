@@ -1,13 +1,14 @@
-"""Memory, build time and latency of every kind of index at a size that nobody here has built.
+"""Predicts memory, build time and latency of every kind of index at sizes that were not measured.
 
     python experiments/benchmarks/plan_capacity.py --num_items=800000000 --dim=256
     python experiments/benchmarks/plan_capacity.py --num_items=5000000 --dim=64 --memory_gib=4 \
         --updates=100000
 
 Predicted from what experiments/benchmarks/retrieval.py measured on this project's machine
-(twotower/retrieval/measured.json, or --measurements with results of your own): bytes a vector, and
-power laws for time. `off by` says how far the same prediction is from what was measured at the
-largest size, when that size is left out. Ends with what `retrieval.planning.suggest` would take.
+(twotower/retrieval/measured.json, or --measurements with results of your own): bytes for each
+vector, and power laws for time. `off by` says how far the same prediction is from what was measured
+at the largest size, when that size is left out. Ends with what `retrieval.planning.suggest` would
+take.
 """
 
 import json

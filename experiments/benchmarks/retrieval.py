@@ -6,16 +6,16 @@
         --metric=cosine --backends=hnsw,scann --cache=C --output=out.json
 
 Items are the bundle's item vectors with noise (--noise, in median distances to the nearest other
-item), or Gaussian clusters (--noise=gaussian), or files of yours; queries are the bundle's sample
+item), or Gaussian clusters (--noise=gaussian), or your own files. Queries are the bundle's sample
 queries. An index is tuned on 200 of the queries to find --recall_target of the exact top k, and
-everything is measured on the others: for each effort a row, and for the tuned one also with each
-query's own exact top 500 excluded and with a 2% filter near the query and far from it. Searches
-run on one thread and one core; builds take all.
+measured on the others. There is a row for each effort. The tuned effort is also measured with the
+exact top 500 of each query excluded, and with filters that allow the 2% of the items nearest to the
+query or farthest from it. Searches run on one thread and one core, builds on all cores.
 
-The file has `rows`, one a setting. The rows of an index follow each other, and the first of them
-also says what its build took and where all of them come from. A table is printed and a plot written
-beside the file. Interrupted, the same command goes on; indexes built stay in
---cache. Each index has a process of its own, so that memory is its own, too.
+The file has `rows`, one for each setting. The rows of an index follow each other. The first of them
+also has the cost of the build, and where all of them come from. A table is printed, and a plot is
+written beside the file. After an interruption the same command continues; built indexes stay in
+--cache. Each index has its own process, so that its memory can be measured.
 """
 
 import concurrent.futures

@@ -3,13 +3,14 @@
     python experiments/benchmarks/session.py --bundle=W/bundle --data_dir=ml-1m --output=out.json
 
 Each round takes users of the validation cases with --events past events or more, begins a session
-with the first of them and adds the others one by one, as films a user marks one after another.
-`step` is one event added; `reread` are those whose window was read anew; then `encode` is one call
-of the query tower with the whole history, for each of the same vectors. `difference` is the largest
-one between both vectors' components. One user at a time, on one thread and core.
+with the first of them and adds the others one by one, as if the user rated one film after another.
+`step` is one event added; `reread` are those after which the whole window was read again; then
+`encode` is one call of the query tower with the whole history, for each of the same vectors.
+`difference` is the largest one between both vectors' components. One user at a time, on one thread
+and core.
 
-`first` is the first event of the process, for which TensorFlow prepares the signature's graph; it
-stands among no other times.
+`first` is the first event of the process, for which TensorFlow prepares the graph of the signature.
+It is not among the other times.
 """
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)

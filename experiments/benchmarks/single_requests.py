@@ -1,8 +1,8 @@
-"""What scripts that time single requests begin with. Import it before all else.
+"""Set-up of scripts that time single requests. Import it before everything else.
 
-One request is too small to share: numpy, FAISS and TensorFlow get one thread each, and the process
-one core (`--core`), as one of several serving processes would. Otherwise each step wakes up on
-another core, and finds its caches cold.
+One request is too small for several threads. So numpy, FAISS and TensorFlow get one thread each,
+and the process one core (`--core`), like one of several serving processes. Otherwise each step
+might run on another core, whose caches are cold.
 """
 
 import os

@@ -5,12 +5,13 @@
     python experiments/benchmarks/swap.py --bundle=A/bundle --other_bundle=B/bundle \
         --data_dir=ml-1m --mismatch --output=out.json
 
-Threads ask a LiveIndex one request after another: first in calm, then while two loaded pairs are
-exchanged every --every seconds, then while the other bundle is read from disk, checked and
-exchanged every --load_every seconds. What each training answers to each request is known before,
-so an answer of a tower and an index of two trainings is seen, whichever it claims to be from; the
-script ends with status 1 on one, or on an error. TensorFlow, numpy and FAISS get one thread each,
-so that a thread of the load is one request. Nothing is excluded from the answers.
+Threads send one request after another to a LiveIndex: first without exchanges, then while two
+loaded pairs are exchanged every --every seconds, then while the other bundle is read from disk,
+checked and exchanged every --load_every seconds. The answers of each training to each request are
+computed before. So an answer of a tower and an index of two trainings is noticed, whatever training
+it names. The script ends with status 1 if there is one, or an error. TensorFlow, numpy and FAISS
+get one thread each, so each thread of the load runs one request. Nothing is excluded from the
+answers.
 
 With --identity the query tower is a table of the bundle's sample queries, so that neither
 TensorFlow nor data is needed. --mismatch asks the validation part instead: recall of each tower on

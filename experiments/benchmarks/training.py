@@ -2,12 +2,12 @@
 
     python experiments/benchmarks/training.py --data_dir=ml-1m --output=out.json
 
-Variants, in turn, `--repeats` times, so that a machine that drifts drifts for all:
+The variants take turns, `--repeats` times, so that drift of the machine affects all of them:
 
     tutorial       the loop of the TFRS tutorials: string columns in tf.data, looked up in the
                    graph, every example a row and a column of tfrs.tasks.Retrieval, Keras fit
     same towers    the same towers on looked-up integers, each distinct query and item scored once
-    recipe         train.py's defaults, which read the whole history, too
+    recipe         train.py's defaults, which also read the whole history
 
 The first two have a user id on one side, item id and title on the other, 512 -> 256 -> 128. A
 step's share of the machine's matrix product rate counts the floating point operations of dense

@@ -1,4 +1,4 @@
-"""Changes of a catalogue, three ways to take them into an index, and a reader who notices.
+"""Changes of a catalogue, three ways to apply them to an index, and a thread that searches.
 
 Each way has `index`, `search(queries, k)` and `update(changes) -> columns of a row`.
 """
@@ -193,7 +193,7 @@ def seconds_to_find(way, changes: Changes, started: float) -> float | None:
 
 
 def num_wrong(index: Retriever, keys: np.ndarray, vectors: np.ndarray) -> int:
-    """Items that the index lacks, has too many, or has with another vector than it should."""
+    """Number of items that the index lacks, should not have, or has with a wrong vector."""
     found, stored = index.live()
     _, here, there = np.intersect1d(found, keys, return_indices=True)
     differ = (stored[here] != vectors[there]).any(1).sum()

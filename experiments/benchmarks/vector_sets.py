@@ -1,7 +1,7 @@
 """Vectors to measure indexes on: a bundle's own, enlarged; Gaussian clusters; files of yours.
 
 Queries come from the query tower and items from the item tower. The two are distributed
-differently, which is the hard case for an index: it is built on items and walked by queries.
+differently, which is hard for an index, since it is built on items and searched by queries.
 """
 
 import dataclasses

@@ -127,7 +127,7 @@ def study() -> str:
 
 
 def repeated() -> str:
-    """The rows that rules hang on, over seeds and on `temporal-successive`."""
+    """The rows that rules depend on, over seeds and on `temporal-successive`."""
     body = []
     names = list(dict.fromkeys((row["group"], row["name"]) for row in rows()))
     for group, name in names:
@@ -202,7 +202,7 @@ def step_costs(name: str = "speed/negatives_cost") -> str:
 
 
 def frequency(name: str = "studies/frequency") -> str:
-    """How near the streaming estimate of p_c comes to the counts."""
+    """The error of the streaming estimate of p_c against the counts."""
     result, body = read(name), []
     for row in result["rows"]:
         cells = [f"{row['epochs']}", f"{row['buckets_per_item']:g}", f"{row['hashes']}"]

@@ -10,7 +10,7 @@ LOADS = (
 
 
 def loads() -> str:
-    """What a service stands."""
+    """Throughput and latency of a service under each load."""
     body = []
     for report in (read(f"serving/load_{name}") for name in LOADS):
         for row in report["rows"]:

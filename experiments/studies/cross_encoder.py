@@ -4,11 +4,11 @@
         --flagfile=experiments/flags/studies/cross_encoder.flags \
         --data_dir=ml-1m --workdir=W --output=out.json
 
-The same towers, columns and epochs, twice. Once the score is the dot product; once it is the
-cross-encoder MLP([q, i, q * i]) (the deep part of NeuMF, He et al., WWW 2017, section 3.3, with its
-product), which can say of a pair what no product of two vectors can. Its columns cost so much that
-the flag file draws few, evenly from the catalogue, for both. Validation figures, with what training
-and an answer over the whole catalogue cost.
+Trains two models with the same towers, columns and epochs. The score is the dot product in one, and
+in the other the cross-encoder MLP([q, i, q * i]) (the deep part of NeuMF, He et al., WWW 2017,
+section 3.3, with its product), which can represent more than a dot product of two vectors. A column
+costs so much that the flag file draws only a few, uniformly from the catalogue, for both models.
+The figures are on validation, with the time of training and of an answer over the whole catalogue.
 """
 
 import dataclasses

@@ -3,11 +3,12 @@
     python experiments/studies/ctr.py --flagfile=experiments/flags/ranking/ctr_1m.flags \
         --data_dir=ml-1m --part=test --output=experiments/results/ranking/ctr_1m.json
 
-A check of the networks and no recommendation: the rows are ratings that users chose to give, in a
-random order, so a model sees a user's later ratings before earlier ones (`ctr_table.py`). Trains on
-eight tenths, stops when the AUC of the validation tenth no longer rises, and reads the test tenth
-once, at the end. Probabilities are calibrated on validation. One row of results for each network
-and seed; a row that the output file has with this name, network and seed is replaced.
+This checks the networks. It is not a recommendation task: the rows are ratings that users chose to
+give, in a random order, so a model sees a user's later ratings before earlier ones
+(`ctr_table.py`). Trains on eight tenths, stops when the AUC of the validation tenth no longer
+rises, and reads the test tenth once, at the end. Probabilities are calibrated on validation. One
+row of results for each network and seed; a row that the output file has with this name, network and
+seed is replaced.
 """
 
 import json

@@ -4,9 +4,9 @@
 
 Tasks: will a shown item be watched (`click`); of what is watched, for how long (`watch_time`, log
 seconds), and will a like or a share follow (`like`, `share`). A shared bottom, MMoE and PLE each
-predict all four. Beside them stand four models of one task, each as large as the shared bottom that
-serves all of them. One row for each model and seed; the rows of test are a random tenth of the
-events, and the number of epochs is chosen on another tenth.
+predict all four. They are compared with four models of one task each, every one as large as the
+shared bottom. One row for each model and seed; the rows of test are a random tenth of the events,
+and the number of epochs is chosen on another tenth.
 """
 
 import dataclasses

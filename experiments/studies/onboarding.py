@@ -1,4 +1,4 @@
-"""What a few picks tell of a new user, against demographics and popularity.
+"""Recommending to new users from a few picks, compared with demographics and popularity.
 
     python experiments/studies/onboarding.py --data_dir=ml-1m --output=onboarding.json
 
