@@ -228,7 +228,7 @@ def measured(name: str = "indexes/retrieval") -> str:
             "num_items": row["num_items"],
             "dim": row["dim"],
             "bytes_per_vector": round(row["bytes_per_vector"], 2),
-            # To keep the vectors is no build.
+            # To keep the vectors is not a build.
             "build_cpu_s": round(first_of(result["rows"], row)["build"]["build_cpu_s"], 2)
             if row["bytes_per_vector"]
             else 0.0,

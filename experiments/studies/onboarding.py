@@ -62,7 +62,8 @@ def liked_alone(cases, least: float):
 
 
 def after_onboarding(cases, shown: np.ndarray):
-    """The cases as new users ask them, with picks for a history; what was shown is no answer."""
+    """The cases as new users ask them, with picks for a history; what was shown is not an
+    answer."""
     asked = cold_start.picked(liked_alone(cases, FLAGS.liked), shown, FLAGS.picks)
     # Ids stay, since demographics and the clusters of intervals go by them; no source has rows.
     return dataclasses.replace(asked, user_id=cases.user_id)

@@ -192,7 +192,7 @@ def test_a_copy_of_another_training_is_refused(bundle, tmp_path):
         bundle.funnel("small")
     with pytest.raises(ValueError, match=r"one plain name.*got 'a/b'"):
         bundle.add_funnel(bundle.funnel(), "a/b")
-    # What a killed writer of a map left is no obstacle.
+    # What a killed writer of a map left is not an obstacle.
     (other.directory / ".map.partial-aaaaaaaa" / "new").mkdir(parents=True)
     # A new export takes the place of bundle, indexes, funnels and map alike.
     export(Training(tiny.dataset(), tiny.split(), tiny.recipe()), other.directory, scann=False)

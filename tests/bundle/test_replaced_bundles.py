@@ -50,7 +50,7 @@ def test_a_bundle_replaced_under_an_open_one(copy, other, part, verify):
 
 
 def test_the_same_bundle_put_back(copy, exported):
-    """A copy of the same training is no other bundle."""
+    """A copy of the same training is not another bundle."""
     bundle = Bundle(copy)
     put(exported, copy)
     assert bundle.query_tower(inputs()).shape == (1, 8) and len(bundle.sample_queries)

@@ -164,7 +164,7 @@ def test_what_k_may_be(served, name):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_ids_of_all_kinds(served, name):
-    """Repeats, ids that are no UTF-8, with spaces, of nobody; histories of 10,000 events."""
+    """Repeats, ids that are not UTF-8, with spaces, of nobody; histories of 10,000 events."""
     plain = asked(served, name, 5, [["item 1"]], **query([["item 1"]]))
     repeats = asked(served, name, 5, [["item 1"] * 9 + [""]], **query([["item 1", "", "x"]]))
     assert repeats["ids"].tolist() == plain["ids"].tolist()

@@ -124,7 +124,7 @@ def test_inputs_of_unlike_rows_are_refused(encoder):
 
 
 def test_numbers_that_are_not_finite_give_no_vectors(encoder):
-    """Of a history of infinite ratings, levels are read; sums of them are no vector."""
+    """Of a history of infinite ratings, levels are read; sums of them give no vector."""
     tower, signatures = encoder
     raw = inputs_of(tower, raw_history(["item 1", "item 2"], ["item 3", ""]))
     state = signatures["begin"](**raw)

@@ -171,7 +171,7 @@ def test_fingerprint_of_numbers_is_of_their_values():
     zero = make(items={"stars": [0.1, 0.0, NAN]}).fingerprint()
     assert make(items={"stars": [np.float32(0.1), -0.0, -NAN]}).fingerprint() == zero
     assert make(items={"stars": [0.1001, 0.0, NAN]}).fingerprint() != zero
-    # A column of which nothing is known is no column.
+    # A column of which nothing is known is not a column.
     assert make(items={"stars": [NAN] * 3, "maker": [""] * 3}).fingerprint() == make().fingerprint()
 
 
@@ -189,7 +189,7 @@ def test_positive():
         ("u a 1 like, u b 2 share, v a 3 like", [True, True, True]),
         ("u a 1 like, u a 2 share, u a 3 like", [True, False, False]),
         ("u a 3 like, u a 1 share", [False, True]),
-        # An opinion of what was clicked or watched before is no second target.
+        # An opinion of what was clicked or watched before is not a second target.
         ("u a 1 watch, u a 2 like, u b 3 like, v a 2 like", [True, False, True, True]),
         ("u a 1 click, u a 2 share", [True, False]),
         # In one second, as in one body, the order of the rows says nothing.
@@ -204,7 +204,7 @@ def test_a_like_or_share_is_positive_where_nothing_came_before_it(rows, positive
     frame = pd.DataFrame({"user_id": users, "item_id": items, "timestamp": [*map(int, times)]})
     made = Dataset("made", frame.assign(event=events), make().items, make().users)
     assert made.positive.tolist() == positive
-    # Rows that are no positives, and rows that come later, change nothing.
+    # Rows that are not positives, and rows that come later, change nothing.
     kept = frame.assign(event=events)[made.positive]
     assert Dataset("made", kept, make().items, make().users).positive.all()
     early = frame.assign(event=events)[made.timestamps <= 1]

@@ -53,7 +53,7 @@ def test_lines_in_several_encodings(tmp_path, small_100k_dir):
     found = movielens.load(
         "movielens/latest-small", csv_folder(tmp_path / "csv", RATINGS, b"".join(lines))
     )
-    # 0x8d is no character of Windows, and a control character in Latin-1.
+    # 0x8d is not a character of Windows, and a control character in Latin-1.
     expected = ["Amélie", "Café", "Léon – “It’s”", "Léon – “It’s”", "\x8dé"]
     assert found.items["title"].tolist() == expected
     path = small_100k_dir / "u.item"

@@ -1,4 +1,4 @@
-"""Times of own data: their units, and those that are no seconds."""
+"""Times of own data: their units, and those that are not seconds."""
 
 import pandas as pd
 import pytest
@@ -91,7 +91,7 @@ def test_times_that_all_lie_in_1970(tmp_path):
 
 
 def test_release_times_that_all_lie_in_1970(tmp_path):
-    """Days as 20082011 (20 August 2011) are no dates that are refused, since some are seconds."""
+    """Days as 20082011 (20 August 2011) are not dates that are refused, since some are seconds."""
     write(tmp_path, r__csv=f"user_id,item_id,timestamp\nu,a,{NEW_YEAR}\nu,b,{NEW_YEAR}\n")
     note = "all times of released lie in 1970: if they are no seconds, say what they are"
     for first, is_noted in (("20082011", True), (str(NEW_YEAR), False), ("-5", False)):

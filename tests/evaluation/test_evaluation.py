@@ -140,7 +140,7 @@ def test_three_cases_by_hand(batch_size):
     ],
 )
 def test_a_metric_that_can_tell(num_items, name, expected):
-    # What is no candidate anyhow is excluded from nothing.
+    # What is not a candidate anyhow is excluded from nothing.
     excluded = [[], [*range(100), 1500, 1501], list(range(1, 101)), list(range(110))]
     split = split_of(cases_of([[111]] * 4, exclude=excluded), num_items=num_items)
     assert evaluation.telling_metric(name, split) == expected

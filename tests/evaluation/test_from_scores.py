@@ -18,7 +18,7 @@ def test_from_scores():
             batch_size=batch_size,
         )
         found = recommend(cases, 3)
-        # The first may not have 0 and 4, item 2 is no candidate; ties go by key.
+        # The first may not have 0 and 4, item 2 is not a candidate; ties go by key.
         assert found.keys.tolist() == [[1, 3, -1], [0, 1, 3]]
         assert found.counts.tolist() == [2, 3]
     assert from_scores(None)(cases.take([]), 3).keys.shape == (0, 3)

@@ -95,7 +95,7 @@ def test_targets_stand_last_in_their_tie(name, scores, targets, asked, expected)
 
 
 def test_places_behind_counts_are_no_answers():
-    # Two of four places are filled; key 9 behind them is no hit, and -inf ties with nothing.
+    # Two of four places are filled; key 9 behind them is not a hit, and -inf ties with nothing.
     assert ranks_of([3, 9, -1, -1], [2, 1, -np.inf, -np.inf], [9, 3], 4, counts=2) == [2, 1]
     assert ranks_of([3, 9, -1, -1], [2, 1, -np.inf, -np.inf], [9, 3], 4, counts=1) == [
         NOT_FOUND,

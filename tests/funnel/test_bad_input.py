@@ -38,7 +38,7 @@ def test_membership_needs_no_table_as_long_as_the_largest_key():
     assert is_among(keys, Ragged.empty(2)).any() == False  # noqa: E712
     kept = Available(np.array([FAR, 9])).keep(ask([], []), answer(keys[0], [4, 3, 2, 1.0]))
     assert kept.tolist() == [[0, 1, 1, 0]]
-    # Negative numbers in rows are no keys, and none of the last columns of a table.
+    # Negative numbers in rows are not keys, and none of the last columns of a table.
     assert not is_among(np.array([[7, 8, -1]]), Ragged.from_rows([[-1, -2, -3]])).any()
 
 

@@ -29,7 +29,7 @@ def test_similar_weighs_the_newest_most():
     np.testing.assert_allclose(
         found.scores[0, :5], np.array([1.9, 1.8, 1.5, 1.2, 1.1]) / 3, rtol=1e-5
     )
-    # An item without a vector is no event.
+    # An item without a vector is not an event.
     assert top(SOURCES["similar"](), ask([3, 55])) == top(SOURCES["similar"](), ask([3]))
 
 

@@ -38,7 +38,7 @@ def test_snapshot_truncate_restart(tmp_path, backend):
         again = LiveIndex(loaded, log, CHECKS)
         assert again.sequence == 4 and holds(again, [*kept, 51, 52])
         assert wrong_rows(again.search(ask([51, 52, 9]), 1), [51, 52, 9]) == 0
-        # Without the snapshot the truncated entries are missing, and that is no start.
+        # Without the snapshot the truncated entries are missing, and that is not a start.
         with pytest.raises(ValueError, match="start from a later snapshot"):
             LiveIndex(pair(), log)
         # A second snapshot takes the place of the first.

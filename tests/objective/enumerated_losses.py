@@ -4,7 +4,7 @@ import numpy as np
 
 
 def enumerated(name, positive, negatives, weight, margin=0.2, ratio=1.0, beta=1.0, mining="all"):
-    """One example's loss, in plain numpy; weight 0 where a column is no negative."""
+    """One example's loss, in plain numpy; weight 0 where a column is not a negative."""
     share = weight / weight.sum() if weight.any() else weight
     if name == "softmax":
         return -np.log(np.exp(positive) / (np.exp(positive) + (weight * np.exp(negatives)).sum()))

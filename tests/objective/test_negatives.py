@@ -184,7 +184,7 @@ def test_every_pool_stands_for_the_whole_catalogue(names):
 
     for turn in range(rounds + 10):
         others = rng.choice(4, 5, p=P / P.sum()).astype(np.int32)
-        # As a masked positive is no column, it may be any further item: here one that is none.
+        # As a masked positive is not a column, it may be any further item: here one that is none.
         found = columns(tf.constant(np.r_[others, others[:1]]), tf.constant(others))
         if turn >= 10:  # the memory is full
             for name, (keys, log_weight) in found.items():

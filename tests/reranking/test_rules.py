@@ -27,7 +27,7 @@ def test_in_a_row_and_in_all():
     # Makers: 0, 1, 5 and 6 of m; 2, 4 and 7 of n; 3 of nobody.
     assert limited("maker", [0, 1, 5, 2, 6], in_a_row=2) == [[0, 1, 2, 5, 6]]
     assert limited("maker", [0, 1, 2, 4, 3], in_all=1) == [[0, 2, 3, 1, 4]]
-    # Nobody is no maker, so items of nobody may follow each other, and end what was in a row.
+    # Nobody is not a maker, so items of nobody may follow each other, and end what was in a row.
     assert limited("maker", [0, 3, 1, 5, 2], in_a_row=1) == [[0, 3, 1, 2, 5]]
     # Each request has counts for itself.
     rows = [0, 1, 2], [2, 4, 0]

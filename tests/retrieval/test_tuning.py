@@ -38,9 +38,9 @@ def answers(exact, found):
         ([[1, 2, 3]], [[3, 1, 2]], 1),
         ([[1, 2, 3, 4]], [[4, 9, 2, 8]], 1 / 2),
         ([[1, 2], [3, 4]], [[1, 2], [5, 3]], 3 / 4),
-        # Row 0's items in row 1's answer are no hits.
+        # Row 0's items in row 1's answer are not hits.
         ([[1, 2], [3, 4]], [[3, 4], [1, 2]], 0),
-        # A short exact row: 1 of 1 and 1 of 2. The -1s are no hits.
+        # A short exact row: 1 of 1 and 1 of 2. The -1s are not hits.
         ([[1, -1], [3, 4]], [[1, -1], [4, -1]], 3 / 4),
         ([[1, -1]], [[-1, -1]], 0),
         # Answers of another width.

@@ -155,7 +155,7 @@ def test_a_request_that_a_tower_cannot_read_costs_the_others_nothing(service):
     (pipeline,) = service.live.pipelines
     good = Ask(history=["i00003"], k=5)
     alone, whole = pipeline.recommend([good])[0], {"two_tower", "ease", "popularity"}
-    # Half a character is no text for TensorFlow. The bodies of requests refuse it.
+    # Half a character is not a text for TensorFlow. The bodies of requests refuse it.
     bad, found = pipeline.recommend([Ask(user_id="\ud800", k=5), good])
     assert bad["missing"].keys() == {"two_tower"} and whole > bad["missing"].keys()
     assert found == alone and found["missing"] == {}
@@ -367,7 +367,7 @@ def test_sources_that_all_fail_are_counted_and_trials_are_not(bundle_folder, tmp
         raise NoSourceError(late)
 
     with TestClient(create_app(service)) as client:
-        # Nobody has asked yet: what warmed the pipeline is no latency of a request.
+        # Nobody has asked yet: what warmed the pipeline is not a latency of a request.
         assert "twotower_stage_seconds_count" not in client.get("/metrics").text
         recommend(client, history=["i00003"])
         assert "twotower_stage_seconds_count" in client.get("/metrics").text

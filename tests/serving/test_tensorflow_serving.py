@@ -1,6 +1,6 @@
 """A bundle's SavedModels as TensorFlow Serving calls them: by its messages, over gRPC.
 
-The server here is a few lines around `tf.saved_model.load`: the real one is no Python package.
+The server here is a few lines around `tf.saved_model.load`: the real one is not a Python package.
 It does what the real one does: it finds the signature by its name, makes tensors of the message's
 inputs, refuses inputs of other names, and answers with named tensors.
 """

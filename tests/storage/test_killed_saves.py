@@ -72,7 +72,7 @@ def killed(folder, prepare="", inside=END):
 
 
 def test_left_overs_of_killed_writers_go_with_the_next_save(tmp_path):
-    """Its own: another folder's may be somebody's work, and `[ab]` is no pattern."""
+    """Its own: another folder's may be somebody's work, and `[ab]` is not a pattern."""
     for name in ("[ab]", "a"):
         build.save(exact(3), tmp_path / name)
         killed(tmp_path / name)

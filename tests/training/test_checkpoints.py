@@ -28,7 +28,7 @@ from twotower.training.training import Training
 
 
 def test_resume_continues_as_if_nothing_had_happened(tmp_path):
-    """Also with what is no weight: the stream's counts, the memory and a learned temperature."""
+    """Also with what is not a weight: the stream's counts, the memory and a learned temperature."""
 
     def training(epochs):
         recipe = tiny.recipe(
@@ -104,7 +104,7 @@ def test_another_recipe_is_named_by_what_differs(changes, named, tmp_path):
     here = tiny.recipe(QUIET, **changes)
     with pytest.raises(ValueError, match=f"checkpoint of another recipe {named}"):
         checkpoints._check_same(tmp_path, saved_by(QUIET), here, "the same")
-    # More epochs are no other recipe.
+    # More epochs do not make another recipe.
     more = tiny.recipe(QUIET, fit={"epochs": 4})
     checkpoints._check_same(tmp_path, saved_by(QUIET), more, "the same")
 

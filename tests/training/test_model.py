@@ -108,7 +108,7 @@ def one_layer_model(num_items: int = 6, query_dim: int = 4, item_dim: int = 4) -
 
 def test_known_columns_by_hand():
     # A catalogue of 6 items. The columns are the items 4, 0, 4 (twice), 2, and an empty one.
-    # Query 0 knows 4 and 5: both columns of 4; 5 is no column.
+    # Query 0 knows 4 and 5: both columns of 4; 5 is not a column.
     # Query 1 knows 0, 2 and, twice, 0: columns 1 and 3.
     # Query 2 knows nothing.
     known = tf.ragged.constant([[4, 5], [0, 2, 0], []], dtype=tf.int32)

@@ -1,4 +1,4 @@
-"""Training on a tiny made-up service: it learns, repeats, and ends at a loss that is no number.
+"""Training on a tiny made-up service: it learns, repeats, and ends at a loss that is not a number.
 
 Each training traces its step anew, which takes seconds. So what happens around the steps is tested
 with a step that costs nothing (`tiny.without_learning`), and what `fit` says before it begins by
@@ -69,7 +69,7 @@ def test_factorized_topk_equals_this_projects_evaluation(learned):
 
 
 def test_the_loss_of_validation_by_hand():
-    """Of all targets in one batch, as columns: those that the user likes are no negatives."""
+    """Of all targets in one batch, as columns: those that the user likes are not negatives."""
     recipe = tiny.recipe(task={"correction": "none"})
     training = Training(tiny.dataset(), tiny.split(), recipe)
     training.model.compile()

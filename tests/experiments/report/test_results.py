@@ -18,7 +18,7 @@ def test_what_is_kept():
     assert results.committed({"rows": [row]}) == {
         "rows": [{"name": "a", "seed": 0, "metrics": {"ndcg@10": kept}, "command": "python x.py"}]
     }
-    # Figures of indexes and of new items are no metric of a ranking at a cut-off.
+    # Figures of indexes and of new items are not a metric of a ranking at a cut-off.
     other = {"recall_new@100": 0.5, "recall@20 among hidden": 0.5, "ann_recall@100": 0.5}
     assert results.committed(other) == other
 
