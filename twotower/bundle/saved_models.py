@@ -142,7 +142,8 @@ def _session_signatures(tower: Tower, specs: dict[str, tf.TensorSpec], version: 
 def save_retrieve(
     tower: Tower, ids: np.ndarray, vectors: np.ndarray, directory: pathlib.Path
 ) -> None:
-    """Raw query inputs, `k` and `exclude` -> ids, scores and counts, by exact search."""
+    """Raw query inputs, `k` and `exclude` -> ids, scores and counts, by exact search among
+    `vectors` `[num_items, dim]` of the items `ids` `[num_items]`."""
     vectors = tf.Variable(vectors, trainable=False)
     _save_search(tower, ids, _exact(vectors), directory, [vectors])
 

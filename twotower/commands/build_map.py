@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def chosen(bundle: "Bundle", most: int, seed: int) -> tuple["np.ndarray", str]:
-    """Ascending keys of the items to map, and which items these are."""
+    """Keys of the items to map, `[num_mapped]` ascending, and a text that says which these are."""
     import numpy as np
 
     from twotower.funnel.sources.popularity import Popularity

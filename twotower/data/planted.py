@@ -219,7 +219,7 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def invent_words(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` different words of two to three syllables."""
+    """`count` different words of two to three syllables, `[count]`."""
     syllables = np.array([c + v for c in "bdfgklmnprstvz" for v in "aeiou"], object)
     drawn = syllables[rng.integers(len(syllables), size=(4 * count + 100, 3))]
     drawn[::3, 2] = ""
@@ -244,7 +244,11 @@ def _mean_vectors(vectors: np.ndarray, chosen: np.ndarray, used: np.ndarray) -> 
 def make_items(
     config: SyntheticConfig, rng: np.random.Generator, words: np.ndarray
 ) -> tuple[pd.DataFrame, dict]:
-    """The table of items; and what is behind it, name -> array with a row for each item."""
+    """The table of items, and the true values behind it, name -> `[num_items, ...]`.
+
+    `words` are `[2, num_clusters + 1, words_per_cluster]`: those of titles and of descriptions, for
+    each cluster; the last row belongs to no cluster.
+    """
     num, num_clusters = config.num_items, config.num_clusters
     clusters = rng.integers(num_clusters, size=num)
     parts = {"cluster": normal(rng, num_clusters, PROFILE_DIM)[clusters]}

@@ -186,7 +186,7 @@ class LiveIndex:
             return self._write(ADD, checked.keys, np.asarray(vectors, np.float32))
 
     def remove(self, keys: np.ndarray) -> int:
-        """Removes items; the next search does not find them.
+        """Removes the items of `keys` `[n]`; the next search does not find them.
 
         Returns:
             The log entry's number, as in `add`.

@@ -147,7 +147,7 @@ class LinUcb(Bandit):
         slots: int = 10,
         among: int = 100,
     ) -> Self:
-        """A bandit that has seen nothing yet."""
+        """A bandit without any feedback, over item vectors `[num_items, dim]`."""
         size = len(columns) + vectors.shape[1]
         return cls(vectors, np.eye(size), np.zeros(size), columns, alpha, slots, among)
 

@@ -112,7 +112,8 @@ class Store:
         return dataclasses.replace(kept, fresh=KeyedVectors(keys, vectors, new.metric))
 
     def count_allowed(self, is_allowed: np.ndarray | None) -> int:
-        """How many built vectors `is_allowed` opens; counted anew only for a filter."""
+        """Number of built vectors that `is_allowed` `[num_built]` allows; None allows all that are
+        not removed."""
         if is_allowed is None or is_allowed is self._alive:
             return len(self.built) - self.num_removed
         return int(np.count_nonzero(is_allowed))

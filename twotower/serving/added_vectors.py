@@ -58,7 +58,7 @@ class AddedVectors:
             self._connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", rows)
 
     def read(self, model_version: str) -> dict[str, np.ndarray | None]:
-        """Id -> vector of a training, None for a removed item."""
+        """Id -> vector `[dim]` of a training, None for a removed item."""
         select = "SELECT item_id, vector FROM items WHERE model_version = ? ORDER BY item_id"
         with self._lock:
             rows = self._connection.execute(select, (model_version,)).fetchall()

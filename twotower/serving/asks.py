@@ -140,7 +140,7 @@ def requests_of(asks: Sequence[Ask], rows: Sequence[Row]) -> Requests:
 
 
 def keys_where(catalogue: Catalogue, conditions: Mapping[str, Any]) -> np.ndarray:
-    """Keys of the items that meet all conditions.
+    """Keys of the items that meet all conditions, `[num_found]` int64.
 
     Raises:
         FieldError: Columns or values that do not fit the catalogue.

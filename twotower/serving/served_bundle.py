@@ -213,7 +213,8 @@ class ServedBundle(Bundle):
         self.removed = np.setdiff1d(self.removed, keys)
 
     def remove_items(self, keys: np.ndarray) -> None:
-        """Removes items from all indexes; keys that an index does not have do no harm."""
+        """Removes the items of `keys` `[n]` from all indexes; keys that an index lacks are
+        ignored."""
         self._change(dict.fromkeys(keys.tolist()))
         self.removed = np.union1d(self.removed, keys)
 

@@ -101,7 +101,7 @@ class Trending(Popularity):
 
 
 def require_rows(source: type, train: np.ndarray) -> np.ndarray:
-    """The training rows; ValueError where there are none."""
+    """The training rows `[num_train]`; raises ValueError if there are none."""
     if len(train) == 0:
         raise ValueError(f"{source.__name__} needs training rows; got none.")
     return train

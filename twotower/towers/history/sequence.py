@@ -170,11 +170,14 @@ class SequenceHistory(History):
                 f"{(NUM_RATINGS - 1) / 2}; these go from {low:g} to {high:g}. Scale the column."
             )
 
-    # What is read.
+    # Inputs.
 
     def whole(self, encoded: dict[str, tf.Tensor]) -> Window:
-        """All events of `encoded` as a window. Only for sequences without unknown items inside, and
-        not longer than a window, as training makes them (`data/sequences.py`)."""
+        """All events of the encoded histories `[batch_size, n]` as a window.
+
+        Only for sequences that are not longer than a window and have no unknown items inside, as
+        training makes them (`data/sequences.py`).
+        """
         items = encoded[self.name]  # [batch_size, n]
         times, ratings = tf.zeros_like(items, tf.int64), tf.fill(tf.shape(items), float("nan"))
         request = tf.fill(tf.shape(items)[:1], tf.constant(-1, tf.int64))
@@ -188,10 +191,11 @@ class SequenceHistory(History):
         return Window(items, times, ratings, length, request)
 
     def window(self, encoded: dict[str, tf.Tensor]) -> Window:
-        """The most recent known events of `encoded`, moved to the left."""
+        """The most recent known events of the encoded histories `[batch_size, n]`, moved to the
+        left."""
         whole = self.whole(encoded)
         known = whole.items > UNKNOWN
-        # Known events first, in their order; padding and unknown ones behind them.
+        # Known events first, in their order; then padding and unknown ones.
         order = tf.argsort(tf.cast(~known, tf.int32), axis=1, stable=True)
         dropped = num_dropped(whole.length, self.config.length, self.config.stride)
         width = tf.minimum(tf.shape(order)[1], self.config.length)

@@ -221,8 +221,8 @@ class TransformerHistory(SequenceHistory):
         return total
 
     def span(self, seconds: tf.Tensor) -> tf.Tensor:
-        """The time that a bias is looked up for, int64: here as it is, so that a negative one
-        (times that descend) counts as 0."""
+        """The time for which a bias is looked up, int64 of the shape of `seconds`. Here it is
+        `seconds`; a negative one (times that descend) then counts as 0."""
         return seconds
 
     def mask(self, window: Window) -> tf.Tensor:
