@@ -35,7 +35,7 @@ class Plan:
         runs: All of them.
         minutes: Of the base recipe on two cores, for the estimate.
         more_splits: Further protocols of the pivotal ones.
-        more_flags: Protocol -> flags behind a run's own.
+        more_flags: Protocol -> flags that are added after those of a run.
     """
 
     flagfile: str

@@ -40,7 +40,7 @@ WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 POOL, SHOWN, TOP = 500, 40, 10
 # Shares of NDCG@10 that are lost; a weight that is chosen loses at most the last of them.
 LOSSES = (0.005, 0.01, 0.02)
-# A way is given up behind this loss.
+# A way is given up beyond this loss.
 TOO_MUCH = 0.03
 WARM = 20
 

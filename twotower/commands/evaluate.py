@@ -64,7 +64,7 @@ def define_flags() -> None:
 def main() -> None:
     """Asks all recommenders, prints them side by side, and writes the rows as JSON."""
     output = FLAGS.output and pathlib.Path(FLAGS.output)
-    if output:  # now, and not behind the evaluation
+    if output:  # now, and not after the evaluation
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.is_dir():
             raise ValueError(f"--output={output} is a folder; give a file.")

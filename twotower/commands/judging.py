@@ -94,7 +94,7 @@ def check(bundle: Bundle, dataset: Dataset, protocol: str | None, seed: int | No
         bundle: The one to judge.
         dataset: What it is to be judged on.
         protocol: The split that is asked for; None for the manifest's.
-        seed: Its seed, likewise.
+        seed: Its seed; None for the manifest's.
 
     Raises:
         ValueError: A protocol or seed with other training rows than the manifest's, or another

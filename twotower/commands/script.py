@@ -205,6 +205,6 @@ def _described(flag: flags.Flag) -> str:
     """One flag: name, text and default."""
     negative = "[no]" if flag.boolean else ""
     default = "" if flag.default in (None, "", []) else f" ({flag.default_as_str})".replace("'", "")
-    about = flag.help.partition(";    ")[0]  # behind it, absl explains flags that can be repeated
+    about = flag.help.partition(";    ")[0]  # after it, absl explains flags that can be repeated
     text = f"--{negative}{flag.name}: {about}{default}"
     return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ")

@@ -106,7 +106,7 @@ class Catalogue:
         return np.flatnonzero(keep).astype(np.int64)
 
     def extend(self, items: pd.DataFrame) -> "Catalogue":
-        """A catalogue with further items behind these; keys of these stay as they are.
+        """A catalogue with further items after these; the keys of these do not change.
 
         The new rows are converted as those of a Dataset are, to the forms that these columns have.
         """
@@ -141,7 +141,7 @@ class Catalogue:
         return made
 
     def _with(self, items: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        """The table of these items, and behind them further ones; and which columns are cleaned.
+        """The table of these items and, after them, further ones; and which columns are cleaned.
 
         Those are the texts and tags that both have. To clean the tags of a whole catalogue anew
         would take most of the time in which one item is added.

@@ -222,7 +222,7 @@ def _decode_line(line: bytes) -> str:
 def item_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """`title` split into title and `year`, genre names made equal across versions.
 
-    - `title` loses "(1995)" and "(V)" behind it; `year` is NaN where the title has none.
+    - `title` loses "(1995)" and "(V)" at its end; `year` is NaN if the title has none.
     - Genres keep the file's order. "Children's" is "Children" (as in TFDS and later versions);
       "unknown" and "(no genres listed)" are not genres and become an empty tuple.
     """

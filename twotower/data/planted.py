@@ -255,7 +255,7 @@ def make_items(
     texts = {}
     for row, (column, low, high) in enumerate((("title", 2, 3), ("description", 6, 10))):
         used = np.arange(high) < rng.integers(low, high + 1, size=(num, 1))
-        # The vocabulary behind the last cluster's belongs to none.
+        # The vocabulary after that of the last cluster belongs to none.
         vocabulary = _near(rng, clusters, (num, high), 0.75, num_clusters + 1)
         chosen = vocabulary * config.words_per_cluster
         chosen += rng.integers(config.words_per_cluster, size=(num, high))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Genre -> words that come first in a title, and words that come behind them. No word stands twice.
+# Genre -> words that come first in a title, and words that come after them. No word occurs twice.
 WORDS = {
     "space": (
         "silent orbital stellar lunar cosmic solar distant frozen robotic alien galactic nebular "

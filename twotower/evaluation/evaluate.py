@@ -227,7 +227,7 @@ def evaluate_hidden(
 
 
 def telling_metric(name: str, split: Split) -> str:
-    """The metric `name`, or the nearest one that can tell models apart among so few candidates.
+    """The metric `name`, or the nearest one that can distinguish models among so few candidates.
 
     Of 80 candidates any model finds all among the first 100. So k may be at most half the
     candidates that the median question has left, where a random order finds half of the targets. If

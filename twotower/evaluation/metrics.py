@@ -79,7 +79,7 @@ def target_ranks(
 
     A model that gives every item the same score knows nothing, and must not get a good metric from
     the order of the catalogue. So inside a tie the targets come after all other items. A tie at the
-    end of a full answer may continue behind it, so its targets are not found: ask for one item more
+    end of a full answer may continue past it, so its targets are not found: ask for one item more
     than the largest k of interest.
 
     Args:
@@ -107,12 +107,12 @@ def target_ranks(
     order = np.argsort(wanted, kind="stable")
     row, column = np.nonzero(hits)
     target = order[np.searchsorted(wanted[order], got[row, column])]
-    # end[i, c]: the column behind the last item that has the score of column c.
+    # end[i, c]: the column after the last item that has the score of column c.
     last = np.ones(keys.shape, bool)
     last[:, :-1] = (scores[:, 1:] != scores[:, :-1]) | ~valid[:, 1:]
     ends = np.where(last, np.arange(1, keys.shape[1] + 1), keys.shape[1])
     end = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1][row, column]
-    # Targets of one tie stand at its end, one behind the other.
+    # The targets of a tie come at its end, one after the other.
     so_far = np.cumsum(hits, axis=1)
     behind = so_far[row, end - 1] - so_far[row, column]
     certain = (end < counts[row]) | (counts[row] < asked)

@@ -120,7 +120,7 @@ class ExplorationSlots(Stage):
     For each slot, in order, one item that still needs to be shown moves up to the slot, and the
     items between shift back by one. Of several such items, the one with the best score in `source`
     moves. Only items that `source` found are moved. An item that is already before the slot stays
-    there. If no such item is left behind a slot, nothing moves.
+    there. If no such item is left after a slot, nothing moves.
 
     Scores stay at their positions, see `reordered`.
 

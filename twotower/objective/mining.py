@@ -150,7 +150,7 @@ def drawn(lists: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray
 
     Args:
         lists: `[num_rows, n]` keys, padded with -1. A row of fewer than `width` keys is returned
-            with -1 behind them.
+            with -1 after them.
         width: Keys of each row.
         rng: Source of the random numbers.
 

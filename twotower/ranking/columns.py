@@ -99,7 +99,7 @@ class CandidateColumns(Part):
         self.rows, self.mean_rating, self.year = rows, mean_rating, year
         self.tags, self.common, self.vectors = tags, common, vectors
         self.user_id, self.values = user_id, values
-        # The row behind those of the items is that of all that came later.
+        # The last row is for all items that came later.
         self._popularity = np.append(np.log1p(rows), 0).astype(np.float32)
         self._mean_rating = np.append(mean_rating, np.float32(np.nan))
         self._year = np.append(year, np.float32(np.nan))

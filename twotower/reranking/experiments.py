@@ -133,7 +133,7 @@ def difference(treatment: np.ndarray, control: np.ndarray) -> dict:
 
     Args:
         treatment: `[n]`, a value for each user.
-        control: `[m]`, likewise.
+        control: `[m]`, a value for each user.
 
     Returns:
         `mean`, `low`, `high`.

@@ -62,13 +62,13 @@ class Bandit(Stage):
                 "change. A funnel has one bandit."
             )
         valid, (num, width) = candidates.valid, candidates.keys.shape
-        # NaN behind the slots: what the draws leave there has no probability that is known.
+        # NaN after the slots, since the probability of what the draws leave there is not known.
         propensity = np.where(valid, np.nan, 0.0)
         order = np.tile(np.arange(width), (num, 1))
         if valid.any():
             chosen, known = self.choose(requests, candidates.head(self.among))
             filled = valid[:, : chosen.shape[1]]
-            rank = order + width  # behind all slots, in the order that was given
+            rank = order + width  # after all slots, in the given order
             row, slot = np.nonzero(filled)
             rank[row, chosen[filled]] = slot
             order = np.argsort(rank, axis=1, kind="stable")

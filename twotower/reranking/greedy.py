@@ -57,7 +57,7 @@ class Greedy(Stage):
         """Number of values that `gains` stores for each candidate."""
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
-        # What stands behind the first `REACH` keeps its position.
+        # Items after the first `REACH` keep their positions.
         first = candidates.head(REACH) if candidates.keys.shape[1] > REACH else candidates
         order = np.broadcast_to(np.arange(candidates.keys.shape[1]), candidates.keys.shape).copy()
         width = first.keys.shape[1]
@@ -73,7 +73,7 @@ class Greedy(Stage):
         length = min(self.length, int(candidates.counts.max(initial=0)))
         gains, rows = self.gains(requests, candidates), np.arange(num_rows)
         valid = candidates.valid
-        # What stands past the end of a list comes after the last of it.
+        # Entries past the end of a list come after its last item.
         closed = np.where(valid, np.float32(0), BEHIND)
         column = np.arange(width)
         place = np.broadcast_to(column + length, valid.shape).copy()

@@ -149,11 +149,11 @@ class Store:
         return is_allowed if self._alive is None else is_allowed & self._alive
 
     def absorbed(self, forgets: bool) -> "Store":
-        """With the buffer behind the built vectors. Removed ones keep their positions, without a
-        key, so that what a backend knows by position stays true.
+        """A store with the buffer after the built vectors. Removed vectors keep their positions but
+        lose their keys, so that the positions of a backend stay valid.
 
         Args:
-            forgets: Whether the backend gives up the removed ones.
+            forgets: Whether the backend deletes the removed vectors.
         """
         keys = np.where(self.removed, NO_KEY, self.built.keys)
         built = KeyedVectors(

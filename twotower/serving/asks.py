@@ -88,7 +88,7 @@ def row_of(ask: Ask, catalogue: Catalogue, num_exported: int, removed: np.ndarra
 
     Args:
         ask: The request.
-        catalogue: The items of the bundle, and behind them those that were added since.
+        catalogue: The items of the bundle and, after them, those that were added since.
         num_exported: Number of the bundle's items; the model does not know the others.
         removed: `[num_removed]` keys of items that are not to be answered.
 

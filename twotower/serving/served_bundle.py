@@ -199,7 +199,7 @@ class ServedBundle(Bundle):
         """Adds items to all indexes, or replaces their vectors.
 
         Args:
-            items: The items from now on: those of `items_now`, and behind them the new ones.
+            items: The items from now on: those of `items_now` and, after them, the new ones.
             keys: `[num_added]` their keys there.
             vectors: `[num_added, dim]` float32.
 

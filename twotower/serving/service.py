@@ -359,7 +359,7 @@ class Service:
                 Deed(
                     row["item_id"],
                     row["event"],
-                    # A clock that is fast would put this event behind all that follow.
+                    # A clock that is fast would put this event after all that follow.
                     min(row["timestamp"], now),
                     math.nan if row["rating"] is None else row["rating"],
                 ),

@@ -27,7 +27,7 @@ class Store(Protocol):
     """
 
     def append(self, entries: Mapping[str, Sequence[str]]) -> None:
-        """Adds entries behind those that each user has."""
+        """Adds entries after those that each user has."""
 
     def read(self, users: Sequence[str]) -> list[list[str]]:
         """The entries of each user, oldest first."""

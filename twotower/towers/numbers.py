@@ -130,7 +130,7 @@ class Clock(Feature):
 class Vector(Feature):
     """A precomputed vector of fixed size, such as an embedding of an item's sound or image.
 
-    A vector with a NaN or infinite component is missing. It becomes zeros, and a flag behind the
+    A vector with a NaN or infinite component is missing. It becomes zeros, and a flag after the
     vector becomes 1. If no vector of the training rows is missing, the weights of the flag would
     never be trained. A missing vector is then read as the mean of the training vectors.
 

@@ -102,8 +102,8 @@ def first_allowed(keys: np.ndarray, scores: np.ndarray, k: int, exclude: Ragged)
     """The first `k` of each list that its request does not exclude.
 
     Args:
-        keys: `[num_requests, width]` int64, or `[1, width]` for all alike, best first; -1 behind
-            the end.
+        keys: `[num_requests, width]` int64, or `[1, width]` for all alike, best first; -1 past the
+            end.
         scores: float32 of the same shape, descending, equal scores by ascending key.
         k: 1 or more.
         exclude: Keys that may not be answered, a row for each request.

@@ -81,8 +81,8 @@ class IvfIndex(FaissIndex):
 
     def _append(self, vectors: np.ndarray) -> None:
         use_threads(0)
-        # `absorb` has put them behind the others. FAISS would number them by its count, which
-        # is less once something was forgotten.
+        # `absorb` has put them after the others. FAISS would number them by its count, which is
+        # less once something was forgotten.
         first = len(self._vectors) - len(vectors)
         self._index.add_with_ids(vectors, np.arange(first, first + len(vectors)))
 

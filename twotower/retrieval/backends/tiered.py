@@ -47,9 +47,9 @@ class TieredConfig(IvfPqConfig):
 class TieredIndex(IvfPqIndex):
     """IVF-PQ with HNSW in front: this object is the main tier, `_tiers[1]` the other.
 
-    An item is in one tier: if it is added again, it leaves the main one. Both tiers stand behind
-    one reference, and a change puts new ones there, so that a search sees each item once. `absorb`
-    moves the fresh tier into the main one, whose centres and codes stay as they were learned.
+    An item is in one tier: if it is added again, it leaves the main one. A change replaces both
+    tiers by one assignment, so that a search sees each item once. `absorb` moves the fresh tier
+    into the main one, whose centres and codes stay as they were learned.
 
     >>> index = TieredIndex().build(np.array([7, 8]), np.eye(3, dtype=np.float32)[:2])
     >>> index.add(np.array([9]), np.float32([[0, 0, 2]]))  # found by the next search

@@ -13,7 +13,8 @@ class GatedBlock(tf.keras.layers.Layer):
     y          = x + W_2 (norm(a v) * u)
 
     There is no softmax, so the contribution of a token does not shrink if there are more of them,
-    and the block can tell ten similar events from one. N is the number of tokens of a full window.
+    and the block can distinguish ten similar events from one. N is the number of tokens of a full
+    window.
 
     Args:
         dim: Length of the vectors.
