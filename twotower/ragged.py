@@ -71,7 +71,16 @@ class Ragged:
 
     @classmethod
     def group(cls, values: np.ndarray, row: np.ndarray, num_rows: int) -> "Ragged":
-        """Puts `values[j]` into row `row[j]`; inside a row the given order stays."""
+        """Puts `values[j]` into row `row[j]`; within a row, the values keep their order.
+
+        Args:
+            values: `[num_values]`.
+            row: `[num_values]` integers from 0 to `num_rows - 1`.
+            num_rows: Number of rows.
+
+        Raises:
+            ValueError: A row that does not exist.
+        """
         row = np.asarray(row)
         if row.size and not 0 <= row.min() <= row.max() < num_rows:
             wrong = row.max() if row.max() >= num_rows else row.min()

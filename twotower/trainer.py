@@ -134,7 +134,11 @@ class Trainer:
 
     @property
     def report(self) -> Report:
-        """The selected model's validation figures, also by segment of users and items."""
+        """The selected model's validation figures, also by segment of users and items.
+
+        Raises:
+            ValueError: `fit` was not called before.
+        """
         if self._report is None:
             raise ValueError("nothing is trained yet: call fit(workdir) first.")
         return self._report

@@ -219,7 +219,11 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def invent_words(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` different words of two to three syllables, `[count]`."""
+    """`count` different words of two to three syllables, `[count]`.
+
+    Raises:
+        ValueError: There are not as many such words.
+    """
     syllables = np.array([c + v for c in "bdfgklmnprstvz" for v in "aeiou"], object)
     drawn = syllables[rng.integers(len(syllables), size=(4 * count + 100, 3))]
     drawn[::3, 2] = ""

@@ -177,7 +177,12 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
 
 
 def tables_in(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The tables of a folder that has a file or folder `interactions`, whatever the ending."""
+    """Name -> path of the tables in a folder that has a file or folder `interactions`, with any
+    ending; {} for any other folder.
+
+    Raises:
+        ValueError: Two files for one table.
+    """
     if not folder.is_dir():
         return {}
     found = {}
@@ -205,7 +210,7 @@ def located(
     frames: Mapping[str, pd.DataFrame] | None = None,
     hints: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
-    """Gives errors of columns the file and line that they come from.
+    """A context that turns a ColumnError into a ValueError with the file and line of the value.
 
     Args:
         sources: The files of each table.
@@ -225,7 +230,7 @@ def located(
 
 
 def refuse_unused(entries: list[schema.Entry], sources: Mapping[str, files.Source]) -> None:
-    """Raises for an entry of the schema that no file has a column for."""
+    """Raises ValueError for an entry of the schema whose column no file has."""
     for entry in entries:
         wanted = [source for table, source in sources.items() if entry.is_for(table)]
         if not any(entry.column in source.table.column_names for source in wanted):

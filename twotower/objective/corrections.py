@@ -44,6 +44,9 @@ def column_log_weight(
     Returns:
         `[num_columns]` float32.
 
+    Raises:
+        ValueError: An unknown correction.
+
     >>> weight = tf.exp(column_log_weight([2, 1], tf.constant([0.5, 0.1]), 4, "log_q_masked"))
     >>> weight.numpy().round(4).tolist()  # 2 / (4 * .5) and 1 / (4 * .1)
     [1.0, 2.5]

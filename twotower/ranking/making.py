@@ -117,6 +117,7 @@ class Trained:
     Attributes:
         models: A network or trees for each fold; their outputs are averaged.
         make: Makes the ranker from fitted features.
+        sources: Names of the sources whose ranks and scores it reads.
         held_out: NDCG@10 on held-out requests: `given` before ranking, `ranked` after it.
         about: Settings and figures of the training, as JSON values.
     """

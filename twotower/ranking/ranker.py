@@ -58,7 +58,8 @@ class Ranker(tf.keras.Model):
         Head -> float32 `[...]`.
 
     Raises:
-        ValueError: No heads, or names that are empty or occur twice.
+        ValueError: No heads, or names that are empty or occur twice; from a call, inputs that are
+            missing.
 
     >>> from twotower.ranking.inputs import Field
     >>> ranker = make_ranker(RankerInputs((Field("item", 3),)), RankerConfig(hidden=(4,)))

@@ -96,7 +96,11 @@ class _Counted(Bandit):
 
     def posterior(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
         """Parameters of each candidate's Beta distribution, two arrays `[num_requests, k]`: the
-        numbers of times with and without a click, including those of the prior."""
+        numbers of times with and without a click, including those of the prior.
+
+        Raises:
+            ValueError: No column `prior_column`, or values outside [0, 1].
+        """
         prior = np.full(candidates.keys.shape, self.prior)
         if self.prior_column:
             prior = column_of(candidates, self.prior_column)

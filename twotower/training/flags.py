@@ -53,7 +53,11 @@ def recipe(default: Recipe | None = None) -> Recipe:
 
     Args:
         default: Values of the flags that are not set, such as `recipe_for` of the data; `Recipe()`
-            if left out.
+            if left out. If a flag sets a choice of one of the parts `COUPLED`, all these parts have
+            the defaults of `Recipe()`.
+
+    Raises:
+        ValueError: A list with an entry of another type, or as for `Recipe`.
     """
     default, usual = default or Recipe(), Recipe()
     given = [name for name in CHOICES if not flags.FLAGS[name].using_default_value]

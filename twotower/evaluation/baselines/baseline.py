@@ -79,7 +79,11 @@ class Baseline(abc.ABC):
         return scores
 
     def recommend(self, requests: Requests, k: int) -> Candidates:
-        """The best `k` items of each request; call `fit` first."""
+        """The best `k` items of each request.
+
+        Raises:
+            ValueError: `fit` was not called before.
+        """
         if not hasattr(self, "_recommend"):
             raise ValueError(f"{type(self).__name__} is not fitted; call fit(dataset, train).")
         return self._recommend(requests, k)
