@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import types
 import typing
 from typing import Any
 
@@ -12,8 +13,8 @@ MAX_INT32 = 2**31 - 1
 
 
 def typed(config: Any) -> None:
-    """Checks fields of a dataclass that are declared as `bool`, `int`, `float` or a tuple of any
-    length, and the entries of such tuples. Other types are not checked.
+    """Checks fields of a dataclass that are declared as `bool`, `int`, `float`, one of these or
+    None, or a tuple of any length, and the entries of such tuples. Other types are not checked.
 
     NumPy's scalars become Python's, since JSON, the format of manifests, cannot hold them. Lists
     and arrays become tuples. The text "False" is refused, since it would count as true.
@@ -48,6 +49,10 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         if not isinstance(value, list | tuple | np.ndarray):
             raise ValueError(f"{name} must be a tuple; got {value!r}.")
         return tuple(_typed(entry, of_entries, name) for entry in value)
+    if isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind):
+        if value is None:
+            return None
+        (kind,) = {*typing.get_args(kind)} - {type(None)}
     plain = value.item() if isinstance(value, np.generic) else value
     if kind in WORDS:
         number, word = WORDS[kind]

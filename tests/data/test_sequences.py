@@ -285,7 +285,7 @@ def test_what_came_before_is_no_negative(negatives):
         ({"query": {"history_request_time": True}}, "history_request_time needs a protocol"),
         (
             {"query": {"shared": "item_embedding", "history_dim": 32}},
-            "history_dim 32: shared='item_embedding' takes the item tower's vectors.*length is 16",
+            "a history of dim 32 cannot share the item tower's vectors, whose length is 16",
         ),
         (
             {

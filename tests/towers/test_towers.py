@@ -167,6 +167,7 @@ def test_one_table_for_both_sides(history):
         ({"items": ("item_id", "year")}, "inputs of one length"),
         ({"history": AttentionConfig()}, "got .* and attention"),
         ({"history": RATED}, "longer than the item's"),
+        ({"history": MeanConfig(dim=256)}, "dim 256 cannot share .* whose length is 6"),
     ],
 )
 def test_what_cannot_be_shared(options, message):

@@ -51,6 +51,7 @@ def test_fits_that_make_no_sense(fields, message):
         ({"hidden": "512,256"}, "hidden must be an integer; got '512,256'"),
         ({"hidden": [16.0]}, r"hidden must be an integer; got 16\.0"),
         ({"query_history_dim": 8.0}, "dim must be an integer; got 8.0"),
+        ({"query_history_dim": 0}, "dim must be 1 or more; got 0"),
         ({"query_history": "gru", "query_history_length": 2.5}, "length must be an integer"),
     ],
 )
@@ -156,7 +157,7 @@ def test_sizes_of_what_a_tower_does_not_read_are_told():
     assert "user_id" in said[0] and not Recipe().unread()
     alone = Recipe(query=QueryConfig(("user_id",), history=GRUConfig(layers=1)))
     (text,) = alone.unread()
-    assert text.startswith("query.history=GRUConfig(dim=256") and "feature history" in text
+    assert text.startswith("query.history=GRUConfig(dim=None") and "feature history" in text
 
 
 def test_a_recipe_of_unknown_parts_is_refused():
@@ -172,6 +173,25 @@ def test_a_recipe_comes_back_from_its_json(encoder):
     written = json.loads(json.dumps(recipe.to_json()))
     assert written["query"]["history"]["encoder"] == encoder and recipe.query.history.dim == 32
     assert Recipe.from_json(written) == recipe
+
+
+@pytest.mark.parametrize("shared", ["item_embedding", "tower"])
+def test_a_history_has_the_length_of_shared_vectors(shared):
+    """A length that is asked for is never replaced by another, not even that of the default."""
+    towers = {"query_shared": shared, "item_features": "item_id", "item_id_dim": 128}
+    message = "a history of dim 256 cannot share the item tower's vectors, whose length is 128"
+    with pytest.raises(ValueError, match=message):
+        Recipe(**towers, query_history_dim=256)
+    query = QueryConfig(history=MeanConfig(dim=256), shared=shared)
+    with pytest.raises(ValueError, match=message):
+        Recipe(query=query, item_features="item_id", item_id_dim=128)
+    written = Recipe(**towers).to_json()
+    assert Recipe.from_json(written) == Recipe(**towers)
+    written["query"]["history"]["dim"] = 256
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_json(written)
+    assert Recipe(**towers, query_history_dim=128).query.history.dim == 128
+    assert Recipe(**towers | {"item_id_dim": 256}, query_history_dim=256).item.id_dim == 256
 
 
 def test_a_recipe_of_version_0_1_0_has_the_fields_of_all_encoders_in_its_query():

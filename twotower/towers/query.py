@@ -1,6 +1,5 @@
 """The query tower: history, user, search text, context -> [batch_size, dim]."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from twotower.towers.config import QueryConfig
 from twotower.towers.dense import Tower
 from twotower.towers.features import Feature, Id, Tokens
 from twotower.towers.history.bag import History, MeanHistory
-from twotower.towers.history.config import HistoryConfig, MeanConfig, SequenceConfig
+from twotower.towers.history.config import MeanConfig, SequenceConfig
 from twotower.towers.history.content import ItemContent
 from twotower.towers.history.gru import GRUHistory
 from twotower.towers.history.hstu import HSTUHistory
@@ -67,16 +66,10 @@ def history_feature(
         ValueError: Features of past items that the item tower does not have, or another length of
             vectors than those that the towers share.
     """
-    history, more = config.history, {}
-    vocabulary = sorted(set(ids)) if item_id is None else item_id.vocabulary
+    history = config.history.sized(None if item_id is None else item_id.dim)
+    vocabulary, more = sorted(set(ids)), {}
     if item_id is not None:
-        if history.dim not in (item_id.dim, HistoryConfig.dim):
-            raise ValueError(
-                f"history_dim {history.dim}: shared={config.shared!r} takes the item tower's "
-                f"vectors, whose length is {item_id.dim}. Leave it out."
-            )
-        history = dataclasses.replace(history, dim=item_id.dim)
-        more["table"] = item_id.table
+        vocabulary, more["table"] = item_id.vocabulary, item_id.table
     if isinstance(history, SequenceConfig) and history.content:
         if content is None:
             raise ValueError("history_content needs an item tower with more than ids.")

@@ -37,7 +37,7 @@ def define() -> dict[str, list[str]]:
         groups[TITLES[part]].append(name)
         if isinstance(default, bool):
             flags.DEFINE_bool(name, default, text)
-        elif isinstance(default, int):
+        elif field.type in (int, int | None):
             flags.DEFINE_integer(name, default, text)
         elif isinstance(default, float):
             flags.DEFINE_float(name, default, text)

@@ -176,6 +176,8 @@ class Recipe:
                 ),
             ]
         )
+        if self.query.shared != "nothing" and "history" in self.query.features:
+            self.query.history.sized(self.item.id_dim)
         for name in HEAD if self.query.shared == "tower" else ():
             if getattr(self.query, name) != getattr(self.item, name):
                 raise ValueError(

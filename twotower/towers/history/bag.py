@@ -29,6 +29,9 @@ class History(Feature):
         vocabulary: Ids of the items of the training rows.
         config: What the encoder reads, and its sizes; each encoder has a config class (config.py).
         table: Vectors of an item tower's `Id`, to share them; a new table by default.
+
+    Raises:
+        ValueError: A `dim` of the config that is not the length of the table's vectors.
     """
 
     is_sequence = True
@@ -44,6 +47,7 @@ class History(Feature):
         table: tf.keras.layers.Embedding | None = None,
     ) -> None:
         super().__init__(name=name)
+        config = config.sized(None if table is None else table.output_dim)
         self.vocabulary, self.config, self.dim = tuple(vocabulary), config, config.dim
         self.lookup = tf.keras.layers.StringLookup(
             vocabulary=list(self.vocabulary) or [" "], mask_token=""

@@ -1,11 +1,13 @@
 """What each history encoder reads, a frozen config for each. Needs no TensorFlow."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from twotower.limits import at_least, typed
 
 POSITIONS = ("absolute", "relative", "none")
+# Length of a past item's vector where neither a config nor an item tower says it.
+DIM = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +17,8 @@ class HistoryConfig:
     Attributes:
         encoder: The history encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
             `masked_transformer` or `hstu`.
-        dim: Length of a past item's vector. If the towers share vectors of ids, it is theirs.
+        dim: Length of a past item's vector. By default 256; if the towers share vectors of ids, the
+            length of these.
         dropout: Share of past events left out in training (`mean`), or share of the encoder's
             activations dropped in training (all other encoders).
         ratings: Read the rating of each event; all encoders but `mean` in levels of half a star
@@ -24,14 +27,35 @@ class HistoryConfig:
 
     # A class attribute, so it cannot be set.
     encoder: str = dataclasses.field(default="", init=False, repr=False)
-    dim: int = 256
+    dim: int | None = None
     dropout: float = 0.5
     ratings: bool = False
 
     def __post_init__(self) -> None:
         typed(self)
+        if self.dim is not None:
+            at_least(self, dim=1)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"a history's dropout must be in [0, 1); got {self.dropout}.")
+
+    def sized(self, shared: int | None = None) -> Self:
+        """The config with its `dim`.
+
+        Args:
+            shared: Length of the item tower's vectors of ids, if the towers share them.
+
+        Raises:
+            ValueError: A `dim` that is not the length of the shared vectors.
+
+        >>> MeanConfig().sized().dim, MeanConfig().sized(shared=64).dim
+        (256, 64)
+        """
+        if None not in (self.dim, shared) and self.dim != shared:
+            raise ValueError(
+                f"a history of dim {self.dim} cannot share the item tower's vectors, whose length "
+                f"is {shared}. Leave the dim of the history out, or set item_id_dim={self.dim}."
+            )
+        return dataclasses.replace(self, dim=self.dim or shared or DIM)
 
 
 @dataclasses.dataclass(frozen=True)

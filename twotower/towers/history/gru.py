@@ -26,7 +26,7 @@ class GRUHistory(SequenceHistory):
     ) -> None:
         super().__init__(name, vocabulary, config, **kwargs)
         self.layers = [
-            tf.keras.layers.GRU(config.dim, return_sequences=True) for _ in range(config.layers)
+            tf.keras.layers.GRU(self.dim, return_sequences=True) for _ in range(config.layers)
         ]
 
     def _layers(self, window: Window, training: bool) -> list[tf.Tensor]:

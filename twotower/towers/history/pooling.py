@@ -109,7 +109,7 @@ class AttentionHistory(SequenceHistory):
         self, name: str, vocabulary: Sequence[str], config: AttentionConfig, **kwargs: Any
     ) -> None:
         super().__init__(name, vocabulary, config, **kwargs)
-        self.hidden = tf.keras.layers.Dense(config.dim, activation="tanh")
+        self.hidden = tf.keras.layers.Dense(self.dim, activation="tanh")
         self.score = tf.keras.layers.Dense(1, use_bias=False)
         self.age_bias = tf.keras.layers.Embedding(NUM_BUCKETS, 1, embeddings_initializer="zeros")
 

@@ -121,7 +121,7 @@ class SequenceHistory(History):
         longest: int = 2**NUM_BUCKETS,
     ) -> None:
         super().__init__(name, vocabulary, config, table)
-        self.content, self.longest, dim = content, longest, config.dim
+        self.content, self.longest, dim = content, longest, self.dim
         self.begin_vector = self.add_weight(
             "begin", [dim], initializer=tf.keras.initializers.RandomNormal(stddev=dim**-0.5)
         )

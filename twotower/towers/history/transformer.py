@@ -164,7 +164,7 @@ class TransformerHistory(SequenceHistory):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, vocabulary, config, **kwargs)
-        dim, heads = config.dim, config.heads
+        dim, heads = self.dim, config.heads
         if dim % heads:
             raise ValueError(f"heads must be a divisor of a history's dim {dim}; got {heads}.")
         self.blocks = [self.make_block() for _ in range(config.layers)]
@@ -297,8 +297,8 @@ class MaskedTransformerHistory(TransformerHistory):
         self, name: str, vocabulary: Sequence[str], config: TransformerConfig, **kwargs: Any
     ) -> None:
         super().__init__(name, vocabulary, config, **kwargs)
-        at_random = tf.keras.initializers.RandomNormal(stddev=config.dim**-0.5)
-        self.hidden_vector = self.add_weight("hidden", [config.dim], initializer=at_random)
+        at_random = tf.keras.initializers.RandomNormal(stddev=self.dim**-0.5)
+        self.hidden_vector = self.add_weight("hidden", [self.dim], initializer=at_random)
 
     @property
     def num_tokens(self) -> int:
