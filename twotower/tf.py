@@ -18,4 +18,18 @@ if twotower.TENSORFLOW_CAME_FIRST:
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-__all__ = ["tf", "tfrs"]
+__all__ = ["require_one_replica", "tf", "tfrs"]
+
+
+def require_one_replica(what: str) -> None:
+    """Raises ValueError under a distribution strategy with several replicas.
+
+    Args:
+        what: What each replica would compute from its own part of the batch alone, such as
+            `batch_norm`.
+    """
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if num_replicas > 1:
+        raise ValueError(
+            f"{what} needs one replica; the strategy has {num_replicas}. Train without {what}."
+        )

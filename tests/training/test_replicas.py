@@ -63,6 +63,9 @@ from twotower.objective.config import NegativesConfig
 from twotower.objective.hard_negatives import HardNegatives
 from twotower.objective.memory import MemoryNegatives
 from twotower.objective.task import TaskConfig
+from twotower.ranking.config import RankerConfig
+from twotower.ranking.inputs import Field, RankerInputs
+from twotower.ranking.ranker import make_ranker
 from twotower.towers.dense import DenseHead, Tower
 from twotower.towers.features import Id
 from twotower.training.model import TwoTowerModel
@@ -74,7 +77,11 @@ def model(normalised):
     ]
     return TwoTowerModel(*towers, towers[1].encode({"item_id": ["a"]}), [1.0], TaskConfig())
 
+def ranker(**options):
+    return make_ranker(RankerInputs((Field("item", 1),)), RankerConfig(**options))
+
 model("user")  # on one replica
+ranker(batch_norm=True)
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     for kind, config in (
         (HardNegatives, NegativesConfig(hard_negative_share=0.1)),
@@ -90,13 +97,24 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
             model(name)
         except ValueError as error:
             print(error)
+    ranker()
+    # Without layers nothing is normalised.
+    ranker(batch_norm=True, interaction="deepfm", hidden=())
+    for options in ({}, {"hidden": (), "tasks": "mmoe", "expert_hidden": (4,)}):
+        try:
+            ranker(batch_norm=True, **options)
+        except ValueError as error:
+            print(error)
 """
 
 
 def test_what_would_differ_on_several_replicas_is_refused():
     lines = tiny.script("-c", REFUSED).stdout.splitlines()
     assert lines == [
-        "hard negatives need one replica. Leave them out.",
-        "negatives=memory needs one replica. Leave the memory out.",
-        *2 * ["batch_norm needs one replica. Leave it out."],
+        f"{what} needs one replica; the strategy has 2. Train without {what}."
+        for what in (
+            "hard_negative_share or num_impressions",
+            "negatives=memory",
+            *4 * ["batch_norm"],
+        )
     ]

@@ -16,7 +16,7 @@ from twotower.objective.corrections import (
     hard_negative_weight,
 )
 from twotower.objective.negatives import Columns, Encode, Negatives, Targets, merged
-from twotower.tf import tf
+from twotower.tf import require_one_replica, tf
 
 
 class HardNegatives(Negatives):
@@ -54,8 +54,7 @@ class HardNegatives(Negatives):
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
         super().__init__(config, probability, dim)
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError("hard negatives need one replica. Leave them out.")
+        require_one_replica("hard_negative_share or num_impressions")
 
     def __call__(
         self, targets: Targets, encode: Encode, correction: str, training: bool = False

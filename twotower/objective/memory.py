@@ -19,7 +19,7 @@ from twotower.objective.negatives import (
     Targets,
     merged,
 )
-from twotower.tf import tf
+from twotower.tf import require_one_replica, tf
 
 
 def scaled_gradient(values: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
@@ -96,8 +96,7 @@ class MemoryNegatives(Negatives):
 
     def __init__(self, config: NegativesConfig, probability: np.ndarray, dim: int) -> None:
         super().__init__(config, probability, dim)
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError("negatives=memory needs one replica. Leave the memory out.")
+        require_one_replica("negatives=memory")
         self.memory = Memory(config.memory_size, dim)
 
     def pools(self, targets: Targets) -> dict[str, Pool]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twotower.ranking.config import RankerConfig
-from twotower.tf import tf, tfrs
+from twotower.tf import require_one_replica, tf, tfrs
 
 
 @tf.keras.saving.register_keras_serializable("twotower")
@@ -26,6 +26,10 @@ class Dense(tf.keras.layers.Layer):
         widths: Widths of the layers.
         dropout: Share of activations dropped in training.
         batch_norm: Whether each layer is batch-normalised before ReLU.
+
+    Raises:
+        ValueError: `batch_norm` under a distribution strategy with several replicas, each of which
+            would normalise its own part of the batch.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Dense(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.widths, self.rate, self.batch_norm = tuple(widths), dropout, batch_norm
         self.stack = []
+        if batch_norm and self.widths:
+            require_one_replica("batch_norm")
         for width in self.widths:
             self.stack.append(tf.keras.layers.Dense(width, kernel_initializer="he_normal"))
             if batch_norm:

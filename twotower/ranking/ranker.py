@@ -58,8 +58,8 @@ class Ranker(tf.keras.Model):
         Head -> float32 `[...]`.
 
     Raises:
-        ValueError: No heads, or names that are empty or occur twice; from a call, inputs that are
-            missing.
+        ValueError: No heads, or names that are empty or occur twice; `batch_norm` under a
+            distribution strategy with several replicas; from a call, inputs that are missing.
 
     >>> from twotower.ranking.inputs import Field
     >>> ranker = make_ranker(RankerInputs((Field("item", 3),)), RankerConfig(hidden=(4,)))

@@ -20,7 +20,7 @@ from twotower.objective.negatives import (
 )
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.objective.time_dependent import TimeDependentNegatives
-from twotower.tf import tf, tfrs
+from twotower.tf import require_one_replica, tf, tfrs
 from twotower.towers.dense import Tower
 from twotower.towers.features import require_float32
 from twotower.training.batch import Batch
@@ -87,9 +87,8 @@ class TwoTowerModel(tfrs.Model):
                 f"both towers must end in vectors of one length; the query tower's is "
                 f"{query_tower.dim}, the item tower's {item_tower.dim}."
             )
-        is_normalised = query_tower.head.batch_norm or item_tower.head.batch_norm
-        if is_normalised and self.distribute_strategy.num_replicas_in_sync > 1:
-            raise ValueError("batch_norm needs one replica. Leave it out.")
+        if query_tower.head.batch_norm or item_tower.head.batch_norm:
+            require_one_replica("batch_norm")
         self.query_tower, self.item_tower = query_tower, item_tower
         # A tuple, not a dict attribute: Keras would track these tables as saved state.
         self._items = tuple((name, tf.constant(values)) for name, values in items.items())
