@@ -2,11 +2,10 @@
 
 import shutil
 
-import numpy as np
 import pytest
 from backends import needs
 from saved_indexes import changed_index
-from small_indexes import AXES, DIM, KEYS, NUM, make
+from small_indexes import AXES, KEYS, NUM, clusters_of, make
 
 from twotower.retrieval import build
 from twotower.retrieval.base import METRICS
@@ -39,12 +38,7 @@ def axes(pair):
 
 @pytest.fixture(scope="module")
 def clustered():
-    """1200 items of 40 clusters, keys 5, 12, 19, ... shuffled; 24 queries of the same clusters."""
-    rng = np.random.default_rng(3)
-    centres = rng.normal(size=(40, DIM))
-    vectors = np.float32(centres[rng.integers(0, 40, NUM)] + 0.4 * rng.normal(size=(NUM, DIM)))
-    queries = np.float32(centres[rng.integers(0, 40, 24)] + 0.4 * rng.normal(size=(24, DIM)))
-    return rng.permutation(np.arange(NUM) * 7 + 5), vectors, queries
+    return clusters_of(NUM, num_clusters=40, noise=0.4, num_queries=24, seed=3)
 
 
 @pytest.fixture(scope="module", params=build.BACKENDS)

@@ -30,6 +30,19 @@ AXIS_SCORES = {
 NUM, DIM = 1200, 16
 
 
+def clusters_of(num, num_clusters, noise, num_queries, seed):
+    """`num` items of some clusters, keys 5, 12, 19, ... shuffled; queries of the same clusters."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_clusters, DIM))
+
+    def draw(size):
+        drawn = centres[rng.integers(0, num_clusters, size)] + noise * rng.normal(size=(size, DIM))
+        return np.float32(drawn)
+
+    vectors, queries = draw(num), draw(num_queries)
+    return rng.permutation(np.arange(num) * 7 + 5), vectors, queries
+
+
 def agrees(found, wanted, exact):
     """Exact answers are equal to the oracle's; the others hold .9 of it and as many items."""
     found = rows_of(found)

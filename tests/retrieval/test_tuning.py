@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from backends import needs
+from small_indexes import clusters_of
 
 from twotower.ragged import Ragged
 from twotower.retrieval import build
@@ -137,17 +138,12 @@ def test_what_an_index_says_of_its_finds_does_not_judge_it():
     assert built_recall(index, queries, 10) == 0.9
 
 
-NUM, DIM, K = 5000, 16, 50
+K = 50
 
 
 @pytest.fixture(scope="module")
 def clustered():
-    """5000 items of 50 clusters, keys in no order; 64 queries of the same clusters."""
-    rng = np.random.default_rng(11)
-    centres = rng.normal(size=(50, DIM))
-    vectors = np.float32(centres[rng.integers(0, 50, NUM)] + 0.5 * rng.normal(size=(NUM, DIM)))
-    queries = np.float32(centres[rng.integers(0, 50, 64)] + 0.5 * rng.normal(size=(64, DIM)))
-    return rng.permutation(2 * NUM)[:NUM], vectors, queries
+    return clusters_of(5000, num_clusters=50, noise=0.5, num_queries=64, seed=11)
 
 
 @pytest.fixture(scope="module", params=["hnsw", "ivf", "ivf_pq", "scann"])
