@@ -36,6 +36,8 @@ ENTRIES = {
     "fallback": str,
     "files": dict,
 }
+# How `bundle_part` reads it.
+PART = (DESCRIPTION, "a funnel", ENTRIES, FORMAT_VERSION)
 # Kind of a part -> its module and its class. A module is imported when such a part is read, so that
 # chapters which come after this one can have parts, too.
 KINDS = {
@@ -138,9 +140,7 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
             path = directory / DESCRIPTION
             raise ValueError(f"{path}: its parts do not fit together: {error}") from error
 
-    return bundle_part.load(
-        directory, DESCRIPTION, "a funnel", ENTRIES, FORMAT_VERSION, model_version, make
-    )
+    return bundle_part.load(directory, *PART, model_version, make)
 
 
 def check(directory: str | pathlib.Path, model_version: str) -> None:
@@ -149,8 +149,7 @@ def check(directory: str | pathlib.Path, model_version: str) -> None:
     Raises:
         ValueError: As `load`, but for parts that do not fit together.
     """
-    about = (DESCRIPTION, "a funnel", ENTRIES, FORMAT_VERSION, model_version)
-    bundle_part.load(directory, *about, lambda *_: None)
+    bundle_part.load(directory, *PART, model_version, lambda *_: None)
 
 
 def _funnel(entries: Mapping[str, Any], directory: pathlib.Path, model: Model) -> Funnel:

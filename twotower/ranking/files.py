@@ -39,6 +39,8 @@ ENTRIES = {
     "weights": dict,
     "files": dict,
 }
+# How `bundle_part` reads it.
+PART = (DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION)
 
 
 def save(
@@ -129,9 +131,7 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
             described["weights"],
         )
 
-    return bundle_part.load(
-        directory, DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION, model_version, make
-    )
+    return bundle_part.load(directory, *PART, model_version, make)
 
 
 def check(directory: str | pathlib.Path, model_version: str) -> None:
@@ -140,8 +140,7 @@ def check(directory: str | pathlib.Path, model_version: str) -> None:
     Raises:
         ValueError: As `load`, but for models that do not fit their columns.
     """
-    about = (DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION, model_version)
-    bundle_part.load(directory, *about, lambda *_: None)
+    bundle_part.load(directory, *PART, model_version, lambda *_: None)
 
 
 def entries(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def entries(directory: str | pathlib.Path) -> dict[str, Any]:
         ValueError: No ranker, a description that is changed, or another format.
     """
     directory = paths.local(directory)
-    return bundle_part.described(directory, DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION)
+    return bundle_part.described(directory, *PART)
 
 
 def of_networks(networks: Sequence[Any]) -> Outputs:
