@@ -3,30 +3,28 @@
 import numpy as np
 
 from twotower.objective.corrections import column_log_weight
-from twotower.objective.negatives import Columns, NegativesConfig
+from twotower.objective.negatives import Columns, NegativesConfig, Targets
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.tf import tf
 
 LOG = np.log
 
 
-def in_batch(config, queries, items, row, column, p, own=None, weight=None, **kwargs):
+def in_batch(config, queries, items, row, column, p, own=None, weight=None):
     """Mean loss over a batch whose columns are its distinct items."""
     count = np.bincount(column, minlength=items.shape[0])
     item = tf.constant(column, tf.int32)
     p = tf.constant(p, tf.float32)
     log_weight = column_log_weight(tf.constant(count), p, len(row) - 1, config.correction)
     weight = np.ones(len(row)) if weight is None else weight
+    none = tf.zeros([queries.shape[0], 0], tf.int32)
+    weight = tf.constant(weight, tf.float32)
     total = RetrievalTask(config, items.shape[0], NegativesConfig())(
         queries,
         tf.gather(items, item),
-        query_index=tf.constant(row),
-        item=item,
-        columns=Columns(tf.range(items.shape[0]), log_weight, tf.convert_to_tensor(items)),
-        sample_weight=tf.constant(weight, tf.float32),
-        log_probability=tf.math.log(tf.gather(p, item)),
+        Targets(tf.constant(row), item, weight, tf.gather(p, item), {}, none),
+        Columns(tf.range(items.shape[0]), log_weight, tf.convert_to_tensor(items)),
         known=own,
-        **kwargs,
     )
     return total / len(row)
 

@@ -61,11 +61,8 @@ def test_what_a_hard_negative_weighs(correction, masked, first, second):
     loss = RetrievalTask(config, 4, negatives)(
         queries,
         positives,
-        query_index=tf.range(3),
-        item=targets.item,
-        columns=columns,
-        sample_weight=targets.weight,
-        log_probability=tf.math.log(targets.probability),
+        targets,
+        columns,
         known=tf.eye(3, 4, dtype=tf.bool) if masked else None,
     )
     of_positive = 4 if correction == "log_q" else 1

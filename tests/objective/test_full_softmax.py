@@ -5,7 +5,7 @@ import pytest
 
 from twotower.objective import full_softmax
 from twotower.objective.full_softmax import FullSoftmax, log_normaliser
-from twotower.objective.negatives import Columns, NegativesConfig
+from twotower.objective.negatives import Columns, NegativesConfig, Targets
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.tf import tf
 
@@ -52,7 +52,9 @@ def test_full_softmax_without_its_matrix_is_the_same(query_index, has_own):
     config = TaskConfig(temperature=0.5, correction="none", mask_known_positives=False)
     queries = tf.constant(rng.normal(size=(5 if query_index is None else 3, 2)), tf.float32)
     items = tf.constant(rng.normal(size=(4, 2)), tf.float32)
-    item = tf.constant([3, 1, 1, 0, 2])
+    item, weight = tf.constant([3, 1, 1, 0, 2]), tf.constant([1.0, 2.0, 0.0, 0.5, 1.0])
+    row = None if query_index is None else tf.constant(query_index)
+    none = tf.zeros([len(queries), 0], tf.int32)
     # The second row's and the last one's items came before, too.
     own = tf.constant([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 0]]) > 0
 
@@ -62,10 +64,8 @@ def test_full_softmax_without_its_matrix_is_the_same(query_index, has_own):
             loss = kind(config, 4, NegativesConfig(("catalogue",)))(
                 queries,
                 tf.gather(items, item),
-                query_index=None if query_index is None else tf.constant(query_index),
-                item=item,
-                columns=Columns(tf.range(4), tf.zeros([4]), items),
-                sample_weight=tf.constant([1.0, 2.0, 0.0, 0.5, 1.0]),
+                Targets(row, item, weight, tf.ones(5), {}, none),
+                Columns(tf.range(4), tf.zeros([4]), items),
                 known=own if has_own else None,
             )
         return [loss, *map(tf.convert_to_tensor, tape.gradient(loss, [queries, items]))]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from batch_losses import in_batch
 
-from twotower.objective.negatives import Columns, NegativesConfig
+from twotower.objective.negatives import Columns, NegativesConfig, Targets
 from twotower.objective.task import RetrievalTask, TaskConfig
 from twotower.tf import tf, tfrs
 
@@ -84,12 +84,11 @@ def test_the_hardest_are_distinct_items(item, is_same):
     plain = tfrs.tasks.Retrieval(temperature=0.5, num_hard_negatives=2)
     expected = plain(queries, tf.gather(items, item), compute_metrics=False)
     keys, _, count = tf.unique_with_counts(tf.constant(item))
+    none = tf.zeros([6, 0], tf.int32)
     loss = RetrievalTask(config, 6, negatives)(
         queries,
         tf.gather(items, item),
-        query_index=tf.range(6),
-        item=tf.constant(item),
-        columns=Columns(keys, tf.math.log(tf.cast(count, tf.float32)), tf.gather(items, keys)),
-        sample_weight=tf.ones([6]),
+        Targets(tf.range(6), tf.constant(item), tf.ones(6), tf.fill([6], 1 / 6), {}, none),
+        Columns(keys, tf.math.log(tf.cast(count, tf.float32)), tf.gather(items, keys)),
     )
     assert (float(loss) == pytest.approx(float(expected), rel=1e-5)) == is_same

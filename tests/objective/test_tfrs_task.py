@@ -45,7 +45,7 @@ def test_the_task_of_this_package_gives_its_loss_and_gradients():
             targets, lambda keys: model.item_tower({"item": keys}), "none"
         )
         assert columns.keys.shape == [3]  # each distinct item is scored once
-        loss = task(queries, positives, None, item, columns, tf.ones(4))
+        loss = task(queries, positives, targets, columns)
     np.testing.assert_allclose(loss, plain, rtol=1e-6)
     for ours, theirs in zip(tape.gradient(loss, model.trainable_variables), expected):
         ours, theirs = map(tf.convert_to_tensor, (ours, theirs))

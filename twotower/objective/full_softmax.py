@@ -5,7 +5,7 @@ can be computed block by block, so the matrix of all scores is never in memory.
 """
 
 from twotower.objective.corrections import MASKED
-from twotower.objective.negatives import Columns
+from twotower.objective.negatives import Columns, Targets
 from twotower.objective.task import RetrievalTask
 from twotower.tf import tf
 
@@ -89,7 +89,9 @@ class FullSoftmax(RetrievalTask):
     >>> config = TaskConfig(temperature=1.0, correction="none")
     >>> task = FullSoftmax(config, 2, NegativesConfig(("catalogue",)))
     >>> columns = Columns(tf.constant([0, 1]), tf.zeros([2]), tf.eye(2))
-    >>> loss = task(tf.eye(2), tf.eye(2), None, tf.constant([0, 1]), columns, tf.ones([2]))
+    >>> each, none = tf.ones(2), tf.zeros([2, 0], tf.int32)
+    >>> targets = Targets(tf.range(2), tf.constant([0, 1]), each, each / 2, {}, none)
+    >>> loss = task(tf.eye(2), tf.eye(2), targets, columns)
     >>> round(float(loss), 4)  # two examples of log(1 + 1 / e)
     0.6265
     """
@@ -98,35 +100,23 @@ class FullSoftmax(RetrievalTask):
         self,
         query_embeddings: tf.Tensor,
         positive_embeddings: tf.Tensor,
-        query_index: tf.Tensor | None,
-        item: tf.Tensor,
+        targets: Targets,
         columns: Columns,
-        sample_weight: tf.Tensor,
-        log_probability: tf.Tensor | None = None,
         known: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """As `RetrievalTask.call`: a scalar float32.
 
-        If known positives are masked and `query_index` is given, so that several examples may share
-        a query, Z differs from example to example, since each adds its positive. In this case the
+        If known positives are masked and the examples have a `row`, so that several may share a
+        query, Z differs from example to example, since each adds its positive. In this case the
         score matrix is computed.
         """
+        query_index, item, weight = targets.row, targets.item, targets.weight
         if known is not None and query_index is not None:
-            return super().call(
-                query_embeddings,
-                positive_embeddings,
-                query_index,
-                item,
-                columns,
-                sample_weight,
-                log_probability,
-                known,
-            )
+            return super().call(query_embeddings, positive_embeddings, targets, columns, known)
         queries = query_embeddings / self.temperature  # [num_queries, dim]
         # [num_examples, dim]
         of_example = queries if query_index is None else tf.gather(queries, query_index)
         positive = self.pairs(of_example, positive_embeddings)  # [num_examples]
-        weight = sample_weight
         if query_index is not None:
             weight = tf.math.unsorted_segment_sum(weight, query_index, tf.shape(queries)[0])
         if known is not None:  # The positive stays in Z, even if the user had it before.
@@ -134,4 +124,4 @@ class FullSoftmax(RetrievalTask):
             cells = tf.stack([tf.range(tf.size(item)), column], 1)
             known = tf.tensor_scatter_nd_update(known, cells, tf.zeros_like(item, tf.bool))
         log_z = log_normaliser(queries, columns.vectors, weight, known)
-        return log_z - tf.tensordot(positive, sample_weight, 1)
+        return log_z - tf.tensordot(positive, targets.weight, 1)

@@ -9,7 +9,7 @@ import math
 
 from twotower.objective import corrections, losses
 from twotower.objective.config import LEARNED, NegativesConfig, TaskConfig, check_columns
-from twotower.objective.negatives import Columns, of_all_replicas
+from twotower.objective.negatives import Columns, Targets, of_all_replicas
 from twotower.tf import tf, tfrs
 
 
@@ -51,7 +51,9 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
     >>> config = TaskConfig(temperature=1.0, correction="none")
     >>> task = RetrievalTask(config, 2, NegativesConfig(("batch",)))
     >>> columns = Columns(tf.constant([0, 1]), tf.zeros([2]), tf.eye(2))
-    >>> loss = task(tf.eye(2), tf.eye(2), None, tf.constant([0, 1]), columns, tf.ones([2]))
+    >>> each, none = tf.ones(2), tf.zeros([2, 0], tf.int32)
+    >>> targets = Targets(tf.range(2), tf.constant([0, 1]), each, each / 2, {}, none)
+    >>> loss = task(tf.eye(2), tf.eye(2), targets, columns)
     >>> round(float(loss), 4)  # two examples of log(1 + 1 / e)
     0.6265
     """
@@ -99,11 +101,8 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         self,
         query_embeddings: tf.Tensor,
         positive_embeddings: tf.Tensor,
-        query_index: tf.Tensor | None,
-        item: tf.Tensor,
+        targets: Targets,
         columns: Columns,
-        sample_weight: tf.Tensor,
-        log_probability: tf.Tensor | None = None,
         known: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Sum of the losses of a batch's examples, each times its weight.
@@ -111,25 +110,21 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         Args:
             query_embeddings: `[num_queries, dim]`, distinct queries.
             positive_embeddings: `[num_examples, dim]`, the vector of each example's item.
-            query_index: `[num_examples]` int32, the query of each example; None if query i is
-                example i.
-            item: `[num_examples]` int32, key of the example's item.
+            targets: The batch's examples: the query of each (`row`), its item and its weight.
             columns: The candidates for negatives, with their vectors.
-            sample_weight: `[num_examples]` float32.
-            log_probability: `[num_examples]`, log p_c of the item; only `log_q` needs it.
             known: `[num_queries, num_columns]` bool: which columns are known positives of the
-                query's user. With `query_index` they include the items of the query's examples;
-                without it they need not. None: only accidental hits are masked, if the
+                query's user. If the examples have a `row`, they include the items of the query's
+                examples; without it they need not. None: only accidental hits are masked, if the
                 correction asks.
 
         Returns:
             Scalar float32.
         """
-        queries = query_embeddings
+        queries, query_index, item = query_embeddings, targets.row, targets.item
         of_example = queries if query_index is None else tf.gather(queries, query_index)
         positive = self.pairs(of_example, positive_embeddings) / self.temperature  # [num_examples]
         if self.config.correction == "log_q":
-            positive -= log_probability
+            positive -= tf.math.log(targets.probability)
         scores = self.matrix(queries, columns.vectors) / self.temperature  # [num_queries, columns]
         log_weight = columns.log_weight
         if known is None:  # Examples of one query differ in their hits, so each needs a row.
@@ -150,7 +145,7 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         loss = losses.LOSSES[self.config.loss](
             positive, scores, log_weight, query_index, **self._parameters
         )  # [num_examples]
-        return tf.tensordot(loss, sample_weight, 1)
+        return tf.tensordot(loss, targets.weight, 1)
 
     def _log_weight_of_hits(
         self, keys: tf.Tensor, log_weight: tf.Tensor, item: tf.Tensor

@@ -176,16 +176,10 @@ class TwoTowerModel(tfrs.Model):
             self._update_topk(queries, positives, batch, targets)
         if batch.is_sequences and columns.log_weight.shape.rank == 2:
             columns.log_weight = tf.gather(columns.log_weight, targets.row)
-        total = self.task(
-            queries,
-            positives,
-            query_index=None if batch.is_sequences else targets.row,
-            item=targets.item,
-            columns=columns,
-            sample_weight=targets.weight,
-            log_probability=tf.math.log(targets.probability),
-            known=self._known(batch, targets, columns),
-        )
+        known = self._known(batch, targets, columns)
+        if batch.is_sequences:  # of which each example has a query of its own
+            targets = targets._replace(row=None)
+        total = self.task(queries, positives, targets, columns, known)
         return total / self._num_examples(batch)
 
     @staticmethod
