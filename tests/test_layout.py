@@ -186,6 +186,7 @@ CHANGED = {
     "optimizer": "adamw",
     "metric": "ndcg@10",
     "query_history": "attention",
+    "query_history_dim": 256,
     "query_history_positions": "none",
 }
 
@@ -234,6 +235,11 @@ def test_every_flag_reaches_its_field(monkeypatch):
         ]
         # One of both towers, or of model and examples (the seed), is reached in both.
         assert reached == [value] * (2 if name in {*HEAD, "seed"} else 1), name
+    for other in CHOICES:
+        holder[other].unparse()
+    holder(["test", "--query_shared=item_embedding", "--query_history_dim=256"])
+    with pytest.raises(ValueError, match="dim 256 cannot share .* whose length is 128"):
+        recipe_flags.recipe()
     holder(["test", "--hidden=64,x"])
     with pytest.raises(ValueError, match=r"--hidden is a list such as 512,256; invalid .*'x'"):
         recipe_flags.recipe()

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from twotower.data.columns import IDS, as_stored, check_ids, clean, form_of, known
+from twotower.data.cleaning import as_stored, clean
+from twotower.data.columns import IDS, check_ids, form_of, known
 
 
 class Catalogue:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from twotower.data.catalogue import Catalogue
+from twotower.data.cleaning import clean
 from twotower.data.columns import (
     EXACT,
     IDS,
     check_ids,
-    clean,
     known,
     refuse,
     refuse_spoilt_ids,

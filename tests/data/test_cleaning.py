@@ -1,4 +1,4 @@
-"""Columns: packed types, lists, dates written as numbers and long whole numbers."""
+"""Cleaning: packed types, lists, dates written as numbers and long whole numbers."""
 
 import datetime
 import decimal
