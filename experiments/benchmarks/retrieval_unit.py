@@ -106,9 +106,7 @@ def built(unit: Unit, data: vector_sets.VectorSet, folder: pathlib.Path) -> tupl
     backend, parameters = VARIANTS[unit.variant]
     num = len(data.vectors)
     if backend == "scann":
-        leaves = int(2 * np.sqrt(num))
-        sizes = {"num_leaves": leaves, "num_leaves_to_search": max(1, leaves // 20)}
-        parameters = sizes | {"num_reordering_candidates": min(num, 10 * unit.k)} | parameters
+        parameters = vector_sets.scann_sizes(num, unit.k) | parameters
     if backend.startswith("ivf") and num >= 1_000_000:
         # The articles' nlist at a million.
         parameters = {"num_lists": 4096 if num < 2_000_000 else 8192} | parameters

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from vector_sets import scann_sizes
 
 from twotower.retrieval import build
 from twotower.retrieval.base import Retriever
@@ -66,7 +67,5 @@ def parameters(backend: str, num_items: int, k: int) -> dict:
     if backend.startswith("ivf"):
         return {"threads": 1, "num_lists": max(1, min(num_items, int(4 * np.sqrt(num_items))))}
     if backend == "scann":
-        leaves = max(2, int(2 * np.sqrt(num_items)))
-        sizes = {"num_leaves": leaves, "num_leaves_to_search": max(1, leaves // 20)}
-        return sizes | {"num_reordering_candidates": min(num_items, 10 * k)}
+        return scann_sizes(num_items, k)
     return {"threads": 1}

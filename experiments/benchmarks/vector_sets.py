@@ -74,6 +74,16 @@ def gaussian(num_items: int, num_queries: int, dim: int, centres: int = 1000, se
     return draw(num_items), draw(num_queries)
 
 
+def scann_sizes(num_items: int, k: int) -> dict[str, int]:
+    """Parameters of ScaNN for so many items, whose effort is still to be tuned for `k` answers."""
+    leaves = max(2, int(2 * np.sqrt(num_items)))
+    return {
+        "num_leaves": leaves,
+        "num_leaves_to_search": max(1, leaves // 20),
+        "num_reordering_candidates": min(num_items, 10 * k),
+    }
+
+
 def read(path: str | pathlib.Path, name: str = "train") -> np.ndarray:
     """`[num, dim]` float32 from a file: .npy, .fvecs, or .hdf5 in the layout of ann-benchmarks.
 

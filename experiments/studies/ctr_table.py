@@ -6,6 +6,8 @@ figures agree up to the spread between splits.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,6 +48,16 @@ class Table:
         return {name: values[rows] for name, values in self.columns.items()}
 
 
+def coded(raw: Mapping[str, Any]) -> tuple[list[Field], dict[str, np.ndarray]]:
+    """Categorical features, and the code of each row's value from 1 on; 0 where it is missing."""
+    fields, columns = [], {}
+    for name, values in raw.items():
+        codes, known = pd.factorize(np.asarray(values), sort=True)
+        fields.append(Field(name, len(known)))
+        columns[name] = (codes + 1).astype(np.int32)
+    return fields, columns
+
+
 def make_table(dataset: Dataset, seed: int = SPLIT_SEED) -> Table:
     """The rows of a dataset with ratings and MovieLens' columns.
 
@@ -65,11 +77,7 @@ def make_table(dataset: Dataset, seed: int = SPLIT_SEED) -> Table:
         "item": interactions["item_id"],
         "year": items["year"].to_numpy()[row_of_item],
     }
-    fields, columns = [], {}
-    for name, values in raw.items():
-        codes, known = pd.factorize(np.asarray(values), sort=True)
-        fields.append(Field(name, len(known)))
-        columns[name] = (codes + 1).astype(np.int32)  # a missing year is -1, and gets 0
+    fields, columns = coded(raw)
     fields.append(Field("genres", len(genre_names), genres.shape[1]))
     columns["genres"] = genres[row_of_item]
     num_rows = len(interactions)

@@ -15,6 +15,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from absl import flags
+from ctr_table import coded
 
 from twotower.commands import script  # isort: skip  (first: quiets TensorFlow)
 from sklearn.metrics import r2_score, roc_auc_score
@@ -24,7 +25,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.planted import SyntheticConfig
 from twotower.data.synthetic import generate
 from twotower.ranking.config import TASKS, RankerConfig
-from twotower.ranking.inputs import Field, RankerInputs
+from twotower.ranking.inputs import RankerInputs
 from twotower.ranking.multi_task import masked_loss
 from twotower.ranking.ranker import Ranker, make_ranker
 from twotower.tf import tf
@@ -90,11 +91,7 @@ def events(dataset: Dataset) -> Events:
         "device": rows["device"],
         "hour": time // (4 * 3600) % 6,
     }
-    fields, columns = [], {}
-    for name, values in raw.items():
-        codes, known = pd.factorize(np.asarray(values), sort=True)
-        fields.append(Field(name, len(known)))
-        columns[name] = (codes + 1).astype(np.int32)
+    fields, columns = coded(raw)
     days = (time - items["released"].to_numpy()) / 86_400
     columns["numbers"] = np.stack(
         [np.log1p(np.maximum(days, 0)), items["year"], items["quality"]], axis=1

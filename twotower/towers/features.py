@@ -148,8 +148,29 @@ class Feature(tf.keras.layers.Layer):
         return self(encoded, training=training)
 
 
+class StringFeature(Feature):
+    """Base of the features whose strings have a vocabulary: `Id`, `Tags` and the histories.
+
+    Args:
+        name: Name of the input.
+        vocabulary: Strings that have a code each. All others are coded as unknown.
+        mask_token: Padding, which then has the code 0; None if there is none.
+    """
+
+    def __init__(self, name: str, vocabulary: Sequence[str], mask_token: str | None = None) -> None:
+        super().__init__(name=name)
+        self.vocabulary = tuple(vocabulary)
+        # A lookup needs an entry.
+        self.lookup = tf.keras.layers.StringLookup(
+            vocabulary=list(self.vocabulary) or [" "], mask_token=mask_token
+        )
+
+    def index(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self.lookup(values), tf.int32)
+
+
 @tf.keras.saving.register_keras_serializable("twotower")
-class Id(Feature):
+class Id(StringFeature):
     """A categorical id through an embedding table; unknown and missing ids share row 0.
 
     In training a share of the ids is replaced by "unknown". Row 0 then learns to represent a new
@@ -174,11 +195,10 @@ class Id(Feature):
     def __init__(
         self, name: str, vocabulary: Sequence[str], dim: int = 64, unknown_rate: float = 0.0
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(name, vocabulary)
         if not 0.0 <= unknown_rate < 1.0:
             raise ValueError(f"{name}: unknown_rate must be in [0, 1); got {unknown_rate}.")
-        self.vocabulary, self.dim, self.unknown_rate = tuple(vocabulary), dim, unknown_rate
-        self.lookup = tf.keras.layers.StringLookup(vocabulary=list(self.vocabulary) or [" "])
+        self.dim, self.unknown_rate = dim, unknown_rate
         unknown = () if unknown_rate else (0,)
         self.table = embedding_table(len(self.vocabulary) + 1, dim, at_zero=unknown)
 
@@ -190,9 +210,6 @@ class Id(Feature):
     @property
     def inputs(self) -> list[Input]:
         return [Input(self.name, "string")]
-
-    def index(self, values: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self.lookup(values), tf.int32)
 
     def call(self, encoded: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         index = encoded[self.name]  # [batch_size]
@@ -210,7 +227,7 @@ class Id(Feature):
 
 
 @tf.keras.saving.register_keras_serializable("twotower")
-class Tags(Feature):
+class Tags(StringFeature):
     """A set of strings, such as genres: the mean of their embeddings, zeros for an empty set.
 
     The raw input is `[batch_size, n]` strings, padded with "". The encoded input has indices in
@@ -234,11 +251,8 @@ class Tags(Feature):
     def __init__(
         self, name: str, vocabulary: Sequence[str], dim: int = 32, has_rare: bool = False
     ) -> None:
-        super().__init__(name=name)
-        self.vocabulary, self.dim, self.has_rare = tuple(vocabulary), dim, has_rare
-        self.lookup = tf.keras.layers.StringLookup(
-            vocabulary=list(self.vocabulary) or [" "], mask_token=""
-        )
+        super().__init__(name, vocabulary, mask_token="")
+        self.dim, self.has_rare = dim, has_rare
         unknown = () if has_rare else (UNKNOWN,)
         self.table = embedding_table(len(self.vocabulary) + 2, dim, at_zero=unknown)
 
@@ -258,9 +272,6 @@ class Tags(Feature):
     @property
     def inputs(self) -> list[Input]:
         return [Input(self.name, "string", self.shape)]
-
-    def index(self, values: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self.lookup(values), tf.int32)
 
     def call(self, encoded: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         index = encoded[self.name]  # [batch_size, n]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twotower.tf import tf
-from twotower.towers.features import UNKNOWN, Feature, Input, embedding_table
+from twotower.towers.features import UNKNOWN, Input, StringFeature, embedding_table
 from twotower.towers.history.config import HistoryConfig, MeanConfig, changed
 
 # In training a bag is a product of counts [batch_size, num_items] with the table: for histories of
@@ -17,7 +17,7 @@ COUNT_MATRIX_LIMIT = 20_000
 MAX_COUNT = 2.0**24
 
 
-class History(Feature):
+class History(StringFeature):
     """Base of the history encoders: inputs and lookup of aligned sequences, oldest first.
 
     Inputs are `<name>`, `[batch_size, n]` strings padded on the right with "", and if an encoder
@@ -46,12 +46,9 @@ class History(Feature):
         config: HistoryConfig,
         table: tf.keras.layers.Embedding | None = None,
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(name, vocabulary, mask_token="")
         config = config.sized(None if table is None else table.output_dim)
-        self.vocabulary, self.config, self.dim = tuple(vocabulary), config, config.dim
-        self.lookup = tf.keras.layers.StringLookup(
-            vocabulary=list(self.vocabulary) or [" "], mask_token=""
-        )
+        self.config, self.dim = config, config.dim
         self.is_shared = table is not None
         self.table = table or embedding_table(len(self.vocabulary) + 2, self.dim)
 
@@ -59,9 +56,6 @@ class History(Feature):
     def size(self) -> int:
         """Length of the encoder's vector."""
         return self.dim
-
-    def index(self, values: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self.lookup(values), tf.int32)
 
     def rows(self, index: tf.Tensor) -> tf.Tensor:
         """Encoded items, `[batch_size, n]` or of any other shape, to rows of the table. The table
