@@ -238,7 +238,7 @@ def test_every_flag_reaches_its_field(monkeypatch):
     for other in CHOICES:
         holder[other].unparse()
     holder(["test", "--query_shared=item_embedding", "--query_history_dim=256"])
-    with pytest.raises(ValueError, match="dim 256 cannot share .* whose length is 128"):
+    with pytest.raises(ValueError, match=r"dim 256 cannot share .* whose length is 128"):
         recipe_flags.recipe()
     holder(["test", "--hidden=64,x"])
     with pytest.raises(ValueError, match=r"--hidden is a list such as 512,256; invalid .*'x'"):

@@ -93,3 +93,11 @@ def test_history_dropout_thins_training_only():
 def test_nobody_has_a_history():
     # All cases of a batch are new: the padded width is 0.
     assert (run(mean_history(), past=tf.zeros([2, 0], tf.string)) == 0).all()
+
+
+def test_a_history_has_the_length_of_the_table_that_it_shares():
+    table = tf.keras.layers.Embedding(2, 6)
+    assert MeanHistory("history", ["a"], MeanConfig(), table).dim == 6
+    assert MeanHistory("history", ["a"], MeanConfig()).dim == 256
+    with pytest.raises(ValueError, match=r"dim 256 cannot share .* whose length is 6"):
+        MeanHistory("history", ["a"], MeanConfig(dim=256), table)
