@@ -1,5 +1,6 @@
 """A pair takes the place of another one, and what was changed since goes with it."""
 
+import contextlib
 import dataclasses
 import threading
 
@@ -164,6 +165,43 @@ def test_a_swap_that_would_wait_for_itself(live, log, tmp_path, call, caller):
     assert add(live, [51]) == 2
     live.swap(pair("B"), items("B"))
     assert holds(live, [*range(NUM), 50, 51])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_embed_that_waits_for_a_thread(live, log, tmp_path, monkeypatch, call):
+    """At each replay a thread adds an item, and makes the call. What it writes is kept or refused,
+    and nobody waits for ever. The last replay has the writers' lock, so it refuses both."""
+    monkeypatch.setattr(live_module, "PATIENCE", 0.2, raising=False)
+    add(live, [50])
+    kept, refused = [50], []
+
+    def change():
+        with contextlib.suppress(ValueError):
+            add(live, [len(kept) + 50])
+            kept.append(len(kept) + 50)
+        try:
+            CALLS[call](live, tmp_path)
+        except ValueError as error:
+            refused.append(str(error))
+
+    def embed(keys):
+        thread = threading.Thread(target=change, daemon=True)
+        thread.start()
+        thread.join()
+        return items("B")(keys)
+
+    swapping = threading.Thread(target=lambda: live.swap(pair("B"), embed), daemon=True)
+    swapping.start()
+    swapping.join(10)
+    assert not swapping.is_alive() and live.pair.model_version == "B"
+    assert "a swap has kept this call waiting for 0.2 seconds" in refused[-1]
+    gone = {3} if call == "remove" else {*()}
+    wanted = {*range(NUM), 50, 51, 52, 53, *([70] if call == "add" else [])} - gone
+    assert holds(live, sorted(wanted)) and live.sequence == last(log)
+    # Nobody has to wait after it.
+    assert add(live, [99]) == last(log)
+    live.swap(pair("A"), items("A"))
+    assert holds(live, sorted({*wanted, 99}))
 
 
 def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):

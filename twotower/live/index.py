@@ -4,12 +4,13 @@ Both are behind one reference, so no query meets an index of another training. A
 to the log before it is applied to the index, so acknowledged changes survive the process.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ from twotower.storage import description, paths
 
 # Replays before a swap takes the writers' lock: each leaves what was added during it.
 ROUNDS = 3
+# Seconds that a call waits for a swap. `embed` may wait for a thread that makes the call, and then
+# both would wait for ever.
+PATIENCE = 10.0
 
 # Keys [n] -> vectors [n, dim] of the new pair's item tower.
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -111,6 +115,7 @@ class LiveIndex:
         self.checks, self._log = checks, log
         self._writing, self._swapping = threading.Lock(), threading.Lock()
         self._swapper: int | None = None  # the thread that swaps
+        self._is_last_replay = False  # whether it has the writers' lock
         # Last log entry applied to each retriever that is still in use: a pair swapped back in
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
@@ -169,11 +174,11 @@ class LiveIndex:
             The log entry's number. From here on the change survives the process.
 
         Raises:
-            ValueError: As in `Retriever.add`, vectors of another training, or a call from inside of
-                a swap or another process; nothing is logged.
+            ValueError: As in `Retriever.add`, vectors of another training, a call from inside of a
+                swap or another process, or a swap that takes too long; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._turn():
+        with self._turn(self._writing):
             pair = self._pair
             if model_version != pair.model_version:
                 raise ValueError(
@@ -195,21 +200,33 @@ class LiveIndex:
             ValueError: A key that is not in the index, or a call as in `add`; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._turn():
+        with self._turn(self._writing):
             self._replay(self._pair)  # what an earlier call logged and failed to apply is known
             keys = checked_keys(keys, "keys")
             self._pair.retriever.require_known(keys)
             return self._write(REMOVE, keys)
 
-    def _turn(self) -> threading.Lock:
-        """The writers' lock. Raises ValueError in a forked process, and inside of a swap."""
+    @contextlib.contextmanager
+    def _turn(self, lock: threading.Lock) -> Iterator[None]:
+        """Holds the lock of writers or of swaps. Raises ValueError in a forked process, inside of a
+        swap, and where another swap takes too long."""
         self._log.check_process()
         if self._swapper == threading.get_ident():
             raise ValueError(
                 "the index cannot be changed, saved or exchanged by the query tower or the embed "
                 "that a swap calls: the swap would wait for itself. Do it before or after the swap."
             )
-        return self._writing
+        while not lock.acquire(timeout=PATIENCE):
+            if lock is self._swapping or self._is_last_replay:
+                raise ValueError(
+                    f"a swap has kept this call waiting for {PATIENCE:g} seconds, so nothing was "
+                    "done. Call again when the swap has ended. Its embed must not wait for a "
+                    "thread that calls."
+                )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
         retriever = self._pair.retriever
@@ -274,8 +291,8 @@ class LiveIndex:
             pair: Built from an older snapshot, or one that was live before. Its index takes the
                 log's entries after `pair.sequence`, most of them while writers go on.
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
-                added with vectors of another training. It must not change this index, nor wait for
-                a thread that does.
+                added with vectors of another training. It must not change this index. A thread
+                that does while `embed` waits for it may be refused after `PATIENCE` seconds.
             checks: For this swap, instead of the checks of the index.
 
         Returns:
@@ -284,18 +301,18 @@ class LiveIndex:
         Raises:
             SwapRefused: A check failed, or the log cannot be replayed, for example because
                 `embed` changes the index. The old pair stays.
-            ValueError: No checks, or a call from inside of another swap.
+            ValueError: No checks, a call from inside of another swap, or another swap that takes
+                too long.
         """
         checks = checks or self.checks
         if checks is None:
             raise ValueError("a swap needs Checks: give them to LiveIndex, or to this call.")
-        self._turn()
-        with self._swapping:
+        with self._turn(self._swapping):
             self._swapper = threading.get_ident()
             try:
                 return self._swapped(pair, embed, checks)
             finally:
-                self._swapper = None
+                self._swapper, self._is_last_replay = None, False
 
     def _swapped(self, pair: Pair, embed: Embed | None, checks: Checks) -> Pair:
         failed = failed_checks(pair, checks, len(self._pair.retriever))
@@ -307,6 +324,7 @@ class LiveIndex:
                 for _ in range(ROUNDS):
                     self._replay(pair, embed)
             with self._writing:
+                self._is_last_replay = True
                 self._replay(pair, embed)
                 old, self._pair = self._pair, pair
         except ValueError as error:
@@ -327,7 +345,7 @@ class LiveIndex:
                 as in `add`; the log and the folder stay as they are.
         """
         directory = paths.local(directory).resolve()
-        with self._turn():
+        with self._turn(self._writing):
             self._require_apart(directory)
             with build.replacing(directory, "live.json") as folder:
                 sequence = self._save(folder)
