@@ -7,11 +7,24 @@ import threading
 import numpy as np
 import pytest
 from small_logs import entries, last
-from two_trainings import CALLS, DIM, NUM, add, ask, holds, items, pair, tower, wrong_rows
+from two_trainings import (
+    CALLS,
+    CHECKS,
+    DIM,
+    NUM,
+    add,
+    ask,
+    bundle,
+    holds,
+    items,
+    pair,
+    tower,
+    wrong_rows,
+)
 
 from twotower.live import index as live_module
 from twotower.live.entries import ADD
-from twotower.live.index import SwapRefused
+from twotower.live.index import LiveIndex, SwapRefused
 from twotower.live.pair import Pair
 from twotower.retrieval import build
 
@@ -229,6 +242,27 @@ def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
     assert live.pair.retriever is built and holds(live, [*range(NUM), 50, 51])
     # What would lose it is not to be had.
     assert not hasattr(log, "last")
+
+
+def test_a_full_buffer_is_absorbed_by_a_swap(log, tmp_path, monkeypatch, backend):
+    """Without a new start: by a snapshot of the index, or by what the log has and a pair lacks."""
+    live = LiveIndex(pair(backend=backend), log, CHECKS)
+    monkeypatch.setattr("twotower.retrieval.store.MAX_BUFFER", 3)
+    with pytest.warns(UserWarning, match=r"snapshot: 4 vectors in the buffer, of 3 at most"):
+        add(live, [50, 51, 52, 53])
+    live.snapshot(tmp_path / "s")
+    add(live, [54])
+    new = Pair.from_snapshot(tmp_path / "s", bundle())
+    assert len(new.retriever.state()["fresh_keys"]) == 4
+    live.swap(new)
+    assert holds(live, [*range(NUM), *range(50, 55)])
+    assert len(live.pair.retriever.state()["fresh_keys"]) == 0
+    add(live, [55])
+    with pytest.warns(UserWarning, match=r"6 vectors in the buffer"):
+        live.swap(pair(backend=backend))
+    assert holds(live, [*range(NUM), *range(50, 56)])
+    assert len(live.pair.retriever.state()["fresh_keys"]) == 0
+    assert wrong_rows(live.search(ask([50, 55, 7]), 1), [50, 55, 7]) == 0
 
 
 def test_adds_race_swaps(live, log):

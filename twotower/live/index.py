@@ -81,7 +81,11 @@ class LiveIndex:
 
     Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
     wait for one another. When a change warns that the index needs a rebuild, build a new one from
-    `items()` beside this one, and swap it in.
+    `items()` beside this one, and swap it in. Against a full buffer alone, a swap to a snapshot of
+    this index is enough, since it absorbs the buffer:
+
+        live.snapshot("W/live")
+        live.swap(Pair.from_snapshot("W/live", Bundle("W/bundle")))
 
     Args:
         pair: The first to answer. The log's entries after `pair.sequence` are replayed into its
@@ -120,8 +124,7 @@ class LiveIndex:
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
         self._replay(pair, embed)
-        if len(pair.retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
-            pair.retriever.absorb()
+        _absorb_if_full(pair.retriever)
         self._pair = pair
 
     @property
@@ -237,7 +240,8 @@ class LiveIndex:
         self._replay(self._pair)
         if retriever.needs_rebuild and not before:
             warnings.warn(
-                f"the live index should be built anew, over LiveIndex.items: "
+                f"the live index should be built anew, over LiveIndex.items, and swapped in; if it "
+                "is only its buffer that is full, swap in Pair.from_snapshot of a new snapshot: "
                 f"{retriever.needs_rebuild}.",
                 stacklevel=3,
             )
@@ -289,7 +293,8 @@ class LiveIndex:
 
         Args:
             pair: Built from an older snapshot, or one that was live before. Its index takes the
-                log's entries after `pair.sequence`, most of them while writers go on.
+                log's entries after `pair.sequence`, most of them while writers go on. If it is
+                new to this index, it absorbs them where they are more than a buffer should hold.
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
                 added with vectors of another training. It must not change this index. A thread
                 that does while `embed` waits for it may be refused after `PATIENCE` seconds.
@@ -321,8 +326,11 @@ class LiveIndex:
         try:
             # An index that is live already is changed under the writers' lock alone.
             if pair.retriever is not self._pair.retriever:
+                is_new = pair.retriever not in self._applied  # so no search is under way in it
                 for _ in range(ROUNDS):
                     self._replay(pair, embed)
+                if is_new:
+                    _absorb_if_full(pair.retriever)
             with self._writing:
                 self._is_last_replay = True
                 self._replay(pair, embed)
@@ -382,3 +390,9 @@ class LiveIndex:
             raise ValueError(
                 f"{directory} is where SQLite lays a file beside the log. Give another folder."
             )
+
+
+def _absorb_if_full(retriever: Retriever) -> None:
+    """Absorbs a buffer that holds more than it should. Not while other threads search."""
+    if len(retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
+        retriever.absorb()
