@@ -6,6 +6,7 @@ to the log before it is applied to the index, so acknowledged changes survive th
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import threading
 import warnings
@@ -364,10 +365,13 @@ class LiveIndex:
         """Writes the live index and the number of its last log entry, which it returns."""
         pair, sequence = self._pair, self.sequence
         build.save(pair.retriever, folder / "index", pair.index_version)
+        index = "index/index.json"
         described = {
             "format_version": FORMAT_VERSION,
             "sequence": sequence,
             "digest": self._log.digest(sequence),
+            # So that the number is never read with the index of another snapshot.
+            "files": {index: hashlib.sha256((folder / index).read_bytes()).hexdigest()},
         }
         description.write(folder / "live.json", described)
         # The log may be truncated next, so the files must survive a power cut.
