@@ -56,6 +56,43 @@ def test_the_same_bundle_put_back(copy, exported):
     assert bundle.query_tower(inputs()).shape == (1, 8) and len(bundle.sample_queries)
 
 
+OVERWRITING = """
+import pathlib, subprocess, sys
+import numpy as np
+from twotower.bundle.bundle import Bundle
+bundle = Bundle(sys.argv[1])
+exact = bundle.retriever("exact")
+vectors = np.array(exact.live()[1])
+subprocess.run(["cp", "-r", f"{sys.argv[2]}/.", sys.argv[1]], check=True)
+assert np.array_equal(exact.live()[1], vectors) and np.array_equal(bundle.vectors, vectors)
+(pathlib.Path(sys.argv[1]) / "items/vectors.npy").write_bytes(b"")
+assert np.array_equal(exact.live()[1], vectors) and np.array_equal(bundle.vectors, vectors)
+"""
+
+
+def test_what_is_loaded_stays_when_files_are_overwritten(copy, other):
+    """By `cp -r other/. bundle`, which empties each file before it writes it."""
+    env = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    command = [sys.executable, "-c", OVERWRITING, str(copy), str(other)]
+    assert subprocess.run(command, env=env).returncode == 0  # -7 is SIGBUS
+
+
+def test_overwritten_while_it_is_opened(copy, other, monkeypatch):
+    """The files become those of the other bundle behind the manifest: read once more, whole."""
+    real, calls = json.loads, []
+
+    def overwrite(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            subprocess.run(["cp", "-r", f"{other}/.", copy], check=True)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(json, "loads", overwrite)
+    bundle, truth = Bundle(copy), Bundle(other)
+    assert bundle.model_version == truth.model_version
+    np.testing.assert_array_equal(bundle.vectors, truth.vectors)
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_replaced_while_the_tower_is_read(copy, other, monkeypatch, verify):
     import tensorflow as tf

@@ -101,6 +101,11 @@ def test_a_session_goes_on_from_what_was_kept(bundle):
     other = kept | {"state_version": np.full(3, state_version("0" * 64))}
     assert other["state_version"].dtype == kept["state_version"].dtype
     assert (other["state_version"] != kept["state_version"]).all()
+    for version in (None, [], np.full((3, 1), 5)):
+        with pytest.raises(ValueError, match=r"no state of model|state_version: expected"):
+            Session.resume(bundle, kept | {"state_version": version}, one.vector)
+    with pytest.raises(BundleError, match="no state of model"):
+        Session.resume(bundle, None, one.vector)
     with pytest.raises(BundleError, match="no state of model"):
         Session.resume(bundle, other, one.vector)
     kept.pop("state_items")

@@ -111,6 +111,36 @@ def test_without_times_a_row_is_known_wherever_it_stands():
         assert refit.share_seen(dataset, validation) == 1
 
 
+@pytest.mark.parametrize("moves", [(3600,), (-7200, -3600), (20_700,)])
+def test_times_of_another_zone(moves):
+    """The system that exports the rows has changed its zone, perhaps with summer time, or by 5:45
+    hours. A model of the old rows knows the same of them as before."""
+    old = dataset_of([(user, item, 10**9 + day * 86_400) for user, item, day in ROWS])
+    new = dataset_of(
+        [(user, item, 10**9 + day * 86_400 + moves[day % len(moves)]) for user, item, day in ROWS]
+    )
+    # Validation asks for a's r and b's r, rows 3 and 4.
+    validation = make_split(new, "loo", "validation")
+    honest, half, refit = (Lineage(row_ids(old, np.arange(num))) for num in (3, 4, 5))
+    assert [model.share_seen(new, validation) for model in (honest, half, refit)] == [0, 0.5, 1]
+    child = Lineage.of(new, validation, half)
+    assert child.share_seen(new, validation) == 0.5
+    with pytest.raises(ValueError, match=r"50% of .* validation, at times of another zone"):
+        child.require_unseen(new, validation, "")
+    with pytest.raises(ValueError, match=r"100% of the rows .* for validation, so they"):
+        refit.require_unseen(old, make_split(old, "loo", "validation"), "")
+
+
+def test_a_user_who_comes_back_in_an_hour_is_no_other_zone():
+    """a has had r an hour before validation asks for it. Who knows that knows no answer."""
+    rows = [(user, item, 10**9 + day * 86_400) for user, item, day in ROWS]
+    dataset = dataset_of([*rows, ("a", "r", rows[3][2] - 3600)])
+    split = make_split(dataset_of(rows), "loo", "validation")
+    split = dataclasses.replace(split, train=np.array([0, 1, 2, 7]))
+    assert Lineage(row_ids(dataset, [0, 1, 7])).share_seen(dataset, split) == 0
+    assert Lineage(row_ids(dataset, [0, 1, 7, 3])).share_seen(dataset, split) == 0.5
+
+
 def test_hidden_items_that_an_ancestor_knows_are_seen():
     dataset = small()
     plain = make_split(dataset, "random")

@@ -186,3 +186,23 @@ def test_bytes_as_python_writes_them(tmp_path):
 def test_bytes_that_are_no_utf_8_stay_as_written(tmp_path):
     texts = [r"b'Am\xe9lie'", "b'x'"]
     assert films(tmp_path, "title", texts).tolist() == texts
+
+
+def test_bytes_as_text_of_parquet(tmp_path):
+    """As `frame.astype(str).to_parquet()` writes what `tfds.as_dataframe` gives."""
+    plays = {"user_id": ["b'u'", "b'v'"], "item_id": ["b'a'", "b'b'"], "timestamp": [5, 6]}
+    titles = {"item_id": ["a", "b"], "title": [r"b'Am\xc3\xa9lie'", "b'x'"]}
+    for name, columns in (("plays", plays), ("films", titles)):
+        pd.DataFrame(columns).to_parquet(tmp_path / f"{name}.parquet")
+    dataset = tables.read_tables(tmp_path / "plays.parquet", tmp_path / "films.parquet")
+    assert dataset.interactions["item_id"].tolist() == ["a", "b"]
+    assert dataset.items["title"].tolist() == ["Amélie", "x"]
+    assert "interactions: decoded user_id, item_id," in str(summarise(dataset))
+
+
+@pytest.mark.parametrize("other", ["b'a'", 'b"a"', r"b'\xe9'"])
+def test_ids_of_which_some_are_bytes(tmp_path, other):
+    """Else the user would be two."""
+    write(tmp_path, plays__csv=f"user_id,item_id,timestamp\na,x,5\n{other},x,6\n")
+    with pytest.raises(ValueError, match=r"line 3: user_id is .* as Python writes bytes"):
+        tables.read_tables(tmp_path / "plays.csv")

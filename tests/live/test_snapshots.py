@@ -11,6 +11,7 @@ from twotower.live.index import LiveIndex
 from twotower.live.log import WriteAheadLog
 from twotower.live.pair import Pair
 from twotower.retrieval import build
+from twotower.storage import description
 
 
 def test_from_bundle(log, backend):
@@ -56,6 +57,28 @@ def test_a_snapshot_after_a_swap_is_of_the_new_training(live, tmp_path, log):
     with pytest.raises(ValueError, match="vectors of model 'B', not of 'A'"):
         Pair.from_snapshot(tmp_path / "s", bundle("A"))
     assert holds(LiveIndex(Pair.from_snapshot(tmp_path / "s", bundle("B")), log), [*range(NUM), 50])
+
+
+def test_half_a_copy_over_a_snapshot(live, tmp_path):
+    """The number of the later one with the index of the earlier one: a start would lose 51."""
+    add(live, [50])
+    live.snapshot(tmp_path / "earlier")
+    add(live, [51])
+    live.snapshot(tmp_path / "later")
+    (tmp_path / "earlier/live.json").write_bytes((tmp_path / "later/live.json").read_bytes())
+    with pytest.raises(ValueError, match=r"index\.json is truncated or changed"):
+        Pair.from_snapshot(tmp_path / "earlier", bundle())
+    assert Pair.from_snapshot(tmp_path / "later", bundle()).sequence == 2
+
+
+def test_a_snapshot_of_an_earlier_version(live, tmp_path):
+    """It does not list its index."""
+    add(live, [50])
+    live.snapshot(tmp_path / "s")
+    entries = json.loads((tmp_path / "s/live.json").read_text())
+    entries.pop("files")
+    description.write(tmp_path / "s/live.json", entries)
+    assert Pair.from_snapshot(tmp_path / "s", bundle()).sequence == 1
 
 
 def test_no_change_in_the_middle_of_a_snapshot(live, tmp_path, monkeypatch):

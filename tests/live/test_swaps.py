@@ -1,16 +1,30 @@
 """A pair takes the place of another one, and what was changed since goes with it."""
 
+import contextlib
 import dataclasses
 import threading
 
 import numpy as np
 import pytest
 from small_logs import entries, last
-from two_trainings import CALLS, DIM, NUM, add, ask, holds, items, pair, tower, wrong_rows
+from two_trainings import (
+    CALLS,
+    CHECKS,
+    DIM,
+    NUM,
+    add,
+    ask,
+    bundle,
+    holds,
+    items,
+    pair,
+    tower,
+    wrong_rows,
+)
 
 from twotower.live import index as live_module
 from twotower.live.entries import ADD
-from twotower.live.index import SwapRefused
+from twotower.live.index import LiveIndex, SwapRefused
 from twotower.live.pair import Pair
 from twotower.retrieval import build
 
@@ -166,6 +180,43 @@ def test_a_swap_that_would_wait_for_itself(live, log, tmp_path, call, caller):
     assert holds(live, [*range(NUM), 50, 51])
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_an_embed_that_waits_for_a_thread(live, log, tmp_path, monkeypatch, call):
+    """At each replay a thread adds an item, and makes the call. What it writes is kept or refused,
+    and nobody waits for ever. The last replay has the writers' lock, so it refuses both."""
+    monkeypatch.setattr(live_module, "PATIENCE", 0.2, raising=False)
+    add(live, [50])
+    kept, refused = [50], []
+
+    def change():
+        with contextlib.suppress(ValueError):
+            add(live, [len(kept) + 50])
+            kept.append(len(kept) + 50)
+        try:
+            CALLS[call](live, tmp_path)
+        except ValueError as error:
+            refused.append(str(error))
+
+    def embed(keys):
+        thread = threading.Thread(target=change, daemon=True)
+        thread.start()
+        thread.join()
+        return items("B")(keys)
+
+    swapping = threading.Thread(target=lambda: live.swap(pair("B"), embed), daemon=True)
+    swapping.start()
+    swapping.join(10)
+    assert not swapping.is_alive() and live.pair.model_version == "B"
+    assert "a swap has kept this call waiting for 0.2 seconds" in refused[-1]
+    gone = {3} if call == "remove" else {*()}
+    wanted = {*range(NUM), 50, 51, 52, 53, *([70] if call == "add" else [])} - gone
+    assert holds(live, sorted(wanted)) and live.sequence == last(log)
+    # Nobody has to wait after it.
+    assert add(live, [99]) == last(log)
+    live.swap(pair("A"), items("A"))
+    assert holds(live, sorted({*wanted, 99}))
+
+
 def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
     """It is built while an entry is in the log and not yet in the index: acknowledged later, it is
     not to be taken for one that the items hold."""
@@ -191,6 +242,27 @@ def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
     assert live.pair.retriever is built and holds(live, [*range(NUM), 50, 51])
     # What would lose it is not to be had.
     assert not hasattr(log, "last")
+
+
+def test_a_full_buffer_is_absorbed_by_a_swap(log, tmp_path, monkeypatch, backend):
+    """Without a new start: by a snapshot of the index, or by what the log has and a pair lacks."""
+    live = LiveIndex(pair(backend=backend), log, CHECKS)
+    monkeypatch.setattr("twotower.retrieval.store.MAX_BUFFER", 3)
+    with pytest.warns(UserWarning, match=r"snapshot: 4 vectors in the buffer, of 3 at most"):
+        add(live, [50, 51, 52, 53])
+    live.snapshot(tmp_path / "s")
+    add(live, [54])
+    new = Pair.from_snapshot(tmp_path / "s", bundle())
+    assert len(new.retriever.state()["fresh_keys"]) == 4
+    live.swap(new)
+    assert holds(live, [*range(NUM), *range(50, 55)])
+    assert len(live.pair.retriever.state()["fresh_keys"]) == 0
+    add(live, [55])
+    with pytest.warns(UserWarning, match=r"6 vectors in the buffer"):
+        live.swap(pair(backend=backend))
+    assert holds(live, [*range(NUM), *range(50, 56)])
+    assert len(live.pair.retriever.state()["fresh_keys"]) == 0
+    assert wrong_rows(live.search(ask([50, 55, 7]), 1), [50, 55, 7]) == 0
 
 
 def test_adds_race_swaps(live, log):

@@ -53,7 +53,7 @@ class Bundle:
     Attributes:
         manifest: The manifest.
         keys: `[num_items]` int64, keys of the items that may be answered.
-        vectors: `[num_items, dim]` float32, memory-mapped.
+        vectors: `[num_items, dim]` float32.
 
     Raises:
         BundleError: A file is missing, changed, or of another training; the message names it.
@@ -470,9 +470,13 @@ def _of_bundle(path: pathlib.Path) -> Iterator[None]:
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:
-    """A memory-mapped array of that type and shape; None fits any size."""
+    """An array of that type and shape; None fits any size.
+
+    It is not memory-mapped: if another file were copied over this one, the array would become that
+    one's, and a read of it could end the process.
+    """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from error
     fits = len(shape) == array.ndim and all(

@@ -69,7 +69,8 @@ class Session:
         session._open(bundle)
         specs = {name: spec for name, spec in session._specs.items() if name.startswith("state_")}
         number = state_version(bundle.model_version)
-        if state.keys() != specs.keys() or set(np.asarray(state["state_version"])) - {number}:
+        is_whole = isinstance(state, Mapping) and state.keys() == specs.keys()
+        if not is_whole or {*np.ravel(state["state_version"]).tolist()} - {number}:
             raise BundleError(
                 f"{bundle.directory}: this is no state of model {bundle.model_version}, whose "
                 f"parts are {sorted(specs)}; begin a new session from the users' histories."

@@ -36,6 +36,8 @@ SPOILT_IDS = {
     "such rows, or give them an id",
     SHORTENED: "is {}, a number that a spreadsheet has shortened, so that others look alike; save "
     "the column as text",
+    r"""(?s)^b(?:'.*'|".*")$""": "is {}, as Python writes bytes, which makes it another id; write "
+    "the text alone, in all rows and tables",
 }
 
 

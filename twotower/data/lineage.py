@@ -5,9 +5,9 @@ of its training rows. But a warm start brings in rows of another training, perha
 another split. So a bundle carries the ids of all rows that its weights have learned from, 8 bytes a
 row, and an evaluation compares them with the rows that its questions are about.
 
-A row is identified by user, item and time. If the earlier data had other forms of the ids, or if
-all times have moved, as by another time zone, this is not noticed: the model then counts as one
-that has not seen the answers.
+A row is identified by user, item and time, also where another time zone has moved the times. If the
+earlier data had other forms of the ids, or if times have moved otherwise or were rounded, this is
+not noticed: the model then counts as one that has not seen the answers.
 """
 
 import dataclasses
@@ -22,6 +22,11 @@ from twotower.data.splits import Split
 # Share of the questions' rows that a model may have seen. Not 0: both rows of a user who has two
 # are training rows, and in later data, where the user has more, one of them may become a question.
 MOST_SEEN = 0.01
+# By how many seconds another time zone moves times: whole quarters of an hour, less than a day, so
+# that an item of tomorrow is not taken for one of today.
+MOVES = np.setdiff1d(np.arange(-14 * 3600, 14 * 3600 + 1, 900), [0])
+# Rows on which moved times are looked for, since each move hashes them anew.
+MOST_MOVED = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +60,7 @@ class Lineage:
         learned from; None where it is not known."""
         if self.rows is None:
             return None
-        held_out = held_out_ids(dataset, split)
-        return len(np.intersect1d(held_out, self.rows, assume_unique=True)) / max(1, len(held_out))
+        return max(_share(self.rows, dataset, split), _share_moved(self.rows, dataset, split))
 
     def require_unseen(self, dataset: Dataset, split: Split, advice: str) -> None:
         """Refuses weights that have learned the answers to a split's questions.
@@ -74,9 +78,12 @@ class Lineage:
                 f"{split.protocol}, {split.part}. {advice}"
             )
         if seen > MOST_SEEN:
+            is_moved = self.rows is not None and seen > _share(self.rows, dataset, split)
+            moved = ", at times of another zone" if is_moved else ""
             raise ValueError(
                 f"the model, or one that it starts from, has learned from {seen:.0%} of the rows "
-                f"that {split.protocol} keeps for {split.part}, so they cannot judge it. {advice}"
+                f"that {split.protocol} keeps for {split.part}{moved}, so they cannot judge it. "
+                f"{advice}"
             )
 
 
@@ -87,10 +94,22 @@ def row_ids(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     Without times they are of user and item alone: the number of a row changes with every row that
     comes in front of it.
     """
+    return np.unique(_ids(dataset, rows))
+
+
+def _ids(dataset: Dataset, rows: np.ndarray, moved: np.ndarray | int = 0) -> np.ndarray:
+    """`[num_rows]` uint64, hashes as in `row_ids`, with times moved by some seconds."""
     events = dataset.interactions[["user_id", "item_id"]].iloc[rows]
     if dataset.has_times:
-        events["timestamp"] = dataset.timestamps[rows]
-    return np.unique(pd.util.hash_pandas_object(events, index=False).to_numpy())
+        events["timestamp"] = dataset.timestamps[rows] + moved
+    return pd.util.hash_pandas_object(events, index=False).to_numpy()
+
+
+def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which ids are among known ones, which ascend; bool of the shape of `ids`."""
+    if not len(known):
+        return np.zeros(ids.shape, bool)
+    return known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
 
 
 def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
@@ -100,12 +119,40 @@ def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
     Returns:
         `[num_rows]` uint64, ascending and unique.
     """
+    # If seen items may be answered, an earlier row of a target's user and item may be in training.
+    ids = row_ids(dataset, _held_out(dataset, split))
+    return np.setdiff1d(ids, row_ids(dataset, split.train), assume_unique=True)
+
+
+def _held_out(dataset: Dataset, split: Split) -> np.ndarray:
+    """Numbers of the rows of `held_out_ids`, training rows among them."""
     cases, num_items = split.cases, np.int64(len(dataset.items))
     users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
     target_pairs = users[cases.targets.row_index] * num_items + cases.targets.values
     held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, target_pairs)
     if split.hidden is not None:
         held_out |= np.isin(dataset.item_keys, split.hidden)
-    # If seen items may be answered, an earlier row of a target's user and item may be in training.
-    ids = row_ids(dataset, np.flatnonzero(held_out & dataset.positive))
-    return np.setdiff1d(ids, row_ids(dataset, split.train), assume_unique=True)
+    return np.flatnonzero(held_out & dataset.positive)
+
+
+def _share(known: np.ndarray, dataset: Dataset, split: Split) -> float:
+    """Of the rows that a split keeps for its questions, the share whose ids are known."""
+    held_out = held_out_ids(dataset, split)
+    return len(np.intersect1d(held_out, known, assume_unique=True)) / max(1, len(held_out))
+
+
+def _share_moved(known: np.ndarray, dataset: Dataset, split: Split) -> float:
+    """The share that is known at times moved by another time zone, of some of the rows.
+
+    A row that the data itself has at the moved time is another event: the user came back.
+    """
+    rows = np.setdiff1d(_held_out(dataset, split), split.train)
+    if not dataset.has_times or not len(rows):
+        return 0.0
+    rows = rows[:: -(-len(rows) // MOST_MOVED)]
+    moved = np.repeat(MOVES, len(rows))
+    found = _ids(dataset, np.tile(rows, len(MOVES)), moved).reshape(len(MOVES), len(rows))
+    is_known = _among(found, known)
+    if is_known.any():
+        is_known &= ~_among(found, row_ids(dataset, np.arange(len(dataset.interactions))))
+    return float(is_known.any(axis=0).mean())

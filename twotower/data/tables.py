@@ -254,7 +254,7 @@ def frame_of(
     if is_headless:
         _refuse_header(source, found)
     arrays = {name: found[name] for name in found.column_names}
-    texts = {name: decoded(array) for name, array in arrays.items()} if is_text else {}
+    texts = {n: decoded(array) for n, array in arrays.items() if array.type == pa.large_string()}
     texts = {name: array for name, array in texts.items() if array is not None}
     if texts:
         notes.append(f"{table}: decoded {', '.join(texts)}, which the file has as Python's bytes")

@@ -4,12 +4,14 @@ Both are behind one reference, so no query meets an index of another training. A
 to the log before it is applied to the index, so acknowledged changes survive the process.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,9 @@ from twotower.storage import description, paths
 
 # Replays before a swap takes the writers' lock: each leaves what was added during it.
 ROUNDS = 3
+# Seconds that a call waits for a swap. `embed` may wait for a thread that makes the call, and then
+# both would wait for ever.
+PATIENCE = 10.0
 
 # Keys [n] -> vectors [n, dim] of the new pair's item tower.
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -77,7 +82,11 @@ class LiveIndex:
 
     Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
     wait for one another. When a change warns that the index needs a rebuild, build a new one from
-    `items()` beside this one, and swap it in.
+    `items()` beside this one, and swap it in. Against a full buffer alone, a swap to a snapshot of
+    this index is enough, since it absorbs the buffer:
+
+        live.snapshot("W/live")
+        live.swap(Pair.from_snapshot("W/live", Bundle("W/bundle")))
 
     Args:
         pair: The first to answer. The log's entries after `pair.sequence` are replayed into its
@@ -111,12 +120,12 @@ class LiveIndex:
         self.checks, self._log = checks, log
         self._writing, self._swapping = threading.Lock(), threading.Lock()
         self._swapper: int | None = None  # the thread that swaps
+        self._is_last_replay = False  # whether it has the writers' lock
         # Last log entry applied to each retriever that is still in use: a pair swapped back in
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
         self._replay(pair, embed)
-        if len(pair.retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
-            pair.retriever.absorb()
+        _absorb_if_full(pair.retriever)
         self._pair = pair
 
     @property
@@ -169,11 +178,11 @@ class LiveIndex:
             The log entry's number. From here on the change survives the process.
 
         Raises:
-            ValueError: As in `Retriever.add`, vectors of another training, or a call from inside of
-                a swap or another process; nothing is logged.
+            ValueError: As in `Retriever.add`, vectors of another training, a call from inside of a
+                swap or another process, or a swap that takes too long; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._turn():
+        with self._turn(self._writing):
             pair = self._pair
             if model_version != pair.model_version:
                 raise ValueError(
@@ -195,21 +204,33 @@ class LiveIndex:
             ValueError: A key that is not in the index, or a call as in `add`; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._turn():
+        with self._turn(self._writing):
             self._replay(self._pair)  # what an earlier call logged and failed to apply is known
             keys = checked_keys(keys, "keys")
             self._pair.retriever.require_known(keys)
             return self._write(REMOVE, keys)
 
-    def _turn(self) -> threading.Lock:
-        """The writers' lock. Raises ValueError in a forked process, and inside of a swap."""
+    @contextlib.contextmanager
+    def _turn(self, lock: threading.Lock) -> Iterator[None]:
+        """Holds the lock of writers or of swaps. Raises ValueError in a forked process, inside of a
+        swap, and where another swap takes too long."""
         self._log.check_process()
         if self._swapper == threading.get_ident():
             raise ValueError(
                 "the index cannot be changed, saved or exchanged by the query tower or the embed "
                 "that a swap calls: the swap would wait for itself. Do it before or after the swap."
             )
-        return self._writing
+        while not lock.acquire(timeout=PATIENCE):
+            if lock is self._swapping or self._is_last_replay:
+                raise ValueError(
+                    f"a swap has kept this call waiting for {PATIENCE:g} seconds, so nothing was "
+                    "done. Call again when the swap has ended. Its embed must not wait for a "
+                    "thread that calls."
+                )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
         retriever = self._pair.retriever
@@ -220,7 +241,8 @@ class LiveIndex:
         self._replay(self._pair)
         if retriever.needs_rebuild and not before:
             warnings.warn(
-                f"the live index should be built anew, over LiveIndex.items: "
+                f"the live index should be built anew, over LiveIndex.items, and swapped in; if it "
+                "is only its buffer that is full, swap in Pair.from_snapshot of a new snapshot: "
                 f"{retriever.needs_rebuild}.",
                 stacklevel=3,
             )
@@ -272,10 +294,11 @@ class LiveIndex:
 
         Args:
             pair: Built from an older snapshot, or one that was live before. Its index takes the
-                log's entries after `pair.sequence`, most of them while writers go on.
+                log's entries after `pair.sequence`, most of them while writers go on. If it is
+                new to this index, it absorbs them where they are more than a buffer should hold.
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
-                added with vectors of another training. It must not change this index, nor wait for
-                a thread that does.
+                added with vectors of another training. It must not change this index. A thread
+                that does while `embed` waits for it may be refused after `PATIENCE` seconds.
             checks: For this swap, instead of the checks of the index.
 
         Returns:
@@ -284,18 +307,18 @@ class LiveIndex:
         Raises:
             SwapRefused: A check failed, or the log cannot be replayed, for example because
                 `embed` changes the index. The old pair stays.
-            ValueError: No checks, or a call from inside of another swap.
+            ValueError: No checks, a call from inside of another swap, or another swap that takes
+                too long.
         """
         checks = checks or self.checks
         if checks is None:
             raise ValueError("a swap needs Checks: give them to LiveIndex, or to this call.")
-        self._turn()
-        with self._swapping:
+        with self._turn(self._swapping):
             self._swapper = threading.get_ident()
             try:
                 return self._swapped(pair, embed, checks)
             finally:
-                self._swapper = None
+                self._swapper, self._is_last_replay = None, False
 
     def _swapped(self, pair: Pair, embed: Embed | None, checks: Checks) -> Pair:
         failed = failed_checks(pair, checks, len(self._pair.retriever))
@@ -304,9 +327,13 @@ class LiveIndex:
         try:
             # An index that is live already is changed under the writers' lock alone.
             if pair.retriever is not self._pair.retriever:
+                is_new = pair.retriever not in self._applied  # so no search is under way in it
                 for _ in range(ROUNDS):
                     self._replay(pair, embed)
+                if is_new:
+                    _absorb_if_full(pair.retriever)
             with self._writing:
+                self._is_last_replay = True
                 self._replay(pair, embed)
                 old, self._pair = self._pair, pair
         except ValueError as error:
@@ -327,7 +354,7 @@ class LiveIndex:
                 as in `add`; the log and the folder stay as they are.
         """
         directory = paths.local(directory).resolve()
-        with self._turn():
+        with self._turn(self._writing):
             self._require_apart(directory)
             with build.replacing(directory, "live.json") as folder:
                 sequence = self._save(folder)
@@ -338,10 +365,13 @@ class LiveIndex:
         """Writes the live index and the number of its last log entry, which it returns."""
         pair, sequence = self._pair, self.sequence
         build.save(pair.retriever, folder / "index", pair.index_version)
+        index = "index/index.json"
         described = {
             "format_version": FORMAT_VERSION,
             "sequence": sequence,
             "digest": self._log.digest(sequence),
+            # So that the number is never read with the index of another snapshot.
+            "files": {index: hashlib.sha256((folder / index).read_bytes()).hexdigest()},
         }
         description.write(folder / "live.json", described)
         # The log may be truncated next, so the files must survive a power cut.
@@ -364,3 +394,9 @@ class LiveIndex:
             raise ValueError(
                 f"{directory} is where SQLite lays a file beside the log. Give another folder."
             )
+
+
+def _absorb_if_full(retriever: Retriever) -> None:
+    """Absorbs a buffer that holds more than it should. Not while other threads search."""
+    if len(retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
+        retriever.absorb()

@@ -98,7 +98,10 @@ class Pair:
                 described = description.read(path, "a snapshot", entries, FORMAT_VERSION)
             except FileNotFoundError as error:
                 raise ValueError(f"{path} does not describe a snapshot: it is missing.") from error
-            return build.load(directory / "index", version, allowed_uris=allowed_uris), described
+            # Snapshots of earlier versions do not list their index.
+            with description.checked(directory, described.get("files", {})):
+                index = build.load(directory / "index", version, allowed_uris=allowed_uris)
+            return index, described
 
         retriever, described = description.consistently(directory, read)
         sequence, digest = described["sequence"], described["digest"]

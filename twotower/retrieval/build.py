@@ -133,7 +133,8 @@ def load(
     Args:
         directory: What `save` wrote.
         model_version: If given, must be the one that the index was saved with.
-        mmap: Whether the float32 vectors stay on disk until an exact scan needs them.
+        mmap: Whether the float32 vectors stay on disk until an exact scan needs them. Replace such
+            a folder as a whole: a copy over its files changes the index, or ends the process.
         dim: If given, must be the length of its vectors: that of the query tower's output.
         allowed_uris: Addresses of Milvus servers and paths of milvus-lite files that the index may
             open. An index that names any other is refused before anything is opened.

@@ -43,8 +43,11 @@ def not_spoilt(value: str) -> str:
         PydanticCustomError: One that a program has spoilt, such as "nan".
     """
     if any(re.search(pattern, value) for pattern in SPOILT_IDS):
-        text = "expected an id: no blank at its ends, no missing value (nan, None, NULL), and no "
-        raise PydanticCustomError("spoilt", text + "number that a program has shortened (1.23E+17)")
+        text = (
+            "expected an id: no blank at its ends, no missing value (nan, None, NULL), no number "
+        )
+        text += "that a program has shortened (1.23E+17), and no bytes of Python (b'7')"
+        raise PydanticCustomError("spoilt", text)
     return value
 
 

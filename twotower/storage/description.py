@@ -58,6 +58,8 @@ def read(path: pathlib.Path, what: str, entries: Mapping[str, type], version: in
     """
     try:
         text = path.read_bytes().decode()
+        if not text:
+            raise ValueError("it is empty, as in the middle of a copy over it")
         described = json.loads(text)
         if type(described) is not dict or type(described.get("format_version")) is not int:
             raise ValueError("it has no format_version")
@@ -115,6 +117,8 @@ def checked(
         if not path.is_file():
             raise ValueError(f"{path} is missing.")
         if verify and _sha256(path) != digest:
+            if _identity(path) != before[name]:
+                raise ValueError(f"{path} was changed while it was read.")
             raise ValueError(f"{path} is truncated or changed (its sha256 differs).")
     yield
     for name, identity in before.items():
@@ -150,20 +154,25 @@ def require_no_more(directory: pathlib.Path, files: Iterable[str], part: str = "
 
 
 def consistently(directory: pathlib.Path, read: Callable[[], T]) -> T:
-    """The result of `read()`, which is called once more if the folder was replaced meanwhile.
+    """The result of `read()`, which is called once more if the folder was replaced meanwhile, or
+    its description, as by a copy over it.
 
     Raises:
         ValueError: The folder was replaced both times.
     """
+
+    def identities() -> list[tuple | None]:
+        return [_identity(path) for path in (directory, *sorted(directory.glob("*.json")))]
+
     for _ in range(2):
-        before = _identity(directory)
+        before = identities()
         try:
             found = read()
         except Exception:
-            if _identity(directory) == before:
+            if identities() == before:
                 raise
         else:
-            if _identity(directory) == before:
+            if identities() == before:
                 return found
     raise ValueError(
         f"{directory} was replaced while it was read, twice. Read it again when it stays for "
