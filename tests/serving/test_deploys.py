@@ -250,7 +250,7 @@ def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, oth
         return service.live.pipelines[0].model_version
 
     # An index process that does not have it yet is waited for.
-    service._deployer._lacks = lambda training: "not yet" if training == second[:16] else ""
+    service._deployer._lacks = lambda training, _: "not yet" if training == second[:16] else ""
     assert look(second) == first[:16]
     service._deployer._lacks = None
     assert look(second) == second[:16]

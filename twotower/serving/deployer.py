@@ -74,8 +74,8 @@ class Deployer:
         prepare: Applies all changes of items to a pipeline that was just opened.
         checks: What a bundle must show before it serves.
         metrics: Where deploys are counted.
-        lacks: Says why an index process cannot answer for a training yet, "" where it can; None
-            where the indexes are in this process.
+        lacks: Says of a training and its version why an index process cannot answer for it yet, ""
+            where it can; None where the indexes are in this process.
 
     Attributes:
         live: What answers.
@@ -89,7 +89,7 @@ class Deployer:
         prepare: Callable[[Pipeline], None],
         checks: Checks,
         metrics: Metrics,
-        lacks: Callable[[str], str] | None = None,
+        lacks: Callable[[str, str], str] | None = None,
     ) -> None:
         self._registry, self._load = registry, load
         self._prepare, self._checks, self._metrics = prepare, checks, metrics
@@ -173,7 +173,7 @@ class Deployer:
         for version in (wanted.version, wanted.canary):
             if self._lacks is not None and version in self.registry.versions:
                 training = read_manifest(self.registry.path(version))["model_version"]
-                if why := self._lacks(training):
+                if why := self._lacks(training, version):
                     return why
         return ""
 

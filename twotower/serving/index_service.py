@@ -51,7 +51,7 @@ class IndexService:
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        bundle = self._shelf.of(body.model_version)
+        bundle = self._shelf.of(body.model_version, body.version)
         vectors = bundle.as_vectors(body.vectors)
 
         def search() -> dict[str, Any]:
@@ -66,7 +66,7 @@ class IndexService:
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        bundle = self._shelf.of(body.model_version)
+        bundle = self._shelf.of(body.model_version, body.version)
         vectors = decoded(body.vectors, bundle.manifest["dim"])
         if body.exclude and len(body.exclude) != len(vectors):
             raise FieldError("exclude", f"expected a list for each of {len(vectors)} vectors")

@@ -13,7 +13,8 @@ export function Compare({ state, change, choices, query }) {
     const gone = new AbortController();
     const { history, asked } = query.answer;
     const exclude = [...history.map((item) => item.item_id), ...asked.exclude];
-    const body = { vectors: [query.vector], model_version: query.model_version, k: asked.k, exclude };
+    const { model_version, version } = query;
+    const body = { vectors: [query.vector], model_version, version, k: asked.k, exclude };
     const ask = (index) =>
       post("search", { ...body, index }, gone.signal).then(
         (found) => ({ index, items: found.items[0] }),
