@@ -1,5 +1,7 @@
 """What the routes answer, through the app as uvicorn calls it."""
 
+import sqlite3
+
 import tiny
 from asking import ids, recommend, refused
 
@@ -73,6 +75,24 @@ def test_without_the_store_there_are_answers_but_no_events(client, service, monk
     answer = client.post("/events", json=body)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert service.event_log.waiting == waiting
+
+
+def test_on_a_full_disk_there_are_answers_and_what_is_not_kept_may_come_again(
+    client, service, monkeypatch
+):
+    def fail(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(service.event_log, "append", fail)
+    monkeypatch.setattr(service.journal, "append", fail)
+    for path, body in (
+        ("/events", {"events": [{"user_id": "u", "item_id": "i00003"}]}),
+        ("/items", {"add": [{"item_id": "new-1"}]}),
+    ):
+        wrong = refused(client, path, body, 503)
+        assert wrong["code"] == "state" and "cannot be kept" in wrong["message"]
+    assert len(ids(recommend(client, user_id="u", history=["i00007"]))) == 10
+    assert refused(client, "/similar", {"item_id": "new-1"})["field"] == "item_id"
 
 
 def test_known_users_bring_their_histories(client):

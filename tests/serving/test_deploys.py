@@ -264,6 +264,30 @@ def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, oth
     asyncio.run(service.stop())
 
 
+def test_a_deploy_that_the_registry_cannot_note_is_none(
+    tmp_path, bundle_folder, other_folder, monkeypatch
+):
+    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Registry, "_write", fail)
+        for share in (1.0, 0.5):
+            with pytest.raises(OSError, match="no space"):
+                asyncio.run(service.deploy(second, share))
+            # What a restart would serve.
+            assert service.live.versions == (first,)
+    asyncio.run(service.deploy(second))
+    with monkeypatch.context() as full:
+        full.setattr(Registry, "_write", fail)
+        with pytest.raises(OSError, match="no space"):
+            asyncio.run(service.roll_back())
+    assert service.live.versions == (second,)
+    asyncio.run(service.stop())
+
+
 def test_a_start_takes_what_is_good(tmp_path, bundle_folder, other_folder):
     registry = Registry(tmp_path)
     first, second = registry.put(bundle_folder), registry.put(other_folder)

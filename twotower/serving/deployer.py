@@ -127,8 +127,9 @@ class Deployer:
             wanted = Active(version)
         if why := self._missing(wanted):
             raise FieldError("version", why)
-        self._follow(wanted, self._checks)
-        registry.activate(version, share)
+        with self._undone():
+            self._follow(wanted, self._checks)
+            registry.activate(version, share)
         self._active = registry.active
 
     def roll_back(self) -> None:
@@ -148,9 +149,21 @@ class Deployer:
         if why := self._missing(wanted):
             raise FieldError("version", why)
         # Its figures may be worse than those of what serves, which somebody has reasons to leave.
-        self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
-        self.registry.roll_back()
+        with self._undone():
+            self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
+            self.registry.roll_back()
         self._active = self.registry.active
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Keeps what is live if the registry cannot note the change, as on a full disk: a restart
+        and other processes would serve something else."""
+        before = self.live
+        try:
+            yield
+        except Exception:
+            self.live = before
+            raise
 
     def look(self) -> None:
         """Makes live what the registry names, once an index process elsewhere has it. What was

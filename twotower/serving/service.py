@@ -489,11 +489,14 @@ class Service:
         self._events.close()
         for pool in (self._changes, self._others, self._opener):
             pool.shutdown(wait=True)
-        self.event_log.close()
-        try:
-            self.items_file.write(self.live.pipelines[0])
-        except Exception:  # a full disk, say; the next start writes it
-            LOG.exception("the file of items is not written")
+        for write in (
+            self.event_log.close,
+            lambda: self.items_file.write(self.live.pipelines[0]),
+        ):
+            try:
+                write()
+            except Exception as error:  # a full disk, say; the next start writes it
+                LOG.error("what is for training is not written: %s", error)
         self.journal.close()
 
     def status(self) -> dict[str, Any]:
