@@ -31,7 +31,7 @@ export function Compare({ state, change, choices, query }) {
       <h2 id="compare">Indexes</h2>
       <label class="check">
         <input type="checkbox" checked=${state.compare} onChange=${(e) => change({ compare: e.target.checked })} />
-        Search ${indexes.join(", ")}${choices?.versions.length > 1 && `, all that model ${choices.model_version} has,`}
+        Search ${indexes.join(", ")}${choices?.versions.length > 1 && `, all that version ${choices.version} has,`}
         ${" "}with the same query vector
       </label>
       ${lists && state.user && html`<p class="small">

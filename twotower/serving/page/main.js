@@ -160,7 +160,9 @@ function Page() {
         ${choices
           ? `${choices.num_items.toLocaleString("en")} titles of ${choices.dataset}${
               choices.dataset.startsWith("synthetic") ? ", which are made up" : ""
-            }; model ${answer?.model_version ?? choices.model_version}.`
+            }; model ${(answer ?? choices).model_version}${
+              choices.versions.length > 1 ? `, version ${(answer ?? choices).version}` : ""
+            }.`
           : "Waiting for the service."}
         ${" "}Like a title: the query tower makes a new vector, and the titles nearest to it come back.
       </p>
@@ -168,7 +170,7 @@ function Page() {
     </header>
     <div role="status">
       ${dropped.length > 0 && html`<p class="notice">
-        Left out of the request, since model ${choices.model_version} does not offer it: <bdi>${dropped.join(", ")}</bdi>.
+        Left out of the request, since version ${choices.version} does not offer it: <bdi>${dropped.join(", ")}</bdi>.
       </p>`}
     </div>
     ${problem && html`<${Problem} error=${problem} again=${() => setRound(round + 1)} />`}

@@ -63,7 +63,7 @@ export function ItemMap({ state, change, choices, answer, query, cards, learn, l
     <section aria-labelledby="map">
       <h2 id="map">Map</h2>
       ${choices && !choices.has_map
-        ? html`<p class="small">Model ${choices.model_version} has no map; <code>twotower build_map</code> makes one.</p>`
+        ? html`<p class="small">Version ${choices.version} has no map; <code>twotower build_map</code> makes one.</p>`
         : html`<label class="check">
             <input type="checkbox" checked=${state.map} onChange=${(e) => change({ map: e.target.checked })} />
             Show the titles on a map, where similar ones are neighbours
