@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+from fastapi.testclient import TestClient
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import add_index, export
@@ -16,7 +17,12 @@ from twotower.ranking.candidate_ranker import CandidateRanker
 from twotower.ranking.columns import CandidateColumns
 from twotower.ranking.inputs import NUMBERS
 from twotower.retrieval.build import IndexConfig
+from twotower.serving.app import create_app
+from twotower.serving.guard import Limits
+from twotower.serving.histories import Histories
+from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
+from twotower.serving.service import Service
 from twotower.training.training import Training
 
 CONFIG = FunnelConfig(
@@ -38,6 +44,19 @@ def exported(folder, seed: int = 0, **parts):
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory):
     return exported(tmp_path_factory.mktemp("served") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def service(bundle_folder, tmp_path_factory):
+    live = Live((Pipeline(bundle_folder),))
+    state = tmp_path_factory.mktemp("state")
+    return Service(live, state, histories=Histories(tiny.dataset()))
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with TestClient(create_app(service, Limits(body_bytes=200_000))) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

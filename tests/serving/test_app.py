@@ -1,58 +1,14 @@
-"""The routes, through the app as uvicorn calls it."""
+"""What the routes answer, through the app as uvicorn calls it."""
 
-import gzip
-import json
+import sqlite3
 
-import numpy as np
-import pytest
 import tiny
-from fastapi.testclient import TestClient
+from asking import ids, recommend, refused
 
 from twotower.data.tables import read_tables
 from twotower.funnel.cold_start import most_popular, most_telling
-from twotower.funnel.funnel import NoSourceError
-from twotower.serving.app import create_app
 from twotower.serving.asks import Ask
-from twotower.serving.guard import Limits
-from twotower.serving.histories import Histories
-from twotower.serving.live import Live
-from twotower.serving.map_view import MapView
-from twotower.serving.pipeline import Pipeline
-from twotower.serving.service import Service
 from twotower.serving.store import StoreError
-
-LIMITS = Limits(body_bytes=200_000)
-
-
-@pytest.fixture(scope="module")
-def service(bundle_folder, tmp_path_factory):
-    live = Live((Pipeline(bundle_folder),))
-    state = tmp_path_factory.mktemp("state")
-    return Service(live, state, histories=Histories(tiny.dataset()))
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with TestClient(create_app(service, LIMITS)) as client:
-        yield client
-
-
-def recommend(client, **body):
-    answer = client.post("/recommend", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def ids(answer) -> list[str]:
-    return [item["item_id"] for item in answer["items"]]
-
-
-def refused(client, path, body, status=422) -> dict:
-    """The error of a body that is not taken."""
-    content = body if isinstance(body, bytes) else json.dumps(body)
-    answer = client.post(path, content=content, headers={"content-type": "application/json"})
-    assert answer.status_code == status, answer.text
-    return answer.json()["error"]
 
 
 def test_history_in_items_out(client, bundle):
@@ -96,61 +52,6 @@ def test_it_says_why(client):
         assert item["sources"] and all(source["rank"] > 0 for source in item["sources"].values())
 
 
-def test_the_map_is_sent_once(client, bundle, monkeypatch):
-    made, without = [], MapView.without
-    monkeypatch.setattr(MapView, "without", lambda *some: made.append(1) or without(*some))
-    answer = client.get("/map")
-    found = answer.json()
-    assert found["ids"] == bundle.catalogue.ids_of(bundle.keys).tolist()
-    assert (found["x"][41], found["y"][41]) == (0.1, 0.05)  # the third row of the grid, its second
-    genres = bundle.catalogue.items["genres"]
-    assert found["genres"][found["genre"][7]] == genres.iloc[bundle.keys[7]][0]
-    assert found["model_version"] == bundle.model_version and found["trustworthiness"] == 0.5
-    tag = {"if-none-match": answer.headers["etag"]}
-    again = client.get("/map", params={"model_version": bundle.model_version}, headers=tag)
-    assert again.status_code == 304 and again.content == b""
-    assert len(made) == 1
-    wrong = client.get("/map", params={"model_version": "x"})
-    assert wrong.status_code == 422 and bundle.model_version in wrong.json()["error"]["message"]
-    # A removed item is on no map, so the map is another one.
-    client.post("/items", json={"remove": [found["ids"][3]]})
-    less = client.get("/map", headers=tag)
-    assert less.status_code == 200 and found["ids"][3] not in less.json()["ids"]
-    # What was added is on no map, and changes none.
-    client.post("/items", json={"add": [{"item_id": "not-on-the-map"}]})
-    same = client.get("/map")
-    assert same.content == less.content and same.headers["etag"] == less.headers["etag"]
-    assert client.get("/map").content == less.content and len(made) == 3
-    # An item that was replaced has its new genre.
-    client.post("/items", json={"add": [{"item_id": found["ids"][7], "genres": ["Quixotic"]}]})
-    now = client.get("/map").json()
-    assert now["genres"][now["genre"][now["ids"].index(found["ids"][7])]] == "Quixotic"
-    (item,) = bundle.catalogue.items.iloc[bundle.keys[7:8]].to_dict("records")
-    back = {name: [*item[name]] if name == "genres" else item[name] for name in ("title", "genres")}
-    client.post("/items", json={"add": [{"item_id": found["ids"][7], **back}]})
-
-
-def test_where_a_query_is_on_the_map(client, service, bundle, monkeypatch):
-    body = {"requests": [{"history": ["i00003", "i00007"]}, {}], "on_map": True}
-    found = client.post("/embed", json=body).json()
-    there = client.get("/map").json()["ids"]
-    rows = np.isin(bundle.catalogue.ids_of(bundle.keys), there)
-    points = bundle.item_map().points[rows]
-    for vector, point in zip(found["vectors"], found["points"]):
-        scores = np.float32(vector) @ bundle.vectors[rows].T
-        best = np.argsort(-scores)[:10]
-        weights = np.exp(scores[best] / scores[best].std())
-        expected = (weights[:, None] * points[best]).sum(0) / weights.sum()
-        assert point == pytest.approx(expected, abs=2e-3)
-    assert "points" not in client.post("/embed", json={"requests": [{}]}).json()
-    # Of a bundle without a map.
-    (pipeline,) = service.live.pipelines
-    monkeypatch.setattr(pipeline, "_map", None)
-    assert not client.get("/choices").json()["has_map"]
-    assert "build_map" in refused(client, "/embed", body)["message"]
-    assert client.get("/map").status_code == 422
-
-
 def test_a_request_that_a_tower_cannot_read_costs_the_others_nothing(service):
     (pipeline,) = service.live.pipelines
     good = Ask(history=["i00003"], k=5)
@@ -174,6 +75,24 @@ def test_without_the_store_there_are_answers_but_no_events(client, service, monk
     answer = client.post("/events", json=body)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert service.event_log.waiting == waiting
+
+
+def test_on_a_full_disk_there_are_answers_and_what_is_not_kept_may_come_again(
+    client, service, monkeypatch
+):
+    def fail(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(service.event_log, "append", fail)
+    monkeypatch.setattr(service.journal, "append", fail)
+    for path, body in (
+        ("/events", {"events": [{"user_id": "u", "item_id": "i00003"}]}),
+        ("/items", {"add": [{"item_id": "new-1"}]}),
+    ):
+        wrong = refused(client, path, body, 503)
+        assert wrong["code"] == "state" and "cannot be kept" in wrong["message"]
+    assert len(ids(recommend(client, user_id="u", history=["i00007"]))) == 10
+    assert refused(client, "/similar", {"item_id": "new-1"})["field"] == "item_id"
 
 
 def test_known_users_bring_their_histories(client):
@@ -273,120 +192,3 @@ def test_items_come_and_go(client):
     client.post("/items", json={"add": [{"item_id": found["item_id"]}]})
     assert refused(client, "/items", {"remove": ["never"]})["message"].startswith("not in the")
     assert refused(client, "/items", {"add": [{"item_id": "n", "year": "old"}]})["field"] == "add"
-
-
-NESTED = b"[" * 100_000
-
-
-@pytest.mark.parametrize(
-    "path, body, field",
-    [
-        ("/recommend", {"k": -1}, "k"),
-        ("/recommend", {"k": 10.0}, "k"),
-        ("/recommend", {"k": True}, "k"),
-        ("/recommend", {"k": 10**30}, "k"),
-        ("/recommend", {"kk": 1}, "kk"),
-        ("/recommend", {"history": "260"}, "history"),
-        ("/recommend", {"history": ["a"] * 2001}, "history"),
-        ("/recommend", {"exclude": ["a"] * 10_001}, "exclude"),
-        ("/recommend", {"history": ["a"], "times": []}, "times"),
-        ("/embed", {"requests": [{"history": ["a"], "ratings": [1, 2]}]}, "requests.0.ratings"),
-        ("/recommend", {"history": "a", "times": [1]}, "history"),
-        ("/recommend", {"history": ["a"], "ratings": [float("nan")]}, "ratings.0"),
-        ("/recommend", {"user_id": "\ud800"}, "user_id"),
-        ("/recommend", {"funnel": "../../etc/passwd"}, "funnel"),
-        ("/recommend", {"objective_weights": {"watch": 1.0}}, "objective_weights"),
-        ("/recommend", {"filters": {"no_column": 1}}, "filters"),
-        ("/recommend", {"filters": {"year": {"since": 1}}}, "filters.year"),
-        ("/recommend", {"filters": {"year": "old"}}, "filters"),
-        ("/recommend", {"filters": {"year": None}}, "filters.year"),
-        ("/recommend", {"filters": {"year": [[1990]]}}, "filters.year"),
-        ("/search", {"vectors": [[float("nan")]], "model_version": "a"}, "vectors.0.0"),
-        ("/search", {"vectors": [], "model_version": "a"}, "vectors"),
-        ("/events", {"events": [{"user_id": "", "item_id": "a"}]}, "events.0.user_id"),
-        ("/events", {"events": [{"user_id": "a", "item_id": "a", "event": "x"}]}, "events.0.event"),
-        ("/events", {"events": [{"user_id": " u", "item_id": "a"}]}, "events.0.user_id"),
-        ("/events", {"events": [{"user_id": "NULL", "item_id": "a"}]}, "events.0.user_id"),
-        ("/events", {"events": [{"user_id": "u", "item_id": "a\n"}]}, "events.0.item_id"),
-        ("/events", {"events": [{"user_id": "u", "item_id": "nan"}]}, "events.0.item_id"),
-        ("/items", {}, "add"),
-        ("/items", {"add": [{"item_id": "1.23E+17"}]}, "add.0.item_id"),
-        ("/items", {"add": [{"item_id": "a", "x": {"y": 1}}]}, "add.0"),
-        ("/deploys", {"version": "../x"}, "version"),
-    ],
-)
-def test_a_wrong_field_is_named(client, path, body, field):
-    wrong = refused(client, path, body)
-    assert wrong["field"] == field and wrong["message"] and wrong["code"] == "invalid"
-    assert "/work" not in wrong["message"] and "twotower." not in wrong["message"]
-    assert "Value error" not in wrong["message"]
-
-
-def test_a_wrong_parameter_is_named_as_it_is_sent(client):
-    answer = client.get("/titles", params={"k": "many"})
-    assert answer.status_code == 422 and answer.json()["error"]["field"] == "k"
-
-
-@pytest.mark.parametrize(
-    "body, status, message",
-    [
-        (b"", 422, "expected a JSON object"),
-        (b"[]", 422, "expected a JSON object"),
-        (b"null", 422, "expected a JSON object"),
-        (b"{", 400, "at character 1"),
-        (b"\xff\xfe", 400, "JSON"),  # the mark of UTF-16, and nothing behind it
-        (b'{"user_id": "\xff"}', 400, "JSON in UTF-8"),
-        (gzip.compress(b"{}", mtime=0), 400, "not compressed"),
-        (NESTED, 400, "JSON"),
-    ],
-)
-def test_what_is_no_body(client, body, status, message):
-    wrong = refused(client, "/recommend", body, status)
-    assert wrong["field"] == "" and message in wrong["message"]
-    assert wrong["code"] == ("json" if status == 400 else "invalid")
-
-
-def test_a_body_that_is_not_said_to_be_json(client):
-    answer = client.post("/recommend", content=b'{"k": 3}')  # as `curl -d` without a header
-    assert answer.status_code == 422
-    assert "content-type: application/json" in answer.json()["error"]["message"]
-
-
-def test_head_answers_as_get(client):
-    for path in ("/", "/healthz", "/readyz", "/choices", "/metrics", "/page/main.js"):
-        answer = client.head(path)
-        assert answer.status_code == 200, path
-    assert client.head("/recommend").status_code == 405
-
-
-def test_sources_that_all_fail_are_counted_and_trials_are_not(bundle_folder, tmp_path, monkeypatch):
-    service = Service(Live((Pipeline(bundle_folder),)), tmp_path)
-    late = dict.fromkeys(("two_tower", "ease"), "not within its deadline of 30 ms")
-
-    def fail(*_):
-        raise NoSourceError(late)
-
-    with TestClient(create_app(service)) as client:
-        # Nobody has asked yet: what warmed the pipeline is not a latency of a request.
-        assert "twotower_stage_seconds_count" not in client.get("/metrics").text
-        recommend(client, history=["i00003"])
-        assert "twotower_stage_seconds_count" in client.get("/metrics").text
-        monkeypatch.setattr(service.live.pipelines[0].funnels["default"], "recommend", fail)
-        assert client.post("/recommend", json={}).status_code == 503
-        text = client.get("/metrics").text
-    for name in late:
-        assert f'twotower_sources_missing_total{{source="{name}"}} 1.0' in text
-
-
-def test_health_metrics_and_the_description(client):
-    assert client.get("/healthz").json() == {"status": "ok"}
-    ready = client.get("/readyz").json()
-    assert ready["status"] == "ready" and ready["indexes"] == ["exact", "hnsw"]
-    text = client.get("/metrics").text
-    assert 'twotower_requests_total{route="/recommend",status="200"}' in text
-    assert 'twotower_requests_total{route="other"' not in text or "/no/such" not in text
-    paths = client.get("/openapi.json").json()["paths"]
-    assert {"/recommend", "/embed", "/search", "/similar", "/events", "/items"} <= {*paths}
-    assert client.get("/no/such/path").status_code == 404
-    wrong = client.get("/recommend")
-    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"

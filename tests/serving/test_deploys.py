@@ -250,7 +250,7 @@ def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, oth
         return service.live.pipelines[0].model_version
 
     # An index process that does not have it yet is waited for.
-    service._deployer._lacks = lambda training: "not yet" if training == second[:16] else ""
+    service._deployer._lacks = lambda training, _: "not yet" if training == second[:16] else ""
     assert look(second) == first[:16]
     service._deployer._lacks = None
     assert look(second) == second[:16]
@@ -261,6 +261,30 @@ def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, oth
     service.journal.append([{"item_id": "n1", "year": 2024}], [])
     assert look(first) == first[:16]
     assert service.live.pipelines[0].bundle.similar("n1", 1, "")
+    asyncio.run(service.stop())
+
+
+def test_a_deploy_that_the_registry_cannot_note_is_none(
+    tmp_path, bundle_folder, other_folder, monkeypatch
+):
+    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Registry, "_write", fail)
+        for share in (1.0, 0.5):
+            with pytest.raises(OSError, match="no space"):
+                asyncio.run(service.deploy(second, share))
+            # What a restart would serve.
+            assert service.live.versions == (first,)
+    asyncio.run(service.deploy(second))
+    with monkeypatch.context() as full:
+        full.setattr(Registry, "_write", fail)
+        with pytest.raises(OSError, match="no space"):
+            asyncio.run(service.roll_back())
+    assert service.live.versions == (second,)
     asyncio.run(service.stop())
 
 

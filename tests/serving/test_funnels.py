@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from twotower.data import words
 from twotower.evaluation.metrics import tag_distance
 from twotower.funnel.filters import Filters, MinimumAge
 from twotower.funnel.funnel import Inlet
@@ -267,6 +268,20 @@ def test_diversity_comes_behind_the_ranker(pipeline):
     stages = pipeline.funnels.variant("default", is_diverse=True).stages
     kinds = [stage.kind for stage in stages]
     assert kinds.index("mmr") == kinds.index(Rank.kind) + 1
+
+
+def test_a_warm_pipeline_has_searched_already(pipeline):
+    sources = parse_sources(["popularity:50", "search:20"])
+    config = FunnelConfig(sources, merge="reciprocal_rank")
+    made = make_funnel(config, pipeline.bundle, tiny.dataset(), tiny.split())
+    # What splits texts is made for the first one of a process, which takes a tenth of a second.
+    for part in (words._replacements, words._classes):
+        part.cache_clear()
+    pipeline.warm()
+    assert words._classes.cache_info().currsize == 0  # nothing searches
+    pipeline.funnels["searching"] = made
+    pipeline.warm()
+    assert words._replacements.cache_info().currsize == 1
 
 
 def test_context_that_nothing_reads_is_named(pipeline):

@@ -101,7 +101,7 @@ class Client:
     def __init__(self, ids: list[str], scores: list[float]) -> None:
         self.ids, self.scores = ids, scores
 
-    def retrieve(self, model_version, index, vectors, k, exclude):
+    def retrieve(self, model_version, index, vectors, k, exclude, version):
         self.asked = (model_version, index, k, [row.tolist() for row in exclude])
         ids = Ragged.from_rows([np.array(self.ids, object)] * len(vectors), object)
         return ids, np.float32(self.scores * len(vectors))

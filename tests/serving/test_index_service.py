@@ -2,13 +2,16 @@
 
 import asyncio
 import base64
+import os
 import shutil
+from threading import Event
 
 import numpy as np
 import pytest
 from damaged_files import flip
 from fastapi.testclient import TestClient
 
+from twotower.serving import schemas
 from twotower.serving.deployer import DeployRefused
 from twotower.serving.index_app import create_index_app
 from twotower.serving.index_service import IndexService
@@ -81,6 +84,44 @@ def test_wrong_vectors_change_nothing(client, bundle):
     body = {"model_version": version, "add": add, "remove": ["never"]}
     assert client.post("/items", json=body).json()["num_items"] == before + 1
     assert "twotower_index_items 2" in client.get("/metrics").text
+
+
+def test_opening_an_index_keeps_nobody_else_waiting(bundle_folder, tmp_path, monkeypatch):
+    service, opened = IndexService(Shelf(tmp_path, str(bundle_folder), index="exact"), 60), Event()
+    (bundle,) = (held.bundle for held in service._shelf.held)
+    open_index = bundle._open_index
+
+    def slow(name, uris):
+        assert opened.wait(30)
+        return open_index(name, uris)
+
+    monkeypatch.setattr(bundle, "_open_index", slow)
+    vector = np.asarray(bundle.vectors[:1])
+    some = {"model_version": bundle.model_version, "k": 3}
+
+    def asked(index: str):
+        return (
+            service.retrieve(schemas.Retrieve(vectors=packed(vector), index=index, **some)),
+            service.search(schemas.Search(vectors=vector.tolist(), index=index, **some)),
+        )
+
+    async def play():
+        try:
+            # More than there are threads to search in.
+            calls = [call for _ in range(2 * (os.cpu_count() or 1)) for call in asked("hnsw")]
+            waiting = [asyncio.ensure_future(call) for call in calls]
+            await asyncio.sleep(0.1)
+            found = [await asyncio.wait_for(call, 20) for call in asked("")]
+            assert not any(call.done() for call in waiting)
+            opened.set()
+            return found + [await call for call in waiting]
+        finally:
+            opened.set()
+            await service.stop()
+
+    answers = asyncio.run(play())
+    counts = {len(answer["items"][0]) for answer in answers}
+    assert counts == {3} and len(answers) > 2
 
 
 def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(

@@ -92,6 +92,18 @@ def test_a_full_disk_costs_neither_the_old_file_nor_the_end(service, tmp_path, m
     assert not [*state.glob(".*")]
 
 
+def test_events_that_no_part_file_can_take_are_there_at_the_next_start(
+    service, bundle_folder, tmp_path, monkeypatch, caplog
+):
+    with monkeypatch.context() as full, TestClient(create_app(service)) as client:
+        post(client, "/events", {"events": [{"user_id": "u", "item_id": "i00003"}]})
+        full.setattr("twotower.serving.events.parquet", FullDisk)
+    assert "no space left" in caplog.text
+    again = Service(Live((Pipeline(bundle_folder),)), tmp_path / "state")
+    again.event_log.flush()
+    assert read_tables(tmp_path / "state" / "events").interactions["item_id"].tolist() == ["i00003"]
+
+
 class FullDisk:
     """`pyarrow.parquet` where nothing can be written."""
 

@@ -153,10 +153,10 @@ def test_the_page_of_a_canary_s_user(bundle_folder, poor_folder, tmp_path):
         page.until(lambda: page.texts(f"{versions} h3") == ["old", "new"])
         assert len(page.texts(f"{compare} .lists li")) == 10
         assert len(page.texts(f"{versions} .lists li")) == 20
-        assert f"model {canary}" in page.text("header > p")
-        assert f"Search exact, all that model {canary} has," in page.text(f"{compare} label")
-        assert f"Model {canary} has no map" in page.text(page.section("map"))
-        assert f"model {canary} does not offer it: index hnsw" in page.text(".notice")
+        assert f"model {canary}, version new." in page.text("header > p")
+        assert "Search exact, all that version new has," in page.text(f"{compare} label")
+        assert "Version new has no map" in page.text(page.section("map"))
+        assert "version new does not offer it: index hnsw" in page.text(".notice")
         assert f"Live, model {live}." in page.text(versions)
         assert not page.texts(".problem") and page.titles()
         # Without a user the live version answers.

@@ -82,6 +82,29 @@ def test_an_address_of_no_store():
         open_store("redis://127.0.0.1:1/0").ping()
 
 
+def test_a_store_that_hangs_is_waited_for_once_in_a_while(redis_url, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and answers none
+        store = RedisStore(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        calls, pipeline = [], store._redis.pipeline
+        monkeypatch.setattr(
+            store._redis, "pipeline", lambda **kw: calls.append(1) or pipeline(**kw)
+        )
+        for _ in range(5):
+            with pytest.raises(StoreError, match="does not answer"):
+                store.read(["u1"])
+        assert len(calls) == 1  # the others did not wait
+        # Events are sent all the same. Once one is taken, sessions are read again.
+        store._redis = RedisStore(redis_url)._redis
+        store.append({"pause": ["a"]})
+        assert store.read(["pause"]) == [["a"]]
+        # Without events they are asked for after the pause.
+        store._paused_until = time.monotonic() + 60
+        with pytest.raises(StoreError):
+            store.read(["pause"])
+        store._paused_until = time.monotonic()
+        assert store.read(["pause"]) == [["a"]]
+
+
 def event(number: int) -> dict:
     return {"user_id": "u", "item_id": f"i{number}", "timestamp": number, "event": "click"}
 

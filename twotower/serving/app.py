@@ -14,6 +14,9 @@ from twotower.serving.guard import Guard, Limits
 from twotower.serving.service import Service
 
 PAGE = pathlib.Path(__file__).parent / "page"
+# Parameters of a GET: the version that recommends to this user answers; and a loaded version.
+User = Annotated[str, Query(max_length=256)]
+Version = Annotated[str, Query(max_length=64)]
 # The page runs its own files alone and asks its own service alone, whatever a title contains.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -117,32 +120,43 @@ def _choices(service: Service) -> APIRouter:
     @router.get("/onboarding")
     async def onboarding(
         size: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 20,
+        user_id: User = "",
     ) -> Response:
         """Items to ask a new user about; those that the user picks are the history of a request.
 
-        `chosen` is `telling` for items whose picks tell most of a taste, else `popular`.
+        `chosen` is `telling` for items whose picks tell most of a taste, else `popular`. With
+        `user_id` the version that recommends to this user chooses them.
         """
-        return json_answer(await service.onboarding(size))
+        return json_answer(await service.onboarding(size, user_id))
 
     @router.get("/titles")
     async def titles(
         search: Annotated[str, Query(max_length=schemas.MAX_TEXT)] = "",
         item_id: Annotated[list[schemas.Id], Query(max_length=schemas.MAX_ROWS)] = [],  # noqa: B006
         k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 20,
+        user_id: User = "",
     ) -> Response:
-        """Items by words of their titles; or by their ids, of which unknown ones are left out."""
-        return json_answer(await service.titles(search, item_id, k))
+        """Items by words of their titles; or by their ids, of which unknown ones are left out.
+
+        With `user_id` they are those of the version that recommends to this user.
+        """
+        return json_answer(await service.titles(search, item_id, k, user_id))
 
     @router.get(
         "/map", responses={304: {"description": "The map has not changed since the given ETag."}}
     )
     async def item_map(
         request: Request,
-        model_version: Annotated[str, Query(max_length=64)] = "",
+        model_version: Version = "",
+        version: Version = "",
     ) -> Response:
         """A map of the items, where similar ones are neighbours: ids, x and y from 0 to 1, and of
-        each item its first genre, as a number among `genres`."""
-        body, tag = await service.item_map(model_version)
+        each item its first genre, as a number among `genres`.
+
+        It is that of a loaded `version`, by default of the first one of the training
+        `model_version`.
+        """
+        body, tag = await service.item_map(model_version, version)
         # It is asked for again each time, and sent again where it has changed.
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if tag in request.headers.get("if-none-match", ""):
@@ -150,12 +164,13 @@ def _choices(service: Service) -> APIRouter:
         return Response(body, headers=headers, media_type="application/json")
 
     @router.get("/choices")
-    async def choices(user_id: Annotated[str, Query(max_length=256)] = "") -> Response:
+    async def choices(user_id: User = "") -> Response:
         """What a request may choose: funnels with their objectives and the exported weights of
         these, indexes, inputs, genres, versions.
 
         A canary may have other funnels and indexes than the live version. With `user_id` this is
-        what the version that recommends to this user has. `model_version` names its training.
+        what the version that recommends to this user has. `version` names it among `versions`, and
+        `model_version` its training.
         """
         return json_answer(service.choices(user_id))
 

@@ -74,8 +74,8 @@ class Deployer:
         prepare: Applies all changes of items to a pipeline that was just opened.
         checks: What a bundle must show before it serves.
         metrics: Where deploys are counted.
-        lacks: Says why an index process cannot answer for a training yet, "" where it can; None
-            where the indexes are in this process.
+        lacks: Says of a training and its version why an index process cannot answer for it yet, ""
+            where it can; None where the indexes are in this process.
 
     Attributes:
         live: What answers.
@@ -89,7 +89,7 @@ class Deployer:
         prepare: Callable[[Pipeline], None],
         checks: Checks,
         metrics: Metrics,
-        lacks: Callable[[str], str] | None = None,
+        lacks: Callable[[str, str], str] | None = None,
     ) -> None:
         self._registry, self._load = registry, load
         self._prepare, self._checks, self._metrics = prepare, checks, metrics
@@ -127,8 +127,9 @@ class Deployer:
             wanted = Active(version)
         if why := self._missing(wanted):
             raise FieldError("version", why)
-        self._follow(wanted, self._checks)
-        registry.activate(version, share)
+        with self._undone():
+            self._follow(wanted, self._checks)
+            registry.activate(version, share)
         self._active = registry.active
 
     def roll_back(self) -> None:
@@ -148,9 +149,21 @@ class Deployer:
         if why := self._missing(wanted):
             raise FieldError("version", why)
         # Its figures may be worse than those of what serves, which somebody has reasons to leave.
-        self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
-        self.registry.roll_back()
+        with self._undone():
+            self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
+            self.registry.roll_back()
         self._active = self.registry.active
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Keeps what is live if the registry cannot note the change, as on a full disk: a restart
+        and other processes would serve something else."""
+        before = self.live
+        try:
+            yield
+        except Exception:
+            self.live = before
+            raise
 
     def look(self) -> None:
         """Makes live what the registry names, once an index process elsewhere has it. What was
@@ -173,7 +186,7 @@ class Deployer:
         for version in (wanted.version, wanted.canary):
             if self._lacks is not None and version in self.registry.versions:
                 training = read_manifest(self.registry.path(version))["model_version"]
-                if why := self._lacks(training):
+                if why := self._lacks(training, version):
                     return why
         return ""
 

@@ -1,6 +1,7 @@
 """What apps answer where something is wrong: a code, the field, and what to do; never a path."""
 
 import logging
+import sqlite3
 from typing import Any
 
 import orjson
@@ -39,8 +40,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         422: "A field is wrong; `field` names it.",
         429: "Too many requests of this caller; see Retry-After.",
-        503: "Too many requests, or one that took too long, or an index process that does not "
-        "answer; see Retry-After.",
+        503: "Too many requests, or one that took too long, or an index process, a store or a "
+        "disk that does not take it; see Retry-After.",
     }.items()
 }
 
@@ -80,6 +81,12 @@ def answer_errors(app: FastAPI) -> None:
     async def no_store(request: Request, wrong: StoreError) -> Response:
         LOG.error("request %s: %s", request.state.request_id, wrong)
         return error(request, 503, "store", "the store does not answer; come back later")
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def no_state(request: Request, wrong: sqlite3.OperationalError) -> Response:
+        # A full disk, or a file that another process holds: whatever it is, nothing was kept.
+        LOG.error("request %s: the state folder: %s", request.state.request_id, wrong)
+        return error(request, 503, "state", "this cannot be kept now; come back later")
 
     @app.exception_handler(IndexCallError)
     async def no_index(request: Request, wrong: IndexCallError) -> Response:

@@ -146,7 +146,13 @@ class EventLog:
             return path
 
     def close(self) -> None:
-        """Writes the last part file and releases the files."""
-        self.flush()
-        with self._lock:
-            self._connection.close()
+        """Writes the last part file and releases the files.
+
+        Raises:
+            OSError: There is no room for the part file. The next start has its events.
+        """
+        try:
+            self.flush()
+        finally:
+            with self._lock:
+                self._connection.close()

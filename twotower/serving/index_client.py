@@ -48,7 +48,13 @@ class IndexClient:
         self._pool = urllib3.connection_from_url(url, maxsize=CONNECTIONS, headers=headers)
 
     def retrieve(
-        self, model_version: str, index: str, vectors: np.ndarray, k: int, exclude: Ragged
+        self,
+        model_version: str,
+        index: str,
+        vectors: np.ndarray,
+        k: int,
+        exclude: Ragged,
+        version: str = "",
     ) -> tuple[Ragged, np.ndarray]:
         """The best `k` items of each vector.
 
@@ -58,6 +64,7 @@ class IndexClient:
             vectors: `[num_queries, dim]` float32.
             k: Most items of each.
             exclude: Ids of items not to find, a row for each vector.
+            version: In the registry, of the bundle whose index it is; "" without one.
 
         Returns:
             Ids, best first, a row for each vector; and the scores of all rows, float32.
@@ -67,6 +74,7 @@ class IndexClient:
         """
         body = {
             "model_version": model_version,
+            "version": version,
             "index": index,
             "k": k,
             # Numbers as text would cost more than the search.
@@ -96,14 +104,23 @@ class IndexClient:
         body = {"model_version": model_version, "add": add, "remove": list(removed)}
         self._call("POST", "/items", body, PATIENCE)
 
-    def lacks(self, model_version: str) -> str:
-        """Why the index cannot answer for a training; "" where it can."""
+    def lacks(self, model_version: str, version: str = "") -> str:
+        """Why the index cannot answer for a version of a training; "" where it can.
+
+        Args:
+            model_version: The training.
+            version: In the registry; an index without a registry has no versions.
+        """
         try:
             ready = self._call("GET", "/readyz", None, PATIENCE)
         except IndexCallError as error:
             return str(error)
-        held = ready.get("model_versions", [])
-        return "" if model_version in held else foreign(model_version)
+        if model_version not in ready.get("model_versions", []):
+            return foreign(model_version)
+        held = ready.get("versions", [])
+        if version and held and version not in held:
+            return f"the index does not hold version {version}; deploy it there first, then here"
+        return ""
 
     def _call(self, method: str, path: str, body: Any, seconds: float) -> Any:
         """The answer, from JSON."""

@@ -5,7 +5,7 @@ import base64
 import concurrent.futures
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from twotower.ragged import Ragged
 from twotower.serving import schemas
 from twotower.serving.asks import FieldError
+from twotower.serving.served_bundle import ServedBundle
 from twotower.serving.service import FOLLOW, LateError
 from twotower.serving.shelf import Shelf
 
@@ -41,6 +42,8 @@ class IndexService:
         # Changes of items and deploys, one after another; and searches.
         self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
         self._searches = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "searches")
+        # Indexes that nobody has asked for so far: only those who ask for them wait.
+        self._opener = concurrent.futures.ThreadPoolExecutor(1, "opener")
         self._follower: asyncio.Task | None = None
 
     # Searches.
@@ -51,14 +54,14 @@ class IndexService:
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        bundle = self._shelf.of(body.model_version)
+        bundle = self._shelf.of(body.model_version, body.version)
         vectors = bundle.as_vectors(body.vectors)
 
         def search() -> dict[str, Any]:
             items = bundle.search(vectors, body.k, body.exclude, body.index)
             return {"items": items, "model_version": bundle.model_version}
 
-        return await self._in_time(search)
+        return await self._in_time(self._searched(bundle, body.index, search))
 
     async def retrieve(self, body: schemas.Retrieve) -> dict[str, Any]:
         """The answer of `POST /retrieve`: ids of each vector, and the scores of all.
@@ -66,7 +69,7 @@ class IndexService:
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        bundle = self._shelf.of(body.model_version)
+        bundle = self._shelf.of(body.model_version, body.version)
         vectors = decoded(body.vectors, bundle.manifest["dim"])
         if body.exclude and len(body.exclude) != len(vectors):
             raise FieldError("exclude", f"expected a list for each of {len(vectors)} vectors")
@@ -88,10 +91,18 @@ class IndexService:
                 "model_version": bundle.model_version,
             }
 
-        return await self._in_time(retrieve)
+        return await self._in_time(self._searched(bundle, body.index, retrieve))
 
-    async def _in_time(self, search: Callable[[], Result]) -> Result:
-        call = asyncio.get_running_loop().run_in_executor(self._searches, search)
+    async def _searched(
+        self, bundle: ServedBundle, index: str, search: Callable[[], Result]
+    ) -> Result:
+        """What a search finds, in an index that is opened first."""
+        loop = asyncio.get_running_loop()
+        if index and not bundle.has_open(bundle.require_index(index)):
+            await loop.run_in_executor(self._opener, bundle.named, index)
+        return await loop.run_in_executor(self._searches, search)
+
+    async def _in_time(self, call: Awaitable[Result]) -> Result:
         try:
             return await asyncio.wait_for(call, self._deadline)
         except TimeoutError as error:
@@ -156,7 +167,7 @@ class IndexService:
         self.is_ready = False
         if self._follower is not None:
             self._follower.cancel()
-        for pool in (self._changes, self._searches):
+        for pool in (self._changes, self._searches, self._opener):
             pool.shutdown(wait=True)
         self._shelf.close()
 

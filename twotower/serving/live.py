@@ -47,7 +47,28 @@ class Live:
             return 0
         return int(fractions([user_id], "canary")[0] < self.share)
 
-    def of_version(self, model_version: str) -> Pipeline | None:
-        """The pipeline of a training, or None."""
-        found = (p for p in self.pipelines if p.model_version == model_version)
-        return next(found, None)
+    def of_user(self, user_id: str) -> Pipeline:
+        """The pipeline that recommends to a user."""
+        return self.pipelines[self.number_of(user_id)]
+
+    def of_training(self, model_version: str, version: str = "") -> Pipeline:
+        """The pipeline of a training.
+
+        Args:
+            model_version: The training; "" for any.
+            version: One of `names`, since two versions of one training may have different indexes
+                and maps; "" for the first of the training.
+
+        Raises:
+            FieldError: No such version, or none of this training.
+        """
+        if version:
+            found = [self.pipelines[self.number_of("", version)]]
+        else:
+            found = [*self.pipelines]
+        for pipeline in found:
+            if model_version in ("", pipeline.model_version):
+                return pipeline
+        loaded = ", ".join(dict.fromkeys(pipeline.model_version for pipeline in found))
+        what = f"version {version} is of" if version else "there are"
+        raise FieldError("model_version", f"not loaded; {what} {loaded}")

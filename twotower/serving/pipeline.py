@@ -116,10 +116,13 @@ class Pipeline:
         return self.bundle.items_now
 
     def warm(self) -> None:
-        """Answers one request by each funnel, which prepares TensorFlow's graphs."""
+        """Answers requests by each funnel, which prepares TensorFlow's graphs, and what splits
+        texts into words if a text is searched."""
         item = self.catalogue.ids_of(self.bundle.keys[:1]).tolist()
         for name in self.funnels:
             asks = [Ask(history=item, funnel=name), Ask(funnel=name)]
+            if "search_text" in self.funnels.reads(name):
+                asks.append(Ask(context={"search_text": "a"}, funnel=name))
             for answer in self.recommend(asks, is_trial=True):
                 if isinstance(answer, Exception) and not _passes(answer):
                     raise answer

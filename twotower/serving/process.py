@@ -5,6 +5,7 @@ own copy of the bundle. uvicorn starts them anew if they die, and on SIGTERM let
 it has before it ends.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -108,6 +109,8 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     """
     import uvicorn
 
+    from twotower.serving.draining import DrainingProcesses, DrainingServer
+
     if settings.trace:
         import twotower.serving.tracing  # noqa: F401 (an error here is easier to read)
     if (settings.role == "query") != bool(settings.index_url):
@@ -138,7 +141,7 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
             os.dup2(sys.stderr.fileno(), 2)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
             log_as_json()  # of the process that starts the others
-        uvicorn.run(
+        config = uvicorn.Config(
             "twotower.serving.process:app",
             factory=True,
             host=host,
@@ -152,6 +155,11 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
             log_config=None,
             timeout_graceful_shutdown=GRACE,
         )
+        with contextlib.suppress(KeyboardInterrupt):
+            if workers > 1:
+                DrainingProcesses(config, sockets=[config.bind_socket()]).run()
+            else:
+                DrainingServer(config).run()
 
 
 def app() -> Any:

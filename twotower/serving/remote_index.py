@@ -58,7 +58,10 @@ class RemoteIndex(BruteForceIndex):
         bundle, items = self._bundle, self._bundle.items_now
         exclude = exclude.where((exclude.values >= 0) & (exclude.values < len(items)))
         excluded = Ragged(items.ids_of(exclude.values), exclude.offsets)
-        ids, scores = self._client.retrieve(bundle.model_version, self._name, queries, k, excluded)
+        # In a registry the folder of a bundle is named as its version.
+        ids, scores = self._client.retrieve(
+            bundle.model_version, self._name, queries, k, excluded, bundle.directory.name[:64]
+        )
         # An item that another query process has added, and this one not yet, has no key here.
         keys = Ragged(bundle.items_now.keys_of(ids.values), ids.offsets).to_dense(NO_KEY)
         return Candidates.rank(keys, Ragged(scores, ids.offsets).to_dense(NO_SCORE), k)

@@ -192,6 +192,7 @@ class Embed(Body):
 
 
 Version = Annotated[str, Field(min_length=1, max_length=64)]
+AnyVersion = Annotated[str, Field(max_length=64)]
 Vector = Annotated[list[Number], Field(min_length=1, max_length=MAX_DIM)]
 
 
@@ -207,6 +208,11 @@ class Search(Body):
     model_version: Version = Field(
         description="The training that the vectors are of, as /embed answers it."
     )
+    version: AnyVersion = Field(
+        "",
+        description="The loaded version whose index is searched, as /recommend answers it; by "
+        "default the first one of the training.",
+    )
     k: K = 10
     index: Annotated[str, Field(max_length=64)] = ""
     exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE)] = Field(default_factory=list)
@@ -221,6 +227,7 @@ class Retrieve(Body):
         }
     )
     model_version: Version = Field(description="The training that the vectors are of.")
+    version: AnyVersion = Field("", description="The version whose index is searched.")
     vectors: str = Field(description="float32, little-endian, vector after vector, as base64.")
     k: Annotated[int, Field(ge=1, lt=2**31)] = 10
     index: Annotated[str, Field(max_length=64)] = ""
@@ -260,6 +267,9 @@ class Similar(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "260", "k": 5}]})
     item_id: Id
+    user_id: Annotated[str, Field(max_length=256)] = Field(
+        "", description="The version that recommends to this user answers."
+    )
     k: K = 10
     index: Annotated[str, Field(max_length=64)] = ""
 
@@ -384,6 +394,7 @@ class Recommended(BaseModel):
 
     items: list[Item]
     model_version: str
+    version: str = Field(description="The loaded version that answered, one of GET /choices.")
     funnel: str
     unknown: list[str] = Field(
         description="Items of the history that the model does not know, such as those added after "

@@ -75,8 +75,8 @@ class Service:
         registry: Whose active version is followed; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline, for deploys.
         checks: What a bundle must show before it serves.
-        lacks: Says why an index process cannot answer for a training yet, "" where it can; None
-            where the indexes are in this process.
+        lacks: Says of a training and its version why an index process cannot answer for it yet, ""
+            where it can; None where the indexes are in this process.
         tracing: Makes the spans of requests; None for no traces.
     """
 
@@ -90,7 +90,7 @@ class Service:
         registry: Registry | None = None,
         load: Callable[[pathlib.Path], Pipeline] = Pipeline,
         checks: Checks | None = None,
-        lacks: Callable[[str], str] | None = None,
+        lacks: Callable[[str, str], str] | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self.options, self.metrics, self.tracing = options or Options(), Metrics(), tracing
@@ -182,8 +182,11 @@ class Service:
                 answers[number] = error
         for which, numbers in rows.items():
             found = live.pipelines[which].recommend([asks[number] for number in numbers])
+            name = live.names[which]
             for number, answer in zip(numbers, found):
                 answers[number] = answer
+                if isinstance(answer, dict):
+                    answer["version"] = name
         if not is_known:
             for body, answer in zip(bodies, answers):
                 if body.user_id and isinstance(answer, dict):
@@ -244,11 +247,7 @@ class Service:
         Raises:
             FieldError: Vectors of another training or length, or no such index.
         """
-        pipeline = self.live.of_version(body.model_version)
-        if pipeline is None:
-            live = self.live.pipelines[0].model_version
-            raise FieldError("model_version", f"the index holds vectors of {live}; embed again")
-
+        pipeline = self.live.of_training(body.model_version, body.version)
         await self._in_time(self._open(pipeline.bundle, body.index))
 
         def search() -> dict[str, Any]:
@@ -258,22 +257,18 @@ class Service:
 
         return await self._elsewhere(search)
 
-    async def item_map(self, model_version: str) -> tuple[bytes, str]:
+    async def item_map(self, model_version: str = "", version: str = "") -> tuple[bytes, str]:
         """The answer of `GET /map` as JSON, and its ETag.
 
         Raises:
-            FieldError: No such training is loaded, or its bundle has no map.
+            FieldError: No such training or version is loaded, or its bundle has no map.
         """
-        live = self.live
-        pipeline = live.of_version(model_version) if model_version else live.pipelines[0]
-        if pipeline is None:
-            loaded = ", ".join(pipeline.model_version for pipeline in live.pipelines)
-            raise FieldError("model_version", f"not loaded; there are {loaded}")
+        pipeline = self.live.of_training(model_version, version)
         return await self._elsewhere(pipeline.map.body)
 
     async def similar(self, body: schemas.Similar) -> dict[str, Any]:
         """The answer of `POST /similar`."""
-        pipeline = self.live.pipelines[0]
+        pipeline = self.live.of_user(body.user_id)
         await self._in_time(self._open(pipeline.bundle, body.index))
 
         def similar() -> dict[str, Any]:
@@ -282,9 +277,9 @@ class Service:
 
         return await self._elsewhere(similar)
 
-    async def onboarding(self, size: int) -> dict[str, Any]:
-        """The answer of `GET /onboarding`."""
-        pipeline = self.live.pipelines[0]
+    async def onboarding(self, size: int, user_id: str = "") -> dict[str, Any]:
+        """The answer of `GET /onboarding`: of the version that recommends to the user."""
+        pipeline = self.live.of_user(user_id)
 
         def onboarding() -> dict[str, Any]:
             items, chosen = pipeline.onboarding(size)
@@ -292,9 +287,11 @@ class Service:
 
         return await self._elsewhere(onboarding)
 
-    async def titles(self, text: str, ids: Sequence[str], k: int) -> dict[str, Any]:
-        """The answer of `GET /titles`."""
-        pipeline = self.live.pipelines[0]
+    async def titles(
+        self, text: str, ids: Sequence[str], k: int, user_id: str = ""
+    ) -> dict[str, Any]:
+        """The answer of `GET /titles`: of the version that recommends to the user."""
+        pipeline = self.live.of_user(user_id)
 
         def titles() -> dict[str, Any]:
             bundle = pipeline.bundle
@@ -306,11 +303,13 @@ class Service:
     def choices(self, user_id: str = "") -> dict[str, Any]:
         """The answer of `GET /choices`: of the version that recommends to the user."""
         live = self.live
-        pipeline = live.pipelines[live.number_of(user_id)]
+        number = live.number_of(user_id)
+        pipeline = live.pipelines[number]
         return {
             **pipeline.choices(),
             "num_items": pipeline.bundle.num_items,
             "versions": live.names,
+            "version": live.names[number],
             "knows_histories": self._histories is not None,
             "model_version": pipeline.model_version,
         }
@@ -490,11 +489,14 @@ class Service:
         self._events.close()
         for pool in (self._changes, self._others, self._opener):
             pool.shutdown(wait=True)
-        self.event_log.close()
-        try:
-            self.items_file.write(self.live.pipelines[0])
-        except Exception:  # a full disk, say; the next start writes it
-            LOG.exception("the file of items is not written")
+        for write in (
+            self.event_log.close,
+            lambda: self.items_file.write(self.live.pipelines[0]),
+        ):
+            try:
+                write()
+            except Exception as error:  # a full disk, say; the next start writes it
+                LOG.error("what is for training is not written: %s", error)
         self.journal.close()
 
     def status(self) -> dict[str, Any]:

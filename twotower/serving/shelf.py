@@ -71,15 +71,20 @@ class Shelf:
             self.held = [Held(*registry.first_good(self._opened))]
         self.look()
 
-    def of(self, model_version: str) -> ServedBundle:
+    def of(self, model_version: str, version: str = "") -> ServedBundle:
         """The bundle of a training.
+
+        Args:
+            model_version: The training.
+            version: Of several bundles of the training, which may have different indexes, the one
+                of this version answers if it is here, else the first.
 
         Raises:
             FieldError: It is not here.
         """
-        for held in self.held:
-            if held.bundle.model_version == model_version:
-                return held.bundle
+        found = [held for held in self.held if held.bundle.model_version == model_version]
+        if found:
+            return min(found, key=lambda held: held.version != version).bundle
         raise FieldError(
             "model_version",
             f"this index holds vectors of {self.model_versions} and not of {model_version!r}; "

@@ -1,6 +1,7 @@
 """Stores: short lists of text by user, in this process or in Redis, where replicas share them."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,9 @@ import cachetools
 # Entries kept of a user, users kept in memory, and seconds after a user's last entry.
 MOST, USERS, SECONDS = 500, 100_000, 7 * 24 * 3600
 PREFIX = "twotower:session:"
+# Seconds after a call without an answer in which nothing is read: each batch of requests would wait
+# for another call of the kind.
+PAUSE = 3.0
 
 
 class StoreError(Exception):
@@ -91,6 +95,7 @@ class RedisStore:
         self._redis: Any = redis.Redis.from_url(
             url, socket_timeout=1, socket_connect_timeout=1, health_check_interval=30
         )
+        self._paused_until = 0.0
 
     def append(self, entries: Mapping[str, Sequence[str]]) -> None:
         """See `Store`."""
@@ -105,6 +110,8 @@ class RedisStore:
         """See `Store`."""
         if not users:
             return []
+        if time.monotonic() < self._paused_until:
+            raise StoreError("Redis does not answer: it did not just now")
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
                 pipeline.lrange(PREFIX + user, 0, -1)
@@ -117,8 +124,11 @@ class RedisStore:
 
     def _answered(self, call: Callable[[], Any]) -> Any:
         try:
-            return call()
+            answer = call()
+            self._paused_until = 0.0
+            return answer
         except self._errors as error:
+            self._paused_until = time.monotonic() + PAUSE
             raise StoreError(f"Redis does not answer: {error}") from error
 
 

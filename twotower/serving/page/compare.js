@@ -13,7 +13,8 @@ export function Compare({ state, change, choices, query }) {
     const gone = new AbortController();
     const { history, asked } = query.answer;
     const exclude = [...history.map((item) => item.item_id), ...asked.exclude];
-    const body = { vectors: [query.vector], model_version: query.model_version, k: asked.k, exclude };
+    const { model_version, version } = query;
+    const body = { vectors: [query.vector], model_version, version, k: asked.k, exclude };
     const ask = (index) =>
       post("search", { ...body, index }, gone.signal).then(
         (found) => ({ index, items: found.items[0] }),
@@ -30,7 +31,7 @@ export function Compare({ state, change, choices, query }) {
       <h2 id="compare">Indexes</h2>
       <label class="check">
         <input type="checkbox" checked=${state.compare} onChange=${(e) => change({ compare: e.target.checked })} />
-        Search ${indexes.join(", ")}${choices?.versions.length > 1 && `, all that model ${choices.model_version} has,`}
+        Search ${indexes.join(", ")}${choices?.versions.length > 1 && `, all that version ${choices.version} has,`}
         ${" "}with the same query vector
       </label>
       ${lists && state.user && html`<p class="small">

@@ -9,7 +9,7 @@ import { ItemMap } from "./map.js";
 import { Picks } from "./picks.js";
 import { Recommendations } from "./recommendations.js";
 import { Switches } from "./switches.js";
-import { bodyOf, fitted, isChoosing, read, requestOf, write } from "./state.js";
+import { asUser, bodyOf, fitted, isChoosing, read, requestOf, write } from "./state.js";
 import { Towers } from "./towers.js";
 import { Versions } from "./versions.js";
 
@@ -18,7 +18,7 @@ function Page() {
   const [choices, setChoices] = useState(null); // of the version that answers the user `of`
   const [cards, setCards] = useState({}); // id -> item, of all titles seen so far
   const [answer, setAnswer] = useState(null); // and the state that it was `asked` for
-  const [query, setQuery] = useState(null); // {answer, vector, point, model_version, wrong}
+  const [query, setQuery] = useState(null); // {answer, vector, point, model_version, version, wrong}
   const [busy, setBusy] = useState(true);
   const [error, setError] = useState(null); // of what was asked last
   const [noChoices, setNoChoices] = useState(null); // the error of GET /choices
@@ -54,11 +54,11 @@ function Page() {
 
   // Another user's version, and one that was deployed meanwhile, may have other funnels and indexes.
   useEffect(() => {
-    const isSame = !answer || answer.model_version === choices?.model_version;
+    const isSame = !answer || answer.version === choices?.version;
     if (isKnown && isSame && choices.round === round) return;
     const gone = new AbortController();
     const of = linked.user;
-    get("choices", of ? { user_id: of } : {}, gone.signal).then(
+    get("choices", asUser(linked), gone.signal).then(
       (found) => {
         setChoices({ ...found, of, round });
         setNoChoices(null);
@@ -70,7 +70,7 @@ function Page() {
       },
     );
     return () => gone.abort();
-  }, [round, linked.user, answer?.model_version]);
+  }, [round, linked.user, answer?.version]);
 
   // The vector that the query tower made, and its point if the map is open.
   const onMap = state.map && isKnown && choices.has_map;
@@ -84,8 +84,12 @@ function Page() {
       return { ...(await ask(false)), wrong: wrong.message };
     };
     (onMap ? ask(true).catch(withoutMap) : ask(false)).then(
-      ({ vectors, points, model_version, wrong }) =>
-        setQuery({ answer, vector: vectors[0], point: points?.[0] ?? null, model_version, wrong }),
+      ({ vectors, points, model_version, wrong }) => {
+        const point = points?.[0] ?? null;
+        // A deploy may have come between the answer and its vector.
+        const version = model_version === answer.model_version ? answer.version : "";
+        setQuery({ answer, vector: vectors[0], point, model_version, version, wrong });
+      },
       (wrong) => {
         if (!gone.signal.aborted) setQuery(null);
         fail(wrong);
@@ -99,7 +103,7 @@ function Page() {
     const near = (answer?.items ?? []).map((item) => item.because).filter(Boolean);
     const named = new Set([...state.likes, ...state.exclude, ...near]);
     const ids = [...named].filter((id) => !cards[id]).slice(0, 200);
-    if (ids.length) get("titles", { item_id: ids }).then((found) => learn(found.items), fail);
+    if (ids.length) get("titles", { item_id: ids, ...asUser(linked) }).then((found) => learn(found.items), fail);
   }, [linked, round, answer]);
 
   // A request with choices waits until it is known what there is to choose.
@@ -156,7 +160,9 @@ function Page() {
         ${choices
           ? `${choices.num_items.toLocaleString("en")} titles of ${choices.dataset}${
               choices.dataset.startsWith("synthetic") ? ", which are made up" : ""
-            }; model ${answer?.model_version ?? choices.model_version}.`
+            }; model ${(answer ?? choices).model_version}${
+              choices.versions.length > 1 ? `, version ${(answer ?? choices).version}` : ""
+            }.`
           : "Waiting for the service."}
         ${" "}Like a title: the query tower makes a new vector, and the titles nearest to it come back.
       </p>
@@ -164,7 +170,7 @@ function Page() {
     </header>
     <div role="status">
       ${dropped.length > 0 && html`<p class="notice">
-        Left out of the request, since model ${choices.model_version} does not offer it: <bdi>${dropped.join(", ")}</bdi>.
+        Left out of the request, since version ${choices.version} does not offer it: <bdi>${dropped.join(", ")}</bdi>.
       </p>`}
     </div>
     ${problem && html`<${Problem} error=${problem} again=${() => setRound(round + 1)} />`}

@@ -3,6 +3,7 @@
 import { html, useEffect, useMemo, useState } from "./vendor/preact-htm.js";
 import { get } from "./api.js";
 import { nameOf } from "./picks.js";
+import { asUser } from "./state.js";
 import { CLOSEST, MARKS, Mark, Plane, SHAPES } from "./plane.js";
 
 const AROUND = 40; // titles that are asked for with one that is pointed at
@@ -10,21 +11,22 @@ const NEAR = 3; // titles that say where the query vector is
 const SHOWN = 20; // picked titles, the newest
 
 export function ItemMap({ state, change, choices, answer, query, cards, learn, like, fail }) {
-  const [loaded, setLoaded] = useState(null); // the map of one training
+  const [loaded, setLoaded] = useState(null); // the map `of` a version
   const [wrong, setWrong] = useState(""); // why it did not come
   const [active, setActive] = useState(""); // id of the title that is pointed at
   const [kind, setKind] = useState(-1); // of the genre that is shown alone
   const [zoom, setZoom] = useState(1);
   const isOpen = state.map && !!choices?.has_map;
   const point = query?.point ?? null; // [x, y] of the query vector
-  const map = !query || loaded?.model_version === query.model_version ? loaded : null;
+  const map = !query || loaded?.of === query.version ? loaded : null;
 
   useEffect(() => {
     setWrong(query?.wrong ?? "");
     if (!isOpen || !query || map) return;
     const gone = new AbortController();
-    get("map", { model_version: query.model_version }, gone.signal).then(
-      (found) => setLoaded(prepared(found)),
+    const { model_version, version } = query;
+    get("map", { model_version, version }, gone.signal).then(
+      (found) => setLoaded({ ...prepared(found), of: version }),
       (wrong) => wrong.name === "AbortError" || setWrong(wrong.message),
     );
     return () => gone.abort();
@@ -37,7 +39,7 @@ export function ItemMap({ state, change, choices, answer, query, cards, learn, l
     const wanted = active && !cards[active] ? nearest(map, pointOf(map, active), AROUND) : near;
     const ids = wanted.filter((id) => !cards[id]);
     if (!ids.length) return;
-    const ask = () => get("titles", { item_id: ids }).then((found) => learn(found.items), fail);
+    const ask = () => get("titles", { item_id: ids, ...asUser(state) }).then((found) => learn(found.items), fail);
     const timer = setTimeout(ask, active ? 60 : 0);
     return () => clearTimeout(timer);
   }, [isOpen, map, active, near]);
@@ -49,7 +51,7 @@ export function ItemMap({ state, change, choices, answer, query, cards, learn, l
   const pick = async (id) => {
     if (history.includes(id)) return;
     try {
-      const item = cards[id] ?? (await get("titles", { item_id: [id] })).items[0];
+      const item = cards[id] ?? (await get("titles", { item_id: [id], ...asUser(state) })).items[0];
       if (item) await like(item);
     } catch (wrong) {
       fail(wrong);
@@ -61,7 +63,7 @@ export function ItemMap({ state, change, choices, answer, query, cards, learn, l
     <section aria-labelledby="map">
       <h2 id="map">Map</h2>
       ${choices && !choices.has_map
-        ? html`<p class="small">Model ${choices.model_version} has no map; <code>twotower build_map</code> makes one.</p>`
+        ? html`<p class="small">Version ${choices.version} has no map; <code>twotower build_map</code> makes one.</p>`
         : html`<label class="check">
             <input type="checkbox" checked=${state.map} onChange=${(e) => change({ map: e.target.checked })} />
             Show the titles on a map, where similar ones are neighbours

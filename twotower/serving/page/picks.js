@@ -2,6 +2,7 @@
 
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import { get } from "./api.js";
+import { asUser } from "./state.js";
 
 const FOUND = 8;
 const SHOWN = 12; // titles of a history
@@ -16,16 +17,17 @@ export function Picks({ state, change, cards, like, answer, choices }) {
   // Suggestions for a start: titles that tell most of a taste or popular ones, else the first ones.
   useEffect(() => {
     if (!choices) return;
-    const first = () => get("titles", { k: FOUND });
-    // The live version makes the suggestions, and it may have none where a canary has some.
-    (choices.has_onboarding ? get("onboarding", { size: FOUND }).catch(first) : first())
+    const of = asUser({ user: choices.of });
+    const first = () => get("titles", { k: FOUND, ...of });
+    // A version that has come meanwhile may have none.
+    (choices.has_onboarding ? get("onboarding", { size: FOUND, ...of }).catch(first) : first())
       .then((answer) => setSuggested(answer.items), () => {});
-  }, [choices?.model_version]);
+  }, [choices?.version]);
 
   useEffect(() => {
     if (!text.trim()) return setFound([]);
     const gone = new AbortController();
-    get("titles", { search: text, k: FOUND }, gone.signal).then(
+    get("titles", { search: text, k: FOUND, ...asUser(state) }, gone.signal).then(
       (answer) => setFound(answer.items),
       () => {},
     );

@@ -107,6 +107,11 @@ export function bodyOf(state) {
   return body;
 }
 
+/** Whose version is to answer, as a GET says it. */
+export function asUser({ user }) {
+  return user ? { user_id: user } : {};
+}
+
 /** Who asks: what POST /embed takes, too. */
 export function requestOf(state) {
   const request = state.user ? { user_id: state.user } : { history: state.likes };

@@ -1,0 +1,21 @@
+"""Requests to a service, and what their answers must be."""
+
+import json
+
+
+def recommend(client, **body):
+    answer = client.post("/recommend", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ids(answer) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def refused(client, path, body, status=422) -> dict:
+    """The error of a body that is not taken."""
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    return answer.json()["error"]
