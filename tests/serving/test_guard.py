@@ -182,11 +182,11 @@ def test_callers_are_believed_only_where_a_proxy_is_named(
     monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    given = {}
-    monkeypatch.setattr("uvicorn.run", lambda *_, **arguments: given.update(arguments))
+    given = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda server: given.append(server.config))
     monkeypatch.setenv(SETTINGS, "")
     run(Settings("bundle", "", "state"), host, 8000)
-    assert given["proxy_headers"] is has_proxy
+    assert [config.proxy_headers for config in given] == [has_proxy]
     assert json.loads(os.environ[SETTINGS])["limits"]["hosts"] == hosts
 
 

@@ -27,7 +27,7 @@ def parsed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags, "FLAGS", values)
         for name, ((_, field), *_) in CHOICES.items():
-            kind = type(field.default)
+            kind = int if field.type == int | None else type(field.default)
             define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
             default = [str(v) for v in field.default] if kind is tuple else field.default
             define = flags.DEFINE_list if kind is tuple else define.get(kind, flags.DEFINE_string)
