@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import time
+import weakref
 
 import httpx2
 import numpy as np
@@ -325,6 +326,30 @@ def test_a_version_that_is_good_after_all_is_no_longer_refused(tmp_path, bundle_
     arguments = registry, lambda folder: live, lambda pipeline: None, Checks(), Metrics()
     Deployer(Live((live,)), *arguments).deploy(version)
     assert registry.refused(version) == []
+
+
+def test_bundles_that_have_left_are_freed_though_collections_are_seldom(
+    tmp_path, bundle_folder, other_folder, live
+):
+    registry, opened = Registry(tmp_path), []
+
+    class Open(Pipeline):
+        def __init__(self, folder):
+            super().__init__(folder)
+            self.cycle = self
+            opened.append(weakref.ref(self))
+
+    versions = [registry.put(bundle_folder), registry.put(other_folder)] * 2
+    deployer = Deployer(Live((live,)), registry, Open, lambda pipeline: None, Checks(), Metrics())
+    gc.disable()
+    try:
+        for version in versions:
+            deployer.deploy(version)
+            # The one that answers, and the one that it has just replaced.
+            assert sum(pipeline() is not None for pipeline in opened) <= 2
+    finally:
+        gc.enable()
+    assert len(opened) == 4
 
 
 def test_the_versions_of_a_registry_are_listed_beside_what_is_live(

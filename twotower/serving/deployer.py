@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import pathlib
 import sys
@@ -225,6 +226,9 @@ class Deployer:
         """
         try:
             with in_the_background():
+                # Full collections are seldom (process.py). A bundle that has left is in cycles, and
+                # after forty deploys they held gigabytes.
+                gc.collect()
                 folder = self.registry.path(version)
                 verify(folder)
                 pipeline = self._load(folder)
