@@ -26,7 +26,7 @@ LEFT_OUT = {
     *("segments", "versions", "python", "mining_seconds", "wall_seconds", "new_in_answers"),
     *("disk_bytes_per_vector", "peak_rss_gib", "peak_rss_gib_searching"),
     *("norm_spread", "by_epoch", "isotonic", "scored", "memory_mib", "needs_rebuild"),
-    *("build_parameters", "mining", "about"),
+    *("build_parameters", "mining", "about", "load_before", "resident_mib_before"),
 }
 
 
