@@ -75,7 +75,7 @@ def gaussian(num_items: int, num_queries: int, dim: int, centres: int = 1000, se
 
 
 def scann_sizes(num_items: int, k: int) -> dict[str, int]:
-    """Parameters of ScaNN for so many items, whose effort is still to be tuned for `k` answers."""
+    """ScaNN's parameters for `num_items`, before tuning; it rescores ten candidates per answer."""
     leaves = max(2, int(2 * np.sqrt(num_items)))
     return {
         "num_leaves": leaves,

@@ -49,7 +49,7 @@ class Table:
 
 
 def coded(raw: Mapping[str, Any]) -> tuple[list[Field], dict[str, np.ndarray]]:
-    """Categorical features, and the code of each row's value from 1 on; 0 where it is missing."""
+    """A field for each column, and the codes of its values, from 1 on; 0 for a missing value."""
     fields, columns = [], {}
     for name, values in raw.items():
         codes, known = pd.factorize(np.asarray(values), sort=True)

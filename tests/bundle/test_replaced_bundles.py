@@ -78,7 +78,7 @@ def test_what_is_loaded_stays_when_files_are_overwritten(copy, other):
 
 
 def test_overwritten_while_it_is_opened(copy, other, monkeypatch):
-    """The files become those of the other bundle behind the manifest: read once more, whole."""
+    """The other bundle is copied over it after the manifest was read: it is read once more."""
     real, calls = json.loads, []
 
     def overwrite(*args, **kwargs):

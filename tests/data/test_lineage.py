@@ -112,9 +112,9 @@ def test_without_times_a_row_is_known_wherever_it_stands():
 
 
 @pytest.mark.parametrize("moves", [(3600,), (-7200, -3600), (20_700,)])
-def test_times_of_another_zone(moves):
-    """The system that exports the rows has changed its zone, perhaps with summer time, or by 5:45
-    hours. A model of the old rows knows the same of them as before."""
+def test_times_of_another_time_zone(moves):
+    """The system that exports the rows has changed its time zone, perhaps with summer time, or by
+    5:45 hours. A model of the old rows has seen the same share of them as before."""
     old = dataset_of([(user, item, 10**9 + day * 86_400) for user, item, day in ROWS])
     new = dataset_of(
         [(user, item, 10**9 + day * 86_400 + moves[day % len(moves)]) for user, item, day in ROWS]
@@ -125,14 +125,14 @@ def test_times_of_another_zone(moves):
     assert [model.share_seen(new, validation) for model in (honest, half, refit)] == [0, 0.5, 1]
     child = Lineage.of(new, validation, half)
     assert child.share_seen(new, validation) == 0.5
-    with pytest.raises(ValueError, match=r"50% of .* validation, at times of another zone"):
+    with pytest.raises(ValueError, match=r"50% of .* validation, .* another time zone"):
         child.require_unseen(new, validation, "")
     with pytest.raises(ValueError, match=r"100% of the rows .* for validation, so they"):
         refit.require_unseen(old, make_split(old, "loo", "validation"), "")
 
 
-def test_a_user_who_comes_back_in_an_hour_is_no_other_zone():
-    """a has had r an hour before validation asks for it. Who knows that knows no answer."""
+def test_a_user_who_comes_back_in_an_hour_is_not_another_time_zone():
+    """User a has had r an hour before validation asks for it; that row is not an answer."""
     rows = [(user, item, 10**9 + day * 86_400) for user, item, day in ROWS]
     dataset = dataset_of([*rows, ("a", "r", rows[3][2] - 3600)])
     split = make_split(dataset_of(rows), "loo", "validation")

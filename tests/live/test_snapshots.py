@@ -60,7 +60,7 @@ def test_a_snapshot_after_a_swap_is_of_the_new_training(live, tmp_path, log):
 
 
 def test_half_a_copy_over_a_snapshot(live, tmp_path):
-    """The number of the later one with the index of the earlier one: a start would lose 51."""
+    """It has the later number and the earlier index, so a restart would lose item 51."""
     add(live, [50])
     live.snapshot(tmp_path / "earlier")
     add(live, [51])

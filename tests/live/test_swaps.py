@@ -182,9 +182,10 @@ def test_a_swap_that_would_wait_for_itself(live, log, tmp_path, call, caller):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_an_embed_that_waits_for_a_thread(live, log, tmp_path, monkeypatch, call):
-    """At each replay a thread adds an item, and makes the call. What it writes is kept or refused,
-    and nobody waits for ever. The last replay has the writers' lock, so it refuses both."""
-    monkeypatch.setattr(live_module, "PATIENCE", 0.2, raising=False)
+    """In each replay `embed` waits for a thread that adds an item and makes the call. Each is done
+    or refused, and no thread waits for ever. The last replay holds the writers' lock, so both are
+    refused."""
+    monkeypatch.setattr(live_module, "SWAP_TIMEOUT", 0.2, raising=False)
     add(live, [50])
     kept, refused = [50], []
 
@@ -211,7 +212,7 @@ def test_an_embed_that_waits_for_a_thread(live, log, tmp_path, monkeypatch, call
     gone = {3} if call == "remove" else {*()}
     wanted = {*range(NUM), 50, 51, 52, 53, *([70] if call == "add" else [])} - gone
     assert holds(live, sorted(wanted)) and live.sequence == last(log)
-    # Nobody has to wait after it.
+    # Afterwards no call has to wait.
     assert add(live, [99]) == last(log)
     live.swap(pair("A"), items("A"))
     assert holds(live, sorted({*wanted, 99}))
@@ -245,7 +246,7 @@ def test_a_pair_built_from_the_live_items_lacks_nothing(live, log, monkeypatch):
 
 
 def test_a_full_buffer_is_absorbed_by_a_swap(log, tmp_path, monkeypatch, backend):
-    """Without a new start: by a snapshot of the index, or by what the log has and a pair lacks."""
+    """No restart is needed, whether the buffer comes with a snapshot or from the log."""
     live = LiveIndex(pair(backend=backend), log, CHECKS)
     monkeypatch.setattr("twotower.retrieval.store.MAX_BUFFER", 3)
     with pytest.warns(UserWarning, match=r"snapshot: 4 vectors in the buffer, of 3 at most"):

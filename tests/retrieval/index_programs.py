@@ -15,7 +15,7 @@ PARAMETERS = {
     "tiered": {**CODES, "fresh_buffer": 100},
     "scann": {"num_leaves": 50, "num_leaves_to_search": 5, "num_reordering_candidates": 30},
 }
-# Every so often one of these, in turn.
+# Steps that come at regular intervals, in turn.
 EVENTS = [("absorb",), ("disk", False), ("absorb",), ("rebuild",), ("absorb",), ("disk", True)]
 
 

@@ -11,7 +11,7 @@ from oracle import oracle_scores, rows_of
 from twotower.ragged import Ragged
 from twotower.retrieval import build
 
-# By what a program of milvus is shorter: it asks milvus-lite in Python, some milliseconds a search.
+# By what factor programs of a backend are shorter: a search of milvus-lite takes milliseconds.
 FEWER = {"milvus": 10}
 # Relative and absolute, of scores up to some tens: float32 against float64, and under euclidean a
 # small difference of squared lengths.

@@ -1,4 +1,4 @@
-"""Sizes that rise and fall past where a backend changes its kind, against a dictionary.
+"""Every backend against a dictionary, while the number of items crosses a limit of the backend.
 
 Programs of 10,000 steps are slow.
 """
@@ -12,7 +12,7 @@ from index_twins import Twins, make
 from twotower.retrieval import build
 from twotower.retrieval.base import METRICS
 
-# Where a backend changes its kind: by what name, and at how many items.
+# The number of items at which a backend changes its structure, and the constant that says so.
 CHANGES = {
     "ivf": ("ivf.LEAST_SHARED", 20_000),
     "ivf_pq": ("ivf_pq.LEAST_ITEMS", 1000),

@@ -14,7 +14,7 @@ from index_twins import FEWER, Twins, make
 from twotower.retrieval import build
 from twotower.retrieval.base import METRICS
 
-# Of a few items hypothesis finds the least that go wrong. Vectors of small integers have ties.
+# Few items, so that hypothesis can reduce a failure to the fewest. Small integers give ties.
 SMALL_KEYS = st.integers(0, 12).map(lambda i: i * i + 3)
 VECTORS = st.tuples(*[st.integers(-3, 3)] * 3).filter(any)
 ROWS = st.lists(st.tuples(VECTORS, st.lists(SMALL_KEYS, max_size=5)), max_size=3)

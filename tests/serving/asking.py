@@ -1,4 +1,4 @@
-"""Requests to a service, and what their answers must be."""
+"""Requests to a service, whose answers must have the expected status."""
 
 import json
 
@@ -14,7 +14,7 @@ def ids(answer) -> list[str]:
 
 
 def refused(client, path, body, status=422) -> dict:
-    """The error of a body that is not taken."""
+    """The error that a wrong body gets."""
     content = body if isinstance(body, bytes) else json.dumps(body)
     answer = client.post(path, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text

@@ -1,4 +1,4 @@
-"""A canary of the live training: each route answers by the version of the user or as told."""
+"""A canary of the same training: routes answer by the version of the user, or the one asked for."""
 
 import asyncio
 import json
@@ -79,7 +79,7 @@ def test_items_are_shown_as_the_version_of_the_user_knows_them(client):
     body = {"item_id": "i00003", "index": "hnsw"}
     assert client.post("/similar", json=body).status_code == 200
     assert client.post("/similar", json={**body, **USER}).status_code == 422
-    # Each chooses for new users by its own funnel.
+    # Each has its own list for new users.
     first, second = (
         [item["item_id"] for item in client.get("/onboarding", params=user).json()["items"]]
         for user in ({}, USER)
@@ -87,7 +87,7 @@ def test_items_are_shown_as_the_version_of_the_user_knows_them(client):
     assert first != second
 
 
-def test_maps_and_indexes_of_one_training_are_told_apart(client, bundle):
+def test_maps_and_indexes_of_one_training_are_distinguished(client, bundle):
     old, new, default = (
         client.get("/map", params={"model_version": bundle.model_version, **version})
         for version in ({"version": "old"}, {"version": "new"}, {})
@@ -114,12 +114,12 @@ def test_maps_and_indexes_of_one_training_are_told_apart(client, bundle):
             assert answer.status_code == 422 and answer.json()["error"]["field"] == field
     mixed = client.post("/search", json={**body, "version": "new", "model_version": "y"})
     assert mixed.json()["error"]["message"] == (
-        f"not loaded; version new is of {bundle.model_version}"
+        f"version new is of the training {bundle.model_version}"
     )
 
 
 class Calls:
-    """In place of an index process, notes what is asked."""
+    """Stands for an index process, and notes the versions that are asked for."""
 
     def __init__(self) -> None:
         self.versions: list[str] = []
@@ -140,7 +140,7 @@ def test_an_index_process_searches_the_index_of_the_version(
     client = IndexClient("http://127.0.0.1:1")
     monkeypatch.setattr(client, "_call", lambda *_: ready)
     assert client.lacks(first[:16], first) == client.lacks(first[:16]) == ""
-    # The training is there, and not this version's index: a deploy waits for it.
+    # The training is held, but not this version: a deploy waits for it.
     assert second in client.lacks(first[:16], second)
     asyncio.run(service.deploy(second))
     ready = service.status()

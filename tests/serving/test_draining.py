@@ -1,4 +1,4 @@
-"""Servers that end let in everybody who waits at their socket, and nobody after that."""
+"""A server that shuts down answers the connections that wait at its socket, and takes no more."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,15 @@ import pytest
 import uvicorn
 from uvicorn.supervisors import multiprocess
 
-from twotower.serving.draining import LINGER, DrainingProcesses, DrainingServer, somebody_waits
+from twotower.serving.draining import (
+    DRAIN_SECONDS,
+    DrainingProcesses,
+    DrainingServer,
+    has_waiting_connection,
+)
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="filters of packets are Linux's")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="packet filters need Linux")
 
 
 async def app(scope, receive, send):
@@ -28,8 +33,7 @@ def connected(port: int, seconds: float = 30) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def started(loop: str):
-    """A server that listens, and its port; nobody takes connections while the test does not
-    wait."""
+    """A server that listens, and its port. It accepts connections only while the test awaits."""
     config = uvicorn.Config(app, port=0, lifespan="off", loop=loop, timeout_graceful_shutdown=5)
     config.load()
     server = DrainingServer(config)
@@ -52,8 +56,8 @@ def test_whoever_waits_at_the_socket_is_answered(loop):
             for client in waiting[:10]:
                 client.sendall(ASK)
             ending = asyncio.create_task(server.shutdown())
-            await asyncio.sleep(LINGER / 2)
-            # Those that had not asked yet, and one that asks again: they hear that this is the end.
+            await asyncio.sleep(DRAIN_SECONDS / 2)
+            # Those that had not asked yet, and one that asks again: they are told to close.
             for client in waiting[9:]:
                 client.sendall(ASK)
             await ending
@@ -71,10 +75,10 @@ def test_who_comes_too_late_meets_the_next_process():
     async def test():
         async with started("asyncio") as (server, port):
             ending = asyncio.create_task(server.shutdown())
-            await asyncio.sleep(LINGER / 4)
+            await asyncio.sleep(DRAIN_SECONDS / 4)
             late = asyncio.create_task(asyncio.to_thread(connected, port))
             await ending
-            # The kernel tries again after a second.
+            # The kernel sends the first packet again after a second.
             with (
                 socket.create_server(("127.0.0.1", port)) as following,
                 await late as client,
@@ -88,7 +92,7 @@ def test_who_comes_too_late_meets_the_next_process():
 
 @on_linux
 def test_processes_end_once_nobody_waits_at_their_common_socket(monkeypatch):
-    monkeypatch.setattr(multiprocess, "SIGNALS", {})  # those of this process stay
+    monkeypatch.setattr(multiprocess, "SIGNALS", {})  # keeps the handlers of this process
     ended = []
     monkeypatch.setattr(
         multiprocess.Multiprocess, "terminate_all", lambda self: ended.append(time.monotonic())
@@ -100,8 +104,8 @@ def test_processes_end_once_nobody_waits_at_their_common_socket(monkeypatch):
         with connected(port) as waiting:
             thread = threading.Thread(target=processes.terminate_all)
             thread.start()
-            time.sleep(3 * LINGER)
-            assert somebody_waits(listening) and not ended
+            time.sleep(3 * DRAIN_SECONDS)
+            assert has_waiting_connection(listening) and not ended
             with pytest.raises(TimeoutError):
                 connected(port, 0.1)
             with listening.accept()[0] as taken:

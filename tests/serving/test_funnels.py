@@ -274,11 +274,11 @@ def test_a_warm_pipeline_has_searched_already(pipeline):
     sources = parse_sources(["popularity:50", "search:20"])
     config = FunnelConfig(sources, merge="reciprocal_rank")
     made = make_funnel(config, pipeline.bundle, tiny.dataset(), tiny.split())
-    # What splits texts is made for the first one of a process, which takes a tenth of a second.
+    # The first text of a process waits a tenth of a second for the tables that split words.
     for part in (words._replacements, words._classes):
         part.cache_clear()
     pipeline.warm()
-    assert words._classes.cache_info().currsize == 0  # nothing searches
+    assert words._classes.cache_info().currsize == 0  # no funnel searches
     pipeline.funnels["searching"] = made
     pipeline.warm()
     assert words._replacements.cache_info().currsize == 1

@@ -1,4 +1,4 @@
-"""What an operator asks: health, metrics and the description of the routes."""
+"""Routes for operators: health, metrics and the description of the routes."""
 
 from asking import recommend
 from fastapi.testclient import TestClient

@@ -95,7 +95,7 @@ def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
         assert served.end(signal.SIGTERM) == ENDED, served.log
         answers = []
         for future in asked:
-            # Who came after the end is refused; no connection that was taken is reset.
+            # Clients that come after the end are refused; no connection is reset.
             with contextlib.suppress(httpx2.ConnectError):
                 answers.append(future.result())
     assert answers and {answer.status_code for answer in answers} == {200}

@@ -83,7 +83,7 @@ def test_an_address_of_no_store():
 
 
 def test_a_store_that_hangs_is_waited_for_once_in_a_while(redis_url, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and answers none
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
         store = RedisStore(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         calls, pipeline = [], store._redis.pipeline
         monkeypatch.setattr(
@@ -92,12 +92,12 @@ def test_a_store_that_hangs_is_waited_for_once_in_a_while(redis_url, monkeypatch
         for _ in range(5):
             with pytest.raises(StoreError, match="does not answer"):
                 store.read(["u1"])
-        assert len(calls) == 1  # the others did not wait
-        # Events are sent all the same. Once one is taken, sessions are read again.
+        assert len(calls) == 1  # the others failed at once
+        # Events are still written. Once one is accepted, sessions are read again.
         store._redis = RedisStore(redis_url)._redis
         store.append({"pause": ["a"]})
         assert store.read(["pause"]) == [["a"]]
-        # Without events they are asked for after the pause.
+        # Without events, sessions are read again after the pause.
         store._paused_until = time.monotonic() + 60
         with pytest.raises(StoreError):
             store.read(["pause"])

@@ -1,4 +1,4 @@
-"""Bodies and parameters that are not taken: the answer names what is wrong."""
+"""Wrong bodies and parameters are refused, and the answer names what is wrong."""
 
 import gzip
 

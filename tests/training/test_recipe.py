@@ -177,7 +177,7 @@ def test_a_recipe_comes_back_from_its_json(encoder):
 
 @pytest.mark.parametrize("shared", ["item_embedding", "tower"])
 def test_a_history_has_the_length_of_shared_vectors(shared):
-    """A length that is asked for is never replaced by another, not even that of the default."""
+    """A length that is asked for is never replaced by another, even if it equals the default."""
     towers = {"query_shared": shared, "item_features": "item_id", "item_id_dim": 128}
     message = "a history of dim 256 cannot share the item tower's vectors, whose length is 128"
     with pytest.raises(ValueError, match=message):

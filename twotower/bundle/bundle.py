@@ -470,10 +470,10 @@ def _of_bundle(path: pathlib.Path) -> Iterator[None]:
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:
-    """An array of that type and shape; None fits any size.
+    """An array of that type and shape, read into memory; None fits any size.
 
-    It is not memory-mapped: if another file were copied over this one, the array would become that
-    one's, and a read of it could end the process.
+    A memory-mapped array would change if another file were copied over this one, or a read of it
+    would end the process (SIGBUS).
     """
     try:
         array = np.load(path, allow_pickle=False)

@@ -1,6 +1,6 @@
-"""Cleaning: a column as it came becomes one of the forms of `columns.py`, or is refused.
+"""Cleaning: turns a column as it was read into one of the forms of `columns.py`, or refuses it.
 
-Which form that is follows from the column's name, else from its values.
+The form follows from the name of the column, or else from its values.
 """
 
 import itertools
@@ -37,8 +37,8 @@ def clean(frame: pd.DataFrame, table: str, forms: dict[str, str] | None = None) 
     Args:
         frame: The table as it came.
         table: `interactions`, `items` or `users`.
-        forms: `form_of` each column of a table that these rows continue. Where a column has one, it
-            does not follow from the values.
+        forms: `form_of` each column of a table that these rows continue. Such a form is used
+            whatever the values are.
 
     Raises:
         ColumnError: A value that its column cannot hold, such as text instead of a number, a
@@ -94,7 +94,7 @@ def as_stored(values: pd.Series, wanted: Any) -> Any:
 
 
 def _unpacked(values: pd.Series) -> pd.Series:
-    """The column with its values as such, where it holds numbers of entries of a dictionary."""
+    """The column with plain values, where its type is of categories, sparse or of Arrow."""
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype) and values.name not in IDS:
         return values.astype(object)

@@ -1,4 +1,4 @@
-"""The kinds of columns that a Dataset has, how each stores its values, and ids.
+"""The kinds of columns that a Dataset has, how each stores its values, and checks of ids.
 
     text      strings, "" where missing
     number    float32 for `rating` and `value`; else int64 for whole numbers of which none is
@@ -36,8 +36,8 @@ SPOILT_IDS = {
     "such rows, or give them an id",
     SHORTENED: "is {}, a number that a spreadsheet has shortened, so that others look alike; save "
     "the column as text",
-    r"""(?s)^b(?:'.*'|".*")$""": "is {}, as Python writes bytes, which makes it another id; write "
-    "the text alone, in all rows and tables",
+    r"""(?s)^b(?:'.*'|".*")$""": "is {}, as Python writes bytes, so it differs from the same id as "
+    "text; write the text alone, in all rows and tables",
 }
 
 

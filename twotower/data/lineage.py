@@ -5,9 +5,9 @@ of its training rows. But a warm start brings in rows of another training, perha
 another split. So a bundle carries the ids of all rows that its weights have learned from, 8 bytes a
 row, and an evaluation compares them with the rows that its questions are about.
 
-A row is identified by user, item and time, also where another time zone has moved the times. If the
-earlier data had other forms of the ids, or if times have moved otherwise or were rounded, this is
-not noticed: the model then counts as one that has not seen the answers.
+A row is identified by user, item and time. It is also recognised if another time zone has shifted
+the times. It is not recognised if the earlier data had other forms of the ids, or if times were
+rounded or shifted otherwise: the model then counts as one that has not seen the answers.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from twotower.data.splits import Split
 # Share of the questions' rows that a model may have seen. Not 0: both rows of a user who has two
 # are training rows, and in later data, where the user has more, one of them may become a question.
 MOST_SEEN = 0.01
-# By how many seconds another time zone moves times: whole quarters of an hour, less than a day, so
-# that an item of tomorrow is not taken for one of today.
-MOVES = np.setdiff1d(np.arange(-14 * 3600, 14 * 3600 + 1, 900), [0])
-# Rows on which moved times are looked for, since each move hashes them anew.
-MOST_MOVED = 2_000
+# Seconds by which another time zone shifts times: quarters of an hour, up to 14 hours. All are less
+# than a day, so that the same user and item on another day is another row.
+ZONE_SHIFTS = np.setdiff1d(np.arange(-14 * 3600, 14 * 3600 + 1, 900), [0])
+# Held-out rows that are compared at shifted times: a sample, since each shift needs new hashes.
+MAX_SHIFTED_ROWS = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Lineage:
         learned from; None where it is not known."""
         if self.rows is None:
             return None
-        return max(_share(self.rows, dataset, split), _share_moved(self.rows, dataset, split))
+        return max(_share(self.rows, dataset, split), _share_shifted(self.rows, dataset, split))
 
     def require_unseen(self, dataset: Dataset, split: Split, advice: str) -> None:
         """Refuses weights that have learned the answers to a split's questions.
@@ -78,11 +78,11 @@ class Lineage:
                 f"{split.protocol}, {split.part}. {advice}"
             )
         if seen > MOST_SEEN:
-            is_moved = self.rows is not None and seen > _share(self.rows, dataset, split)
-            moved = ", at times of another zone" if is_moved else ""
+            is_shifted = self.rows is not None and seen > _share(self.rows, dataset, split)
+            zone = ", at times of another time zone" if is_shifted else ""
             raise ValueError(
                 f"the model, or one that it starts from, has learned from {seen:.0%} of the rows "
-                f"that {split.protocol} keeps for {split.part}{moved}, so they cannot judge it. "
+                f"that {split.protocol} keeps for {split.part}{zone}, so they cannot judge it. "
                 f"{advice}"
             )
 
@@ -97,16 +97,16 @@ def row_ids(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     return np.unique(_ids(dataset, rows))
 
 
-def _ids(dataset: Dataset, rows: np.ndarray, moved: np.ndarray | int = 0) -> np.ndarray:
-    """`[num_rows]` uint64, hashes as in `row_ids`, with times moved by some seconds."""
+def _ids(dataset: Dataset, rows: np.ndarray, shift: np.ndarray | int = 0) -> np.ndarray:
+    """`[num_rows]` uint64, hashes as in `row_ids`, with times shifted by `shift` seconds."""
     events = dataset.interactions[["user_id", "item_id"]].iloc[rows]
     if dataset.has_times:
-        events["timestamp"] = dataset.timestamps[rows] + moved
+        events["timestamp"] = dataset.timestamps[rows] + shift
     return pd.util.hash_pandas_object(events, index=False).to_numpy()
 
 
 def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which ids are among known ones, which ascend; bool of the shape of `ids`."""
+    """Whether each id is in `known`, which ascends: bool of the shape of `ids`."""
     if not len(known):
         return np.zeros(ids.shape, bool)
     return known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
@@ -125,7 +125,7 @@ def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
 
 
 def _held_out(dataset: Dataset, split: Split) -> np.ndarray:
-    """Numbers of the rows of `held_out_ids`, training rows among them."""
+    """Numbers of the rows that `held_out_ids` hashes; training rows may be among them."""
     cases, num_items = split.cases, np.int64(len(dataset.items))
     users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
     target_pairs = users[cases.targets.row_index] * num_items + cases.targets.values
@@ -141,17 +141,19 @@ def _share(known: np.ndarray, dataset: Dataset, split: Split) -> float:
     return len(np.intersect1d(held_out, known, assume_unique=True)) / max(1, len(held_out))
 
 
-def _share_moved(known: np.ndarray, dataset: Dataset, split: Split) -> float:
-    """The share that is known at times moved by another time zone, of some of the rows.
+def _share_shifted(known: np.ndarray, dataset: Dataset, split: Split) -> float:
+    """As `_share`, of a sample of the rows, at times shifted by another time zone.
 
-    A row that the data itself has at the moved time is another event: the user came back.
+    A match does not count if the dataset itself has a row at the shifted time: then the model has
+    learned from that other event of the user.
     """
     rows = np.setdiff1d(_held_out(dataset, split), split.train)
     if not dataset.has_times or not len(rows):
         return 0.0
-    rows = rows[:: -(-len(rows) // MOST_MOVED)]
-    moved = np.repeat(MOVES, len(rows))
-    found = _ids(dataset, np.tile(rows, len(MOVES)), moved).reshape(len(MOVES), len(rows))
+    rows = rows[:: -(-len(rows) // MAX_SHIFTED_ROWS)]
+    shift = np.repeat(ZONE_SHIFTS, len(rows))
+    # [num_shifts, num_rows]
+    found = _ids(dataset, np.tile(rows, len(ZONE_SHIFTS)), shift).reshape(-1, len(rows))
     is_known = _among(found, known)
     if is_known.any():
         is_known &= ~_among(found, row_ids(dataset, np.arange(len(dataset.interactions))))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from twotower.data.columns import refuse
 
-# Types of a list's value.
+# Types that count as a list.
 LISTS = (tuple, list, set, frozenset, np.ndarray)
 
 
@@ -20,10 +20,10 @@ def clean_lists(
     Args:
         values: The column, with lists and missing values.
         table: Name of the table, for errors.
-        is_tags: Whether it holds tags, so that numbers are text, too.
+        is_tags: Whether it holds tags. Their numbers become text.
 
     Raises:
-        ColumnError: A row that is no list of one dimension, of text or of numbers alone; or vectors
+        ColumnError: A row that is not a list of one dimension, an entry of another type, or vectors
             of different lengths.
     """
     present = values.notna()

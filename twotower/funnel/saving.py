@@ -36,7 +36,7 @@ ENTRIES = {
     "fallback": str,
     "files": dict,
 }
-# How `bundle_part` reads it.
+# Arguments of the functions of `bundle_part`, after the folder.
 PART = (DESCRIPTION, "a funnel", ENTRIES, FORMAT_VERSION)
 # Kind of a part -> its module and its class. A module is imported when such a part is read, so that
 # chapters which come after this one can have parts, too.

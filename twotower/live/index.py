@@ -28,9 +28,9 @@ from twotower.storage import description, paths
 
 # Replays before a swap takes the writers' lock: each leaves what was added during it.
 ROUNDS = 3
-# Seconds that a call waits for a swap. `embed` may wait for a thread that makes the call, and then
-# both would wait for ever.
-PATIENCE = 10.0
+# Seconds that a call waits for a swap, after which it is refused. Without a limit, a call and an
+# `embed` that waits for the thread of this call would wait for ever.
+SWAP_TIMEOUT = 10.0
 
 # Keys [n] -> vectors [n, dim] of the new pair's item tower.
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -82,8 +82,8 @@ class LiveIndex:
 
     Searches take no lock: one under way ends with the pair that it began with. Changes and swaps
     wait for one another. When a change warns that the index needs a rebuild, build a new one from
-    `items()` beside this one, and swap it in. Against a full buffer alone, a swap to a snapshot of
-    this index is enough, since it absorbs the buffer:
+    `items()` beside this one, and swap it in. If only the buffer is full, a swap to a snapshot of
+    this index is enough, since the swap absorbs the buffer:
 
         live.snapshot("W/live")
         live.swap(Pair.from_snapshot("W/live", Bundle("W/bundle")))
@@ -120,7 +120,7 @@ class LiveIndex:
         self.checks, self._log = checks, log
         self._writing, self._swapping = threading.Lock(), threading.Lock()
         self._swapper: int | None = None  # the thread that swaps
-        self._is_last_replay = False  # whether it has the writers' lock
+        self._is_last_replay = False  # of a swap, which holds the writers' lock
         # Last log entry applied to each retriever that is still in use: a pair swapped back in
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
@@ -179,10 +179,11 @@ class LiveIndex:
 
         Raises:
             ValueError: As in `Retriever.add`, vectors of another training, a call from inside of a
-                swap or another process, or a swap that takes too long; nothing is logged.
+                swap or from another process, or a swap that has kept the call waiting for
+                `SWAP_TIMEOUT` seconds; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._turn(self._writing):
+        with self._holding(self._writing):
             pair = self._pair
             if model_version != pair.model_version:
                 raise ValueError(
@@ -204,28 +205,32 @@ class LiveIndex:
             ValueError: A key that is not in the index, or a call as in `add`; nothing is logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
-        with self._turn(self._writing):
+        with self._holding(self._writing):
             self._replay(self._pair)  # what an earlier call logged and failed to apply is known
             keys = checked_keys(keys, "keys")
             self._pair.retriever.require_known(keys)
             return self._write(REMOVE, keys)
 
     @contextlib.contextmanager
-    def _turn(self, lock: threading.Lock) -> Iterator[None]:
-        """Holds the lock of writers or of swaps. Raises ValueError in a forked process, inside of a
-        swap, and where another swap takes too long."""
+    def _holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Holds the lock of writers or of swaps.
+
+        Raises:
+            ValueError: A forked process, a call from inside of a swap, or a swap that has kept the
+                call waiting for `SWAP_TIMEOUT` seconds.
+        """
         self._log.check_process()
         if self._swapper == threading.get_ident():
             raise ValueError(
                 "the index cannot be changed, saved or exchanged by the query tower or the embed "
                 "that a swap calls: the swap would wait for itself. Do it before or after the swap."
             )
-        while not lock.acquire(timeout=PATIENCE):
+        while not lock.acquire(timeout=SWAP_TIMEOUT):
             if lock is self._swapping or self._is_last_replay:
                 raise ValueError(
-                    f"a swap has kept this call waiting for {PATIENCE:g} seconds, so nothing was "
-                    "done. Call again when the swap has ended. Its embed must not wait for a "
-                    "thread that calls."
+                    f"a swap has kept this call waiting for {SWAP_TIMEOUT:g} seconds, so nothing "
+                    "was done. Call again when the swap has ended. The embed of a swap must not "
+                    "wait for a thread that changes, saves or swaps the index."
                 )
         try:
             yield
@@ -241,8 +246,8 @@ class LiveIndex:
         self._replay(self._pair)
         if retriever.needs_rebuild and not before:
             warnings.warn(
-                f"the live index should be built anew, over LiveIndex.items, and swapped in; if it "
-                "is only its buffer that is full, swap in Pair.from_snapshot of a new snapshot: "
+                "build the live index anew from LiveIndex.items, and swap it in; if only its "
+                "buffer is full, swap in Pair.from_snapshot of a new snapshot: "
                 f"{retriever.needs_rebuild}.",
                 stacklevel=3,
             )
@@ -294,11 +299,12 @@ class LiveIndex:
 
         Args:
             pair: Built from an older snapshot, or one that was live before. Its index takes the
-                log's entries after `pair.sequence`, most of them while writers go on. If it is
-                new to this index, it absorbs them where they are more than a buffer should hold.
+                log's entries after `pair.sequence`, most of them while writers go on. An index
+                that comes for the first time then absorbs its buffer, if that is too full.
             embed: Keys `[n]` -> vectors `[n, dim]` of the pair's item tower, for items that were
-                added with vectors of another training. It must not change this index. A thread
-                that does while `embed` waits for it may be refused after `PATIENCE` seconds.
+                added with vectors of another training. It must not change this index. If it
+                waits for another thread that does, the change may be refused after
+                `SWAP_TIMEOUT` seconds.
             checks: For this swap, instead of the checks of the index.
 
         Returns:
@@ -307,13 +313,13 @@ class LiveIndex:
         Raises:
             SwapRefused: A check failed, or the log cannot be replayed, for example because
                 `embed` changes the index. The old pair stays.
-            ValueError: No checks, a call from inside of another swap, or another swap that takes
-                too long.
+            ValueError: No checks, a call from inside of another swap, or another swap that has
+                kept this one waiting for `SWAP_TIMEOUT` seconds.
         """
         checks = checks or self.checks
         if checks is None:
             raise ValueError("a swap needs Checks: give them to LiveIndex, or to this call.")
-        with self._turn(self._swapping):
+        with self._holding(self._swapping):
             self._swapper = threading.get_ident()
             try:
                 return self._swapped(pair, embed, checks)
@@ -354,7 +360,7 @@ class LiveIndex:
                 as in `add`; the log and the folder stay as they are.
         """
         directory = paths.local(directory).resolve()
-        with self._turn(self._writing):
+        with self._holding(self._writing):
             self._require_apart(directory)
             with build.replacing(directory, "live.json") as folder:
                 sequence = self._save(folder)
@@ -370,7 +376,7 @@ class LiveIndex:
             "format_version": FORMAT_VERSION,
             "sequence": sequence,
             "digest": self._log.digest(sequence),
-            # So that the number is never read with the index of another snapshot.
+            # Detects a copy of another snapshot over this one that stopped between these files.
             "files": {index: hashlib.sha256((folder / index).read_bytes()).hexdigest()},
         }
         description.write(folder / "live.json", described)
@@ -397,6 +403,6 @@ class LiveIndex:
 
 
 def _absorb_if_full(retriever: Retriever) -> None:
-    """Absorbs a buffer that holds more than it should. Not while other threads search."""
+    """Absorbs the buffer if it is too full. No other thread may search the index meanwhile."""
     if len(retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
         retriever.absorb()

@@ -106,9 +106,9 @@ class FullSoftmax(RetrievalTask):
     ) -> tf.Tensor:
         """As `RetrievalTask.call`: a scalar float32.
 
-        If known positives are masked and the examples have a `row`, so that several may share a
-        query, Z differs from example to example, since each adds its positive. In this case the
-        score matrix is computed.
+        If known positives are masked and `targets.row` is given, several examples may share a
+        query. Then Z differs between them, since each adds its own positive, so the score matrix
+        is computed.
         """
         query_index, item, weight = targets.row, targets.item, targets.weight
         if known is not None and query_index is not None:

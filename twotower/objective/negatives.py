@@ -36,8 +36,8 @@ class Targets(NamedTuple):
     """The examples of a batch, one after another.
 
     Attributes:
-        row: `[num_examples]` int32, the row of the batch that each example belongs to, which is its
-            query. For the task also None: query i is that of example i.
+        row: `[num_examples]` int32, the row of the batch, and so the query, of each example. The
+            task also takes None: then query i is that of example i.
         item: `[num_examples]` int32, the key of its item.
         weight: `[num_examples]` float32.
         probability: `[num_examples]` float32, p_c of the item.

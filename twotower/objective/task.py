@@ -110,11 +110,11 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
         Args:
             query_embeddings: `[num_queries, dim]`, distinct queries.
             positive_embeddings: `[num_examples, dim]`, the vector of each example's item.
-            targets: The batch's examples: the query of each (`row`), its item and its weight.
+            targets: The examples of the batch, each with its query (`row`), item and weight.
             columns: The candidates for negatives, with their vectors.
             known: `[num_queries, num_columns]` bool: which columns are known positives of the
-                query's user. If the examples have a `row`, they include the items of the query's
-                examples; without it they need not. None: only accidental hits are masked, if the
+                query's user. If `targets.row` is given, they include the items of the query's
+                examples; otherwise they need not. None: only accidental hits are masked, if the
                 correction asks.
 
         Returns:

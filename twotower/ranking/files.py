@@ -39,7 +39,7 @@ ENTRIES = {
     "weights": dict,
     "files": dict,
 }
-# How `bundle_part` reads it.
+# Arguments of the functions of `bundle_part`, after the folder.
 PART = (DESCRIPTION, "a ranker", ENTRIES, FORMAT_VERSION)
 
 

@@ -14,7 +14,7 @@ from twotower.serving.guard import Guard, Limits
 from twotower.serving.service import Service
 
 PAGE = pathlib.Path(__file__).parent / "page"
-# Parameters of a GET: the version that recommends to this user answers; and a loaded version.
+# Query parameters: a user, whose version answers; and a loaded version.
 User = Annotated[str, Query(max_length=256)]
 Version = Annotated[str, Query(max_length=64)]
 # The page runs its own files alone and asks its own service alone, whatever a title contains.
@@ -125,7 +125,7 @@ def _choices(service: Service) -> APIRouter:
         """Items to ask a new user about; those that the user picks are the history of a request.
 
         `chosen` is `telling` for items whose picks tell most of a taste, else `popular`. With
-        `user_id` the version that recommends to this user chooses them.
+        `user_id` they come from the version that recommends to this user.
         """
         return json_answer(await service.onboarding(size, user_id))
 
@@ -153,8 +153,8 @@ def _choices(service: Service) -> APIRouter:
         """A map of the items, where similar ones are neighbours: ids, x and y from 0 to 1, and of
         each item its first genre, as a number among `genres`.
 
-        It is that of a loaded `version`, by default of the first one of the training
-        `model_version`.
+        `version` names the loaded version whose map this is. By default it is the first loaded
+        version of the training `model_version`, or the live version if neither is given.
         """
         body, tag = await service.item_map(model_version, version)
         # It is asked for again each time, and sent again where it has changed.
@@ -169,8 +169,8 @@ def _choices(service: Service) -> APIRouter:
         these, indexes, inputs, genres, versions.
 
         A canary may have other funnels and indexes than the live version. With `user_id` this is
-        what the version that recommends to this user has. `version` names it among `versions`, and
-        `model_version` its training.
+        what the version that recommends to this user has. `version` is its name, one of `versions`,
+        and `model_version` is its training.
         """
         return json_answer(service.choices(user_id))
 

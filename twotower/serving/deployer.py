@@ -75,8 +75,8 @@ class Deployer:
         prepare: Applies all changes of items to a pipeline that was just opened.
         checks: What a bundle must show before it serves.
         metrics: Where deploys are counted.
-        lacks: Says of a training and its version why an index process cannot answer for it yet, ""
-            where it can; None where the indexes are in this process.
+        lacks: (training, version) -> why an index process cannot answer for it yet, "" if it can;
+            None if the indexes are in this process.
 
     Attributes:
         live: What answers.
@@ -116,6 +116,7 @@ class Deployer:
         Raises:
             FieldError: No registry, or no such version.
             DeployRefused: A check failed; what was live stays.
+            OSError: The registry cannot be written; what was live stays.
         """
         registry = self.registry
         if version not in registry.versions:
@@ -128,7 +129,7 @@ class Deployer:
             wanted = Active(version)
         if why := self._missing(wanted):
             raise FieldError("version", why)
-        with self._undone():
+        with self._undo_on_error():
             self._follow(wanted, self._checks)
             registry.activate(version, share)
         self._active = registry.active
@@ -139,6 +140,7 @@ class Deployer:
         Raises:
             FieldError: No registry, or no previous version.
             DeployRefused: A check failed; what was live stays.
+            OSError: As in `deploy`.
         """
         now = self.registry.active
         if now.canary:
@@ -150,15 +152,15 @@ class Deployer:
         if why := self._missing(wanted):
             raise FieldError("version", why)
         # Its figures may be worse than those of what serves, which somebody has reasons to leave.
-        with self._undone():
+        with self._undo_on_error():
             self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
             self.registry.roll_back()
         self._active = self.registry.active
 
     @contextlib.contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Keeps what is live if the registry cannot note the change, as on a full disk: a restart
-        and other processes would serve something else."""
+    def _undo_on_error(self) -> Iterator[None]:
+        """Puts back what was live if the registry cannot be written, as on a full disk. Otherwise
+        this process would serve another version than other processes, or itself after a restart."""
         before = self.live
         try:
             yield

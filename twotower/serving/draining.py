@@ -1,10 +1,10 @@
-"""Servers of uvicorn that lose no connection at their end.
+"""Servers of uvicorn that reset no connection when they shut down.
 
-The kernel takes connections before a process does. Those that wait at the listening socket when it
-is closed are reset, and their clients cannot know whether somebody has read what they sent. So the
-socket takes no new ones first, then who waits is let in, and it is closed once nobody does. A
-client that came too late tries again within a second, as after a lost packet: it meets the process
-that follows, or is told that nobody listens.
+The kernel accepts connections before the process does. If a listening socket is closed, connections
+that still wait at it are reset, and their clients cannot know whether a request was read. So the
+kernel first stops taking new connections. Then the process accepts those that wait, and closes the
+socket when none is left. A client that comes meanwhile gets no answer to its first packet. Its
+kernel sends the packet again after a second, and then reaches the next process or is refused.
 """
 
 import asyncio
@@ -20,66 +20,71 @@ import time
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-# Seconds for connections that the kernel has half taken, and for the next request of each
-# connection, whose answer says that it is the last one.
-LINGER = 0.2
-# Linux: runs a program on each packet that comes to a socket, here on its TCP header. The byte at
-# 13 holds its flags, and 2 is the one that begins a connection. 0 drops a packet.
+# Seconds to wait for handshakes that have begun, and for the next request of each open connection,
+# which is answered with `connection: close`.
+DRAIN_SECONDS = 0.2
+# Linux: attaches a BPF program that sees each packet to a socket, here from its TCP header on. The
+# program reads the flags (byte 13). It drops a packet with the flag SYN (2), which begins a
+# connection, and keeps any other.
 SO_ATTACH_FILTER = 26
-DROP_NEW = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (6, 0, 0, 0), (6, 0, 0, 0xFFFFFFFF))
+DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (6, 0, 0, 0), (6, 0, 0, 0xFFFFFFFF))
 
 
-def take_no_more(listening: socket.socket) -> None:
-    """Has the kernel drop what begins a connection to a listening socket, in all processes that
-    share it. Elsewhere than on Linux it goes on to take them."""
+def drop_new_connections(listener: socket.socket) -> None:
+    """Lets the kernel drop new connections to a listening socket, for all processes that share it.
+
+    It does nothing on systems other than Linux, where new connections are still taken.
+    """
     if sys.platform != "linux":
         return
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in DROP_NEW))
-    described = struct.pack("@HP", len(DROP_NEW), ctypes.addressof(program))
-    with contextlib.suppress(OSError):  # not allowed here: then a few may be reset
-        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in DROP_SYN))
+    described = struct.pack("@HP", len(DROP_SYN), ctypes.addressof(program))
+    with contextlib.suppress(OSError):  # not permitted: some connections may be reset
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
 
 
-def somebody_waits(listening: socket.socket) -> bool:
-    """Whether a connection waits to be taken by a process."""
+def has_waiting_connection(listener: socket.socket) -> bool:
+    """Whether a connection waits to be accepted by a process."""
     poll = select.poll()
-    poll.register(listening, select.POLLIN)
+    poll.register(listener, select.POLLIN)
     return bool(poll.poll(0))
 
 
 class DrainingServer(uvicorn.Server):
-    """A server of one process, which ends once everybody is let in and answered."""
+    """A server of one process. It shuts down when all waiting connections are accepted, and the
+    requests under way are answered."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
         with contextlib.ExitStack() as stack:
-            # uvloop gives no sockets to set options of, so these are copies.
-            listening = [
-                stack.enter_context(socket.socket(fileno=os.dup(some.fileno())))
+            # uvloop's sockets have no options that can be set, so these are duplicates.
+            listeners = [
+                stack.enter_context(socket.socket(fileno=os.dup(original.fileno())))
                 for server in self.servers
-                for some in server.sockets
+                for original in server.sockets
             ]
-            for some in listening:
-                take_no_more(some)
-            # Who keeps a connection learns that it ends before the next request is lost with it.
+            for listener in listeners:
+                drop_new_connections(listener)
+            # Tells clients that keep a connection open to send no further request on it.
             state = self.server_state
             state.default_headers = [*state.default_headers, (b"connection", b"close")]
-            end = time.monotonic() + (self.config.timeout_graceful_shutdown or LINGER)
-            await asyncio.sleep(LINGER)
-            while any(map(somebody_waits, listening)) and time.monotonic() < end:
+            end = time.monotonic() + (self.config.timeout_graceful_shutdown or DRAIN_SECONDS)
+            await asyncio.sleep(DRAIN_SECONDS)
+            while any(map(has_waiting_connection, listeners)) and time.monotonic() < end:
                 await asyncio.sleep(0.01)
             await super().shutdown(sockets)
 
 
 class DrainingProcesses(Multiprocess):
-    """The process that starts the others, which end once everybody who waits is let in."""
+    """The process that starts the others. It ends them when they have accepted all connections that
+    waited."""
 
     def terminate_all(self) -> None:
         """See `Multiprocess`."""
-        for some in self.sockets:
-            take_no_more(some)
-        end = time.monotonic() + (self.config.timeout_graceful_shutdown or LINGER)
-        time.sleep(LINGER)
-        while any(map(somebody_waits, self.sockets)) and time.monotonic() < end:
+        for listener in self.sockets:
+            drop_new_connections(listener)
+        end = time.monotonic() + (self.config.timeout_graceful_shutdown or DRAIN_SECONDS)
+        time.sleep(DRAIN_SECONDS)
+        while any(map(has_waiting_connection, self.sockets)) and time.monotonic() < end:
             time.sleep(0.01)
         super().terminate_all()

@@ -40,8 +40,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         422: "A field is wrong; `field` names it.",
         429: "Too many requests of this caller; see Retry-After.",
-        503: "Too many requests, or one that took too long, or an index process, a store or a "
-        "disk that does not take it; see Retry-After.",
+        503: "Too many requests, a missed deadline, or an index process, a store or a disk that "
+        "cannot be used now; see Retry-After.",
     }.items()
 }
 
@@ -84,7 +84,8 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(sqlite3.OperationalError)
     async def no_state(request: Request, wrong: sqlite3.OperationalError) -> Response:
-        # A full disk, or a file that another process holds: whatever it is, nothing was kept.
+        # A full disk, or a file that another process has locked. No file was changed, so a client
+        # may send the request again.
         LOG.error("request %s: the state folder: %s", request.state.request_id, wrong)
         return error(request, 503, "state", "this cannot be kept now; come back later")
 

@@ -149,7 +149,7 @@ class EventLog:
         """Writes the last part file and releases the files.
 
         Raises:
-            OSError: There is no room for the part file. The next start has its events.
+            OSError: The disk is full. The events stay in the log, and the next start writes them.
         """
         try:
             self.flush()

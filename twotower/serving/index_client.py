@@ -12,8 +12,8 @@ from twotower.ragged import Ragged
 
 # Connections that are kept; a call beyond them opens one for itself.
 CONNECTIONS = 16
-# Seconds that changes of items and questions about versions may take.
-PATIENCE = 10.0
+# Seconds that a change of items or a question about versions may take.
+CALL_TIMEOUT = 10.0
 
 
 class IndexCallError(Exception):
@@ -64,7 +64,7 @@ class IndexClient:
             vectors: `[num_queries, dim]` float32.
             k: Most items of each.
             exclude: Ids of items not to find, a row for each vector.
-            version: In the registry, of the bundle whose index it is; "" without one.
+            version: Version of the registry whose index is searched; "" without a registry.
 
         Returns:
             Ids, best first, a row for each vector; and the scores of all rows, float32.
@@ -102,17 +102,18 @@ class IndexClient:
         """
         add = [{"item_id": item, "vector": vector.tolist()} for item, vector in added.items()]
         body = {"model_version": model_version, "add": add, "remove": list(removed)}
-        self._call("POST", "/items", body, PATIENCE)
+        self._call("POST", "/items", body, CALL_TIMEOUT)
 
     def lacks(self, model_version: str, version: str = "") -> str:
-        """Why the index cannot answer for a version of a training; "" where it can.
+        """Why the index process cannot answer for a version of a training; "" if it can.
 
         Args:
             model_version: The training.
-            version: In the registry; an index without a registry has no versions.
+            version: Version of the registry, which is not checked at an index process without a
+                registry; "" to ask for the training alone.
         """
         try:
-            ready = self._call("GET", "/readyz", None, PATIENCE)
+            ready = self._call("GET", "/readyz", None, CALL_TIMEOUT)
         except IndexCallError as error:
             return str(error)
         if model_version not in ready.get("model_versions", []):

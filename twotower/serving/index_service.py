@@ -42,7 +42,7 @@ class IndexService:
         # Changes of items and deploys, one after another; and searches.
         self._changes = concurrent.futures.ThreadPoolExecutor(1, "changes")
         self._searches = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "searches")
-        # Indexes that nobody has asked for so far: only those who ask for them wait.
+        # Opens an index at its first search, so that searches of other indexes need not wait.
         self._opener = concurrent.futures.ThreadPoolExecutor(1, "opener")
         self._follower: asyncio.Task | None = None
 
@@ -96,7 +96,7 @@ class IndexService:
     async def _searched(
         self, bundle: ServedBundle, index: str, search: Callable[[], Result]
     ) -> Result:
-        """What a search finds, in an index that is opened first."""
+        """The result of a search. The index is opened first, if it is not open yet."""
         loop = asyncio.get_running_loop()
         if index and not bundle.has_open(bundle.require_index(index)):
             await loop.run_in_executor(self._opener, bundle.named, index)

@@ -52,23 +52,24 @@ class Live:
         return self.pipelines[self.number_of(user_id)]
 
     def of_training(self, model_version: str, version: str = "") -> Pipeline:
-        """The pipeline of a training.
+        """The pipeline of a training, or of one of its versions.
+
+        Two versions of one training may have different indexes and maps.
 
         Args:
             model_version: The training; "" for any.
-            version: One of `names`, since two versions of one training may have different indexes
-                and maps; "" for the first of the training.
+            version: One of `names`; "" for the first pipeline of the training.
 
         Raises:
             FieldError: No such version, or none of this training.
         """
+        found = self.pipelines
         if version:
-            found = [self.pipelines[self.number_of("", version)]]
-        else:
-            found = [*self.pipelines]
+            found = (self.pipelines[self.number_of("", version)],)
         for pipeline in found:
             if model_version in ("", pipeline.model_version):
                 return pipeline
         loaded = ", ".join(dict.fromkeys(pipeline.model_version for pipeline in found))
-        what = f"version {version} is of" if version else "there are"
-        raise FieldError("model_version", f"not loaded; {what} {loaded}")
+        if version:
+            raise FieldError("model_version", f"version {version} is of the training {loaded}")
+        raise FieldError("model_version", f"not loaded; there are {loaded}")

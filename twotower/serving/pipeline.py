@@ -116,8 +116,8 @@ class Pipeline:
         return self.bundle.items_now
 
     def warm(self) -> None:
-        """Answers requests by each funnel, which prepares TensorFlow's graphs, and what splits
-        texts into words if a text is searched."""
+        """Answers some requests by each funnel. So the first caller need not wait for TensorFlow's
+        graphs, nor for the tables that split a search text into words."""
         item = self.catalogue.ids_of(self.bundle.keys[:1]).tolist()
         for name in self.funnels:
             asks = [Ask(history=item, funnel=name), Ask(funnel=name)]

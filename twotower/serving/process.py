@@ -1,8 +1,8 @@
 """One process of a service: opens its bundle, state and store as settings say, and makes the app.
 
 Processes of one service share the listening socket, the state's folder and the store. Each has its
-own copy of the bundle. uvicorn starts them anew if they die, and on SIGTERM lets each answer what
-it has before it ends.
+own copy of the bundle. uvicorn starts them anew if they die. On SIGTERM they take no new
+connections, answer what has come, and end (`draining.py`).
 """
 
 import contextlib
@@ -48,7 +48,7 @@ INDEX_TOKEN = "TWOTOWER_INDEX_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Collections of the younger objects between two of all, 10 by default.
 FULL_COLLECTION = 1000
-# Seconds that requests under way have after SIGTERM.
+# Seconds that requests under way have to end, after SIGTERM.
 GRACE = 20
 
 

@@ -58,7 +58,8 @@ class RemoteIndex(BruteForceIndex):
         bundle, items = self._bundle, self._bundle.items_now
         exclude = exclude.where((exclude.values >= 0) & (exclude.values < len(items)))
         excluded = Ragged(items.ids_of(exclude.values), exclude.offsets)
-        # In a registry the folder of a bundle is named as its version.
+        # A registry names a bundle's folder by its version. Without a registry the name has no
+        # meaning for the index process, and is only cut to the length that a call allows.
         ids, scores = self._client.retrieve(
             bundle.model_version, self._name, queries, k, excluded, bundle.directory.name[:64]
         )

@@ -46,7 +46,7 @@ def not_spoilt(value: str) -> str:
         text = (
             "expected an id: no blank at its ends, no missing value (nan, None, NULL), no number "
         )
-        text += "that a program has shortened (1.23E+17), and no bytes of Python (b'7')"
+        text += "that a program has shortened (1.23E+17), and no Python bytes (b'7')"
         raise PydanticCustomError("spoilt", text)
     return value
 
@@ -192,7 +192,7 @@ class Embed(Body):
 
 
 Version = Annotated[str, Field(min_length=1, max_length=64)]
-AnyVersion = Annotated[str, Field(max_length=64)]
+OptionalVersion = Annotated[str, Field(max_length=64)]
 Vector = Annotated[list[Number], Field(min_length=1, max_length=MAX_DIM)]
 
 
@@ -208,10 +208,10 @@ class Search(Body):
     model_version: Version = Field(
         description="The training that the vectors are of, as /embed answers it."
     )
-    version: AnyVersion = Field(
+    version: OptionalVersion = Field(
         "",
-        description="The loaded version whose index is searched, as /recommend answers it; by "
-        "default the first one of the training.",
+        description="The loaded version whose index is searched, as /recommend names it; by "
+        "default the first loaded version of the training.",
     )
     k: K = 10
     index: Annotated[str, Field(max_length=64)] = ""
@@ -227,7 +227,11 @@ class Retrieve(Body):
         }
     )
     model_version: Version = Field(description="The training that the vectors are of.")
-    version: AnyVersion = Field("", description="The version whose index is searched.")
+    version: OptionalVersion = Field(
+        "",
+        description="The version whose index is searched; by default, or if it is not held, the "
+        "first version of the training.",
+    )
     vectors: str = Field(description="float32, little-endian, vector after vector, as base64.")
     k: Annotated[int, Field(ge=1, lt=2**31)] = 10
     index: Annotated[str, Field(max_length=64)] = ""
@@ -268,7 +272,7 @@ class Similar(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "260", "k": 5}]})
     item_id: Id
     user_id: Annotated[str, Field(max_length=256)] = Field(
-        "", description="The version that recommends to this user answers."
+        "", description="A user: the version that recommends to this user answers."
     )
     k: K = 10
     index: Annotated[str, Field(max_length=64)] = ""
@@ -394,7 +398,7 @@ class Recommended(BaseModel):
 
     items: list[Item]
     model_version: str
-    version: str = Field(description="The loaded version that answered, one of GET /choices.")
+    version: str = Field(description="The version that answered, as GET /choices lists it.")
     funnel: str
     unknown: list[str] = Field(
         description="Items of the history that the model does not know, such as those added after "

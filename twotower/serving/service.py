@@ -75,8 +75,8 @@ class Service:
         registry: Whose active version is followed; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline, for deploys.
         checks: What a bundle must show before it serves.
-        lacks: Says of a training and its version why an index process cannot answer for it yet, ""
-            where it can; None where the indexes are in this process.
+        lacks: (training, version) -> why an index process cannot answer for it yet, "" if it can;
+            None if the indexes are in this process.
         tracing: Makes the spans of requests; None for no traces.
     """
 
@@ -496,7 +496,7 @@ class Service:
             try:
                 write()
             except Exception as error:  # a full disk, say; the next start writes it
-                LOG.error("what is for training is not written: %s", error)
+                LOG.error("a file for the next training is not written: %s", error)
         self.journal.close()
 
     def status(self) -> dict[str, Any]:

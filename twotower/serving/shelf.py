@@ -75,13 +75,15 @@ class Shelf:
     def of(self, model_version: str, version: str = "") -> ServedBundle:
         """The bundle of a training.
 
+        Two bundles of one training may have different indexes.
+
         Args:
             model_version: The training.
-            version: Of several bundles of the training, which may have different indexes, the one
-                of this version answers if it is here, else the first.
+            version: The version of the bundle. If it is "" or not held, this is the first bundle of
+                the training.
 
         Raises:
-            FieldError: It is not here.
+            FieldError: No bundle of the training is held.
         """
         found = [held for held in self.held if held.bundle.model_version == model_version]
         if found:

@@ -10,8 +10,8 @@ import cachetools
 # Entries kept of a user, users kept in memory, and seconds after a user's last entry.
 MOST, USERS, SECONDS = 500, 100_000, 7 * 24 * 3600
 PREFIX = "twotower:session:"
-# Seconds after a call without an answer in which nothing is read: each batch of requests would wait
-# for another call of the kind.
+# Seconds in which `read` fails at once, after a call that Redis has not answered. Otherwise each
+# batch of requests would wait for the timeout.
 PAUSE = 3.0
 
 
@@ -77,6 +77,9 @@ class MemoryStore:
 class RedisStore:
     """A store in Redis; one round trip for a batch.
 
+    After a call that Redis did not answer, `read` fails at once for `PAUSE` seconds, or until
+    another call succeeds.
+
     Args:
         url: Such as `redis://127.0.0.1:6379/0`.
         most: Number of entries kept of a user, the last ones.
@@ -111,7 +114,7 @@ class RedisStore:
         if not users:
             return []
         if time.monotonic() < self._paused_until:
-            raise StoreError("Redis does not answer: it did not just now")
+            raise StoreError(f"Redis does not answer: a call of the last {PAUSE:g} seconds failed")
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
                 pipeline.lrange(PREFIX + user, 0, -1)

@@ -154,11 +154,13 @@ def require_no_more(directory: pathlib.Path, files: Iterable[str], part: str = "
 
 
 def consistently(directory: pathlib.Path, read: Callable[[], T]) -> T:
-    """The result of `read()`, which is called once more if the folder was replaced meanwhile, or
-    its description, as by a copy over it.
+    """The result of `read()`, from a folder that nobody replaces meanwhile.
+
+    If the folder was replaced, or a description in it (`*.json`) was overwritten, `read` is called
+    once more.
 
     Raises:
-        ValueError: The folder was replaced both times.
+        ValueError: The folder was replaced or overwritten both times.
     """
 
     def identities() -> list[tuple | None]:

@@ -153,14 +153,14 @@ class StringFeature(Feature):
 
     Args:
         name: Name of the input.
-        vocabulary: Strings that have a code each. All others are coded as unknown.
-        mask_token: Padding, which then has the code 0; None if there is none.
+        vocabulary: Strings, each of which gets a code. All others are coded as unknown.
+        mask_token: The string for padding, whose code is 0; None for no padding.
     """
 
     def __init__(self, name: str, vocabulary: Sequence[str], mask_token: str | None = None) -> None:
         super().__init__(name=name)
         self.vocabulary = tuple(vocabulary)
-        # A lookup needs an entry.
+        # StringLookup refuses an empty vocabulary.
         self.lookup = tf.keras.layers.StringLookup(
             vocabulary=list(self.vocabulary) or [" "], mask_token=mask_token
         )

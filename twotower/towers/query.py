@@ -63,8 +63,8 @@ def history_feature(
             them.
 
     Raises:
-        ValueError: Features of past items that the item tower does not have, or another length of
-            vectors than those that the towers share.
+        ValueError: Features of past items that the item tower does not have, or a history's `dim`
+            that is not the length of the vectors that the towers share.
     """
     history = config.history.sized(None if item_id is None else item_id.dim)
     vocabulary, more = sorted(set(ids)), {}

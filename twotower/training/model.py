@@ -177,7 +177,7 @@ class TwoTowerModel(tfrs.Model):
         if batch.is_sequences and columns.log_weight.shape.rank == 2:
             columns.log_weight = tf.gather(columns.log_weight, targets.row)
         known = self._known(batch, targets, columns)
-        if batch.is_sequences:  # of which each example has a query of its own
+        if batch.is_sequences:  # in which each example has its own query
             targets = targets._replace(row=None)
         total = self.task(queries, positives, targets, columns, known)
         return total / self._num_examples(batch)

@@ -86,7 +86,7 @@ function Page() {
     (onMap ? ask(true).catch(withoutMap) : ask(false)).then(
       ({ vectors, points, model_version, wrong }) => {
         const point = points?.[0] ?? null;
-        // A deploy may have come between the answer and its vector.
+        // After a deploy between the answer and its vector, the vector is of another training.
         const version = model_version === answer.model_version ? answer.version : "";
         setQuery({ answer, vector: vectors[0], point, model_version, version, wrong });
       },

@@ -12,7 +12,7 @@ const SHOWN = 20; // picked titles, the newest
 
 export function ItemMap({ state, change, choices, answer, query, cards, learn, like, fail }) {
   const [loaded, setLoaded] = useState(null); // the map `of` a version
-  const [wrong, setWrong] = useState(""); // why it did not come
+  const [wrong, setWrong] = useState(""); // why it could not be loaded
   const [active, setActive] = useState(""); // id of the title that is pointed at
   const [kind, setKind] = useState(-1); // of the genre that is shown alone
   const [zoom, setZoom] = useState(1);

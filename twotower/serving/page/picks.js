@@ -19,7 +19,7 @@ export function Picks({ state, change, cards, like, answer, choices }) {
     if (!choices) return;
     const of = asUser({ user: choices.of });
     const first = () => get("titles", { k: FOUND, ...of });
-    // A version that has come meanwhile may have none.
+    // A version that was deployed meanwhile may have no such list.
     (choices.has_onboarding ? get("onboarding", { size: FOUND, ...of }).catch(first) : first())
       .then((answer) => setSuggested(answer.items), () => {});
   }, [choices?.version]);

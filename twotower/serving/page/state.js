@@ -107,7 +107,7 @@ export function bodyOf(state) {
   return body;
 }
 
-/** Whose version is to answer, as a GET says it. */
+/** Query parameters of a GET that the version of this user is to answer. */
 export function asUser({ user }) {
   return user ? { user_id: user } : {};
 }

@@ -31,7 +31,7 @@ class History(StringFeature):
         table: Vectors of an item tower's `Id`, to share them; a new table by default.
 
     Raises:
-        ValueError: A `dim` of the config that is not the length of the table's vectors.
+        ValueError: The config's `dim` is not the length of the table's vectors.
     """
 
     is_sequence = True

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from twotower.limits import at_least, typed
 
 POSITIONS = ("absolute", "relative", "none")
-# Length of a past item's vector where neither a config nor an item tower says it.
+# Length of a past item's vector, if neither the config nor shared vectors of ids determine it.
 DIM = 256
 
 
@@ -17,8 +17,8 @@ class HistoryConfig:
     Attributes:
         encoder: The history encoder: `mean`, `recency`, `attention`, `gru`, `transformer`,
             `masked_transformer` or `hstu`.
-        dim: Length of a past item's vector. By default 256; if the towers share vectors of ids, the
-            length of these.
+        dim: Length of a past item's vector. By default that of the vectors of ids that the towers
+            share, or 256 if they share none.
         dropout: Share of past events left out in training (`mean`), or share of the encoder's
             activations dropped in training (all other encoders).
         ratings: Read the rating of each event; all encoders but `mean` in levels of half a star
@@ -39,10 +39,10 @@ class HistoryConfig:
             raise ValueError(f"a history's dropout must be in [0, 1); got {self.dropout}.")
 
     def sized(self, shared: int | None = None) -> Self:
-        """The config with its `dim`.
+        """A copy of the config in which `dim` is a number.
 
         Args:
-            shared: Length of the item tower's vectors of ids, if the towers share them.
+            shared: Length of the vectors of ids that the towers share; None if they share none.
 
         Raises:
             ValueError: A `dim` that is not the length of the shared vectors.
@@ -53,7 +53,8 @@ class HistoryConfig:
         if None not in (self.dim, shared) and self.dim != shared:
             raise ValueError(
                 f"a history of dim {self.dim} cannot share the item tower's vectors, whose length "
-                f"is {shared}. Leave the dim of the history out, or set item_id_dim={self.dim}."
+                f"is {shared}. Leave the history's dim (query_history_dim) out, or set "
+                f"item_id_dim={self.dim}."
             )
         return dataclasses.replace(self, dim=self.dim or shared or DIM)
 
