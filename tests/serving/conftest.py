@@ -47,10 +47,13 @@ def bundle_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(bundle_folder, tmp_path_factory):
-    live = Live((Pipeline(bundle_folder),))
-    state = tmp_path_factory.mktemp("state")
-    return Service(live, state, histories=Histories(tiny.dataset()))
+def state(tmp_path_factory):
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def service(bundle_folder, state):
+    return Service(Live((Pipeline(bundle_folder),)), state, histories=Histories(tiny.dataset()))
 
 
 @pytest.fixture(scope="module")

@@ -22,19 +22,8 @@ def folder(folder_with_vectors):
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return tmp_path_factory.mktemp("state")
-
-
-@pytest.fixture(scope="module")
 def service(folder, state):
     return Service(Live((Pipeline(folder),)), state)
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with TestClient(create_app(service)) as client:
-        yield client
 
 
 def post(client, **item):

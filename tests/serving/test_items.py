@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
-from twotower.serving.app import create_app
 from twotower.serving.journal import ADD, Change
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
@@ -13,19 +11,8 @@ from twotower.serving.service import Service
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return tmp_path_factory.mktemp("state")
-
-
-@pytest.fixture(scope="module")
 def service(bundle_folder, state):
     return Service(Live((Pipeline(bundle_folder),)), state)
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with TestClient(create_app(service)) as client:
-        yield client
 
 
 def add(client, status=200, **item) -> dict:

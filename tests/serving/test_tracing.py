@@ -2,11 +2,9 @@
 
 import pytest
 import tiny
-from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from twotower.serving.app import create_app
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline
 from twotower.serving.service import LateError, Options, Service
@@ -21,17 +19,10 @@ def exporter():
 
 
 @pytest.fixture(scope="module")
-def service(bundle_folder, tmp_path_factory, exporter):
+def service(bundle_folder, state, exporter):
     tracing = Tracing(SimpleSpanProcessor(exporter), "twotower")
     live = Live((Pipeline(bundle_folder, source_deadline=60),))
-    state = tmp_path_factory.mktemp("state")
     return Service(live, state, options=Options(deadline=60), tracing=tracing)
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with TestClient(create_app(service)) as client:
-        yield client
 
 
 @pytest.fixture
