@@ -215,6 +215,7 @@ def train(run: Run, split: str, seed: int, cores: set[int]) -> dict:
     if process.wait():
         raise RuntimeError(f"{' '.join(command[1:])} failed; see {folder / 'log.txt'}.")
     found = json.loads((folder / "metrics.json").read_text())
+    segments = found["segments"]
     row = {
         "group": run.group,
         "name": run.name,
@@ -224,8 +225,9 @@ def train(run: Run, split: str, seed: int, cores: set[int]) -> dict:
         "part": found["part"],
         "epoch": found["epoch"],
         "metrics": found["metrics"],
-        "item_popularity": found["segments"]["item_popularity"],
-        "hidden_items": found["segments"].get("hidden_items"),
+        # The table of cold items reads it.
+        **({"item_popularity": segments["item_popularity"]} if run.group == "cold items" else {}),
+        "hidden_items": segments.get("hidden_items"),
         "loss": [entry["loss"] for entry in found["log"]],
         "by_epoch": [entry.get(plan().metric) for entry in found["log"]],
         "examples_per_second": found["examples_per_second"],

@@ -1,6 +1,7 @@
 """build_funnel and evaluate_funnel as a person runs them, on a bundle that has learned little."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -31,6 +32,21 @@ def folder(tmp_path_factory):
     assert "funnels/default: two_tower, ease, popularity" in built.stdout
     assert "weights from 10 events on: two_tower " in built.stdout
     return folder
+
+
+def test_settings_of_ials_reach_the_source(folder, tmp_path):
+    pytest.importorskip("implicit")
+    copy = shutil.copytree(folder, tmp_path / "bundle")
+    tiny.script(
+        SCRIPTS / "build_funnel.py",
+        f"--bundle={copy}",
+        "--sources=ials:50,popularity:50",
+        "--merge=reciprocal_rank",
+        "--ials_alpha=3",
+        "--ials_regularization=2",
+    )
+    source = Bundle(copy).funnel().sources["ials"].source
+    assert (source.alpha, source.regularization) == (3.0, 2.0)
 
 
 def test_every_stage_is_shown_and_written(folder, tmp_path):

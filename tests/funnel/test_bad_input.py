@@ -153,6 +153,8 @@ def test_a_filter_that_the_fallback_relaxes_is_named():
         (lambda: FunnelConfig({"popularity": 5}, bounds=()), "bounds must ascend from 0"),
         (lambda: FunnelConfig({"popularity": 5, "fresh": 5}, slots=(3, 2)), "slots must ascend"),
         (lambda: FunnelConfig({"popularity": 5}, half_life=0), "half_life"),
+        (lambda: FunnelConfig({"popularity": 5}, ials_alpha=0), "ials_alpha must be positive"),
+        (lambda: FunnelConfig({"popularity": 5}, ials_regularization=np.nan), "ials_regular"),
         (lambda: FunnelConfig({"popularity": 5}, keep={"fresh": 5}), "none of the sources"),
         (lambda: FunnelConfig({"popularity": 5}, pool=4, keep={"popularity": 5}), "pool of 4"),
         (lambda: FunnelConfig({"popularity": 5}, keep={"popularity": -1}), "integer of 0 or more"),

@@ -39,6 +39,8 @@ def define_flags() -> None:
     flags.DEFINE_string("fallback", "popularity", "Source that answers where nothing is left.")
     flags.DEFINE_float("deadline", 0.0, "Seconds that a source may take; 0 for no limit.")
     flags.DEFINE_string("index", "exact", "The two towers' index: exact, or one of the bundle.")
+    flags.DEFINE_float("ials_alpha", 8.0, "Weight of an observed pair in `ials`; others weigh 1.")
+    flags.DEFINE_float("ials_regularization", 90.0, "L2 penalty of `ials`.")
     flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
     flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
     flags.DEFINE_list(
@@ -100,6 +102,8 @@ def main() -> None:
         fallback=FLAGS.fallback,
         deadline=FLAGS.deadline,
         index=FLAGS.index,
+        ials_alpha=FLAGS.ials_alpha,
+        ials_regularization=FLAGS.ials_regularization,
         half_life=FLAGS.half_life,
         fresh_below=FLAGS.fresh_below,
         slots=whole_numbers("slots"),

@@ -1,6 +1,7 @@
 """Makes a funnel from a few settings: its sources, their numbers of candidates, and the merge."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,7 +32,9 @@ CONTEXT = ("age", "gender", "zip_code", "device", "country")
 SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source]] = {
     "two_tower": lambda model, data, train, config: TwoTower(model, config.index),
     "ease": lambda model, data, train, config: Ease.fit(data, train),
-    "ials": lambda model, data, train, config: IAls.fit(data, train),
+    "ials": lambda model, data, train, config: IAls.fit(
+        data, train, alpha=config.ials_alpha, regularization=config.ials_regularization
+    ),
     "item_knn": lambda model, data, train, config: ItemKnn.fit(data, train),
     "popularity": lambda model, data, train, config: Popularity.fit(data, train),
     "trending": lambda model, data, train, config: Trending.fit(data, train, config.half_life),
@@ -61,6 +64,8 @@ class FunnelConfig:
         fallback: Source that answers requests whose list is empty; "" for none.
         deadline: Seconds that a source may take; 0 for no limit.
         index: Name of the index of the two-tower source.
+        ials_alpha: Weight of an observed pair in `ials`; all others weigh 1.
+        ials_regularization: L2 penalty of `ials`.
         half_life: Days after which an event counts half in `trending`.
         fresh_below: `fresh` are the items with fewer training rows than this.
         slots: Positions at which fresh items are shown until each has been shown `shown_until`
@@ -82,6 +87,8 @@ class FunnelConfig:
     fallback: str = "popularity"
     deadline: float = 0.0
     index: str = "exact"
+    ials_alpha: float = 8.0
+    ials_regularization: float = 90.0
     half_life: float = 30.0
     fresh_below: int = 10
     slots: tuple[int, ...] = ()
@@ -113,11 +120,13 @@ class FunnelConfig:
                     f"keep of {name} is {number}, and {name} is asked for {self.sources[name]} "
                     "candidates. Keep fewer, or ask for more."
                 )
-        if self.half_life <= 0:
-            raise ValueError(f"half_life must be a positive number of days; got {self.half_life}.")
+        for name in ("half_life", "ials_alpha", "ials_regularization"):
+            if not 0 < getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be positive and finite; got {value}.")
         check_bounds(self.bounds)
         check_slots(self.slots)
-        at_least(self, pool=1, deadline=0, half_life=0, fresh_below=1, shown_until=1, onboarding=0)
+        at_least(self, pool=1, deadline=0, fresh_below=1, shown_until=1, onboarding=0)
         if (places := sum(self.keep.values())) > self.pool:
             raise ValueError(f"keep takes {places} places of a pool of {self.pool}. Keep fewer.")
 
