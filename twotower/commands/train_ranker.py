@@ -38,7 +38,7 @@ def define_flags() -> None:
         "model",
         "mlp",
         ["mlp", "dcn", "deepfm", "dlrm", "trees"],
-        "Network, or LightGBM's LambdaMART.",
+        "Network, or LightGBM's trees (LambdaMART if the loss is listwise).",
     )
     flags.DEFINE_enum(
         "negatives",

@@ -166,7 +166,8 @@ def of_trees(boosters: Sequence[Any], inputs: RankerInputs) -> Outputs:
     def outputs(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = table(columns, inputs)
         flat = rows.reshape(-1, rows.shape[-1])
-        found = np.mean([booster.predict(flat, num_threads=1) for booster in boosters], axis=0)
+        found = [booster.predict(flat, raw_score=True, num_threads=1) for booster in boosters]
+        found = np.mean(found, axis=0)
         return {WATCH: found.reshape(rows.shape[:-1]).astype(np.float32)}
 
     return outputs

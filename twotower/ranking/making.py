@@ -23,6 +23,7 @@ from twotower.ranking.probability import Probability
 from twotower.ranking.stage import Rank
 
 TREES = "trees"
+TREE_LOSSES = ("listwise", "pointwise")
 NEGATIVES = ("funnel", "random")
 
 
@@ -30,11 +31,14 @@ NEGATIVES = ("funnel", "random")
 class RankingConfig:
     """Settings of a ranker behind a funnel. Those of a network have no effect on `trees`.
 
+    To order the ten that are shown, learn `listwise`. To keep 500 of a longer list for another
+    ranker, pointwise trees without `residual` find the most targets.
+
     Attributes:
         model: `mlp`, `dcn`, `deepfm`, `dlrm` or `trees`.
         negatives: `funnel`: the other candidates that the funnel found for the request; `random`:
             random items, for comparison.
-        loss: `listwise`, `pairwise` or `pointwise`.
+        loss: `listwise`, `pairwise` or `pointwise`; trees have no `pairwise`.
         heads: Further heads, `like` and `rating`.
         weights: Head -> its weight in the score, unless a request has weights of its own.
         residual: Whether the output is added to the score that a candidate had before.
@@ -80,6 +84,8 @@ class RankingConfig:
             raise ValueError(f"negatives must be one of {NEGATIVES}; got {self.negatives!r}.")
         if self.model == TREES and self.heads:
             raise ValueError(f"trees have no further heads; got {list(self.heads)}.")
+        if self.model == TREES and self.loss not in TREE_LOSSES:
+            raise ValueError(f"the loss of trees is one of {TREE_LOSSES}; got {self.loss!r}.")
         if len({*self.fields}) < len(self.fields):
             raise ValueError(f"fields stand once each; got {list(self.fields)}.")
         at_least(self, dim=1, epochs=1, folds=2)
@@ -214,7 +220,8 @@ def _cross_fitted(
         if config.model == TREES:
             from twotower.ranking import trees
 
-            model = trees.fit(train, judge, inputs, config.residual, config.seed + number)
+            seed = config.seed + number
+            model = trees.fit(train, judge, inputs, config.loss, config.residual, seed)
             scores[held] = trees.scores(model, found.take(held), inputs, config.residual)
         else:
             from twotower.ranking import fitting
