@@ -10,7 +10,8 @@ import pytest
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
 from twotower.data.lineage import Lineage, held_out_ids, row_ids
-from twotower.data.splits import PROTOCOLS, hide_items, make_split
+from twotower.data.protocols import PROTOCOLS
+from twotower.data.splits import hide_items, make_split
 
 
 def dataset_of(rows) -> Dataset:
