@@ -14,6 +14,7 @@ from twotower.data import files, schema
 from twotower.data.columns import ColumnError
 from twotower.data.dataset import EVENTS, REQUIRED, Dataset
 from twotower.data.file_columns import column_of, decoded
+from twotower.data.text_files import TextFormat
 from twotower.storage.paths import local
 
 # One file or folder, or several files.
@@ -111,7 +112,7 @@ def read_tables(
     first = paths["interactions"][0]
     entries = schema.parse(columns)
     sources = {
-        table: files.read(paths[table], files.TextFormat(sep, schema.has_header(entries, table)))
+        table: files.read(paths[table], TextFormat(sep, schema.has_header(entries, table)))
         for table in REQUIRED
         if table in paths
     }
