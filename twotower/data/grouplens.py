@@ -15,7 +15,7 @@ import pandas as pd
 
 from twotower.data import files, schema
 from twotower.data.columns import check_ids, refuse
-from twotower.data.tables import frame_of, located, refuse_unused
+from twotower.data.file_frames import frame_of, located, refuse_unused
 from twotower.data.text_files import TextFormat
 from twotower.data.times import LATEST
 
