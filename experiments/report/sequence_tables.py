@@ -8,7 +8,7 @@ from results import RESULTS, origin, read, table
 
 METRICS = ("hit_rate@10", "ndcg@10", "hit_rate@50", "hit_rate@200")
 # Candidates of each protocol: those with five ratings or more where it keeps items of five
-# (`splits.py`), else all rated ones.
+# (`protocols.py`), else all rated ones.
 ITEMS = {"loo+time": "3,706"} | dict.fromkeys(
     ("loo-5core", "temporal-last", "temporal-successive"), "3,416"
 )

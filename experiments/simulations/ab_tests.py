@@ -4,7 +4,7 @@ import numpy as np
 from absl import logging
 
 from twotower.data.synthetic import Synthetic
-from twotower.evaluation.metrics import interval, share_interval
+from twotower.evaluation.intervals import interval, share_interval
 from twotower.reranking import experiments, power
 from twotower.reranking.simulation import Simulation
 

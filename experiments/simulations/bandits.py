@@ -4,7 +4,7 @@ import numpy as np
 from absl import logging
 
 from twotower.data.synthetic import Synthetic
-from twotower.evaluation.metrics import interval
+from twotower.evaluation.intervals import interval
 from twotower.reranking.bandits import EpsilonGreedy, Thompson
 from twotower.reranking.simulation import Simulation
 from twotower.reranking.upper_bounds import CascadeUcb, LinUcb

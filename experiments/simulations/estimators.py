@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 
 from twotower.data.synthetic import Synthetic
-from twotower.evaluation.metrics import interval, share_interval
+from twotower.evaluation.intervals import interval, share_interval
 from twotower.reranking import off_policy
 from twotower.reranking.bandits import EpsilonGreedy, slot_probabilities
 from twotower.reranking.reward_models import cross_fitted_means, cross_fitted_ridge, expectations

@@ -45,7 +45,8 @@ from sequence_plan import SEQUENCES  # isort: skip
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.provenance import write_result
 from twotower.commands.judging import dataset_of
-from twotower.data.splits import PROTOCOLS, make_split
+from twotower.data.protocols import PROTOCOLS
+from twotower.data.splits import make_split
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDIES = {"losses": LOSSES, "sequences": SEQUENCES, "new_items": NEW_ITEMS}

@@ -21,7 +21,7 @@ from twotower.bundle.provenance import provenance, write_result
 from twotower.commands import judging
 from twotower.data import splits
 from twotower.data.cases import EvalCases
-from twotower.evaluation import metrics
+from twotower.evaluation import intervals, metrics
 from twotower.funnel.stage import Stage
 from twotower.reranking.calibration import Calibration
 from twotower.reranking.making import WAYS
@@ -85,11 +85,11 @@ def curve(
         row = {
             "name": way,
             "weight": weight,
-            "metrics": {name: metrics.interval(value) for name, value in values.items()},
+            "metrics": {name: intervals.interval(value) for name, value in values.items()},
             "loss": 1 - means["ndcg@10"] / float(base["ndcg@10"].mean()),
             "more_distance": means["genre_distance@10"] / float(base["genre_distance@10"].mean())
             - 1,
-            "ndcg@10 minus none": metrics.paired_difference(values["ndcg@10"], base["ndcg@10"]),
+            "ndcg@10 minus none": intervals.paired_difference(values["ndcg@10"], base["ndcg@10"]),
         }
         change = f"loss {row['loss']:+.4f} distance {row['more_distance']:+.4f}"
         print(f"{way} {weight} {change} divergence {means['divergence@10']:.4f}", flush=True)

@@ -203,6 +203,7 @@ def test_further_items_give_the_table_that_all_items_would(how):
         ({"item_id": ["d", "d"]}, "items, row 1: item_id is 'd', which stands in an earlier row"),
         ({"title": ["x"]}, r"lack 'item_id'; they have \['title'\]"),
         ({"item_id": ["d"], "year": ["2020"]}, "items, row 0: year is '2020', not a number"),
+        ({"item_id": ["d"], "year": [1j]}, "items, row 0: year is 1j, not a number"),
         ({"item_id": ["d"], "width": ["wide"]}, "items, row 0: width is 'wide', not a number"),
         ({"item_id": ["d"], "width": [True]}, "items, row 0: width is True, not a number"),
         ({"item_id": ["d"], "width": [2**60]}, r"row 0: width is 1152921504606846976, .*2\*\*53"),

@@ -14,7 +14,8 @@ from asked import asked, equal
 from twotower.data.dataset import Dataset
 from twotower.data.examples import Examples, ExamplesConfig
 from twotower.data.inputs import DAY, ItemInputs
-from twotower.data.splits import PARTS, PROTOCOLS, Split, make_split
+from twotower.data.protocols import PARTS, PROTOCOLS
+from twotower.data.splits import Split, make_split
 from twotower.objective.sampling import in_batch_probability
 from twotower.tf import tf
 from twotower.training.training import Training

@@ -5,7 +5,8 @@ import pytest
 from small_splits import SMALL, dataset_of
 
 from twotower.data import synthetic
-from twotower.data.splits import PARTS, PROTOCOLS, hide_items, make_split, only_hidden
+from twotower.data.protocols import PARTS, PROTOCOLS
+from twotower.data.splits import hide_items, make_split, only_hidden
 
 
 def test_hidden_items_have_no_training_row_and_stay_candidates():

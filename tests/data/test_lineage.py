@@ -9,8 +9,9 @@ import pytest
 
 from twotower.data import synthetic
 from twotower.data.dataset import Dataset
-from twotower.data.lineage import Lineage, held_out_ids, row_ids
-from twotower.data.splits import PROTOCOLS, hide_items, make_split
+from twotower.data.lineage import Lineage, held_out, row_ids
+from twotower.data.protocols import PROTOCOLS
+from twotower.data.splits import hide_items, make_split
 
 
 def dataset_of(rows) -> Dataset:
@@ -37,12 +38,12 @@ def test_held_out_by_hand():
     dataset = dataset_of(ROWS)
     validation, test = (make_split(dataset, "loo", part) for part in ("validation", "test"))
     # Validation asks for a's r and b's r, rows 3 and 4; test for a's s and b's p, rows 6 and 5.
-    assert held_out_ids(dataset, validation).tolist() == row_ids(dataset, [3, 4]).tolist()
-    assert held_out_ids(dataset, test).tolist() == row_ids(dataset, [5, 6]).tolist()
+    assert held_out(dataset, validation)[1].tolist() == row_ids(dataset, [3, 4]).tolist()
+    assert held_out(dataset, test)[1].tolist() == row_ids(dataset, [5, 6]).tolist()
     # With p hidden all rows of p are held out, a's first one, too.
     hiding = dataclasses.replace(validation, hidden=dataset.catalogue.keys_of(["p"]))
     hiding = dataclasses.replace(hiding, train=np.array([1, 2]))
-    assert held_out_ids(dataset, hiding).tolist() == row_ids(dataset, [0, 3, 4, 5]).tolist()
+    assert held_out(dataset, hiding)[1].tolist() == row_ids(dataset, [0, 3, 4, 5]).tolist()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -52,7 +53,7 @@ def test_a_training_has_not_seen_its_questions(protocol, hidden):
     for part in ("validation", "test"):
         split = hide_items(dataset, make_split(dataset, protocol, part), hidden)
         assert Lineage.of(dataset, split).share_seen(dataset, split) == 0
-        assert len(held_out_ids(dataset, split)) >= len(split.cases.targets.values)
+        assert len(held_out(dataset, split)[1]) >= len(split.cases.targets.values)
 
 
 def test_a_refit_has_seen_all_of_validation():
@@ -148,7 +149,7 @@ def test_hidden_items_that_an_ancestor_knows_are_seen():
     assert Lineage.of(dataset, hiding).share_seen(dataset, hiding) == 0
     # The rows of hidden items that the other training has.
     seen = len(plain.train) - len(hiding.train)
-    expected = pytest.approx(seen / len(held_out_ids(dataset, hiding)))
+    expected = pytest.approx(seen / len(held_out(dataset, hiding)[1]))
     assert Lineage.of(dataset, plain).share_seen(dataset, hiding) == expected
 
 

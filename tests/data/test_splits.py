@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from small_splits import SMALL, dataset_of, random_data, rows_of
 
-from twotower.data import splits, synthetic
+from twotower.data import synthetic
+from twotower.data.protocols import PARTS, PROTOCOLS
 from twotower.data.splits import make_split
 
 
@@ -69,8 +70,8 @@ def events():
     return synthetic.generate(config).dataset
 
 
-@pytest.mark.parametrize("protocol", splits.PROTOCOLS)
-@pytest.mark.parametrize("part", splits.PARTS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("part", PARTS)
 def test_impressions_never_train_and_are_never_asked(events, protocol, part):
     split = make_split(events, protocol, part)
     positive = np.flatnonzero(events.positive)
@@ -83,8 +84,8 @@ def test_impressions_never_train_and_are_never_asked(events, protocol, part):
     assert rows_of(alone.cases) == rows_of(split.cases)
 
 
-@pytest.mark.parametrize("protocol", splits.PROTOCOLS)
-@pytest.mark.parametrize("part", splits.PARTS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("part", PARTS)
 def test_training_rows_are_never_asked(protocol, part):
     dataset = random_data(num_rows=1100)
     split = make_split(dataset, protocol, part)

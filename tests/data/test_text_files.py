@@ -8,7 +8,7 @@ from small_tables import HEAD
 from table_writers import text
 from three_tables import EXPECTED, load_all
 
-from twotower.data import files, tables
+from twotower.data import tables, text_files
 
 REFUSED_TEXT = {
     "a field too many": (
@@ -74,7 +74,7 @@ def test_a_file_of_several_streams(module, tmp_path):
 def test_a_file_longer_than_arrow_parses_at_once(tmp_path, monkeypatch):
     """Blocks end inside records, and inside a text of several lines."""
     text()(tmp_path)
-    monkeypatch.setattr(files, "BLOCK_SIZE", 130)
+    monkeypatch.setattr(text_files, "BLOCK_SIZE", 130)
     assert load_all(tmp_path).fingerprint() == EXPECTED.fingerprint()
 
 

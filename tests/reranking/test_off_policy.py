@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from twotower.evaluation.metrics import Z95
+from twotower.evaluation.intervals import Z95
 from twotower.reranking import off_policy
 from twotower.reranking.off_policy import Logged
 from twotower.reranking.reward_models import cross_fitted_means, cross_fitted_ridge, expectations

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from twotower.data import synthetic
-from twotower.evaluation.metrics import share_interval
+from twotower.evaluation.intervals import share_interval
 from twotower.reranking import experiments, off_policy
 from twotower.reranking.bandits import EpsilonGreedy, slot_probabilities
 from twotower.reranking.reward_models import cross_fitted_ridge, expectations

@@ -1,4 +1,4 @@
-"""A canary of the same training: routes answer by the version of the user, or the one asked for."""
+"""Canaries: a second version, which answers a share of the users and whoever names it."""
 
 import asyncio
 import json
@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
+from two_versions import BODY, served
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.item_map import ItemMap
 from twotower.bundle.manifest import write_manifest
+from twotower.data.requests import Requests
 from twotower.ragged import Ragged
 from twotower.serving import schemas
 from twotower.serving.app import create_app
+from twotower.serving.asks import FieldError
 from twotower.serving.index_client import IndexClient
 from twotower.serving.index_service import IndexService
 from twotower.serving.live import Live
@@ -26,6 +29,65 @@ from twotower.serving.service import Service
 from twotower.serving.shelf import Shelf
 
 USER = {"user_id": "u00007"}
+
+
+def test_canaries_take_a_share_of_the_users(bundle_folder):
+    live = Pipeline(bundle_folder)
+    both = Live((live, live), 0.25)
+    numbers = [both.number_of(f"u{number}") for number in range(400)]
+    assert 60 < sum(numbers) < 140 and numbers == [both.number_of(f"u{n}") for n in range(400)]
+    assert both.number_of("") == 0 and Live((live,)).number_of("u1") == 0
+    named = Live((live, live), 0.25, ("old", "new"))
+    assert {named.number_of(f"u{number}", "new") for number in range(9)} == {1}
+    assert named.number_of("", "old") == 0 and Live((live,)).names == [live.model_version]
+    with pytest.raises(FieldError, match="not loaded; there are old, new"):
+        named.number_of("", live.model_version)
+
+
+def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_folder):
+    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
+    asyncio.run(service.deploy(second, 0.5))
+    assert service.choices()["versions"] == service.status()["versions"] == [first, second]
+    bodies = [schemas.Recommend(**BODY, version=version) for version in (second, "x", first)]
+    new, wrong, old = service._recommend([(body, None) for body in bodies])
+    assert (new["model_version"], old["model_version"]) == (second[:16], first[:16])
+    assert isinstance(wrong, FieldError) and wrong.field == "version"
+    asyncio.run(service.roll_back())
+    (gone,) = service._recommend([(bodies[0], None)])
+    assert str(gone) == f"not loaded; there are {first}"
+    asyncio.run(service.stop())
+
+
+def test_vectors_are_of_the_version_that_recommends_to_the_user(
+    tmp_path, bundle_folder, other_folder
+):
+    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
+    asyncio.run(service.deploy(second, 0.5))
+    users, history = [f"u{number}" for number in range(8)], BODY["history"]
+    answers = service._recommend([(schemas.Recommend(**BODY, user_id=u), None) for u in users])
+    chosen = [answer["model_version"] for answer in answers]
+    assert {*chosen} == {first[:16], second[:16]}
+    requests = [schemas.Request(user_id=user, history=history) for user in users]
+
+    def embedded(requests: list) -> dict:
+        return asyncio.run(service.embed(schemas.Embed(requests=requests, on_map=True)))
+
+    # Each user alone, and all of them in one body, of which no single version can be named.
+    alone = [embedded([request]) for request in requests]
+    assert [answer["model_version"] for answer in alone] == chosen
+    together = embedded(requests)
+    assert together["model_version"] == "" and together["model_versions"] == chosen
+    for name in ("vectors", "points", "unknown"):
+        assert together[name] == [answer[name][0] for answer in alone]
+    # The vectors are those of the version's query tower.
+    for folder in (bundle_folder, other_folder):
+        bundle = Bundle(folder)
+        truth = bundle.encode(Requests.of(bundle.catalogue, [history]))[0]
+        found = together["vectors"][chosen.index(bundle.model_version)]
+        np.testing.assert_allclose(found, truth, atol=1e-6)
+    # An unknown user gets the live one.
+    assert embedded([schemas.Request()])["model_version"] == first[:16]
+    asyncio.run(service.stop())
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,19 @@ import ctypes
 import functools
 import gc
 import json
-import shutil
 import sys
 import time
 import weakref
 
 import httpx2
-import numpy as np
 import pytest
 from damaged_files import flip
+from two_versions import BODY, served
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError, write_manifest
-from twotower.data.requests import Requests
 from twotower.serving import deployer as deployer_module
-from twotower.serving import schemas
 from twotower.serving.app import create_app
-from twotower.serving.asks import FieldError
 from twotower.serving.checks import Checks, failed
 from twotower.serving.deployer import Deployer, DeployRefused
 from twotower.serving.live import Live
@@ -30,7 +26,6 @@ from twotower.serving.pipeline import Pipeline
 from twotower.serving.process import started
 from twotower.serving.registry import Active, Registry
 from twotower.serving.served_bundle import ServedBundle
-from twotower.serving.service import Options, Service
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +47,6 @@ def test_a_worse_bundle_is_named_by_what_fell(live, copy):
     live.bundle.manifest.pop("validation")
     assert any("recall@10: 0.1000; expected 0.1800 or more" in reason for reason in reasons)
     assert len(reasons) == 1, reasons
-
-
-def test_canaries_take_a_share_of_the_users(live):
-    both = Live((live, live), 0.25)
-    numbers = [both.number_of(f"u{number}") for number in range(400)]
-    assert 60 < sum(numbers) < 140 and numbers == [both.number_of(f"u{n}") for n in range(400)]
-    assert both.number_of("") == 0 and Live((live,)).number_of("u1") == 0
-    named = Live((live, live), 0.25, ("old", "new"))
-    assert {named.number_of(f"u{number}", "new") for number in range(9)} == {1}
-    assert named.number_of("", "old") == 0 and Live((live,)).names == [live.model_version]
-    with pytest.raises(FieldError, match="not loaded; there are old, new"):
-        named.number_of("", live.model_version)
-
-
-BODY = {"history": ["i00003", "i00007", "i00011"], "k": 8, "funnel": "two_tower"}
 
 
 async def deploy_under_load(service, versions, num_deploys):
@@ -99,22 +79,6 @@ async def deploy_under_load(service, versions, num_deploys):
         state = (await client.get("/deploys")).json()
         await service.stop()
     return answers, statuses, back, state
-
-
-def served(folder, bundle_folder, other_folder):
-    """A service whose registry holds two bundles and one that was damaged later."""
-    registry = Registry(folder / "registry")
-    first, second = registry.put(bundle_folder), registry.put(other_folder)
-    bad = f"{second[:-8]}00000000"
-    shutil.copytree(registry.path(second), registry.folder / "versions" / bad)
-    flip(registry.path(bad) / "items" / "vectors.npy")
-    registry.activate(first)
-    # Without a deadline: this machine may be busy.
-    load = functools.partial(Pipeline, source_deadline=60)
-    live = Live((load(registry.path(first)),), versions=(first,))
-    options = Options(deadline=60)
-    service = Service(live, folder / "state", registry=registry, load=load, options=options)
-    return service, first, second, bad
 
 
 def check_deploys(folder, bundle_folder, other_folder, num_deploys):
@@ -194,52 +158,6 @@ def test_towers_that_were_let_go_leave_no_memory(bundle_folder):
 
     before = used_after_loads(2)
     assert used_after_loads(5) - before < 5 * 0.5
-
-
-def test_a_request_may_name_a_loaded_version(tmp_path, bundle_folder, other_folder):
-    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
-    asyncio.run(service.deploy(second, 0.5))
-    assert service.choices()["versions"] == service.status()["versions"] == [first, second]
-    bodies = [schemas.Recommend(**BODY, version=version) for version in (second, "x", first)]
-    new, wrong, old = service._recommend([(body, None) for body in bodies])
-    assert (new["model_version"], old["model_version"]) == (second[:16], first[:16])
-    assert isinstance(wrong, FieldError) and wrong.field == "version"
-    asyncio.run(service.roll_back())
-    (gone,) = service._recommend([(bodies[0], None)])
-    assert str(gone) == f"not loaded; there are {first}"
-    asyncio.run(service.stop())
-
-
-def test_vectors_are_of_the_version_that_recommends_to_the_user(
-    tmp_path, bundle_folder, other_folder
-):
-    service, first, second, _ = served(tmp_path, bundle_folder, other_folder)
-    asyncio.run(service.deploy(second, 0.5))
-    users, history = [f"u{number}" for number in range(8)], BODY["history"]
-    answers = service._recommend([(schemas.Recommend(**BODY, user_id=u), None) for u in users])
-    chosen = [answer["model_version"] for answer in answers]
-    assert {*chosen} == {first[:16], second[:16]}
-    requests = [schemas.Request(user_id=user, history=history) for user in users]
-
-    def embedded(requests: list) -> dict:
-        return asyncio.run(service.embed(schemas.Embed(requests=requests, on_map=True)))
-
-    # Each user alone, and all of them in one body, of which no single version can be named.
-    alone = [embedded([request]) for request in requests]
-    assert [answer["model_version"] for answer in alone] == chosen
-    together = embedded(requests)
-    assert together["model_version"] == "" and together["model_versions"] == chosen
-    for name in ("vectors", "points", "unknown"):
-        assert together[name] == [answer[name][0] for answer in alone]
-    # The vectors are those of the version's query tower.
-    for folder in (bundle_folder, other_folder):
-        bundle = Bundle(folder)
-        truth = bundle.encode(Requests.of(bundle.catalogue, [history]))[0]
-        found = together["vectors"][chosen.index(bundle.model_version)]
-        np.testing.assert_allclose(found, truth, atol=1e-6)
-    # An unknown user gets the live one.
-    assert embedded([schemas.Request()])["model_version"] == first[:16]
-    asyncio.run(service.stop())
 
 
 def test_what_another_process_activated_is_followed(tmp_path, bundle_folder, other_folder):

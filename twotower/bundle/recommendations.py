@@ -1,12 +1,14 @@
 """Recommendations: the answer to one person, with what a page shows of each item."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
+from twotower.bundle.exported_model import ExportedModel
 from twotower.data.catalogue import Catalogue
+from twotower.retrieval.candidates import Candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,21 @@ class Recommendations:
 
     table: pd.DataFrame
     history: pd.DataFrame
+
+    @classmethod
+    def of(cls, model: ExportedModel, found: Candidates, liked: np.ndarray) -> Self:
+        """Recommendations from what a search found for one person.
+
+        Args:
+            model: The model whose vectors were searched.
+            found: One row.
+            liked: `[num_liked]` keys of the history, oldest first.
+        """
+        items, keys = model.catalogue.items, found.keys[0, : found.counts[0]]
+        table = items.iloc[keys].reset_index(drop=True)
+        scores = found.scores[0, : len(keys)].astype(float)
+        because = nearest(model.catalogue, model.keys, model.vectors, keys, liked)
+        return cls(table.assign(score=scores, because=because), items.iloc[liked])
 
     def __len__(self) -> int:
         return len(self.table)

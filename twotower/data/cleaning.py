@@ -170,8 +170,9 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
         is_number = values.map(
             lambda value: isinstance(value, numbers.Number) and not isinstance(value, bool)
         )
-        refuse(table, values, present & ~is_number.astype(bool), "is {}, not a number")
-        refuse(table, values, present, "is {}, not a number")
+        wrong = present & ~is_number.astype(bool)
+        # All may be numbers of kinds that no column has: complex ones, or a Decimal among floats.
+        refuse(table, values, wrong if wrong.any() else present, "is {}, not a number")
     problem = "is {}; numbers must be finite, and within a float32"
     if values.dtype == object:  # Python's integers may be too large even for float64
         too_large = [abs(number) > LARGEST for number in values.where(present, 0)]

@@ -15,7 +15,8 @@ import pandas as pd
 
 from twotower.data import files, schema
 from twotower.data.columns import check_ids, refuse
-from twotower.data.tables import frame_of, located, refuse_unused
+from twotower.data.file_frames import frame_of, located, refuse_unused
+from twotower.data.text_files import TextFormat
 from twotower.data.times import LATEST
 
 # Ratings in the published files; a folder with another number is loaded with a warning.
@@ -133,7 +134,7 @@ def read_folder(
     for table, (name, sep) in layout.files.items():
         has_header = schema.has_header(entries, table)
         # In the layouts without a header, a quote is a part of a title.
-        form = files.TextFormat(sep, has_header, quoted=has_header, decode=_to_utf8)
+        form = TextFormat(sep, has_header, quoted=has_header, decode=_to_utf8)
         sources[table] = files.read(folder / name, form)
     refuse_unused(entries, sources)
     with located(sources):

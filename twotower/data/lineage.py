@@ -60,7 +60,7 @@ class Lineage:
         learned from; None where it is not known."""
         if self.rows is None:
             return None
-        return max(_share(self.rows, dataset, split), _share_shifted(self.rows, dataset, split))
+        return max(_shares(self.rows, dataset, split))
 
     def require_unseen(self, dataset: Dataset, split: Split, advice: str) -> None:
         """Refuses weights that have learned the answers to a split's questions.
@@ -70,16 +70,16 @@ class Lineage:
                 `MOST_SEEN` of the rows that the questions are about, or it is not known from which
                 rows. The message ends with `advice`.
         """
-        seen = self.share_seen(dataset, split)
-        if seen is None:
+        if self.rows is None:
             raise ValueError(
                 "the model, or one that it starts from, does not say which rows it has learned "
                 "from, as bundles of earlier versions do not. It may have learned the answers of "
                 f"{split.protocol}, {split.part}. {advice}"
             )
+        same, shifted = _shares(self.rows, dataset, split)
+        seen = max(same, shifted)
         if seen > MOST_SEEN:
-            is_shifted = self.rows is not None and seen > _share(self.rows, dataset, split)
-            zone = ", at times of another time zone" if is_shifted else ""
+            zone = ", at times of another time zone" if shifted > same else ""
             raise ValueError(
                 f"the model, or one that it starts from, has learned from {seen:.0%} of the rows "
                 f"that {split.protocol} keeps for {split.part}{zone}, so they cannot judge it. "
@@ -112,42 +112,40 @@ def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
 
 
-def held_out_ids(dataset: Dataset, split: Split) -> np.ndarray:
-    """Ids of the rows that a model must not have learned from if a split is to judge it: the rows
-    of its targets (same user and item), and all rows of items that it hides. Only positive rows.
+def held_out(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a model must not have learned from if a split is to judge it: the rows of its
+    targets (same user and item), and all rows of items that it hides. Only positive rows.
 
     Returns:
-        `[num_rows]` uint64, ascending and unique.
+        `[num_rows]`, the rows, ascending; and `[<= num_rows]` uint64, their `row_ids`. Neither has
+        a training row.
     """
-    # If seen items may be answered, an earlier row of a target's user and item may be in training.
-    ids = row_ids(dataset, _held_out(dataset, split))
-    return np.setdiff1d(ids, row_ids(dataset, split.train), assume_unique=True)
-
-
-def _held_out(dataset: Dataset, split: Split) -> np.ndarray:
-    """Numbers of the rows that `held_out_ids` hashes; training rows may be among them."""
     cases, num_items = split.cases, np.int64(len(dataset.items))
     users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
     target_pairs = users[cases.targets.row_index] * num_items + cases.targets.values
-    held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, target_pairs)
+    is_held_out = np.isin(dataset.user_rows * num_items + dataset.item_keys, target_pairs)
     if split.hidden is not None:
-        held_out |= np.isin(dataset.item_keys, split.hidden)
-    return np.flatnonzero(held_out & dataset.positive)
+        is_held_out |= np.isin(dataset.item_keys, split.hidden)
+    rows = np.flatnonzero(is_held_out & dataset.positive)
+    # If seen items may be answered, an earlier row of a target's user and item may be in training.
+    ids = np.setdiff1d(row_ids(dataset, rows), row_ids(dataset, split.train), assume_unique=True)
+    return np.setdiff1d(rows, split.train), ids
 
 
-def _share(known: np.ndarray, dataset: Dataset, split: Split) -> float:
-    """Of the rows that a split keeps for its questions, the share whose ids are known."""
-    held_out = held_out_ids(dataset, split)
-    return len(np.intersect1d(held_out, known, assume_unique=True)) / max(1, len(held_out))
+def _shares(known: np.ndarray, dataset: Dataset, split: Split) -> tuple[float, float]:
+    """Of the rows that a split keeps for its questions, the share whose ids are known: at the times
+    of the rows, and at times of another time zone."""
+    rows, ids = held_out(dataset, split)
+    same = len(np.intersect1d(ids, known, assume_unique=True)) / max(1, len(ids))
+    return same, _share_shifted(known, dataset, rows)
 
 
-def _share_shifted(known: np.ndarray, dataset: Dataset, split: Split) -> float:
-    """As `_share`, of a sample of the rows, at times shifted by another time zone.
+def _share_shifted(known: np.ndarray, dataset: Dataset, rows: np.ndarray) -> float:
+    """The share of a sample of the rows whose ids are known at times of another time zone.
 
     A match does not count if the dataset itself has a row at the shifted time: then the model has
     learned from that other event of the user.
     """
-    rows = np.setdiff1d(_held_out(dataset, split), split.train)
     if not dataset.has_times or not len(rows):
         return 0.0
     rows = rows[:: -(-len(rows) // MAX_SHIFTED_ROWS)]

@@ -14,7 +14,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
 from twotower.data.splits import Split, only_hidden
-from twotower.evaluation import metrics
+from twotower.evaluation import intervals, metrics
 from twotower.evaluation.metrics import KS, MRR_AT, TargetRanks
 from twotower.retrieval.candidates import Candidates
 
@@ -93,7 +93,7 @@ class Report:
         """Size and `recall_micro@k` of a segment of targets."""
         users = self.clusters[self.ranks.case[targets]]
         found = {
-            f"recall_micro@{k}": metrics.share_interval(
+            f"recall_micro@{k}": intervals.share_interval(
                 self.ranks.ranks[targets] <= k, clusters=users
             )
             for k in self.ks
@@ -114,7 +114,7 @@ class Report:
         missing = [report for report in (self, other) if name not in report.values]
         if missing:
             raise ValueError(f"no values of {name!r} by case; there are {list(self.values)}.")
-        return metrics.paired_difference(
+        return intervals.paired_difference(
             self.values[name],
             other.values[name],
             self._weights(name, slice(None)),
@@ -124,7 +124,7 @@ class Report:
 
     def _interval(self, name: str, rows) -> dict:
         """Mean and interval of a metric over some cases."""
-        interval = metrics.share_interval if _is_share(name) else metrics.interval
+        interval = intervals.share_interval if _is_share(name) else intervals.interval
         return interval(self.values[name][rows], self._weights(name, rows), self.clusters[rows])
 
     def _weights(self, name: str, rows) -> np.ndarray | None:

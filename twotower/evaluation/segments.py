@@ -19,7 +19,7 @@ import numpy as np
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
-from twotower.evaluation import metrics
+from twotower.evaluation import intervals, metrics
 from twotower.evaluation.comparison import shown
 from twotower.evaluation.evaluate import Report
 from twotower.evaluation.metrics import TargetRanks
@@ -90,7 +90,7 @@ def by_segment(
         if len(cases):
             users = report.clusters[cases]
             found[name] |= {
-                figure: metrics.share_interval(values, clusters=users)
+                figure: intervals.share_interval(values, clusters=users)
                 for figure, values in _values(ranks).items()
             }
             found[name]["others"] = {

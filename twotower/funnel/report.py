@@ -14,7 +14,7 @@ import numpy as np
 from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
-from twotower.evaluation import metrics
+from twotower.evaluation import intervals, metrics
 from twotower.evaluation.evaluate import Recommend
 from twotower.funnel.cold_start import ExplorationSlots
 from twotower.funnel.filters import Filters
@@ -197,7 +197,7 @@ class Recording:
             rows.append(
                 StepReport(
                     step[0].name,
-                    {k: metrics.share_interval(metrics.recall(ranks[index], k)) for k in ks},
+                    {k: intervals.share_interval(metrics.recall(ranks[index], k)) for k in ks},
                     found[index],
                     only,
                     without,
@@ -330,7 +330,7 @@ def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]
     if "genres" in dataset.items:
         tags = tag_table(dataset.items["genres"])
         found["genre_distance@10"] = metrics.tag_distance(keys, tags, 10)
-    return {name: metrics.interval(values) for name, values in found.items()}
+    return {name: intervals.interval(values) for name, values in found.items()}
 
 
 def tag_table(tags: Iterable[Sequence[str]]) -> np.ndarray:

@@ -22,7 +22,7 @@ from scipy.special import chdtrc
 
 from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
-from twotower.evaluation.metrics import Z95
+from twotower.evaluation.intervals import Z95
 from twotower.funnel.filters import fractions
 from twotower.limits import whole_number
 from twotower.retrieval.candidates import Candidates

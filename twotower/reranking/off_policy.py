@@ -23,7 +23,7 @@ import dataclasses
 
 import numpy as np
 
-from twotower.evaluation.metrics import Z95, interval
+from twotower.evaluation.intervals import Z95, interval
 
 # Samples of a bootstrap, and cells of a table [samples, clusters] that is drawn at once.
 SAMPLES, CELLS = 1000, 2**20
@@ -233,7 +233,7 @@ def bootstrap_interval(
         interval = mean - [97.5th, 2.5th percentile of t] * standard error
 
     Args:
-        values: As in `metrics.interval`, whose standard error is used.
+        values: As in `intervals.interval`, whose standard error is used.
         weights: As there.
         clusters: As there.
         seed: Of the samples.

@@ -15,7 +15,7 @@ sys.path.insert(0, str(tiny.ROOT / "experiments" / "studies"))
 from ablation_plan import LOSSES
 from sequence_plan import SEQUENCES
 
-from twotower.data.splits import PROTOCOLS
+from twotower.data.protocols import PROTOCOLS
 from twotower.training import flags as recipe_flags
 from twotower.training.recipe import CHOICES
 

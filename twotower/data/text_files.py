@@ -1,0 +1,175 @@
+"""Reads CSV, TSV and other text files as Arrow tables whose columns are all text."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+# First bytes of packed files, and what Arrow calls their codec.
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+# How Hive and Spark write a missing value.
+NULL = "\\N"
+BOM = b"\xef\xbb\xbf"
+# Bytes that Arrow parses at once. No record may be longer.
+BLOCK_SIZE = 2**26
+# Separators that are recognised, and what stands for one of several characters while it is read.
+SEPARATORS, UNIT_SEPARATOR = (",", "\t", ";", "|"), "\x1f"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFormat:
+    """How text files are written.
+
+    Attributes:
+        sep: Between fields, one or more characters; "" for what the first line has most of: a
+            comma, tab, semicolon or bar.
+        header: Whether the first line names the columns. Without, they are called "1", "2", ...
+        quoted: Whether a field may stand in double quotes.
+        decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
+
+        read(pathlib.Path("ratings.dat"), TextFormat(sep="::", header=False, quoted=False))
+    """
+
+    sep: str = ""
+    header: bool = True
+    quoted: bool = True
+    decode: Callable[[bytes], bytes] | None = None
+
+
+def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
+    """A table whose columns are all text; only `NULL` is read as missing. Two columns may have one
+    name, which `files.read` refuses.
+
+    Args:
+        path: The file, packed or not.
+        form: How it is written.
+
+    Raises:
+        ValueError: A file that is empty, damaged or not UTF-8, or a line with too many or too few
+            fields; the message names it.
+    """
+    data, sep = _bytes_of(path, form)
+    # Arrow would read an empty line before the header as the header, and needs a newline at the end
+    # of a file that has only a header.
+    body = data.lstrip(b"\r\n") + b"\n"
+    if not body.strip():
+        raise ValueError(f"{path} cannot be read: it is empty.")
+    if form.quoted and b'"' in body:  # Arrow reads on past a quote that is not closed
+        _check(path, data, sep, form)
+    try:
+        _, first = next(_records(data, sep, form))
+        columns = [str(number) for number in range(1, len(first) + 1)]
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(body),
+            pyarrow.csv.ReadOptions(
+                column_names=columns,
+                skip_rows_after_names=int(form.header),
+                block_size=BLOCK_SIZE,
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=sep,
+                quote_char='"' if form.quoted else False,
+                newlines_in_values=form.quoted,
+            ),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.large_string()),
+                null_values=[NULL],
+                strings_can_be_null=True,
+            ),
+        )
+    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        _check(path, data, sep, form)
+        raise ValueError(f"{path} cannot be read as text: {error}.") from error
+    if sep == UNIT_SEPARATOR:  # also between quotes, where it was text
+        columns = [pc.replace_substring(column, sep, form.sep) for column in table.columns]
+        table = pa.table(columns, table.column_names)
+    if not form.header:
+        return table
+    names = [name.strip() for name in first]
+    named = [number for number, name in enumerate(names) if name]  # without pandas' row numbers
+    names = [names[number] for number in named]
+    return table.select(named).rename_columns(names)
+
+
+def line_of(path: pathlib.Path, form: TextFormat, row: int) -> int:
+    """The line, counted from 1, at which a row of the table begins."""
+    records = _records(*_bytes_of(path, form), form)
+    line, _ = next(itertools.islice(records, row + form.header, None))
+    return line
+
+
+def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str]:
+    """A text file in UTF-8, unpacked, without a byte order mark; and its separator, a character."""
+    data = path.read_bytes()
+    codec = next((name for magic, name in PACKED.items() if data.startswith(magic)), None)
+    if codec is not None:
+        try:
+            data = pa.CompressedInputStream(pa.BufferReader(data), codec).read()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path} cannot be unpacked: {error}. Is the file whole? Copy it again."
+            ) from error
+    data = (data if form.decode is None else form.decode(data)).removeprefix(BOM)
+    sep = form.sep or ("\t" if ".tsv" in path.suffixes else _most_frequent(data))
+    if len(sep.encode()) > 1:  # Arrow takes one byte
+        data, sep = data.replace(sep.encode(), UNIT_SEPARATOR.encode()), UNIT_SEPARATOR
+    return data, sep
+
+
+def _most_frequent(data: bytes) -> str:
+    """The separator of which the first line has most, outside of quotes."""
+    first = re.sub(rb'"[^"]*"', b"", data[:65_536].lstrip(b"\r\n")).split(b"\n")[0]
+    return max(SEPARATORS, key=lambda sep: first.count(sep.encode()))
+
+
+def _records(
+    data: bytes, sep: str, form: TextFormat, strict: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """The first line (counted from 1) and the fields of each record; empty lines are skipped."""
+    csv.field_size_limit(BLOCK_SIZE)  # of this process; by default a field has 131,072 characters
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
+    reader = csv.reader(
+        text,
+        delimiter=sep,
+        strict=strict,
+        quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE,
+    )
+    line = 1
+    for fields in reader:
+        if fields:
+            yield line, fields
+        line = reader.line_num + 1
+
+
+def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
+    """Raises for the first line that is not UTF-8, has too many or few fields, or an open quote."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line} is not text in UTF-8: {error}. Save the file as UTF-8, unpacked."
+        ) from error
+    line, width = 0, None
+    shown = form.sep or sep
+    try:
+        for line, fields in _records(data, sep, form, strict=True):
+            width = width or len(fields)
+            if len(fields) != width:
+                text = shown.join(fields)
+                text = text if len(text) < 200 else text[:197] + "..."
+                raise ValueError(
+                    f"{path}, line {line}: {len(fields)} fields, where the first line has {width}: "
+                    f"{text!r}. Is the line cut off, or a text with {shown!r} not in quotes?"
+                )
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: the record after line {line} has a quote that is not closed ({error})."
+        ) from error
