@@ -8,6 +8,7 @@ from asking import ids, recommend, refused
 from twotower.data.tables import read_tables
 from twotower.funnel.cold_start import most_popular, most_telling
 from twotower.serving.asks import Ask
+from twotower.serving.events import EventLog
 from twotower.serving.store import StoreError
 
 
@@ -62,7 +63,11 @@ def test_a_request_that_a_tower_cannot_read_costs_the_others_nothing(service):
     assert found == alone and found["missing"] == {}
 
 
-def test_without_the_store_there_are_answers_but_no_events(client, service, monkeypatch):
+def full(*_):
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_without_the_store_there_are_answers_but_no_events(client, service, monkeypatch, caplog):
     def fail(*_):
         raise StoreError("Redis does not answer")
 
@@ -75,23 +80,43 @@ def test_without_the_store_there_are_answers_but_no_events(client, service, monk
     answer = client.post("/events", json=body)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert service.event_log.waiting == waiting
+    # Where the disk is full, too, the log keeps what it cannot remove, and the answer is the same.
+    with monkeypatch.context() as patched:
+        patched.setattr(service.event_log, "remove", full)
+        assert client.post("/events", json=body).status_code == 503
+    assert service.event_log.waiting == waiting + 1 and "disk is full" in caplog.text
+
+
+def test_events_are_in_their_sessions_before_a_part_file_has_them(
+    client, service, tmp_path, monkeypatch
+):
+    """A part file cannot be changed: its events can no longer be refused."""
+    log, add, waiting = EventLog(tmp_path / "events", rows=2), service.sessions.add, []
+    monkeypatch.setattr(service, "event_log", log)
+    monkeypatch.setattr(
+        service.sessions, "add", lambda deeds: waiting.append(log.waiting) or add(deeds)
+    )
+    for item in ("i00003", "i00004", "i00005"):
+        body = {"events": [{"user_id": "u", "item_id": item}]}
+        assert client.post("/events", json=body).status_code == 202
+    # The second event makes a part file, after it is in the session.
+    assert waiting == [1, 2, 1] and log.waiting == 1
+    log.close()
 
 
 def test_on_a_full_disk_there_are_answers_and_what_is_not_kept_may_come_again(
     client, service, monkeypatch
 ):
-    def fail(*_):
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(service.event_log, "append", fail)
-    monkeypatch.setattr(service.journal, "append", fail)
+    monkeypatch.setattr(service.event_log, "append", full)
+    monkeypatch.setattr(service.journal, "append", full)
     for path, body in (
-        ("/events", {"events": [{"user_id": "u", "item_id": "i00003"}]}),
+        ("/events", {"events": [{"user_id": "unlucky", "item_id": "i00003"}]}),
         ("/items", {"add": [{"item_id": "new-1"}]}),
     ):
         wrong = refused(client, path, body, 503)
         assert wrong["code"] == "state" and "cannot be kept" in wrong["message"]
-    assert len(ids(recommend(client, user_id="u", history=["i00007"]))) == 10
+    assert not service.sessions.of(["unlucky"])[0].liked
+    assert len(ids(recommend(client, user_id="unlucky", history=["i00007"]))) == 10
     assert refused(client, "/similar", {"item_id": "new-1"})["field"] == "item_id"
 
 

@@ -120,7 +120,10 @@ def test_each_event_is_there_once_whatever_a_crash_left(tmp_path):
     log = EventLog(folder, rows=3)
     log.append([event(0), event(1)])
     assert logged(folder) == []
-    log.append([event(2)])  # the third makes a part file
+    log.flush_full()  # two are too few
+    log.append([event(2)])
+    assert logged(folder) == [] and log.waiting == 3
+    log.flush_full()  # three make a part file
     assert logged(folder) == ["i0", "i1", "i2"] and log.waiting == 0
     log.append([event(3)])
     # As after `kill -9`: nothing was closed.
@@ -155,6 +158,23 @@ def test_numbers_go_on_behind_the_part_files_without_the_file_beside_them(tmp_pa
     assert logged(folder) == [f"i{number}" for number in range(7)]
 
 
+def test_events_that_are_refused_after_all_leave_the_log_unless_a_part_file_has_them(tmp_path):
+    folder = tmp_path / "events"
+    log, other = EventLog(folder), EventLog(folder)  # of two processes
+    assert log.append([event(0), event(1)]) == range(1, 3)
+    assert other.append([event(2)]) == range(3, 4)
+    log.remove(range(1, 3))
+    assert other.waiting == 1
+    # Numbers are never given twice, or a later event would be taken for one of a part file.
+    assert log.append([event(3), event(4)]) == range(4, 6)
+    other.flush()
+    log.remove(range(4, 6))
+    assert log.append([event(5)]) == range(6, 7)
+    log.close()
+    other.close()
+    assert logged(folder) == ["i2", "i3", "i4", "i5"]
+
+
 def test_events_that_are_on_disk_are_acknowledged_though_no_part_file_can_be_written(
     tmp_path, monkeypatch, caplog
 ):
@@ -166,9 +186,11 @@ def test_events_that_are_on_disk_are_acknowledged_though_no_part_file_can_be_wri
 
     with monkeypatch.context() as patched:
         patched.setattr("twotower.serving.events.parquet.write_table", full)
-        log.append([event(0), event(1)])  # sent again, it would be there twice
+        log.append([event(0), event(1)])
+        log.flush_full()  # an error would let them be sent again, and they would be there twice
     assert "no space left" in caplog.text and log.waiting == 2
     log.append([event(2)])
+    log.flush_full()
     assert logged(folder) == ["i0", "i1", "i2"] and not [*folder.glob(".*")]
 
 

@@ -53,7 +53,7 @@ class EventLog:
 
     Args:
         folder: Of the part files; made where it does not exist. The SQLite file stands beside it.
-        rows: Number of events after which `append` writes a part file.
+        rows: Number of events after which `flush_full` writes a part file.
     """
 
     def __init__(self, folder: str | pathlib.Path, rows: int = 100_000) -> None:
@@ -88,12 +88,15 @@ class EventLog:
         names = (PART.fullmatch(path.name) for path in self.folder.iterdir())
         return max((int(name[2]) for name in names if name), default=0)
 
-    def append(self, events: Sequence[dict[str, Any]]) -> None:
+    def append(self, events: Sequence[dict[str, Any]]) -> range:
         """Writes events, all or none; they are on disk when this returns.
 
         Args:
             events: A dictionary for each event, from names of `COLUMNS` to values. A column that is
                 left out is missing.
+
+        Returns:
+            Their numbers.
 
         Raises:
             sqlite3.Error: Nothing could be written, as on a full disk.
@@ -101,21 +104,41 @@ class EventLog:
         marks = ", ".join("?" * len(COLUMNS))
         insert = f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES ({marks})"
         rows = [[event.get(name) for name in COLUMNS] for event in events]
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(insert, rows)
+            # No other process writes meanwhile, so the numbers of these events have no gaps.
+            (last,) = self._connection.execute("SELECT last_insert_rowid()").fetchone()
+        return range(last - len(rows) + 1, last + 1)
+
+    def remove(self, numbers: range) -> None:
+        """Takes events out again, all or none. Those that are in a part file by now stay there:
+        another thread or process may have flushed.
+
+        Args:
+            numbers: What `append` returned.
+
+        Raises:
+            sqlite3.Error: Nothing could be removed, as on a full disk.
+        """
+        delete = "DELETE FROM events WHERE number BETWEEN ? AND ?"
         with self._lock:
-            with self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany(insert, rows)
-            if self.waiting >= self._rows:
-                try:
-                    self._flush()
-                except (OSError, sqlite3.Error, pa.ArrowException) as error:
-                    # The events are on disk: who sends them again has them twice.
-                    LOG.error("no part file of %d events: %s", self.waiting, error)
+            self._connection.execute(delete, (numbers.start, numbers.stop - 1))
 
     @property
     def waiting(self) -> int:
         """Number of events that are in no part file yet."""
         return self._connection.execute("SELECT count(*) FROM events").fetchone()[0]
+
+    def flush_full(self) -> None:
+        """Moves the events into a part file if there are `rows` or more. An error is only logged:
+        the events are on disk, and whoever sends them again has them twice."""
+        with self._lock:
+            try:
+                if self.waiting >= self._rows:
+                    self._flush()
+            except (OSError, sqlite3.Error, pa.ArrowException) as error:
+                LOG.error("events wait for a part file: %s", error)
 
     def flush(self) -> pathlib.Path | None:
         """Moves the events into a part file; returns it, or None where there are none."""

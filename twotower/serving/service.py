@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -340,7 +341,16 @@ class Service:
     # Changes.
 
     async def note(self, body: schemas.Events) -> None:
-        """Records events: on disk and in the sessions when this returns."""
+        """Records events: on disk and in the sessions when this returns.
+
+        Events that are refused are in neither. There are three exceptions. Events stay in the log
+        if the disk fails just after the store, or if they are flushed between the two. They stay in
+        a session if the store adds them and its answer comes too late.
+
+        Raises:
+            StoreError: The store of the sessions does not answer.
+            sqlite3.Error: The disk is full, say.
+        """
         await self._events.submit(body)
         for event in body.events:
             self.metrics.events.labels(event.event).inc()
@@ -365,9 +375,17 @@ class Service:
             )
             for row in rows
         ]
-        # The log last: where the store does not answer, the event is not taken, and may come again.
-        self.sessions.add(deeds)
-        self.event_log.append(rows)
+        # The log first: its events can be taken out again, those of a session cannot.
+        numbers = self.event_log.append(rows)
+        try:
+            self.sessions.add(deeds)
+        except StoreError:
+            try:
+                self.event_log.remove(numbers)
+            except sqlite3.Error as error:
+                LOG.error("%d refused events stay in the log: %s", len(numbers), error)
+            raise
+        self.event_log.flush_full()
         return [None] * len(bodies)
 
     async def change_items(self, body: schemas.Items) -> dict[str, Any]:
