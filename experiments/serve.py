@@ -51,6 +51,9 @@ flags.DEFINE_float("rate", 0.0, "Requests a second and caller; 0 for no limit.",
 
 def main() -> None:
     """Serves until it is stopped."""
+    from twotower.serving.listeners import bound
+
+    listeners = bound(FLAGS.host, FLAGS.port)
     # One thread in each process: NumPy and FAISS read these when they are first imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -76,8 +79,9 @@ def main() -> None:
         options=Options(FLAGS.max_batch, FLAGS.max_wait / 1e3, FLAGS.deadline / 1e3),
         limits=Limits(body_bytes, concurrency=FLAGS.concurrency, rate=FLAGS.rate),
     )
-    print(f"http://{FLAGS.host}:{FLAGS.port} serves {FLAGS.registry or bundle}", flush=True)
-    run(settings, FLAGS.host, FLAGS.port, FLAGS.workers)
+    port = listeners[0].getsockname()[1]
+    print(f"http://{FLAGS.host}:{port} serves {FLAGS.registry or bundle}", flush=True)
+    run(settings, FLAGS.host, listeners, FLAGS.workers)
 
 
 def quickstart() -> str:

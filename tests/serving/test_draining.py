@@ -17,6 +17,7 @@ from twotower.serving.draining import (
     DrainingServer,
     has_waiting_connection,
 )
+from twotower.serving.listeners import bound
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="packet filters need Linux")
@@ -33,13 +34,15 @@ def connected(port: int, seconds: float = 30) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def started(loop: str):
-    """A server that listens, and its port. It accepts connections only while the test awaits."""
-    config = uvicorn.Config(app, port=0, lifespan="off", loop=loop, timeout_graceful_shutdown=5)
+    """A server that listens, its sockets and its port. It accepts connections only while the test
+    awaits."""
+    config = uvicorn.Config(app, lifespan="off", loop=loop, timeout_graceful_shutdown=5)
     config.load()
     server = DrainingServer(config)
     server.lifespan = config.lifespan_class(config)
-    await server.startup()
-    yield server, server.servers[0].sockets[0].getsockname()[1]
+    listeners = bound("127.0.0.1", 0)
+    await server.startup(listeners)
+    yield server, listeners, listeners[0].getsockname()[1]
 
 
 def in_loop(loop: str, test) -> None:
@@ -51,11 +54,11 @@ def in_loop(loop: str, test) -> None:
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_whoever_waits_at_the_socket_is_answered(loop):
     async def test():
-        async with started(loop) as (server, port):
+        async with started(loop) as (server, listeners, port):
             waiting = [connected(port) for _ in range(20)]
             for client in waiting[:10]:
                 client.sendall(ASK)
-            ending = asyncio.create_task(server.shutdown())
+            ending = asyncio.create_task(server.shutdown(listeners))
             await asyncio.sleep(DRAIN_SECONDS / 2)
             # Those that had not asked yet, and one that asks again: they are told to close.
             for client in waiting[9:]:
@@ -71,10 +74,11 @@ def test_whoever_waits_at_the_socket_is_answered(loop):
 
 
 @on_linux
-def test_who_comes_too_late_meets_the_next_process():
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_who_comes_too_late_meets_the_next_process(loop):
     async def test():
-        async with started("asyncio") as (server, port):
-            ending = asyncio.create_task(server.shutdown())
+        async with started(loop) as (server, listeners, port):
+            ending = asyncio.create_task(server.shutdown(listeners))
             await asyncio.sleep(DRAIN_SECONDS / 4)
             late = asyncio.create_task(asyncio.to_thread(connected, port))
             await ending
@@ -87,7 +91,7 @@ def test_who_comes_too_late_meets_the_next_process():
                 taken.sendall(b"hello")
                 assert client.recv(5) == b"hello"
 
-    in_loop("asyncio", test)
+    in_loop(loop, test)
 
 
 @on_linux

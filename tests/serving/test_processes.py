@@ -84,6 +84,21 @@ def test_a_quick_start_that_fails_says_why_without_a_traceback(tmp_path):
     assert end == "serve.py: quickstart.py ended with status 1; it said why above."
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_in_use_is_found_before_anything_is_loaded(tmp_path, workers):
+    """Neither data nor a bundle is there, which would be the next error."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        given = [f"--port={port}", f"--data_dir={tmp_path}/nowhere", f"--workers={workers}"]
+        command = [sys.executable, SERVE, *given, "--store=redis://127.0.0.1:1/0"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        f"serve.py: 127.0.0.1:{port} is in use: end the process that listens there, or give "
+        "another --port. (--debug shows where.)\n"
+    )
+
+
 def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
     served = Process(f"--bundle={bundle_folder}", f"--state={tmp_path}")
     event = {"user_id": "u", "item_id": "i00003"}

@@ -194,7 +194,7 @@ def test_nothing_that_the_description_of_an_index_allows_fails(bundle_folder, tm
 )
 def test_roles_that_cannot_be(settings, workers, match):
     with pytest.raises(ValueError, match=match):
-        run(Settings("W/bundle", "", "W/state", **settings), "127.0.0.1", 0, workers)
+        run(Settings("W/bundle", "", "W/state", **settings), "127.0.0.1", [], workers)
     with pytest.raises(ValueError, match=r"an address such as http://127\.0\.0\.1:8001; got 'file"):
         IndexClient("file:///etc/passwd")
 

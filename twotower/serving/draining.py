@@ -10,6 +10,7 @@ kernel sends the packet again after a second, and then reaches the next process 
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -19,6 +20,8 @@ import time
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
+
+from twotower.serving.listeners import refused
 
 # Seconds to wait for handshakes that have begun, and for the next request of each open connection,
 # which is answered with `connection: close`.
@@ -51,28 +54,37 @@ def has_waiting_connection(listener: socket.socket) -> bool:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server of one process. It shuts down when all waiting connections are accepted, and the
-    requests under way are answered."""
+    """A server of one process, which is given its sockets (`listeners.py`). It shuts down when all
+    waiting connections are accepted, and the requests under way are answered."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`.
+
+        Raises:
+            OSError: Another process has begun to listen since the sockets were bound.
+        """
+        try:
+            await super().startup(sockets)
+            # A socket that cannot listen is closed by uvloop, which goes on without it.
+            if any(listener.fileno() < 0 for listener in sockets or ()):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise refused(self.config.host, self.config.port, error) from error
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        with contextlib.ExitStack() as stack:
-            # uvloop's sockets have no options that can be set, so these are duplicates.
-            listeners = [
-                stack.enter_context(socket.socket(fileno=os.dup(original.fileno())))
-                for server in self.servers
-                for original in server.sockets
-            ]
-            for listener in listeners:
-                drop_new_connections(listener)
-            # Tells clients that keep a connection open to send no further request on it.
-            state = self.server_state
-            state.default_headers = [*state.default_headers, (b"connection", b"close")]
-            end = time.monotonic() + (self.config.timeout_graceful_shutdown or DRAIN_SECONDS)
-            await asyncio.sleep(DRAIN_SECONDS)
-            while any(map(has_waiting_connection, listeners)) and time.monotonic() < end:
-                await asyncio.sleep(0.01)
-            await super().shutdown(sockets)
+        listeners = sockets or []
+        for listener in listeners:
+            drop_new_connections(listener)
+        # Tells clients that keep a connection open to send no further request on it.
+        state = self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        end = time.monotonic() + (self.config.timeout_graceful_shutdown or DRAIN_SECONDS)
+        await asyncio.sleep(DRAIN_SECONDS)
+        while any(map(has_waiting_connection, listeners)) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
 
 
 class DrainingProcesses(Multiprocess):

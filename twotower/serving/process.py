@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import socket
 import sys
 import tempfile
 import time
@@ -94,16 +95,19 @@ class Settings:
         return cls(**entries, options=options, limits=limits)
 
 
-def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
+def run(
+    settings: Settings, host: str, listeners: Sequence[socket.socket], workers: int = 1
+) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
     Args:
         settings: For each process.
         host: Address to listen on.
-        port: Its port.
+        listeners: Its sockets, which are bound. They listen once a process can answer.
         workers: Number of processes.
 
     Raises:
+        OSError: Another process has begun to listen since the sockets were bound.
         ValueError: Several processes whose sessions or vectors would differ; or an address of an
             index for another role than `query`.
     """
@@ -145,7 +149,7 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
             "twotower.serving.process:app",
             factory=True,
             host=host,
-            port=port,
+            port=listeners[0].getsockname()[1],
             workers=workers,
             http="httptools",
             loop="uvloop",
@@ -157,9 +161,9 @@ def run(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         )
         with contextlib.suppress(KeyboardInterrupt):
             if workers > 1:
-                DrainingProcesses(config, sockets=[config.bind_socket()]).run()
+                DrainingProcesses(config, [*listeners]).run()
             else:
-                DrainingServer(config).run()
+                DrainingServer(config).run([*listeners])
 
 
 def app() -> Any:
