@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import gc
 import os
 import shutil
+import weakref
 from threading import Event
 
 import numpy as np
@@ -16,6 +18,7 @@ from twotower.serving.deployer import DeployRefused
 from twotower.serving.index_app import create_index_app
 from twotower.serving.index_service import IndexService
 from twotower.serving.registry import Registry
+from twotower.serving.served_bundle import ServedBundle
 from twotower.serving.shelf import Shelf
 
 
@@ -154,3 +157,33 @@ def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(
     registry.activate(bad)  # nobody checked it: it is not held, and the others answer
     assert held() == [second]
     asyncio.run(service.stop())
+
+
+def test_bundles_that_have_left_are_freed_before_another_is_opened(
+    bundle_folder, other_folder, tmp_path, monkeypatch
+):
+    """Full collections are seldom (`process.py`), and a bundle is in cycles."""
+    registry, opened, left = Registry(tmp_path / "registry"), [], []
+
+    class Open(ServedBundle):
+        def __init__(self, *arguments):
+            left.append(sum(bundle() is not None for bundle in opened))
+            super().__init__(*arguments)
+            self.cycle = self
+            opened.append(weakref.ref(self))
+
+    monkeypatch.setattr("twotower.serving.shelf.ServedBundle", Open)
+    first, second = registry.put(bundle_folder), registry.put(other_folder)
+    registry.activate(first)
+    shelf = Shelf(tmp_path / "state", registry=registry)
+    gc.disable()
+    try:
+        shelf.deploy(second)
+        shelf._asked = ""  # as if another version were asked for: the second one leaves
+        shelf.look()
+        shelf.deploy(second)
+    finally:
+        gc.enable()
+        shelf.close()
+    # When the second one is opened again, only the first one is there.
+    assert left == [0, 1, 1]
