@@ -5,7 +5,7 @@ finds more of the targets in a long list.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ SETTINGS = {
     "verbose": -1,
 }
 # Loss -> what trees learn by, and the metric that selects their number.
-OBJECTIVES = {
+OBJECTIVES: dict[str, dict[str, Any]] = {
     "listwise": {
         "objective": "lambdarank",
         "lambdarank_truncation_level": 30,
