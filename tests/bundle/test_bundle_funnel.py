@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
@@ -13,6 +14,7 @@ from twotower.bundle.export import export
 from twotower.bundle.item_map import ItemMap
 from twotower.bundle.manifest import BundleError
 from twotower.data.requests import Requests
+from twotower.data.splits import make_split
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
 from twotower.funnel.funnel import Funnel, Inlet
@@ -20,6 +22,7 @@ from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sour
 from twotower.funnel.merge import ReciprocalRank, WeightedSum
 from twotower.funnel.sources.fresh import Fresh
 from twotower.funnel.stage import Source
+from twotower.ranking.columns import CandidateColumns
 from twotower.retrieval.candidates import Candidates
 from twotower.training.training import Training
 
@@ -52,6 +55,33 @@ def test_vectors_of_requests_are_those_of_the_query_tower(bundle):
     np.testing.assert_allclose(
         bundle.encode(cases), np.concatenate([bundle.encode(row) for row in rows]), atol=1e-6
     )
+
+
+def test_data_in_which_keys_are_other_items_is_refused(bundle):
+    """A newer file may list its items in another order, or new ones in between."""
+    data = tiny.dataset()
+    first = data.items.iloc[[1, 0, *range(2, len(data.items))]]
+    other = dataclasses.replace(data, items=first)
+    message = "key 0 is item 'i00001' here and 'i00002' in the other data"
+    for give in (
+        lambda: bundle.encoder(other),
+        lambda: make_funnel(CONFIG, bundle, other, make_split(other, "random")),
+        lambda: CandidateColumns.fit(other, np.arange(9), bundle, ["two_tower"]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            give()
+
+
+def test_data_that_lack_the_last_items_or_have_more_keep_the_keys(bundle):
+    data, last = tiny.dataset(), len(tiny.dataset().items) - 1
+    rows = data.interactions[data.interactions["item_id"] != data.items["item_id"][last]]
+    fewer = dataclasses.replace(data, interactions=rows, items=data.items[:last])
+    more = data.items.iloc[[0]].assign(item_id="new")
+    more = dataclasses.replace(data, items=pd.concat([data.items, more]))
+    asked = Requests.of(bundle.catalogue, [bundle.catalogue.ids_of([last, 3])])
+    wanted = bundle.encode(asked)
+    for other in (fewer, more):
+        np.testing.assert_array_equal(bundle.encoder(other)(asked), wanted)
 
 
 def test_it_answers_from_ids_to_titles(bundle):

@@ -30,7 +30,7 @@ ROWS = pd.DataFrame(
 USERS = pd.DataFrame({"user_id": ["u", "v"], "age": ["18", "25"]})
 DATASET = Dataset("four", ROWS, ITEMS, USERS)
 VECTORS = np.float32([[1, 0], [0, 1], [-1, 0], [0, -1]])
-MODEL = types.SimpleNamespace(keys=np.arange(4), vectors=VECTORS)
+MODEL = types.SimpleNamespace(keys=np.arange(4), vectors=VECTORS, catalogue=DATASET.catalogue)
 # Everything but the last row, which stands for a test row, may be learned from.
 TRAIN = np.array([0, 1, 2])
 

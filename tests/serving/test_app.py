@@ -1,5 +1,6 @@
 """What the routes answer, through the app as uvicorn calls it."""
 
+import dataclasses
 import sqlite3
 
 import tiny
@@ -9,6 +10,7 @@ from twotower.data.tables import read_tables
 from twotower.funnel.cold_start import most_popular, most_telling
 from twotower.serving.asks import Ask
 from twotower.serving.events import EventLog
+from twotower.serving.pipeline import Pipeline
 from twotower.serving.store import StoreError
 
 
@@ -51,6 +53,17 @@ def test_it_says_why(client):
     for item in found["items"]:
         assert item["because"] in ("i00003", "i00007")
         assert item["sources"] and all(source["rank"] > 0 for source in item["sources"].values())
+
+
+def test_the_data_of_the_service_may_have_other_items_in_another_order(service, bundle_folder):
+    """Its data are read at the start, and bundles are deployed for weeks after."""
+    data, asks = tiny.dataset(), [Ask(history=["i00200", "i00003"], user_id="u00001", k=9)]
+    (alone,) = service.live.pipelines[0].recommend(asks)
+    rows = data.interactions[data.interactions["item_id"] < "i00150"]
+    items = data.items[:150].iloc[::-1]
+    older = dataclasses.replace(data, interactions=rows, items=items)
+    (found,) = Pipeline(bundle_folder, older).recommend(asks)
+    assert ids(found) == ids(alone) and found["unknown"] == []
 
 
 def test_a_request_that_a_tower_cannot_read_costs_the_others_nothing(service):

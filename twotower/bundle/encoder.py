@@ -47,7 +47,12 @@ def without_users(catalogue: Catalogue, names: Sequence[str]) -> Dataset:
         names: Inputs of the query tower.
     """
     columns = {"user_id", *names} - set(REQUEST_INPUTS)
-    nobody = {name: np.array([], object) for name in columns}
+    return users_of(pd.DataFrame({name: np.array([], object) for name in columns}), catalogue)
+
+
+def users_of(users: pd.DataFrame, catalogue: Catalogue) -> Dataset:
+    """A dataset with these users, without interactions, whose keys are those of a catalogue: users
+    may come from newer or older data than the items."""
     events = {"user_id": object, "item_id": object, "timestamp": np.int64}
     nothing = {name: np.array([], kind) for name, kind in events.items()}
-    return Dataset("", pd.DataFrame(nothing), catalogue.items, pd.DataFrame(nobody))
+    return Dataset("", pd.DataFrame(nothing), catalogue.items, users)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from twotower.bundle.encoder import encoder, without_users
+from twotower.bundle.encoder import encoder, users_of, without_users
 from twotower.bundle.inputs import query_tensors
 from twotower.bundle.manifest import LINEAGE, MANIFEST, BundleError, read_manifest
 from twotower.data.catalogue import Catalogue
@@ -177,8 +177,15 @@ class ExportedModel:
         """As `encode`, but the columns of users whom a dataset has come from that dataset.
 
         Args:
-            dataset: The data that the bundle was trained on.
+            dataset: The data that the bundle was trained on, or data in which its items have the
+                same keys; either may have further items. `users_of` makes one of any users.
+
+        Raises:
+            ValueError: A dataset in which keys of the bundle are other items.
         """
+        self.catalogue.require_same_keys(dataset.items)
+        if len(dataset.items) < len(self.catalogue):  # events of the others would be left out
+            dataset = users_of(dataset.users, self.catalogue)
         inputs = QueryInputs(dataset, [*self._query_inputs])
         # The tower is loaded at the first request: a process may never ask for vectors.
         return encoder(lambda raw: self.query_tower(raw), inputs, self.manifest["dim"])

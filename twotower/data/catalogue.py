@@ -70,6 +70,27 @@ class Catalogue:
             raise ValueError(f"items {unknown} are not in the catalogue; give item ids.")
         return keys
 
+    def require_same_keys(self, items: pd.DataFrame) -> None:
+        """Refuses a table of items in which some of this catalogue's keys are other items, as when
+        items have come in between. One of the two may have further items at its end.
+
+        Raises:
+            ValueError: Such a table; the message names the first key.
+
+        >>> Catalogue(pd.DataFrame({"item_id": ["a", "b"]})).require_same_keys(
+        ...     pd.DataFrame({"item_id": ["a", "new", "b"]}))
+        Traceback (most recent call last):
+        ValueError: key 1 is item 'b' here and 'new' in the other data, whose keys would name ...
+        """
+        ids = items["item_id"].to_numpy(object)
+        num = min(len(self), len(ids))
+        if len(key := np.flatnonzero(self._ids[:num] != ids[:num])):
+            raise ValueError(
+                f"key {key[0]} is item {self._ids[key[0]]!r} here and {ids[key[0]]!r} in the other "
+                "data, whose keys would name wrong items. Take the data that the model was trained "
+                "on."
+            )
+
     def ids_of(self, keys: np.ndarray) -> np.ndarray:
         """Ids of keys `[...]`, objects of the same shape; '' for -1.
 

@@ -153,9 +153,10 @@ def make_funnel(
             one of the kind that `config.merge` names; a `weighted_sum` then has weights of 1.
 
     Raises:
-        ValueError: A split of another dataset, or an error of a source.
+        ValueError: A split or model of another dataset, or an error of a source.
     """
     split.require_of(dataset)
+    model.catalogue.require_same_keys(dataset.items)
     kept = config.kept
     inlets = {
         name: Inlet(

@@ -142,8 +142,9 @@ class CandidateColumns(Part):
                 embedding for each value; a few thousand requests are too few for that.
 
         Raises:
-            ValueError: A field that the data does not have.
+            ValueError: A field that the data does not have, or a model of another dataset.
         """
+        model.catalogue.require_same_keys(dataset.items)
         known = [*(name for name in ATTRIBUTES if name in dataset.users)]
         known += [GENRES] if GENRES in dataset.items else []
         if unknown := [name for name in fields if name not in known]:

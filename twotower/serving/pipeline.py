@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from twotower.bundle.encoder import users_of
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
 from twotower.data.inputs import COMPUTED
@@ -56,7 +57,8 @@ class Pipeline:
 
     Args:
         directory: The bundle's folder.
-        dataset: Knows columns of known users, where the query tower reads any; None for none.
+        dataset: Knows columns of known users, where the query tower reads any; None for none. Its
+            items do not matter: they may be older or newer than the bundle.
         source_deadline: Seconds after which a funnel goes on without a source for which the bundle
             names no deadline.
         cache_size: Number of query vectors that are kept.
@@ -92,7 +94,10 @@ class Pipeline:
             if client is None
             else QueryBundle(directory, client, index)
         )
-        encode = bundle.encode if dataset is None else bundle.encoder(dataset)
+        if dataset is None:
+            encode = bundle.encode
+        else:  # of which a deployed bundle may have items that are newer, and in another order
+            encode = bundle.encoder(users_of(dataset.users, bundle.catalogue))
         names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
         self._inputs = names
         self.cache = QueryCache(encode, names, bundle.manifest["dim"], cache_size, cache_seconds)
