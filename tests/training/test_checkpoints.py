@@ -141,6 +141,26 @@ def test_more_epochs_of_a_schedule_are_told(said):
     assert "early stopping ended" in said[0]
 
 
+def test_two_trainings_do_not_write_into_one_workdir_at_once(tmp_path, monkeypatch):
+    """The second would find no checkpoint yet, and the first would then restore its weights."""
+    training, _ = planted(monkeypatch, [0.1, 0.2], epochs=2)
+    other = Training(tiny.dataset(), tiny.split(), tiny.recipe(QUIET, fit={"learning_rate": 0.5}))
+    validate, messages = training.validate, []
+
+    def meanwhile():
+        with pytest.raises(ValueError, match="another training is writing") as error:
+            fit(other, tmp_path)
+        messages.append(str(error.value))
+        return validate()
+
+    monkeypatch.setattr(training, "validate", meanwhile)
+    assert fit(training, tmp_path).epoch == 2
+    assert len(messages) == 2 and str(tmp_path) in messages[0]
+    # Afterwards it is free, and another recipe is refused for what it is.
+    with pytest.raises(ValueError, match="checkpoint of another recipe"):
+        fit(other, tmp_path)
+
+
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
     training, _ = planted(monkeypatch, [0.1, KeyboardInterrupt()], epochs=3)
     validate = training.validate

@@ -76,11 +76,6 @@ class Catalogue:
 
         Raises:
             ValueError: Such a table; the message names the first key.
-
-        >>> Catalogue(pd.DataFrame({"item_id": ["a", "b"]})).require_same_keys(
-        ...     pd.DataFrame({"item_id": ["a", "new", "b"]}))
-        Traceback (most recent call last):
-        ValueError: key 1 is item 'b' here and 'new' in the other data, whose keys would name ...
         """
         ids = items["item_id"].to_numpy(object)
         num = min(len(self), len(ids))

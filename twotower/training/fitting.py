@@ -9,6 +9,7 @@ from absl import logging
 from twotower.evaluation.evaluate import telling_metric
 from twotower.objective.mining import MiningConfig
 from twotower.storage import paths
+from twotower.storage.holding import holding
 from twotower.tf import tf
 from twotower.training.adam import FusedAdam, FusedAdamW
 from twotower.training.callbacks import EveryEpoch, Pace, Progress, line_writer
@@ -116,12 +117,26 @@ def fit(
     Raises:
         ValueError: The workdir holds a checkpoint of another recipe (the message names what
             differs), or of other data; it has a name that TensorFlow would not find again
-            (`paths.literal`); or the loss or a weight is not finite after a step, which ends the
-            training.
+            (`paths.literal`); another training is writing into it; or the loss or a weight is not
+            finite after a step, which ends the training.
         KeyboardInterrupt: Ctrl-C; the message says after which epoch the same call goes on.
     """
     workdir = paths.literal(workdir)
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)  # now, not after an epoch
+    folder = workdir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)  # now, not after an epoch
+    # Two would overwrite each other's checkpoints, and restore those as their own.
+    with holding(folder, "training"):
+        return _fit(training, workdir, select, stop_after, tensorboard)
+
+
+def _fit(
+    training: Training,
+    workdir: pathlib.Path,
+    select: bool,
+    stop_after: int | None,
+    tensorboard: bool,
+) -> FitResult:
+    """`fit`, in a workdir that no other training writes into."""
     config, num_examples = training.recipe.fit, len(training.examples)
     steps = -(-num_examples // training.recipe.examples.batch_size)
     mining = mining_of(training.recipe, config.epochs * steps)
