@@ -43,6 +43,28 @@ def test_round_trip_keeps_the_fingerprint(tmp_path):
         tables.read_tables(tmp_path / "new" / "folder", items=tmp_path / "items.csv")
 
 
+@pytest.mark.parametrize("choice", [{}, {"min_rating": 4}, {"events": "click=1"}])
+def test_data_without_times_have_none_when_they_are_read_again(tmp_path, choice):
+    """The numbers of their rows were taken for seconds in 1970, which a +time protocol accepts."""
+    rows = "a,x,5,click\nb,y,1,skip\na,y,4,click\nb,x,5,click\n"
+    (tmp_path / "log.csv").write_text("user_id,item_id,rating,event\n" + rows)
+    dataset = tables.read_tables(tmp_path / "log.csv", **choice)
+    tables.save(dataset, tmp_path / "saved")
+    loaded = tables.read_tables(tmp_path / "saved")
+    assert not dataset.has_times and not loaded.has_times
+    assert loaded.fingerprint() == dataset.fingerprint()
+    assert loaded.timestamps.tolist() == [0, 1, 2, 3][: len(dataset.interactions)]
+
+
+def test_without_times_the_rows_are_in_their_order():
+    rows = pd.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": [3, 3, 9]})
+    items, users = pd.DataFrame({"item_id": ["a", "b"]}), pd.DataFrame({"user_id": ["u"]})
+    dataset = Dataset("made", rows, items, users, has_times=False)
+    assert dataset.timestamps.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"interactions, row 1: timestamp is 3, less than .* row"):
+        Dataset("made", rows[::-1], items, users, has_times=False)
+
+
 def test_round_trip_of_movielens(small_100k_dir, tmp_path):
     with pytest.warns(UserWarning):
         dataset = movielens.load("movielens/100k", small_100k_dir)

@@ -61,7 +61,8 @@ class Dataset:
             a row), `maker`, `year`, `released` (seconds), further columns of the source.
         users: `user_id`, and what is known of the user (strings).
         notes: What a reader of the data left out or took for granted, a sentence each.
-        has_times: Whether timestamps are times. If not, they only say the order of the rows.
+        has_times: Whether timestamps are times. If not, they are the numbers of the rows, whose
+            order stands for time.
         reading: What `load_dataset` needs besides name and folder to read the same data again, as
             JSON values. The manifest of a bundle stores it.
 
@@ -101,9 +102,19 @@ class Dataset:
             unknown = ~used.isin(ids)
             problem = f"is {{}}, which {table!r} does not have ({int(unknown.sum())} such rows)"
             refuse("interactions", used, unknown, problem)
+        if not self.has_times:
+            self._number_rows()
         problem = f"is {{}}, not one of {[*EVENTS]}"
         events = self._events
         refuse("interactions", events.rename("event"), ~events.isin(EVENTS), problem)
+
+    def _number_rows(self) -> None:
+        """Makes the timestamps the numbers of the rows, which are in the order of the timestamps
+        already. So a dataset is the same if some of its rows were dropped before it was saved."""
+        given = self.interactions["timestamp"]
+        problem = "is {}, less than that of the row before; without times the rows are in order"
+        refuse("interactions", given, np.append(False, np.diff(given) < 0)[: len(given)], problem)
+        self.interactions["timestamp"] = np.arange(len(given))
 
     @property
     def _events(self) -> pd.Series:

@@ -165,12 +165,14 @@ def _files(
 def save(dataset: Dataset, directory: str | os.PathLike) -> None:
     """Writes `interactions.parquet`, `items.parquet` and `users.parquet`, for `read_tables`.
 
-    What is read again has the same fingerprint.
+    What is read again has the same fingerprint. Without times no timestamps are written.
     """
     folder = local(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for table in REQUIRED:
         frame = getattr(dataset, table)
+        if table == "interactions" and not dataset.has_times:
+            frame = frame.drop(columns="timestamp")
         pyarrow.parquet.write_table(
             pa.Table.from_pandas(frame, preserve_index=False), folder / f"{table}.parquet"
         )
