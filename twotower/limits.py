@@ -58,6 +58,8 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         number, word = WORDS[kind]
         if not isinstance(plain, number) or isinstance(plain, bool) != (kind is bool):
             raise ValueError(f"{name} must be {word}; got {value!r}.")
+        if kind is int:
+            require_int64(plain, name)
     return plain
 
 
@@ -130,6 +132,17 @@ def whole_number(value: Any, name: str, least: int = 0) -> int:
     if not _is_whole(value) or value < least:
         raise ValueError(f"{name} must be an integer of {least} or more; got {value!r}.")
     return int(value)
+
+
+def require_int64(value: int, name: str) -> None:
+    """Raises ValueError for an integer that fits no int64: arrays and descriptions hold no others.
+
+    >>> require_int64(2**63, "seed")
+    Traceback (most recent call last):
+    ValueError: seed must fit an int64; got 9223372036854775808.
+    """
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit an int64; got {value}.")
 
 
 def _is_whole(value: Any) -> bool:

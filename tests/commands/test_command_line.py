@@ -30,6 +30,7 @@ def test_mistakes_are_named(workdir, tmp_path):
         "trained for split_seed 42, not 7": [*judge, "--split_seed=7"],
         "refit on the validation rows": ["evaluate.py", f"--bundle={other}"],
         "learned from 100% of the rows that random keeps": ["evaluate.py", f"--bundle={seen}"],
+        "learned from 100% of the rows": ["build_funnel.py", f"--bundle={seen}"],
         # Hidden from nobody; or perhaps from nobody.
         "learned from 56% of the rows": ["evaluate.py", f"--bundle={cold}"],
         "does not say which rows": ["evaluate.py", f"--bundle={silent}"],

@@ -59,6 +59,7 @@ def test_every_stage_is_shown_and_written(folder, tmp_path):
     )
     for text in (
         "random, validation",
+        "the merge has learned from these cases",
         "seen took",
         "minus each source alone",
         "after each stage",

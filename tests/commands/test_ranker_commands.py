@@ -52,7 +52,12 @@ def test_rankers_are_compared_with_what_they_are_given(folder, tmp_path):
     run = tiny.script(
         SCRIPTS / "evaluate_ranker.py", f"--bundle={folder}", "--timed=3", f"--output={output}"
     )
-    for text in ("default minus the others", "random minus the others", "calibration error"):
+    for text in (
+        "the ranker default and the ranker random have learned",
+        "default minus the others",
+        "random minus the others",
+        "calibration error",
+    ):
         assert text in run.stdout, text
     rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
     assert [*rows] == ["default", "random", "given", "two_tower", "popularity"]

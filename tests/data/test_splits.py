@@ -125,6 +125,11 @@ def test_a_seed_is_a_whole_number(seed):
         make_split(dataset_of(SMALL), "random", seed=seed)
 
 
+def test_a_seed_fits_what_a_manifest_holds():
+    with pytest.raises(ValueError, match="the split's seed must fit an int64; got 9223"):
+        make_split(dataset_of(SMALL), "random", seed=2**63)
+
+
 def test_a_seed_of_numpys_is_saved_as_pythons():
     split = make_split(dataset_of(SMALL), "loo", seed=np.int64(3))
     assert json.loads(json.dumps(split.describe()))["seed"] == 3

@@ -38,6 +38,16 @@ def test_settings_of_numpy_types_are_saved(tmp_path):
     assert saving.load(folder, None, "m1").merge.quotas == {"popular": 2}
 
 
+@pytest.mark.parametrize("number", [2**63, 2**70, -(2**64)])
+def test_integers_that_no_array_holds_are_named(tmp_path, number):
+    folder, entries = saved(tmp_path)
+    entries["sources"]["popular"]["k"] = number
+    rewrite(folder, entries)
+    message = f"does not describe a funnel: an integer must fit an int64; got {number}"
+    with pytest.raises(ValueError, match=message):
+        saving.load(folder, None, "m1")
+
+
 @pytest.mark.parametrize("name", ["../../x", "../x", "a/b", "/tmp/x"])
 def test_names_with_a_path_in_them_read_nothing(tmp_path, monkeypatch, name):
     folder, entries = saved(tmp_path)

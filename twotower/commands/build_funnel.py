@@ -126,6 +126,8 @@ def main() -> None:
     merge, begun = None, time.perf_counter()
     for bundle, part in bundles:
         split = judging.split_of(bundle, dataset, part)
+        if merge is None and config.merge == "weighted_sum":
+            judging.check_unseen(bundle, dataset, split)
         bundle.encode = bundle.encoder(dataset)
         funnel = making.make_funnel(config, bundle, dataset, split, merge)
         if merge is None and config.merge == "weighted_sum":

@@ -10,7 +10,8 @@ accuracy, coverage, novelty and diversity at the end. Queries of new users, of n
 cold items are also shown separately (twotower/evaluation/segments.py defines them). With several
 bundles it shows which stage loses a gain: A's recall minus B's after each stage.
 
-The default is the validation part; only --part=test reads test data. `twotower build_funnel` makes
+The default is the validation part, from which a merge with weights and a ranker have learned; only
+--part=test reads test data. `twotower build_funnel` makes
 the funnel.
 """
 
@@ -53,6 +54,8 @@ def main() -> None:
     from twotower.evaluation.evaluate import evaluate
     from twotower.funnel import report
     from twotower.funnel.cold_start import ExplorationSlots
+    from twotower.funnel.merge import WeightedSum
+    from twotower.ranking.stage import Rank
 
     bundles = [judging.to_judge(path, FLAGS.part) for path in FLAGS.bundle]
     judging.check_alike(bundles)
@@ -66,6 +69,9 @@ def main() -> None:
         judging.check_unseen(bundle, dataset, split)
         bundle.encode = bundle.encoder(dataset)
         funnel = bundle.funnel(FLAGS.name)
+        learned = ["the merge"] if isinstance(funnel.merge, WeightedSum) else []
+        learned += ["the ranker"] if any(stage.kind == Rank.kind for stage in funnel.stages) else []
+        judging.print_what_has_learned(learned, FLAGS.part)
         recording = report.Recording(funnel)
         ks = tuple(sorted({10, 100, 500, funnel.pool}))
         found = evaluate(recording, split, dataset, ks=ks)

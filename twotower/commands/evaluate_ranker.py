@@ -63,6 +63,7 @@ def main() -> None:
     bundle.encode = bundle.encoder(dataset)
     rankers = {name: bundle.ranker(name) for name in names}
     funnel = making.unranked(bundle.funnel(FLAGS.funnel))
+    judging.print_what_has_learned([f"the ranker {name}" for name in names], FLAGS.part)
     found = report.orders(funnel, rankers, split.cases)
     reports = {
         name: evaluate(order.recommend(), split, dataset, KS) for name, order in found.items()

@@ -131,6 +131,16 @@ def check_unseen(bundle: Bundle, dataset: Dataset, split: Split) -> None:
     lineage.require_unseen(dataset, split, advice)
 
 
+def print_what_has_learned(parts: Sequence[str], part: str) -> None:
+    """Prints which parts of a funnel have learned from the validation cases, if these are asked."""
+    if parts and part == "validation":
+        have = "have" if len(parts) > 1 else "has"
+        print(
+            f"{' and '.join(parts)} {have} learned from these cases, so figures with it are too "
+            "good. --part=test asks for what it has not seen."
+        )
+
+
 def judge(
     bundle: Bundle, retriever: Retriever, dataset: Dataset, split: Split
 ) -> tuple[dict, Report]:

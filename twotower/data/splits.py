@@ -12,7 +12,7 @@ from twotower.data.cases import EvalCases
 from twotower.data.dataset import Dataset
 from twotower.data.protocols import PARTS, PROTOCOLS, divide, eligible_rows
 from twotower.data.requests import CONTEXT
-from twotower.limits import whole_number
+from twotower.limits import require_int64, whole_number
 from twotower.ragged import Ragged
 
 # Rows of MovieLens 1M, and the sha256 of the loo-5core test targets in the published SASRec file.
@@ -160,6 +160,7 @@ def make_split(dataset: Dataset, protocol: str, part: str = "validation", seed: 
             f"of a request. Take {name}, which needs the order of the rows alone."
         )
     seed = whole_number(seed, "the split's seed")
+    require_int64(seed, "the split's seed")  # since the manifest of a bundle holds it
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}; got {part!r}.")
     if dataset.name == "movielens/1m" and len(dataset.interactions) == ML_1M_ROWS:

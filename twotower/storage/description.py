@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from twotower.limits import require_int64
+
 T = TypeVar("T")
 
 
@@ -60,7 +62,7 @@ def read(path: pathlib.Path, what: str, entries: Mapping[str, type], version: in
         text = path.read_bytes().decode()
         if not text:
             raise ValueError("it is empty, as in the middle of a copy over it")
-        described = json.loads(text)
+        described = json.loads(text, parse_int=_int64)
         if type(described) is not dict or type(described.get("format_version")) is not int:
             raise ValueError("it has no format_version")
         digest, found = described.pop("sha256", None), described["format_version"]
@@ -79,6 +81,16 @@ def read(path: pathlib.Path, what: str, entries: Mapping[str, type], version: in
             "folder again with this version."
         )
     return described | {"sha256": digest}
+
+
+def _int64(digits: str) -> int:
+    """An integer of a description. A larger one would fail later, where an array takes it.
+
+    Raises:
+        ValueError: It does not fit an int64.
+    """
+    require_int64(int(digits), "an integer")
+    return int(digits)
 
 
 def _require(described: dict, entries: Mapping[str, type]) -> None:
