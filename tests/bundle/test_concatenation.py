@@ -1,5 +1,7 @@
 """Several bundles side by side: the scores of one are the means of theirs."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tiny
@@ -97,3 +99,12 @@ def test_what_does_not_go_side_by_side(bundles, tmp_path):
     with pytest.raises(ValueError, match="its protocol is 'loo', that of"):
         concatenate([bundles[0], other], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_none_of_them_is_written_over(tmp_path, bundles):
+    """The parts of an ensemble are trainings that nobody has a copy of."""
+    copy = Bundle(shutil.copytree(bundles[0].directory, tmp_path / "part"))
+    (tmp_path / "link").symlink_to(copy.directory)
+    with pytest.raises(ValueError, match="link is one of the bundles, which would be lost"):
+        concatenate([bundles[1], copy], tmp_path / "link")
+    assert Bundle(copy.directory).model_version == bundles[0].model_version

@@ -36,6 +36,9 @@ def test_ids_become_keys_and_what_was_seen_is_excluded():
         ({"history": [[]], "exclude": [["10"], []]}, "exclude has 2 rows for 1 requests"),
         ({"history": [[]], "user_id": ["a", "b"]}, "history has 1 rows for 2 requests"),
         ({"history": [[]], "context": {"device": ["tv", "tv"]}}, "device has 2 rows for 1"),
+        # Two letters of one text, for two requests.
+        ({"history": [[], []], "context": {"device": "tv"}}, "device takes a list .* got 'tv'"),
+        ({"history": [[], []], "user_id": "u1"}, "user_id takes a list of strings"),
     ],
 )
 def test_columns_that_do_not_fit(given, message):

@@ -10,6 +10,7 @@ different errors, their mean makes smaller ones (Hansen and Salamon, TPAMI 1990)
 """
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -111,13 +112,17 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
 
     Raises:
         ValueError: Fewer than two bundles, the same one twice, or bundles of different data,
-            protocols or items; or a folder that cannot be written (see `replacing`).
+            protocols or items; or a folder that cannot be written (see `replacing`), or is that of
+            one of them.
         BundleError: A part of a bundle is damaged.
     """
     directory = paths.literal(directory)
     versions = [bundle.model_version for bundle in bundles]
     if len(set(versions)) < 2 or len(set(versions)) < len(versions):
         raise ValueError(f"expected two or more bundles of different trainings; got {versions}.")
+    given = [os.path.realpath(bundle.directory) for bundle in bundles]
+    if os.path.realpath(directory) in given:
+        raise ValueError(f"{directory} is one of the bundles, which would be lost. Give another.")
     advice = "Take bundles of one dataset, protocol and part."
     require_same_entries(bundles, COMMON, advice)
     first = bundles[0]

@@ -124,6 +124,8 @@ class Requests:
             "user_id": () if user_id is None else user_id,
             **(context or {}),
         }.items():
+            if isinstance(texts, str):  # whose letters would be those of as many requests
+                raise ValueError(f"{name} takes a list of strings, one a request; got {texts!r}.")
             if wrong := [text for text in texts if not isinstance(text, str)]:
                 raise ValueError(
                     f"{name} takes strings, '' where nothing is known; got {wrong[0]!r}."
