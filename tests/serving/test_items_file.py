@@ -62,10 +62,10 @@ def test_items_that_came_changed_and_went_are_in_the_file_that_training_reads(
 
 
 def test_the_file_is_written_where_it_lacks_a_change(bundle_folder, other_folder, tmp_path):
-    file, pipelines = ItemsFile(tmp_path / "items.parquet"), map(Pipeline, [bundle_folder] * 2)
-    behind, ahead = pipelines
-    assert file.write(behind) and not file.write(behind)
+    behind, ahead = map(Pipeline, [bundle_folder] * 2)
     service = Service(Live((ahead,)), tmp_path / "state")
+    file = ItemsFile(tmp_path / "items.parquet", service.journal.id)
+    assert file.write(behind) and not file.write(behind)
     service.journal.append([NEW], [])
     service._catch_up()
     assert file.write(ahead) and not file.write(ahead)
@@ -76,6 +76,20 @@ def test_the_file_is_written_where_it_lacks_a_change(bundle_folder, other_folder
     file.path.write_bytes(file.path.read_bytes()[:100])
     assert file.write(behind) and len(read(file.path)) == len(behind.catalogue)
     assert [path.name for path in tmp_path.iterdir()].count("items.parquet") == 1
+
+
+def test_a_new_journal_counts_from_one_again(service, bundle_folder, tmp_path):
+    """Its first items have smaller numbers than those that the file has of the lost journal."""
+    state = tmp_path / "state"
+    with TestClient(create_app(service)) as client:
+        post(client, "/items", {"add": [{"item_id": f"old-{n}"} for n in range(5)]})
+    assert "old-4" in read(state / "items.parquet").index
+    for path in state.glob("items.sqlite*"):
+        path.unlink()
+    again = Service(Live((Pipeline(bundle_folder),)), state)
+    with TestClient(create_app(again)) as client:
+        post(client, "/items", {"add": [NEW]})
+    assert read(state / "items.parquet").loc["new-1", "title"] == "Tin Moon"
 
 
 def test_a_full_disk_costs_neither_the_old_file_nor_the_end(service, tmp_path, monkeypatch, caplog):

@@ -27,14 +27,15 @@ class ItemsFile:
     columns that they were given, and removed items have no row. A catalogue has no columns of
     vectors, and so the file has none.
 
-        ItemsFile("W/state/items.parquet").write(pipeline)
+        ItemsFile("W/state/items.parquet", journal.id).write(pipeline)
 
     Args:
         path: The file. Several processes may write it.
+        journal: Id of the journal of changes.
     """
 
-    def __init__(self, path: str | pathlib.Path) -> None:
-        self.path = pathlib.Path(path)
+    def __init__(self, path: str | pathlib.Path, journal: str) -> None:
+        self.path, self._journal = pathlib.Path(path), journal
 
     def write(self, pipeline: Pipeline) -> bool:
         """Writes the file, unless it has all changes that the pipeline has; returns whether it did.
@@ -53,7 +54,9 @@ class ItemsFile:
             return False
         removed, items = pipeline.bundle.removed, pipeline.catalogue.items
         table = pa.Table.from_pandas(items.drop(index=removed), preserve_index=False)
-        entry = json.dumps({"model_version": model_version, "sequence": sequence})
+        entry = json.dumps(
+            {"model_version": model_version, "journal": self._journal, "sequence": sequence}
+        )
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             parquet.write_table(table.replace_schema_metadata({ENTRY: entry}), temporary)
@@ -65,11 +68,12 @@ class ItemsFile:
         return True
 
     def _has(self, model_version: str, sequence: int) -> bool:
-        """Whether the file is of this training and has these changes, and perhaps later ones that
-        another process knows of."""
+        """Whether the file is of this training and has these changes of this journal, and perhaps
+        later ones that another process knows of."""
         try:
             metadata = parquet.read_schema(self.path).metadata or {}
             entry = json.loads(metadata.get(ENTRY, b"{}"))
         except (OSError, ValueError, pa.ArrowException):  # none, or one that is damaged
             return False
-        return entry.get("model_version") == model_version and entry.get("sequence", -1) >= sequence
+        found = entry.get("model_version"), entry.get("journal")
+        return found == (model_version, self._journal) and entry.get("sequence", -1) >= sequence

@@ -7,6 +7,7 @@ SQLite handles torn writes, fsync and several processes.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sqlite3
@@ -69,6 +70,19 @@ class Journal:
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS bundles (model_version TEXT PRIMARY KEY, sequence INTEGER)"
         )
+        self._connection.execute("CREATE TABLE IF NOT EXISTS identity (id TEXT)")
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Distinguishes this journal from one that was lost, whose numbers it gives out again."""
+        with self._lock, self._connection:
+            execute = self._connection.execute
+            execute("BEGIN IMMEDIATE")
+            execute(
+                "INSERT INTO identity SELECT lower(hex(randomblob(8))) "
+                "WHERE NOT EXISTS (SELECT 1 FROM identity)"
+            )
+            return execute("SELECT id FROM identity").fetchone()[0]
 
     def append(self, added: Sequence[dict[str, Any]], removed: Sequence[str]) -> int:
         """Writes changes, all or none; they are on disk when this returns.

@@ -100,7 +100,7 @@ class Service:
         state = pathlib.Path(state)
         state.mkdir(parents=True, exist_ok=True)
         self.event_log, self.journal = EventLog(state / "events"), Journal(state / "items.sqlite")
-        self.items_file = ItemsFile(state / "items.parquet")
+        self.items_file = ItemsFile(state / "items.parquet", self.journal.id)
         for pipeline in live.pipelines:
             try:
                 self._prepare(pipeline)
