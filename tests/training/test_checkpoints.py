@@ -6,6 +6,7 @@ Slow are the dropout after a resume, and kills.
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,36 @@ def test_more_epochs_of_a_schedule_are_told(said):
     stopped = FitResult(epoch=1, stopped=True)
     checkpoints._log_more_epochs({"fit": {"epochs": 1}}, schedule, stopped)
     assert "early stopping ended" in said[0]
+
+
+def test_half_a_copy_of_a_workdir_is_refused(tmp_path, monkeypatch):
+    """Without the weights of the best epoch, those of the last one went under its figures."""
+    training, _ = planted(monkeypatch, [0.9, 0.1], epochs=2)
+    assert fit(training, tmp_path).best_epoch == 1
+    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    again, _ = planted(monkeypatch, [], epochs=2)
+    with pytest.raises(ValueError, match="lacks the weights of epoch 1, the best one"):
+        fit(again, tmp_path)
+
+
+def test_killed_between_two_checkpoints_the_figures_are_those_of_the_weights(tmp_path, monkeypatch):
+    """The weights of epoch 2 were there, and its figures not; its second run is worse than 1."""
+    training, weights = planted(monkeypatch, [0.5, 0.9], epochs=2)
+    save = tf.train.CheckpointManager.save
+
+    def killed(manager, *args, **kwargs):
+        if manager.directory.endswith("last") and len(weights) == 2:
+            raise OSError("killed")
+        return save(manager, *args, **kwargs)
+
+    monkeypatch.setattr(tf.train.CheckpointManager, "save", killed)
+    with pytest.raises(OSError, match="killed"):
+        fit(training, tmp_path)
+    monkeypatch.undo()
+    again, _ = planted(monkeypatch, [0.1], epochs=2)
+    result = fit(again, tmp_path)
+    assert (result.epoch, result.best_epoch, result.best) == (2, 1, 0.5)
+    np.testing.assert_array_equal(again.item_vectors(again.split.candidates), weights[1])
 
 
 def test_two_trainings_do_not_write_into_one_workdir_at_once(tmp_path, monkeypatch):

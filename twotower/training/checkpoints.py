@@ -74,13 +74,15 @@ class Checkpoints:
         # A learned temperature, the memory of past batches, and the count of the stream.
         others = [*model.task.trainable_weights, *model.negatives.variables]
         self._last = self._manager(
-            "last", weights=weights, others=others, optimizer=model.optimizer, state=self._state
+            "last", 1, weights=weights, others=others, optimizer=model.optimizer, state=self._state
         )
-        self._best = self._manager("best", weights=weights)
+        # The one before, too: it counts until `last` says of a newer one.
+        self._best = self._manager("best", 2, weights=weights)
+        self._kept = ""  # name of the best that counts
 
-    def _manager(self, name: str, **parts) -> tf.train.CheckpointManager:
+    def _manager(self, name: str, max_to_keep: int, **parts) -> tf.train.CheckpointManager:
         folder = str(self.workdir / "checkpoints" / name)
-        return tf.train.CheckpointManager(tf.train.Checkpoint(**parts), folder, max_to_keep=1)
+        return tf.train.CheckpointManager(tf.train.Checkpoint(**parts), folder, max_to_keep)
 
     def _frequency(self, epoch: int) -> pathlib.Path:
         """File of the streaming frequency. One an epoch, since the checkpoint may not follow."""
@@ -94,13 +96,19 @@ class Checkpoints:
             better: Whether this epoch's weights are the ones to keep.
         """
         if better:
-            self._best.save()
+            path = self._best.save(checkpoint_number=result.epoch)
+            self._kept = pathlib.Path(path).name
         file, frequency = self._frequency(result.epoch), self.training.frequency
         if frequency is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             frequency.save(file)
         recipe = json.dumps(self.training.recipe.to_json(), sort_keys=True)
-        state = {"recipe": recipe, "data": self._data, "result": dataclasses.asdict(result)}
+        state = {
+            "recipe": recipe,
+            "data": self._data,
+            "result": dataclasses.asdict(result),
+            "best": self._kept,
+        }
         self._state.assign(json.dumps(state))
         self._last.save()
         self._frequency(result.epoch - 1).unlink(missing_ok=True)
@@ -109,7 +117,8 @@ class Checkpoints:
         """Restores the last epoch and returns the result so far; a new one without a checkpoint.
 
         Raises:
-            ValueError: A checkpoint of another recipe or of other data. No weight is changed then.
+            ValueError: A checkpoint of another recipe or of other data, or without the weights of
+                the best epoch. No weight is changed then.
         """
         path, training = self._last.latest_checkpoint, self.training
         if not path:
@@ -118,8 +127,16 @@ class Checkpoints:
         reader = tf.train.load_checkpoint(path)
         saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
         _check_same(self.workdir, saved, training.recipe, self._data)
-        self._last.checkpoint.restore(path).assert_consumed()
         result = FitResult(**saved["result"])
+        # Earlier versions kept one, and did not say its name.
+        self._kept = saved.get("best", pathlib.Path(self._best.latest_checkpoint or "").name)
+        if (self._kept or result.best_epoch) and not self._best_path.with_suffix(".index").exists():
+            raise ValueError(
+                f"{self.workdir} lacks the weights of epoch {result.best_epoch or result.epoch}, "
+                f"the best one, in checkpoints/best. Was it copied in part? Copy all of it, or "
+                f"delete {self.workdir / 'checkpoints'} to start anew."
+            )
+        self._last.checkpoint.restore(path).assert_consumed()
         if training.frequency is not None:
             training.frequency.load(self._frequency(result.epoch))
         config = training.recipe.fit
@@ -131,8 +148,13 @@ class Checkpoints:
 
     def restore_best(self) -> None:
         """Restores the weights of the epoch that is kept, if there is one."""
-        if self._best.latest_checkpoint:
-            self._best.checkpoint.restore(self._best.latest_checkpoint).expect_partial()
+        if self._kept:
+            self._best.checkpoint.restore(str(self._best_path)).expect_partial()
+
+    @property
+    def _best_path(self) -> pathlib.Path:
+        """Where the weights are that are kept; their files begin like this."""
+        return self.workdir / "checkpoints" / "best" / self._kept
 
 
 def _differences(saved: dict, recipe: Recipe) -> list[str]:
