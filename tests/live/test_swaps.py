@@ -73,6 +73,23 @@ def test_items_of_another_training_are_embedded_anew(live, backend):
     assert wrong_rows(live.search(ask([50, 51, 7]), 1), [50, 51, 7]) == 0
 
 
+def test_a_bundle_with_other_keys_takes_no_changes_of_the_log(log):
+    """A new training may list its items in another order: the log would remove another item."""
+    old, new = bundle("A"), bundle("B")
+    live = LiveIndex(Pair.from_bundle(old), log, CHECKS)
+    new.id_hashes = np.uint64([*range(5), 6, 5, *range(7, NUM), NUM])
+    live.swap(Pair.from_bundle(new), items("B"))  # without changes there is nothing to mistake
+    live.swap(Pair.from_bundle(old))
+    live.remove([6])
+    with pytest.raises(SwapRefused, match="key 5 is another item in its bundle than in the live"):
+        live.swap(Pair.from_bundle(new), items("B"))
+    assert live.pair.model_version == "A" and len(live.pair.retriever) == NUM - 1
+    # Items that came at the end do not matter.
+    new.id_hashes = np.arange(NUM + 1, dtype=np.uint64)
+    live.swap(Pair.from_bundle(new), items("B"))
+    assert holds(live, [n for n in range(NUM) if n != 6])
+
+
 def test_back_and_forth(live):
     first, second = live.pair, pair("B")
     add(live, [50])

@@ -115,6 +115,15 @@ class ExportedModel:
             items["genres"] = [tuple(genres) for genres in items["genres"]]
         return Catalogue(items)
 
+    @property
+    def id_hashes(self) -> np.ndarray:
+        """`[num_items]` uint64, a hash of each id of the catalogue by its key: to tell whether keys
+        are the same items in another bundle."""
+        items = self.read(
+            "items/catalogue.parquet", lambda path: pd.read_parquet(path, columns=["item_id"])
+        )
+        return pd.util.hash_array(items["item_id"].to_numpy(object), categorize=False)
+
     def tower_model(self, part: str) -> Any:
         """The SavedModel of `query_tower` or `item_tower`.
 

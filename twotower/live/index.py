@@ -124,9 +124,9 @@ class LiveIndex:
         # Last log entry applied to each retriever that is still in use: a pair swapped back in
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
+        self._pair = pair
         self._replay(pair, embed)
         _absorb_if_full(pair.retriever)
-        self._pair = pair
 
     @property
     def pair(self) -> Pair:
@@ -265,6 +265,7 @@ class LiveIndex:
         foreign: dict[int, str] = {}
         gone: set[int] = set()
         for entry in self._log.since(sequence, digest):
+            self._require_same_keys(pair)
             sequence, keys = entry.sequence, entry.keys.tolist()
             for key in keys:
                 fitting.pop(key, None)
@@ -294,6 +295,20 @@ class LiveIndex:
             retriever.remove(np.array([*gone]))
         self._applied[retriever] = sequence
 
+    def _require_same_keys(self, pair: Pair) -> None:
+        """Raises ValueError for a pair in whose bundle keys are other items than in the live one's:
+        the log changes items by their keys."""
+        live = self._pair
+        if pair is live or pair.id_hashes is None or live.id_hashes is None:
+            return
+        num = min(len(pair.id_hashes), len(live.id_hashes))
+        if len(key := np.flatnonzero(pair.id_hashes[:num] != live.id_hashes[:num])):
+            raise ValueError(
+                f"key {key[0]} is another item in its bundle than in the live one, and the log has "
+                "changes by key. Make a LiveIndex of this pair with a new log, and change items by "
+                "its keys"
+            )
+
     def swap(self, pair: Pair, embed: Embed | None = None, checks: Checks | None = None) -> Pair:
         """Makes another pair the live one, in one step, with all that was acknowledged.
 
@@ -312,7 +327,8 @@ class LiveIndex:
 
         Raises:
             SwapRefused: A check failed, or the log cannot be replayed, for example because
-                `embed` changes the index. The old pair stays.
+                `embed` changes the index, or keys are other items in the pair's bundle. The old
+                pair stays.
             ValueError: No checks, a call from inside of another swap, or another swap that has
                 kept this one waiting for `SWAP_TIMEOUT` seconds.
         """

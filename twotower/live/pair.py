@@ -32,6 +32,8 @@ class Pair:
             loses the entries in between; too small a number replays some again, without harm.
         digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
             replayed; "" where it is not known.
+        id_hashes: `Bundle.id_hashes` of its bundle, so that no log is replayed by whose keys other
+            items were changed; None where they are not known.
 
         pair = Pair.from_bundle(Bundle("W/bundle"), "hnsw")
         queries = pair.query_tower(inputs)
@@ -44,6 +46,7 @@ class Pair:
     index_version: str
     sequence: int = 0
     digest: str = ""
+    id_hashes: np.ndarray | None = None
 
     @property
     def model_version(self) -> str:
@@ -73,7 +76,7 @@ class Pair:
         """
         version, tower = bundle.model_version, bundle.query_tower
         retriever = bundle.retriever(index, allowed_uris=allowed_uris)
-        return cls(tower, retriever, version, version, sequence)
+        return cls(tower, retriever, version, version, sequence, id_hashes=bundle.id_hashes)
 
     @classmethod
     def from_snapshot(
@@ -105,7 +108,8 @@ class Pair:
 
         retriever, described = description.consistently(directory, read)
         sequence, digest = described["sequence"], described["digest"]
-        return cls(bundle.query_tower, retriever, version, version, sequence, digest)
+        hashes = bundle.id_hashes
+        return cls(bundle.query_tower, retriever, version, version, sequence, digest, hashes)
 
 
 @dataclasses.dataclass(frozen=True)
