@@ -58,7 +58,7 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         number, word = WORDS[kind]
         if not isinstance(plain, number) or isinstance(plain, bool) != (kind is bool):
             raise ValueError(f"{name} must be {word}; got {value!r}.")
-        if kind is int:
+        if isinstance(plain, int):
             require_int64(plain, name)
     return plain
 

@@ -28,6 +28,8 @@ def test_uuids_and_long_numbers_are_ids(tmp_path):
     [
         (["7", " 8"], "row 1: item_id is ' 8', with a blank .*sep=', '"),
         (["7", "8\u00a0"], "row 1: item_id is .*, with a blank"),
+        (["7", "\ufeff8"], r"row 1: item_id is '\\ufeff8', with a character that nobody sees"),
+        (["7", "8\u200b"], r"row 1: item_id is '8\\u200b', with a character that nobody sees"),
         (["7", "nan"], "row 1: item_id is 'nan', as programs write a missing value"),
         (["7", "<NA>"], "row 1: item_id is '<NA>', as programs write a missing value"),
         (["7", "12.0"], "row 1: item_id is '12.0', a whole number written as a float; write 12"),

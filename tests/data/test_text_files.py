@@ -37,6 +37,18 @@ REFUSED_TEXT = {
         b"u,a,5,tv\nv,b,6,tv\n",
         r"lacks .*'user_id=1,item_id=2'",
     ),
+    "two files in one": (
+        b"user_id,item_id\nu,a\nv,b\nuser_id,item_id\nu,b\n",
+        "line 4 has the names of the columns again",
+    ),
+    "two files of Excel's": (
+        b"\xef\xbb\xbfuser_id,item_id\nu,a\n\xef\xbb\xbfuser_id,item_id\n\nu,b\n",
+        "line 3 has the names of the columns again",
+    ),
+    "one column of names": (
+        b"user_id,item_id\nu,a\nu,item_id\n\\N,b\n",
+        "line 4: user_id is missi",
+    ),
     "a gap": (HEAD + b"u,a,5,tv\n\\N,a,5,tv\n", "line 3: user_id is missing"),
     "the moment of loading": (
         HEAD + b"u,a,2011-08-20,tv\nu,a,now,tv\n",

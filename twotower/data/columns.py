@@ -30,6 +30,8 @@ EXACT = 2**53
 SHORTENED = r"^\d(?:[.,]\d{1,5})?E\+\d\d$"
 # Ids that stand for others, by pattern, and what is wrong with them.
 SPOILT_IDS = {
+    "[\x00\u200b\u2060\ufeff]": "is {}, with a character that nobody sees, such as the byte order "
+    "mark between two files that were joined; drop it",
     r"^\s|\s$": "is {}, with a blank at its beginning or end, which makes it another id; drop the "
     "blank, in all tables (of a text file with ', ' between fields: sep=', ')",
     r"^(?:nan|NaN|<NA>|NaT|None|null|NULL)$": "is {}, as programs write a missing value; drop "

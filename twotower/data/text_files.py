@@ -92,10 +92,29 @@ def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
         table = pa.table(columns, table.column_names)
     if not form.header:
         return table
+    _refuse_second_header(path, table, first, form)
     names = [name.strip() for name in first]
     named = [number for number, name in enumerate(names) if name]  # without pandas' row numbers
     names = [names[number] for number in named]
     return table.select(named).rename_columns(names)
+
+
+def _refuse_second_header(
+    path: pathlib.Path, table: pa.Table, first: list[str], form: TextFormat
+) -> None:
+    """Raises for a row that is the header again, as `cat` leaves it between two files. Its names
+    would be a user and an item."""
+    is_header = pc.equal(pc.utf8_ltrim(table[0], BOM.decode()), first[0])
+    for column, name in zip(table.columns[1:], first[1:]):
+        if not pc.any(is_header).as_py():  # nearly always after the first column
+            return
+        is_header = pc.and_(is_header, pc.equal(column, name))
+    row = pc.index(is_header, True).as_py()
+    if row >= 0:
+        raise ValueError(
+            f"{path}, line {line_of(path, form, row)} has the names of the columns again. Were "
+            "several files joined? Give them as several files, or drop that line."
+        )
 
 
 def line_of(path: pathlib.Path, form: TextFormat, row: int) -> int:
