@@ -20,6 +20,13 @@ def test_catalogue_keys_and_ids():
     assert catalogue.keys_of([]).shape == catalogue.ids_of([]).shape == (0,)
 
 
+@pytest.mark.parametrize("keys", [np.array([True, False, True]), np.array([1.7]), ["1"]])
+def test_keys_are_integers(keys):
+    """A mask was the keys 0 and 1."""
+    with pytest.raises(ValueError, match="keys must be integers; got"):
+        make().catalogue.ids_of(keys)
+
+
 @pytest.mark.parametrize("key", [3, -2])
 def test_a_key_of_another_catalogue(key):
     with pytest.raises(ValueError, match=f"key {key} is not of this catalogue of 3"):

@@ -78,6 +78,8 @@ def test_the_lower_bound_of_an_age_counts(age, is_adult):
 
 def test_only_what_is_available():
     assert kept(Available(np.array([5, 2])), ask([]), 2, 3, 5, 11) == [[2, 5]]
+    with pytest.raises(ValueError, match="keys must be integers; got bool"):
+        Available(np.array([True, False]))  # a mask would be the keys 0 and 1
 
 
 def test_a_policy_by_age():

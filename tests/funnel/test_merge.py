@@ -53,6 +53,20 @@ def test_quotas_interleave_and_fill_up():
     assert Quotas({"a": 2, "b": 1})(requests, found, 3).keys.tolist() == [[5, 7, 3]]
 
 
+def test_where_only_sources_without_a_weight_answer_their_order_counts():
+    """It was the order of the keys: a source that is late takes the other's order with it."""
+    requests, found = found_of(a=[], b=[7, 3, 5])
+    for weights in ({"b": 0}, {"a": 2, "b": 0}):
+        assert ReciprocalRank(weights=weights)(requests, found, 3).keys.tolist() == [[7, 3, 5]]
+    requests, found = found_of(a=[9], b=[7, 3])
+    assert ReciprocalRank(weights={"b": 0})(requests, found, 1).keys.tolist() == [[9]]
+
+
+def test_quotas_are_finite():
+    with pytest.raises(ValueError, match="quotas must be positive and finite"):
+        Quotas({"a": np.inf})
+
+
 def test_the_first_of_a_source_can_be_kept():
     requests, found = found_of(a=[0, 1, 2, 3], b=[8, 9])
     merge = WeightedSum(["a", "b"], [[1, 0]])

@@ -13,6 +13,7 @@ import pandas as pd
 
 from twotower.data.cleaning import as_stored, clean
 from twotower.data.columns import IDS, check_ids, form_of, known
+from twotower.ragged import integers
 
 
 class Catalogue:
@@ -90,9 +91,10 @@ class Catalogue:
         """Ids of keys `[...]`, objects of the same shape; '' for -1.
 
         Raises:
-            ValueError: A key that this catalogue never gave out.
+            ValueError: A key that this catalogue never gave out, or that is no integer, as those of
+                a mask.
         """
-        keys = np.asarray(keys, np.int64)
+        keys = integers(keys, "keys")
         if keys.size and (keys.max() >= len(self) or keys.min() < -1):
             wrong = keys.max() if keys.max() >= len(self) else keys.min()
             raise ValueError(f"key {wrong} is not of this catalogue of {len(self)} items.")

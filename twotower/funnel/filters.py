@@ -13,7 +13,7 @@ from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.stage import Part, Stage
-from twotower.ragged import Ragged
+from twotower.ragged import Ragged, integers
 from twotower.retrieval.candidates import Candidates
 
 # Cells of a table [requests, items] that is filled at once.
@@ -198,14 +198,14 @@ class Available(Filter):
     """Keeps only the items that are available, such as those in stock or licensed.
 
     Args:
-        keys: `[num_available]` int64.
+        keys: `[num_available]` int64; no mask of all items.
     """
 
     kind = "available"
     ARRAYS = ("keys int [num_available]",)
 
     def __init__(self, keys: np.ndarray) -> None:
-        self.keys = np.unique(np.asarray(keys, np.int64))
+        self.keys = np.unique(integers(keys, "keys"))
 
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
         return np.isin(candidates.keys, self.keys)

@@ -75,6 +75,9 @@ class ReciprocalRank(Merge):
 
         score(item) = sum over sources s of weight_s / (constant + rank_s(item))
 
+    If no source with a weight found anything for a request, all have the weight 1 for it. Otherwise
+    it would get candidates in the order of their keys.
+
     Args:
         constant: A larger one favours the first ranks less. 60 in the paper.
         weights: Name of a source -> its weight; 1 for sources that are not named.
@@ -105,11 +108,13 @@ class ReciprocalRank(Merge):
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.zeros(pool.keys.shape, np.float32)
+        equal = np.zeros(pool.keys.shape, np.float32)  # with the weight 1 for all
         for name, ranks in zip(pool.names, pool.ranks):
-            weight = np.float32(self.weights.get(name, 1.0))
-            shares = weight / np.float32(self.constant + np.maximum(ranks, 1))
-            scores += np.where(ranks > 0, shares, 0)
-        return scores
+            shares = np.float32(1) / np.float32(self.constant + np.maximum(ranks, 1))
+            shares = np.where(ranks > 0, shares, np.float32(0))
+            scores += np.float32(self.weights.get(name, 1.0)) * shares
+            equal += shares
+        return np.where(scores.any(1, keepdims=True), scores, equal)
 
 
 class Quotas(Merge):
@@ -131,8 +136,10 @@ class Quotas(Merge):
     SETTINGS = ("quotas",)
 
     def __init__(self, quotas: Mapping[str, float]) -> None:
-        if not quotas or not min(quotas.values()) > 0:
-            raise ValueError(f"quotas must be positive, one a source; got {dict(quotas)}.")
+        if not quotas or not all(0 < quota < np.inf for quota in quotas.values()):
+            raise ValueError(
+                f"quotas must be positive and finite, one a source; got {dict(quotas)}."
+            )
         self.quotas = dict(quotas)
 
     @property
