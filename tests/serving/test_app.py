@@ -55,14 +55,14 @@ def test_it_says_why(client):
         assert item["sources"] and all(source["rank"] > 0 for source in item["sources"].values())
 
 
-def test_the_data_of_the_service_may_have_other_items_in_another_order(service, bundle_folder):
+def test_the_data_of_the_service_may_have_other_items_in_another_order(bundle_folder):
     """Its data are read at the start, and bundles are deployed for weeks after."""
     data, asks = tiny.dataset(), [Ask(history=["i00200", "i00003"], user_id="u00001", k=9)]
-    (alone,) = service.live.pipelines[0].recommend(asks)
+    (alone,) = Pipeline(bundle_folder, source_deadline=60).recommend(asks)
     rows = data.interactions[data.interactions["item_id"] < "i00150"]
     items = data.items[:150].iloc[::-1]
     older = dataclasses.replace(data, interactions=rows, items=items)
-    (found,) = Pipeline(bundle_folder, older).recommend(asks)
+    (found,) = Pipeline(bundle_folder, older, source_deadline=60).recommend(asks)
     assert ids(found) == ids(alone) and found["unknown"] == []
 
 
