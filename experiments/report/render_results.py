@@ -178,6 +178,7 @@ TABLES = {
     "temporal_successive": lambda: sequence_tables.results("temporal-successive"),
     "sequence_curves": sequence_tables.curves,
     "funnel_random": lambda: funnel_tables.stages("funnel/random"),
+    "funnel_wide": lambda: funnel_tables.stages("funnel/wide"),
     "funnel_temporal": lambda: funnel_tables.stages("funnel/temporal_last"),
     "funnel_newest": lambda: funnel_tables.ahead("funnel/temporal_newest"),
     "funnel_ahead": lambda: funnel_tables.ahead("funnel/random"),
