@@ -2,10 +2,12 @@
 
 import socket
 import sys
+import threading
 
 import pytest
 import uvicorn
 
+from twotower.serving import listeners
 from twotower.serving.draining import DrainingServer
 from twotower.serving.listeners import bound
 
@@ -28,11 +30,21 @@ def test_a_bound_socket_refuses_clients_until_it_listens():
 
 
 @pytest.mark.parametrize("elsewhere", ["127.0.0.1", "0.0.0.0"])
-def test_a_port_at_which_another_process_listens_is_refused(elsewhere):
+def test_a_port_at_which_another_process_listens_is_refused(elsewhere, monkeypatch):
+    monkeypatch.setattr(listeners, "PATIENCE", 0.1)
     with socket.create_server((elsewhere, 0)) as other:
         port = port_of(other)
         with pytest.raises(OSError, match=rf"^127\.0\.0\.1:{port} is in use: .* another --port"):
             bound("127.0.0.1", port)
+
+
+def test_the_port_of_a_service_that_ends_is_waited_for():
+    other = socket.create_server(("127.0.0.1", 0))
+    port = port_of(other)
+    threading.Timer(0.3, other.close).start()
+    (listener,) = bound("127.0.0.1", port)
+    with listener:
+        assert port_of(listener) == port
 
 
 def test_connections_that_have_ended_keep_no_port():
@@ -57,10 +69,10 @@ def test_each_address_of_a_host_is_bound(monkeypatch):
         return [(socket.AF_INET, stream, 6, "", (address, port)) for address in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", found)
-    listeners = bound("", 0)
-    assert [one.getsockname()[0] for one in listeners] == ["127.0.0.1", "127.0.0.2"]
+    every = bound("", 0)
+    assert [one.getsockname()[0] for one in every] == ["127.0.0.1", "127.0.0.2"]
     assert named == [None]  # all interfaces
-    for listener in listeners:
+    for listener in every:
         listener.close()
 
 
