@@ -135,7 +135,7 @@ def whole_number(value: Any, name: str, least: int = 0) -> int:
 
 
 def require_int64(value: int, name: str) -> None:
-    """Raises ValueError for an integer that fits no int64: arrays and descriptions hold no others.
+    """Raises ValueError for an integer that does not fit an int64, as arrays require.
 
     >>> require_int64(2**63, "seed")
     Traceback (most recent call last):

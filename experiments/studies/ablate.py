@@ -226,7 +226,7 @@ def train(run: Run, split: str, seed: int, cores: set[int]) -> dict:
         "part": found["part"],
         "epoch": found["epoch"],
         "metrics": found["metrics"],
-        # The table of cold items reads it.
+        # Only the table of cold items reads it.
         **({"item_popularity": segments["item_popularity"]} if run.group == "cold items" else {}),
         "hidden_items": segments.get("hidden_items"),
         "loss": [entry["loss"] for entry in found["log"]],

@@ -102,7 +102,7 @@ def test_what_does_not_go_side_by_side(bundles, tmp_path):
 
 
 def test_none_of_them_is_written_over(tmp_path, bundles):
-    """The parts of an ensemble are trainings that nobody has a copy of."""
+    """There may be no copy of the bundle that would be replaced."""
     copy = Bundle(shutil.copytree(bundles[0].directory, tmp_path / "part"))
     (tmp_path / "link").symlink_to(copy.directory)
     with pytest.raises(ValueError, match="link is one of the bundles, which would be lost"):

@@ -22,7 +22,7 @@ def test_catalogue_keys_and_ids():
 
 @pytest.mark.parametrize("keys", [np.array([True, False, True]), np.array([1.7]), ["1"]])
 def test_keys_are_integers(keys):
-    """A mask was the keys 0 and 1."""
+    """A mask of all items would be taken for the keys 0 and 1."""
     with pytest.raises(ValueError, match="keys must be integers; got"):
         make().catalogue.ids_of(keys)
 

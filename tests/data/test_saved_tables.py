@@ -45,7 +45,7 @@ def test_round_trip_keeps_the_fingerprint(tmp_path):
 
 @pytest.mark.parametrize("choice", [{}, {"min_rating": 4}, {"events": "click=1"}])
 def test_data_without_times_have_none_when_they_are_read_again(tmp_path, choice):
-    """The numbers of their rows were taken for seconds in 1970, which a +time protocol accepts."""
+    """Row numbers would be read as seconds in 1970, which a +time protocol accepts."""
     rows = "a,x,5,click\nb,y,1,skip\na,y,4,click\nb,x,5,click\n"
     (tmp_path / "log.csv").write_text("user_id,item_id,rating,event\n" + rows)
     dataset = tables.read_tables(tmp_path / "log.csv", **choice)

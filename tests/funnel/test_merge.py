@@ -54,7 +54,7 @@ def test_quotas_interleave_and_fill_up():
 
 
 def test_where_only_sources_without_a_weight_answer_their_order_counts():
-    """It was the order of the keys: a source that is late takes the other's order with it."""
+    """Scores of 0 would leave the order of the keys, as when the only weighted source is late."""
     requests, found = found_of(a=[], b=[7, 3, 5])
     for weights in ({"b": 0}, {"a": 2, "b": 0}):
         assert ReciprocalRank(weights=weights)(requests, found, 3).keys.tolist() == [[7, 3, 5]]

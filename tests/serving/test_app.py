@@ -56,7 +56,7 @@ def test_it_says_why(client):
 
 
 def test_the_data_of_the_service_may_have_other_items_in_another_order(bundle_folder):
-    """Its data are read at the start, and bundles are deployed for weeks after."""
+    """The data are read once, at the start; bundles with newer items are deployed later."""
     data, asks = tiny.dataset(), [Ask(history=["i00200", "i00003"], user_id="u00001", k=9)]
     (alone,) = Pipeline(bundle_folder, source_deadline=60).recommend(asks)
     rows = data.interactions[data.interactions["item_id"] < "i00150"]
@@ -93,7 +93,7 @@ def test_without_the_store_there_are_answers_but_no_events(client, service, monk
     answer = client.post("/events", json=body)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert service.event_log.waiting == waiting
-    # Where the disk is full, too, the log keeps what it cannot remove, and the answer is the same.
+    # If the disk is full, too, the log keeps the event, and the answer is the same.
     with monkeypatch.context() as patched:
         patched.setattr(service.event_log, "remove", full)
         assert client.post("/events", json=body).status_code == 503
@@ -103,7 +103,7 @@ def test_without_the_store_there_are_answers_but_no_events(client, service, monk
 def test_events_are_in_their_sessions_before_a_part_file_has_them(
     client, service, tmp_path, monkeypatch
 ):
-    """A part file cannot be changed: its events can no longer be refused."""
+    """Events in a part file cannot be removed when the store of the sessions refuses them."""
     log, add, waiting = EventLog(tmp_path / "events", rows=2), service.sessions.add, []
     monkeypatch.setattr(service, "event_log", log)
     monkeypatch.setattr(

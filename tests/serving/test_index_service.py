@@ -162,7 +162,7 @@ def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(
 def test_bundles_that_have_left_are_freed_before_another_is_opened(
     bundle_folder, other_folder, tmp_path, monkeypatch
 ):
-    """Full collections are seldom (`process.py`), and a bundle is in cycles."""
+    """Reference cycles hold a bundle, and full collections are rare (`process.py`)."""
     registry, opened, left = Registry(tmp_path / "registry"), [], []
 
     class Open(ServedBundle):

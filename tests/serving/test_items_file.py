@@ -79,7 +79,7 @@ def test_the_file_is_written_where_it_lacks_a_change(bundle_folder, other_folder
 
 
 def test_a_new_journal_counts_from_one_again(service, bundle_folder, tmp_path):
-    """Its first items have smaller numbers than those that the file has of the lost journal."""
+    """Its first changes have smaller numbers than the file has from the lost journal."""
     state = tmp_path / "state"
     with TestClient(create_app(service)) as client:
         post(client, "/items", {"add": [{"item_id": f"old-{n}"} for n in range(5)]})

@@ -1,4 +1,4 @@
-"""Sockets that are bound before a bundle is loaded, and listen after."""
+"""Sockets are bound before a bundle is loaded, and listen afterwards."""
 
 import socket
 import sys
@@ -59,12 +59,12 @@ def test_connections_that_have_ended_keep_no_port():
 
 
 def test_each_address_of_a_host_is_bound(monkeypatch):
-    """But those of a family that the machine lacks, as IPv6 in a container."""
+    """Addresses of a family that the machine lacks are left out, such as IPv6 in a container."""
     stream, named = socket.SOCK_STREAM, []
 
     def found(host, port, *, type, flags):
         named.append(host)
-        # 192.0.2.1 is an address of documents (RFC 5737), and of no machine.
+        # 192.0.2.1 is reserved for documentation (RFC 5737), so no machine has it.
         addresses = ("127.0.0.1", "127.0.0.1", "127.0.0.2", "192.0.2.1")
         return [(socket.AF_INET, stream, 6, "", (address, port)) for address in addresses]
 

@@ -86,7 +86,7 @@ def test_a_quick_start_that_fails_says_why_without_a_traceback(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_in_use_is_found_before_anything_is_loaded(tmp_path, workers):
-    """Neither data nor a bundle is there, which would be the next error."""
+    """Without data and a bundle, loading would fail with another error."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         given = [f"--port={port}", f"--data_dir={tmp_path}/nowhere", f"--workers={workers}"]

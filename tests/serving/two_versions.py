@@ -1,4 +1,4 @@
-"""A service with two versions in its registry, and a request that they answer with other items."""
+"""A service with two versions, and a request that the two answer with different items."""
 
 import functools
 import pathlib

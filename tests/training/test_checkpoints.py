@@ -143,7 +143,7 @@ def test_more_epochs_of_a_schedule_are_told(said):
 
 
 def test_half_a_copy_of_a_workdir_is_refused(tmp_path, monkeypatch):
-    """Without the weights of the best epoch, those of the last one went under its figures."""
+    """The weights of the last epoch would be reported with the figures of the best one."""
     training, _ = planted(monkeypatch, [0.9, 0.1], epochs=2)
     assert fit(training, tmp_path).best_epoch == 1
     shutil.rmtree(tmp_path / "checkpoints" / "best")
@@ -153,7 +153,7 @@ def test_half_a_copy_of_a_workdir_is_refused(tmp_path, monkeypatch):
 
 
 def test_killed_between_two_checkpoints_the_figures_are_those_of_the_weights(tmp_path, monkeypatch):
-    """The weights of epoch 2 were there, and its figures not; its second run is worse than 1."""
+    """Weights of epoch 2 were saved without figures, and its second run is worse than epoch 1."""
     training, weights = planted(monkeypatch, [0.5, 0.9], epochs=2)
     save = tf.train.CheckpointManager.save
 
@@ -173,7 +173,7 @@ def test_killed_between_two_checkpoints_the_figures_are_those_of_the_weights(tmp
 
 
 def test_two_trainings_do_not_write_into_one_workdir_at_once(tmp_path, monkeypatch):
-    """The second would find no checkpoint yet, and the first would then restore its weights."""
+    """Until the first epoch of one has ended, the other finds no checkpoint to compare with."""
     training, _ = planted(monkeypatch, [0.1, 0.2], epochs=2)
     other = Training(tiny.dataset(), tiny.split(), tiny.recipe(QUIET, fit={"learning_rate": 0.5}))
     validate, messages = training.validate, []
@@ -187,7 +187,7 @@ def test_two_trainings_do_not_write_into_one_workdir_at_once(tmp_path, monkeypat
     monkeypatch.setattr(training, "validate", meanwhile)
     assert fit(training, tmp_path).epoch == 2
     assert len(messages) == 2 and str(tmp_path) in messages[0]
-    # Afterwards it is free, and another recipe is refused for what it is.
+    # Afterwards the workdir is free, and another recipe is refused as such.
     with pytest.raises(ValueError, match="checkpoint of another recipe"):
         fit(other, tmp_path)
 

@@ -2,8 +2,9 @@
 
 A query tower and an index of different trainings give wrong answers without an error. So they are
 written and replaced together, and each is compared with the manifest when it is read.
-`exported_model.py` reads what the training exported. What is added to it later, by name, is here.
-Layout: "The bundle" in BUILD.md. Nothing in a bundle is ever unpickled.
+`exported_model.py` reads what the training exported. This file reads and writes what is added
+later: indexes, funnels, rankers and a map. Layout: "The bundle" in BUILD.md. Nothing in a bundle is
+ever unpickled.
 """
 
 import contextlib

@@ -112,8 +112,8 @@ def concatenate(bundles: Sequence[Bundle], directory: str | pathlib.Path) -> Bun
 
     Raises:
         ValueError: Fewer than two bundles, the same one twice, or bundles of different data,
-            protocols or items; or a folder that cannot be written (see `replacing`), or is that of
-            one of them.
+            protocols or items. Or the folder cannot be written (see `replacing`), or holds one of
+            the bundles.
         BundleError: A part of a bundle is damaged.
     """
     directory = paths.literal(directory)

@@ -51,8 +51,14 @@ def without_users(catalogue: Catalogue, names: Sequence[str]) -> Dataset:
 
 
 def users_of(users: pd.DataFrame, catalogue: Catalogue) -> Dataset:
-    """A dataset with these users, without interactions, whose keys are those of a catalogue: users
-    may come from newer or older data than the items."""
+    """A dataset of these users and a catalogue's items, without interactions.
+
+    The users may come from newer or older data than the items.
+
+    Args:
+        users: `user_id` and further columns, as in `Dataset.users`.
+        catalogue: The items, whose keys the dataset gets.
+    """
     events = {"user_id": object, "item_id": object, "timestamp": np.int64}
     nothing = {name: np.array([], kind) for name, kind in events.items()}
     return Dataset("", pd.DataFrame(nothing), catalogue.items, users)

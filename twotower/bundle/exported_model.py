@@ -117,8 +117,10 @@ class ExportedModel:
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """`[num_items]` uint64, a hash of each id of the catalogue by its key: to tell whether keys
-        are the same items in another bundle."""
+        """`[num_items]` uint64, a hash of the id of each item, in the order of keys.
+
+        Two bundles whose hashes agree give the same items the same keys.
+        """
         items = self.read(
             "items/catalogue.parquet", lambda path: pd.read_parquet(path, columns=["item_id"])
         )
@@ -186,14 +188,15 @@ class ExportedModel:
         """As `encode`, but the columns of users whom a dataset has come from that dataset.
 
         Args:
-            dataset: The data that the bundle was trained on, or data in which its items have the
-                same keys; either may have further items. `users_of` makes one of any users.
+            dataset: The data that the bundle was trained on, or other data in which items have the
+                same keys. The bundle or the data may have further items at its end. For users of
+                any other data, `users_of` makes such a dataset.
 
         Raises:
             ValueError: A dataset in which keys of the bundle are other items.
         """
         self.catalogue.require_same_keys(dataset.items)
-        if len(dataset.items) < len(self.catalogue):  # events of the others would be left out
+        if len(dataset.items) < len(self.catalogue):  # else histories would lose the further items
             dataset = users_of(dataset.users, self.catalogue)
         inputs = QueryInputs(dataset, [*self._query_inputs])
         # The tower is loaded at the first request: a process may never ask for vectors.

@@ -35,7 +35,7 @@ class Recommendations:
 
         Args:
             model: The model whose vectors were searched.
-            found: One row.
+            found: What the search returned, one row.
             liked: `[num_liked]` keys of the history, oldest first.
         """
         items, keys = model.catalogue.items, found.keys[0, : found.counts[0]]

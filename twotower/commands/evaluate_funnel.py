@@ -10,9 +10,9 @@ accuracy, coverage, novelty and diversity at the end. Queries of new users, of n
 cold items are also shown separately (twotower/evaluation/segments.py defines them). With several
 bundles it shows which stage loses a gain: A's recall minus B's after each stage.
 
-The default is the validation part, from which a merge with weights and a ranker have learned; only
---part=test reads test data. `twotower build_funnel` makes
-the funnel.
+The default is the validation part. Rankers have learned from it, and so have the weights of a
+`weighted_sum`: figures that depend on them are then too good. Only --part=test reads test data.
+`twotower build_funnel` makes the funnel.
 """
 
 import pathlib

@@ -134,10 +134,10 @@ def check_unseen(bundle: Bundle, dataset: Dataset, split: Split) -> None:
 def print_what_has_learned(parts: Sequence[str], part: str) -> None:
     """Prints which parts of a funnel have learned from the validation cases, if these are asked."""
     if parts and part == "validation":
-        have = "have" if len(parts) > 1 else "has"
+        have, them = ("have", "them") if len(parts) > 1 else ("has", "it")
         print(
-            f"{' and '.join(parts)} {have} learned from these cases, so figures with it are too "
-            "good. --part=test asks for what it has not seen."
+            f"{' and '.join(parts)} {have} learned from these cases, so figures that depend on "
+            f"{them} are too good. --part=test asks cases that no part has learned from."
         )
 
 

@@ -38,7 +38,7 @@ def define_flags() -> None:
         "model",
         "mlp",
         ["mlp", "dcn", "deepfm", "dlrm", "trees"],
-        "Network, or LightGBM's trees (LambdaMART if the loss is listwise).",
+        "Network, or LightGBM's trees (LambdaMART with a listwise loss).",
     )
     flags.DEFINE_enum(
         "negatives",

@@ -72,11 +72,13 @@ class Catalogue:
         return keys
 
     def require_same_keys(self, items: pd.DataFrame) -> None:
-        """Refuses a table of items in which some of this catalogue's keys are other items, as when
-        items have come in between. One of the two may have further items at its end.
+        """Refuses a table of items that gives one of this catalogue's keys to another item.
+
+        This happens if items were inserted or reordered. Either of the two may have further items
+        at its end.
 
         Raises:
-            ValueError: Such a table; the message names the first key.
+            ValueError: Such a table; the message names the first such key.
         """
         ids = items["item_id"].to_numpy(object)
         num = min(len(self), len(ids))
@@ -91,8 +93,8 @@ class Catalogue:
         """Ids of keys `[...]`, objects of the same shape; '' for -1.
 
         Raises:
-            ValueError: A key that this catalogue never gave out, or that is no integer, as those of
-                a mask.
+            ValueError: A key that this catalogue never gave out, or keys that are no integers, such
+                as a mask of all items.
         """
         keys = integers(keys, "keys")
         if keys.size and (keys.max() >= len(self) or keys.min() < -1):

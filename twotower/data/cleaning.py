@@ -171,7 +171,7 @@ def _number(values: pd.Series, kind: str, table: str) -> np.ndarray:
             lambda value: isinstance(value, numbers.Number) and not isinstance(value, bool)
         )
         wrong = present & ~is_number.astype(bool)
-        # All may be numbers of kinds that no column has: complex ones, or a Decimal among floats.
+        # All may be numbers, but of kinds that no column takes: complex, or Decimals among floats.
         refuse(table, values, wrong if wrong.any() else present, "is {}, not a number")
     problem = "is {}; numbers must be finite, and within a float32"
     if values.dtype == object:  # Python's integers may be too large even for float64

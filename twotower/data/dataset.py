@@ -61,8 +61,8 @@ class Dataset:
             a row), `maker`, `year`, `released` (seconds), further columns of the source.
         users: `user_id`, and what is known of the user (strings).
         notes: What a reader of the data left out or took for granted, a sentence each.
-        has_times: Whether timestamps are times. If not, they are the numbers of the rows, whose
-            order stands for time.
+        has_times: Whether timestamps are times. If not, they are row numbers: the order of the rows
+            stands for time.
         reading: What `load_dataset` needs besides name and folder to read the same data again, as
             JSON values. The manifest of a bundle stores it.
 
@@ -109,8 +109,13 @@ class Dataset:
         refuse("interactions", events.rename("event"), ~events.isin(EVENTS), problem)
 
     def _number_rows(self) -> None:
-        """Makes the timestamps the numbers of the rows, which are in the order of the timestamps
-        already. So a dataset is the same if some of its rows were dropped before it was saved."""
+        """Replaces timestamps that are no times by row numbers.
+
+        So a dataset stays the same when it is saved and read again, also if rows were dropped.
+
+        Raises:
+            ColumnError: Rows that are not in the order of their timestamps.
+        """
         given = self.interactions["timestamp"]
         problem = "is {}, less than that of the row before; without times the rows are in order"
         refuse("interactions", given, np.append(False, np.diff(given) < 0)[: len(given)], problem)

@@ -17,8 +17,11 @@ from twotower.data.file_columns import column_of, decoded
 def frame_of(
     source: files.Source, table: str, entries: Sequence[schema.Entry] = ()
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The columns of a file as pandas holds them, under our names; the Dataset gives them their
-    form. And sentences on what is left out or decoded."""
+    """The columns of a file as a pandas frame, under our names. The Dataset gives them their form.
+
+    Returns:
+        The frame, and sentences on what was left out or decoded.
+    """
     is_text = source.text is not None
     is_headless = source.text is not None and not source.text.header
     found, units, notes = schema.renamed(

@@ -113,12 +113,13 @@ def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def held_out(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that a model must not have learned from if a split is to judge it: the rows of its
-    targets (same user and item), and all rows of items that it hides. Only positive rows.
+    """The rows that a model must not have learned from if a split is to judge it.
+
+    They are the positive rows of its targets (same user and item), and of the items that it hides.
 
     Returns:
-        `[num_rows]`, the rows, ascending; and `[<= num_rows]` uint64, their `row_ids`. Neither has
-        a training row.
+        `[num_rows]` the rows, ascending, and `[num_ids]` uint64 their `row_ids`. Neither contains a
+        training row.
     """
     cases, num_items = split.cases, np.int64(len(dataset.items))
     users = pd.Index(dataset.users["user_id"]).get_indexer(cases.user_id)
@@ -133,8 +134,11 @@ def held_out(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shares(known: np.ndarray, dataset: Dataset, split: Split) -> tuple[float, float]:
-    """Of the rows that a split keeps for its questions, the share whose ids are known: at the times
-    of the rows, and at times of another time zone."""
+    """Of the rows that a split keeps for its questions, the share whose ids are known.
+
+    Returns:
+        The share at the times of the rows, and the share at times of another time zone.
+    """
     rows, ids = held_out(dataset, split)
     same = len(np.intersect1d(ids, known, assume_unique=True)) / max(1, len(ids))
     return same, _share_shifted(known, dataset, rows)

@@ -12,8 +12,9 @@
 With `+time` after its name, a protocol gives the model the time of each request. A user's rows are
 sorted by time, and rows of the same time by their order in the file, so nothing may change that
 order. Data without times is sorted by the file alone; all protocols without `+time` accept it. Only
-in `temporal` are all training rows older than every query. In `loo` one user's training rows can be
-newer than another user's query, so these splits do not fully prevent leaks from the future.
+in the two `temporal` protocols are all training rows older than every query. In `loo` one user's
+training rows can be newer than another user's query, so these splits do not fully prevent leaks
+from the future.
 """
 
 import numpy as np
@@ -86,10 +87,10 @@ def _pairs(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _queries(dataset: Dataset, by_user: Ragged, positions: np.ndarray) -> tuple[Ragged, Ragged]:
-    """(histories, targets): a query for each row `by_user.values[positions]`. Its history is the
-    user's rows before it.
+    """(histories, targets): a query for each row `by_user.values[positions]`.
 
-    A row whose item is in its history is not a query, since seen items are not recommended.
+    The history of a query is the user's rows before it. A row whose item is in its history is not a
+    query, since seen items are not recommended.
     """
     _, first = np.unique(_pairs(dataset, by_user.values), return_index=True)
     positions = positions[np.isin(positions, first)]

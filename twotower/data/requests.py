@@ -124,7 +124,7 @@ class Requests:
             "user_id": () if user_id is None else user_id,
             **(context or {}),
         }.items():
-            if isinstance(texts, str):  # whose letters would be those of as many requests
+            if isinstance(texts, str):  # each letter would be the value of a request
                 raise ValueError(f"{name} takes a list of strings, one a request; got {texts!r}.")
             if wrong := [text for text in texts if not isinstance(text, str)]:
                 raise ValueError(

@@ -165,7 +165,8 @@ def _files(
 def save(dataset: Dataset, directory: str | os.PathLike) -> None:
     """Writes `interactions.parquet`, `items.parquet` and `users.parquet`, for `read_tables`.
 
-    What is read again has the same fingerprint. Without times no timestamps are written.
+    The dataset that is read again has the same fingerprint. Data without times get no timestamps in
+    the file.
     """
     folder = local(directory)
     folder.mkdir(parents=True, exist_ok=True)

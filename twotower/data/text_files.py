@@ -44,16 +44,17 @@ class TextFormat:
 
 
 def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
-    """A table whose columns are all text; only `NULL` is read as missing. Two columns may have one
-    name, which `files.read` refuses.
+    """A table whose columns are all text; only `NULL` is read as missing.
+
+    Columns may share a name; `files.read` refuses that.
 
     Args:
         path: The file, packed or not.
         form: How it is written.
 
     Raises:
-        ValueError: A file that is empty, damaged or not UTF-8, or a line with too many or too few
-            fields; the message names it.
+        ValueError: A file that is empty, damaged or not UTF-8; or a line that has too many or too
+            few fields, or is the header again. The message names the file or line.
     """
     data, sep = _bytes_of(path, form)
     # Arrow would read an empty line before the header as the header, and needs a newline at the end
@@ -102,11 +103,13 @@ def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
 def _refuse_second_header(
     path: pathlib.Path, table: pa.Table, first: list[str], form: TextFormat
 ) -> None:
-    """Raises for a row that is the header again, as `cat` leaves it between two files. Its names
-    would be a user and an item."""
+    """Raises for a row that is the header again, as `cat` leaves it between two files.
+
+    Its names would be read as a user and an item.
+    """
     is_header = pc.equal(pc.utf8_ltrim(table[0], BOM.decode()), first[0])
     for column, name in zip(table.columns[1:], first[1:]):
-        if not pc.any(is_header).as_py():  # nearly always after the first column
+        if not pc.any(is_header).as_py():  # nearly always true at the first column
             return
         is_header = pc.and_(is_header, pc.equal(column, name))
     row = pc.index(is_header, True).as_py()

@@ -1,4 +1,4 @@
-"""95% intervals of means, shares and differences over users. Numpy only, no package imports."""
+"""95% intervals of means, shares and differences over users. Imports only NumPy."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Metrics from the ranks of targets. Numpy only, and of the package `intervals.py` alone.
+"""Metrics from the ranks of targets. Imports only NumPy and `intervals.py`.
 
 A metric of accuracy needs only the rank of each target in an answer. `target_ranks` computes the
 ranks and handles ties; each metric after it is a line of arithmetic over ranks.

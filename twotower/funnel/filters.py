@@ -198,7 +198,7 @@ class Available(Filter):
     """Keeps only the items that are available, such as those in stock or licensed.
 
     Args:
-        keys: `[num_available]` int64; no mask of all items.
+        keys: `[num_available]` int64, the keys themselves; a mask of all items is refused.
     """
 
     kind = "available"

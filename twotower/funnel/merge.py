@@ -75,8 +75,8 @@ class ReciprocalRank(Merge):
 
         score(item) = sum over sources s of weight_s / (constant + rank_s(item))
 
-    If no source with a weight found anything for a request, all have the weight 1 for it. Otherwise
-    it would get candidates in the order of their keys.
+    If only sources with a weight of 0 find anything for a request, all sources have the weight 1
+    for this request. With scores of 0, candidates would be in the order of their keys.
 
     Args:
         constant: A larger one favours the first ranks less. 60 in the paper.
@@ -108,7 +108,7 @@ class ReciprocalRank(Merge):
 
     def score(self, requests: Requests, pool: Pool) -> np.ndarray:
         scores = np.zeros(pool.keys.shape, np.float32)
-        equal = np.zeros(pool.keys.shape, np.float32)  # with the weight 1 for all
+        equal = np.zeros(pool.keys.shape, np.float32)  # scores if all weights are 1
         for name, ranks in zip(pool.names, pool.ranks):
             shares = np.float32(1) / np.float32(self.constant + np.maximum(ranks, 1))
             shares = np.where(ranks > 0, shares, np.float32(0))

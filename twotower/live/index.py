@@ -296,8 +296,10 @@ class LiveIndex:
         self._applied[retriever] = sequence
 
     def _require_same_keys(self, pair: Pair) -> None:
-        """Raises ValueError for a pair in whose bundle keys are other items than in the live one's:
-        the log changes items by their keys."""
+        """Raises ValueError if a key is another item in the pair's bundle than in the live one's.
+
+        The log changes items by their keys, so a replay would change other items.
+        """
         live = self._pair
         if pair is live or pair.id_hashes is None or live.id_hashes is None:
             return
@@ -305,8 +307,8 @@ class LiveIndex:
         if len(key := np.flatnonzero(pair.id_hashes[:num] != live.id_hashes[:num])):
             raise ValueError(
                 f"key {key[0]} is another item in its bundle than in the live one, and the log has "
-                "changes by key. Make a LiveIndex of this pair with a new log, and change items by "
-                "its keys"
+                "changes by key. Make a LiveIndex of this pair with a new log, and repeat the "
+                "changes with its keys"
             )
 
     def swap(self, pair: Pair, embed: Embed | None = None, checks: Checks | None = None) -> Pair:
@@ -327,7 +329,7 @@ class LiveIndex:
 
         Raises:
             SwapRefused: A check failed, or the log cannot be replayed, for example because
-                `embed` changes the index, or keys are other items in the pair's bundle. The old
+                `embed` changes the index, or a key is another item in the pair's bundle. The old
                 pair stays.
             ValueError: No checks, a call from inside of another swap, or another swap that has
                 kept this one waiting for `SWAP_TIMEOUT` seconds.

@@ -32,8 +32,8 @@ class Pair:
             loses the entries in between; too small a number replays some again, without harm.
         digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
             replayed; "" where it is not known.
-        id_hashes: `Bundle.id_hashes` of its bundle, so that no log is replayed by whose keys other
-            items were changed; None where they are not known.
+        id_hashes: `Bundle.id_hashes` of its bundle. A log whose keys are other items in this bundle
+            is then not replayed. None where they are not known.
 
         pair = Pair.from_bundle(Bundle("W/bundle"), "hnsw")
         queries = pair.query_tower(inputs)

@@ -31,14 +31,14 @@ NEGATIVES = ("funnel", "random")
 class RankingConfig:
     """Settings of a ranker behind a funnel. Those of a network have no effect on `trees`.
 
-    To order the ten that are shown, learn `listwise`. To keep 500 of a longer list for another
-    ranker, pointwise trees without `residual` find the most targets.
+    To order the ten items that are shown, take the loss `listwise`. To keep 500 of a longer list,
+    take pointwise trees without `residual`: they kept the most targets on MovieLens 1M.
 
     Attributes:
         model: `mlp`, `dcn`, `deepfm`, `dlrm` or `trees`.
         negatives: `funnel`: the other candidates that the funnel found for the request; `random`:
             random items, for comparison.
-        loss: `listwise`, `pairwise` or `pointwise`; trees have no `pairwise`.
+        loss: `listwise`, `pairwise` or `pointwise`; trees take no `pairwise`.
         heads: Further heads, `like` and `rating`.
         weights: Head -> its weight in the score, unless a request has weights of its own.
         residual: Whether the output is added to the score that a candidate had before.

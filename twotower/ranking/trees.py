@@ -1,7 +1,7 @@
-"""Gradient-boosted trees on the features that a network reads: LightGBM.
+"""Gradient-boosted trees (LightGBM) on the features that a network reads.
 
-LambdaMART (Burges, 2010) for the top of a list, or the probability of each candidate alone, which
-finds more of the targets in a long list.
+Listwise trees are LambdaMART (Burges, 2010), to order the top of a list. Pointwise trees
+learn the probability of each candidate, and keep more of the targets of a long list.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ SETTINGS = {
     "lambda_l2": 10.0,
     "verbose": -1,
 }
-# Loss -> what trees learn by, and the metric that selects their number.
+# Loss -> LightGBM's objective, and the metric that selects the number of trees.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "listwise": {
         "objective": "lambdarank",
@@ -69,12 +69,12 @@ def fit(
         examples: Training examples.
         held: Examples of other users, which select the number of trees.
         inputs: Features of both.
-        loss: `listwise` for LambdaMART, selected by NDCG@10; `pointwise` for logistic regression,
-            selected by its loss.
+        loss: `listwise`: LambdaMART, and NDCG@10 is the metric; `pointwise`: logistic regression,
+            and its loss is the metric.
         residual: Whether trees are added to the score that a candidate had before.
         seed: Seed of the samples for each tree.
         rounds: Largest number of trees.
-        patience: Training ends after this many trees without a better value of the metric.
+        patience: Training ends after this many trees without a better metric.
     """
     import lightgbm
 

@@ -54,8 +54,11 @@ def has_waiting_connection(listener: socket.socket) -> bool:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server of one process, which is given its sockets (`listeners.py`). It shuts down when all
-    waiting connections are accepted, and the requests under way are answered."""
+    """A server of one process, on sockets that `listeners.bound` made.
+
+    It shuts down when all waiting connections are accepted, and the requests under way are
+    answered.
+    """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`.

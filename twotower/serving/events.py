@@ -112,8 +112,9 @@ class EventLog:
         return range(last - len(rows) + 1, last + 1)
 
     def remove(self, numbers: range) -> None:
-        """Takes events out again, all or none. Those that are in a part file by now stay there:
-        another thread or process may have flushed.
+        """Takes events out again, all or none.
+
+        Events that another thread or process has moved into a part file meanwhile stay there.
 
         Args:
             numbers: What `append` returned.
@@ -131,8 +132,11 @@ class EventLog:
         return self._connection.execute("SELECT count(*) FROM events").fetchone()[0]
 
     def flush_full(self) -> None:
-        """Moves the events into a part file if there are `rows` or more. An error is only logged:
-        the events are on disk, and whoever sends them again has them twice."""
+        """Moves the events into a part file if there are `rows` or more.
+
+        An error is only logged. The events are on disk already, and a caller who got the error
+        would send them again.
+        """
         with self._lock:
             try:
                 if self.waiting >= self._rows:

@@ -31,7 +31,7 @@ class ItemsFile:
 
     Args:
         path: The file. Several processes may write it.
-        journal: Id of the journal of changes.
+        journal: Id of the journal whose changes the file has (`Journal.id`).
     """
 
     def __init__(self, path: str | pathlib.Path, journal: str) -> None:
@@ -68,8 +68,10 @@ class ItemsFile:
         return True
 
     def _has(self, model_version: str, sequence: int) -> bool:
-        """Whether the file is of this training and has these changes of this journal, and perhaps
-        later ones that another process knows of."""
+        """Whether the file is of this training and this journal, and has these changes.
+
+        It may have later changes, too, which another process has written.
+        """
         try:
             metadata = parquet.read_schema(self.path).metadata or {}
             entry = json.loads(metadata.get(ENTRY, b"{}"))

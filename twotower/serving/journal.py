@@ -74,7 +74,10 @@ class Journal:
 
     @functools.cached_property
     def id(self) -> str:
-        """Distinguishes this journal from one that was lost, whose numbers it gives out again."""
+        """A random id of this journal.
+
+        A new journal in the place of a lost one has another id, since it counts from 1 again.
+        """
         with self._lock, self._connection:
             execute = self._connection.execute
             execute("BEGIN IMMEDIATE")

@@ -1,7 +1,7 @@
-"""Listeners: the sockets of a service, bound before its bundle is loaded, which takes long.
+"""Listeners: the sockets of a service, which are bound before its bundle is loaded.
 
-So a port at which another process listens is found at once. A bound socket refuses clients, as if
-it were not there. The server lets it listen once the service can answer.
+Loading takes long, and a port in use is found before it. Until a bound socket listens, clients are
+refused as if it did not exist. The server lets it listen when the service can answer.
 """
 
 import contextlib
@@ -9,22 +9,22 @@ import errno
 import socket
 import time
 
-# Of an address whose family the machine lacks, such as IPv6 in a container.
+# Errors for an address whose family the machine lacks, such as IPv6 in a container.
 ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-# Seconds to wait for a port: a service that was told to end may still answer its last requests.
+# Seconds to wait for a port. A service that was told to end may still be answering requests.
 PATIENCE = 5.0
 
 
 def bound(host: str, port: int) -> list[socket.socket]:
     """A socket for each address of a host, bound and not listening.
 
-    On Linux, two processes can bind a port while neither listens. Of two services that start at the
-    same time, the second one is refused only when it listens. SO_REUSEADDR is the reason: without
-    it, connections that have ended would keep the port for a minute.
+    The sockets have SO_REUSEADDR, since connections that have ended would otherwise keep the port
+    for a minute. With this option, two processes on Linux can bind one port while neither listens.
+    So if two services start at the same time, the later one fails only when it begins to listen.
 
     Args:
         host: Address or name; "" for all interfaces.
-        port: Its port; 0 for a free one.
+        port: The port; 0 for a free one.
 
     Raises:
         OSError: Another process still listens there after `PATIENCE` seconds, or no address of the
@@ -66,7 +66,7 @@ def _bound(host: str, port: int) -> list[socket.socket]:
 
 
 def refused(host: str, port: int, error: OSError) -> OSError:
-    """What says to whoever starts a service why it cannot listen."""
+    """The error that tells an operator why a service cannot listen."""
     if error.errno == errno.EADDRINUSE:
         return OSError(
             f"{host}:{port} is in use: end the process that listens there, or give another --port."

@@ -57,8 +57,8 @@ class Pipeline:
 
     Args:
         directory: The bundle's folder.
-        dataset: Knows columns of known users, where the query tower reads any; None for none. Its
-            items do not matter: they may be older or newer than the bundle.
+        dataset: Data with the columns of known users, if the query tower reads any; None for none.
+            Its items are not read, so they may be older or newer than those of the bundle.
         source_deadline: Seconds after which a funnel goes on without a source for which the bundle
             names no deadline.
         cache_size: Number of query vectors that are kept.
@@ -96,7 +96,7 @@ class Pipeline:
         )
         if dataset is None:
             encode = bundle.encode
-        else:  # of which a deployed bundle may have items that are newer, and in another order
+        else:  # a deployed bundle may have newer items than the data, or another order of them
             encode = bundle.encoder(users_of(dataset.users, bundle.catalogue))
         names = [spec["name"] for spec in bundle.manifest["query_inputs"]]
         self._inputs = names

@@ -102,8 +102,8 @@ def run(
 
     Args:
         settings: For each process.
-        host: Address to listen on.
-        listeners: Its sockets, which are bound. They listen once a process can answer.
+        host: Address or name of the service, for messages.
+        listeners: Its bound sockets (`listeners.bound`). They listen when a process can answer.
         workers: Number of processes.
 
     Raises:

@@ -343,13 +343,14 @@ class Service:
     async def note(self, body: schemas.Events) -> None:
         """Records events: on disk and in the sessions when this returns.
 
-        Events that are refused are in neither. There are three exceptions. Events stay in the log
-        if the disk fails just after the store, or if they are flushed between the two. They stay in
-        a session if the store adds them and its answer comes too late.
+        Events that are refused are in neither, with three exceptions. If the store does not answer
+        and the disk then fails too, the events stay in the log. They also stay there if they are
+        moved into a part file before the store fails. If the store adds them and answers too late,
+        they stay in the session.
 
         Raises:
             StoreError: The store of the sessions does not answer.
-            sqlite3.Error: The disk is full, say.
+            sqlite3.Error: Nothing could be written, as on a full disk.
         """
         await self._events.submit(body)
         for event in body.events:
@@ -375,7 +376,7 @@ class Service:
             )
             for row in rows
         ]
-        # The log first: its events can be taken out again, those of a session cannot.
+        # The log first: events can be removed from it again, and not from a session.
         numbers = self.event_log.append(rows)
         try:
             self.sessions.add(deeds)

@@ -84,10 +84,10 @@ def read(path: pathlib.Path, what: str, entries: Mapping[str, type], version: in
 
 
 def _int64(digits: str) -> int:
-    """An integer of a description. A larger one would fail later, where an array takes it.
+    """An integer of a description. One beyond int64 would fail later, in an array.
 
     Raises:
-        ValueError: It does not fit an int64.
+        ValueError: The integer does not fit an int64.
     """
     require_int64(int(digits), "an integer")
     return int(digits)

@@ -10,16 +10,16 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def holding(folder: pathlib.Path, writer: str) -> Iterator[None]:
-    """A context in which no other one holds the same folder.
+    """A context that holds a folder. No other context can hold it meanwhile, in any process.
 
-    A killed process holds nothing. On file systems without locks nothing is held.
+    The lock of a killed process ends with it. On a file system without locks, this has no effect.
 
     Args:
-        folder: An existing folder; it gets a small hidden file.
-        writer: What holds it, for the message: "training".
+        folder: An existing folder; it gets an empty hidden file.
+        writer: What writes into the folder, for the message: "training".
 
     Raises:
-        ValueError: Another one holds the folder, in this process or in another.
+        ValueError: Another context holds the folder, in this process or in another.
     """
     with open(folder / LOCK, "w") as lock:
         try:

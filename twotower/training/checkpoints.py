@@ -76,9 +76,9 @@ class Checkpoints:
         self._last = self._manager(
             "last", 1, weights=weights, others=others, optimizer=model.optimizer, state=self._state
         )
-        # The one before, too: it counts until `last` says of a newer one.
+        # Two, since the previous one counts until `last` names the newer one.
         self._best = self._manager("best", 2, weights=weights)
-        self._kept = ""  # name of the best that counts
+        self._kept = ""  # name of the checkpoint in `best` that `last` names
 
     def _manager(self, name: str, max_to_keep: int, **parts) -> tf.train.CheckpointManager:
         folder = str(self.workdir / "checkpoints" / name)
@@ -128,7 +128,7 @@ class Checkpoints:
         saved = json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))
         _check_same(self.workdir, saved, training.recipe, self._data)
         result = FitResult(**saved["result"])
-        # Earlier versions kept one, and did not say its name.
+        # Earlier versions kept one checkpoint in `best`, and stored no name.
         self._kept = saved.get("best", pathlib.Path(self._best.latest_checkpoint or "").name)
         if (self._kept or result.best_epoch) and not self._best_path.with_suffix(".index").exists():
             raise ValueError(
@@ -153,7 +153,7 @@ class Checkpoints:
 
     @property
     def _best_path(self) -> pathlib.Path:
-        """Where the weights are that are kept; their files begin like this."""
+        """Path with which the names of the files of the kept weights begin."""
         return self.workdir / "checkpoints" / "best" / self._kept
 
 

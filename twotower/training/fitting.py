@@ -124,7 +124,7 @@ def fit(
     workdir = paths.literal(workdir)
     folder = workdir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)  # now, not after an epoch
-    # Two would overwrite each other's checkpoints, and restore those as their own.
+    # Two trainings would overwrite each other's checkpoints, and restore them as their own.
     with holding(folder, "training"):
         return _fit(training, workdir, select, stop_after, tensorboard)
 

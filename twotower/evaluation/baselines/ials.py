@@ -6,8 +6,8 @@ and regularization 10 reach .464 on test. The defaults (128 factors, alpha 8, re
 were chosen on validation and reach .491.
 
 Alpha 16 and regularization 110 find more of the targets among their first 500 (.873 against .871 on
-validation) and order them worse (.006 less NDCG@10): a choice for a source whose list is ordered by
-a ranker (flags/funnel/wide.flags).
+validation), and order them worse (.006 less NDCG@10). This suits a source whose list a ranker
+orders (flags/funnel/wide.flags).
 """
 
 import numpy as np
