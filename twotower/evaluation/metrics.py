@@ -14,6 +14,8 @@ from twotower.evaluation.intervals import normal_interval
 KS = (10, 20, 50, 100, 200, 500)
 MRR_AT = 500
 
+# Answers that are looked at together. All of 100,000 users' at once would take GB.
+ROWS = 4096
 # Rank of a target that is not in the answer, or that may be past its end.
 NOT_FOUND = np.iinfo(np.int64).max
 
@@ -163,9 +165,12 @@ def mean_popularity(keys: np.ndarray, popularity: np.ndarray, k: int) -> np.ndar
         popularity: `[num_items]`, such as the number of training rows of each key.
         k: Items of each answer to look at.
     """
-    top = keys[:, :k]
-    values = np.where(top >= 0, popularity[top], 0)
-    return values.sum(1) / np.maximum((top >= 0).sum(1), 1)
+    means = np.zeros(len(keys))
+    for start in range(0, len(keys), ROWS):
+        top = keys[start : start + ROWS, :k]
+        total = np.where(top >= 0, popularity[top], 0).sum(1)
+        means[start : start + ROWS] = total / np.maximum((top >= 0).sum(1), 1)
+    return means
 
 
 def novelty(keys: np.ndarray, share: np.ndarray, k: int) -> np.ndarray:
@@ -239,9 +244,10 @@ def coverage(
     top = keys[:, :k]
     size = max(top.max(initial=-1), candidates.max(initial=-1)) + 2  # the last entry is for -1
     first, last = np.full(size, NOT_FOUND), np.full(size, -1)
-    owner = np.broadcast_to(clusters[:, None], top.shape)
-    np.minimum.at(first, top, owner)
-    np.maximum.at(last, top, owner)
+    for start in range(0, len(top), ROWS):
+        part, owner = top[start : start + ROWS], clusters[start : start + ROWS, None]
+        np.minimum.at(first, part, owner)
+        np.maximum.at(last, part, owner)
     first, last = first[candidates], last[candidates]
     share = float((last >= 0).mean()) if len(candidates) else 0.0
     if num_clusters < 2:
