@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 
 import httpx2
 import pytest
@@ -183,9 +184,11 @@ def test_callers_are_believed_only_where_a_proxy_is_named(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     given = []
-    monkeypatch.setattr("uvicorn.Server.run", lambda server: given.append(server.config))
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, _: given.append(server.config))
     monkeypatch.setenv(SETTINGS, "")
-    run(Settings("bundle", "", "state"), host, 8000)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        run(Settings("bundle", "", "state"), host, [listener])
     assert [config.proxy_headers for config in given] == [has_proxy]
     assert json.loads(os.environ[SETTINGS])["limits"]["hosts"] == hosts
 
