@@ -180,6 +180,7 @@ TABLES = {
     "funnel_random": lambda: funnel_tables.stages("funnel/random"),
     "funnel_wide": lambda: funnel_tables.stages("funnel/wide"),
     "funnel_temporal": lambda: funnel_tables.stages("funnel/temporal_last"),
+    "funnel_temporal_wide": lambda: funnel_tables.stages("funnel/temporal_wide"),
     "funnel_newest": lambda: funnel_tables.ahead("funnel/temporal_newest"),
     "funnel_ahead": lambda: funnel_tables.ahead("funnel/random"),
     "funnel_new_items": funnel_tables.new_items,
