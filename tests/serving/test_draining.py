@@ -95,6 +95,16 @@ def test_who_comes_too_late_meets_the_next_process(loop):
 
 
 @on_linux
+def test_nobody_waits_at_a_socket_that_does_not_listen_yet():
+    (listener,) = bound("127.0.0.1", 0)
+    with listener:
+        assert not has_waiting_connection(listener)
+        listener.listen()
+        assert not has_waiting_connection(listener)
+        with socket.create_connection(listener.getsockname()):
+            assert has_waiting_connection(listener)
+
+
 def test_processes_end_once_nobody_waits_at_their_common_socket(monkeypatch):
     monkeypatch.setattr(multiprocess, "SIGNALS", {})  # keeps the handlers of this process
     ended = []

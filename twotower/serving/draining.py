@@ -50,7 +50,8 @@ def has_waiting_connection(listener: socket.socket) -> bool:
     """Whether a connection waits to be accepted by a process."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    return bool(poll.poll(0))
+    # A socket that does not listen yet has the event POLLHUP.
+    return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
 class DrainingServer(uvicorn.Server):
