@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,6 +98,18 @@ def test_a_port_in_use_is_found_before_anything_is_loaded(tmp_path, workers):
         f"serve.py: 127.0.0.1:{port} is in use: end the process that listens there, or give "
         "another --port. (--debug shows where.)\n"
     )
+
+
+def test_several_processes_that_cannot_start_end_with_the_reason(bundle_folder, tmp_path):
+    damaged = shutil.copytree(bundle_folder, tmp_path / "bundle")
+    (damaged / "items" / "vectors.npy").write_bytes(b"")
+    given = [f"--bundle={damaged}", f"--state={tmp_path}", "--port=0", "--workers=2"]
+    command = [sys.executable, SERVE, *given, "--store=redis://127.0.0.1:1/0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, timeout=120)
+    assert done.returncode == 1
+    assert "vectors.npy is truncated or changed" in done.stderr + done.stdout
+    assert "serve.py: a process could not start; its error stands above." in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):

@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import socket
@@ -107,11 +108,13 @@ def run(
         workers: Number of processes.
 
     Raises:
-        OSError: Another process has begun to listen since the sockets were bound.
+        OSError: Another process has begun to listen since the sockets were bound, or one of several
+            processes could not start.
         ValueError: Several processes whose sessions or vectors would differ; or an address of an
             index for another role than `query`.
     """
     import uvicorn
+    from uvicorn.config import STARTUP_FAILURE
 
     from twotower.serving.draining import DrainingProcesses, DrainingServer
 
@@ -161,13 +164,32 @@ def run(
         )
         with contextlib.suppress(KeyboardInterrupt):
             if workers > 1:
-                DrainingProcesses(config, [*listeners]).run()
+                processes = DrainingProcesses(config, [*listeners])
+                processes.run()
+                if any(one.exitcode == STARTUP_FAILURE for one in processes.processes):
+                    raise OSError("a process could not start; its error stands above.")
             else:
                 DrainingServer(config).run([*listeners])
 
 
 def app() -> Any:
-    """The app of the settings in the environment; uvicorn calls it in each process."""
+    """The app of the settings in the environment; uvicorn calls it in each process.
+
+    One of several processes that cannot start would fail the same way when it is started again. So
+    it says why and ends with the exit code that also ends the process which has started it.
+    """
+    try:
+        return _app()
+    except Exception as error:
+        if multiprocessing.parent_process() is None:
+            raise
+        from uvicorn.config import STARTUP_FAILURE
+
+        LOG.error("%s", error)
+        raise SystemExit(STARTUP_FAILURE) from error
+
+
+def _app() -> Any:
     # A thread that loads a bundle lets go of the interpreter sooner for one that answers.
     sys.setswitchinterval(0.001)
     log_as_json()
