@@ -4,14 +4,13 @@ import asyncio
 import base64
 import gc
 import os
-import shutil
 import weakref
 from threading import Event
 
 import numpy as np
 import pytest
-from damaged_files import flip
 from fastapi.testclient import TestClient
+from two_versions import registered
 
 from twotower.serving import schemas
 from twotower.serving.deployer import DeployRefused
@@ -130,12 +129,7 @@ def test_opening_an_index_keeps_nobody_else_waiting(bundle_folder, tmp_path, mon
 def test_it_holds_what_the_registry_names_and_what_it_was_asked_for(
     bundle_folder, other_folder, tmp_path
 ):
-    registry = Registry(tmp_path / "registry")
-    first, second = registry.put(bundle_folder), registry.put(other_folder)
-    bad = f"{second[:-8]}00000000"
-    shutil.copytree(registry.path(second), registry.folder / "versions" / bad)
-    flip(registry.path(bad) / "items" / "vectors.npy")
-    registry.activate(first)
+    registry, first, second, bad = registered(tmp_path, bundle_folder, other_folder)
     service = IndexService(Shelf(tmp_path / "state", registry=registry))
 
     def held(look: bool = True) -> list[str]:
