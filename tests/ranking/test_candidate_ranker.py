@@ -20,11 +20,9 @@ from twotower.ranking.examples import (
     LIKE,
     RATING,
     WATCH,
-    Examples,
     make_examples,
     random_examples,
 )
-from twotower.ranking.inputs import NUMBERS, RankerInputs
 from twotower.ranking.probability import Probability, binned, calibration_error
 from twotower.ranking.stage import Rank
 from twotower.reranking.making import RerankingConfig, with_reranking
@@ -201,7 +199,7 @@ def test_re_ranking_keeps_the_ranker(bundle, trained):
     assert [stage.kind for stage in again.stages] == ["filters", "rank", "mmr"]
 
 
-@pytest.mark.parametrize("loss", making.TREE_LOSSES)
+@pytest.mark.parametrize("loss", trees.OBJECTIVES)
 def test_trees(bundle, loss):
     config = making.RankingConfig(model="trees", loss=loss, folds=2)
     made = making.train(config, bundle.funnel(), bundle, tiny.dataset(), tiny.split())
@@ -211,22 +209,6 @@ def test_trees(bundle, loss):
     given = bundle.funnel()(cases, 50)
     loaded = Bundle(bundle.directory).ranker("trees")
     np.testing.assert_array_equal(loaded.rank(cases, given).keys, ranker.rank(cases, given).keys)
-
-
-def test_pointwise_trees_learn_the_log_odds_of_a_target():
-    # One number in two values: a tenth of the candidates with 0 are targets, half of those with 1.
-    numbers = np.tile(np.float32([0, 1]), (100, 50))
-    labels = np.zeros((100, 100), np.float32)
-    labels[:, 0:10:2] = 1  # 5 of 50
-    labels[:, 1:51:2] = 1  # 25 of 50
-    given = np.zeros((100, 100), np.float32)
-    examples = Examples(
-        {NUMBERS: numbers[..., None]}, given, {WATCH: labels}, labels.sum(1), np.arange(100)
-    )
-    inputs = RankerInputs((), ("number",))
-    booster = trees.fit(examples, examples, inputs, "pointwise", residual=False)
-    found = trees.scores(booster, examples, inputs, residual=False)
-    np.testing.assert_allclose(found[:, :2], [[np.log(1 / 9), 0]] * 100, atol=0.02)
 
 
 def test_another_training_and_mixed_parts_are_refused(bundle, trained):

@@ -14,6 +14,7 @@ from twotower.funnel.funnel import Funnel
 from twotower.funnel.stage import Model
 from twotower.limits import at_least, typed
 from twotower.ranking import examples as making_examples
+from twotower.ranking import trees
 from twotower.ranking.candidate_ranker import CandidateRanker, Outputs
 from twotower.ranking.columns import CandidateColumns
 from twotower.ranking.config import INTERACTIONS, RankerConfig
@@ -23,7 +24,6 @@ from twotower.ranking.probability import Probability
 from twotower.ranking.stage import Rank
 
 TREES = "trees"
-TREE_LOSSES = ("listwise", "pointwise")
 NEGATIVES = ("funnel", "random")
 
 
@@ -84,8 +84,9 @@ class RankingConfig:
             raise ValueError(f"negatives must be one of {NEGATIVES}; got {self.negatives!r}.")
         if self.model == TREES and self.heads:
             raise ValueError(f"trees have no further heads; got {list(self.heads)}.")
-        if self.model == TREES and self.loss not in TREE_LOSSES:
-            raise ValueError(f"the loss of trees is one of {TREE_LOSSES}; got {self.loss!r}.")
+        if self.model == TREES and self.loss not in trees.OBJECTIVES:
+            losses = (*trees.OBJECTIVES,)
+            raise ValueError(f"the loss of trees is one of {losses}; got {self.loss!r}.")
         if len({*self.fields}) < len(self.fields):
             raise ValueError(f"fields stand once each; got {list(self.fields)}.")
         at_least(self, dim=1, epochs=1, folds=2)
@@ -218,8 +219,6 @@ def _cross_fitted(
         train, held = found.take(able[fold[able] != number]), np.flatnonzero(fold == number)
         judge = found.take(np.intersect1d(held, able))
         if config.model == TREES:
-            from twotower.ranking import trees
-
             seed = config.seed + number
             model = trees.fit(train, judge, inputs, config.loss, config.residual, seed)
             scores[held] = trees.scores(model, found.take(held), inputs, config.residual)
