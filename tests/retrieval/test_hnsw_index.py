@@ -59,6 +59,17 @@ def test_copies_that_differ_by_rounding_are_found(metric, storage):
     assert all(len(set(row)) == 10 for row in found.keys.tolist())
 
 
+def test_equal_scores_are_in_the_order_of_keys_beside_exclusions():
+    """Also where keys descend as positions ascend."""
+    vectors = np.tile(np.float32([[1, 0], [0, 1]]), (150, 1))
+    index = HnswIndex().build(np.arange(300)[::-1].copy(), vectors)
+    excluded = Ragged.from_rows([[299, 1, 299]])
+    # Keys from 299 down to 1 in twos score 1; the graph gives the first copies.
+    found = index.search(np.float32([[1, 0]]), 4, exclude=excluded)
+    assert found.keys.tolist() == [[291, 293, 295, 297]]
+    assert found.scores.tolist() == [[1, 1, 1, 1]]
+
+
 def test_a_quarter_of_all_vectors_equal():
     vectors, queries = clusters(3000, 100, 16)
     vectors[::4] = vectors[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from twotower.ragged import Ragged
-from twotower.retrieval.candidates import best_columns
+from twotower.retrieval.candidates import NO_SCORE
 from twotower.retrieval.vectors import KeyedVectors
 
 Find = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -28,7 +28,8 @@ def search_allowed(
     search, it answers all rows.
 
     Args:
-        find: An approximate search: queries and a size -> positions (-1 past the end) and scores.
+        find: An approximate search: queries and a size -> positions (-1 past the end) and scores,
+            best first.
         built: What it searches.
         queries: `[num_queries, dim]` float32.
         k: 1 or more.
@@ -49,7 +50,7 @@ def search_allowed(
     fetch = k + num_excluded
     fetch = filtered_fetch(fetch, num_allowed, num)
     found = np.full((len(queries), k), -1, np.int64)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
+    scores = np.full((len(queries), k), NO_SCORE, np.float32)
     for rows in _bands(fetch):
         size = int(fetch[rows].max())
         if num_allowed <= distances_per_candidate * size:
@@ -58,11 +59,12 @@ def search_allowed(
         drop = (near < 0) | _member(rows[:, None] * num + near, excluded)
         if is_allowed is not None:
             drop |= ~is_allowed[near]
-        near_scores = np.where(drop, -np.inf, near_scores)
-        order = best_columns(built.keys_of(near), near_scores, k)
+        # They come best first, so the first k that stay are the best.
+        order = np.argsort(drop, axis=1, kind="stable")[:, :k]
         row = np.arange(len(rows))[:, None]
-        scores[rows], found[rows] = near_scores[row, order], near[row, order]
-    found[scores == -np.inf] = -1
+        stays = ~drop[row, order]
+        found[rows, : order.shape[1]] = np.where(stays, near[row, order], -1)
+        scores[rows, : order.shape[1]] = np.where(stays, near_scores[row, order], NO_SCORE)
     short = np.flatnonzero((found >= 0).sum(1) < left)
     if len(short):
         pairs = _rows_of(excluded, short, num)
