@@ -49,6 +49,16 @@ def test_a_late_source_costs_its_deadline_and_a_failing_one_nothing():
     funnel.close()
 
 
+@pytest.mark.parametrize("deadline", [None, 20.0])
+def test_a_source_whose_own_time_is_out_is_not_said_to_be_late(deadline):
+    def fail(requests, k):
+        raise TimeoutError("the index does not answer")
+
+    sources = {"good": Inlet(Always(5)), "slow": Inlet(Broken(fail), deadline=deadline)}
+    found = Funnel(sources, ReciprocalRank()).recommend(ask([]), k=1)
+    assert found.missing == {"slow": "TimeoutError: the index does not answer"}
+
+
 @pytest.mark.parametrize(
     "answer, message",
     [

@@ -333,11 +333,13 @@ class Funnel:
             left = deadline = self.sources[name].deadline if deadlines else None
             if deadline is not None:
                 left = max(0.0, deadline - (time.perf_counter() - begun))
-            try:
-                steps.append(future.result(left))
-            except concurrent.futures.TimeoutError:
+            # `result(left)` would not tell a late source from one that raises a TimeoutError.
+            if concurrent.futures.wait([future], left).not_done:
                 future.cancel()  # one that has not begun never will
                 missing[name] = f"not within its deadline of {1000 * (deadline or 0):g} ms"
+                continue
+            try:
+                steps.append(future.result())
             except Exception as error:  # whatever a source raises, the others answer
                 missing[name] = f"{type(error).__name__}: {error}"
         for name, why in missing.items():
