@@ -1,6 +1,7 @@
 """Sources that are late, fail or answer badly are left out and named, as re-rankers are; a filter
 that fails lets nothing pass."""
 
+import dataclasses
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from made_up_parts import Always, Backwards, Broken, ask
 
 from twotower.data.requests import Requests
-from twotower.funnel.filters import Available, Filter, Filters
+from twotower.funnel.filters import Available, Filter, Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
 from twotower.funnel.stage import Stage
@@ -114,6 +115,42 @@ def test_a_re_ranker_that_fails_is_left_out_and_named():
     assert [step.name for step in answer.steps][2:] == ["fault", "filters", "backwards"]
     with pytest.raises(RuntimeError, match="fault: KeyError"):  # no figure without a stage
         funnel(ask([]), 3)
+
+
+class Marks(Stage):
+    """Adds a column, and raises for a single request, as the fallback gets it below."""
+
+    kind = "marks"
+
+    def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+        if len(requests) == 1:
+            raise OSError("no marks")
+        marks = np.full(candidates.keys.shape, 7.0)
+        return dataclasses.replace(candidates, columns={**candidates.columns, "mark": marks})
+
+
+def test_a_stage_that_fails_only_for_the_fallback():
+    stages = [Filters([Seen()]), Marks()]
+    sources = {"few": Inlet(Always(3)), "all": Inlet(Always(3, 4), k=1)}
+    funnel = Funnel(sources, ReciprocalRank(), stages, fallback="all")
+    answer = funnel.recommend(ask([], [3]), 1)  # the second has seen what both sources find
+    assert answer.candidates.keys.tolist() == [[3], [4]]
+    assert answer.failed == {"marks": "OSError: no marks"} and answer.fallback == 1
+    marks = answer.candidates.columns["mark"]
+    assert marks[0, 0] == 7 and np.isnan(marks[1, 0])
+
+
+@pytest.mark.parametrize("answer", [None, Candidates.empty(2, 1)])
+def test_a_stage_that_returns_no_lists_for_the_requests_is_left_out(answer):
+    class Wrong(Stage):
+        kind = "wrong"
+
+        def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
+            return answer
+
+    for stages in ([Wrong()], [Wrong(), Filters([Seen()])]):
+        found = Funnel({"a": Inlet(Always(1))}, ReciprocalRank(), stages).recommend(ask([]), 1)
+        assert found.candidates.keys.tolist() == [[1]] and list(found.failed) == ["wrong"]
 
 
 def test_a_filter_that_fails_lets_nothing_pass():

@@ -363,7 +363,10 @@ class Funnel:
                     candidates, lost = filtered.candidates, filtered.lost
                     relaxed = _sums(relaxed, filtered.relaxed)
                 else:
-                    candidates = stage(requests, candidates)
+                    kept = stage(requests, candidates)
+                    if len(kept.keys) != len(requests):
+                        raise ValueError(f"it returned {len(kept.keys)} of {len(requests)} lists.")
+                    candidates = kept
             except Exception as error:  # whatever a stage raises, the list before it is an answer
                 why = f"{type(error).__name__}: {error}"
                 if stage.required:
@@ -406,7 +409,10 @@ def _sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]
 
 
 def _with_rows(candidates: Candidates, rows: np.ndarray, others: Candidates) -> Candidates:
-    """Candidates with those of some rows replaced."""
+    """Candidates with those of some rows replaced.
+
+    These rows may lack a column, because a stage failed for them alone: they get NaN or 0.
+    """
     width = max(candidates.keys.shape[1], others.keys.shape[1])
 
     def put(values: np.ndarray, new: np.ndarray, fill: Any) -> np.ndarray:
@@ -416,10 +422,11 @@ def _with_rows(candidates: Candidates, rows: np.ndarray, others: Candidates) -> 
 
     counts = candidates.counts.copy()
     counts[rows] = others.counts
-    columns = {
-        name: put(values, others.columns[name], values.dtype.type())
-        for name, values in candidates.columns.items()
-    }
+    columns = {}
+    for name, values in candidates.columns.items():
+        nothing = np.nan if values.dtype.kind == "f" else 0
+        new = others.columns.get(name, np.full(others.keys.shape, nothing, values.dtype))
+        columns[name] = put(values, new, values.dtype.type())
     return Candidates(
         put(candidates.keys, others.keys, NO_KEY),
         put(candidates.scores, others.scores, NO_SCORE),
