@@ -88,6 +88,16 @@ def test_an_answer_that_breaks_the_rules_is_left_out(answer, message):
         alone.recommend(ask([]), k=1)
 
 
+def test_a_source_that_returns_more_than_it_is_asked_for_is_cut():
+    sources = {
+        "long": Inlet(Broken(lambda r, k: Always(1, 2, 3, 4)(r, 4)), k=2),
+        "short": Inlet(Always(5)),
+    }
+    answer = Funnel(sources, ReciprocalRank()).recommend(ask([]), k=9)
+    assert answer.steps[0].candidates.keys.tolist() == [[1, 2]] and answer.missing == {}
+    assert answer.candidates.keys[0].tolist() == [1, 5, 2, -1, -1, -1, -1, -1, -1]
+
+
 class Fault(Stage):
     """Raises."""
 

@@ -62,6 +62,20 @@ def test_blocked_items_and_genres_are_a_users():
 def test_shown_too_often_without_a_click():
     some = Shown.count(["u", "u", "v", "u", "v"], np.array([1, 1, 1, 2, 3]), at_least=2)
     assert kept(some, ask([], [], user_id=["u", "v"]), 1, 2, 3) == [[2, 3], [1, 2, 3]]
+    assert kept(Shown.count([], []), ask([]), 1) == [[1]]
+
+
+@pytest.mark.parametrize(
+    "users, keys, at_least, message",
+    [
+        (["u", "v"], [1], 1, r"a key for each; got 2 users and keys \[1\]"),
+        (["u"], [1.5], 1, "keys must be integers"),
+        (["u"], [1], 0, "at_least must be an integer of 1 or more; got 0"),
+    ],
+)
+def test_impressions_that_cannot_be_counted(users, keys, at_least, message):
+    with pytest.raises(ValueError, match=message):
+        Shown.count(users, np.array(keys), at_least)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +125,14 @@ def test_a_hold_out_is_by_id_and_experiment():
     assert kept(some, ask([]), inside, outside, 5000) == [[outside, 5000]]
     with pytest.raises(ValueError, match="within 0 and 1; got"):
         HoldOut.of(catalogue, 1.5, "x")
+
+
+def test_a_rule_for_no_item_knows_none():
+    # Of an unknown item the least age is 18, and no hash is known, so it is kept.
+    empty = np.empty(0, np.float32)
+    requests = ask([], [], context={"age": ["17", "18"]})
+    assert kept(MinimumAge(empty), requests, 0, 5) == [[], [0, 5]]
+    assert kept(HoldOut(empty, 0.5), requests, 0, 5) == [[0, 5], [0, 5]]
 
 
 def test_filters_in_a_row_say_what_each_took():

@@ -13,6 +13,7 @@ from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.stage import Part, Stage
+from twotower.limits import whole_number
 from twotower.ragged import Ragged, integers
 from twotower.retrieval.candidates import Candidates
 
@@ -186,7 +187,17 @@ class Shown(PerUser):
             user_id: `[num_rows]` users who were shown an item and did not choose it.
             keys: `[num_rows]` int64, the items.
             at_least: The threshold, 1 or more.
+
+        Raises:
+            ValueError: Users and keys of different lengths, keys that are not integers, or a
+                threshold out of bounds.
         """
+        keys, at_least = integers(keys, "keys"), whole_number(at_least, "at_least", 1)
+        if keys.shape != (len(user_id),):
+            raise ValueError(
+                f"expected users [num_rows] and a key for each; got {len(user_id)} users and keys "
+                f"{[*keys.shape]}."
+            )
         users, row = np.unique(np.asarray(user_id, str), return_inverse=True)
         pairs, counts = np.unique(np.stack([row, keys]), axis=1, return_counts=True)
         row, keys = pairs[:, counts >= at_least]
@@ -244,6 +255,8 @@ class MinimumAge(Filter):
         self._age = Attribute("age", user_id, age)
         self.least, self.user_id, self.age = least, self._age.user_id, self._age.values
         self.unknown_age, self.unknown_item = unknown_age, unknown_item
+        # The last row is that of all items beyond the end.
+        self._least = np.append(least, unknown_item)
 
     @classmethod
     def rule(
@@ -270,9 +283,7 @@ class MinimumAge(Filter):
 
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
         ages = np.array([_number(text, self.unknown_age) for text in self._age(requests)])
-        known = candidates.keys < len(self.least)
-        least = np.where(known, self.least[np.where(known, candidates.keys, 0)], self.unknown_item)
-        return ages[:, None] >= least
+        return ages[:, None] >= self._least[np.minimum(candidates.keys, len(self.least))]
 
 
 class HoldOut(Filter):
@@ -293,6 +304,8 @@ class HoldOut(Filter):
         if not 0 <= share <= 1:
             raise ValueError(f"share must lie within 0 and 1; got {share}.")
         self.fraction, self.share = fraction, share
+        # The last row is that of all items beyond the end; no share is above 1.
+        self._fraction = np.append(fraction, 1.0)
 
     @classmethod
     def of(cls, catalogue: Catalogue, share: float, experiment: str) -> Self:
@@ -300,8 +313,7 @@ class HoldOut(Filter):
         return cls(fractions(catalogue.ids_of(catalogue.keys), experiment), share)
 
     def keep(self, requests: Requests, candidates: Candidates) -> np.ndarray:
-        known = candidates.keys < len(self.fraction)
-        return ~known | (self.fraction[np.where(known, candidates.keys, 0)] >= self.share)
+        return self._fraction[np.minimum(candidates.keys, len(self.fraction))] >= self.share
 
 
 def fractions(ids: Iterable[str], salt: str) -> np.ndarray:

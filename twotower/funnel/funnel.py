@@ -312,7 +312,7 @@ class Funnel:
 
         def answer(name: str, k: int) -> Step:
             begun = time.perf_counter()
-            found = _checked(self.sources[name].source(requests, k), len(requests))
+            found = _checked(self.sources[name].source(requests, k), len(requests)).head(k)
             return Step(name, found, time.perf_counter() - begun, begun)
 
         # One of those that are waited for in any case answers in this thread: going to another and
