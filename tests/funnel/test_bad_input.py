@@ -14,6 +14,7 @@ from made_up_parts import Always, Broken, ask, popular
 
 from twotower.data.catalogue import Catalogue
 from twotower.data.requests import Requests, once
+from twotower.funnel.cold_start import ExplorationSlots
 from twotower.funnel.filters import Available, Blocked, Filters, Seen, Shown, is_among
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, parse_keep, parse_sources
@@ -157,6 +158,12 @@ def test_a_filter_that_the_fallback_relaxes_is_named():
         (lambda: FunnelConfig({"popularity": 5}, ials_regularization=np.nan), "ials_regular"),
         (lambda: FunnelConfig({"popularity": 5}, keep={"fresh": 5}), "none of the sources"),
         (lambda: FunnelConfig({"popularity": 5}, pool=4, keep={"popularity": 5}), "pool of 4"),
+        (lambda: FunnelConfig({"popularity": 0}), "candidates of popularity must be an integer"),
+        (lambda: FunnelConfig({"popularity": 2.5}), "candidates of popularity must be an integer"),
+        (lambda: FunnelConfig(["popularity"]), "sources are some of"),
+        (lambda: WeightedSum(["a", "a"], [[1, 2]]), r"names .* none twice; got \['a', 'a'\]"),
+        (lambda: WeightedSum(["a"], [[1], [1]], [0, np.nan]), "ascend from 0"),
+        (lambda: ExplorationSlots(np.zeros(2, int), until=-1), "until must be an integer of 0"),
         (lambda: FunnelConfig({"popularity": 5}, keep={"popularity": -1}), "integer of 0 or more"),
         (lambda: FunnelConfig({"popularity": 5}, keep={"popularity": 1.5}), "integer of 0 or more"),
         (

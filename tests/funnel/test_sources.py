@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from eight_films import DATASET, MODEL, SOURCES, TRAIN, ask
+from eight_films import AGE, DATASET, MODEL, SOURCES, TRAIN, ask
 
 from twotower.data.catalogue import Catalogue
 from twotower.funnel import saving
@@ -122,11 +122,21 @@ def without_times(dataset):
             lambda: ContextPopularity.fit(DATASET, TRAIN, [Attribute("zodiac")]),
             "no training row has a value of 'zodiac'",
         ),
+        (
+            lambda: ContextPopularity.fit(DATASET, TRAIN, [AGE], prior=np.inf),
+            "a positive, finite prior",
+        ),
         (lambda: Similar(MODEL, decay=0), "decay must lie above 0"),
         (lambda: Similar(MODEL, events=0), "events"),
         (lambda: Diverse(MODEL, np.eye(2), np.zeros(5, int)), "5 items have a cluster"),
+        (lambda: Diverse(MODEL, np.eye(2), np.arange(8) % 3), "from 0 to 1; got 0 to 2"),
+        (lambda: Diverse(MODEL, np.eye(2), np.arange(8) % 2 - 1), "0 to 1; got -1 to 0"),
         (lambda: Fresh.released(MODEL, DATASET, TRAIN, 5, "premiere"), "no column 'premiere'"),
         (lambda: Fresh.appeared(MODEL, DATASET, TRAIN[:0], 5), "needs training rows with times"),
+        (lambda: Search.bm25(DATASET.catalogue, k1=-1), "k1 must be 0 or more"),
+        (lambda: Search.bm25(DATASET.catalogue, b=1.5), "b within 0 and 1; got 1.5, 1.5"),
+        (lambda: Search.bm25(DATASET.catalogue, np.array([8])), "keys must lie within 0 and 7"),
+        (lambda: Search.tfidf(DATASET.catalogue, np.array([-1])), "keys must lie within 0 and 7"),
         (
             lambda: Search.bm25(DATASET.catalogue, fields=["plot"]),
             "search needs one of the columns",

@@ -135,7 +135,7 @@ class ExplorationSlots(Stage):
         source: Name of the source of fresh items in the funnel.
 
     Raises:
-        ValueError: Slots that do not ascend from 1 on.
+        ValueError: Slots that do not ascend from 1 on, or `until` below 0.
     """
 
     kind = "exploration_slots"
@@ -150,7 +150,7 @@ class ExplorationSlots(Stage):
         source: str = "fresh",
     ) -> None:
         self.slots = check_slots(slots)
-        self.counts, self.until, self.source = counts, until, source
+        self.counts, self.until, self.source = counts, whole_number(until, "until"), source
 
     def __call__(self, requests: Requests, candidates: Candidates) -> Candidates:
         ranks = candidates.columns.get(f"{self.source}_rank")

@@ -99,9 +99,14 @@ class FunnelConfig:
 
     def __post_init__(self) -> None:
         typed(self)
-        unknown = [name for name in self.sources if name not in SOURCES]
-        if unknown or not self.sources:
-            raise ValueError(f"sources are some of {', '.join(SOURCES)}; got {[*self.sources]}.")
+        is_mapping = isinstance(self.sources, Mapping)
+        if not (is_mapping and self.sources and all(name in SOURCES for name in self.sources)):
+            raise ValueError(
+                f"sources are some of {', '.join(SOURCES)}, each with a number of candidates; got "
+                f"{self.sources}."
+            )
+        for name, k in self.sources.items():
+            whole_number(k, f"candidates of {name}", 1)
         if self.merge not in MERGES:
             raise ValueError(f"merge must be one of {MERGES}; got {self.merge!r}.")
         if self.slots and "fresh" not in self.sources:

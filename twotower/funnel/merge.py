@@ -180,8 +180,8 @@ class WeightedSum(Merge):
         bounds: `[num_buckets]` smallest history length of each bucket, ascending from 0.
 
     Raises:
-        ValueError: Weights of another shape, negative or not finite; or bounds that do not ascend
-            from 0.
+        ValueError: A name that occurs twice; weights of another shape, negative or not finite; or
+            bounds that do not ascend from 0.
     """
 
     kind = "weighted_sum"
@@ -192,6 +192,8 @@ class WeightedSum(Merge):
         self, names: Sequence[str], weights: np.ndarray, bounds: Sequence[int] = (0,)
     ) -> None:
         self.names, self.bounds = list(names), list(bounds)
+        if len({*self.names}) < len(self.names):
+            raise ValueError(f"names are those of sources, none twice; got {self.names}.")
         self.weights = np.asarray(weights, np.float32)
         if self.weights.shape != (len(self.bounds), len(self.names)):
             raise ValueError(
@@ -278,7 +280,7 @@ class WeightedSum(Merge):
 
 def check_bounds(bounds: Sequence[int]) -> None:
     """Raises ValueError for bounds of buckets that do not ascend from 0."""
-    if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) <= 0).any():
+    if not len(bounds) or bounds[0] != 0 or not (np.diff(bounds) > 0).all():
         raise ValueError(f"bounds must ascend from 0; got {list(bounds)}.")
 
 

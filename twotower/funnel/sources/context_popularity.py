@@ -99,14 +99,14 @@ class ContextPopularity(Source):
             prior: Number of rows that the overall popularity counts in each group, positive.
 
         Raises:
-            ValueError: No rows, no attributes or two of one name, a prior that is not positive, or
-                an attribute of which no row has a value.
+            ValueError: No rows, no attributes or two of one name, a prior that is not positive
+                and finite, or an attribute of which no row has a value.
         """
         names = [attribute.name for attribute in attributes]
-        if not names or len(set(names)) < len(names) or not prior > 0:
+        if not names or len(set(names)) < len(names) or not 0 < prior < np.inf:
             raise ValueError(
-                f"expected attributes of different names and a positive prior; got {names}, "
-                f"{prior}."
+                "expected attributes of different names and a positive, finite prior; got "
+                f"{names}, {prior}."
             )
         items, columns = np.unique(dataset.item_keys[require_rows(cls, train)], return_inverse=True)
         share = np.bincount(columns) / len(train)

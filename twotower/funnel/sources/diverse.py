@@ -32,7 +32,8 @@ class Diverse(Source):
         nearest: Number of clusters that answer a request.
 
     Raises:
-        ValueError: `cluster` is of another length than `model.keys`.
+        ValueError: `cluster` is of another length than `model.keys`, or has a cluster without a
+            centroid.
     """
 
     kind = "diverse"
@@ -47,6 +48,11 @@ class Diverse(Source):
             raise ValueError(
                 f"{len(cluster)} items have a cluster, and the model has {len(model.keys)} items. "
                 "Fit the source on this model."
+            )
+        least, most = cluster.min(initial=0), cluster.max(initial=0)
+        if not 0 <= least <= most < len(centroids):
+            raise ValueError(
+                f"items have clusters from 0 to {len(centroids) - 1}; got {least} to {most}."
             )
         self.centroids, self.cluster = centroids, cluster
         self.nearest = min(whole_number(nearest, "nearest", 1), len(centroids))

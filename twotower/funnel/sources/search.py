@@ -98,9 +98,12 @@ class Search(Source):
             b: How much long texts are discounted, from 0 to 1.
 
         Raises:
-            ValueError: None of the fields is in the catalogue, or no item has a word.
+            ValueError: None of the fields is in the catalogue, no item has a word, unknown keys, or
+                `k1` or `b` out of bounds.
             ImportError: `bm25s` is not installed.
         """
+        if not (0 <= k1 < np.inf and 0 <= b <= 1):
+            raise ValueError(f"k1 must be 0 or more and b within 0 and 1; got {k1}, {b}.")
         bm25s = _extra("bm25s")
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import sets DEBUG
         documents, keys = _documents(catalogue, keys, fields)
@@ -130,7 +133,7 @@ class Search(Source):
             fields: Columns to search, as far as the catalogue has them.
 
         Raises:
-            ValueError: None of the fields is in the catalogue, or no item has a word.
+            ValueError: None of the fields is in the catalogue, no item has a word, or unknown keys.
             ImportError: `scikit-learn` is not installed.
         """
         text = _extra("sklearn.feature_extraction.text")
@@ -223,6 +226,10 @@ def _documents(
             f"{list(catalogue.items.columns)}."
         )
     keys = catalogue.keys if keys is None else np.sort(keys)
+    if keys.min(initial=0) < 0 or keys.max(initial=-1) >= len(catalogue):
+        raise ValueError(
+            f"keys must lie within 0 and {len(catalogue) - 1}; got {keys[0]} to {keys[-1]}."
+        )
     table = catalogue.items.iloc[keys]
     texts = [" ".join(map(_text, row)) for row in zip(*(table[column] for column in columns))]
     documents = [[word for word in words_of(text) if word not in stop_words] for text in texts]
