@@ -288,6 +288,9 @@ def test_a_probability_rises_and_stays_within_the_labels():
     for scores in ((1.0, 0.0), (0.0, np.nan)):
         with pytest.raises(ValueError, match="ascending"):
             Probability(scores, (0.1, 0.2))
+    for wrong in (((0.0, 1.0), (0.9, 0.1)), ((np.nan,), (0.5,))):
+        with pytest.raises(ValueError, match="ascend"):
+            Probability(*wrong)
 
 
 @pytest.mark.parametrize(

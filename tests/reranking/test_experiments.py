@@ -50,6 +50,13 @@ def test_what_an_experiment_refuses(name, variants):
         Experiment(name, variants)
 
 
+@pytest.mark.parametrize("users, wrong", [("ab", "'ab'"), (["a", None], "None"), ([7], "7")])
+def test_users_are_a_list_of_strings(users, wrong):
+    # The letters of "ab" would be users, and all users without an id would get one variant.
+    with pytest.raises(ValueError, match=f"user_ids are strings, .* got {wrong}"):
+        Experiment("a", HALVES).assign(users)
+
+
 def test_a_row_for_each_item_that_was_shown():
     requests = Requests.of(CATALOGUE, [[], [], []], user_id=["u", "v", ""], time=[7, 8, 9])
     candidates = Candidates.rank(

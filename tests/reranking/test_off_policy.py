@@ -254,6 +254,10 @@ def test_reward_models_by_hand():
             "features must be finite",
         ),
         (lambda: expectations(np.ones((1, 2)), [0], np.array([[0.5, 0.4]])), "must sum to 1"),
+        (lambda: expectations(np.ones((1, 2)), [0], np.array([[1.5, -0.5]])), "0 or more"),
+        (lambda: expectations(np.ones((1, 2)), [-1], np.array([[0.5, 0.5]])), "within 0 and 1"),
+        (lambda: expectations(np.ones((1, 2)), [2], np.array([[0.5, 0.5]])), "within 0 and 1"),
+        (lambda: expectations(np.array([[np.nan, 1]]), [0], np.ones((1, 2)) / 2), "without NaN"),
     ],
 )
 def test_what_reward_models_refuse(call, message):

@@ -52,6 +52,9 @@ def test_limits_that_mean_nothing():
         AtMost.of(CATALOGUE, "director", in_all=1)
     with pytest.raises(ValueError, match="in_all"):
         AtMost.of(CATALOGUE, "maker", in_all=-1)
+    for groups in ([1, 2], [[-2], [0]], [[0.5], [1.0]]):
+        with pytest.raises(ValueError, match=r"groups must be .*\[num_items, most\]"):
+            AtMost(np.array(groups), in_all=1)
 
 
 def test_promoted_items_are_found_unless_they_are_excluded():

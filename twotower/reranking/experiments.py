@@ -63,7 +63,15 @@ class Experiment:
 
     def assign(self, user_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """The variant of each user, `[n]` strings; "" for a user who is in none. The unknown user
-        "" is in none, since many people share this id."""
+        "" is in none, since many people share this id.
+
+        Raises:
+            ValueError: User ids that are not a list of strings.
+        """
+        wrong = [some for some in user_ids if not isinstance(some, str)]
+        if isinstance(user_ids, str) or wrong:
+            got = wrong[0] if wrong else user_ids
+            raise ValueError(f"user_ids are strings, '' for an unknown user; got {got!r}.")
         names = np.array([*self.variants, ""], object)
         ends = np.cumsum([*self.variants.values()])
         if ends[-1] > 1 - 1e-9:

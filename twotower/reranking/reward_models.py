@@ -99,8 +99,7 @@ def cross_fitted_means(
         raise ValueError(
             f"expected actions and rewards [n] without NaN; got {actions.shape}, {rewards.shape}."
         )
-    if actions.min(initial=0) < 0 or actions.max(initial=0) >= num_actions:
-        raise ValueError(f"actions must lie within 0 and {num_actions - 1}.")
+    _check_actions(actions, num_actions)
     if not 0 < strength < np.inf:
         raise ValueError(f"strength must be above 0; got {strength}.")
     predicted = np.empty((len(actions), num_actions))
@@ -124,7 +123,8 @@ def expectations(
         policy: `[n, num_actions]`, the target's probability of each action.
 
     Raises:
-        ValueError: Arrays of other shapes, or a policy whose rows do not sum to 1.
+        ValueError: Arrays of other shapes, NaN, an unknown action, or a policy whose rows are no
+            probabilities with the sum 1.
 
     >>> predicted, expected = expectations(np.array([[1.0, 3.0]]), [0], np.array([[0.25, 0.75]]))
     >>> predicted.tolist(), expected.tolist()
@@ -135,9 +135,19 @@ def expectations(
             f"expected predictions and policy [n, num_actions] and actions [n]; got "
             f"{predictions.shape}, {policy.shape} and {len(actions)} actions."
         )
-    if not np.allclose(policy.sum(1), 1):
-        raise ValueError("the target's probabilities of all actions must sum to 1 in each row.")
+    if not np.isfinite(predictions).all():
+        raise ValueError("predictions must be finite, without NaN.")
+    _check_actions(actions, policy.shape[1])
+    if not ((policy >= 0).all() and np.allclose(policy.sum(1), 1)):
+        raise ValueError(
+            "the target's probabilities must be 0 or more, and those of a row must sum to 1."
+        )
     return predictions[np.arange(len(actions)), actions], (policy * predictions).sum(1)
+
+
+def _check_actions(actions: np.ndarray, num_actions: int) -> None:
+    if np.min(actions, initial=0) < 0 or np.max(actions, initial=0) >= num_actions:
+        raise ValueError(f"actions must lie within 0 and {num_actions - 1}.")
 
 
 def _folds(

@@ -28,7 +28,7 @@ class AtMost(Greedy):
         length: Number of positions to re-rank; the other items follow in their old order.
 
     Raises:
-        ValueError: A setting out of bounds, or no limit.
+        ValueError: A setting out of bounds, no limit, or groups of another shape or below -1.
     """
 
     kind = "at_most"
@@ -43,6 +43,11 @@ class AtMost(Greedy):
         self.in_all = whole_number(in_all, "in_all")
         if not self.in_a_row and not self.in_all:
             raise ValueError("in_a_row and in_all are both 0, so there is no limit. Set one.")
+        if groups.ndim != 2 or groups.dtype.kind not in "iu" or (groups < -1).any():
+            raise ValueError(
+                "groups must be integers [num_items, most], codes from 0, or -1 for none; got "
+                f"{groups.dtype} {[*groups.shape]}, the least {groups.min(initial=0)}."
+            )
         self.groups = groups
         self._groups = np.pad(groups, ((0, 1), (0, 0)), constant_values=-1)
 

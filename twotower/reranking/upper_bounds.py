@@ -106,6 +106,10 @@ class LinUcb(Bandit):
         alpha: Width of the bound, in standard errors.
         slots: As in `Bandit`.
         among: As in `Bandit`.
+
+    Raises:
+        ValueError: Settings out of bounds, arrays of other shapes or with NaN, or a `precision`
+            that is not positive definite.
     """
 
     kind = "lin_ucb"
@@ -128,11 +132,18 @@ class LinUcb(Bandit):
     ) -> None:
         super().__init__(slots, among)
         size = len(columns) + vectors.shape[1]
-        if len(response) != size or not size:
+        if not size:
+            raise ValueError("the context is of 0 numbers, which must be 1 or more; name columns.")
+        if precision.shape != (size, size) or response.shape != (size,):
             raise ValueError(
-                f"{len(columns)} columns and vectors of {vectors.shape[1]} make a context of "
-                f"{size}, which must be 1 or more; precision and response have {len(response)}."
+                f"{len(columns)} columns and vectors of {vectors.shape[1]} need precision "
+                f"[{size}, {size}] and response [{size}]; got {[*precision.shape]} and "
+                f"{[*response.shape]}."
             )
+        if not all(np.isfinite(some).all() for some in (vectors, precision, response)):
+            raise ValueError("vectors, precision and response must be finite, without NaN.")
+        if np.linalg.eigvalsh(precision)[0] <= 0:
+            raise ValueError("precision must be positive definite, as I + sum(x x') is.")
         if not 0 <= alpha < np.inf:
             raise ValueError(f"alpha must be 0 or more; got {alpha}.")
         self.vectors, self.precision, self.response = vectors, precision, response
