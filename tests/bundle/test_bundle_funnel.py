@@ -17,6 +17,7 @@ from twotower.data.requests import Requests
 from twotower.data.splits import make_split
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
+from twotower.funnel.cold_start import explored
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources
 from twotower.funnel.merge import ReciprocalRank, WeightedSum
@@ -279,19 +280,19 @@ def test_fresh_items_are_shown_until_they_were_shown_enough(bundle):
     fresh = funnel.sources["fresh"].source.arrays()["keys"]
     assert 10 < len(fresh) < 100  # twice each is less than the slots that there are
     cases = tiny.split().cases
-    found = report.exploration(funnel, cases, funnel.find(cases), top=5, batch=5)
+    found = explored(funnel, cases, funnel.find(cases), top=5, batch=5)
     assert found["fresh_items"] == len(fresh) and found["shown_in_5"] > 0.9
     assert not funnel.stages[1].counts.any()  # as it was
     funnel.sources = {"fresh": Inlet(Fresh(bundle, np.array([], np.int64)))}
     funnel.merge = ReciprocalRank()
     few = cases.take(np.arange(3))
-    assert report.exploration(funnel, few, funnel.find(few), top=5) == {
+    assert explored(funnel, few, funnel.find(few), top=5) == {
         "fresh_items": 0, "shown_in_5": 0, "shown_in_5 fully": 0,
     }  # fmt: skip
     plain = make_funnel(
         FunnelConfig(sources, "quotas", fresh_below=9), bundle, tiny.dataset(), tiny.split()
     )
     with pytest.raises(ValueError, match="one stage of exploration slots; there are 0"):
-        report.exploration(plain, cases, plain.find(cases))
+        explored(plain, cases, plain.find(cases))
     with pytest.raises(ValueError, match="add it to the sources"):
         FunnelConfig(parse_sources(["ease"]), slots=(3,))

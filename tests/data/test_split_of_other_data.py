@@ -10,8 +10,8 @@ from twotower.data import splits, synthetic
 from twotower.data.splits import hide_items, make_split
 from twotower.evaluation.evaluate import evaluate
 from twotower.evaluation.segments import by_segment
+from twotower.evaluation.variety import variety
 from twotower.funnel.making import FunnelConfig, make_funnel
-from twotower.funnel.report import variety
 from twotower.ranking import making as ranking
 from twotower.trainer import Trainer
 from twotower.training.defaults import recipe_for

@@ -5,8 +5,9 @@ import threading
 import pytest
 from made_up_parts import NUM_ITEMS, Always, Broken, Counted, ask
 
+from twotower.funnel.answer import NoSourceError
 from twotower.funnel.filters import Filters, Seen
-from twotower.funnel.funnel import Funnel, Inlet, NoSourceError
+from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import ReciprocalRank
 
 

@@ -3,7 +3,7 @@
 from asking import recommend
 from fastapi.testclient import TestClient
 
-from twotower.funnel.funnel import NoSourceError
+from twotower.funnel.answer import NoSourceError
 from twotower.serving.app import create_app
 from twotower.serving.live import Live
 from twotower.serving.pipeline import Pipeline

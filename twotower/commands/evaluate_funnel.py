@@ -52,8 +52,9 @@ def main() -> None:
     from twotower.evaluation import segments
     from twotower.evaluation.comparison import Comparison, heading
     from twotower.evaluation.evaluate import evaluate
+    from twotower.evaluation.variety import VARIETY, variety
     from twotower.funnel import report
-    from twotower.funnel.cold_start import ExplorationSlots
+    from twotower.funnel.cold_start import ExplorationSlots, explored
     from twotower.funnel.merge import WeightedSum
     from twotower.ranking.stage import Rank
 
@@ -77,7 +78,7 @@ def main() -> None:
         found = evaluate(recording, split, dataset, ks=ks)
         stages = recording.report()
         print(report.table(stages, f"{path}, {FLAGS.name}: {heading(split)}"))
-        variety = report.variety(recording.first_ten, dataset, split)
+        varied = variety(recording.first_ten, dataset, split)
         alone = {
             name: evaluate(recording.alone(name), split, dataset, ks=ks) for name in funnel.sources
         }
@@ -91,7 +92,7 @@ def main() -> None:
         print("\n" + segments.table(by_segment, "the funnel"))
         exploration = {}
         if any(stage.kind == ExplorationSlots.kind for stage in funnel.stages):
-            exploration["exploration"] = report.exploration(funnel, split.cases, recording.found)
+            exploration["exploration"] = explored(funnel, split.cases, recording.found)
         rows.append(
             {
                 **exploration,
@@ -101,7 +102,7 @@ def main() -> None:
                 "protocol": split.protocol,
                 "part": split.part,
                 "stages": [stage.to_json() for stage in stages],
-                "metrics": found.metrics | variety,
+                "metrics": found.metrics | varied,
                 "alone": {name: source.metrics for name, source in alone.items()},
                 "ahead": ahead,
                 "by_segment": by_segment,
@@ -111,7 +112,7 @@ def main() -> None:
     if len(rows) > 1:
         print(report.gains(*[row["stages"] for row in rows[:2]]))
     columns = {row["bundle"]: row["metrics"] for row in rows}
-    print(Comparison("at the end", columns).table((*SHOWN, *report.VARIETY)))
+    print(Comparison("at the end", columns).table((*SHOWN, *VARIETY)))
     for row in rows:
         if "exploration" in row:
             print("\nfresh items, in a random order of requests:", row["exploration"])

@@ -6,25 +6,21 @@ one source found, the number of candidates that filters removed, and the time of
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from twotower.data.cases import EvalCases
-from twotower.data.dataset import Dataset
-from twotower.data.splits import Split
 from twotower.evaluation import intervals, metrics
 from twotower.evaluation.evaluate import Recommend
-from twotower.funnel.cold_start import ExplorationSlots
+from twotower.funnel.answer import Step
 from twotower.funnel.filters import Filters
-from twotower.funnel.funnel import Funnel, Step
+from twotower.funnel.funnel import Funnel
 from twotower.funnel.merge import ReciprocalRank
 from twotower.retrieval.candidates import NO_KEY, Candidates, widened
 
 KS = (100, 500, 2000)
-# Metrics of `variety`.
-VARIETY = ("novelty@10", "genre_distance@10")
 BATCH = 1024
 
 
@@ -238,61 +234,6 @@ def _ranks(cases: EvalCases, candidates: Candidates) -> np.ndarray:
     ).ranks
 
 
-def exploration(
-    funnel: Funnel,
-    cases: EvalCases,
-    found: Sequence[Step],
-    top: int = 20,
-    seed: int = 0,
-    batch: int = 50,
-) -> dict[str, float]:
-    """How many fresh items are shown to any user, if requests come in a random order.
-
-    The counts of the funnel's `ExplorationSlots` increase as items are shown, as in a service. At
-    the end they are reset to their first values.
-
-    Args:
-        funnel: With the stage and its source.
-        cases: The requests.
-        found: What its sources found for them, `Recording.found` or from `Funnel.find`.
-        top: Number of first items of a list that count as shown.
-        seed: Of the order.
-        batch: Number of requests between two updates of the counts.
-
-    Returns:
-        The number of fresh items, and which share of them was shown; 0 where there are none.
-
-    Raises:
-        ValueError: A funnel without the stage.
-        RuntimeError: A stage fails.
-    """
-    slots = [stage for stage in funnel.stages if isinstance(stage, ExplorationSlots)]
-    if len(slots) != 1:
-        raise ValueError(f"expected one stage of exploration slots; there are {len(slots)}.")
-    source, before = funnel.sources[slots[0].source].source, slots[0].counts.copy()
-    fresh: np.ndarray = source.arrays()["keys"]
-    order = np.random.default_rng(seed).permutation(len(cases))
-    shown = np.zeros(len(before), np.int64)
-    for start in range(0, len(cases), batch):
-        rows = order[start : start + batch]
-        steps = [dataclasses.replace(step, candidates=step.candidates.take(rows)) for step in found]
-        answer = funnel.answer(cases.take(rows), steps, top)
-        if answer.failed:
-            raise RuntimeError(f"stages failed: {answer.failed}")
-        keys = answer.candidates.keys
-        shown += np.bincount(keys[keys >= 0], minlength=len(shown))
-        slots[0].counts[:] = before + shown
-    slots[0].counts[:] = before
-    num_fresh = max(len(fresh), 1)
-    return {
-        "fresh_items": float(len(fresh)),
-        f"shown_in_{top}": float(np.count_nonzero(shown[fresh]) / num_fresh),
-        f"shown_in_{top} fully": float(
-            np.count_nonzero(shown[fresh] >= slots[0].until) / num_fresh
-        ),
-    }
-
-
 def table(rows: Sequence[StepReport], title: str) -> str:
     """The report as text: a table with a line for each step."""
     ks = [*rows[0].recall]
@@ -306,45 +247,6 @@ def table(rows: Sequence[StepReport], title: str) -> str:
         lines.append(line)
         lines += [f"  {kind} took {lost:.1f} candidates a case" for kind, lost in row.lost.items()]
     return "\n".join(lines)
-
-
-def variety(keys: np.ndarray, dataset: Dataset, split: Split) -> dict[str, dict]:
-    """Novelty and diversity of the first ten items, with intervals.
-
-    Args:
-        keys: `[num_cases, 10]` the recommended items, best first, -1 past the end.
-        dataset: The data; without genres there is no distance.
-        split: Its training rows give the popularity of an item.
-
-    Returns:
-        `novelty@10`: mean over items of -log2 of the share of users who have the item (Zhou et al.,
-        PNAS 2010). `genre_distance@10`: mean over pairs of 1 - |common genres| / |genres of either|
-        (intra-list distance: Ziegler et al., WWW 2005, with Jaccard's distance).
-
-    Raises:
-        ValueError: A split of another dataset.
-    """
-    counts = split.counts_in(dataset)
-    users = len(np.unique(dataset.user_rows[split.train]))
-    found = {"novelty@10": metrics.novelty(keys, counts / users, 10)}
-    if "genres" in dataset.items:
-        tags = tag_table(dataset.items["genres"])
-        found["genre_distance@10"] = metrics.tag_distance(keys, tags, 10)
-    return {name: intervals.interval(values) for name, values in found.items()}
-
-
-def tag_table(tags: Iterable[Sequence[str]]) -> np.ndarray:
-    """Which tags each item has, `[num_items, num_tags]` bool; the tags in alphabetical order.
-
-    >>> tag_table([("b", "a"), (), ("b",)]).astype(int).tolist()
-    [[1, 1], [0, 0], [0, 1]]
-    """
-    tags = [*tags]
-    names = {name: column for column, name in enumerate(sorted({t for row in tags for t in row}))}
-    table = np.zeros((len(tags), len(names)), bool)
-    for row, some in enumerate(tags):
-        table[row, [names[name] for name in some]] = True
-    return table
 
 
 def gains(first: Sequence[Mapping], second: Sequence[Mapping]) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 
 from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
+from twotower.data.tags import tag_table
 from twotower.funnel.attributes import Attribute
-from twotower.funnel.report import tag_table
 from twotower.funnel.stage import Model, Part
 from twotower.ragged import Ragged
 from twotower.ranking.inputs import NUMBERS, Field, RankerInputs

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from twotower.data.catalogue import Catalogue
-from twotower.funnel.report import tag_table
+from twotower.data.tags import tag_table
 from twotower.funnel.stage import Model
 
 # The similarity of each candidate, `[num_requests, k]`, to candidate `column[i]` of request `i`.

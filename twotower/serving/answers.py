@@ -10,7 +10,7 @@ import numpy as np
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.recommendations import nearest
 from twotower.data.catalogue import Catalogue
-from twotower.funnel.funnel import Answer
+from twotower.funnel.answer import Answer
 
 SHOWN = ("item_id", "title", "genres", "year")
 

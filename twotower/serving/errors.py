@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from twotower.funnel.funnel import NoSourceError
+from twotower.funnel.answer import NoSourceError
 from twotower.serving import schemas
 from twotower.serving.asks import FieldError
 from twotower.serving.deployer import DeployRefused

@@ -20,8 +20,9 @@ from twotower.bundle.encoder import users_of
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
 from twotower.data.inputs import COMPUTED
+from twotower.funnel.answer import Answer, NoSourceError
 from twotower.funnel.filters import Available, Filters
-from twotower.funnel.funnel import Answer, Funnel, NoSourceError
+from twotower.funnel.funnel import Funnel
 from twotower.funnel.sources.popularity import Popularity
 from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twotower.funnel.funnel import Answer, NoSourceError
+from twotower.funnel.answer import Answer, NoSourceError
 from twotower.serving import schemas
 from twotower.serving.asks import Ask, FieldError
 from twotower.serving.batching import Batcher

@@ -18,7 +18,7 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError(f'{error}: --trace needs pip install "twotower[tracing]"') from error
 
-from twotower.funnel.funnel import Answer
+from twotower.funnel.answer import Answer
 from twotower.serving.asks import Ask
 
 # Headers of W3C Trace Context by which a caller's trace goes on here.
