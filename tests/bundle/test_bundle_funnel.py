@@ -18,6 +18,7 @@ from twotower.data.splits import make_split
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
 from twotower.funnel.cold_start import explored
+from twotower.funnel.filters import fractions
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources
 from twotower.funnel.merge import ReciprocalRank, WeightedSum
@@ -258,6 +259,42 @@ def test_kept_candidates_are_in_the_pool_whatever_their_score(bundle):
     assert (found[True] == 4).all() and (found[False] < 4).any()
     bundle.add_funnel(funnel, "keeping")
     assert bundle.funnel("keeping").sources["fresh"].keep == 4
+
+
+def test_rules_of_the_settings_are_filters(bundle):
+    data, sources = tiny.dataset(), {"popularity": 300}
+    config = FunnelConfig(sources, "quotas", minimum_age={"War": 18}, hold_out={"new": 0.3})
+    funnel = make_funnel(config, bundle, data, tiny.split())
+    age = dict(zip(data.users["user_id"], data.users["age"]))
+    adult = next(user for user in age if age[user] == "25-34")
+    requests = Requests.of(bundle.catalogue, [[], []], user_id=[adult, ""])
+    shown = [{*row} - {-1} for row in funnel.recommend(requests, 300).candidates.keys.tolist()]
+    held = {*np.flatnonzero(fractions(data.items["item_id"], "new") < 0.3).tolist()}
+    war = {*bundle.catalogue.where(genres=["War"]).tolist()}
+    plain = make_funnel(FunnelConfig(sources, "quotas"), bundle, data, tiny.split())
+    every = {*plain.recommend(requests, 300).candidates.keys[0].tolist()} - {-1}
+    # Nobody knows the age of the second, who counts as a child.
+    assert shown == [every - held, every - held - war] and every & war and every & held
+    with pytest.raises(ValueError, match="no item has the genre 'Wax'"):
+        make_funnel(FunnelConfig(sources, minimum_age={"Wax": 1}), bundle, data, tiny.split())
+    with pytest.raises(ValueError, match="share must lie within 0 and 1; got 2"):
+        make_funnel(FunnelConfig(sources, hold_out={"new": 2}), bundle, data, tiny.split())
+
+
+def test_the_attributes_of_context_popularity_can_be_named(bundle):
+    sources = {"context": 30, "popularity": 30}
+    for context, expected in (
+        ((), ["age", "gender", "device", "country"]),
+        (("hour", "age"), ["hour", "age"]),
+    ):
+        config = FunnelConfig(sources, "quotas", context=context)
+        made = make_funnel(config, bundle, tiny.dataset(), tiny.split())
+        assert made.sources["context"].source.names == expected
+    config = FunnelConfig(sources, "quotas", context=("zodiac",))
+    with pytest.raises(ValueError, match="no training row has a value of 'zodiac'"):
+        make_funnel(config, bundle, tiny.dataset(), tiny.split())
+    with pytest.raises(ValueError, match=r"context=\('age',\) has no effect without the source"):
+        FunnelConfig({"popularity": 30}, context=("age",))
 
 
 def test_slots_leave_others_their_places_in_the_pool():

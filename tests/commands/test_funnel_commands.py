@@ -49,6 +49,23 @@ def test_settings_of_ials_reach_the_source(folder, tmp_path):
     assert (source.alpha, source.regularization) == (3.0, 2.0)
 
 
+def test_rules_and_attributes_reach_their_parts(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "bundle")
+    tiny.script(
+        SCRIPTS / "build_funnel.py",
+        f"--bundle={copy}",
+        "--sources=context:50,popularity:50",
+        "--merge=reciprocal_rank",
+        "--context=hour",
+        "--minimum_age=War:18,Sea:12",
+        "--hold_out=new:.25",
+    )
+    funnel = Bundle(copy).funnel()
+    assert funnel.sources["context"].source.names == ["hour"]
+    _, _, age, hold_out = funnel.stages[0].filters
+    assert {*age.least.tolist()} == {0, 12, 18} and hold_out.share == 0.25
+
+
 def test_every_stage_is_shown_and_written(folder, tmp_path):
     output = tmp_path / "out.json"
     run = tiny.script(

@@ -17,7 +17,13 @@ from twotower.data.requests import Requests, once
 from twotower.funnel.cold_start import ExplorationSlots
 from twotower.funnel.filters import Available, Blocked, Filters, Seen, Shown, is_among
 from twotower.funnel.funnel import Funnel, Inlet
-from twotower.funnel.making import FunnelConfig, parse_keep, parse_sources
+from twotower.funnel.making import (
+    FunnelConfig,
+    parse_hold_out,
+    parse_keep,
+    parse_minimum_age,
+    parse_sources,
+)
 from twotower.funnel.merge import ReciprocalRank, WeightedSum
 from twotower.funnel.sources.collaborative import Ease, IAls, ItemKnn
 from twotower.funnel.sources.search import Search
@@ -172,6 +178,10 @@ def test_a_filter_that_the_fallback_relaxes_is_named():
         ),
         (lambda: parse_keep(["fresh"]), "keep is a list such as fresh:50,trending:20, each once"),
         (lambda: parse_keep(["fresh:5", "fresh:6"]), "each once; got 'fresh:6'"),
+        (lambda: parse_minimum_age(["War"]), "minimum_age is a list such as Horror:18"),
+        (lambda: parse_hold_out(["new:much"]), "hold_out is a list such as new:0.05"),
+        (lambda: parse_hold_out(["new:.1", "new:.2"]), "each once; got 'new:.2'"),
+        (lambda: FunnelConfig({"popularity": 5}, minimum_age={"War": -1}), "minimum age of War"),
         (lambda: parse_sources(["ease:0"]), "got 'ease:0'"),
         (lambda: parse_sources(["ease:²"]), "got 'ease:²'"),
     ],

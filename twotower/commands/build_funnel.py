@@ -41,6 +41,12 @@ def define_flags() -> None:
     flags.DEFINE_string("index", "exact", "The two towers' index: exact, or one of the bundle.")
     flags.DEFINE_float("ials_alpha", 8.0, "Weight of an observed pair in `ials`; others weigh 1.")
     flags.DEFINE_float("ials_regularization", 90.0, "L2 penalty of `ials`.")
+    flags.DEFINE_list(
+        "context",
+        [],
+        "Attributes by which `context` groups requests, such as age,hour; by default age, gender, "
+        "zip_code, device and country, as far as the data has them.",
+    )
     flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
     flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
     flags.DEFINE_list(
@@ -52,6 +58,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("shown_until", 100, "How often each fresh item is shown there.")
     flags.DEFINE_list(
         "bounds", ["0"], "Least number of events of each bucket of users with its weights."
+    )
+    flags.DEFINE_list(
+        "minimum_age", [], "Least age of a user who is shown items of a genre: Horror:18,War:16."
+    )
+    flags.DEFINE_list(
+        "hold_out", [], "Share of the items that an experiment hides from all users: new:0.05."
     )
     flags.DEFINE_integer(
         "onboarding",
@@ -104,12 +116,15 @@ def main() -> None:
         index=FLAGS.index,
         ials_alpha=FLAGS.ials_alpha,
         ials_regularization=FLAGS.ials_regularization,
+        context=tuple(FLAGS.context),
         half_life=FLAGS.half_life,
         fresh_below=FLAGS.fresh_below,
         slots=whole_numbers("slots"),
         keep=making.parse_keep(FLAGS.keep),
         shown_until=FLAGS.shown_until,
         bounds=whole_numbers("bounds"),
+        minimum_age=making.parse_minimum_age(FLAGS.minimum_age),
+        hold_out=making.parse_hold_out(FLAGS.hold_out),
         onboarding=FLAGS.onboarding,
     )
     reranking_config = reranking.RerankingConfig(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
 from twotower.funnel.attributes import Attribute
 from twotower.funnel.cold_start import ExplorationSlots, check_slots, most_telling
-from twotower.funnel.filters import Available, Filters, Seen
+from twotower.funnel.filters import Available, Filter, Filters, HoldOut, MinimumAge, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Merge, Quotas, ReciprocalRank, WeightedSum, check_bounds
 from twotower.funnel.sources.collaborative import Ease, IAls, ItemKnn
@@ -24,10 +25,10 @@ from twotower.funnel.sources.search import Search
 from twotower.funnel.sources.similar import Similar
 from twotower.funnel.sources.two_tower import TwoTower
 from twotower.funnel.stage import Model, Source, Stage
-from twotower.limits import at_least, typed, whole_number
+from twotower.limits import at_least, refuse, typed, unread, whole_number
 
-# Attributes of a request for context popularity, as far as the data has them.
-CONTEXT = ("age", "gender", "zip_code", "device", "country")
+# Attributes by which context popularity groups requests by default, as far as the data has them.
+GROUPED_BY = ("age", "gender", "zip_code", "device", "country")
 # Name of a source -> how it is made from a model and training rows.
 SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source]] = {
     "two_tower": lambda model, data, train, config: TwoTower(model, config.index),
@@ -39,7 +40,7 @@ SOURCES: dict[str, Callable[[Model, Dataset, np.ndarray, "FunnelConfig"], Source
     "popularity": lambda model, data, train, config: Popularity.fit(data, train),
     "trending": lambda model, data, train, config: Trending.fit(data, train, config.half_life),
     "context": lambda model, data, train, config: ContextPopularity.fit(
-        data, train, attributes(data, CONTEXT)
+        data, train, attributes(data, config.context)
     ),
     "search": lambda model, data, train, config: Search.bm25(data.catalogue, model.keys),
     "tfidf": lambda model, data, train, config: Search.tfidf(data.catalogue, model.keys),
@@ -66,6 +67,8 @@ class FunnelConfig:
         index: Name of the index of the two-tower source.
         ials_alpha: Weight of an observed pair in `ials`; all others weigh 1.
         ials_regularization: L2 penalty of `ials`.
+        context: Attributes by which the source `context` groups requests, such as `age` or `hour`.
+            By default those of `GROUPED_BY` that the data has.
         half_life: Days after which an event counts half in `trending`.
         fresh_below: `fresh` are the items with fewer training rows than this.
         slots: Positions at which fresh items are shown until each has been shown `shown_until`
@@ -77,6 +80,10 @@ class FunnelConfig:
         shown_until: Number of times that each fresh item is shown in the slots.
         bounds: Smallest history length of each bucket of users, ascending from 0. The weights of
             the merge are fitted for each bucket.
+        minimum_age: Genre -> least age of a user who is shown its items. A user of unknown age
+            counts as a child, and items that come later have a least age of 18.
+        hold_out: Name of an experiment -> share of the items, from 0 to 1, that it hides from all
+            users, by a hash of name and id.
         onboarding: Number of items to ask new users about, those whose picks tell most
             (`cold_start.most_telling`); 0 for none.
     """
@@ -89,12 +96,15 @@ class FunnelConfig:
     index: str = "exact"
     ials_alpha: float = 8.0
     ials_regularization: float = 90.0
+    context: tuple[str, ...] = ()
     half_life: float = 30.0
     fresh_below: int = 10
     slots: tuple[int, ...] = ()
     keep: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shown_until: int = 100
     bounds: tuple[int, ...] = (0,)
+    minimum_age: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    hold_out: Mapping[str, float] = dataclasses.field(default_factory=dict)
     onboarding: int = 50
 
     def __post_init__(self) -> None:
@@ -125,6 +135,9 @@ class FunnelConfig:
                     f"keep of {name} is {number}, and {name} is asked for {self.sources[name]} "
                     "candidates. Keep fewer, or ask for more."
                 )
+        for genre, age in self.minimum_age.items():
+            whole_number(age, f"minimum age of {genre}")
+        refuse(unread(self, "context" in self.sources, "the source context", "context"))
         for name in ("half_life", "ials_alpha", "ials_regularization"):
             if not 0 < getattr(self, name) < math.inf:
                 value = getattr(self, name)
@@ -162,7 +175,7 @@ def make_funnel(
     """
     split.require_of(dataset)
     model.catalogue.require_same_keys(dataset.items)
-    kept = config.kept
+    kept, rules = config.kept, filters(config, dataset, split)
     inlets = {
         name: Inlet(
             SOURCES[name](model, dataset, split.train, config),
@@ -179,13 +192,32 @@ def make_funnel(
             "quotas": lambda: Quotas(config.sources),
         }
         merge = kinds[config.merge]()
-    stages: list[Stage] = [Filters([Available(split.candidates), Seen()])]
+    stages: list[Stage] = [Filters(rules)]
     if config.slots:
         counts = np.zeros(len(dataset.items), np.int64)
         stages.append(ExplorationSlots(counts, config.slots, config.shown_until))
     size = config.onboarding
     telling = most_telling(dataset, split.train, size) if size else np.empty(0, np.int64)
     return Funnel(inlets, merge, stages, config.pool, config.fallback, telling)
+
+
+def filters(config: FunnelConfig, dataset: Dataset, split: Split) -> list[Filter]:
+    """The filters of a funnel.
+
+    Raises:
+        ValueError: A minimum age of a genre that no item has, or a share out of bounds.
+    """
+    rules: list[Filter] = [Available(split.candidates), Seen()]
+    if config.minimum_age:
+        catalogue, ages = dataset.catalogue, Attribute.of(dataset, "age")
+        for genre in config.minimum_age:
+            if not len(catalogue.where(genres=[genre])):
+                raise ValueError(f"no item has the genre {genre!r}, which minimum_age names.")
+        conditions = [(age, {"genres": [genre]}) for genre, age in config.minimum_age.items()]
+        rules.append(MinimumAge.rule(catalogue, conditions, ages))
+    for experiment, share in config.hold_out.items():
+        rules.append(HoldOut.of(dataset.catalogue, share, experiment))
+    return rules
 
 
 def fitted(funnel: Funnel, cases: EvalCases, bounds: tuple[int, ...] = (0,)) -> WeightedSum:
@@ -212,24 +244,44 @@ def parse_keep(entries: Sequence[str]) -> dict[str, int]:
     return _parsed(entries, "[0-9]+", "keep is a list such as fresh:50,trending:20")
 
 
-def _parsed(entries: Sequence[str], number: str, expected: str) -> dict[str, int]:
+def parse_minimum_age(entries: Sequence[str]) -> dict[str, int]:
+    """`["Horror:18"]` as genre -> age.
+
+    Raises:
+        ValueError: An entry without a number, or a genre that is named twice.
+    """
+    return _parsed(entries, "[0-9]+", "minimum_age is a list such as Horror:18,War:16")
+
+
+def parse_hold_out(entries: Sequence[str]) -> dict[str, float]:
+    """`["new:0.05"]` as experiment -> share.
+
+    Raises:
+        ValueError: An entry without a number, or an experiment that is named twice.
+    """
+    return _parsed(entries, r"[0-9]*\.?[0-9]+", "hold_out is a list such as new:0.05", float)
+
+
+def _parsed(
+    entries: Sequence[str], number: str, expected: str, kind: Callable[[str], Any] = int
+) -> dict[str, Any]:
     """Entries `name:number` as a mapping, 500 for no number; `number` is what one looks like."""
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for entry in entries:
-        name, _, k = entry.partition(":")
-        if name in found or not re.fullmatch(number, k):
+        name, _, given = entry.partition(":")
+        if name in found or not re.fullmatch(number, given):
             raise ValueError(f"{expected}, each once; got {entry!r}.")
-        found[name] = int(k or 500)
+        found[name] = kind(given or "500")
     return found
 
 
-def attributes(dataset: Dataset, names: Sequence[str]) -> list[Attribute]:
-    """The attributes among `names` that users or interactions have. A zip code becomes its region,
-    the first digit."""
-    known = [name for name in names if name in dataset.users or name in dataset.interactions]
+def attributes(dataset: Dataset, names: Sequence[str] = ()) -> list[Attribute]:
+    """The attributes of these names, or by default those of `GROUPED_BY` that users or interactions
+    have. A zip code becomes its region, the first digit."""
+    columns = {*dataset.users, *dataset.interactions}
     return [
         Attribute.of(dataset, name, short=lambda text: text[:1])
         if name == "zip_code"
         else Attribute.of(dataset, name)
-        for name in known
+        for name in names or [name for name in GROUPED_BY if name in columns]
     ]
