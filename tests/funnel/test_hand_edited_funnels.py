@@ -10,6 +10,7 @@ from twotower.funnel import saving
 from twotower.funnel.filters import Blocked, Filters, Seen
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.merge import Quotas
+from twotower.funnel.sources.collaborative import Ease
 from twotower.funnel.sources.popularity import Popularity
 
 
@@ -75,6 +76,15 @@ def test_arrays_that_a_part_does_not_expect(tmp_path, file, values, message):
     np.save(folder / file, values)
     rewrite(folder, entries)
     with pytest.raises(ValueError, match=rf"funnel\.json.*{message}"):
+        saving.load(folder, None, "m1")
+
+
+@pytest.mark.parametrize("keys", [[-7, 0], [0, 2**60]])
+def test_keys_that_no_table_holds(tmp_path, keys):
+    folder, entries = saved(tmp_path, Ease(np.arange(2), np.eye(2, dtype=np.float32)))
+    np.save(folder / "sources/popular/items.npy", np.array(keys))
+    rewrite(folder, entries)
+    with pytest.raises(ValueError, match=r"funnel\.json: its parts do not fit together"):
         saving.load(folder, None, "m1")
 
 

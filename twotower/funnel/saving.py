@@ -136,7 +136,7 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
     def make(directory: pathlib.Path, entries: dict) -> Funnel:
         try:
             return _funnel(entries, directory, model)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
             path = directory / DESCRIPTION
             raise ValueError(f"{path}: its parts do not fit together: {error}") from error
 
