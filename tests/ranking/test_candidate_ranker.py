@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -228,6 +229,19 @@ def test_another_training_and_mixed_parts_are_refused(bundle, trained):
         bundle.add_ranker(trained, [], "a/b")
     with pytest.raises(ValueError, match="Rankers or LightGBM Boosters"):
         bundle.add_ranker(trained, [object()], "small")
+
+
+@pytest.mark.parametrize("curve", [[], 1.5, [[0.0], None], [["x"], [0.5]]])
+def test_a_hand_edited_curve_is_refused(bundle, trained, tmp_path, curve):
+    from twotower.ranking import files
+    from twotower.storage import description
+
+    copy = shutil.copytree(bundle.directory / "rankers" / "small", tmp_path / "small")
+    described = json.loads((copy / "ranker.json").read_text())
+    described["probability"] = curve
+    description.write(copy / "ranker.json", described)
+    with pytest.raises(ValueError, match=r"ranker\.json: its parts do not fit together"):
+        files.load(copy, bundle.model_version)
 
 
 def test_another_bundle_is_refused(bundle, trained, tmp_path):

@@ -107,29 +107,11 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
     """
 
     def make(directory: pathlib.Path, described: dict) -> CandidateRanker:
-        arrays: Any = read_arrays(CandidateColumns, directory, described["files"], "columns")
-        columns = CandidateColumns(**described["columns"], **arrays)
-        inputs = RankerInputs.from_json(described["inputs"])
-        if inputs.shapes != columns.inputs.shapes or inputs.numbers != columns.numbers:
-            raise ValueError(
-                f"{directory / DESCRIPTION}: the model reads {[*inputs.shapes]} with the numbers "
-                f"{inputs.numbers}, the columns give {[*columns.inputs.shapes]} with "
-                f"{columns.numbers}. Parts of two rankers were mixed up; train one again."
-            )
-        if described["model"] == TREES:
-            texts = sorted(name for name in described["files"] if name.startswith(f"{TREES}/"))
-            outputs = of_trees([_booster(directory / name) for name in texts], inputs)
-        else:
-            outputs = _network(directory / NETWORK)
-        points = described["probability"]
-        return CandidateRanker(
-            columns,
-            outputs,
-            tuple(described["heads"]),
-            described["residual"],
-            None if points is None else Probability(tuple(points[0]), tuple(points[1])),
-            described["weights"],
-        )
+        try:
+            return _ranker(directory, described)
+        except (ArithmeticError, LookupError, MemoryError, TypeError) as error:
+            path = directory / DESCRIPTION
+            raise ValueError(f"{path}: its parts do not fit together: {error}") from error
 
     return bundle_part.load(directory, *PART, model_version, make)
 
@@ -171,6 +153,32 @@ def of_trees(boosters: Sequence[Any], inputs: RankerInputs) -> Outputs:
         return {WATCH: found.reshape(rows.shape[:-1]).astype(np.float32)}
 
     return outputs
+
+
+def _ranker(directory: pathlib.Path, described: dict) -> CandidateRanker:
+    arrays: Any = read_arrays(CandidateColumns, directory, described["files"], "columns")
+    columns = CandidateColumns(**described["columns"], **arrays)
+    inputs = RankerInputs.from_json(described["inputs"])
+    if inputs.shapes != columns.inputs.shapes or inputs.numbers != columns.numbers:
+        raise ValueError(
+            f"{directory / DESCRIPTION}: the model reads {[*inputs.shapes]} with the numbers "
+            f"{inputs.numbers}, the columns give {[*columns.inputs.shapes]} with "
+            f"{columns.numbers}. Parts of two rankers were mixed up; train one again."
+        )
+    if described["model"] == TREES:
+        texts = sorted(name for name in described["files"] if name.startswith(f"{TREES}/"))
+        outputs = of_trees([_booster(directory / name) for name in texts], inputs)
+    else:
+        outputs = _network(directory / NETWORK)
+    points = described["probability"]
+    return CandidateRanker(
+        columns,
+        outputs,
+        tuple(described["heads"]),
+        described["residual"],
+        None if points is None else Probability(tuple(points[0]), tuple(points[1])),
+        described["weights"],
+    )
 
 
 def _booster(path: pathlib.Path) -> Any:
