@@ -68,6 +68,36 @@ def test_refused_text(case, tmp_path):
         tables.read_tables(tmp_path / "plays.csv")
 
 
+def titles_of(folder, text):
+    """The titles of two films in a tab-separated file, and the error of a film's row, if any."""
+    (folder / "plays.csv").write_text("user_id,item_id,timestamp\nu,a,5\nu,b,6\n")
+    (folder / "films.tsv").write_text(text)
+    return tables.read_tables(folder / "plays.csv", folder / "films.tsv").items["title"].tolist()
+
+
+def test_quotes_between_tabs_are_text_where_they_enclose_no_field(tmp_path):
+    # Two titles that begin with a quote, of which one is closed within the title.
+    assert titles_of(tmp_path, 'item_id\ttitle\na\t"Weird Al" Live\nb\t"Heroes\n') == [
+        '"Weird Al" Live',
+        '"Heroes',
+    ]
+    # Read with quotes, this is one film with a title of two lines.
+    inches = 'item_id\ttitle\na\t"Heroes\nb\tSingle 7"\n'
+    assert titles_of(tmp_path, inches) == ['"Heroes', 'Single 7"']
+    # A line of an error is counted in the same way.
+    with pytest.raises(ValueError, match="films.tsv, line 4: item_id is missing"):
+        titles_of(tmp_path, inches + "\t\n")
+
+
+def test_quotes_between_tabs_enclose_fields_where_they_can(tmp_path):
+    # As pandas writes a title with quotes, and one of two lines.
+    whole = 'item_id\ttitle\na\t"The ""Best"""\nb\t"Two\nlines"\n'
+    assert titles_of(tmp_path, whole) == ['The "Best"', "Two\nlines"]
+    # Beside a line with a field too many, a quote that is not closed is an error.
+    with pytest.raises(ValueError, match="record after line 1 has a quote that is not closed"):
+        titles_of(tmp_path, 'item_id\ttitle\na\t"Heroes\nb\tB\tx\n')
+
+
 @pytest.mark.parametrize("module", [gzip, bz2])
 def test_a_file_of_several_streams(module, tmp_path):
     """As Hadoop, pbzip2 and `cat` write them: each is read, or the file is refused."""

@@ -31,7 +31,8 @@ class TextFormat:
         sep: Between fields, one or more characters; "" for what the first line has most of: a
             comma, tab, semicolon or bar.
         header: Whether the first line names the columns. Without, they are called "1", "2", ...
-        quoted: Whether a field may stand in double quotes.
+        quoted: Whether a field may stand in double quotes. Between tabs, a quote is text where every
+            line has all fields and reading it as a quote would fail or join lines.
         decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
 
         read(pathlib.Path("ratings.dat"), TextFormat(sep="::", header=False, quoted=False))
@@ -56,7 +57,7 @@ def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
         ValueError: A file that is empty, damaged or not UTF-8; or a line that has too many or too
             few fields, or is the header again. The message names the file or line.
     """
-    data, sep = _bytes_of(path, form)
+    data, sep, form = _bytes_of(path, form)
     # Arrow would read an empty line before the header as the header, and needs a newline at the end
     # of a file that has only a header.
     body = data.lstrip(b"\r\n") + b"\n"
@@ -122,13 +123,14 @@ def _refuse_second_header(
 
 def line_of(path: pathlib.Path, form: TextFormat, row: int) -> int:
     """The line, counted from 1, at which a row of the table begins."""
-    records = _records(*_bytes_of(path, form), form)
+    records = _records(*_bytes_of(path, form))
     line, _ = next(itertools.islice(records, row + form.header, None))
     return line
 
 
-def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str]:
-    """A text file in UTF-8, unpacked, without a byte order mark; and its separator, a character."""
+def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str, TextFormat]:
+    """A text file in UTF-8, unpacked, without a byte order mark; its separator, a character; and
+    the format, in which `quoted` holds for this file."""
     data = path.read_bytes()
     codec = next((name for magic, name in PACKED.items() if data.startswith(magic)), None)
     if codec is not None:
@@ -142,7 +144,26 @@ def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str]:
     sep = form.sep or ("\t" if ".tsv" in path.suffixes else _most_frequent(data))
     if len(sep.encode()) > 1:  # Arrow takes one byte
         data, sep = data.replace(sep.encode(), UNIT_SEPARATOR.encode()), UNIT_SEPARATOR
-    return data, sep
+    if sep == "\t" and form.quoted and b'"' in data and _quotes_are_text(data, form):
+        form = dataclasses.replace(form, quoted=False)
+    return data, sep, form
+
+
+def _quotes_are_text(data: bytes, form: TextFormat) -> bool:
+    """Whether the quotes of a tab-separated file belong to its texts.
+
+    Many programs write texts between tabs as they are, such as `"Weird Al" Yankovic`. Then every
+    line has all fields. Read with quotes, such a record would be refused, or would swallow lines.
+    """
+    lines = [line for line in data.splitlines() if line]
+    if len({line.count(b"\t") for line in lines}) > 1:
+        return False
+    try:
+        return sum(1 for _ in _records(data, "\t", form, strict=True)) < len(lines)
+    except UnicodeDecodeError:  # `_check` says where
+        return False
+    except csv.Error:
+        return True
 
 
 def _most_frequent(data: bytes) -> str:
