@@ -1,12 +1,18 @@
 """Exports that are refused, interrupted, or two at once."""
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
 from twotower.bundle import export as exporting
 from twotower.bundle.bundle import Bundle
-from twotower.bundle.export import export
+from twotower.bundle.export import add_index, export
+from twotower.data.dataset import Dataset
+from twotower.data.splits import make_split
+from twotower.retrieval.build import IndexConfig
 from twotower.training.training import Training
 
 
@@ -60,3 +66,30 @@ def test_two_exports_into_one_folder(training, exported, copy, monkeypatch):
     found = bundle.query_tower(training.raw_query_inputs(cases))
     np.testing.assert_allclose(found, training.query_vectors(cases), atol=1e-5)
     assert bundle.indexes == [] and [path.name for path in copy.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("num_items", [15, 16])
+def test_a_catalogue_too_small_for_scann(num_items, tmp_path):
+    """ScaNN learns 16 codes, so that fewer items have no layer; the rest is exported."""
+    pytest.importorskip("scann")
+    items = [f"i{number}" for number in range(num_items)]
+    rows = [(user, item) for user in ("u", "v") for item in items]
+    dataset = Dataset(
+        "few",
+        pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(timestamp=range(2 * num_items)),
+        pd.DataFrame({"item_id": items}),
+        pd.DataFrame({"user_id": ["u", "v"]}),
+    )
+    recipe = tiny.recipe(item={"features": ("item_id",)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bundle = export(
+            Training(dataset, make_split(dataset, "loo"), recipe), tmp_path / "b", scann=True
+        )
+    told = [str(warning.message) for warning in caught if "retrieve_scann" in str(warning.message)]
+    assert (bundle.directory / "retrieve_scann").is_dir() == (num_items == 16)
+    assert [message[:48] for message in told] == (
+        [] if num_items == 16 else ["retrieve_scann needs 16 items, and there are 15:"]
+    )
+    add_index(bundle, "scann", IndexConfig("scann"))
+    assert bundle.indexes == ["scann"]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def export(
         training: With the weights to export.
         directory: The bundle's folder. A bundle that is there is replaced, with its indexes.
         extra: Further entries of the manifest, such as flags and validation metrics.
-        scann: Whether to write `retrieve_scann/`, too, which takes longer than all the rest.
+        scann: Whether to write `retrieve_scann/`, too, which takes longer than all the rest. With
+            fewer than 16 items it is left out, with a warning.
 
     Raises:
         ImportError: `scann` is set and ScaNN is not installed.
@@ -139,6 +141,13 @@ def write_parts(
     save_tower(queries, folder / "query_tower", version)
     save_tower(items, folder / "item_tower", version)
     save_retrieve(queries, ids, vectors, folder / EXACT)
+    if scann and len(ids) < scann_index.FEWEST_IN_LAYER:
+        warnings.warn(
+            f"retrieve_scann needs {scann_index.FEWEST_IN_LAYER} items, and there are {len(ids)}: "
+            "it is left out. retrieve, which is exact, answers in its place.",
+            stacklevel=2,
+        )
+        scann = False
     if not scann:
         return
     config = _tuned_scann(keys, vectors, sample)

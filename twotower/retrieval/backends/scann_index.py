@@ -17,6 +17,8 @@ from twotower.retrieval.candidates import NO_SCORE, widened
 from twotower.retrieval.threads import bounded
 
 FOLDER, POSITIONS = "scann", "scann_positions.npy"
+# ScaNN learns 16 codes for a block of dimensions, each from a vector at least.
+FEWEST_IN_LAYER = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def make_tfrs_layer(
     Args:
         config: Parameters.
         identifiers: `[num_items]` tensor that the layer answers with.
-        vectors: `[num_items, dim]` float32 tensor.
+        vectors: `[num_items, dim]` float32 tensor, of `FEWEST_IN_LAYER` items at least.
         k: Default number of answers; 10, or the reordering candidates if fewer, where None.
 
     Raises:
