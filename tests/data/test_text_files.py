@@ -26,9 +26,35 @@ REFUSED_TEXT = {
         HEAD + b'u,a,5,"tv\nu,a,5,tv\nu,a,5,"tv\n',
         "record after line 1 has a quote that is n",
     ),
-    "Latin-1": (HEAD + b"u,a,5,tv\nu,a,5,\xe9\n", "line 3 is not text in UTF-8"),
-    "UTF-16": ((HEAD + b"u,a,5,tv\n").decode().encode("utf-16"), "line 1 is not text in UTF-8"),
-    "an archive": (b"PK\x03\x04\x14\x00\x00\x00\x08\x00\xff", "line 1 is not text in UTF-8"),
+    "backslashes": (
+        HEAD + b'u,a,5,"the \\"tv\\""\n',
+        r"""record after line 1 .*sed 's/\\\\"/""/g' 'plays.csv' > NEW""",
+    ),
+    "a quote alone": (HEAD + b'u,a,5,"a" tv\n', r"closed within a field .*written twice \(\"\"\)"),
+    "Latin-1": (
+        HEAD + b"u,a,5,tv\nu,a,5,\xe9\n",
+        "line 3 is not text in UTF-8.*iconv -f CP1252",
+    ),
+    "UTF-16": (
+        (HEAD + b"u,a,5,tv\n").decode().encode("utf-16"),
+        "line 1 is not text in UTF-8.*iconv -f UTF-16",
+    ),
+    "an archive": (
+        b"PK\x03\x04\x14\x00\x00\x00\x08\x00\xff",
+        "line 1 is not text in UTF-8.*Excel workbook",
+    ),
+    "JSON lines": (
+        b'{"user_id": "u", "item_id": "a"}\n',
+        r"read_json\(FILE, lines=True, dtype=False\).*to_parquet",
+    ),
+    "a JSON array": (
+        b'[\n {"user_id": "u", "item_id": "a"}]\n',
+        r"holds JSON .*read_json\(FILE, dtype=False\)",
+    ),
+    "lines of dictionaries": (
+        b"{'user_id': 'u', 'item_id': 'a'}\n",
+        r"Python's dictionaries.*literal_eval, open\(FILE\)",
+    ),
     "nothing": (b"", "it is empty"),
     "nothing but lines": (b"\xef\xbb\xbf\r\n\n", "it is empty"),
     "half an archive": (gzip.compress(HEAD * 99)[:-9], "cannot be unpacked"),
@@ -85,7 +111,7 @@ def test_quotes_between_tabs_are_text_where_they_enclose_no_field(tmp_path):
     inches = 'item_id\ttitle\na\t"Heroes\nb\tSingle 7"\n'
     assert titles_of(tmp_path, inches) == ['"Heroes', 'Single 7"']
     # A line of an error is counted in the same way.
-    with pytest.raises(ValueError, match="films.tsv, line 4: item_id is missing"):
+    with pytest.raises(ValueError, match=r"films.tsv, line 4: item_id is missing"):
         titles_of(tmp_path, inches + "\t\n")
 
 

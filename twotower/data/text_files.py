@@ -31,8 +31,8 @@ class TextFormat:
         sep: Between fields, one or more characters; "" for what the first line has most of: a
             comma, tab, semicolon or bar.
         header: Whether the first line names the columns. Without, they are called "1", "2", ...
-        quoted: Whether a field may stand in double quotes. Between tabs, a quote is text where every
-            line has all fields and reading it as a quote would fail or join lines.
+        quoted: Whether a field may stand in double quotes. Between tabs, quotes are text where
+            every line has all fields, and to read them as quotes would fail or join lines.
         decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
 
         read(pathlib.Path("ratings.dat"), TextFormat(sep="::", header=False, quoted=False))
@@ -63,6 +63,8 @@ def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
     body = data.lstrip(b"\r\n") + b"\n"
     if not body.strip():
         raise ValueError(f"{path} cannot be read: it is empty.")
+    if problem := _json_in(body):
+        raise ValueError(f"{path} {problem}")
     if form.quoted and b'"' in body:  # Arrow reads on past a quote that is not closed
         _check(path, data, sep, form)
     try:
@@ -191,6 +193,34 @@ def _records(
         line = reader.line_num + 1
 
 
+def _json_in(body: bytes) -> str:
+    """What to do with a text file that holds JSON; "" for any other."""
+    start = body[:1000].lstrip()
+    if not re.match(rb"\[?\s*\{\s*[\"']", start):
+        return ""
+    read = "pandas.read_json(FILE, dtype=False)"
+    if start.startswith(b"{"):
+        read = "pandas.read_json(FILE, lines=True, dtype=False)"
+    if re.match(rb"\{\s*'", start):
+        read = "pandas.DataFrame(map(ast.literal_eval, open(FILE)))"
+    return (
+        "holds JSON or Python's dictionaries, which are not read. Make Parquet of the columns that "
+        f"you need: {read}[['COLUMN', 'COLUMN']].to_parquet('NAME.parquet')."
+    )
+
+
+def _remedy(data: bytes) -> str:
+    """What to do with bytes that are not UTF-8."""
+    if data.startswith(b"PK\x03\x04"):
+        return "It is a zip archive or an Excel workbook: unpack it, or save it as CSV UTF-8."
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "It is UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW."
+    return (
+        "If it is text from Windows or in Latin-1: iconv -f CP1252 -t UTF-8 FILE > NEW. If it is "
+        "no text, save it as Parquet or CSV."
+    )
+
+
 def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
     """Raises for the first line that is not UTF-8, has too many or few fields, or an open quote."""
     try:
@@ -198,7 +228,7 @@ def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}, line {line} is not text in UTF-8: {error}. Save the file as UTF-8, unpacked."
+            f"{path}, line {line} is not text in UTF-8: {error}. {_remedy(data)}"
         ) from error
     line, width = 0, None
     shown = form.sep or sep
@@ -213,6 +243,10 @@ def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
                     f"{text!r}. Is the line cut off, or a text with {shown!r} not in quotes?"
                 )
     except csv.Error as error:
+        how = "" if b'\\"' not in data else (
+            f", and this file has \\\" for it: sed 's/\\\\\"/\"\"/g' '{path.name}' > NEW"
+        )  # fmt: skip
         raise ValueError(
-            f"{path}: the record after line {line} has a quote that is not closed ({error})."
+            f"{path}: the record after line {line} has a quote that is not closed, or is closed "
+            f'within a field ({error}). Within quotes, a quote is written twice (""){how}.'
         ) from error

@@ -29,7 +29,7 @@ def make_optimizer(config: FitConfig, steps_per_epoch: int) -> tf.keras.optimize
         steps = config.epochs * steps_per_epoch
         warmup = min(config.warmup_steps, int(WARMUP_SHARE * steps))
         if warmup < config.warmup_steps:
-            logging.warning(
+            logging.info(
                 "warmup_steps=%d of %d steps in all: the learning rate rises over %d of them.",
                 config.warmup_steps,
                 steps,
