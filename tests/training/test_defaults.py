@@ -128,9 +128,14 @@ def test_a_long_history_is_named_with_what_it_takes():
 
 def test_weights_of_the_interactions_are_used():
     dataset = made()
-    weighed = dataset.interactions.assign(weight=[1.0, 5.0] * 6)
+    weighed = dataset.interactions.assign(weight=[1.0, 5000.0] * 6)
     dataset = Dataset("weighed", weighed, dataset.items, dataset.users)
-    assert recipe_for(dataset, splits.make_split(dataset, "loo")).examples.weight == "weight"
+    split = splits.make_split(dataset, "loo")
+    recipe = recipe_for(dataset, split)
+    assert recipe.examples.weight == "weight"
+    line = "examples weigh 1 to 5,000, by weight (--weight= for all alike)"
+    assert line in describe(dataset, split, recipe)
+    assert "weigh" not in describe(dataset, split, recipe_for(dataset, split, weight=""))
     unknown = dataset.interactions.assign(weight=np.nan)
     dataset = Dataset("unknown", unknown, dataset.items, dataset.users)
     assert recipe_for(dataset, splits.make_split(dataset, "loo")).examples.weight == ""

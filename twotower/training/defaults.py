@@ -125,9 +125,20 @@ def describe(dataset: Dataset, split: Split, recipe: Recipe) -> str:
         + (f"; not {', '.join(unread)} (--item_features)" if unread else ""),
         f"at most {recipe.fit.epochs} epochs of {len(split.train):,} rows in batches of "
         f"{recipe.examples.batch_size:,}, negatives: {', '.join(recipe.negatives.negatives)}",
+        *_weights(dataset, split, recipe),
         *_memory(dataset, split, recipe),
     ]
     return "\n".join(lines)
+
+
+def _weights(dataset: Dataset, split: Split, recipe: Recipe) -> list[str]:
+    """A line if a column weighs the examples: a file may have such a column for another reason."""
+    name = recipe.examples.weight
+    if not name:
+        return []
+    weights = dataset.interactions[name].to_numpy(np.float64)[split.train]
+    lowest, highest = np.nanmin(weights), np.nanmax(weights)
+    return [f"examples weigh {lowest:,g} to {highest:,g}, by {name} (--weight= for all alike)"]
 
 
 def _memory(dataset: Dataset, split: Split, recipe: Recipe) -> list[str]:
