@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
         f"--promoted={tiny.dataset().catalogue.ids_of([0])[0]}@7",
     )
     assert "funnels/default: two_tower, ease, popularity" in built.stdout
-    assert "weights from 10 events on: two_tower " in built.stdout
+    assert "weights for histories of 10 events or more: two_tower " in built.stdout
     return folder
 
 

@@ -25,6 +25,7 @@ def folder(tmp_path_factory):
     bundle.add_funnel(make_funnel(config, bundle, tiny.dataset(), tiny.split()))
     run = tiny.script(SCRIPTS / "train_ranker.py", f"--bundle={folder}", *QUICK)
     assert "ndcg@10 of requests that a model did not learn from: given" in run.stdout
+    assert [f"fold {n} of 2" in run.stderr for n in (1, 2, 3)] == [True, True, False]
     return folder
 
 

@@ -153,5 +153,5 @@ def main() -> None:
     if merge is not None:
         for bound, weights in zip(merge.bounds, merge.weights):
             shares = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(merge.names, weights))
-            print(f"weights from {bound} events on: {shares}")
+            print(f"weights for histories of {bound} events or more: {shares}")
     print(f"{time.perf_counter() - begun:.0f} s")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from twotower.data.dataset import Dataset
 from twotower.data.splits import Split
@@ -216,6 +217,7 @@ def _cross_fitted(
     inputs, models = columns.inputs, []
     scores = np.full(found.scores.shape, -np.inf, np.float32)
     for number in range(config.folds):
+        logging.info("fold %d of %d", number + 1, config.folds)
         train, held = found.take(able[fold[able] != number]), np.flatnonzero(fold == number)
         judge = found.take(np.intersect1d(held, able))
         if config.model == TREES:
