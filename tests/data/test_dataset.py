@@ -99,8 +99,22 @@ def test_missing_columns(table, column):
     dataset = make()
     frames = {name: getattr(dataset, name) for name in ("interactions", "items", "users")}
     frames[table] = frames[table].drop(columns=column)
-    with pytest.raises(ValueError, match=rf"table '{table}' lacks \['{column}'\]"):
+    with pytest.raises(ValueError, match=rf"table '{table}' lacks \['{column}'\]") as error:
         Dataset("made", **frames)
+    assert ("has_times=False" in str(error.value)) == (column == "timestamp")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2024-01-01"] * 4,
+        pd.period_range("2024-01-01", periods=4),
+    ],
+)
+def test_times_of_another_type(times):
+    problem = "not a number of seconds or a datetime; pd.to_datetime makes datetimes"
+    with pytest.raises(ValueError, match=f"row 0: timestamp is .*2024-01-01'.*, {problem}"):
+        make({"timestamp": times})
 
 
 # Two ways to write one table: with None or another library's missing value, and in its form.

@@ -123,8 +123,11 @@ def test_how_the_files_were_read_can_be_saved(tmp_path):
 
 
 def test_a_frame_is_no_file():
+    frame = pd.DataFrame({"user_id": ["a"], "item_id": ["b"]})
     with pytest.raises(ValueError, match=r"got a DataFrame.*Dataset\(name, interactions"):
-        tables.read_tables(pd.DataFrame({"user_id": ["a"], "item_id": ["b"]}))
+        tables.read_tables(frame)
+    with pytest.raises(TypeError, match=r"got a DataFrame. Dataset\(name, interactions"):
+        load_dataset(frame)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,11 @@ def test_a_seed_of_numpys_is_saved_as_pythons():
     assert json.loads(json.dumps(split.describe()))["seed"] == 3
 
 
+def test_a_split_prints_its_sizes_and_not_its_rows():
+    split = make_split(dataset_of(SMALL), "loo", "test")
+    assert repr(split) == "Split('loo', 'test': 5 training rows, 2 queries, 4 candidates)"
+
+
 def test_describe():
     described = make_split(dataset_of(SMALL), "loo", "test").describe()
     digest = described.pop("target_sha256")

@@ -27,6 +27,11 @@ def load_dataset(
             that is not a path of this machine.
         FileNotFoundError: The data is nowhere to be found; the message says what to do.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"load_dataset takes the name of a dataset, such as 'tables'; got a "
+            f"{type(name).__name__}. Dataset(name, interactions, items, users) takes DataFrames."
+        )
     data_dir = None if data_dir is None else str(paths.local(data_dir))
     family = name.partition("/")[0]
     if family == "tables":

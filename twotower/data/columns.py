@@ -85,7 +85,12 @@ def check_ids(table: str, ids: pd.Series) -> None:
     wrong = ~ids.map(lambda value: isinstance(value, str)).to_numpy(bool)
     refuse(table, ids, wrong, "is {}, not a string; use .astype(str), in all tables")
     refuse(table, ids, ids == "", "is empty")
-    refuse(table, ids, ids.duplicated(), "is {}, which stands in an earlier row, too")
+    refuse(
+        table,
+        ids,
+        ids.duplicated(),
+        "is {}, which stands in an earlier row, too; keep one row of each",
+    )
 
 
 def refuse_spoilt_ids(table: str, ids: pd.Series) -> None:

@@ -89,8 +89,12 @@ class Dataset:
             frame = getattr(self, table)
             missing = [column for column in columns if column not in frame]
             if missing:
+                without_times = (
+                    " Without times, set timestamp=range(len(interactions)) and has_times=False."
+                )
                 raise ValueError(
                     f"{self.name}: table {table!r} lacks {missing}; it has {list(frame.columns)}."
+                    + (without_times if missing == ["timestamp"] else "")
                 )
             object.__setattr__(self, table, clean(frame, table))
         for table, column in (("items", "item_id"), ("users", "user_id")):

@@ -44,7 +44,7 @@ class Split:
 
     Example:
         split = make_split(dataset, "loo")
-        split.describe()["cases"]  # number of queries
+        print(split)  # Split('loo', 'validation': 3,404 training rows, 239 queries, 200 candidates)
     """
 
     protocol: str
@@ -58,6 +58,12 @@ class Split:
     item_counts: np.ndarray | None = None
     hidden: np.ndarray | None = None
     target_sha256: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"Split({self.protocol!r}, {self.part!r}: {len(self.train):,} training rows, "
+            f"{len(self.cases):,} queries, {len(self.candidates):,} candidates)"
+        )
 
     def require_of(self, dataset: Dataset) -> None:
         """Refuses a dataset other than the one that this split was made of.

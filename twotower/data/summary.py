@@ -8,6 +8,9 @@ import numpy as np
 from twotower.data.columns import known
 from twotower.data.dataset import REQUIRED, Dataset
 
+# Share of the interactions from which on users or items count as having one each.
+NEARLY = 0.9
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -104,6 +107,13 @@ def summarise(dataset: Dataset) -> Summary:
     if rated and "min_rating" not in dataset.reading:
         lowest = dataset.interactions["rating"].min()
         notes.append(f"every rating counts as a positive, down to {lowest:g} (min_rating)")
+    if num_users > NEARLY * len(users):
+        notes.append("nearly every user has one interaction, so there is no history to learn from")
+    if num_items > NEARLY * len(items):
+        notes.append(
+            "nearly every item has one interaction, which says little of it; if fields hold "
+            "several ids, write a row for each"
+        )
     return Summary(
         name=dataset.name,
         num_rows=len(dataset.interactions),

@@ -101,8 +101,9 @@ def read_tables(
     for table, paths in given.items():
         if isinstance(paths, pd.DataFrame):
             raise ValueError(
-                f"{table}: expected paths of files; got a DataFrame. Give all three tables to "
-                "Dataset(name, interactions, items, users), or save this one as Parquet."
+                f"{table}: expected paths of files; got a DataFrame. Save it as Parquet, or give "
+                "three tables to Dataset(name, interactions, items, users), such as "
+                "items=interactions[['item_id']].drop_duplicates()."
             )
     given = {table: _strings(paths) for table, paths in given.items() if paths}
     if "interactions" not in given:
@@ -127,7 +128,7 @@ def read_tables(
             frames["interactions"]["timestamp"] = np.arange(len(frames["interactions"]))
             notes.append(
                 "no timestamps: the order of the rows stands for time; if a column holds times, "
-                "say which: columns='timestamp=COLUMN'"
+                "say which: columns='timestamp=COLUMN'; if the order means nothing, split at random"
             )
         if events:
             frames["interactions"], dropped = _with_events(frames["interactions"], events)
