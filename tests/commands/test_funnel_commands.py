@@ -8,6 +8,8 @@ import tiny
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import export
+from twotower.commands import build_funnel
+from twotower.funnel.making import FunnelConfig, parse_sources
 from twotower.training.training import Training
 
 SCRIPTS = tiny.ROOT / "experiments"
@@ -64,6 +66,16 @@ def test_rules_and_attributes_reach_their_parts(folder, tmp_path):
     assert funnel.sources["context"].source.names == ["hour"]
     _, _, age, hold_out = funnel.stages[0].filters
     assert {*age.least.tolist()} == {0, 12, 18} and hold_out.share == 0.25
+
+
+def test_ease_is_no_default_source_of_a_large_catalogue(capsys):
+    """12 bytes a pair of items: 18,918 items take 3.9997 GiB, and 18,919 take 4.0002."""
+    config = FunnelConfig(parse_sources(build_funnel.SOURCES.split(",")))
+    assert build_funnel.without_large_ease(config, 18_918) == config
+    smaller = build_funnel.without_large_ease(config, 18_919)
+    assert [*smaller.sources] == ["two_tower", "ials", "item_knn", "popularity"]
+    said = "without the source ease, which would take 4.0 GiB for 18,919 items\n"
+    assert capsys.readouterr().out == said
 
 
 def test_every_stage_is_shown_and_written(folder, tmp_path):

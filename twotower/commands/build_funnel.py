@@ -10,15 +10,22 @@ weights on the validation cases. For a bundle that was refit on them, this is do
 W/bundle_validation, which gets the same funnel, fitted on fewer rows.
 """
 
+import dataclasses
 import time
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from twotower.commands import script
 
+if TYPE_CHECKING:  # pandas, without which --help is faster
+    from twotower.funnel.making import FunnelConfig
+
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "data_dir", "sources", "merge", "name")
 SOURCES = "two_tower:500,ease:500,ials:500,item_knn:300,popularity:200"
+# Memory in GiB above which ease is no source by default.
+MAX_GIB = 4.0
 
 
 def define_flags() -> None:
@@ -27,7 +34,10 @@ def define_flags() -> None:
     script.DEFINE_path("data_dir", None, "GroupLens folder, TFDS' data directory, or your tables.")
     flags.DEFINE_string("name", "default", "Name of the funnel in the bundle.")
     flags.DEFINE_list(
-        "sources", SOURCES.split(","), "Sources, and how many candidates each is asked for."
+        "sources",
+        SOURCES.split(","),
+        "Sources, and how many candidates each is asked for. By default without ease where it "
+        f"would take more than {MAX_GIB:g} GiB, from some 19,000 items on.",
     )
     flags.DEFINE_enum(
         "merge",
@@ -98,9 +108,27 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
         ) from None
 
 
+def without_large_ease(config: "FunnelConfig", num_items: int) -> "FunnelConfig":
+    """The settings without the source ease where it would take too much memory, which is printed.
+
+    Args:
+        config: The settings.
+        num_items: Number of items with a training row.
+    """
+    from twotower.evaluation.baselines.ease import Ease
+
+    if "ease" not in config.sources or (gib := Ease.gib(num_items)) <= MAX_GIB:
+        return config
+    print(f"without the source ease, which would take {gib:,.1f} GiB for {num_items:,} items")
+    sources = {name: k for name, k in config.sources.items() if name != "ease"}
+    return dataclasses.replace(config, sources=sources)
+
+
 def main() -> None:
     """Builds the funnel, and prints the weights of the merge."""
     # Here, so that --help and wrong flags need no TensorFlow and no pandas.
+    import numpy as np
+
     from twotower.commands import judging
     from twotower.funnel import making
     from twotower.reranking import making as reranking
@@ -138,6 +166,9 @@ def main() -> None:
     final, _ = bundles[-1]
     dataset = judging.dataset_of(final, FLAGS.data_dir)
     judging.check(final, dataset, None, None)
+    if FLAGS["sources"].using_default_value:
+        rows = judging.split_of(final, dataset, bundles[-1][1]).train
+        config = without_large_ease(config, len(np.unique(dataset.item_keys[rows])))
     merge, begun = None, time.perf_counter()
     for bundle, part in bundles:
         split = judging.split_of(bundle, dataset, part)

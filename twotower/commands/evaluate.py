@@ -89,8 +89,12 @@ def main() -> None:
         judging.check_unseen(bundle, dataset, split)
     rows: list[dict] = []
     reports: list[Report | None] = []
-    for name, bundle in zip(names, bundles):
-        retriever = bundle.retriever(FLAGS.index, FLAGS.allowed_uris)
+    retrievers = [bundle.retriever(FLAGS.index, FLAGS.allowed_uris) for bundle in bundles]
+    # Before the bundles, since one that needs too much memory is refused.
+    judged = [
+        judging.judge_baseline(name, dataset, split, FLAGS.max_gib) for name in FLAGS.baselines
+    ]
+    for name, bundle, retriever in zip(names, bundles, retrievers):
         row, report = judging.judge(bundle, retriever, dataset, split)
         rows.append({"name": name, "index": FLAGS.index, **row})
         reports.append(report)
@@ -98,8 +102,7 @@ def main() -> None:
             metrics = judging.judge_trained_alone(bundle, retriever, dataset, split)
             rows.append({"name": f"{name}, trained items alone", "metrics": metrics})
             reports.append(None)
-    for name in FLAGS.baselines:
-        row, report = judging.judge_baseline(name, dataset, split, FLAGS.max_gib)
+    for name, (row, report) in zip(FLAGS.baselines, judged):
         rows.append({"name": name, **row})
         reports.append(report)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}

@@ -63,9 +63,9 @@ class Baseline(abc.ABC):
         if gib > max_gib:
             raise ValueError(
                 f"{name} takes about {gib:,.1f} GiB for {np.count_nonzero(self._counts):,} items, "
-                f"more than the {max_gib:g} that are allowed. Allow more (max_gib, or "
-                "--max_gib of evaluate.py), or take item_knn or ials, whose memory grows with the "
-                "number of items and not with its square."
+                f"more than the {max_gib:g} that are allowed. Take item_knn or ials, whose memory "
+                "grows with the number of items and not with its square; or allow more (max_gib, "
+                "or --max_gib of evaluate.py)."
             )
         if gib > 0.5:
             logging.info("%s: about %.1f GiB", name, gib)

@@ -34,8 +34,13 @@ class Ease(Baseline):
             raise ValueError(f"l2 must be positive; got {l2}.")
         self.l2 = l2
 
+    @staticmethod
+    def gib(num_items: int) -> float:
+        """Memory in GiB that fitting takes for this number of items with a training row."""
+        return 12.0 * num_items**2 / 2**30  # G as float64, B as float32
+
     def _fit_bytes(self, matrix: sparse.csr_matrix) -> float:
-        return 12.0 * np.count_nonzero(self._counts) ** 2  # G as float64, B as float32
+        return self.gib(int(np.count_nonzero(self._counts))) * 2**30
 
     def _fit(self, matrix: sparse.csr_matrix) -> None:
         # Only items with a row: the others would be empty rows of B.
