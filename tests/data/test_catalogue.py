@@ -20,6 +20,14 @@ def test_catalogue_keys_and_ids():
     assert catalogue.keys_of([]).shape == catalogue.ids_of([]).shape == (0,)
 
 
+def test_unknown_ids_are_named_beside_one_that_is_known():
+    """A number is no id, and a spreadsheet makes 7 of "07"."""
+    catalogue = Catalogue(pd.DataFrame({"item_id": ["07", "8"]}))
+    for given in (8, "7"):
+        with pytest.raises(ValueError, match=rf"items \[{given!r}\] .*ids are texts such as '07'"):
+            catalogue.require_keys([given])
+
+
 @pytest.mark.parametrize("keys", [np.array([True, False, True]), np.array([1.7]), ["1"]])
 def test_keys_are_integers(keys):
     """A mask of all items would be taken for the keys 0 and 1."""

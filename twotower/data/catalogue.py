@@ -68,7 +68,8 @@ class Catalogue:
         keys = self.keys_of(found)
         if (keys < 0).any():
             unknown = [item for item, key in zip(ids, keys) if key < 0]
-            raise ValueError(f"items {unknown} are not in the catalogue; give item ids.")
+            having = f", whose ids are texts such as {self._ids[0]!r}" if len(self) else ""
+            raise ValueError(f"items {unknown} are not in the catalogue{having}.")
         return keys
 
     def require_same_keys(self, items: pd.DataFrame) -> None:
