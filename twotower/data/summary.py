@@ -29,12 +29,12 @@ class Summary:
         notes: What was left out or taken for granted, a sentence each.
 
     >>> import pandas as pd
-    >>> times = [366 * 86400, 367 * 86400]
-    >>> rows = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": times}
+    >>> times = [366 * 86400, 367 * 86400, 367 * 86400]
+    >>> rows = {"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": times}
     >>> users, items = pd.DataFrame({"user_id": ["u"]}), pd.DataFrame({"item_id": ["a", "b", "c"]})
     >>> print(summarise(Dataset("mine", pd.DataFrame(rows), items, users)))
     mine
-      rows     2 interactions, 2.0 a user
+      rows     3 interactions, 3.0 a user
       users    1
       items    3, of which 2 have an interaction
       period   1971-01-02 to 1971-01-03
