@@ -41,6 +41,8 @@ def test_a_damaged_file(path, damage):
         ("dim = 'x'", "dim = 2"),
         ("vectors = x'00004040000000C0'", "vectors = x'00000040000000C0'"),  # (3, -2), (2, -2)
         ("vectors = NULL", "vectors = x'00000040000000C0'"),
+        ("id_hashes = x'0100000000000000'", "id_hashes = x'0000000000000000'"),
+        ("id_hashes = NULL", "id_hashes = x'0000000000000000'"),
     ],
 )
 def test_a_damaged_entry(path, change, undo):
@@ -119,7 +121,10 @@ def plant(folder, state):
         execute("PRAGMA cache_size = 2")
         execute("BEGIN")
         execute("DELETE FROM entries WHERE sequence < 10")
-        execute("INSERT INTO entries SELECT NULL, op, op, keys, vectors, dim, digest FROM entries")
+        execute(
+            "INSERT INTO entries SELECT NULL, op, op, keys, vectors, dim, digest, id_hashes "
+            "FROM entries"
+        )
     if state == "closed":
         log.close()
     shutil.copytree(written, folder / "copy")

@@ -1,10 +1,12 @@
 """Files at the path of a log that are none, or those of another one, are refused and stay as they
 are."""
 
+import hashlib
 import os
 import shutil
 import sqlite3
 
+import numpy as np
 import pytest
 from small_logs import fill, numbers, refused
 
@@ -31,7 +33,7 @@ def test_another_format_version(path):
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 7")
     connection.close()
-    refused(path, r"the log has format 7\. This code reads format 2\. With the twotower that wrote")
+    refused(path, r"the log has format 7\. This code reads format 3\. With the twotower that wrote")
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -55,6 +57,33 @@ def test_a_log_of_the_first_format(path, tmp_path, killed):
     refused(path, "format 1.* With the twotower that wrote it, .* snapshot; then start here from")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     connection.close()
+
+
+def test_a_log_of_the_second_format_goes_on(path):
+    """Its entries do not say which items their keys are; they keep their digests."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA auto_vacuum = FULL")
+        connection.execute(
+            "CREATE TABLE entries (sequence INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT, "
+            "model_version TEXT, keys BLOB, vectors BLOB, dim INTEGER, digest BLOB)"
+        )
+        # Entry 1 removes key 3: sha256 of the digest before it, what it holds, and the lengths.
+        before = bytes(range(32))
+        digest = hashlib.sha256(before + b"1 0 6 1 8 0 removeA" + (3).to_bytes(8, "little"))
+        connection.execute("INSERT INTO entries VALUES (0, '', '', x'', x'', 0, ?)", (before,))
+        connection.execute(
+            "INSERT INTO entries VALUES (1, 'remove', 'A', x'0300000000000000', x'', 0, ?)",
+            (digest.digest(),),
+        )
+        connection.execute("PRAGMA application_id = 0x32746F77")
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    for opened in (1, 2):
+        with WriteAheadLog(path) as log:
+            entry = next(log.since(0))
+            assert (entry.op, entry.keys.tolist(), entry.id_hashes.tolist()) == ("remove", [3], [0])
+            log.append("remove", "A", np.array([4, 5]), id_hashes=np.uint64([9, 8]))
+            assert [e.id_hashes.tolist() for e in log.since(1)] == [[9, 8]] * opened
 
 
 def test_a_digest_tells_one_log_from_another(path, tmp_path):

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from two_trainings import DIM, NUM, add, ask, holds, index, items, pair, tower, wrong_rows
+from two_trainings import DIM, NUM, add, ask, bundle, holds, index, items, pair, tower, wrong_rows
 
 from twotower.live.entries import ADD, REMOVE
 from twotower.live.index import LiveIndex
@@ -39,6 +39,27 @@ def test_start_under_another_training(live, log):
     with pytest.raises(ValueError, match=r"1 items were added .*\['A'\], not of 'B': pass embed"):
         LiveIndex(pair("B"), log)
     assert holds(LiveIndex(pair("B"), log, embed=items("B")), [*range(NUM), 50])
+
+
+def test_start_with_a_bundle_in_which_keys_are_other_items(log):
+    """A new training lists items 5 and 6 the other way around, and ends with a new item."""
+    new = bundle("B")
+    new.id_hashes = np.uint64([*range(100, 105), 106, 105, *range(107, 100 + NUM), 1])
+    other = Pair.from_bundle(new)
+    live = LiveIndex(Pair.from_bundle(bundle("A")), log)
+    live.remove([3])
+    add(live, [NUM])  # which no bundle of training A names
+    # These changes are of the same items in both.
+    assert holds(LiveIndex(other, log, embed=items("B")), [n for n in range(NUM + 1) if n != 3])
+    live.remove([6])
+    for change in (lambda: None, lambda: add(live, [6])):
+        change()
+        with pytest.raises(
+            ValueError,
+            match=r"entry 3 of the log changes key 6, .* training 'A' .* training 'B'\. Start",
+        ):
+            LiveIndex(Pair.from_bundle(new), log, embed=items("B"))
+    assert holds(LiveIndex(Pair.from_bundle(bundle("A")), log), [*range(3), *range(4, NUM + 1)])
 
 
 def test_a_log_that_was_lost(live, log):

@@ -77,17 +77,31 @@ def test_a_bundle_with_other_keys_takes_no_changes_of_the_log(log):
     """A new training may list its items in another order: the log would remove another item."""
     old, new = bundle("A"), bundle("B")
     live = LiveIndex(Pair.from_bundle(old), log, CHECKS)
-    new.id_hashes = np.uint64([*range(5), 6, 5, *range(7, NUM), NUM])
-    live.swap(Pair.from_bundle(new), items("B"))  # without changes there is nothing to mistake
+    new.id_hashes = np.uint64([*range(100, 105), 106, 105, *range(107, 100 + NUM), 1])
+    live.remove([7])
+    live.swap(Pair.from_bundle(new), items("B"))  # key 7 is the same item in both
     live.swap(Pair.from_bundle(old))
     live.remove([6])
-    with pytest.raises(SwapRefused, match="key 5 is another item in its bundle than in the live"):
+    with pytest.raises(SwapRefused, match="replay: entry 2 of the log changes key 6"):
         live.swap(Pair.from_bundle(new), items("B"))
-    assert live.pair.model_version == "A" and len(live.pair.retriever) == NUM - 1
+    assert live.pair.model_version == "A" and len(live.pair.retriever) == NUM - 2
     # Items that came at the end do not matter.
-    new.id_hashes = np.arange(NUM + 1, dtype=np.uint64)
+    new.id_hashes = np.uint64([*range(100, 100 + NUM), 1])
     live.swap(Pair.from_bundle(new), items("B"))
-    assert holds(live, [n for n in range(NUM) if n != 6])
+    assert holds(live, [n for n in range(NUM) if n not in (6, 7)])
+
+
+def test_the_log_knows_in_which_bundle_a_key_was_changed(log):
+    """Changes that were made while a third bundle was live are of its items, whichever is live
+    now."""
+    first, third = bundle("A"), bundle("B")
+    third.id_hashes = np.uint64([*range(100, 105), 106, 105, *range(107, 100 + NUM)])
+    live = LiveIndex(Pair.from_bundle(first), log, CHECKS)
+    live.swap(Pair.from_bundle(third))
+    live.remove([5])
+    with pytest.raises(SwapRefused, match="entry 1 of the log changes key 5"):
+        live.swap(Pair.from_bundle(first))
+    live.swap(Pair.from_bundle(third))
 
 
 def test_back_and_forth(live):

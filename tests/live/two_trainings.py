@@ -81,6 +81,6 @@ CALLS = {
 def bundle(version="A"):
     made = mock.create_autospec(Bundle, instance=True)  # refuses names that Bundle has not
     made.model_version, made.query_tower = version, tower(version)
-    made.id_hashes = np.arange(NUM, dtype=np.uint64)
+    made.id_hashes = np.arange(100, 100 + NUM, dtype=np.uint64)
     made.retriever.side_effect = lambda name, allowed_uris: index(version, backend=name)
     return made

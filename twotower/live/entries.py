@@ -18,8 +18,11 @@ class Entry:
         model_version: The training that the vectors come from.
         keys: `[num_keys]` int64.
         vectors: `[num_keys, dim]` float32; `[num_keys, 0]` for a removal.
+        id_hashes: `[num_keys]` uint64, hashes of the ids of the items, from `Pair.hashes_of`: 0
+            where an id was not known.
 
-    >>> Entry(1, REMOVE, "m1", np.array([7]), np.empty((1, 0), np.float32)).keys.tolist()
+    >>> removal = Entry(1, REMOVE, "m1", np.array([7]), np.empty((1, 0)), np.zeros(1, np.uint64))
+    >>> removal.keys.tolist()
     [7]
     """
 
@@ -28,6 +31,7 @@ class Entry:
     model_version: str
     keys: np.ndarray
     vectors: np.ndarray
+    id_hashes: np.ndarray
 
 
 def entry_digest(
@@ -38,11 +42,14 @@ def entry_digest(
     model_version: bytes,
     keys: bytes,
     vectors: bytes,
+    id_hashes: bytes | None,
 ) -> bytes:
     """sha256 of an entry and, through the digest `before`, of all entries before it."""
-    # Lengths, so that no byte can pass from one column to the next.
+    # Lengths, so that no byte can pass from one column to the next. Not that of the last column, so
+    # that entries of format 2, which has no hashes, keep their digests.
     shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "
     found = hashlib.sha256(before + shape.encode() + op + model_version)
     found.update(keys)
     found.update(vectors)
+    found.update(id_hashes or b"")
     return found.digest()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.live.entries import ADD, REMOVE
+from twotower.live.entries import ADD, REMOVE, Entry
 from twotower.live.log import SIDES, WriteAheadLog, sync
 from twotower.live.pair import FORMAT_VERSION, Checks, Pair, failed_checks
 from twotower.ragged import Ragged
@@ -97,7 +97,8 @@ class LiveIndex:
         embed: As in `swap`, where the log holds vectors of another training.
 
     Raises:
-        ValueError: A pair of two trainings, or a log that cannot be replayed into it.
+        ValueError: A pair of two trainings, or a log that cannot be replayed into it, for example
+            because its keys are other items in the pair's bundle.
 
         with WriteAheadLog("changes.log") as log:
             live = LiveIndex(Pair.from_bundle(Bundle("W/bundle"), "hnsw"), log)
@@ -240,7 +241,9 @@ class LiveIndex:
     def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
         retriever = self._pair.retriever
         before = retriever.needs_rebuild
-        sequence = self._log.append(op, self._pair.model_version, keys, vectors)
+        pair = self._pair
+        hashes = pair.hashes_of(keys)
+        sequence = self._log.append(op, pair.model_version, keys, vectors, hashes)
         # Applied as after a crash, from the log: so an entry whose application failed (out of
         # memory) comes with the next one, and never out of order.
         self._replay(self._pair)
@@ -265,7 +268,7 @@ class LiveIndex:
         foreign: dict[int, str] = {}
         gone: set[int] = set()
         for entry in self._log.since(sequence, digest):
-            self._require_same_keys(pair)
+            _require_same_items(entry, pair)
             sequence, keys = entry.sequence, entry.keys.tolist()
             for key in keys:
                 fitting.pop(key, None)
@@ -294,22 +297,6 @@ class LiveIndex:
         if gone:
             retriever.remove(np.array([*gone]))
         self._applied[retriever] = sequence
-
-    def _require_same_keys(self, pair: Pair) -> None:
-        """Raises ValueError if a key is another item in the pair's bundle than in the live one's.
-
-        The log changes items by their keys, so a replay would change other items.
-        """
-        live = self._pair
-        if pair is live or pair.id_hashes is None or live.id_hashes is None:
-            return
-        num = min(len(pair.id_hashes), len(live.id_hashes))
-        if len(key := np.flatnonzero(pair.id_hashes[:num] != live.id_hashes[:num])):
-            raise ValueError(
-                f"key {key[0]} is another item in its bundle than in the live one, and the log has "
-                "changes by key. Make a LiveIndex of this pair with a new log, and repeat the "
-                "changes with its keys"
-            )
 
     def swap(self, pair: Pair, embed: Embed | None = None, checks: Checks | None = None) -> Pair:
         """Makes another pair the live one, in one step, with all that was acknowledged.
@@ -424,3 +411,20 @@ def _absorb_if_full(retriever: Retriever) -> None:
     """Absorbs the buffer if it is too full. No other thread may search the index meanwhile."""
     if len(retriever.state()["fresh_keys"]) > store.MAX_BUFFER:
         retriever.absorb()
+
+
+def _require_same_items(entry: Entry, pair: Pair) -> None:
+    """Raises ValueError if a key of a log entry is another item in a pair's bundle.
+
+    A new training may list its items in another order, and the replay would change other items.
+    """
+    hashes = pair.hashes_of(entry.keys)
+    differs = (entry.id_hashes != hashes) & (entry.id_hashes != 0) & (hashes != 0)
+    if differs.any():
+        raise ValueError(
+            f"entry {entry.sequence} of the log changes key {entry.keys[differs][0]}, which is one "
+            f"item in the bundle of training {entry.model_version!r} that it was written with, and "
+            f"another one in that of training {pair.model_version!r}. Start with a bundle in which "
+            "keys are the same items; or make a LiveIndex of this pair with a new log, and repeat "
+            "the changes with its keys"
+        )

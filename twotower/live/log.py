@@ -20,19 +20,22 @@ from twotower.limits import whole_number
 from twotower.live.entries import ADD, REMOVE, Entry, entry_digest
 from twotower.storage import paths
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # What SQLite's file header says of the application: "2tow". Other databases are refused by it.
 APPLICATION_ID = 0x32746F77
 # AUTOINCREMENT: SQLite keeps the last number apart, which shows what is missing at the end.
 TABLE = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT, model_version "
-    "TEXT, keys BLOB, vectors BLOB, dim INTEGER, digest BLOB)"
+    "TEXT, keys BLOB, vectors BLOB, dim INTEGER, digest BLOB, id_hashes BLOB)"
 )
+# What turns a log of format 2 into one of format 3. Its entries have no hashes of ids.
+FROM_FORMAT_2 = "ALTER TABLE entries ADD COLUMN id_hashes BLOB"
 SCHEMA = {(TABLE,), ("CREATE TABLE sqlite_sequence(name,seq)",)}
 # What stays of the last truncated entry: its number and digest, from which the next one goes on.
-BARE = "op = '', model_version = '', keys = x'', vectors = x'', dim = 0"
+BARE = "op = '', model_version = '', keys = x'', vectors = x'', dim = 0, id_hashes = x''"
 # As blobs, so that a flipped bit in a value's type (text or blob) does not matter.
-CONTENT = ", ".join(f"CAST({name} AS BLOB)" for name in ("op", "model_version", "keys", "vectors"))
+COLUMNS = ("op", "model_version", "keys", "vectors", "id_hashes")
+CONTENT = ", ".join(f"CAST({name} AS BLOB)" for name in COLUMNS)
 # Endings of the files that SQLite writes beside a database, by journal mode.
 SIDES = ("-journal", "-wal", "-shm")
 START_ANEW = (
@@ -120,13 +123,16 @@ class WriteAheadLog:
         version = execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
             raise ValueError(f"{self.path} is an SQLite file, but no log of index changes.")
-        if version != FORMAT_VERSION:
+        if version not in (2, FORMAT_VERSION):
             raise ValueError(f"{self.path}: the log has format {version}. {OTHER_FORMAT}")
         # Not WAL, which keeps acknowledged entries in a second file, where a flipped bit loses them
         # and which a copy may lack. This journal is empty except in the middle of a change.
         execute("PRAGMA journal_mode = TRUNCATE")
         execute("PRAGMA synchronous = FULL")  # less would lose the last entries in a power cut
         execute("BEGIN EXCLUSIVE")  # the lock is kept
+        if version == 2:
+            execute(FROM_FORMAT_2)
+            execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         execute("COMMIT")
         self._file = self.path.stat()
         damage = self._damage()
@@ -158,7 +164,12 @@ class WriteAheadLog:
         return ""
 
     def append(
-        self, op: str, model_version: str, keys: np.ndarray, vectors: np.ndarray | None = None
+        self,
+        op: str,
+        model_version: str,
+        keys: np.ndarray,
+        vectors: np.ndarray | None = None,
+        id_hashes: np.ndarray | None = None,
     ) -> int:
         """Writes an entry; it is on disk when this returns.
 
@@ -167,6 +178,7 @@ class WriteAheadLog:
             model_version: The training that the vectors come from.
             keys: `[num_keys]` integers.
             vectors: `[num_keys, dim]` floats, for `ADD` alone.
+            id_hashes: `[num_keys]` uint64 from `Pair.hashes_of`; None for ids that are not known.
 
         Returns:
             The entry's sequence number, larger than all before.
@@ -181,26 +193,28 @@ class WriteAheadLog:
         keys = np.ascontiguousarray(keys, "<i8")
         vectors = np.empty((len(keys), 0)) if vectors is None else vectors
         vectors = np.ascontiguousarray(vectors, "<f4")
+        hashes = np.ascontiguousarray(np.zeros(keys.shape) if id_hashes is None else id_hashes)
         fits = keys.ndim == 1 and vectors.ndim == 2 and len(vectors) == len(keys)
+        fits = fits and hashes.shape == keys.shape
         if op not in (ADD, REMOVE) or not fits or (op == ADD) != (vectors.shape[1] > 0):
             raise ValueError(
                 f"Expected {ADD!r} with keys [num_keys] and vectors [num_keys, dim], or {REMOVE!r} "
-                f"with keys alone; got {op!r} with {keys.shape} and {vectors.shape}."
+                f"with keys alone, and a hash a key; got {op!r} with {keys.shape}, "
+                f"{vectors.shape} and {hashes.shape}."
             )
         most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 1000  # the other columns
-        if keys.nbytes + vectors.nbytes > most:
+        if keys.nbytes + vectors.nbytes + hashes.nbytes > most:
             raise ValueError(f"one entry holds {most} bytes; got {len(keys)} items: divide them.")
-        content = op.encode(), model_version.encode(), keys.tobytes(), vectors.tobytes()
+        arrays = keys.tobytes(), vectors.tobytes(), hashes.astype("<u8").tobytes()
         with self._lock:
             # Read each time: an append that failed may have been written all the same.
             last, digest = self._connection.execute(
                 "SELECT sequence, CAST(digest AS BLOB) FROM entries ORDER BY sequence DESC LIMIT 1"
             ).fetchone()
-            row = (last + 1, op, model_version, *content[2:], vectors.shape[1])
-            digest = entry_digest(digest, last + 1, vectors.shape[1], *content)
-            self._connection.execute(
-                "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, digest)
-            )
+            dim, texts = vectors.shape[1], (op.encode(), model_version.encode())
+            digest = entry_digest(digest, last + 1, dim, *texts, *arrays)
+            row = (last + 1, op, model_version, *arrays[:2], dim, digest, arrays[2])
+            self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         return last + 1
 
     def since(self, sequence: int, digest: str = "") -> Iterator[Entry]:
@@ -239,10 +253,13 @@ class WriteAheadLog:
             entry = None
             with contextlib.suppress(TypeError, ValueError):
                 if found == entry_digest(bytes.fromhex(digest), number, *content):
-                    dim, op, model_version, keys, vectors = content
+                    dim, op, model_version, keys, vectors, hashes = content
                     keys = np.frombuffer(keys, "<i8")
                     vectors = np.frombuffer(vectors, "<f4").reshape(len(keys), dim)
-                    entry = Entry(number, op.decode(), model_version.decode(), keys, vectors)
+                    hashes = np.frombuffer(hashes or bytes(8 * len(keys)), "<u8")
+                    entry = Entry(
+                        number, op.decode(), model_version.decode(), keys, vectors, hashes
+                    )
             if entry is None:
                 raise ValueError(f"{self.path}: entry {number} is damaged. {START_ANEW}")
             digest = found.hex()
@@ -356,7 +373,7 @@ def _make(path: pathlib.Path) -> None:
             connection.execute(TABLE)
             # Entry 0 is like a truncated one; its random digest identifies this log.
             connection.execute(
-                "INSERT INTO entries VALUES (0, '', '', x'', x'', 0, randomblob(32))"
+                "INSERT INTO entries VALUES (0, '', '', x'', x'', 0, randomblob(32), x'')"
             )
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
