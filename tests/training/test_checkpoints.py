@@ -172,6 +172,37 @@ def test_killed_between_two_checkpoints_the_figures_are_those_of_the_weights(tmp
     np.testing.assert_array_equal(again.item_vectors(again.split.candidates), weights[1])
 
 
+def killed_at(epoch, workdir, figures, monkeypatch):
+    """Trains until the kill, after the weights of an epoch and before the checkpoint that names
+    them; the epochs are told these figures."""
+    training, _ = planted(monkeypatch, figures, epochs=4)
+    save, best = tf.train.CheckpointManager.save, workdir / "checkpoints" / "best"
+
+    def killed(manager, *args, **kwargs):
+        if manager.directory.endswith("last") and (best / f"ckpt-{epoch}.index").exists():
+            raise OSError("killed")
+        return save(manager, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.CheckpointManager, "save", killed)
+        with pytest.raises(OSError, match="killed"):
+            fit(training, workdir)
+
+
+def test_killed_again_after_a_resume_it_still_goes_on(tmp_path, monkeypatch):
+    """Each kill leaves weights in `best` that no checkpoint names; those named must stay."""
+    # Epoch 1 is kept. Epoch 2 is better, and killed; then it is worse. Epoch 3 is better, and
+    # killed, when `best` has the weights of epochs 1 to 3, and `last` names those of epoch 1.
+    killed_at(2, tmp_path, [0.5, 0.9], monkeypatch)
+    killed_at(3, tmp_path, [0.1, 0.8], monkeypatch)
+    again, weights = planted(monkeypatch, [0.7, 0.2], epochs=4)
+    result = fit(again, tmp_path)
+    assert (result.epoch, result.best_epoch, result.best) == (4, 3, 0.7)
+    np.testing.assert_array_equal(again.item_vectors(again.split.candidates), weights[1])
+    best = {path.stem for path in (tmp_path / "checkpoints" / "best").glob("ckpt-*")}
+    assert best == {"ckpt-3"}
+
+
 def test_two_trainings_do_not_write_into_one_workdir_at_once(tmp_path, monkeypatch):
     """Until the first epoch of one has ended, the other finds no checkpoint to compare with."""
     training, _ = planted(monkeypatch, [0.1, 0.2], epochs=2)

@@ -76,11 +76,12 @@ class Checkpoints:
         self._last = self._manager(
             "last", 1, weights=weights, others=others, optimizer=model.optimizer, state=self._state
         )
-        # Two, since the previous one counts until `last` names the newer one.
-        self._best = self._manager("best", 2, weights=weights)
+        # No limit, since the previous one counts until `last` names the newer one, and kills may
+        # leave any number in between. `save` deletes what does not count.
+        self._best = self._manager("best", None, weights=weights)
         self._kept = ""  # name of the checkpoint in `best` that `last` names
 
-    def _manager(self, name: str, max_to_keep: int, **parts) -> tf.train.CheckpointManager:
+    def _manager(self, name: str, max_to_keep: int | None, **parts) -> tf.train.CheckpointManager:
         folder = str(self.workdir / "checkpoints" / name)
         return tf.train.CheckpointManager(tf.train.Checkpoint(**parts), folder, max_to_keep)
 
@@ -111,6 +112,9 @@ class Checkpoints:
         }
         self._state.assign(json.dumps(state))
         self._last.save()
+        for file in self._best_path.parent.glob("ckpt-*"):
+            if not file.name.startswith(f"{self._kept}."):
+                file.unlink()
         self._frequency(result.epoch - 1).unlink(missing_ok=True)
 
     def resume(self) -> FitResult:
