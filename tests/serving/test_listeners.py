@@ -71,8 +71,33 @@ def test_each_address_of_a_host_is_bound(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", found)
     every = bound("", 0)
     assert [one.getsockname()[0] for one in every] == ["127.0.0.1", "127.0.0.2"]
+    assert len({*map(port_of, every)}) == 1  # a free one, and the same for both
     assert named == [None]  # all interfaces
     for listener in every:
+        listener.close()
+
+
+def test_a_free_port_is_free_at_each_address(monkeypatch):
+    """The kernel's first choice is in use at the second address."""
+    stream, others = socket.SOCK_STREAM, [socket.socket()]
+    addresses = [(socket.AF_INET, stream, 6, "", (f"127.0.0.{n}", 0)) for n in (1, 2)]
+    taken: list[socket.socket] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+
+    class Listener(socket.socket):
+        def bind(self, address):
+            super().bind(address)
+            for other in others:
+                other.bind(("127.0.0.2", port_of(self)))
+            taken.extend(others)
+            others.clear()
+
+    monkeypatch.setattr(socket, "socket", Listener)
+    every = bound("localhost", 0)
+    assert [one.getsockname()[0] for one in every] == ["127.0.0.1", "127.0.0.2"]
+    (port,) = {*map(port_of, every)}
+    assert [port_of(other) == port for other in taken] == [False]
+    for listener in [*every, *taken]:
         listener.close()
 
 

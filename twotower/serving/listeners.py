@@ -24,7 +24,7 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
     Args:
         host: Address or name; "" for all interfaces.
-        port: The port; 0 for a free one.
+        port: The port; 0 for one that is free at each address.
 
     Raises:
         OSError: Another process still listens there after `PATIENCE` seconds, or no address of the
@@ -53,7 +53,8 @@ def _bound(host: str, port: int) -> list[socket.socket]:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:  # IPv4 has a socket of its own
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind(address)
+                listener.bind((address[0], port, *address[2:]))
+                port = listener.getsockname()[1]  # a free one is the same for all addresses
                 listeners.append(listener)
             except OSError as error:
                 if error.errno not in ABSENT:
