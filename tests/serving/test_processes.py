@@ -1,4 +1,4 @@
-"""A service as a process of its own: stopped, killed, doubled, and given whatever comes."""
+"""A service as a process of its own: stopped, doubled, and given whatever comes."""
 
 import concurrent.futures
 import contextlib
@@ -12,69 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 
 import httpx2
 import pyarrow.parquet as parquet
 import pytest
 import tiny
+from serve_process import ENDED, SERVE, Process, free_port, gets_ready
 from test_state import logged, redis_url  # noqa: F401 (a fixture)
 
 from twotower.serving.registry import Registry
-
-SERVE = str(tiny.ROOT / "experiments" / "serve.py")
-# uvicorn stops, and then lets the signal do what it would have done.
-ENDED = -signal.SIGTERM
-DEADLINES = ("--deadline=60000", "--source_deadline=60000")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def gets_ready(client, is_running) -> bool:
-    """Waits until a service answers; whether it did before it ended."""
-    end = time.monotonic() + tiny.LIMIT
-    while time.monotonic() < end and is_running():
-        with contextlib.suppress(httpx2.TransportError):
-            if client.get("/readyz").status_code == 200:
-                return True
-        time.sleep(0.05)
-    return False
-
-
-class Process:
-    """`experiments/serve.py` on a free port, ready to answer."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.port = free_port()
-        self._folder = tempfile.mkdtemp()
-        given = [SERVE, f"--port={self.port}", *DEADLINES, *arguments]
-        self.process = tiny.FORKS.Process(
-            target=tiny._run, args=(given, str(tiny.ROOT), self._folder, dict(os.environ))
-        )
-        self.process.start()
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
-        assert gets_ready(self.client, self.process.is_alive), self.log
-
-    @property
-    def log(self) -> str:
-        paths = [os.path.join(self._folder, name) for name in ("stdout", "stderr")]
-        return "".join(open(path).read() for path in paths if os.path.exists(path))
-
-    def post(self, path: str, body: dict):
-        return self.client.post(path, json=body)
-
-    def end(self, how: int) -> int | None:
-        """Sends a signal; returns the process' exit code."""
-        os.kill(self.process.pid, how)
-        self.process.join(60)
-        self.client.close()
-        return self.process.exitcode
 
 
 def test_a_quick_start_that_fails_says_why_without_a_traceback(tmp_path):
@@ -130,72 +76,6 @@ def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
     assert served.log.count('"route": "/recommend"') == len(answers)
     # What was in no part file yet is written at the end, and each line of the log is JSON.
     assert logged(tmp_path / "events") == ["i00003"]
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_comes_back_with_what_it_acknowledged(
-    bundle_folder, other_folder, tmp_path
-):
-    registry = Registry(tmp_path / "registry")
-    versions = [registry.put(folder) for folder in (bundle_folder, other_folder)]
-    registry.activate(versions[0])
-    rng, noted, added, removed = random.Random(0), 0, set(), set()
-    arguments = (f"--registry={registry.folder}", f"--state={tmp_path / 'state'}")
-    for round_number in range(31):
-        served = Process(*arguments)
-        for item in added:
-            answer = served.post("/similar", {"item_id": item, "k": 1})
-            assert answer.status_code == 200, (item, answer.text)
-        for item in removed:
-            assert served.post("/similar", {"item_id": item}).status_code == 422
-        assert registry.active.version in versions
-        if round_number == 30:
-            break
-        ended = threading.Event()
-
-        def events(served=served, ended=ended):
-            nonlocal noted
-            while not ended.is_set():
-                with contextlib.suppress(httpx2.TransportError):
-                    body = {"events": [{"user_id": "u", "item_id": "i00003"}]}
-                    noted += served.post("/events", body).status_code == 202
-
-        def items(served=served, ended=ended, number=round_number):
-            for count in range(1000):
-                if ended.is_set():
-                    return
-                new, old = f"n{number}-{count}", f"i{rng.randrange(1, 290):05d}"
-                with contextlib.suppress(httpx2.TransportError):
-                    body = {"add": [{"item_id": new, "year": 2000 + count % 20}]}
-                    if served.post("/items", body).status_code == 200:
-                        added.add(new)
-                    if count % 5 == 0:
-                        answer = served.post("/items", {"remove": [old]})
-                        if answer.status_code == 200:
-                            removed.add(old)
-
-        def deploys(served=served, ended=ended):
-            while not ended.is_set():
-                with contextlib.suppress(httpx2.TransportError):
-                    served.post("/deploys", {"version": rng.choice(versions)})
-
-        threads = [threading.Thread(target=some) for some in (events, items, deploys)]
-        before, end = len(added), time.monotonic() + tiny.LIMIT
-        for thread in threads:
-            thread.start()
-        # Every other time something was acknowledged before the end, however slow the machine is.
-        while round_number % 2 and len(added) == before and time.monotonic() < end:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.05, 3))
-        served.end(signal.SIGKILL)
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert served.end(signal.SIGTERM) == ENDED
-    # An event whose acknowledgement did not arrive may be there; none is missing.
-    found = len(logged(tmp_path / "state" / "events"))
-    assert noted <= found <= noted + 31
-    assert added and removed
 
 
 @pytest.mark.slow

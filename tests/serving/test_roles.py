@@ -13,7 +13,8 @@ import time
 import httpx2
 import pytest
 import tiny
-from test_processes import DEADLINES, ENDED, SERVE, Process, free_port, fuzz, gets_ready
+from serve_process import DEADLINES, ENDED, SERVE, Process, free_port, gets_ready
+from test_processes import fuzz
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
