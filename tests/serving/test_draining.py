@@ -13,11 +13,11 @@ from uvicorn.supervisors import multiprocess
 
 from twotower.serving.draining import (
     DRAIN_SECONDS,
-    DrainingProcesses,
     DrainingServer,
     has_waiting_connection,
 )
 from twotower.serving.listeners import bound
+from twotower.serving.processes import Processes
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="packet filters need Linux")
@@ -114,7 +114,7 @@ def test_processes_end_once_nobody_waits_at_their_common_socket(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(app, workers=2, timeout_graceful_shutdown=60)
-        processes = DrainingProcesses(config, sockets=[listening])
+        processes = Processes(config, sockets=[listening])
         with connected(port) as waiting:
             thread = threading.Thread(target=processes.terminate_all)
             thread.start()

@@ -23,6 +23,7 @@ def bare_app(title: str, service: Service | IndexService) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        service.metrics.processes.set(1)
         yield
         await service.stop()
         if service.tracing is not None:

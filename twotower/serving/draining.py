@@ -1,4 +1,4 @@
-"""Servers of uvicorn that reset no connection when they shut down.
+"""Draining: a server of uvicorn that resets no connection when it shuts down.
 
 The kernel accepts connections before the process does. If a listening socket is closed, connections
 that still wait at it are reset, and their clients cannot know whether a request was read. So the
@@ -19,7 +19,6 @@ import sys
 import time
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from twotower.serving.listeners import refused
 
@@ -89,18 +88,3 @@ class DrainingServer(uvicorn.Server):
         while any(map(has_waiting_connection, listeners)) and time.monotonic() < end:
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
-
-
-class DrainingProcesses(Multiprocess):
-    """The process that starts the others. It ends them when they have accepted all connections that
-    waited."""
-
-    def terminate_all(self) -> None:
-        """See `Multiprocess`."""
-        for listener in self.sockets:
-            drop_new_connections(listener)
-        end = time.monotonic() + (self.config.timeout_graceful_shutdown or DRAIN_SECONDS)
-        time.sleep(DRAIN_SECONDS)
-        while any(map(has_waiting_connection, self.sockets)) and time.monotonic() < end:
-            time.sleep(0.01)
-        super().terminate_all()

@@ -54,6 +54,11 @@ class Metrics:
         self.fallback = Counter("fallback_answers", "Answers by the fallback source.", **named)
         self.events = Counter("events", "Acknowledged events.", ["event"], **named)
         self.deploys = Counter("deploys", "By result: live, refused.", ["result"], **named)
+        # Of several processes, those that have ended are left out (`forget_process`).
+        self.processes = Gauge(
+            "processes", "Processes that answer.", multiprocess_mode="livesum", **named
+        )
+        named["multiprocess_mode"] = "liveall"
         self.running = Gauge("requests_running", "Requests under way.", **named)
         self.queued = Gauge("requests_queued", "Requests that wait for a batch.", **named)
         self.items = Gauge("index_items", "Items that a search may find.", **named)
@@ -76,3 +81,9 @@ class Metrics:
         all_processes = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
         return generate_latest(all_processes)
+
+
+def forget_process(pid: int | None) -> None:
+    """Takes what a process is doing out of the metrics of its service, as it has ended. What it has
+    counted stays."""
+    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

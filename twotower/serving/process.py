@@ -1,7 +1,7 @@
 """One process of a service: opens its bundle, state and store as settings say, and makes the app.
 
 Processes of one service share the listening socket, the state's folder and the store. Each has its
-own copy of the bundle. uvicorn starts them anew if they die. On SIGTERM they take no new
+own copy of the bundle. `processes.py` starts them again if they die. On SIGTERM they take no new
 connections, answer what has come, and end (`draining.py`).
 """
 
@@ -108,15 +108,15 @@ def run(
         workers: Number of processes.
 
     Raises:
-        OSError: Another process has begun to listen since the sockets were bound, or one of several
-            processes could not start.
+        OSError: Another process has begun to listen since the sockets were bound, or none of
+            several processes could start.
         ValueError: Several processes whose sessions or vectors would differ; or an address of an
             index for another role than `query`.
     """
     import uvicorn
-    from uvicorn.config import STARTUP_FAILURE
 
-    from twotower.serving.draining import DrainingProcesses, DrainingServer
+    from twotower.serving.draining import DrainingServer
+    from twotower.serving.processes import Processes
 
     if settings.trace:
         import twotower.serving.tracing  # noqa: F401 (an error here is easier to read)
@@ -164,10 +164,10 @@ def run(
         )
         with contextlib.suppress(KeyboardInterrupt):
             if workers > 1:
-                processes = DrainingProcesses(config, [*listeners])
+                processes = Processes(config, [*listeners])
                 processes.run()
-                if any(one.exitcode == STARTUP_FAILURE for one in processes.processes):
-                    raise OSError("a process could not start; its error stands above.")
+                if processes.could_not_start:
+                    raise OSError("no process could start; their errors stand above.")
             else:
                 DrainingServer(config).run([*listeners])
 
@@ -175,8 +175,7 @@ def run(
 def app() -> Any:
     """The app of the settings in the environment; uvicorn calls it in each process.
 
-    One of several processes that cannot start would fail the same way when it is started again. So
-    it says why and ends with the exit code that also ends the process which has started it.
+    One of several processes that cannot start says why in a line of the log, and ends.
     """
     try:
         return _app()
