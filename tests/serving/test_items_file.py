@@ -61,6 +61,16 @@ def test_items_that_came_changed_and_went_are_in_the_file_that_training_reads(
     ]
 
 
+def test_a_training_says_which_vectors_the_file_lacks(folder_with_vectors, tmp_path):
+    """The tower reads `audio`. No tower reads `mood`, which an item was added with."""
+    service = Service(Live((Pipeline(folder_with_vectors),)), tmp_path)
+    with TestClient(create_app(service)) as client:
+        post(client, "/items", {"add": [NEW | {"audio": [0.5] * 16, "mood": [1, 2]}]})
+        post(client, "/events", {"events": [{"user_id": "u", "item_id": "new-1"}]})
+    notes = read_tables(tmp_path / "events", tmp_path / "items.parquet").notes
+    assert [note for note in notes if "the columns audio, mood to the table of items" in note]
+
+
 def test_the_file_is_written_where_it_lacks_a_change(bundle_folder, other_folder, tmp_path):
     behind, ahead = map(Pipeline, [bundle_folder] * 2)
     service = Service(Live((ahead,)), tmp_path / "state")

@@ -33,6 +33,7 @@ class ItemColumns:
 
     table: pd.DataFrame
     vectors: dict[str, np.ndarray]
+    unread: list[str]
 
     @classmethod
     def of(
@@ -54,7 +55,7 @@ class ItemColumns:
         Raises:
             ColumnError: Something else than a vector of the length that the item tower reads.
         """
-        lengths = {spec["name"]: spec["shape"][1] for spec in specs if _is_vector(spec)}
+        lengths = vector_lengths(specs)
         vectors = {
             name: _vectors(name, [item.get(name) for item in items], length)
             for name, length in lengths.items()
@@ -67,7 +68,7 @@ class ItemColumns:
             for name in table
             if name != "genres" and name not in catalogue.items and _holds_vectors(table[name])
         ]
-        return cls(table.drop(columns=unread), vectors)
+        return cls(table.drop(columns=unread), vectors, unread)
 
 
 def missing_values(spec: Mapping[str, Any], num_items: int) -> np.ndarray:
@@ -85,8 +86,20 @@ def missing_values(spec: Mapping[str, Any], num_items: int) -> np.ndarray:
     return np.full(shape, MISSING[spec["dtype"]], kind)
 
 
-def _is_vector(spec: Mapping[str, Any]) -> bool:
-    return spec["dtype"] == "float32" and len(spec["shape"]) == 2
+def vector_lengths(specs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Name of each vector among the inputs of an item tower -> its length.
+
+    Args:
+        specs: Name, dtype and shape of each input, as in the manifest.
+
+    >>> vector_lengths([{"name": "sound", "dtype": "float32", "shape": [None, 2]}])
+    {'sound': 2}
+    """
+    return {
+        spec["name"]: spec["shape"][1]
+        for spec in specs
+        if spec["dtype"] == "float32" and len(spec["shape"]) == 2
+    }
 
 
 def _is_missing(value: Any) -> bool:

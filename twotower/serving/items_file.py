@@ -13,11 +13,17 @@ import pathlib
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from twotower.data.tables import NOTES
 from twotower.live.log import sync
 from twotower.serving.pipeline import Pipeline
 
 # Name of the entry in the file's metadata that says which changes it has.
 ENTRY = b"twotower"
+# What a training on the file says of vectors that the service's bundle has read or was given.
+LACKING = (
+    "the service that wrote the items knows no vectors of them: add the columns {} to the table of "
+    "items, or the towers go without"
+)
 
 
 class ItemsFile:
@@ -25,7 +31,7 @@ class ItemsFile:
 
     The file has the rows of the bundle's catalogue. Items that were added or replaced have the
     columns that they were given, and removed items have no row. A catalogue has no columns of
-    vectors, and so the file has none.
+    vectors, and so the file has none. It names those that it lacks, and a training on it says so.
 
         ItemsFile("W/state/items.parquet", journal.id).write(pipeline)
 
@@ -57,9 +63,12 @@ class ItemsFile:
         entry = json.dumps(
             {"model_version": model_version, "journal": self._journal, "sequence": sequence}
         )
+        lacking = sorted(pipeline.bundle.vector_columns)
+        notes = [LACKING.format(", ".join(lacking))] if lacking else []
+        metadata = {ENTRY: entry, NOTES: json.dumps(notes)}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            parquet.write_table(table.replace_schema_metadata({ENTRY: entry}), temporary)
+            parquet.write_table(table.replace_schema_metadata(metadata), temporary)
             sync(temporary)
             os.replace(temporary, self.path)
         finally:

@@ -24,7 +24,7 @@ from twotower.retrieval.vectors import KeyedVectors
 from twotower.serving.answers import Cards
 from twotower.serving.asks import FieldError
 from twotower.serving.index_client import IndexCallError
-from twotower.serving.item_columns import ItemColumns, missing_values
+from twotower.serving.item_columns import ItemColumns, missing_values, vector_lengths
 from twotower.towers.signatures import direct
 
 LOG = logging.getLogger("twotower.serving")
@@ -48,6 +48,8 @@ class ServedBundle(Bundle):
         items_now: The bundle's items, and behind them those that were added since.
         cards: What an answer says of these items.
         removed: Keys of the items that are not to be answered.
+        vector_columns: Names of the vectors of items that the item tower reads or that items were
+            added with. A catalogue has no such columns.
 
     Raises:
         BundleError: A file is missing, changed, or of another training; or no such index.
@@ -59,6 +61,7 @@ class ServedBundle(Bundle):
         self.items_now = self.catalogue
         self.cards = Cards(self.items_now)
         self.removed: np.ndarray = np.empty(0, np.int64)
+        self.vector_columns = {*vector_lengths(self._item_inputs)}
         self._retrievers: dict[str, Retriever] = {}
         # Key -> vector of an item that was added or replaced, None for one that was removed: what
         # an index lacks that is opened later.
@@ -271,6 +274,7 @@ class ServedBundle(Bundle):
                 are not finite.
         """
         columns = ItemColumns.of(items, self.items_now, self._item_inputs)
+        self.vector_columns.update(columns.unread)
         catalogue = self.items_now.updated(columns.table)
         keys = catalogue.keys_of(columns.table["item_id"])
         kinds = {"user_id": object, "item_id": object, "timestamp": np.int64}
