@@ -60,6 +60,13 @@ def test_several_processes_that_cannot_start_end_with_the_reason(bundle_folder, 
 
 def test_whoever_was_let_in_is_answered_before_the_end(bundle_folder, tmp_path):
     served = Process(f"--bundle={bundle_folder}", f"--state={tmp_path}")
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "sec-websocket-version": "13",
+    }
+    assert served.client.get("/readyz", headers=upgrade).status_code == 200
     event = {"user_id": "u", "item_id": "i00003"}
     assert served.post("/events", {"events": [event]}).status_code == 202
     with concurrent.futures.ThreadPoolExecutor(12) as pool:

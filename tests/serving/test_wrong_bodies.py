@@ -64,16 +64,24 @@ def test_a_wrong_parameter_is_named_as_it_is_sent(client):
         (b"[]", 422, "expected a JSON object"),
         (b"null", 422, "expected a JSON object"),
         (b"{", 400, "at character 1"),
+        (b'{"k": 1, "k": 2}', 400, "'k' is there twice"),  # other readers keep the first value
+        (b'{"filters": {"year": 1, "year": 2}}', 400, "'year' is there twice"),
+        (b'{"k": ' + b"9" * 5_000 + b"}", 400, "shorter numbers"),
         (b"\xff\xfe", 400, "JSON"),  # the mark of UTF-16, and nothing behind it
         (b'{"user_id": "\xff"}', 400, "JSON in UTF-8"),
         (gzip.compress(b"{}", mtime=0), 400, "not compressed"),
-        (NESTED, 400, "JSON"),
+        (NESTED, 400, "fewer lists inside lists"),
     ],
 )
 def test_what_is_no_body(client, body, status, message):
     wrong = refused(client, "/recommend", body, status)
     assert wrong["field"] == "" and message in wrong["message"]
     assert wrong["code"] == ("json" if status == 400 else "invalid")
+
+
+def test_a_filter_on_no_column_is_named_whatever_its_name(client):
+    wrong = refused(client, "/recommend", {"filters": {"self": 1}})
+    assert wrong["message"].startswith("the catalogue has no column 'self'")
 
 
 def test_a_body_that_is_not_said_to_be_json(client):

@@ -103,7 +103,7 @@ class Catalogue:
             raise ValueError(f"key {wrong} is not of this catalogue of {len(self)} items.")
         return self._ids[keys]
 
-    def where(self, **conditions: Any) -> np.ndarray:
+    def where(self, /, **conditions: Any) -> np.ndarray:
         """Keys of the items that meet every condition, `[num_found]` int64, ascending.
 
         Args:

@@ -11,6 +11,7 @@ from twotower.serving import schemas
 from twotower.serving.bare_app import bare_app
 from twotower.serving.errors import ERRORS, json_answer
 from twotower.serving.guard import Guard, Limits
+from twotower.serving.json_route import JsonRoute
 from twotower.serving.service import Service
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -49,7 +50,7 @@ def create_app(service: Service, limits: Limits | None = None) -> Any:
 
 def _answers(service: Service) -> APIRouter:
     """What is found for a user, a vector or an item."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses=ERRORS, route_class=JsonRoute)
 
     @router.post("/recommend", response_model=schemas.Recommended)
     async def recommend(body: schemas.Recommend, request: Request) -> Response:
@@ -82,7 +83,7 @@ def _answers(service: Service) -> APIRouter:
 
 def _changes(service: Service) -> APIRouter:
     """What changes later answers: events, items, deploys."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses=ERRORS, route_class=JsonRoute)
 
     @router.post("/events", status_code=202, response_model=None)
     async def events(body: schemas.Events) -> Response:
@@ -115,7 +116,7 @@ def _changes(service: Service) -> APIRouter:
 
 def _choices(service: Service) -> APIRouter:
     """What a client may choose from."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses=ERRORS, route_class=JsonRoute)
 
     @router.get("/onboarding")
     async def onboarding(

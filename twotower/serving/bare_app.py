@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 from twotower import __version__
 from twotower.serving.errors import ERRORS, answer_errors, json_answer
 from twotower.serving.index_service import IndexService
+from twotower.serving.json_route import JsonRoute
 from twotower.serving.service import Service
 
 
@@ -32,6 +33,8 @@ def bare_app(title: str, service: Service | IndexService) -> FastAPI:
     app = FastAPI(
         title=title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+
+    app.router.route_class = JsonRoute
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -111,7 +111,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, wrong: HTTPException) -> Response:
         if wrong.status_code == 400:
-            return error(request, 400, "json", "expected JSON in UTF-8, not compressed")
+            return error(request, 400, "json", str(wrong.detail)[:300])
         answer = error(request, wrong.status_code, "http", str(wrong.detail)[:300])
         answer.headers.update(wrong.headers or {})  # a 405 names what is allowed
         return answer

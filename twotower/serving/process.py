@@ -156,6 +156,7 @@ def run(
             workers=workers,
             http="httptools",
             loop="uvloop",
+            ws="none",  # a request for a WebSocket is answered as any other; it was a 500
             proxy_headers=has_proxy,
             access_log=False,
             server_header=False,
