@@ -213,3 +213,19 @@ def test_two_processes_follow_one_journal(tmp_path):
     assert second.since(0)[0].item["title"] == "\u00dcber"
     # A bundle that is opened later was exported with the changes before.
     assert (second.exported("m2"), first.exported("m2"), first.exported("m1")) == (3, 3, 0)
+
+
+def test_keys_of_another_program_are_no_sessions(redis_url):
+    import redis
+
+    store, client = RedisStore(redis_url), redis.Redis.from_url(redis_url)
+    sessions = Sessions(store)
+    client.set("twotower:session:done:text", "x")
+    client.rpush("twotower:session:done:list", "no JSON", b"\xff", "[1]", "5", '["a", "b", {}, 1]')
+    sessions.add([("list", Deed("a", "watch", 1)), ("good", Deed("b", "watch", 1))])
+    found = sessions.of(["text", "list", "good"])
+    assert [[deed.item_id for deed in some.liked] for some in found] == [[], ["a"], ["b"]]
+    # An event of such a user is refused, and the sessions of all others are still read.
+    with pytest.raises(StoreError, match=r"Redis refuses: .*WRONGTYPE"):
+        sessions.add([("text", Deed("a", "watch", 1))])
+    assert len(sessions.of(["good"])[0].liked) == 1

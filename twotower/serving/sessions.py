@@ -100,9 +100,8 @@ class Sessions:
         read = iter(self._store.read(names) if known else ())
         found = {}
         for user in known:
-            rows = map(json.loads, [*next(read), *next(read)])
-            deeds = [Deed(i, e, t, math.nan if r is None else r) for i, e, t, r in rows]
-            found[user] = Session.of(deeds)
+            deeds = map(_deed, [*next(read), *next(read)])
+            found[user] = Session.of([deed for deed in deeds if deed is not None])
         nothing = Session()
         return [found.get(user, nothing) for user in users]
 
@@ -110,3 +109,14 @@ class Sessions:
 def _name(user: str, event: str) -> str:
     """Name of the list in the store that holds such events of a user."""
     return f"{'shown' if event == SHOWN else 'done'}:{user}"
+
+
+def _deed(entry: str) -> Deed | None:
+    """An event as `Sessions.add` has written it; None for what another program wrote there."""
+    try:
+        item, event, timestamp, rating = json.loads(entry)
+        return Deed(
+            str(item), str(event), int(timestamp), float("nan" if rating is None else rating)
+        )
+    except (ValueError, TypeError):
+        return None

@@ -95,6 +95,7 @@ class RedisStore:
         except ImportError as error:
             raise ImportError('--store needs redis: pip install "twotower[serving]"') from error
         self._most, self._seconds, self._errors = most, seconds, redis.RedisError
+        self._refusals = redis.ResponseError
         self._redis: Any = redis.Redis.from_url(
             url, socket_timeout=1, socket_connect_timeout=1, health_check_interval=30
         )
@@ -118,8 +119,13 @@ class RedisStore:
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
                 pipeline.lrange(PREFIX + user, 0, -1)
-            rows = self._answered(pipeline.execute)
-        return [[entry.decode() for entry in row] for row in rows]
+            rows = self._answered(lambda: pipeline.execute(raise_on_error=False))
+        for row in rows:
+            # A key of this name that another program has written is no list, and no session.
+            if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
+                raise StoreError(f"Redis refuses to read: {row}") from row
+        lists = [row if isinstance(row, list) else [] for row in rows]
+        return [[entry.decode(errors="replace") for entry in row] for row in lists]
 
     def ping(self) -> None:
         """See `Store`."""
@@ -130,6 +136,8 @@ class RedisStore:
             answer = call()
             self._paused_until = 0.0
             return answer
+        except self._refusals as error:  # a full Redis takes no entries, and gives those it has
+            raise StoreError(f"Redis refuses: {error}") from error
         except self._errors as error:
             self._paused_until = time.monotonic() + PAUSE
             raise StoreError(f"Redis does not answer: {error}") from error
