@@ -59,6 +59,24 @@ def test_copies_that_differ_by_rounding_are_found(metric, storage):
     assert all(len(set(row)) == 10 for row in found.keys.tolist())
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_near_copies_of_one_length_are_found(metric):
+    """Copies that differ by 1e-4 have nodes of their own. Their inner products are equal as
+    float32, their distances are not."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(size=(20, 64)), 200, axis=0)
+    near = centres + 1e-4 * rng.normal(size=centres.shape)
+    vectors = rng.permutation(np.concatenate([near, rng.normal(size=(500, 64))]))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors.astype(np.float32)
+    queries = rng.normal(size=(200, 64)).astype(np.float32)
+    index = HnswIndex(metric, HnswConfig(ef_search=64)).build(np.arange(4000), vectors[:4000])
+    index.add(np.arange(4000, 4500), vectors[4000:])
+    index.absorb()
+    exact, found = index.search_built(queries, 10, exact=True), index.search(queries, 10)
+    assert share_of_the_best(found, exact) >= 0.75
+
+
 def test_equal_scores_are_in_the_order_of_keys_beside_exclusions():
     """Also where keys descend as positions ascend."""
     vectors = np.tile(np.float32([[1, 0], [0, 1]]), (150, 1))

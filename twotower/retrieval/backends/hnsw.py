@@ -69,6 +69,10 @@ class HnswIndex(FaissIndex):
     it were linked by direction alone, all would be found, but at four times the efSearch where the
     longest vectors answer most queries. `link_power` finds the power between the two.
 
+    Vectors of one length are linked by their distances, and searched by inner product. Both give
+    the same neighbours, but as float32 only distances tell near copies apart: if they differ by
+    1e-4, the inner product of any two is 1.
+
     A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
     searches step over them.
 
@@ -115,7 +119,9 @@ class HnswIndex(FaissIndex):
         lengths = np.sqrt(np.einsum("nd,nd->n", nodes, nodes, dtype=np.float64))
         is_even = lengths.min() >= 0.999 * lengths.max() and 1e-3 < lengths.max() < 1e3
         if self.metric != "dot" or is_even:
+            self._measure_by(faiss.METRIC_L2)
             self._index.add(nodes[num_old:])
+            self._measure_by(self._kind)
             return
         power = link_power(nodes, self.config)
         use_threads(0)
@@ -124,6 +130,12 @@ class HnswIndex(FaissIndex):
         self._hold(evened[:num_old])
         self._index.add(evened[num_old:])
         self._hold(nodes)
+
+    def _measure_by(self, kind: int) -> None:
+        """Links and searches by this metric of FAISS from now on. The links stay."""
+        storage = faiss.downcast_index(self._index.storage)
+        self._index.metric_type = storage.metric_type = kind
+        self._index.hnsw.is_similarity = kind == faiss.METRIC_INNER_PRODUCT
 
     def _hold(self, nodes: np.ndarray) -> None:
         """Replaces the vectors of the nodes and keeps the links."""
