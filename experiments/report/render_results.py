@@ -188,6 +188,7 @@ TABLES = {
     "diversity": funnel_tables.diversity,
     "funnel_speed": funnel_tables.speed,
     "ranking_random": lambda: ranking_tables.rankers("random"),
+    "ranking_random_three": lambda: ranking_tables.rankers("random_three"),
     "ranking_loo": lambda: ranking_tables.rankers("loo_5core"),
     "ranking_temporal_last": lambda: ranking_tables.rankers("temporal_last"),
     "ranking_temporal_successive": lambda: ranking_tables.rankers("temporal_successive"),
