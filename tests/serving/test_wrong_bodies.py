@@ -57,6 +57,18 @@ def test_a_wrong_parameter_is_named_as_it_is_sent(client):
     assert answer.status_code == 422 and answer.json()["error"]["field"] == "k"
 
 
+def test_an_unknown_parameter_is_refused(client):
+    wrong = client.get("/onboarding", params={"k": 5})
+    assert wrong.status_code == 422 and wrong.json()["error"]["field"] == "k"
+    message = "unknown parameter; this route takes size, user_id"
+    assert wrong.json()["error"]["message"] == message
+    wrong = client.post("/recommend", params={"k": 5}, json={})
+    assert wrong.status_code == 422 and "takes none" in wrong.json()["error"]["message"]
+    # Probes and links may add some where there are none.
+    assert client.get("/healthz", params={"from": "proxy"}).status_code == 200
+    assert client.get("/", params={"utm_source": "mail"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "body, status, message",
     [

@@ -1,4 +1,4 @@
-"""JsonRoute: routes whose bodies are JSON that has one meaning."""
+"""JsonRoute: routes whose bodies are JSON that has one meaning, and whose parameters are known."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
+
+from twotower.serving.asks import FieldError
 
 
 class JsonRequest(Request):
@@ -32,13 +34,24 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route of `JsonRequest`s."""
+    """A route of `JsonRequest`s that refuses unknown parameters of the query.
+
+    A route that only answers GET and takes no parameters ignores them: a load balancer may add some
+    to `/healthz`.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         """See `APIRoute`."""
         handle = super().get_route_handler()
+        known = sorted(field.alias for field in self.dependant.query_params)
+        is_checked = bool(known) or self.methods != {"GET"}
 
         async def handle_json(request: Request) -> Any:
+            if is_checked and request.scope["query_string"]:
+                for name in request.query_params:
+                    if name not in known:
+                        takes = f"takes {', '.join(known)}" if known else "takes none"
+                        raise FieldError(name[:64], f"unknown parameter; this route {takes}")
             return await handle(JsonRequest(request.scope, request.receive))
 
         return handle_json
