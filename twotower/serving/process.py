@@ -117,6 +117,7 @@ def run(
 
     from twotower.serving.draining import DrainingServer
     from twotower.serving.processes import Processes
+    from twotower.serving.protocol import BoundedHeaders
 
     if settings.trace:
         import twotower.serving.tracing  # noqa: F401 (an error here is easier to read)
@@ -154,7 +155,7 @@ def run(
             host=host,
             port=listeners[0].getsockname()[1],
             workers=workers,
-            http="httptools",
+            http=BoundedHeaders,
             loop="uvloop",
             ws="none",  # a request for a WebSocket is answered as any other; it was a 500
             proxy_headers=has_proxy,
