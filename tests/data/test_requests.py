@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import tiny
 
+from twotower.data import requests as requests_module
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
 from twotower.data.inputs import QueryInputs
-from twotower.data.requests import Requests
+from twotower.data.requests import Requests, encoded
 from twotower.ragged import Ragged
 
 CATALOGUE = Catalogue(pd.DataFrame({"item_id": ["10", "20", "30"]}))
@@ -65,6 +66,22 @@ def test_batches_whose_padded_histories_are_large_are_split():
     assert [len(part) for part in requests.batches(3, cells=18)] == [2, 1, 1]
     assert [len(part) for part in requests.batches(3, cells=5)] == [1, 1, 1, 1]
     assert [len(part) for part in requests.batches(3)] == [3, 1]
+
+
+def test_vectors_are_computed_for_histories_of_like_length_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(requests_module, "QUERIES", 2)
+    monkeypatch.setattr(requests_module, "CELLS", 3)
+    requests = Requests.of(CATALOGUE, [["10", "20", "30"], ["20"], [], ["30", "30"], ["10"]])
+    asked = []
+
+    def sums(part: Requests) -> np.ndarray:
+        asked.append(part.history.lengths.tolist())
+        return np.array([[row.sum(), len(row)] for row in part.history], np.float32)
+
+    vectors = encoded(requests, sums, 2)
+    assert vectors.tolist() == [[3, 3], [1, 1], [0, 0], [4, 2], [0, 1]]
+    assert asked == [[0, 1], [1], [2], [3]]  # two requests of two events would have four cells
+    assert encoded(requests.take(np.array([], int)), sums, 2).shape == (0, 2)
 
 
 def test_the_query_tower_reads_no_items_that_its_data_does_not_have():

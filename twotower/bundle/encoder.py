@@ -8,10 +8,7 @@ import pandas as pd
 from twotower.data.catalogue import Catalogue
 from twotower.data.dataset import Dataset
 from twotower.data.inputs import REQUEST_INPUTS, QueryInputs
-from twotower.data.requests import Requests, once
-
-# Requests that the query tower encodes at once, and the most cells of their padded histories.
-QUERIES, CELLS = 256, 2**15
+from twotower.data.requests import Requests, encoded, once
 
 
 def encoder(
@@ -27,16 +24,7 @@ def encoder(
         dim: Length of a vector.
     """
 
-    def encode(requests: Requests) -> np.ndarray:
-        # Histories of like length are padded little; a tower reads padding like events.
-        order = np.argsort(requests.history.lengths, kind="stable")
-        batches = requests.take(order).batches(QUERIES, CELLS)
-        vectors = np.empty((len(requests), dim), np.float32)
-        parts = [tower(inputs(part)) for part in batches]
-        vectors[order] = np.concatenate([vectors[:0], *parts])
-        return vectors
-
-    return once(encode)
+    return once(lambda requests: encoded(requests, lambda part: tower(inputs(part)), dim))
 
 
 def without_users(catalogue: Catalogue, names: Sequence[str]) -> Dataset:

@@ -16,6 +16,8 @@ from twotower.ragged import Ragged, integers
 CONTEXT = ("search_text", "device", "country")
 # Fields of `Requests` that hold columns by name.
 FURTHER = ("context", "objectives")
+# Requests that a query tower encodes at once, and the most cells of their padded histories.
+QUERIES, CELLS = 256, 2**15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,6 +217,24 @@ def _aligned(values: Ragged, offsets: np.ndarray) -> Ragged:
     checks need not compare them."""
     same = np.array_equal(values.offsets, offsets)
     return Ragged(values.values, offsets) if same else values
+
+
+def encoded(requests: Requests, encode: Callable[[Requests], np.ndarray], dim: int) -> np.ndarray:
+    """The vectors of requests, `[num_requests, dim]` float32, computed in batches.
+
+    A batch has histories of like length, since a tower reads padding like events. Its size is
+    bounded by `QUERIES` and `CELLS`, since self-attention takes memory for each pair of events.
+
+    Args:
+        requests: The requests, in any order.
+        encode: Some requests -> their vectors.
+        dim: Length of a vector.
+    """
+    order = np.argsort(requests.history.lengths, kind="stable")
+    vectors = np.empty((len(requests), dim), np.float32)
+    parts = [encode(part) for part in requests.take(order).batches(QUERIES, CELLS)]
+    vectors[order] = np.concatenate([vectors[:0], *parts])
+    return vectors
 
 
 def once(function: Callable[[Requests], np.ndarray]) -> Callable[[Requests], np.ndarray]:

@@ -15,7 +15,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.examples import Examples
 from twotower.data.inputs import ItemInputs, QueryInputs
 from twotower.data.lineage import Lineage
-from twotower.data.requests import Requests
+from twotower.data.requests import Requests, encoded
 from twotower.data.sequences import Sequences
 from twotower.data.splits import Split
 from twotower.evaluation.evaluate import evaluate
@@ -262,12 +262,10 @@ class Training:
     def _encoded(self, requests: Requests) -> dict:
         return self.model.query_tower.encode(tensors(self.query_inputs(requests)))
 
-    def query_vectors(self, requests: Requests, batch_size: int = 1024) -> np.ndarray:
+    def query_vectors(self, requests: Requests) -> np.ndarray:
         """Vectors of requests from the current weights, `[num_requests, dim]` float32."""
-        vectors = [np.empty((0, self.model.query_tower.dim), np.float32)]
-        for part in requests.batches(batch_size):
-            vectors.append(self.model.query_tower(self._encoded(part)).numpy())
-        return np.concatenate(vectors)
+        tower = self.model.query_tower
+        return encoded(requests, lambda part: tower(self._encoded(part)).numpy(), tower.dim)
 
     def item_vectors(self, keys: np.ndarray, batch_size: int = 8192) -> np.ndarray:
         """Vectors of items from the current weights, `[num_keys, dim]` float32."""
