@@ -54,7 +54,7 @@ def test_several_processes_that_cannot_start_end_with_the_reason(bundle_folder, 
     done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, timeout=120)
     assert done.returncode == 1
     assert "vectors.npy is truncated or changed" in done.stderr + done.stdout
-    assert "serve.py: no process could start; their errors stand above." in done.stderr
+    assert "serve.py: no process could start; the reasons stand above." in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 

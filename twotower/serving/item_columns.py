@@ -23,6 +23,7 @@ class ItemColumns:
         table: The columns of a catalogue, which has no vectors.
         vectors: Name of each vector that the item tower reads -> `[num_items, length]` float32, NaN
             where an item has none.
+        unread: Names of the vectors that items have and the item tower does not read.
 
     >>> specs = [{"name": "sound", "dtype": "float32", "shape": [None, 2]}]
     >>> items = [{"item_id": "a", "sound": [0.5, 1.0]}, {"item_id": "b", "genres": ["War"]}]

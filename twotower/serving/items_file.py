@@ -19,10 +19,11 @@ from twotower.serving.pipeline import Pipeline
 
 # Name of the entry in the file's metadata that says which changes it has.
 ENTRY = b"twotower"
-# What a training on the file says of vectors that the service's bundle has read or was given.
+# Note of a training on the file. It names the vectors that the item tower read, or that items were
+# added with.
 LACKING = (
-    "the service that wrote the items knows no vectors of them: add the columns {} to the table of "
-    "items, or the towers go without"
+    "a service wrote the items, without their vectors: add the columns {} to the table of items, "
+    "or the towers are trained without them"
 )
 
 

@@ -11,8 +11,11 @@ from twotower.serving.asks import FieldError
 
 
 class JsonRequest(Request):
-    """A request that refuses what other readers would read otherwise: an object with a name twice.
-    The standard library keeps the last value, so a list of items to add could be lost silently."""
+    """A request whose body is refused if an object has a name twice.
+
+    Readers of JSON differ in which value they keep. The standard library keeps the last one, so a
+    list of items to add could be lost silently.
+    """
 
     async def json(self) -> Any:
         """The body.
@@ -29,7 +32,7 @@ class JsonRequest(Request):
             raise HTTPException(400, "expected JSON in UTF-8, not compressed") from error
         except RecursionError as error:
             raise HTTPException(400, "expected JSON with fewer lists inside lists") from error
-        except ValueError as error:
+        except ValueError as error:  # Python limits the digits of an integer
             raise HTTPException(400, "expected JSON with shorter numbers") from error
 
 

@@ -54,18 +54,18 @@ class Metrics:
         self.fallback = Counter("fallback_answers", "Answers by the fallback source.", **named)
         self.events = Counter("events", "Acknowledged events.", ["event"], **named)
         self.deploys = Counter("deploys", "By result: live, refused.", ["result"], **named)
-        # Of several processes, those that have ended are left out (`forget_process`).
         self.processes = Gauge(
             "processes", "Processes that answer.", multiprocess_mode="livesum", **named
         )
-        named["multiprocess_mode"] = "liveall"
-        self.running = Gauge("requests_running", "Requests under way.", **named)
-        self.queued = Gauge("requests_queued", "Requests that wait for a batch.", **named)
-        self.items = Gauge("index_items", "Items that a search may find.", **named)
-        self.version = Gauge("model_info", "1 for what is live.", ["model_version"], **named)
+        # Of several processes, a value of each, and none of those that have ended.
+        live = {**named, "multiprocess_mode": "liveall"}
+        self.running = Gauge("requests_running", "Requests under way.", **live)
+        self.queued = Gauge("requests_queued", "Requests that wait for a batch.", **live)
+        self.items = Gauge("index_items", "Items that a search may find.", **live)
+        self.version = Gauge("model_info", "1 for what is live.", ["model_version"], **live)
         self._were_live: set[str] = set()
-        self.cache_hits = Gauge("query_cache_hits", "Of the live bundle.", **named)
-        self.cache_misses = Gauge("query_cache_misses", "Of the live bundle.", **named)
+        self.cache_hits = Gauge("query_cache_hits", "Of the live bundle.", **live)
+        self.cache_misses = Gauge("query_cache_misses", "Of the live bundle.", **live)
 
     def set_live(self, model_versions: Sequence[str]) -> None:
         """Notes which trainings are live. Those that were before have a 0 from now on, since the
@@ -84,6 +84,5 @@ class Metrics:
 
 
 def forget_process(pid: int | None) -> None:
-    """Takes what a process is doing out of the metrics of its service, as it has ended. What it has
-    counted stays."""
+    """Removes an ended process from the gauges of its service. Its counters stay."""
     multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -157,7 +157,7 @@ def run(
             workers=workers,
             http=BoundedHeaders,
             loop="uvloop",
-            ws="none",  # a request for a WebSocket is answered as any other; it was a 500
+            ws="none",  # a request for a WebSocket is answered as any other, not with a 500
             proxy_headers=has_proxy,
             access_log=False,
             server_header=False,
@@ -169,7 +169,7 @@ def run(
                 processes = Processes(config, [*listeners])
                 processes.run()
                 if processes.could_not_start:
-                    raise OSError("no process could start; their errors stand above.")
+                    raise OSError("no process could start; the reasons stand above.")
             else:
                 DrainingServer(config).run([*listeners])
 

@@ -1,8 +1,8 @@
-"""Processes: the process that starts the others of a service, and starts those again that died.
+"""Processes: starts the processes of a service, and starts those again that have died.
 
 A process that served and dies is started again at once. One that dies before it serves may do so
-again, such as with a bundle that is damaged on disk. So it is tried again after pauses, and the
-other processes serve on.
+each time, such as with a bundle that is damaged on disk. So it is tried again after pauses, while
+the others serve on.
 """
 
 import logging
@@ -38,8 +38,9 @@ class Processes(Multiprocess):
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
         self.could_not_start = False
-        self._serving = set[Process]()
-        # Process -> seconds that it is or was waited for before the next try.
+        self._serving = set[Process]()  # those that have answered
+        # Process -> pause in seconds: the one before it was started, or, once it could not start,
+        # the one before the next try.
         self._pauses: dict[Process, float] = {}
         # Process that could not start -> when it is tried again.
         self._tries: dict[Process, float] = {}
@@ -60,7 +61,7 @@ class Processes(Multiprocess):
                     LOG.error("process %s has died and is started again", process.pid)
                     self._replace(number, 0.0)
                 else:
-                    self._wait(process)
+                    self._try_later(process)
 
     def _lives(self, process: Process) -> bool:
         """Whether a process runs, and answers if it has served before. One that loads a bundle may
@@ -81,16 +82,20 @@ class Processes(Multiprocess):
         self._pauses[process] = pause
         process.start()
 
-    def _wait(self, process: Process) -> None:
+    def _try_later(self, process: Process) -> None:
         """Notes when a process that could not start is tried again, or ends the service."""
-        pause = min(2 * self._pauses.get(process, 0.0) or FIRST_PAUSE, LONGEST_PAUSE)
+        pause = min(max(FIRST_PAUSE, 2 * self._pauses.get(process, 0.0)), LONGEST_PAUSE)
         self._pauses[process], self._tries[process] = pause, time.monotonic() + pause
         left = sum(other not in self._tries for other in self.processes)
         if left:
             LOG.error(
                 "process %s could not start (exit code %s) and is tried again in %g s; %d of %d "
                 "processes are left",
-                *(process.pid, process.exitcode, pause, left, len(self.processes)),
+                process.pid,
+                process.exitcode,
+                pause,
+                left,
+                len(self.processes),
             )
         else:
             self.could_not_start = True

@@ -136,7 +136,7 @@ class RedisStore:
             answer = call()
             self._paused_until = 0.0
             return answer
-        except self._refusals as error:  # a full Redis takes no entries, and gives those it has
+        except self._refusals as error:  # no pause: a full Redis still answers reads
             raise StoreError(f"Redis refuses: {error}") from error
         except self._errors as error:
             self._paused_until = time.monotonic() + PAUSE
