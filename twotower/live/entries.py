@@ -45,8 +45,8 @@ def entry_digest(
     id_hashes: bytes | None,
 ) -> bytes:
     """sha256 of an entry and, through the digest `before`, of all entries before it."""
-    # Lengths, so that no byte can pass from one column to the next. Not that of the last column, so
-    # that entries of format 2, which has no hashes, keep their digests.
+    # Lengths, so that no byte can pass from one column to the next. The last column needs none;
+    # without it, entries of format 2, which have no hashes, keep their digests.
     shape = f"{sequence} {dim} {len(op)} {len(model_version)} {len(keys)} {len(vectors)} "
     found = hashlib.sha256(before + shape.encode() + op + model_version)
     found.update(keys)

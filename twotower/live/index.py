@@ -239,14 +239,13 @@ class LiveIndex:
             lock.release()
 
     def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
-        retriever = self._pair.retriever
+        pair, retriever = self._pair, self._pair.retriever
         before = retriever.needs_rebuild
-        pair = self._pair
         hashes = pair.hashes_of(keys)
         sequence = self._log.append(op, pair.model_version, keys, vectors, hashes)
         # Applied as after a crash, from the log: so an entry whose application failed (out of
         # memory) comes with the next one, and never out of order.
-        self._replay(self._pair)
+        self._replay(pair)
         if retriever.needs_rebuild and not before:
             warnings.warn(
                 "build the live index anew from LiveIndex.items, and swap it in; if only its "
@@ -422,9 +421,9 @@ def _require_same_items(entry: Entry, pair: Pair) -> None:
     differs = (entry.id_hashes != hashes) & (entry.id_hashes != 0) & (hashes != 0)
     if differs.any():
         raise ValueError(
-            f"entry {entry.sequence} of the log changes key {entry.keys[differs][0]}, which is one "
-            f"item in the bundle of training {entry.model_version!r} that it was written with, and "
-            f"another one in that of training {pair.model_version!r}. Start with a bundle in which "
-            "keys are the same items; or make a LiveIndex of this pair with a new log, and repeat "
+            f"entry {entry.sequence} of the log changes key {entry.keys[differs][0]}, which was an "
+            f"item in the bundle of training {entry.model_version!r} that was live, and is another "
+            f"one in that of training {pair.model_version!r}. Start with a bundle in which keys "
+            "are the same items; or make a LiveIndex of this pair with a new log, and repeat "
             "the changes with its keys"
         )

@@ -33,8 +33,8 @@ FROM_FORMAT_2 = "ALTER TABLE entries ADD COLUMN id_hashes BLOB"
 SCHEMA = {(TABLE,), ("CREATE TABLE sqlite_sequence(name,seq)",)}
 # What stays of the last truncated entry: its number and digest, from which the next one goes on.
 BARE = "op = '', model_version = '', keys = x'', vectors = x'', dim = 0, id_hashes = x''"
-# As blobs, so that a flipped bit in a value's type (text or blob) does not matter.
 COLUMNS = ("op", "model_version", "keys", "vectors", "id_hashes")
+# As blobs, so that a flipped bit in a value's type (text or blob) does not matter.
 CONTENT = ", ".join(f"CAST({name} AS BLOB)" for name in COLUMNS)
 # Endings of the files that SQLite writes beside a database, by journal mode.
 SIDES = ("-journal", "-wal", "-shm")
@@ -193,19 +193,20 @@ class WriteAheadLog:
         keys = np.ascontiguousarray(keys, "<i8")
         vectors = np.empty((len(keys), 0)) if vectors is None else vectors
         vectors = np.ascontiguousarray(vectors, "<f4")
-        hashes = np.ascontiguousarray(np.zeros(keys.shape) if id_hashes is None else id_hashes)
+        hashes = np.zeros(keys.shape) if id_hashes is None else id_hashes
+        hashes = np.ascontiguousarray(hashes, "<u8")
         fits = keys.ndim == 1 and vectors.ndim == 2 and len(vectors) == len(keys)
         fits = fits and hashes.shape == keys.shape
         if op not in (ADD, REMOVE) or not fits or (op == ADD) != (vectors.shape[1] > 0):
             raise ValueError(
                 f"Expected {ADD!r} with keys [num_keys] and vectors [num_keys, dim], or {REMOVE!r} "
-                f"with keys alone, and a hash a key; got {op!r} with {keys.shape}, "
+                f"with keys alone, and a hash for each key; got {op!r} with {keys.shape}, "
                 f"{vectors.shape} and {hashes.shape}."
             )
         most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - 1000  # the other columns
         if keys.nbytes + vectors.nbytes + hashes.nbytes > most:
             raise ValueError(f"one entry holds {most} bytes; got {len(keys)} items: divide them.")
-        arrays = keys.tobytes(), vectors.tobytes(), hashes.astype("<u8").tobytes()
+        arrays = keys.tobytes(), vectors.tobytes(), hashes.tobytes()
         with self._lock:
             # Read each time: an append that failed may have been written all the same.
             last, digest = self._connection.execute(

@@ -32,8 +32,8 @@ class Pair:
             loses the entries in between; too small a number replays some again, without harm.
         digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
             replayed; "" where it is not known.
-        id_hashes: `Bundle.id_hashes` of its bundle. Changes of a log whose keys are other items in
-            this bundle are then not replayed. None where they are not known.
+        id_hashes: `Bundle.id_hashes` of its bundle. With them, a log whose keys are other items in
+            this bundle is refused. None where they are not known.
 
         pair = Pair.from_bundle(Bundle("W/bundle"), "hnsw")
         queries = pair.query_tower(inputs)
@@ -54,8 +54,7 @@ class Pair:
         return self.tower_version
 
     def hashes_of(self, keys: np.ndarray) -> np.ndarray:
-        """The hash of the id of each item of keys `[num_keys]`, uint64; 0 for those that are not in
-        the bundle."""
+        """Hashes of the ids of these keys, `[num_keys]` uint64; 0 for keys outside the bundle."""
         found = np.zeros(len(keys), np.uint64)
         if self.id_hashes is not None:
             known = (keys >= 0) & (keys < len(self.id_hashes))
