@@ -6,7 +6,7 @@ from small_splits import dataset_of
 from twotower.data.summary import summarise
 
 USERS = "nearly every user has one interaction, so there is no history to learn from"
-ITEMS = "nearly every item has one interaction, which says little of it; if fields hold several ids"
+ITEMS = "nearly every item has one interaction, which says little about it; if fields hold several"
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ class Catalogue:
         keys = self.keys_of(found)
         if (keys < 0).any():
             unknown = [item for item, key in zip(ids, keys) if key < 0]
-            having = f", whose ids are texts such as {self._ids[0]!r}" if len(self) else ""
-            raise ValueError(f"items {unknown} are not in the catalogue{having}.")
+            example = f", whose ids are texts such as {self._ids[0]!r}" if len(self) else ""
+            raise ValueError(f"items {unknown} are not in the catalogue{example}.")
         return keys
 
     def require_same_keys(self, items: pd.DataFrame) -> None:

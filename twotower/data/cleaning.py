@@ -164,7 +164,7 @@ def _text(values: pd.Series, kind: str, table: str):
 
 
 def _number(
-    values: pd.Series, kind: str, table: str, problem: str = "is {}, not a number"
+    values: pd.Series, kind: str, table: str, not_a_number: str = "is {}, not a number"
 ) -> np.ndarray:
     """float64, NaN where missing. Every value is finite as float32, the type of the models."""
     present = values.notna()
@@ -174,7 +174,7 @@ def _number(
         )
         wrong = present & ~is_number.astype(bool)
         # All may be numbers, but of kinds that no column takes: complex, or Decimals among floats.
-        refuse(table, values, wrong if wrong.any() else present, problem)
+        refuse(table, values, wrong if wrong.any() else present, not_a_number)
     problem = "is {}; numbers must be finite, and within a float32"
     if values.dtype == object:  # Python's integers may be too large even for float64
         too_large = [abs(number) > LARGEST for number in values.where(present, 0)]
@@ -223,8 +223,8 @@ def _year(values: pd.Series, kind: str) -> np.ndarray:
 
 def _time(values: pd.Series, kind: str, table: str) -> np.ndarray:
     """Whole seconds since 1970. A `timestamp` may not be missing or before 1970; `released` may."""
-    problem = "is {}, not a number of seconds or a datetime; pd.to_datetime makes datetimes"
-    found = seconds_of(values) if kind in _TIME_KINDS else _number(values, kind, table, problem)
+    not_a_time = "is {}, not a number of seconds or a datetime; pd.to_datetime makes datetimes"
+    found = seconds_of(values) if kind in _TIME_KINDS else _number(values, kind, table, not_a_time)
     present = ~np.isnan(found)
     refuse(table, values, present & (found % 1 != 0), "is {}, not whole seconds since 1970")
     problem = (

@@ -33,7 +33,7 @@ NO_CODE = r"^[+-]?([^0]|0$|0[.eE])"
 DECIMAL_COMMA = r"^[+-]?\d+,\d+$"
 # A whole number as pandas writes it where another row of the column has none.
 WHOLE_FLOAT = r"^-?(0|[1-9]\d*)\.0$"
-MISSING_ID = "is missing; every row needs one: leave out rows without it"
+MISSING_ID = "is missing; every row needs one, so leave out the rows without it"
 # Bytes as Python writes them into a text file.
 BYTES = r"""^b('([^'\\]|\\.)*'|"([^"\\]|\\.)*")$"""
 # Separators of genres in a text; the first that occurs in the column counts.

@@ -94,8 +94,8 @@ def read(paths: pathlib.Path | Sequence[pathlib.Path], text: TextFormat) -> Sour
         if set(table.column_names) != set(tables[0].column_names):
             raise ValueError(
                 f"{part} has the columns {table.column_names}, and {parts[0][1]} has "
-                f"{tables[0].column_names}: parts of one table have the same ones. Other tables "
-                "have names of their own: interactions=FILE, items=FILE, users=FILE."
+                f"{tables[0].column_names}: parts of one table have the same ones. If "
+                "they are different tables, name them: interactions=FILE, items=FILE, users=FILE."
             )
     try:
         table = pa.concat_tables(tables, promote_options="permissive")

@@ -8,7 +8,7 @@ import numpy as np
 from twotower.data.columns import known
 from twotower.data.dataset import REQUIRED, Dataset
 
-# Share of the interactions from which on users or items count as having one each.
+# If there are more users (or items) than this share of the interactions, nearly all have one.
 NEARLY = 0.9
 
 
@@ -111,7 +111,7 @@ def summarise(dataset: Dataset) -> Summary:
         notes.append("nearly every user has one interaction, so there is no history to learn from")
     if num_items > NEARLY * len(items):
         notes.append(
-            "nearly every item has one interaction, which says little of it; if fields hold "
+            "nearly every item has one interaction, which says little about it; if fields hold "
             "several ids, write a row for each"
         )
     return Summary(

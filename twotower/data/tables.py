@@ -20,7 +20,7 @@ from twotower.storage.paths import local
 # One file or folder, or several files.
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
-# Name of the entry in a Parquet file's metadata with a list of sentences, which become notes.
+# Entry of a Parquet file's metadata: a JSON list of sentences, which become notes of the dataset.
 NOTES = b"twotower.notes"
 EVENTS_HOW = (
     "Give each event a weight, such as view=1,purchase=5, or one of this project's events, such as "
@@ -259,7 +259,7 @@ def _with_events(
 
 
 def _notes_in(paths: list[pathlib.Path]) -> list[str]:
-    """What the writer of Parquet files says of them, a sentence each."""
+    """The notes that the metadata of Parquet files hold, each once."""
     metadata = [parquet.read_schema(p).metadata or {} for p in paths if _is_parquet_file(p)]
     notes = [note for entries in metadata for note in json.loads(entries.get(NOTES, b"[]"))]
     return [*dict.fromkeys(notes)]

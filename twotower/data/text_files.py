@@ -31,8 +31,8 @@ class TextFormat:
         sep: Between fields, one or more characters; "" for what the first line has most of: a
             comma, tab, semicolon or bar.
         header: Whether the first line names the columns. Without, they are called "1", "2", ...
-        quoted: Whether a field may stand in double quotes. Between tabs, quotes are text where
-            every line has all fields, and to read them as quotes would fail or join lines.
+        quoted: Whether a field may stand in double quotes. In a tab-separated file, quotes are
+            text if every line has all fields and a reader of quotes would fail or join lines.
         decode: Makes UTF-8 of a file's bytes; None where they are UTF-8.
 
         read(pathlib.Path("ratings.dat"), TextFormat(sep="::", header=False, quoted=False))
@@ -63,7 +63,7 @@ def read(path: pathlib.Path, form: TextFormat) -> pa.Table:
     body = data.lstrip(b"\r\n") + b"\n"
     if not body.strip():
         raise ValueError(f"{path} cannot be read: it is empty.")
-    if problem := _json_in(body):
+    if problem := _json_problem(body):
         raise ValueError(f"{path} {problem}")
     if form.quoted and b'"' in body:  # Arrow reads on past a quote that is not closed
         _check(path, data, sep, form)
@@ -132,7 +132,7 @@ def line_of(path: pathlib.Path, form: TextFormat, row: int) -> int:
 
 def _bytes_of(path: pathlib.Path, form: TextFormat) -> tuple[bytes, str, TextFormat]:
     """A text file in UTF-8, unpacked, without a byte order mark; its separator, a character; and
-    the format, in which `quoted` holds for this file."""
+    the format, with `quoted` as it applies to this file."""
     data = path.read_bytes()
     codec = next((name for magic, name in PACKED.items() if data.startswith(magic)), None)
     if codec is not None:
@@ -155,7 +155,7 @@ def _quotes_are_text(data: bytes, form: TextFormat) -> bool:
     """Whether the quotes of a tab-separated file belong to its texts.
 
     Many programs write texts between tabs as they are, such as `"Weird Al" Yankovic`. Then every
-    line has all fields. Read with quotes, such a record would be refused, or would swallow lines.
+    line has all fields. A reader of quotes would refuse such a line or join it with the next ones.
     """
     lines = [line for line in data.splitlines() if line]
     if len({line.count(b"\t") for line in lines}) > 1:
@@ -193,24 +193,24 @@ def _records(
         line = reader.line_num + 1
 
 
-def _json_in(body: bytes) -> str:
-    """What to do with a text file that holds JSON; "" for any other."""
+def _json_problem(body: bytes) -> str:
+    """What is wrong with a file that holds JSON, and what to do; "" for any other file."""
     start = body[:1000].lstrip()
     if not re.match(rb"\[?\s*\{\s*[\"']", start):
         return ""
-    read = "pandas.read_json(FILE, dtype=False)"
+    call = "pandas.read_json(FILE, dtype=False)"
     if start.startswith(b"{"):
-        read = "pandas.read_json(FILE, lines=True, dtype=False)"
+        call = "pandas.read_json(FILE, lines=True, dtype=False)"
     if re.match(rb"\{\s*'", start):
-        read = "pandas.DataFrame(map(ast.literal_eval, open(FILE)))"
+        call = "pandas.DataFrame(map(ast.literal_eval, open(FILE)))"
     return (
         "holds JSON or Python's dictionaries, which are not read. Make Parquet of the columns that "
-        f"you need: {read}[['COLUMN', 'COLUMN']].to_parquet('NAME.parquet')."
+        f"you need: {call}[['COLUMN', 'COLUMN']].to_parquet('NAME.parquet')."
     )
 
 
-def _remedy(data: bytes) -> str:
-    """What to do with bytes that are not UTF-8."""
+def _encoding_advice(data: bytes) -> str:
+    """What to do with a file that is not UTF-8."""
     if data.startswith(b"PK\x03\x04"):
         return "It is a zip archive or an Excel workbook: unpack it, or save it as CSV UTF-8."
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -228,7 +228,7 @@ def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}, line {line} is not text in UTF-8: {error}. {_remedy(data)}"
+            f"{path}, line {line} is not text in UTF-8: {error}. {_encoding_advice(data)}"
         ) from error
     line, width = 0, None
     shown = form.sep or sep
