@@ -239,7 +239,7 @@ def test_settings_out_of_bounds(settings, message):
         (np.full((2, 1), np.nan), np.eye(1), np.zeros(1), "finite"),
         (np.ones((2, 1)), np.eye(2), np.zeros(1), r"precision \[1, 1\] and response \[1\]"),
         (np.ones((2, 1)), np.eye(1), np.zeros(2), r"precision \[1, 1\] and response \[1\]"),
-        (np.ones((2, 0)), np.eye(0), np.zeros(0), "of 0 numbers, which must be 1"),
+        (np.ones((2, 0)), np.eye(0), np.zeros(0), "the context is empty"),
         (np.ones((2, 1)), np.zeros((1, 1)), np.zeros(1), "positive definite"),
     ],
 )

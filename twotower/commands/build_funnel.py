@@ -18,7 +18,7 @@ from absl import flags
 
 from twotower.commands import script
 
-if TYPE_CHECKING:  # pandas, without which --help is faster
+if TYPE_CHECKING:  # it imports pandas, which would slow --help down
     from twotower.funnel.making import FunnelConfig
 
 FLAGS = flags.FLAGS
@@ -36,8 +36,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sources",
         SOURCES.split(","),
-        "Sources, and how many candidates each is asked for. By default without ease where it "
-        f"would take more than {MAX_GIB:g} GiB, from some 19,000 items on.",
+        "Sources, and how many candidates each is asked for. The default leaves ease out where it "
+        f"would take more than {MAX_GIB:g} GiB, which is from some 19,000 items on.",
     )
     flags.DEFINE_enum(
         "merge",
@@ -54,8 +54,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "context",
         [],
-        "Attributes by which `context` groups requests, such as age,hour; by default age, gender, "
-        "zip_code, device and country, as far as the data has them.",
+        "Attributes by which the source `context` groups requests, such as age,hour; by default "
+        "those of age, gender, zip_code, device and country that the data has.",
     )
     flags.DEFINE_float("half_life", 30.0, "Days after which a row counts half in `trending`.")
     flags.DEFINE_integer("fresh_below", 10, "Items with fewer training rows are `fresh`.")
@@ -109,7 +109,9 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
 
 
 def without_large_ease(config: "FunnelConfig", num_items: int) -> "FunnelConfig":
-    """The settings without the source ease where it would take too much memory, which is printed.
+    """The settings, without the source ease if that would take more than `MAX_GIB`.
+
+    A line of output says that it was left out.
 
     Args:
         config: The settings.

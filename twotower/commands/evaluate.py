@@ -90,8 +90,8 @@ def main() -> None:
     rows: list[dict] = []
     reports: list[Report | None] = []
     retrievers = [bundle.retriever(FLAGS.index, FLAGS.allowed_uris) for bundle in bundles]
-    # Before the bundles, since one that needs too much memory is refused.
-    judged = [
+    # Baselines come first: one that needs too much memory is refused before a bundle is evaluated.
+    judged_baselines = [
         judging.judge_baseline(name, dataset, split, FLAGS.max_gib) for name in FLAGS.baselines
     ]
     for name, bundle, retriever in zip(names, bundles, retrievers):
@@ -102,7 +102,7 @@ def main() -> None:
             metrics = judging.judge_trained_alone(bundle, retriever, dataset, split)
             rows.append({"name": f"{name}, trained items alone", "metrics": metrics})
             reports.append(None)
-    for name, (row, report) in zip(FLAGS.baselines, judged):
+    for name, (row, report) in zip(FLAGS.baselines, judged_baselines):
         rows.append({"name": name, **row})
         reports.append(report)
     common = {"protocol": split.protocol, "part": split.part, **provenance()}

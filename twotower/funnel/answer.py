@@ -52,8 +52,8 @@ class Answer:
         candidates: The lists, with the columns of `Merge`: which sources found an item, at which
             rank, with which score.
         missing: Name of a source that was left out -> reason: its deadline, or its error.
-        failed: Kind of a stage that raised, such as a re-ranker -> its error. The stage was
-            skipped.
+        failed: Kind of a stage that failed, such as a re-ranker -> its error. The stage was
+            skipped for all requests, or for those of the fallback alone.
         relaxed: Kind of a filter -> number of requests of which it would have removed all
             candidates, and so removed none.
         fallback: Number of requests whose list was empty, so the fallback source answered.
@@ -77,7 +77,7 @@ def sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
 def with_rows(candidates: Candidates, rows: np.ndarray, others: Candidates) -> Candidates:
     """Candidates with those of some rows replaced.
 
-    These rows may lack a column, because a stage failed for them alone: they get NaN or 0.
+    Where a stage failed for these rows alone, they lack its columns, and get NaN or 0 in them.
     """
     width = max(candidates.keys.shape[1], others.keys.shape[1])
 

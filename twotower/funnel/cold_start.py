@@ -216,7 +216,9 @@ def explored(
         batch: Number of requests between two updates of the counts.
 
     Returns:
-        The number of fresh items, and which share of them was shown; 0 where there are none.
+        `fresh_items`: number of fresh items. `shown_in_20`, for a `top` of 20: share of them that
+        was shown at all. `shown_in_20 fully`: share that was shown until the slots stopped. Shares
+        are 0 where there are no fresh items.
 
     Raises:
         ValueError: A funnel without the stage.

@@ -255,7 +255,7 @@ class MinimumAge(Filter):
         self._age = Attribute("age", user_id, age)
         self.least, self.user_id, self.age = least, self._age.user_id, self._age.values
         self.unknown_age, self.unknown_item = unknown_age, unknown_item
-        # The last row is that of all items beyond the end.
+        # The last entry is that of all items that came later.
         self._least = np.append(least, unknown_item)
 
     @classmethod
@@ -304,7 +304,7 @@ class HoldOut(Filter):
         if not 0 <= share <= 1:
             raise ValueError(f"share must lie within 0 and 1; got {share}.")
         self.fraction, self.share = fraction, share
-        # The last row is that of all items beyond the end; no share is above 1.
+        # The last entry is that of all items that came later. They are kept: no share is above 1.
         self._fraction = np.append(fraction, 1.0)
 
     @classmethod

@@ -305,7 +305,7 @@ class Funnel:
                 else:
                     kept = stage(requests, candidates)
                     if len(kept.keys) != len(requests):
-                        raise ValueError(f"it returned {len(kept.keys)} of {len(requests)} lists.")
+                        raise ValueError(f"{len(kept.keys)} lists for {len(requests)} requests.")
                     candidates = kept
             except Exception as error:  # whatever a stage raises, the list before it is an answer
                 why = f"{type(error).__name__}: {error}"

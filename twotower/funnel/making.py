@@ -83,7 +83,7 @@ class FunnelConfig:
         minimum_age: Genre -> least age of a user who is shown its items. A user of unknown age
             counts as a child, and items that come later have a least age of 18.
         hold_out: Name of an experiment -> share of the items, from 0 to 1, that it hides from all
-            users, by a hash of name and id.
+            users. A hash of the experiment's name and the item's id chooses them.
         onboarding: Number of items to ask new users about, those whose picks tell most
             (`cold_start.most_telling`); 0 for none.
     """
@@ -263,25 +263,31 @@ def parse_hold_out(entries: Sequence[str]) -> dict[str, float]:
 
 
 def _parsed(
-    entries: Sequence[str], number: str, expected: str, kind: Callable[[str], Any] = int
+    entries: Sequence[str], pattern: str, expected: str, kind: Callable[[str], Any] = int
 ) -> dict[str, Any]:
-    """Entries `name:number` as a mapping, 500 for no number; `number` is what one looks like."""
+    """Entries `name:number` as a mapping.
+
+    `pattern` is the regular expression of a number. If it allows none, a missing number is 500.
+    """
     found: dict[str, Any] = {}
     for entry in entries:
         name, _, given = entry.partition(":")
-        if name in found or not re.fullmatch(number, given):
+        if name in found or not re.fullmatch(pattern, given):
             raise ValueError(f"{expected}, each once; got {entry!r}.")
         found[name] = kind(given or "500")
     return found
 
 
 def attributes(dataset: Dataset, names: Sequence[str] = ()) -> list[Attribute]:
-    """The attributes of these names, or by default those of `GROUPED_BY` that users or interactions
-    have. A zip code becomes its region, the first digit."""
+    """The attributes of these names, by default those of `GROUPED_BY` that the data has.
+
+    A zip code becomes its region, the first digit.
+    """
     columns = {*dataset.users, *dataset.interactions}
+    names = names or [name for name in GROUPED_BY if name in columns]
     return [
         Attribute.of(dataset, name, short=lambda text: text[:1])
         if name == "zip_code"
         else Attribute.of(dataset, name)
-        for name in names or [name for name in GROUPED_BY if name in columns]
+        for name in names
     ]

@@ -55,10 +55,12 @@ class Probability:
 
     def __post_init__(self) -> None:
         scores, values = np.array(self.scores), np.array(self.probabilities)
-        ascend = np.isfinite(scores).all() and (np.diff(scores) >= 0).all()
-        ascend = ascend and not (np.diff(values) < 0).any()
+        # NaN among the probabilities is refused below, with the bounds.
+        ascend = (np.diff(scores) >= 0).all() and not (np.diff(values) < 0).any()
         if not len(scores) or scores.shape != values.shape or not ascend:
             raise ValueError("expected ascending scores, and as many ascending probabilities.")
+        if not np.isfinite(scores).all():
+            raise ValueError("expected finite, ascending scores.")
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"probabilities lie in [0, 1]; got {values.min()} to {values.max()}.")
 

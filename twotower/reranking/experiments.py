@@ -66,9 +66,9 @@ class Experiment:
         "" is in none, since many people share this id.
 
         Raises:
-            ValueError: User ids that are not a list of strings.
+            ValueError: A single string in place of a list, or an id that is no string.
         """
-        wrong = [some for some in user_ids if not isinstance(some, str)]
+        wrong = [user for user in user_ids if not isinstance(user, str)]
         if isinstance(user_ids, str) or wrong:
             got = wrong[0] if wrong else user_ids
             raise ValueError(f"user_ids are strings, '' for an unknown user; got {got!r}.")

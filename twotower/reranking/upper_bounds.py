@@ -133,14 +133,14 @@ class LinUcb(Bandit):
         super().__init__(slots, among)
         size = len(columns) + vectors.shape[1]
         if not size:
-            raise ValueError("the context is of 0 numbers, which must be 1 or more; name columns.")
+            raise ValueError("the context is empty: name columns, or give vectors.")
         if precision.shape != (size, size) or response.shape != (size,):
             raise ValueError(
                 f"{len(columns)} columns and vectors of {vectors.shape[1]} need precision "
                 f"[{size}, {size}] and response [{size}]; got {[*precision.shape]} and "
                 f"{[*response.shape]}."
             )
-        if not all(np.isfinite(some).all() for some in (vectors, precision, response)):
+        if not all(np.isfinite(array).all() for array in (vectors, precision, response)):
             raise ValueError("vectors, precision and response must be finite, without NaN.")
         if np.linalg.eigvalsh(precision)[0] <= 0:
             raise ValueError("precision must be positive definite, as I + sum(x x') is.")

@@ -128,7 +128,7 @@ def tune(
         warnings.warn(
             f"{type(retriever).__name__} finds {best.recall:.4f} of the exact top {k} at most on "
             f"{len(queries)} queries, so not surely the target {recall_target}: build it with a "
-            "larger configuration, or tune it on more queries. Among some thousands of items, "
+            "larger configuration, or tune it on more queries. Among a few thousand items, "
             "exact search is fast, too.",
             stacklevel=2,
         )

@@ -76,8 +76,8 @@ class Checkpoints:
         self._last = self._manager(
             "last", 1, weights=weights, others=others, optimizer=model.optimizer, state=self._state
         )
-        # No limit, since the previous one counts until `last` names the newer one, and kills may
-        # leave any number in between. `save` deletes what does not count.
+        # No limit. Weights that `last` names must stay until it names others, and each kill in
+        # between leaves further ones, which would push them out. `save` deletes the others.
         self._best = self._manager("best", None, weights=weights)
         self._kept = ""  # name of the checkpoint in `best` that `last` names
 

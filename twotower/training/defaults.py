@@ -132,7 +132,7 @@ def describe(dataset: Dataset, split: Split, recipe: Recipe) -> str:
 
 
 def _weights(dataset: Dataset, split: Split, recipe: Recipe) -> list[str]:
-    """A line if a column weighs the examples: a file may have such a column for another reason."""
+    """A line that names the column of weights: it may be in the file for another reason."""
     name = recipe.examples.weight
     if not name:
         return []

@@ -70,8 +70,8 @@ class HnswIndex(FaissIndex):
     longest vectors answer most queries. `link_power` finds the power between the two.
 
     Vectors of one length are linked by their distances, and searched by inner product. Both give
-    the same neighbours, but as float32 only distances tell near copies apart: if they differ by
-    1e-4, the inner product of any two is 1.
+    the same neighbours, but in float32 only distances tell near copies apart. The inner product of
+    two unit vectors that differ by 1e-4 rounds to 1.
 
     A graph takes further vectors and cannot lose any: removed ones stay as ways to others, and
     searches step over them.
@@ -132,7 +132,7 @@ class HnswIndex(FaissIndex):
         self._hold(nodes)
 
     def _measure_by(self, kind: int) -> None:
-        """Links and searches by this metric of FAISS from now on. The links stay."""
+        """Sets the metric of FAISS by which nodes are linked and searched. Existing links stay."""
         storage = faiss.downcast_index(self._index.storage)
         self._index.metric_type = storage.metric_type = kind
         self._index.hnsw.is_similarity = kind == faiss.METRIC_INNER_PRODUCT

@@ -17,7 +17,7 @@ from twotower.retrieval.candidates import NO_SCORE, widened
 from twotower.retrieval.threads import bounded
 
 FOLDER, POSITIONS = "scann", "scann_positions.npy"
-# ScaNN learns 16 codes for a block of dimensions, each from a vector at least.
+# ScaNN learns 16 codes for each block of dimensions, and needs a vector for each code.
 FEWEST_IN_LAYER = 16
 
 
