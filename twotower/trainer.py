@@ -11,6 +11,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import MANIFEST
 from twotower.bundle.weights import warm_start
 from twotower.data.dataset import Dataset
+from twotower.data.inputs import require_features
 from twotower.data.splits import Split, with_validation_rows
 from twotower.evaluation.baselines.popularity import Popularity
 from twotower.evaluation.comparison import Comparison, heading
@@ -51,7 +52,8 @@ class Trainer:
             trained on; None if unknown.
 
     Raises:
-        ValueError: A split whose queries are the test part, or of another dataset.
+        ValueError: A split whose queries are the test part, or of another dataset; or a recipe with
+            a feature that the data do not have.
         TypeError: A dataset, split or recipe of another type.
     """
 
@@ -82,6 +84,7 @@ class Trainer:
             )
         split.require_of(dataset)
         self.dataset, self.split, self.recipe = dataset, split, recipe or recipe_for(dataset, split)
+        require_features(dataset, self.recipe.query.features, self.recipe.item.features)
         self.refit, self.warm_start, self.allow_seen = refit, warm_start, allow_seen
         self.refit_seconds: float | None = None
         self.seen: float | None = None

@@ -10,7 +10,10 @@ from twotower.data.splits import make_split
 from twotower.tf import tf
 from twotower.towers.dense import DenseHead
 from twotower.towers.numbers import Clock
+from twotower.trainer import Trainer
+from twotower.training.defaults import recipe_for
 from twotower.training.model import TwoTowerModel
+from twotower.training.recipe import Recipe
 from twotower.training.training import Training
 
 
@@ -82,10 +85,26 @@ def test_features_of_one_example_need_queries_of_their_own():
         Training(tiny.dataset(), tiny.split("loo"), clock)
 
 
-def test_unknown_features_are_named():
-    with pytest.raises(
-        ValueError, match=r"unknown item features \['colour'\].*'maker'.*recipe_for"
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (
+            {"item_features": ("colour",)},
+            r"unknown item features \['colour'\].*'maker'.*recipe_for",
+        ),
+        (
+            {"query_features": ("history", "shoe")},
+            r"unknown query features \['shoe'\]; .*'gender', 'history'",
+        ),
+    ],
+)
+def test_unknown_features_are_named_at_every_door(choices, message):
+    data, split = tiny.dataset(), tiny.split()
+    recipe = Recipe(**choices)
+    for make in (
+        lambda: recipe_for(data, split, **choices),
+        lambda: Trainer(data, split, recipe),
+        lambda: Training(data, split, recipe),
     ):
-        Training(tiny.dataset(), tiny.split(), tiny.recipe(item={"features": ("colour",)}))
-    with pytest.raises(ValueError, match=r"unknown query features \['shoe'\].*'gender'"):
-        Training(tiny.dataset(), tiny.split(), tiny.recipe(query={"features": ("shoe",)}))
+        with pytest.raises(ValueError, match=message):
+            make()

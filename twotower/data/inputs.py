@@ -20,6 +20,25 @@ COMPUTED = ("history", "history_time", "history_rating", "time")
 REQUEST_INPUTS = (*COMPUTED, *CONTEXT)
 
 
+def require_features(dataset: Dataset, query: Iterable[str], item: Iterable[str]) -> None:
+    """Raises ValueError if a feature of one of the towers is none that the data have; the message
+    names those that there are."""
+    context = [name for name in CONTEXT if name in dataset.interactions]
+    for tower, names, known, hint in (
+        ("query", query, {"history", "time", *context, *dataset.users}, ""),
+        (
+            "item",
+            item,
+            {*TIME_DEPENDENT, *dataset.items},
+            " recipe_for(dataset, split) chooses from the columns that a dataset has.",
+        ),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"unknown {tower} features {unknown}; this dataset has {sorted(known)}.{hint}"
+            )
+
+
 class QueryInputs:
     """Makes the query tower's inputs from requests: raw values or, after `encoded`, integers.
 
@@ -130,12 +149,7 @@ class ItemInputs:
     """
 
     def __init__(self, dataset: Dataset, train: np.ndarray, names: Sequence[str]) -> None:
-        known = {*TIME_DEPENDENT, *dataset.items}
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(
-                f"unknown item features {unknown}; this dataset has {sorted(known)}. "
-                "recipe_for(dataset, split) chooses from the columns that a dataset has."
-            )
+        require_features(dataset, (), names)
         _refuse_twins("items", dataset.items, names, TIME_DEPENDENT)
         self.time_dependent = [name for name in names if name in TIME_DEPENDENT]
         self.static = {

@@ -9,6 +9,7 @@ import pandas as pd
 from twotower.data.columns import form_of, known
 from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
+from twotower.data.inputs import require_features
 from twotower.data.splits import Split
 from twotower.objective.config import NegativesConfig
 from twotower.towers.config import is_argument
@@ -48,7 +49,7 @@ def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
         A recipe with features that the training rows have values for.
 
     Raises:
-        ValueError: A split of another dataset.
+        ValueError: A split of another dataset, or a feature that the data do not have.
     """
     split.require_of(dataset)
     recipe = Recipe()
@@ -68,7 +69,9 @@ def recipe_for(dataset: Dataset, split: Split, **choices: Any) -> Recipe:
             task = dataclasses.replace(task, correction="none")
     item = dataclasses.replace(recipe.item, features=features)
     parts = {"item": item, "examples": examples, "task": task, "negatives": negatives, "fit": fit}
-    return Recipe(**{**parts, **choices})
+    recipe = Recipe(**{**parts, **choices})
+    require_features(dataset, recipe.query.features, recipe.item.features)
+    return recipe
 
 
 def item_features(dataset: Dataset, split: Split) -> tuple[tuple[str, ...], dict[str, str]]:

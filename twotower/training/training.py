@@ -13,7 +13,7 @@ from absl import logging
 from twotower.data.config import TIME_DEPENDENT
 from twotower.data.dataset import Dataset
 from twotower.data.examples import Examples
-from twotower.data.inputs import ItemInputs, QueryInputs
+from twotower.data.inputs import ItemInputs, QueryInputs, require_features
 from twotower.data.lineage import Lineage
 from twotower.data.requests import Requests, encoded
 from twotower.data.sequences import Sequences
@@ -132,6 +132,7 @@ class Training:
     def _check(self) -> None:
         """Raises ValueError if parts of the recipe do not go together, or do not fit the data."""
         query, examples, protocol = self.recipe.query, self.examples, self.split.protocol
+        require_features(self.dataset, query.features, self.recipe.item.features)
         of_groups = ("targets_per_query", "targets_share", "targets_share_spread")
         groups = f"queries of several items, which {protocol} has not"
         for sentence in [
