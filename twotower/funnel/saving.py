@@ -136,7 +136,7 @@ def load(directory: str | pathlib.Path, model: Model, model_version: str) -> Fun
     def make(directory: pathlib.Path, entries: dict) -> Funnel:
         try:
             return _funnel(entries, directory, model)
-        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        except ValueError as error:  # which says what is wrong, and not where
             path = directory / DESCRIPTION
             raise ValueError(f"{path}: its parts do not fit together: {error}") from error
 

@@ -106,14 +106,7 @@ def load(directory: str | pathlib.Path, model_version: str) -> CandidateRanker:
             ranker of another model, or one whose columns are not what its model reads.
     """
 
-    def make(directory: pathlib.Path, described: dict) -> CandidateRanker:
-        try:
-            return _ranker(directory, described)
-        except (ArithmeticError, LookupError, MemoryError, TypeError) as error:
-            path = directory / DESCRIPTION
-            raise ValueError(f"{path}: its parts do not fit together: {error}") from error
-
-    return bundle_part.load(directory, *PART, model_version, make)
+    return bundle_part.load(directory, *PART, model_version, _ranker)
 
 
 def check(directory: str | pathlib.Path, model_version: str) -> None:

@@ -53,8 +53,8 @@ def load(
         make: Reads the part. It is called once more if the folder is replaced meanwhile.
 
     Raises:
-        ValueError: As `described`; a part of another model; or a file that is missing, changed or
-            not listed.
+        ValueError: As `described`; a part of another model; a file that is missing, changed or not
+            listed; or entries that `make` cannot make a part of.
     """
     directory = paths.local(directory)
 
@@ -68,6 +68,11 @@ def load(
             )
         with description.checked(directory, found["files"]):
             description.require_no_more(directory, [*found["files"], name])
-            return make(directory, found)
+            try:
+                return make(directory, found)
+            except (ArithmeticError, LookupError, MemoryError, TypeError) as error:
+                raise ValueError(
+                    f"{directory / name}: its parts do not fit together: {error}"
+                ) from error
 
     return description.consistently(directory, read)
