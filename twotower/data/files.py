@@ -7,6 +7,7 @@ text files every column is text. An error names the file, and the line (text fil
 """
 
 import dataclasses
+import json
 import pathlib
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ REFUSED = {
     ".hoodie": _REPLACED,
     "metadata/*.metadata.json*": _REPLACED,  # Iceberg
 }
+# Entry of a Parquet file's metadata: a JSON list of sentences, which become notes of the dataset.
+NOTES = b"twotower.notes"
 # How Hive and Spark write a missing value as the name of a folder.
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 
@@ -42,6 +45,7 @@ class Source:
         table: All rows.
         text: How the files are written; None of Parquet. Numbers and dates of text files are text.
         parts: Path and number of rows of each file, in the order of the table.
+        notes: The sentences that Parquet files have under `NOTES`, each once.
 
     >>> path = pathlib.Path("ratings.parquet")
     >>> Source(pa.table({"rating": [3, 5]}), text=None, parts=[(path, 2)]).where(1)
@@ -51,6 +55,7 @@ class Source:
     table: pa.Table
     text: TextFormat | None
     parts: list[tuple[pathlib.Path, int]]
+    notes: Sequence[str] = ()
 
     def where(self, row: int | None) -> str:
         """File and line (Parquet: file and row) of a row of the table; the first file if None."""
@@ -101,8 +106,13 @@ def read(paths: pathlib.Path | Sequence[pathlib.Path], text: TextFormat) -> Sour
         table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{given[0]}: its parts differ: {error}.") from error
+    metadata = [table.schema.metadata or {} for table in tables]
+    notes = [note for entries in metadata for note in json.loads(entries.get(NOTES, b"[]"))]
     return Source(
-        table, form, [(part, t.num_rows) for (_, part), t in zip(parts, tables, strict=True)]
+        table,
+        form,
+        [(part, t.num_rows) for (_, part), t in zip(parts, tables, strict=True)],
+        [*dict.fromkeys(notes)],
     )
 
 
@@ -184,7 +194,11 @@ def _parquet(path: pathlib.Path) -> pa.Table:
     _check_names(path, table.column_names)
     # Indexes without a name are row numbers of pandas.
     table = table.drop_columns([n for n in table.column_names if n.startswith("__index_level_")])
-    return pa.table({name: _plain(table[name], name, path) for name in table.column_names})
+    metadata = table.schema.metadata or {}
+    return pa.table(
+        {name: _plain(table[name], name, path) for name in table.column_names},
+        metadata={name: value for name, value in metadata.items() if name == NOTES},
+    )
 
 
 def _plain(array: pa.ChunkedArray, name: str, path: pathlib.Path) -> pa.ChunkedArray:

@@ -1,6 +1,5 @@
 """Your own Parquet, CSV or TSV files -> Dataset, and a Dataset -> Parquet."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as parquet
+import pyarrow.parquet
 
 from twotower.data import files, schema
 from twotower.data.columns import ColumnError
@@ -20,8 +19,6 @@ from twotower.storage.paths import local
 # One file or folder, or several files.
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
-# Entry of a Parquet file's metadata: a JSON list of sentences, which become notes of the dataset.
-NOTES = b"twotower.notes"
 EVENTS_HOW = (
     "Give each event a weight, such as view=1,purchase=5, or one of this project's events, such as "
     f"view=impression,purchase=click. There are {[*EVENTS[1:]]}. Rows of "
@@ -125,7 +122,7 @@ def read_tables(
     with located(sources, frames, HINTS):
         for table, source in sources.items():
             frames[table], left_out = frame_of(source, table, entries)
-            notes += [*left_out, *_notes_in(paths[table])]
+            notes += [*left_out, *source.notes]
         has_times = "timestamp" in frames["interactions"]
         if not has_times:
             frames["interactions"]["timestamp"] = np.arange(len(frames["interactions"]))
@@ -178,7 +175,7 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
         frame = getattr(dataset, table)
         if table == "interactions" and not dataset.has_times:
             frame = frame.drop(columns="timestamp")
-        parquet.write_table(
+        pyarrow.parquet.write_table(
             pa.Table.from_pandas(frame, preserve_index=False), folder / f"{table}.parquet"
         )
 
@@ -256,17 +253,6 @@ def _with_events(
         frame["weight"] = found.map(weight)
         notes.append("weights: " + ", ".join(f"{name} {weight[name]:g}" for name in weight))
     return frame, notes
-
-
-def _notes_in(paths: list[pathlib.Path]) -> list[str]:
-    """The notes that the metadata of Parquet files hold, each once."""
-    metadata = [parquet.read_schema(p).metadata or {} for p in paths if _is_parquet_file(p)]
-    notes = [note for entries in metadata for note in json.loads(entries.get(NOTES, b"[]"))]
-    return [*dict.fromkeys(notes)]
-
-
-def _is_parquet_file(path: pathlib.Path) -> bool:
-    return path.suffix == ".parquet" and path.is_file()
 
 
 def _counts(values: pd.Series, most: int = 5) -> str:

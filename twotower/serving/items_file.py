@@ -13,9 +13,9 @@ import pathlib
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from twotower.data.tables import NOTES
-from twotower.live.log import sync
+from twotower.data.files import NOTES
 from twotower.serving.pipeline import Pipeline
+from twotower.storage.syncing import sync
 
 # Name of the entry in the file's metadata that says which changes it has.
 ENTRY = b"twotower"
