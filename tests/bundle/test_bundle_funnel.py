@@ -17,7 +17,7 @@ from twotower.data.requests import Requests
 from twotower.data.splits import make_split
 from twotower.evaluation.evaluate import evaluate
 from twotower.funnel import report
-from twotower.funnel.cold_start import explored
+from twotower.funnel.exploration import explored
 from twotower.funnel.filters import fractions
 from twotower.funnel.funnel import Funnel, Inlet
 from twotower.funnel.making import FunnelConfig, fitted, make_funnel, parse_sources

@@ -54,7 +54,8 @@ def main() -> None:
     from twotower.evaluation.evaluate import evaluate
     from twotower.evaluation.variety import VARIETY, variety
     from twotower.funnel import report
-    from twotower.funnel.cold_start import ExplorationSlots, explored
+    from twotower.funnel.cold_start import ExplorationSlots
+    from twotower.funnel.exploration import explored
     from twotower.funnel.merge import WeightedSum
     from twotower.ranking.stage import Rank
 

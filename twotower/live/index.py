@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twotower.live.entries import ADD, REMOVE, Entry
-from twotower.live.log import SIDES, WriteAheadLog, sync
+from twotower.live.log import SIDES, WriteAheadLog
 from twotower.live.pair import FORMAT_VERSION, Checks, Pair, failed_checks
 from twotower.ragged import Ragged
 from twotower.retrieval import build, store
@@ -25,6 +25,7 @@ from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
 from twotower.retrieval.vectors import KeyedVectors, checked_keys
 from twotower.storage import description, paths
+from twotower.storage.syncing import sync
 
 # Replays before a swap takes the writers' lock: each leaves what was added during it.
 ROUNDS = 3

@@ -19,6 +19,7 @@ import numpy as np
 from twotower.limits import whole_number
 from twotower.live.entries import ADD, REMOVE, Entry, entry_digest
 from twotower.storage import paths
+from twotower.storage.syncing import sync
 
 FORMAT_VERSION = 3
 # What SQLite's file header says of the application: "2tow". Other databases are refused by it.
@@ -386,15 +387,6 @@ def _make(path: pathlib.Path) -> None:
         raise ValueError(f"{path} cannot be opened as a log: {error}.") from error
     finally:
         new.unlink(missing_ok=True)
-
-
-def sync(path: pathlib.Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # A fork waits for changes under way: else the child, when it ends, would roll back half of one.

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from twotower.live.log import sync
+from twotower.storage.syncing import sync
 
 LOG = logging.getLogger("twotower.serving")
 # The columns of `Dataset.interactions`.

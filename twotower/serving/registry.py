@@ -26,11 +26,11 @@ import numpy as np
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.manifest import BundleError
 from twotower.funnel import saving
-from twotower.live.log import sync
 from twotower.ranking import files as ranker_files
 from twotower.retrieval.base import Retriever
 from twotower.storage import paths
 from twotower.storage.replacing import unfinished
+from twotower.storage.syncing import sync
 
 Loaded = TypeVar("Loaded")
 VERSION = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
