@@ -102,7 +102,7 @@ def titles_of(folder, text):
 
 
 def test_quotes_between_tabs_are_text_where_they_enclose_no_field(tmp_path):
-    # Two titles that begin with a quote, of which one is closed within the title.
+    # Both titles begin with a quote. The first has a second one in the middle, the other has none.
     assert titles_of(tmp_path, 'item_id\ttitle\na\t"Weird Al" Live\nb\t"Heroes\n') == [
         '"Weird Al" Live',
         '"Heroes',

@@ -22,7 +22,7 @@ from twotower.serving.processes import Processes
 
 
 class Fake:
-    """A process that does as it is told: it loads, serves, or has ended."""
+    """Stands for a process of uvicorn. A test sets its `state`: `loads`, `serves` or `ended`."""
 
     made = 0
 

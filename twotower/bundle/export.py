@@ -141,14 +141,14 @@ def write_parts(
     save_tower(queries, folder / "query_tower", version)
     save_tower(items, folder / "item_tower", version)
     save_retrieve(queries, ids, vectors, folder / EXACT)
-    if scann and len(ids) < scann_index.FEWEST_IN_LAYER:
+    if not scann:
+        return
+    if len(ids) < scann_index.FEWEST_IN_LAYER:
         warnings.warn(
             f"retrieve_scann needs {scann_index.FEWEST_IN_LAYER} items, and there are {len(ids)}: "
             "it is left out. retrieve, which is exact, answers in its place.",
             stacklevel=2,
         )
-        scann = False
-    if not scann:
         return
     config = _tuned_scann(keys, vectors, sample)
     save_retrieve_scann(

@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # it imports pandas, which would slow --help down
 FLAGS = flags.FLAGS
 FIRST = ("bundle", "data_dir", "sources", "merge", "name")
 SOURCES = "two_tower:500,ease:500,ials:500,item_knn:300,popularity:200"
-# Memory in GiB above which ease is no source by default.
-MAX_GIB = 4.0
 
 
 def define_flags() -> None:
@@ -37,7 +35,7 @@ def define_flags() -> None:
         "sources",
         SOURCES.split(","),
         "Sources, and how many candidates each is asked for. The default leaves ease out where it "
-        f"would take more than {MAX_GIB:g} GiB, which is from some 19,000 items on.",
+        "would take more than 4 GiB, which is from some 19,000 items on.",
     )
     flags.DEFINE_enum(
         "merge",
@@ -109,7 +107,7 @@ def whole_numbers(flag: str) -> tuple[int, ...]:
 
 
 def without_large_ease(config: "FunnelConfig", num_items: int) -> "FunnelConfig":
-    """The settings, without the source ease if that would take more than `MAX_GIB`.
+    """The settings, without the source ease if fitting it would be refused for its memory.
 
     A line of output says that it was left out.
 
@@ -117,6 +115,7 @@ def without_large_ease(config: "FunnelConfig", num_items: int) -> "FunnelConfig"
         config: The settings.
         num_items: Number of items with a training row.
     """
+    from twotower.evaluation.baselines.baseline import MAX_GIB
     from twotower.evaluation.baselines.ease import Ease
 
     if "ease" not in config.sources or (gib := Ease.gib(num_items)) <= MAX_GIB:

@@ -243,9 +243,9 @@ def _check(path: pathlib.Path, data: bytes, sep: str, form: TextFormat) -> None:
                     f"{text!r}. Is the line cut off, or a text with {shown!r} not in quotes?"
                 )
     except csv.Error as error:
-        how = "" if b'\\"' not in data else (
-            f", and this file has \\\" for it: sed 's/\\\\\"/\"\"/g' '{path.name}' > NEW"
-        )  # fmt: skip
+        how = ""
+        if b'\\"' in data:
+            how = rf""", and this file has \" for it: sed 's/\\"/""/g' '{path.name}' > NEW"""
         raise ValueError(
             f"{path}: the record after line {line} has a quote that is not closed, or is closed "
             f'within a field ({error}). Within quotes, a quote is written twice (""){how}.'

@@ -343,7 +343,8 @@ class Retriever(abc.ABC):
         positions, scores = self._search_allowed(store, queries, k, exclude, allow)
         keys = built.keys_of(positions)
         if not len(fresh):
-            order_ties(keys, scores)
+            if not self.is_exact:  # an exact scan has ordered them
+                order_ties(keys, scores)
             return Candidates(keys, scores, (positions >= 0).sum(1))
         is_allowed = None if allow is None else np.isin(fresh.keys, allow)
         excluded = None if exclude is None else fresh.pairs(exclude)

@@ -13,6 +13,9 @@ from twotower.evaluation.evaluate import from_scores
 from twotower.ragged import Ragged
 from twotower.retrieval.candidates import Candidates
 
+# Memory in GiB that fitting may take by default.
+MAX_GIB = 4.0
+
 
 class Baseline(abc.ABC):
     """Scores the whole catalogue for each request.
@@ -28,7 +31,7 @@ class Baseline(abc.ABC):
         dataset: Dataset,
         train: np.ndarray,
         candidates: np.ndarray | None = None,
-        max_gib: float = 4.0,
+        max_gib: float = MAX_GIB,
     ) -> Self:
         """Fits on rows of `dataset.interactions`.
 

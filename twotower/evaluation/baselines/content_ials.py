@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sparse
 
 from twotower.data.dataset import Dataset
+from twotower.evaluation.baselines.baseline import MAX_GIB
 from twotower.evaluation.baselines.ials import IAls
 from twotower.ragged import Ragged
 
@@ -44,7 +45,7 @@ class ContentIAls(IAls):
         dataset: Dataset,
         train: np.ndarray,
         candidates: np.ndarray | None = None,
-        max_gib: float = 4.0,
+        max_gib: float = MAX_GIB,
     ) -> Self:
         super().fit(dataset, train, candidates, max_gib)
         known, vectors = self._counts > 0, np.array(self.item_vectors, np.float64)

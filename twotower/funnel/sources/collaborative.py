@@ -16,6 +16,7 @@ import scipy.sparse as sparse
 from twotower.data.dataset import Dataset
 from twotower.data.requests import Requests
 from twotower.evaluation import baselines
+from twotower.evaluation.baselines.baseline import MAX_GIB
 from twotower.funnel.sources.answers import Columns, at_most, in_batches
 from twotower.funnel.stage import Source
 from twotower.ragged import Ragged
@@ -85,7 +86,7 @@ class Ease(Collaborative):
 
     @classmethod
     def fit(
-        cls, dataset: Dataset, train: np.ndarray, l2: float = 1000.0, max_gib: float = 4.0
+        cls, dataset: Dataset, train: np.ndarray, l2: float = 1000.0, max_gib: float = MAX_GIB
     ) -> Self:
         """Fits on rows of `dataset.interactions`.
 
