@@ -232,7 +232,8 @@ def parse_sources(entries: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: Something that is not a positive number, or a source that is named twice.
     """
-    return _parsed(entries, "([1-9][0-9]*)?", "sources are a list such as ease:300,ials")
+    expected = "sources are a list such as ease:300,ials"
+    return _parsed(entries, "[1-9][0-9]*", expected, default="500")
 
 
 def parse_keep(entries: Sequence[str]) -> dict[str, int]:
@@ -263,18 +264,21 @@ def parse_hold_out(entries: Sequence[str]) -> dict[str, float]:
 
 
 def _parsed(
-    entries: Sequence[str], pattern: str, expected: str, kind: Callable[[str], Any] = int
+    entries: Sequence[str],
+    pattern: str,
+    expected: str,
+    kind: Callable[[str], Any] = int,
+    default: str = "",
 ) -> dict[str, Any]:
-    """Entries `name:number` as a mapping.
-
-    `pattern` is the regular expression of a number. If it allows none, a missing number is 500.
-    """
+    """Entries `name:number` as a mapping. `pattern` is the regular expression of a number, and
+    `default` stands for a missing one."""
     found: dict[str, Any] = {}
     for entry in entries:
         name, _, given = entry.partition(":")
-        if name in found or not re.fullmatch(pattern, given):
+        number = given or default
+        if name in found or not re.fullmatch(pattern, number):
             raise ValueError(f"{expected}, each once; got {entry!r}.")
-        found[name] = kind(given or "500")
+        found[name] = kind(number)
     return found
 
 
