@@ -187,7 +187,7 @@ def test_in_training(trained):
     hard, shared, seen = [], [], 0
     for batch in asked(trained.examples, 5):
         users, num = batch["user"], len(batch["item"])
-        chosen = trained.hard_negatives(users, batch["item"], np.random.default_rng(0))
+        chosen = trained.row_negatives(users, batch["item"], np.random.default_rng(0))
         assert chosen.shape == (len(users), round((num - 1) / 9)) and (chosen >= 0).all()
         assert not likes[users[:, None], chosen].any()
         lists = trained.miner.lists[users]
@@ -204,6 +204,6 @@ def test_in_training(trained):
 def test_shared_lists_would_be_noticed(trained):
     """The check above, on hard negatives that go to the wrong rows."""
     batch = asked(trained.examples, 5)[0]
-    chosen = trained.hard_negatives(batch["user"], batch["item"], np.random.default_rng(0))
+    chosen = trained.row_negatives(batch["user"], batch["item"], np.random.default_rng(0))
     lists = trained.miner.lists[np.roll(batch["user"], 1)]
     assert (chosen[:, :, None] == lists[:, None]).any(2).mean() < 0.9

@@ -195,9 +195,9 @@ def test_a_sampler_leaves_new_items_to_be_found(name):
 
 def test_impressions_without_a_click():
     training = training_of(negatives={"num_impressions": 3})
-    shown, examples = training.passed_over, training.examples
+    shown, examples = training.row_negatives.impressions, training.examples
     batch = asked(examples)[0]
-    block = training.hard_negatives(batch["user"], batch["item"], np.random.default_rng(0))
+    block = training.row_negatives(batch["user"], batch["item"], np.random.default_rng(0))
     assert block.shape == (len(batch["user"]), 3) and (block >= 0).mean() > 0.3
     frame = training.dataset.interactions
     events = frame["event"].to_numpy(object)
@@ -218,11 +218,11 @@ def test_impressions_of_items_that_nothing_trains():
     training = training_of(hidden=0.2, negatives=chosen)
     hidden = untrained(training)
     assert np.isin(training.examples.passed_over().values, hidden).any()
-    assert len(training.passed_over.values)
-    assert not np.isin(training.passed_over.values, hidden).any()
+    assert len(training.row_negatives.impressions.values)
+    assert not np.isin(training.row_negatives.impressions.values, hidden).any()
     chosen["untrained_items"] = True
     training = training_of(item={"unknown_rate": 0.1}, hidden=0.2, negatives=chosen)
-    assert np.isin(training.passed_over.values, hidden).any()
+    assert np.isin(training.row_negatives.impressions.values, hidden).any()
 
 
 def test_streaming_frequencies_reach_the_loss():

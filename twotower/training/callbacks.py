@@ -1,4 +1,4 @@
-"""What happens at the end of an epoch, and a line of progress within it."""
+"""What happens before a step and at the end of an epoch, and a line of progress within it."""
 
 import sys
 import time
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from twotower.objective.mining import MiningConfig
+from twotower.objective.config import MiningConfig
+from twotower.objective.mining import Miner
 from twotower.tf import tf
 from twotower.training.checkpoints import FitResult
 from twotower.training.training import Training
@@ -64,48 +65,64 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+class Mining(tf.keras.callbacks.Callback):
+    """Mines hard negatives anew before the steps that are due.
+
+    Args:
+        training: The model with its data.
+        miner: That of the training.
+        config: When to mine.
+        result: Its `mining_seconds` are counted.
+
+        mining = Mining(training, training.miner, MiningConfig(every=200), result)
+        training.model.fit(training.batches(), epochs=10, callbacks=[mining])
+    """
+
+    def __init__(
+        self, training: Training, miner: Miner, config: MiningConfig, result: FitResult
+    ) -> None:
+        super().__init__()
+        self.training, self.miner, self.config, self.result = training, miner, config, result
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        step = int(self.model.optimizer.iterations.numpy())
+        has_lists = self.miner.lists is not None
+        # A resumed training has no lists until it mines, whether a mining is due or not.
+        if self.config.is_due(step) or (not has_lists and step > self.config.warmup):
+            begun = time.perf_counter()
+            self.training.mine()
+            self.result.mining_seconds += time.perf_counter() - begun
+
+
 class EveryEpoch(tf.keras.callbacks.Callback):
     """Validates, keeps the best weights, saves a checkpoint, stops early, and logs a line.
 
     Args:
         training: The model with its data.
-        mining: When to mine hard negatives.
         result: What is filled in.
         save: Writes a checkpoint; called with whether this epoch's weights are the ones to keep.
         select: Whether validation picks the epoch.
         pace: How long the rest takes.
 
         result, pace = FitResult(metric="recall@100"), Pace(0, epochs=10, steps=100)
-        every = EveryEpoch(training, MiningConfig(), result, save, select=True, pace=pace)
+        every = EveryEpoch(training, result, save, select=True, pace=pace)
         training.model.fit(training.batches(), epochs=10, callbacks=[pace, every])
     """
 
     def __init__(
         self,
         training: Training,
-        mining: MiningConfig,
         result: FitResult,
         save: Callable[[bool], None],
         select: bool,
         pace: Pace,
     ) -> None:
         super().__init__()
-        self.training, self.mining, self.result = training, mining, result
+        self.training, self.result = training, result
         self.save, self.select, self.pace = save, select, pace
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.started, self.epoch = time.perf_counter(), epoch
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        training = self.training
-        if training.miner is not None:
-            step = int(self.model.optimizer.iterations.numpy())
-            if self.mining.is_due(step) or (
-                training.miner.lists is None and step > self.mining.warmup
-            ):  # the second after a resume
-                begun = time.perf_counter()
-                training.mine()
-                self.result.mining_seconds += time.perf_counter() - begun
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         if not np.isfinite(logs["loss"]):

@@ -12,7 +12,7 @@ from twotower.storage import paths
 from twotower.storage.holding import holding
 from twotower.tf import tf
 from twotower.training.adam import FusedAdam, FusedAdamW
-from twotower.training.callbacks import EveryEpoch, Pace, Progress, line_writer
+from twotower.training.callbacks import EveryEpoch, Mining, Pace, Progress, line_writer
 from twotower.training.checkpoints import Checkpoints, FitResult
 from twotower.training.recipe import FitConfig, Recipe
 from twotower.training.training import Training
@@ -153,7 +153,9 @@ def _fit(
             batch_size = training.recipe.examples.batch_size
             callbacks.append(Progress(num_examples, batch_size, pace, write))
         save = functools.partial(checkpoints.save, result)
-        callbacks.append(EveryEpoch(training, mining, result, save, select, pace))
+        if (miner := training.miner) is not None:
+            callbacks.append(Mining(training, miner, mining, result))
+        callbacks.append(EveryEpoch(training, result, save, select, pace))
         if tensorboard:
             callbacks.append(tf.keras.callbacks.TensorBoard(str(workdir / "tensorboard")))
         try:

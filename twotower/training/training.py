@@ -1,6 +1,5 @@
 """Training: a model with the data that it trains and validates on."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -22,7 +21,7 @@ from twotower.evaluation.evaluate import evaluate
 from twotower.limits import unread
 from twotower.objective.config import MARGINS
 from twotower.objective.frequency import StreamingFrequency
-from twotower.objective.mining import Miner, drawn
+from twotower.objective.mining import Miner
 from twotower.objective.sampling import in_batch_probability
 from twotower.ragged import Ragged
 from twotower.retrieval.backends.brute_force import BruteForceIndex
@@ -39,6 +38,7 @@ from twotower.training.batches import TrainingBatches
 from twotower.training.case_batches import case_batches
 from twotower.training.model import TwoTowerModel
 from twotower.training.recipe import Recipe
+from twotower.training.row_negatives import RowNegatives
 
 
 class Training:
@@ -58,10 +58,7 @@ class Training:
         sequences: The training rows as windows for next-item training; None if the recipe does not
             ask for it.
         frequency: The streaming estimate of p_c; None if the recipe does not ask for it.
-        miner: The mined hard negatives of the users; None if the recipe does not ask for them.
-        passed_over: Keys of the items that each user was shown and did not take, a row for each
-            user. Only items that may be drawn as negatives. None if the recipe does not ask for
-            impressions.
+        row_negatives: Chooses the hard negatives of each row; None if the recipe asks for none.
         topk: The layer by which FactorizedTopK searches; None if the recipe does not ask for it.
         ancestor: Lineage of the weights that a warm start took over; None without one.
 
@@ -105,10 +102,10 @@ class Training:
         self.frequency = None
         if recipe.task.frequency == "streaming":
             self.frequency = StreamingFrequency(4 * len(dataset.items))
-        self.miner = self._miner() if recipe.negatives.hard_negative_share else None
-        self.passed_over = None
-        if recipe.negatives.num_impressions:
-            self.passed_over = self._passed_over()
+        self.row_negatives = None
+        if recipe.negatives.has_hard_negatives:
+            drawable = self.model.negatives.keys
+            self.row_negatives = RowNegatives(recipe, self.examples, split, drawable)
         # Builds all weights, so that they can be counted, loaded and saved before the first step.
         self.model.query_tower(self._encoded(split.cases.take(np.arange(0))))
         vectors = self.item_vectors(split.candidates)
@@ -166,44 +163,6 @@ class Training:
             )
         if query.history.ratings and np.isnan(examples.ratings).all():
             raise ValueError("history_ratings: no training row has a rating.")
-
-    def _miner(self) -> Miner:
-        """A miner whose lists are deep enough for the rows of a whole batch."""
-        negatives = self.recipe.negatives
-        candidates = np.intersect1d(self.split.candidates, self.model.negatives.keys)
-        batch_size, mining = self.recipe.examples.batch_size, self.recipe.mining
-        width = self._num_mined(batch_size)
-        if not width or mining.skip >= len(candidates):
-            raise ValueError(
-                f"nothing would be mined: hard_negative_share={negatives.hard_negative_share} of "
-                f"batch_size={batch_size} is {width} negatives a row, from {len(candidates)} items "
-                f"of which mining.skip={mining.skip} are skipped. Raise the share or skip fewer."
-            )
-        if width >= len(candidates):
-            logging.warning(
-                "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
-                "own; there are %d items, so that most stand in it more than once.",
-                negatives.hard_negative_share,
-                batch_size,
-                width,
-                len(candidates),
-            )
-        known_positives = Ragged(self.examples.items, self.examples.by_user.offsets)
-        deep = dataclasses.replace(mining, depth=max(mining.depth, width))
-        return Miner(deep, known_positives, candidates)
-
-    def _passed_over(self) -> Ragged:
-        """Impressions of the items that may be drawn. An item without a training example would be
-        a negative only, like all new items, which share its id vector."""
-        shown = self.examples.passed_over()
-        drawable = shown.where(np.isin(shown.values, self.model.negatives.keys))
-        if not len(drawable.values):
-            raise ValueError(
-                "num_impressions needs events of impressions or skips, of items that have a "
-                f"training row; there are {len(shown.values)} impressions, none of such an item. "
-                "Leave it out."
-            )
-        return drawable
 
     def _sequences(self, queries: Tower) -> Sequences | None:
         """The training rows as windows, if the recipe asks for next-item training."""
@@ -315,31 +274,10 @@ class Training:
         queries = self.query_vectors(self.examples.whole_histories())
         self.miner.mine(queries, self.item_vectors(self.miner.keys))
 
-    def _num_mined(self, num_examples: int) -> int:
-        """Number of mined negatives of each row, in a batch of `num_examples`."""
-        config = self.recipe.negatives
-        return config.num_mined(config.num_shared(num_examples, len(self.model.negatives.keys)))
-
-    def hard_negatives(
-        self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
-        """Keys of each row's hard negatives: mined ones, then impressions.
-
-        Args:
-            users: `[num_rows]`, user of each row, as a row of `dataset.users`.
-            items: `[num_examples]`, keys of the batch's items.
-            rng: Source of the random numbers.
-
-        Returns:
-            `[num_rows, h]`, -1 for none.
-        """
-        config, chosen = self.recipe.negatives, [np.empty((len(users), 0), np.int32)]
-        if self.miner is not None:
-            chosen.append(self.miner.hard_negatives(users, self._num_mined(len(items)), rng, items))
-        if self.passed_over is not None:
-            shown = self.passed_over.take(users).to_dense(-1)
-            chosen.append(drawn(shown, config.num_impressions, rng))
-        return np.concatenate(chosen, axis=1)
+    @property
+    def miner(self) -> Miner | None:
+        """The mined hard negatives of the users; None if the recipe does not ask for them."""
+        return None if self.row_negatives is None else self.row_negatives.miner
 
     def batches(self, first_epoch: int = 0, num_replicas: int = 1) -> tf.data.Dataset:
         """Training batches; each iteration over them is the next epoch (`TrainingBatches`)."""
@@ -354,7 +292,7 @@ class Training:
             self.item_inputs,
             self._probability,
             estimate,
-            self.hard_negatives if self.recipe.negatives.has_hard_negatives else None,
+            self.row_negatives,
         )
         return make(first_epoch, num_replicas)
 
