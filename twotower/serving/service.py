@@ -70,10 +70,10 @@ class Service:
     Args:
         live: The pipelines that answer.
         state: Folder for events and changes of items; made where it does not exist.
-        store: Of the sessions; in memory by default.
-        histories: Of known users.
-        options: See there.
-        registry: Whose active version is followed; None to serve one bundle only.
+        store: Where sessions are kept; in memory by default.
+        histories: Histories of known users; None if there are none.
+        options: Sizes of batches, waits and the deadline.
+        registry: The registry whose active version is served; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline, for deploys.
         checks: What a bundle must show before it serves.
         lacks: (training, version) -> why an index process cannot answer for it yet, "" if it can;
@@ -122,7 +122,7 @@ class Service:
 
     @property
     def live(self) -> Live:
-        """What answers. Two reads may give two: keep the first."""
+        """The pipelines that answer. A deploy may come between two reads: read it once."""
         return self._deployer.live
 
     # Answers.

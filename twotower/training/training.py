@@ -182,7 +182,7 @@ class Training:
         if width >= len(candidates):
             logging.warning(
                 "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
-                "own; there are %d items, so that most stand in it more than once.",
+                "own; there are only %d items, so most of them occur more than once in a row.",
                 negatives.hard_negative_share,
                 batch_size,
                 width,
@@ -193,8 +193,8 @@ class Training:
         return Miner(deep, known_positives, candidates)
 
     def _passed_over(self) -> Ragged:
-        """Impressions of the items that may be drawn. An item without a training example would be
-        a negative only, like all new items, which share its id vector."""
+        """Impressions of the items that may be drawn. An item without a training example would only
+        ever be a negative. So would new items, which have the same id vector."""
         shown = self.examples.passed_over()
         drawable = shown.where(np.isin(shown.values, self.model.negatives.keys))
         if not len(drawable.values):
