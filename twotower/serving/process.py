@@ -64,14 +64,14 @@ class Settings:
             nothing else is.
         state: Folder for events and changes of items.
         data_dir: Data with the histories and columns of users; "" for none.
-        store: Of the sessions: `memory`, or an address of Redis.
+        store: Where sessions are kept: `memory`, or an address of Redis.
         index: Of the two-tower funnel and of searches; "" for `hnsw` if there is one.
         source_deadline: Seconds that a source of a funnel may take.
         role: `query` has towers, funnels and sessions, and asks an index process;
             `index` has vectors and indexes; `all` has both in one process.
         index_url: Address of the index process, for the role `query`.
         trace: Address of an OpenTelemetry collector; "" for no traces.
-        options: Of the service.
+        options: Sizes of batches, waits and the deadline.
         limits: Sizes, rates and callers that are refused.
     """
 

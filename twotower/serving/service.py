@@ -34,8 +34,8 @@ from twotower.serving.store import MemoryStore, Store, StoreError
 if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
     from twotower.serving.tracing import Tracing
 
-# Seconds between looks for another active version, changes of items by other processes, and
-# events and items to write as Parquet.
+# Seconds from one look for another active version, and for changes of items by other processes, to
+# the next; and from one write of events and items as Parquet to the next.
 FOLLOW, FLUSH = 0.5, 60.0
 # What the answer to a change of items says.
 NOTED = (
