@@ -25,17 +25,17 @@ def explored(
     the end they are reset to their first values.
 
     Args:
-        funnel: With the stage and its source.
+        funnel: It has one stage `ExplorationSlots`, and the source of fresh items.
         cases: The requests.
         found: What its sources found for them, `Recording.found` or from `Funnel.find`.
         top: Number of first items of a list that count as shown.
-        seed: Of the order.
+        seed: Seed of the order.
         batch: Number of requests between two updates of the counts.
 
     Returns:
         `fresh_items`: number of fresh items. `shown_in_20`, for a `top` of 20: share of them that
-        was shown at all. `shown_in_20 fully`: share that was shown until the slots stopped. Shares
-        are 0 where there are no fresh items.
+        was shown at all. `shown_in_20 fully`: share that was shown as often as the slots ask.
+        Shares are 0 where there are no fresh items.
 
     Raises:
         ValueError: A funnel without the stage.

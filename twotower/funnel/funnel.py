@@ -125,7 +125,8 @@ class Funnel:
 
         Args:
             requests: What is asked.
-            k: Length of the lists, for sources that are asked for as many; the pool's by default.
+            k: Number of candidates of a source whose `Inlet.k` is None; by default the length of
+                the pool.
 
         Raises:
             RuntimeError: A source that fails.
@@ -248,7 +249,7 @@ class Funnel:
     def _ask(
         self, asked: Mapping[str, int], requests: Requests, deadlines: bool
     ) -> tuple[list[Step], dict[str, str]]:
-        """What sources found, asked for so many candidates each; and why others are missing."""
+        """What each source found, asked for that many candidates; and why others are missing."""
 
         def answer(name: str, k: int) -> Step:
             begun = time.perf_counter()

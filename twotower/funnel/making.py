@@ -70,7 +70,7 @@ class FunnelConfig:
         context: Attributes by which the source `context` groups requests, such as `age` or `hour`.
             By default those of `GROUPED_BY` that the data has.
         half_life: Days after which an event counts half in `trending`.
-        fresh_below: `fresh` are the items with fewer training rows than this.
+        fresh_below: The source `fresh` has the items with fewer training rows than this.
         slots: Positions at which fresh items are shown until each has been shown `shown_until`
             times. They need the source `fresh`. None by default.
         keep: Name of a source -> number of its first candidates that are in the merged list

@@ -76,7 +76,7 @@ class ReciprocalRank(Merge):
         score(item) = sum over sources s of weight_s / (constant + rank_s(item))
 
     If only sources with a weight of 0 find anything for a request, all sources have the weight 1
-    for this request. With scores of 0, candidates would be in the order of their keys.
+    for this request. Otherwise all scores would be 0, and candidates in the order of their keys.
 
     Args:
         constant: A larger one favours the first ranks less. 60 in the paper.
@@ -216,7 +216,8 @@ class WeightedSum(Merge):
 
             loss(w) = - sum over cases of the mean over targets t in the pool of
                         log softmax(score)[t]
-            w_all minimises loss(w) over all cases, w_b loss(w) + pull * |w - w_all|^2 over bucket b
+            w_all minimises loss(w) over all cases
+            w_b minimises loss(w) + pull * |w - w_all|^2 over the cases of bucket b
 
         So the weights of a bucket with few cases stay close to the weights over all cases.
 

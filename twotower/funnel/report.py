@@ -255,7 +255,7 @@ def gains(first: Sequence[Mapping], second: Sequence[Mapping]) -> str:
 
     Args:
         first: `StepReport.to_json()` of the steps of one funnel.
-        second: Of another one with steps of the same names, on the same cases.
+        second: The same of another funnel with steps of the same names, on the same cases.
     """
     others = {row["name"]: row["recall"] for row in second}
     lines = ["the first minus the second, after each stage"]

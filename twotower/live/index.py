@@ -93,9 +93,9 @@ class LiveIndex:
         pair: The first to answer. The log's entries after `pair.sequence` are replayed into its
             index, which absorbs them if they are more than a buffer should hold. Until that is done
             nothing else may search the index.
-        log: Of this index alone.
+        log: The log of this index, which no other index writes to.
         checks: What `swap` requires of a pair.
-        embed: As in `swap`, where the log holds vectors of another training.
+        embed: As in `swap`; needed if the log holds vectors of another training.
 
     Raises:
         ValueError: A pair of two trainings, or a log that cannot be replayed into it, for example
@@ -132,7 +132,7 @@ class LiveIndex:
 
     @property
     def pair(self) -> Pair:
-        """The live pair. Two reads may give two: keep the first."""
+        """The live pair. A swap may come between two reads: read it once, and use that one."""
         return self._pair
 
     @property

@@ -25,11 +25,12 @@ class Pair:
         query_tower: Raw inputs by name, with a batch dimension -> `[batch_size, dim]` float32.
         retriever: The index. Once it is live, change it through `LiveIndex` alone.
         tower_version: The training of the query tower.
-        index_version: That of the item vectors, as the index was saved with it. Kept beside
-            the tower's, so that the two can be compared.
-        sequence: The last log entry that the index held when it was loaded or built, 0 for none:
-            what `LiveIndex.items` gave with the items, or what a snapshot holds. Too large a number
-            loses the entries in between; too small a number replays some again, without harm.
+        index_version: The training of the item vectors, as saved with the index. The two must be
+            equal before the pair goes live.
+        sequence: Number of the last log entry that the index held when it was loaded or built; 0
+            for none. `LiveIndex.items` gives it with the items, and a snapshot holds it. If it is
+            too large, the entries in between are lost. If it is too small, some entries are
+            replayed again, which does no harm.
         digest: The log's digest at that entry, as a snapshot holds it, so that no other log is
             replayed; "" where it is not known.
         id_hashes: `Bundle.id_hashes` of its bundle. With them, a log whose keys are other items in
@@ -129,7 +130,8 @@ class Checks:
         k: Answers that recall is measured at.
         recall_target: Least share of the exact top k that the index finds.
         min_items: Least share of the live index's count that the new one holds.
-        expected_items: Its exact count before the replay; None where that is not known.
+        expected_items: How many items the new index must hold before the replay; None if that is
+            not known.
 
     >>> Checks({"history": np.array([["12", "7"], ["3", ""]])}, k=10).num_probes
     2

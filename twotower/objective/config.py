@@ -28,8 +28,8 @@ class NegativesConfig:
         memory_size: Number of past examples whose item vectors `memory` keeps.
         num_hardest: How many columns a row keeps, those with the highest scores; 0 for all.
         hard_negative_share: Share of a row's negatives that are mined for its user (`mining.py`).
-        num_impressions: How many of the items that the user was shown and did not take are further
-            negatives of a row. Items without a training example are left out.
+        num_impressions: Number of further negatives of a row: items that its user was shown and did
+            not take. Items without a training example are left out.
         untrained_items: Also draw items without a training example as negatives, and as
             impressions. The model then learns to rank them last, so it never recommends a new item.
 

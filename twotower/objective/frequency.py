@@ -19,7 +19,7 @@ import pathlib
 
 import numpy as np
 
-# Odd multipliers of 64 bits: a key times one of them, its upper bits, is multiplicative hashing.
+# Odd multipliers of 64 bits, for multiplicative hashing: the upper bits of key * multiplier.
 MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93],
     np.uint64,

@@ -84,8 +84,8 @@ class Miner:
         The item tower encodes each drawn item once, so a batch may draw only a limited number of
         distinct items: those of `batch`, and up to `MiningConfig.distinct` others. Most of the
         others come from the lists, and an item that is in more lists is more likely. The rest are
-        random. If a list holds too few of the allowed items, random ones fill the row. A known
-        positive is never drawn.
+        random. If a list holds too few of the allowed items, random ones, which may repeat, fill
+        the row. A known positive is never drawn.
 
         Args:
             users: `[num_queries]` rows of users.

@@ -108,7 +108,8 @@ class Pool(NamedTuple):
         Args:
             keys: `[num_drawn]` int32, the item of each draw.
             probability: `[num_drawn]`, the probability of that item.
-            num_draws: Scalar int32, what counts as the number of draws; for the batch one less.
+            num_draws: Scalar int32, number of draws; for the pool `batch` it is `num_drawn` - 1,
+                since an example's own item is no draw.
         """
         distinct, which, count = tf.unique_with_counts(keys)
         probability = tf.math.unsorted_segment_max(probability, which, tf.size(distinct))

@@ -1,4 +1,4 @@
-"""How probable each item is in a batch and in a pool of negatives, and a sampler that draws so."""
+"""The probability of each item in a batch and in a pool of negatives, and a sampler of items."""
 
 import numpy as np
 

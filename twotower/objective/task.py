@@ -113,9 +113,9 @@ class RetrievalTask(tf.keras.layers.Layer, tfrs.tasks.Task):
             targets: The examples of the batch, each with its query (`row`), item and weight.
             columns: The candidates for negatives, with their vectors.
             known: `[num_queries, num_columns]` bool: which columns are known positives of the
-                query's user. If `targets.row` is given, they include the items of the query's
-                examples; otherwise they need not. None: only accidental hits are masked, if the
-                correction asks.
+                query's user. If `targets.row` is given, it must mark the items of the query's
+                examples, too; otherwise the task masks them. None: no known positives are masked,
+                and `_log_weight_of_hits` says how the example's own item counts.
 
         Returns:
             Scalar float32.

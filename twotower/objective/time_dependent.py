@@ -1,4 +1,4 @@
-"""In-batch columns for items with features that depend on the example's time, such as the age.
+"""In-batch columns for items with features that depend on the time, such as the item's age.
 
 Two examples of one item then have different vectors, so each example is a column. The columns must
 come from the batch. A drawn negative would have its age as of the end of training, and the model

@@ -28,8 +28,8 @@ from twotower.retrieval.candidates import Candidates
 ATTRIBUTES = ("age", "gender", "occupation", "device", "country")
 # Components of the item vectors that similarity is computed from, and events it is computed to.
 COMPONENTS, EVENTS, LAST = 64, 100, 5
-# Weight of the mean over all rows in an item's mean rating, in rows; and of 0 in a user's rating of
-# a genre, in events.
+# Shrinkage. An item's mean rating counts the mean of all ratings like RATING_PRIOR further rows. A
+# user's rating of a genre counts 0 like GENRE_PRIOR further events.
 RATING_PRIOR, GENRE_PRIOR = 5.0, 3.0
 # Similar films are weighted by exp(similarity / TEMPERATURE).
 TEMPERATURE = 0.2

@@ -22,7 +22,7 @@ from twotower.ragged import Ragged
 from twotower.ranking.columns import CandidateColumns
 from twotower.retrieval.candidates import NO_KEY, Candidates, widened
 
-# Meaning of labels: watched is 1 for a target; the others are NaN for all but targets.
+# Names of labels. `relevance` is 1 for a target; the others are NaN for all but targets.
 WATCH, LIKE, RATING = "relevance", "like", "rating"
 LIKED = 4.0
 BATCH = 512

@@ -93,7 +93,7 @@ class RankingConfig:
         at_least(self, dim=1, epochs=1, folds=2)
         check_weights(self.weights, (WATCH, *self.heads))
         if self.model != TREES:
-            # They refuse what they cannot read, before candidates are made.
+            # Both refuse wrong settings here, before candidates are made.
             _ = self.network, self.fitting
 
     @property

@@ -69,7 +69,7 @@ class Deployer:
     """Holds what is live. One thread at a time may call its methods, while others read `live`.
 
     Args:
-        live: What answers at first; with a registry it names its versions.
+        live: The pipelines that answer at first; with a registry, it names their versions.
         registry: Where versions come from; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline.
         prepare: Applies all changes of items to a pipeline that was just opened.
@@ -79,7 +79,7 @@ class Deployer:
             None if the indexes are in this process.
 
     Attributes:
-        live: What answers.
+        live: The pipelines that answer now.
     """
 
     def __init__(
@@ -228,8 +228,8 @@ class Deployer:
         """
         try:
             with in_the_background():
-                # Full collections are seldom (process.py). A bundle that has left is in cycles, and
-                # after forty deploys they held gigabytes.
+                # Full collections are rare (process.py), and a replaced bundle stays in reference
+                # cycles until the next one. After forty deploys, such bundles held gigabytes.
                 gc.collect()
                 folder = self.registry.path(version)
                 verify(folder)

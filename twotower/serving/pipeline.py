@@ -35,8 +35,8 @@ from twotower.serving.remote_index import QueryBundle
 from twotower.serving.served_bundle import ServedBundle
 
 LOG = logging.getLogger("twotower.serving")
-# How a funnel's reason begins for a source that is late, and for one whose index elsewhere does not
-# answer; all others are errors.
+# How the reason in `Answer.missing` begins if a source is late, and if its index process does not
+# answer. All other reasons are errors.
 LATE, NO_INDEX = "not within", f"{IndexCallError.__name__}: "
 # Newest items of a history that an explained answer names.
 SHOWN_HISTORY = 100
@@ -46,8 +46,8 @@ OWN_FIELDS = {"user_id", *COMPUTED}
 MAX_GENRES = 40
 # When the vectors of a batch were computed.
 Encoded = tuple[float, float] | None
-# The items before some were added, these as text, and what `vectors_of` makes of them: the items
-# afterwards, keys and vectors.
+# The catalogue before items are added, the items to add as text, and the answer of `vectors_of`:
+# the catalogue afterwards, and the keys and vectors of these items.
 Checked = tuple[Catalogue, str, tuple[Catalogue, np.ndarray, np.ndarray]]
 
 
@@ -72,8 +72,9 @@ class Pipeline:
         bundle: The bundle.
         funnels: Name -> funnel.
         cache: Query vectors of requests that were asked before.
-        observe: Called with each batch, the funnel's answer to it, and when its vectors were
-            computed (`QueryCache.took`), None where they were not; None for nobody.
+        observe: A function that is called with each batch, the funnel's answer, and when the query
+            vectors were computed (`QueryCache.took`; None if no source asked for them). None by
+            default.
 
     Raises:
         BundleError: A part that is missing, changed, or of another training.
@@ -138,7 +139,7 @@ class Pipeline:
     def recommend(
         self, asks: Sequence[Ask], is_trial: bool = False
     ) -> list[dict[str, Any] | Exception]:
-        """For each request its answer, or what was wrong with it; the others are answered.
+        """The answer to each request, or, for one that cannot be answered, an exception.
 
         Args:
             asks: The requests.
@@ -386,8 +387,8 @@ class Pipeline:
 
 
 def passing(why: str) -> bool:
-    """Whether a source is missing for a reason that concerns all requests alike, and passes: it is
-    late, or its index elsewhere does not answer.
+    """Whether the reason for a missing source is temporary and no fault of a request: the source is
+    late, or its index process does not answer.
 
     >>> passing("not within its deadline of 30 ms"), passing("ValueError: no text")
     (True, False)
@@ -396,7 +397,8 @@ def passing(why: str) -> bool:
 
 
 def public(why: str) -> str:
-    """The reason as a client may read it: that of most errors may name a path of this machine.
+    """The reason as a client may read it. Of most errors only the type is left, since the message
+    may name a path of this machine.
 
     >>> public("OSError: /srv/W/bundle is gone"), public("IndexCallError: it does not answer")
     ('OSError', 'it does not answer')

@@ -41,14 +41,14 @@ if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
     from twotower.serving.tracing import Tracing
 
 LOG = logging.getLogger("twotower.serving")
-# Settings reach the processes that uvicorn starts by the environment; tokens do, too, and are no
-# flags, which every user of a machine can read.
+# The environment passes settings to the processes that uvicorn starts. It also passes the tokens.
+# They are not flags, since every user of a machine can read the flags of a process.
 SETTINGS = "TWOTOWER_SERVING"
 TOKEN, ADMIN_TOKEN = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
 # What a query process sends to its index process.
 INDEX_TOKEN = "TWOTOWER_INDEX_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Collections of the younger objects between two of all, 10 by default.
+# Collections of the middle generation between two full garbage collections; Python's default is 10.
 FULL_COLLECTION = 1000
 # Seconds that requests under way have to end, after SIGTERM.
 GRACE = 20
@@ -64,15 +64,15 @@ class Settings:
             nothing else is.
         state: Folder for events and changes of items.
         data_dir: Data with the histories and columns of users; "" for none.
-        store: Of the sessions: `memory`, or an address of Redis.
+        store: Where sessions are kept: `memory`, or an address of Redis.
         index: Of the two-tower funnel and of searches; "" for `hnsw` if there is one.
         source_deadline: Seconds that a source of a funnel may take.
         role: `query` has towers, funnels and sessions, and asks an index process;
             `index` has vectors and indexes; `all` has both in one process.
         index_url: Address of the index process, for the role `query`.
         trace: Address of an OpenTelemetry collector; "" for no traces.
-        options: Of the service.
-        limits: What is refused.
+        options: Sizes of batches, waits and the deadline.
+        limits: Sizes, rates and callers that are refused.
     """
 
     bundle: str
@@ -137,7 +137,7 @@ def run(
             f"{workers} processes need a store that they share, or a user's next request would "
             "meet another session: give --store=redis://HOST:PORT/0, or --workers=1."
         )
-    # By default uvicorn believes every process of this machine.
+    # By default, uvicorn would believe X-Forwarded-For from every process of this machine.
     has_proxy = "FORWARDED_ALLOW_IPS" in os.environ
     if host in LOOPBACK and not has_proxy and not os.environ.get(TOKEN):
         limits = dataclasses.replace(settings.limits, hosts=LOOPBACK)
@@ -145,7 +145,7 @@ def run(
     os.environ[SETTINGS] = json.dumps(dataclasses.asdict(settings))
     with tempfile.TemporaryDirectory() as counts:
         if workers > 1:
-            # Processes inherit standard error by its number, which scripts point to nowhere.
+            # Processes inherit file descriptor 2, which `commands/script.py` points to /dev/null.
             os.dup2(sys.stderr.fileno(), 2)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
             log_as_json()  # of the process that starts the others
@@ -207,8 +207,9 @@ def _app() -> Any:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     # A full garbage collection walks through all objects while every request waits. The modules
-    # stay, so it leaves them out: with the 350,000 objects of TensorFlow's it takes 0.25 s. The
-    # objects of a bundle still take 70 ms, and under load it came more than once a second.
+    # stay, so they are frozen: with TensorFlow's 350,000 objects a collection takes 0.25 s. With
+    # those of a bundle it still takes 70 ms, and under load there was more than one a second. So
+    # full collections are also made rare.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)

@@ -28,8 +28,8 @@ class Processes(Multiprocess):
     no process is left and none could start.
 
     Args:
-        config: Of each process.
-        sockets: Made by `listeners.bound`; shared by all.
+        config: uvicorn's settings of each process.
+        sockets: Made by `listeners.bound`; shared by all processes.
 
     Attributes:
         could_not_start: Whether the service has ended because no process could start.
@@ -39,8 +39,8 @@ class Processes(Multiprocess):
         super().__init__(config, sockets)
         self.could_not_start = False
         self._serving = set[Process]()  # those that have answered
-        # Process -> pause in seconds: the one before it was started, or, once it could not start,
-        # the one before the next try.
+        # Process -> seconds of the pause before it was started. If it could not start, they are
+        # those of the pause before the next try.
         self._pauses: dict[Process, float] = {}
         # Process that could not start -> when it is tried again.
         self._tries: dict[Process, float] = {}

@@ -34,8 +34,8 @@ from twotower.serving.store import MemoryStore, Store, StoreError
 if TYPE_CHECKING:  # an extra, which is imported where traces are asked for
     from twotower.serving.tracing import Tracing
 
-# Seconds between looks for another active version, changes of items by other processes, and
-# events and items to write as Parquet.
+# Seconds from one look for another active version, and for changes of items by other processes, to
+# the next; and from one write of events and items as Parquet to the next.
 FOLLOW, FLUSH = 0.5, 60.0
 # What the answer to a change of items says.
 NOTED = (
@@ -70,10 +70,10 @@ class Service:
     Args:
         live: The pipelines that answer.
         state: Folder for events and changes of items; made where it does not exist.
-        store: Of the sessions; in memory by default.
-        histories: Of known users.
-        options: See there.
-        registry: Whose active version is followed; None to serve one bundle only.
+        store: Where sessions are kept; in memory by default.
+        histories: Histories of known users; None if there are none.
+        options: Sizes of batches, waits and the deadline.
+        registry: The registry whose active version is served; None to serve one bundle only.
         load: Opens a bundle's folder as a pipeline, for deploys.
         checks: What a bundle must show before it serves.
         lacks: (training, version) -> why an index process cannot answer for it yet, "" if it can;
@@ -122,7 +122,7 @@ class Service:
 
     @property
     def live(self) -> Live:
-        """What answers. Two reads may give two: keep the first."""
+        """The pipelines that answer. A deploy may come between two reads: read it once."""
         return self._deployer.live
 
     # Answers.

@@ -197,7 +197,7 @@ class Shelf:
 
     def _opened(self, folder: str | pathlib.Path) -> ServedBundle:
         """The bundle of a folder, with the items that were added since."""
-        gc.collect()  # of bundles that have left, as in the deployer
+        gc.collect()  # frees replaced bundles, as in the deployer
         bundle = ServedBundle(folder, self._index)
         change_vectors(bundle, self._added.read(bundle.model_version))
         return bundle

@@ -40,8 +40,7 @@ class TrainingBatches:
     Args:
         examples: The training rows.
         plan: Number of an epoch -> its queries and items.
-        query_inputs: The tables of users and items. Encoded ones, so that a batch looks up no
-            strings.
+        query_inputs: The tables of users and items, encoded, so that a batch looks up no strings.
         sequence_inputs: Names of the query's inputs that have one row for a sequence. Empty if each
             row is one query.
         item_inputs: Computes time-dependent inputs of the item tower.
@@ -204,7 +203,8 @@ class TrainingBatches:
             if name == "history_rating":
                 return of_history(self._ratings, np.nan)
             if name == "time" and name in self.sequence_inputs:
-                # That of the last query. The request times of the others are those of the events.
+                # The request time of a sequence's last query. The other queries of the sequence are
+                # asked at the times of its events.
                 return self._request(plan["known"][rows][:, 1] - 1)
             if name == "time":
                 return of_query(self._request, -1)

@@ -99,7 +99,7 @@ class EveryEpoch(tf.keras.callbacks.Callback):
 
     Args:
         training: The model with its data.
-        result: What is filled in.
+        result: Filled in at the end of each epoch.
         save: Writes a checkpoint; called with whether this epoch's weights are the ones to keep.
         select: Whether validation picks the epoch.
         pace: How long the rest takes.
@@ -149,8 +149,8 @@ class EveryEpoch(tf.keras.callbacks.Callback):
         )
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        # FactorizedTopK runs inside the epoch: its time is not training's, and neither is the
-        # table of item vectors, which is as old as the last refresh.
+        # FactorizedTopK runs inside the epoch. Its time does not count as training time, and its
+        # item vectors are those of the last refresh, so they are refreshed first.
         self.paused = time.perf_counter()
         self.training.refresh_topk()
 
@@ -225,7 +225,7 @@ class Progress(tf.keras.callbacks.Callback):
     It is overwritten in place, and removed when the epoch ends.
 
     Args:
-        num_examples: Of an epoch.
+        num_examples: Examples of an epoch.
         batch_size: Examples of a step.
         pace: How long the rest takes.
         write: Shows a line in place of the one before; "" takes it away.
@@ -272,7 +272,8 @@ class Progress(tf.keras.callbacks.Callback):
 
 
 def line_writer() -> Callable[[str], None] | None:
-    """What shows a line in place of the one before: on a terminal, in a notebook, else None."""
+    """A function that shows a line in place of the one before, on a terminal or in a notebook; None
+    elsewhere."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if hasattr(shell, "kernel"):  # not only imported: this process answers a notebook
         from IPython.display import display

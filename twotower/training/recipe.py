@@ -14,7 +14,7 @@ from twotower.objective.config import MiningConfig, NegativesConfig, TaskConfig,
 from twotower.towers.config import DenseConfig, ItemConfig, QueryConfig
 from twotower.towers.history.config import READERS, HistoryConfig, MeanConfig, changed
 
-# The part of a part whose fields depend on the encoder.
+# A part of the part `query`, whose fields depend on the history's encoder.
 HISTORY = "query.history"
 OPTIMIZERS = ("adam", "adamw", "adagrad")
 # Fields of both towers' dense layers.
@@ -32,12 +32,12 @@ class FitConfig:
         epochs: Passes over the training rows, at most.
         optimizer: `adam`, `adamw` or `adagrad`.
         learning_rate: The highest learning rate of the training.
-        weight_decay: Factor of `adamw`, which needs one above 0: a step subtracts it times the
-            learning rate of each weight.
+        weight_decay: Only for `adamw`, which needs one above 0: each step subtracts
+            weight_decay * learning_rate * weight from a weight.
         warmup_steps: Steps in which the learning rate rises from 0, with `cosine`; at most
             `WARMUP_SHARE` of all steps (fitting.py).
-        cosine: Let the learning rate fall after that along a half cosine, to a twentieth at the
-            last epoch. Without it the learning rate is constant.
+        cosine: After the warm-up, let the learning rate fall along a half cosine, to a twentieth of
+            `learning_rate` at the last epoch. Without it the learning rate is constant.
         patience: Stop after this many epochs without a better validation figure; 0 for never.
         metric: The validation figure that selects the epoch. If its k is most of a small catalogue,
             it is taken at the largest k that can tell models apart.
@@ -237,8 +237,8 @@ PARTS = dataclasses.fields(Recipe)
 
 
 def _history(query: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the history in a query's JSON. Older recipes had them all in the
-    query, as `history_dim`, with "" for an encoder's default; they are taken out of it."""
+    """The fields of the history in a query's JSON. Older recipes had them in the query itself, as
+    `history_dim`, with "" for an encoder's default; these are removed from `query`."""
     if isinstance(query["history"], dict):
         return query["history"]
     flat = {name: query.pop(name) for name in [*query] if name.startswith("history_")}
@@ -253,7 +253,7 @@ def _choices() -> dict[str, list[tuple[str, dataclasses.Field]]]:
         prefix = f"{part.name}_" if part.name in ("query", "item", "mining") else ""
         for field in dataclasses.fields(part.default):
             if isinstance(field.default, HistoryConfig):
-                # The first encoder that reads a field has its default.
+                # A field's default is that of the first encoder that reads it.
                 found |= {
                     f"query_history_{name}".removesuffix("_encoder"): [
                         (HISTORY, first.__dataclass_fields__[name])

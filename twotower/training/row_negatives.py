@@ -20,7 +20,7 @@ class RowNegatives:
         examples: The training rows.
         split: Its candidates may be mined.
         drawable: Keys of the items that may be negatives. An item without a training example would
-            be a negative only, like all new items, which share its id vector.
+            only ever be a negative. So would new items, which have the same id vector.
 
     Attributes:
         miner: The mined lists of the users; None if the recipe does not ask for them.
@@ -62,7 +62,7 @@ class RowNegatives:
         if width >= len(candidates):
             logging.warning(
                 "hard_negative_share %g of batch_size %d asks for %d negatives of each row's "
-                "own; there are %d items, so that most stand in it more than once.",
+                "own; there are only %d items, so most of them occur more than once in a row.",
                 share,
                 batch_size,
                 width,
