@@ -42,12 +42,15 @@ def registry(tmp_path, bundle_folder):
 
 @pytest.fixture
 def start(registry, pipeline):
-    """Makes the deployer of a process that serves a version. While it loads another one, it calls
-    `meanwhile`."""
+    """Makes the deployer of a process that serves a version. While it loads the first of others, it
+    calls `meanwhile`."""
 
     def start(version: str, meanwhile=lambda: None) -> Deployer:
+        calls = [meanwhile]
+
         def load(_):
-            meanwhile()
+            if calls:
+                calls.pop()()
             return pipeline
 
         arguments = registry, load, lambda _: None, Checks(), Metrics()
@@ -58,8 +61,7 @@ def start(registry, pipeline):
 
 def test_two_processes_that_roll_back_at_once_go_back_once(registry, start):
     other = start(SECOND)
-    calls = [other.roll_back]
-    one = start(SECOND, meanwhile=lambda: calls and calls.pop()())
+    one = start(SECOND, meanwhile=other.roll_back)
     with pytest.raises(FieldError, match=f"another process has made '{FIRST}' active meanwhile"):
         one.roll_back()
     assert registry.active == Active(FIRST, SECOND)
