@@ -168,6 +168,34 @@ def test_a_vector_that_no_tower_reads_is_left_out(bundle_folder, tmp_path):
         assert service.journal.since(0)[0].item["audio"] == [0.5, 0.5]
 
 
+def test_a_column_of_vectors_stays_one(bundle_folder, tmp_path):
+    """No tower reads `mood`, so the catalogue has no such column whose kind could be compared."""
+    service = Service(Live((Pipeline(bundle_folder),)), tmp_path)
+    with TestClient(create_app(service)) as client:
+        # Of refused items, no column is kept.
+        assert post(client, mood=[1, 2], year="old").status_code == 422
+        assert post(client, item_id="n0", tone="calm", mood=[]).is_success
+        assert post(client, item_id="n1", mood=[0.5, 1]).is_success
+        for wrong, what in (("sad", "'sad'"), (3, "3"), (["a"], "a list of texts, 1 of them")):
+            answer = post(client, item_id="n2", mood=wrong)
+            message = f"items, row 0: mood is {what}; items were added with lists of numbers"
+            assert answer.status_code == 422 and answer.json()["error"]["message"].startswith(
+                message
+            )
+        assert post(client, item_id="n2", mood=[1, 2, 3]).is_success
+        assert (
+            post(client, item_id="n3", mood=[]).is_success and post(client, item_id="n4").is_success
+        )
+        items = service.live.pipelines[0].catalogue.items
+        assert "mood" not in items and items["item_id"].iloc[-5:].tolist() == [
+            "n0",
+            "n1",
+            "n2",
+            "n3",
+            "n4",
+        ]
+
+
 def test_items_directly_from_a_table(folder):
     """What pandas and NumPy hold in place of lists, and what they hold for missing values."""
     bundle, sound = ServedBundle(folder), np.linspace(0, 1, SIZE)

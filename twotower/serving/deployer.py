@@ -27,6 +27,14 @@ SWITCH_INTERVAL = 0.0001
 WORK, REST = 0.001, 0.003
 
 
+def note_refused(registry: Registry, version: str, reasons: Sequence[str]) -> None:
+    """Notes why a version is refused. On a full or read-only disk, only the log has the reasons."""
+    try:
+        registry.refuse(version, list(reasons))
+    except OSError as error:
+        LOG.error("the registry does not note that %s is refused: %s", version, error)
+
+
 @contextlib.contextmanager
 def in_the_background() -> Iterator[None]:
     """Lets the other threads go first: in this context the thread rests again and again, and others
@@ -95,8 +103,10 @@ class Deployer:
         self._registry, self._load = registry, load
         self._prepare, self._checks, self._metrics = prepare, checks, metrics
         self._lacks = lacks
-        # What the registry named when it was looked at last.
-        self._active = registry.active if registry is not None else Active()
+        # What the registry named when it was followed last. A process that starts may have read the
+        # registry before another one changed it.
+        version, canary, *_ = *live.versions, "", ""
+        self._served = version, canary, live.share
         self.live = live
 
     @property
@@ -124,6 +134,8 @@ class Deployer:
         if share < 1:
             if not registry.active.version:
                 raise FieldError("share", "a canary needs an active version beside it")
+            if version == registry.active.version:
+                raise FieldError("version", "this is the active version; a canary is another one")
             wanted = dataclasses.replace(registry.active, canary=version, share=share)
         else:
             wanted = Active(version)
@@ -132,13 +144,14 @@ class Deployer:
         with self._undo_on_error():
             self._follow(wanted, self._checks)
             registry.activate(version, share)
-        self._active = registry.active
+        self._served = wanted.served
 
     def roll_back(self) -> None:
         """Ends the canary, or makes the previous version live.
 
         Raises:
-            FieldError: No registry, or no previous version.
+            FieldError: No registry, no previous version, or another process has changed what is
+                active meanwhile.
             DeployRefused: A check failed; what was live stays.
             OSError: As in `deploy`.
         """
@@ -154,8 +167,11 @@ class Deployer:
         # Its figures may be worse than those of what serves, which somebody has reasons to leave.
         with self._undo_on_error():
             self._follow(wanted, dataclasses.replace(self._checks, quality=0.0))
-            self.registry.roll_back()
-        self._active = self.registry.active
+            try:
+                self.registry.roll_back(now)
+            except ValueError as error:
+                raise FieldError("version", str(error)) from error
+        self._served = wanted.served
 
     @contextlib.contextmanager
     def _undo_on_error(self) -> Iterator[None]:
@@ -174,11 +190,11 @@ class Deployer:
         if self._registry is None:
             return
         wanted = self._registry.active
-        if wanted.version and wanted != self._active:
+        if wanted.version and wanted.served != self._served:
             if why := self._missing(wanted):
                 LOG.info("version %s waits: %s", wanted.version, why)
                 return
-            self._active = wanted
+            self._served = wanted.served
             try:
                 self._follow(wanted, self._checks)
             except DeployRefused:
@@ -241,7 +257,7 @@ class Deployer:
             reasons = [f"{type(error).__name__}: {error}"]
         if reasons:
             self._metrics.deploys.labels("refused").inc()
-            self.registry.refuse(version, reasons)
+            note_refused(self.registry, version, reasons)
             LOG.error("version %s is refused: %s", version, "; ".join(reasons))
             raise DeployRefused(reasons)
         self.registry.accept(version)

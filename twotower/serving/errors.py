@@ -83,10 +83,11 @@ def answer_errors(app: FastAPI) -> None:
         return error(request, 503, "store", "the store does not answer; come back later")
 
     @app.exception_handler(sqlite3.OperationalError)
-    async def no_state(request: Request, wrong: sqlite3.OperationalError) -> Response:
-        # A full disk, or a file that another process has locked. No file was changed, so a client
-        # may send the request again.
-        LOG.error("request %s: the state folder: %s", request.state.request_id, wrong)
+    @app.exception_handler(OSError)
+    async def no_state(request: Request, wrong: Exception) -> Response:
+        # A full or read-only disk of the state or the registry, or a file that another process has
+        # locked. No file was changed, so a client may send the request again.
+        LOG.error("request %s: the state or the registry: %s", request.state.request_id, wrong)
         return error(request, 503, "state", "this cannot be kept now; come back later")
 
     @app.exception_handler(IndexCallError)

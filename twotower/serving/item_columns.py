@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class ItemColumns:
         items: Sequence[Mapping[str, Any]],
         catalogue: Catalogue,
         specs: Sequence[Mapping[str, Any]],
+        vector_columns: Collection[str] = (),
     ) -> "ItemColumns":
         """Columns of items as a body or a table has them.
 
@@ -52,9 +53,11 @@ class ItemColumns:
                 read is left out.
             catalogue: The items that are there.
             specs: Name, dtype and shape of each input of the item tower, as in the manifest.
+            vector_columns: Names of the vectors that items were added with before.
 
         Raises:
-            ColumnError: Something else than a vector of the length that the item tower reads.
+            ColumnError: Something else than a vector of the length that the item tower reads; or
+                something else than a vector, of a name in `vector_columns`.
         """
         lengths = vector_lengths(specs)
         vectors = {
@@ -64,12 +67,17 @@ class ItemColumns:
         table = pd.DataFrame(
             [{name: item[name] for name in item if name not in lengths} for item in items]
         )
+        new = [name for name in table if name != "genres" and name not in catalogue.items]
+        # A column of which nothing is known is of no kind yet.
+        blank = [name for name in new if all(map(is_missing, table[name]))]
         unread = [
             name
-            for name in table
-            if name != "genres" and name not in catalogue.items and _holds_vectors(table[name])
+            for name in new
+            if name not in blank and (name in vector_columns or _holds_vectors(table[name]))
         ]
-        return cls(table.drop(columns=unread), vectors, unread)
+        for name in unread:
+            _check_vectors(name, [item.get(name) for item in items])
+        return cls(table.drop(columns=blank + unread), vectors, unread)
 
 
 def missing_values(spec: Mapping[str, Any], num_items: int) -> np.ndarray:
@@ -103,7 +111,8 @@ def vector_lengths(specs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     }
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a value of a column is none, as an empty list is."""
     if isinstance(value, list | tuple | np.ndarray):
         return len(value) == 0
     return value is None or value is pd.NA or value != value
@@ -111,7 +120,7 @@ def _is_missing(value: Any) -> bool:
 
 def _holds_vectors(values: pd.Series) -> bool:
     """Whether all that is known of a column are lists of numbers."""
-    known = [value for value in values if not _is_missing(value)]
+    known = [value for value in values if not is_missing(value)]
     return len(known) > 0 and all(map(_is_list_of_numbers, known))
 
 
@@ -122,6 +131,17 @@ def _is_list_of_numbers(value: Any) -> bool:
     )
 
 
+def _check_vectors(name: str, values: Sequence[Any]) -> None:
+    """Raises ColumnError for a value that is neither missing nor a list of numbers."""
+    for row, value in enumerate(values):
+        if not is_missing(value) and not _is_list_of_numbers(value):
+            problem = (
+                f"is {_described(value)}; items were added with lists of numbers in this column. "
+                "Give a list of numbers, or the column another name"
+            )
+            raise ColumnError("items", name, row, problem)
+
+
 def _vectors(name: str, values: Sequence[Any], length: int) -> np.ndarray:
     """`[num_items, length]` float32, NaN for items without a vector.
 
@@ -130,7 +150,7 @@ def _vectors(name: str, values: Sequence[Any], length: int) -> np.ndarray:
     """
     vectors = np.full((len(values), length), np.nan, np.float32)
     for row, value in enumerate(values):
-        if _is_missing(value):
+        if is_missing(value):
             continue
         if not _is_list_of_numbers(value) or len(value) != length:
             problem = f"is {_described(value)}; the item tower reads a list of {length} numbers"

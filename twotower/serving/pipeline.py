@@ -28,6 +28,7 @@ from twotower.serving.answers import Cards, explained
 from twotower.serving.asks import Ask, FieldError, Row, requests_of, row_of
 from twotower.serving.funnels import Funnels
 from twotower.serving.index_client import IndexCallError, IndexClient
+from twotower.serving.item_columns import is_missing
 from twotower.serving.journal import ADD, Change
 from twotower.serving.map_view import MapView
 from twotower.serving.query_cache import QueryCache
@@ -366,6 +367,9 @@ class Pipeline:
             return
         catalogue, keys, vectors = checked[2]
         self.bundle.add_items(catalogue, keys, vectors)
+        given = {name for item in items for name in item if not is_missing(item[name])}
+        # What an item has and the catalogue does not is a vector.
+        self.bundle.vector_columns |= given - {*catalogue.items}
         for part in self._availables():
             part.keys = np.union1d(part.keys, keys)
 

@@ -15,10 +15,11 @@ import multiprocessing
 import os
 import pathlib
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twotower.bundle.manifest import BundleError, read_manifest
@@ -237,6 +238,7 @@ def service_of(settings: Settings) -> Service:
 
     Raises:
         BundleError: A bundle that is damaged.
+        OSError: A state folder that cannot be written.
         ValueError: Neither a bundle nor an active version of a registry.
     """
     registry = registry_of(settings)
@@ -257,17 +259,31 @@ def service_of(settings: Settings) -> Service:
         index=settings.index,
         client=client,
     )
-    return Service(
-        Live((load(bundle),)) if registry is None else started(registry, load),
-        settings.state,
-        store=open_store(settings.store),
-        histories=None if dataset is None else Histories(dataset),
-        options=settings.options,
-        registry=registry,
-        load=load,
-        lacks=None if client is None else client.lacks,
-        tracing=tracing_of(settings),
-    )
+    live = Live((load(bundle),)) if registry is None else started(registry, load)
+    with _writing(settings.state):
+        return Service(
+            live,
+            settings.state,
+            store=open_store(settings.store),
+            histories=None if dataset is None else Histories(dataset),
+            options=settings.options,
+            registry=registry,
+            load=load,
+            lacks=None if client is None else client.lacks,
+            tracing=tracing_of(settings),
+        )
+
+
+@contextlib.contextmanager
+def _writing(state: str) -> Iterator[None]:
+    """Raises OSError, which names the folder, for a database there that cannot be written."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"the state folder {state} cannot be written: {error}. Free space on its disk, make it "
+            "writable, or give another --state."
+        ) from error
 
 
 def started(registry: Registry, load: Callable[[pathlib.Path], Pipeline]) -> Live:
@@ -299,9 +315,12 @@ def index_service_of(settings: Settings) -> IndexService:
 
     Raises:
         BundleError: A bundle that is damaged.
+        OSError: A state folder that cannot be written.
         ValueError: Neither a bundle nor an active version of a registry.
     """
-    shelf = Shelf(settings.state, settings.bundle, registry_of(settings), settings.index)
+    registry = registry_of(settings)
+    with _writing(settings.state):
+        shelf = Shelf(settings.state, settings.bundle, registry, settings.index)
     return IndexService(shelf, settings.options.deadline, tracing_of(settings))
 
 

@@ -63,6 +63,11 @@ class Active:
     canary: str = ""
     share: float = 0.0
 
+    @property
+    def served(self) -> tuple[str, str, float]:
+        """What answers: the version, the canary, and its share."""
+        return self.version, self.canary, self.share
+
 
 class Registry:
     """Bundles by version.
@@ -164,19 +169,29 @@ class Registry:
         if share < 1:
             if not now.version:
                 raise ValueError("a canary needs an active version beside it.")
+            if version == now.version:
+                raise ValueError(f"{version} is the active version; a canary is another one.")
             self._write(dataclasses.replace(now, canary=version, share=share))
         elif version != now.version or now.canary:
             previous = now.version if version != now.version else now.previous
             self._write(Active(version, previous))
 
-    def roll_back(self) -> str:
+    def roll_back(self, expected: Active | None = None) -> str:
         """Ends the canary if there is one, else makes the previous version active; returns the
         active version.
 
+        Args:
+            expected: What is active as far as the caller knows; None not to compare it.
+
         Raises:
-            ValueError: There is no previous version.
+            ValueError: There is no previous version, or something else is active by now.
         """
         now = self.active
+        if expected is not None and now != expected:
+            raise ValueError(
+                f"another process has made {now.version!r} active meanwhile; look at what serves, "
+                "and roll back again if it is still wrong."
+            )
         if now.canary:
             self._write(dataclasses.replace(now, canary="", share=0.0))
             return now.version
@@ -202,7 +217,8 @@ class Registry:
 
     def accept(self, version: str) -> None:
         """Takes back that a version was refused, since a service has found it good."""
-        self._refused(version).unlink(missing_ok=True)
+        if (path := self._refused(version)).is_file():  # the registry may be read-only
+            path.unlink(missing_ok=True)
 
     def refused(self, version: str) -> list[str]:
         """Why a service refused a version; nothing where none did."""

@@ -273,8 +273,7 @@ class ServedBundle(Bundle):
             ValueError: Columns that do not fit the catalogue's or the item tower, or vectors that
                 are not finite.
         """
-        columns = ItemColumns.of(items, self.items_now, self._item_inputs)
-        self.vector_columns.update(columns.unread)
+        columns = ItemColumns.of(items, self.items_now, self._item_inputs, self.vector_columns)
         catalogue = self.items_now.updated(columns.table)
         keys = catalogue.keys_of(columns.table["item_id"])
         kinds = {"user_id": object, "item_id": object, "timestamp": np.int64}

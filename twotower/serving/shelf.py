@@ -16,7 +16,7 @@ import pandas as pd
 from twotower.serving.added_vectors import AddedVectors
 from twotower.serving.asks import FieldError
 from twotower.serving.checks import Checks, failed_indexes
-from twotower.serving.deployer import DeployRefused
+from twotower.serving.deployer import DeployRefused, note_refused
 from twotower.serving.metrics import Metrics
 from twotower.serving.registry import Registry, verify
 from twotower.serving.served_bundle import ServedBundle
@@ -190,7 +190,7 @@ class Shelf:
             reasons = [f"{type(error).__name__}: {error}"]
         self.metrics.deploys.labels("refused" if reasons else "live").inc()
         if reasons:
-            self.registry.refuse(version, reasons)
+            note_refused(self.registry, version, reasons)
             LOG.error("version %s is refused: %s", version, "; ".join(reasons))
             raise DeployRefused(reasons)
         return bundle
