@@ -120,8 +120,10 @@ class HnswIndex(FaissIndex):
         is_even = lengths.min() >= 0.999 * lengths.max() and 1e-3 < lengths.max() < 1e3
         if self.metric != "dot" or is_even:
             self._measure_by(faiss.METRIC_L2)
-            self._index.add(nodes[num_old:])
-            self._measure_by(self._kind)
+            try:
+                self._index.add(nodes[num_old:])
+            finally:
+                self._measure_by(self._kind)
             return
         power = link_power(nodes, self.config)
         use_threads(0)
