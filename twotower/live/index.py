@@ -22,9 +22,9 @@ from twotower.live.log import SIDES, WriteAheadLog
 from twotower.live.pair import FORMAT_VERSION, Checks, Pair, failed_checks
 from twotower.ragged import Ragged
 from twotower.retrieval import build, store
+from twotower.retrieval.arguments import checked_keys
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.vectors import KeyedVectors, checked_keys
 from twotower.storage import description, paths
 from twotower.storage.syncing import sync
 
@@ -206,7 +206,7 @@ class LiveIndex:
                     f"{pair.model_version!r}. Embed the items with its item tower."
                 )
             retriever = pair.retriever
-            checked = KeyedVectors.checked(keys, vectors, retriever.metric, retriever.dim)
+            checked = retriever.checked_items(keys, vectors, retriever.dim)
             hashes = self._hashes(checked.keys, ids)
             if pair.id_hashes is not None and not hashes.all():
                 raise ValueError(

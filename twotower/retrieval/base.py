@@ -164,7 +164,7 @@ class Retriever(abc.ABC):
                 vectors that are not finite floats, are longer than `arguments.MAX_LENGTH`, or are
                 zero under cosine.
         """
-        built = KeyedVectors.checked(keys, vectors, self.metric)
+        built = self.checked_items(keys, vectors)
         if len(built) == 0:
             raise ValueError("an index is built from one item or more; got none.")
         self.tuned = {}
@@ -172,6 +172,21 @@ class Retriever(abc.ABC):
             self._store = Store.of(built)
             self._build(built.vectors)
         return self
+
+    def checked_items(
+        self, keys: np.ndarray, vectors: np.ndarray, dim: int | None = None
+    ) -> KeyedVectors:
+        """The arguments of `build` and `add`, checked.
+
+        Args:
+            keys: `[num_items]` integers of 0 or more, no duplicates.
+            vectors: `[num_items, dim]` floats.
+            dim: Length of a vector; None for any.
+
+        Raises:
+            ValueError: As in `build`.
+        """
+        return KeyedVectors.checked(keys, vectors, self.metric, dim)
 
     @contextlib.contextmanager
     def _building(self) -> Iterator[None]:
@@ -224,7 +239,7 @@ class Retriever(abc.ABC):
         """
         self._require_built()
         before = self._store.full or self.outgrown
-        self._store = self._store.add(KeyedVectors.checked(keys, vectors, self.metric, self.dim))
+        self._store = self._store.add(self.checked_items(keys, vectors, self.dim))
         reason = self._store.full or self.outgrown
         if reason and not before:
             warnings.warn(f"{type(self).__name__}: {reason}.", stacklevel=2)
