@@ -13,11 +13,13 @@ from bundle_folders import inputs, put
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.export import add_index
+from twotower.bundle.item_map import ItemMap
 from twotower.bundle.manifest import BundleError
 from twotower.bundle.weights import warm_start
 from twotower.live.pair import Pair
 from twotower.retrieval import build
 from twotower.retrieval.build import IndexConfig
+from twotower.storage import description
 from twotower.training.training import Training
 
 PARTS = {
@@ -197,3 +199,18 @@ def test_a_bundle_replaced_again_and_again_under_a_reader(num, pause, copy, expo
     print(found)
     assert writer.returncode == 0 and (num < 9 or all(found.values())), found
     Pair.from_bundle(Bundle(copy), "hnsw")
+
+
+def test_a_bundle_replaced_while_a_part_is_added(copy, other, monkeypatch):
+    bundle = Bundle(copy)
+    points = np.full((len(bundle.keys), 2), 0.5, np.float32)
+    hashes = description.hashes
+
+    def replaced_meanwhile(folder):
+        put(other, copy)
+        return hashes(folder)
+
+    monkeypatch.setattr(description, "hashes", replaced_meanwhile)
+    with pytest.raises(BundleError, match="another bundle has taken the place"):
+        bundle.add_map(ItemMap(bundle.keys, points, 0.9))
+    assert not Bundle(copy).has_map

@@ -44,7 +44,8 @@ def adding(live):
     """Entry n adds item_of(n); each acknowledged number is printed."""
     while True:
         with contextlib.suppress(ValueError):  # the training was exchanged before the lock
-            say(add(live, [item_of(live.sequence + 1)]))
+            key = item_of(live.sequence + 1)
+            say(add(live, [key], [f"item {key}"]))
 
 
 def runs_until_killed(folder, doing):

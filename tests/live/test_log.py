@@ -1,6 +1,7 @@
 """The write-ahead log: entries come back, numbers never restart, and one process writes."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -134,6 +135,40 @@ def test_what_is_acknowledged_is_synced(log):
     # kill -9 cannot show it, only a power cut could: 2 is FULL, an fsync for every commit.
     assert log._connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert log._connection.execute("PRAGMA journal_mode").fetchone() == ("truncate",)
+
+
+def test_one_process_at_a_time_whatever_reads_the_file(log, path, tmp_path):
+    """A copy that this process makes ends SQLite's lock on the file."""
+    fill(log, 1)
+    shutil.copy(path, tmp_path / "copy")
+    code = "import sys; from twotower.live.log import WriteAheadLog; WriteAheadLog(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 1 and "It is open in another process" in done.stderr
+    with pytest.raises(ValueError, match="or in this one"):
+        WriteAheadLog(path)
+    fill(log, 1)
+    assert numbers(log) == [1, 2]
+    log.close()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "log", "log-journal"]
+
+
+def test_a_child_does_not_keep_the_log(path):
+    """The process that opened it may start it again while a process forked from it lives on."""
+    log = WriteAheadLog(path)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)  # until the parent has seen what it wants to see
+        os._exit(0)
+    os.close(reading)
+    try:
+        log.close()
+        with WriteAheadLog(path) as log:
+            fill(log, 1)
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
 
 
 def test_a_log_behind_a_link(log, path, tmp_path):

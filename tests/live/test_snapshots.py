@@ -43,7 +43,7 @@ def test_snapshot_truncate_restart(tmp_path, backend):
         with pytest.raises(ValueError, match="start from a later snapshot"):
             LiveIndex(pair(), log)
         # A second snapshot takes the place of the first.
-        add(again, [53])
+        add(again, [53], ["new"])
         assert again.snapshot(folder) == 5
         assert [path.name for path in folder.parent.iterdir()] == ["snapshot"]
         log.truncate(5)

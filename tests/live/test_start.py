@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from two_trainings import DIM, NUM, add, ask, bundle, holds, index, items, pair, tower, wrong_rows
 
+from twotower.bundle.exported_model import hashes_of_ids
 from twotower.live.entries import ADD, REMOVE
 from twotower.live.index import LiveIndex
 from twotower.live.pair import Pair
@@ -43,12 +44,12 @@ def test_start_under_another_training(live, log):
 
 def test_start_with_a_bundle_in_which_keys_are_other_items(log):
     """A new training lists items 5 and 6 the other way around, and ends with a new item."""
-    new = bundle("B")
-    new.id_hashes = np.uint64([*range(100, 105), 106, 105, *range(107, 100 + NUM), 1])
+    new, hashes = bundle("B"), [*range(100, 105), 106, 105, *range(107, 100 + NUM)]
+    new.id_hashes = np.concatenate([np.uint64(hashes), hashes_of_ids(np.array(["new"], object))])
     other = Pair.from_bundle(new)
     live = LiveIndex(Pair.from_bundle(bundle("A")), log)
     live.remove([3])
-    add(live, [NUM])  # which no bundle of training A names
+    add(live, [NUM], ["new"])  # which no bundle of training A names
     # These changes are of the same items in both.
     assert holds(LiveIndex(other, log, embed=items("B")), [n for n in range(NUM + 1) if n != 3])
     live.remove([6])

@@ -289,7 +289,7 @@ def test_a_full_buffer_is_absorbed_by_a_swap(log, tmp_path, monkeypatch, backend
     live.swap(new)
     assert holds(live, [*range(NUM), *range(50, 55)])
     assert len(live.pair.retriever.state()["fresh_keys"]) == 0
-    add(live, [55])
+    add(live, [55], ["new"])
     with pytest.warns(UserWarning, match=r"6 vectors in the buffer"):
         live.swap(pair(backend=backend))
     assert holds(live, [*range(NUM), *range(50, 56)])

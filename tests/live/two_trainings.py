@@ -46,9 +46,9 @@ def pair(version="A", keys=range(NUM), sequence=0, backend="exact"):
 CHECKS = Checks(ask([3, 1, 4]), k=5)
 
 
-def add(live, keys):
+def add(live, keys, ids=None):
     version = live.pair.model_version
-    return live.add(np.array(keys), items(version)(np.array(keys)), version)
+    return live.add(np.array(keys), items(version)(np.array(keys)), version, ids)
 
 
 def wrong_rows(answer, requests):

@@ -245,3 +245,12 @@ def test_an_index_dials_nobody_by_itself(axes, tmp_path, kind):
         with pytest.raises(TimeoutError):
             server.accept()
     assert not (tmp_path / "made.db").exists()
+
+
+def test_addresses_are_a_list(axes, tmp_path):
+    """The port 1953 is a part of the text, and not the address that it allows."""
+    build.save(axes, tmp_path / "i")
+    parameters = {"uri": "http://127.0.0.1:1953", "collection": "c", "timeout": 0.2}
+    described(tmp_path / "i", backend="milvus", parameters=parameters)
+    with pytest.raises(ValueError, match=r"allowed_uris is a list .*:19530'\]; got a text"):
+        build.load(tmp_path / "i", allowed_uris="http://127.0.0.1:19530")

@@ -269,3 +269,19 @@ def test_power_of_lengths_that_links_follow():
     np.testing.assert_allclose(evened, [[8.485, 11.314], [20, 0], [0, 0]], atol=1e-3)
     np.testing.assert_allclose(with_evened_lengths(vectors, 0.0)[0], [0.6, 0.8], rtol=1e-6)
     np.testing.assert_allclose(with_evened_lengths(vectors, 1.0)[0], [0.3, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_vectors_beyond_fp16_are_refused(metric):
+    """As infinities they would lead searches away from all others."""
+    config = HnswConfig(storage="fp16")
+    vectors = np.float32([[4e4, 4e4], [5e4, 5e4]])  # of lengths 56,569 and 70,711
+    index = HnswIndex(metric, config).build(np.array([7]), vectors[:1])
+    for change in (index.add, index.build):
+        with pytest.raises(ValueError, match=r"keys \[9\] are longer than 65504, where fp16 ends"):
+            change(np.array([8, 9]), vectors)
+    assert index.keys.tolist() == [7]
+    index.add(np.array([8]), vectors[:1])
+    assert index.absorb().search(vectors[:1], 2).keys.tolist() == [[7, 8]]
+    far = HnswIndex("cosine", config).build(np.array([8, 9]), vectors)  # lengths do not count
+    assert far.search(vectors[:1], 2).counts.tolist() == [2]

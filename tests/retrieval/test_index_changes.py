@@ -223,3 +223,12 @@ def test_siblings_change_apart(axes):
     assert axes.keys.tolist() == [7, 20, 40, 90] and sibling.keys.tolist() == [8, 20, 40, 70, 90]
     assert rows_of(axes.search(QUERY, 2)) == [[7, 20]]
     assert sorted(rows_of(sibling.search(QUERY, 9))[0]) == [8, 20, 40, 70, 90]
+
+
+def test_the_caller_may_reuse_the_array_that_was_added(axes):
+    vectors = QUERY.copy()
+    axes.add(np.array([7]), vectors)
+    vectors[:] = -1
+    found = axes.search(QUERY, 5, exclude=ragged([[70]]))
+    assert rows_of(found) == [[7, 20, 90, 40]]
+    assert np.array_equal(axes.live()[1][-1] > 0, [True] * 4)

@@ -126,3 +126,12 @@ def test_saving_what_was_never_built(axes, tmp_path):
     with pytest.raises(ValueError, match="the index is empty"):
         build.save(build.make(build.IndexConfig("exact")), tmp_path / "i")
     assert build.load(tmp_path / "i").keys.tolist() == [1, 3]
+
+
+def test_a_folder_that_libraries_cannot_name(axes, tmp_path):
+    """FAISS and ScaNN take text as UTF-8; refused before the work, for all backends alike."""
+    folder = tmp_path / "caf\udce9" / "index"
+    for call in (lambda: build.save(axes, folder), lambda: build.load(folder)):
+        with pytest.raises(ValueError, match="is not valid UTF-8"):
+            call()
+    assert list(tmp_path.iterdir()) == []

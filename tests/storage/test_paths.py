@@ -44,7 +44,7 @@ def test_addresses_are_refused(check):
 def test_what_tensorflow_does_not_find_again_is_refused(name):
     with pytest.raises(ValueError, match=r"takes for a pattern|is not valid UTF-8"):
         paths.literal(f"/srv/{name}/bundle")
-    assert str(paths.local(name)) == name  # numpy, pandas and FAISS read it
+    assert str(paths.local(name)) == name  # numpy and pandas read it
 
 
 def test_harmless_names_are_taken():

@@ -138,6 +138,17 @@ class Bundle(ExportedModel):
         names = (path.parent.name for path in self.directory.glob(pattern))
         return sorted(filter(paths.is_plain_name, names))
 
+    @contextlib.contextmanager
+    def _adding(self) -> Iterator[None]:
+        """Around a call that writes a part. Raises BundleError if another bundle has replaced this
+        one before or meanwhile, and taken the folder to write to with it."""
+        self.require_in_place()
+        try:
+            yield
+        except Exception:
+            self.require_in_place()
+            raise
+
     @property
     def indexes(self) -> list[str]:
         """Names of the indexes in the bundle, besides `exact`."""
@@ -194,8 +205,8 @@ class Bundle(ExportedModel):
             BundleError: Another bundle has replaced this one.
         """
         paths.require_plain_name(name, "a funnel")
-        self.require_in_place()
-        saving.save(funnel, self.directory / "funnels" / name, self.model_version)
+        with self._adding():
+            saving.save(funnel, self.directory / "funnels" / name, self.model_version)
 
     @property
     def rankers(self) -> list[str]:
@@ -241,9 +252,9 @@ class Bundle(ExportedModel):
             BundleError: Another bundle has replaced this one.
         """
         paths.require_plain_name(name, "a ranker")
-        self.require_in_place()
         path = self.directory / "rankers" / name
-        ranker_files.save(ranker, models, path, self.model_version, about or {})
+        with self._adding():
+            ranker_files.save(ranker, models, path, self.model_version, about or {})
 
     @property
     def has_map(self) -> bool:
@@ -274,8 +285,8 @@ class Bundle(ExportedModel):
         Raises:
             BundleError: Another bundle has replaced this one.
         """
-        self.require_in_place()
-        map_files.save(item_map, self.directory / "map", self.model_version)
+        with self._adding():
+            map_files.save(item_map, self.directory / "map", self.model_version)
 
 
 def require_same_entries(bundles: Sequence[Bundle], names: Collection[str], advice: str) -> None:

@@ -124,7 +124,7 @@ class ExportedModel:
         items = self.read(
             "items/catalogue.parquet", lambda path: pd.read_parquet(path, columns=["item_id"])
         )
-        return pd.util.hash_array(items["item_id"].to_numpy(object), categorize=False)
+        return hashes_of_ids(items["item_id"].to_numpy(object))
 
     def tower_model(self, part: str) -> Any:
         """The SavedModel of `query_tower` or `item_tower`.
@@ -201,6 +201,11 @@ class ExportedModel:
         inputs = QueryInputs(dataset, [*self._query_inputs])
         # The tower is loaded at the first request: a process may never ask for vectors.
         return encoder(lambda raw: self.query_tower(raw), inputs, self.manifest["dim"])
+
+
+def hashes_of_ids(ids: np.ndarray) -> np.ndarray:
+    """A hash of each of the ids `[num_ids]`, uint64."""
+    return pd.util.hash_array(ids, categorize=False)
 
 
 def _array(path: pathlib.Path, dtype, *shape: int | None) -> np.ndarray:

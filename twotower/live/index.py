@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from twotower.bundle.exported_model import hashes_of_ids
 from twotower.live.entries import ADD, REMOVE, Entry
 from twotower.live.log import SIDES, WriteAheadLog
 from twotower.live.pair import FORMAT_VERSION, Checks, Pair, failed_checks
 from twotower.ragged import Ragged
 from twotower.retrieval import build, store
+from twotower.retrieval.arguments import checked_keys
 from twotower.retrieval.base import Retriever
 from twotower.retrieval.candidates import Candidates
-from twotower.retrieval.vectors import KeyedVectors, checked_keys
 from twotower.storage import description, paths
 from twotower.storage.syncing import sync
 
@@ -126,6 +127,8 @@ class LiveIndex:
         # Last log entry applied to each retriever that is still in use: a pair swapped back in
         # goes on from there.
         self._applied: weakref.WeakKeyDictionary[Retriever, int] = weakref.WeakKeyDictionary()
+        # Key -> hash of the id, of items that were added and that no bundle has.
+        self._new_id_hashes = dict(pair.new_id_hashes)
         self._pair = pair
         self._replay(pair, embed)
         _absorb_if_full(pair.retriever)
@@ -168,21 +171,31 @@ class LiveIndex:
         found = pair.retriever.search(queries, k, exclude, allow)
         return Answer(found, pair.model_version)
 
-    def add(self, keys: np.ndarray, vectors: np.ndarray, model_version: str) -> int:
+    def add(
+        self,
+        keys: np.ndarray,
+        vectors: np.ndarray,
+        model_version: str,
+        ids: Sequence[str] | None = None,
+    ) -> int:
         """Adds items or replaces their vectors; the next search finds them.
 
         Args:
             keys: `[num_items]` integers.
             vectors: `[num_items, dim]` floats of the live training's item tower.
             model_version: The training that they come from.
+            ids: `[num_items]`, ids of the items. They are needed where a new item has a key that
+                the live bundle does not have. A later bundle may give this key to another item, and
+                only by its id does the log know that the item is another one.
 
         Returns:
             The log entry's number. From here on the change survives the process.
 
         Raises:
-            ValueError: As in `Retriever.add`, vectors of another training, a call from inside of a
-                swap or from another process, or a swap that has kept the call waiting for
-                `SWAP_TIMEOUT` seconds; nothing is logged.
+            ValueError: As in `Retriever.add`, vectors of another training, ids that are missing or
+                are not those of the bundle, a call from inside of a swap or from another process,
+                or a swap that has kept the call waiting for `SWAP_TIMEOUT` seconds; nothing is
+                logged.
             sqlite3.Error: The log cannot be written; nothing is changed.
         """
         with self._holding(self._writing):
@@ -193,9 +206,16 @@ class LiveIndex:
                     f"{pair.model_version!r}. Embed the items with its item tower."
                 )
             retriever = pair.retriever
-            checked = KeyedVectors.checked(keys, vectors, retriever.metric, retriever.dim)
+            checked = retriever.checked_items(keys, vectors, retriever.dim)
+            hashes = self._hashes(checked.keys, ids)
+            if pair.id_hashes is not None and not hashes.all():
+                raise ValueError(
+                    f"keys {checked.keys[hashes == 0][:5].tolist()} are of no item of the live "
+                    "bundle. Give ids, too, so that the log knows these items again under another "
+                    "bundle."
+                )
             # Not `checked.vectors`: cosine has scaled them, and would scale them again.
-            return self._write(ADD, checked.keys, np.asarray(vectors, np.float32))
+            return self._write(ADD, checked.keys, hashes, np.asarray(vectors, np.float32))
 
     def remove(self, keys: np.ndarray) -> int:
         """Removes the items of `keys` `[n]`; the next search does not find them.
@@ -211,7 +231,7 @@ class LiveIndex:
             self._replay(self._pair)  # what an earlier call logged and failed to apply is known
             keys = checked_keys(keys, "keys")
             self._pair.retriever.require_known(keys)
-            return self._write(REMOVE, keys)
+            return self._write(REMOVE, keys, self._hashes(keys))
 
     @contextlib.contextmanager
     def _holding(self, lock: threading.Lock) -> Iterator[None]:
@@ -239,10 +259,32 @@ class LiveIndex:
         finally:
             lock.release()
 
-    def _write(self, op: str, keys: np.ndarray, vectors: np.ndarray | None = None) -> int:
+    def _hashes(self, keys: np.ndarray, ids: Sequence[str] | None = None) -> np.ndarray:
+        """Hashes of the ids of the items `keys` `[num_keys]`, for the log; 0 where not known."""
+        hashes = self._pair.hashes_of(keys)
+        new = np.flatnonzero(hashes == 0)
+        hashes[new] = [self._new_id_hashes.get(key, 0) for key in keys[new].tolist()]
+        if ids is None:
+            return hashes
+        given = np.array(ids, object)
+        if given.shape != keys.shape or not all(isinstance(name, str) and name for name in given):
+            raise ValueError(f"ids must be {len(keys)} texts, one a key; got {ids!r}.")
+        given = hashes_of_ids(given) if len(given) else hashes
+        differs = (hashes != given) & (hashes != 0)
+        differs[new] = False  # another item may take the key of a new one
+        if differs.any():
+            row = differs.argmax()
+            raise ValueError(
+                f"key {keys[row]} is another item in the live bundle than {ids[row]!r}. Give a new "
+                "item a key that the bundle does not have."
+            )
+        return given
+
+    def _write(
+        self, op: str, keys: np.ndarray, hashes: np.ndarray, vectors: np.ndarray | None = None
+    ) -> int:
         pair, retriever = self._pair, self._pair.retriever
         before = retriever.needs_rebuild
-        hashes = pair.hashes_of(keys)
         sequence = self._log.append(op, pair.model_version, keys, vectors, hashes)
         # Applied as after a crash, from the log: so an entry whose application failed (out of
         # memory) comes with the next one, and never out of order.
@@ -270,6 +312,10 @@ class LiveIndex:
         for entry in self._log.since(sequence, digest):
             _require_same_items(entry, pair)
             sequence, keys = entry.sequence, entry.keys.tolist()
+            if pair is self._pair:
+                is_new = (entry.id_hashes != 0) & (pair.hashes_of(entry.keys) == 0)
+                new = zip(entry.keys[is_new].tolist(), entry.id_hashes[is_new].tolist())
+                self._new_id_hashes.update(new)
             for key in keys:
                 fitting.pop(key, None)
                 foreign.pop(key, None)
@@ -381,6 +427,11 @@ class LiveIndex:
             "format_version": FORMAT_VERSION,
             "sequence": sequence,
             "digest": self._log.digest(sequence),
+            # Entries that are truncated leave these here alone. Not JSON's integers, which are
+            # read as int64.
+            "new_id_hashes": {
+                str(key): f"{value:x}" for key, value in dict(self._new_id_hashes).items()
+            },
             # Detects a copy of another snapshot over this one that stopped between these files.
             "files": {index: hashlib.sha256((folder / index).read_bytes()).hexdigest()},
         }
@@ -422,9 +473,9 @@ def _require_same_items(entry: Entry, pair: Pair) -> None:
     differs = (entry.id_hashes != hashes) & (entry.id_hashes != 0) & (hashes != 0)
     if differs.any():
         raise ValueError(
-            f"entry {entry.sequence} of the log changes key {entry.keys[differs][0]}, which was an "
-            f"item in the bundle of training {entry.model_version!r} that was live, and is another "
-            f"one in that of training {pair.model_version!r}. Start with a bundle in which keys "
+            f"entry {entry.sequence} of the log changes key {entry.keys[differs][0]}, which was "
+            f"one item while training {entry.model_version!r} was live, and is another one in the "
+            f"bundle of training {pair.model_version!r}. Start with a bundle in which keys "
             "are the same items; or make a LiveIndex of this pair with a new log, and repeat "
             "the changes with its keys"
         )

@@ -6,13 +6,14 @@ was changed, is missing or is of another log does not fit its neighbours.
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import secrets
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -39,6 +40,7 @@ COLUMNS = ("op", "model_version", "keys", "vectors", "id_hashes")
 CONTENT = ", ".join(f"CAST({name} AS BLOB)" for name in COLUMNS)
 # Endings of the files that SQLite writes beside a database, by journal mode.
 SIDES = ("-journal", "-wal", "-shm")
+IS_OPEN = "It is open in another process, or in this one; close it there."
 START_ANEW = (
     "Put a whole copy of it back; or go on without what came after the last snapshot: delete it "
     'and start from dataclasses.replace(pair, sequence=0, digest="").'
@@ -55,7 +57,8 @@ class WriteAheadLog:
     """Numbered entries that survive `kill -9` and a power cut once `append` has returned.
 
     Threads may share it. It belongs to one process at a time: two that write would not apply each
-    other's entries. A process forked from it has to open another log.
+    other's entries. A process forked from it has to open another log. An empty hidden file beside
+    the log, `.NAME.lock`, is there and locked as long as it is open.
 
     The log does not know which entries an index holds, since the index may lack the last one;
     `LiveIndex.items` and `LiveIndex.sequence` do.
@@ -84,6 +87,17 @@ class WriteAheadLog:
             # Not made here: a log in a folder of a wrong name would be empty, and lose what the
             # right one holds.
             raise ValueError(f"{self.path.parent} is no folder; make it, or correct the path.")
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} cannot be opened as a log: it is a folder.")
+        self._release = weakref.finalize(self, _held(self.path))
+        _LOGS.add(self)
+        try:
+            self._connect()
+        except BaseException:
+            self._release()
+            raise
+
+    def _connect(self) -> None:
         if not self.path.exists():
             _make(self.path)
         elif self.path.is_file() and not self.path.stat().st_size:
@@ -108,13 +122,12 @@ class WriteAheadLog:
                 raise ValueError(
                     f"{self.path} cannot be opened as a log: {error}. "
                     + (
-                        "It is open in another process; close it there."
+                        IS_OPEN
                         if busy
                         else f"It is another file, or no entry of it can be read. {START_ANEW}"
                     )
                 ) from error
             raise
-        _LOGS.add(self)
 
     def _open(self) -> None:
         execute = self._connection.execute
@@ -354,12 +367,49 @@ class WriteAheadLog:
         if os.getpid() == self._process:
             with self._lock:
                 self._connection.close()
+            self._release()
 
     def __enter__(self) -> "WriteAheadLog":
         return self
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def _held(path: pathlib.Path) -> Callable[[], None]:
+    """Keeps a log for this process, until the function that is returned is called.
+
+    SQLite's own lock ends as soon as anything in this process opens the log's file and closes it,
+    such as `shutil.copy`: POSIX ends all locks of the process with it. So another file is locked.
+
+    Raises:
+        ValueError: The log is open already.
+    """
+    lock, process = path.with_name(f".{path.name}.lock"), os.getpid()
+    held = contextlib.ExitStack()
+    try:
+        while True:
+            descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o666)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                break
+            held.close()  # its holder removed it before it let it go
+    except BlockingIOError as error:
+        held.close()
+        raise ValueError(
+            f"{path} cannot be opened as a log: {lock} is locked. {IS_OPEN}"
+        ) from error
+    except OSError:
+        return held.close  # a folder that is read-only, or without locks
+
+    def release() -> None:
+        if os.getpid() == process:
+            with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
+                lock.unlink()
+        held.close()
+
+    return release
 
 
 def _make(path: pathlib.Path) -> None:
@@ -405,4 +455,12 @@ def _after_fork() -> None:
         _HELD.pop().release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+def _after_fork_in_child() -> None:
+    _after_fork()
+    for log in list(_LOGS):
+        log._release()  # else the lock would last until this process ends, too
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+)

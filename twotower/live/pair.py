@@ -35,6 +35,8 @@ class Pair:
             replayed; "" where it is not known.
         id_hashes: `Bundle.id_hashes` of its bundle. With them, a log whose keys are other items in
             this bundle is refused. None where they are not known.
+        new_id_hashes: The same of items that were added and that the bundle does not have, key ->
+            hash, as a snapshot holds them.
 
         pair = Pair.from_bundle(Bundle("W/bundle"), "hnsw")
         queries = pair.query_tower(inputs)
@@ -48,6 +50,7 @@ class Pair:
     sequence: int = 0
     digest: str = ""
     id_hashes: np.ndarray | None = None
+    new_id_hashes: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def model_version(self) -> str:
@@ -118,7 +121,9 @@ class Pair:
         retriever, described = description.consistently(directory, read)
         sequence, digest = described["sequence"], described["digest"]
         hashes = bundle.id_hashes
-        return cls(bundle.query_tower, retriever, version, version, sequence, digest, hashes)
+        # Snapshots of earlier versions have none.
+        new = {int(key): int(h, 16) for key, h in described.get("new_id_hashes", {}).items()}
+        return cls(bundle.query_tower, retriever, version, version, sequence, digest, hashes, new)
 
 
 @dataclasses.dataclass(frozen=True)

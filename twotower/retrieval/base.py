@@ -5,10 +5,12 @@ short rows, for all backends.
 """
 
 import abc
+import contextlib
 import dataclasses
 import math
 import pathlib
 import warnings
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -69,6 +71,8 @@ class Retriever(abc.ABC):
     can_append: bool = False
     # Whether `_discard` deletes vectors; otherwise tombstones hide the removed ones.
     can_forget = False
+    # Whether a build or an absorb has failed, so that the backend may lack vectors.
+    _is_half_built = False
 
     def __init__(self, metric: str = "dot", config: Any = None) -> None:
         if metric not in METRICS:
@@ -160,13 +164,37 @@ class Retriever(abc.ABC):
                 vectors that are not finite floats, are longer than `arguments.MAX_LENGTH`, or are
                 zero under cosine.
         """
-        built = KeyedVectors.checked(keys, vectors, self.metric)
+        built = self.checked_items(keys, vectors)
         if len(built) == 0:
             raise ValueError("an index is built from one item or more; got none.")
         self.tuned = {}
-        self._store = Store.of(built)
-        self._build(built.vectors)
+        with self._building():
+            self._store = Store.of(built)
+            self._build(built.vectors)
         return self
+
+    def checked_items(
+        self, keys: np.ndarray, vectors: np.ndarray, dim: int | None = None
+    ) -> KeyedVectors:
+        """The arguments of `build` and `add`, checked.
+
+        Args:
+            keys: `[num_items]` integers of 0 or more, no duplicates.
+            vectors: `[num_items, dim]` floats.
+            dim: Length of a vector; None for any.
+
+        Raises:
+            ValueError: As in `build`.
+        """
+        return KeyedVectors.checked(keys, vectors, self.metric, dim)
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[None]:
+        """For changes of the backend. If one fails, as without memory, the backend differs from the
+        store: a search would miss items or give wrong ones, so it is refused."""
+        self._is_half_built = True
+        yield
+        self._is_half_built = False
 
     @property
     def dim(self) -> int:
@@ -211,7 +239,7 @@ class Retriever(abc.ABC):
         """
         self._require_built()
         before = self._store.full or self.outgrown
-        self._store = self._store.add(KeyedVectors.checked(keys, vectors, self.metric, self.dim))
+        self._store = self._store.add(self.checked_items(keys, vectors, self.dim))
         reason = self._store.full or self.outgrown
         if reason and not before:
             warnings.warn(f"{type(self).__name__}: {reason}.", stacklevel=2)
@@ -263,11 +291,12 @@ class Retriever(abc.ABC):
                 self.tuned = tuned
             return self
         gone = np.flatnonzero(store.removed & (store.built.keys >= 0))
-        self._store = store.absorbed(self.can_forget)
-        if len(gone) and self.can_forget:
-            self._discard(gone)
-        if len(store.fresh):
-            self._append(store.fresh.vectors)
+        with self._building():
+            self._store = store.absorbed(self.can_forget)
+            if len(gone) and self.can_forget:
+                self._discard(gone)
+            if len(store.fresh):
+                self._append(store.fresh.vectors)
         return self
 
     def live(self) -> tuple[np.ndarray, np.ndarray]:
@@ -316,7 +345,7 @@ class Retriever(abc.ABC):
             ValueError: Queries of another dimension, that are not finite, are longer than
                 `arguments.MAX_LENGTH`, or are zero under cosine; a k that is not an integer of 1 or
                 more; another number of exclusion rows than queries; keys that are not integers; or
-                an index that was not built.
+                an index that was not built, or whose last build or absorb failed.
         """
         return self._search_store(self._store, queries, k, exclude, allow)
 
@@ -453,6 +482,10 @@ class Retriever(abc.ABC):
     def _require_built(self) -> None:
         if not self.dim:
             raise ValueError("the index is empty: call build or load first.")
+        if self._is_half_built:
+            raise ValueError(
+                "a build or absorb of this index failed half-way: call build(*index.live())."
+            )
 
     def _checked_queries(self, queries: np.ndarray) -> np.ndarray:
         """`[num_queries, dim]` float32, of length 1 under cosine."""

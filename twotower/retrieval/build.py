@@ -142,9 +142,13 @@ def load(
     Raises:
         ValueError: No index, a newer format, a file that is missing, changed or not listed,
             vectors of another model or length, or an address that is not allowed; the message
-            names the file.
+            names the file. Or a text for `allowed_uris`.
     """
-    directory = paths.local(directory)
+    directory = paths.encodable(directory)
+    if isinstance(allowed_uris, str):  # parts of a text are in it, too
+        raise ValueError(
+            f"allowed_uris is a list of addresses, such as [{allowed_uris!r}]; got a text."
+        )
 
     def read() -> Retriever:
         described = bundle_part.described(

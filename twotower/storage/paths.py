@@ -30,22 +30,35 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(expanded)
 
 
+def encodable(path: str | os.PathLike) -> pathlib.Path:
+    """`local`, for a folder that libraries of C++ write into or read from.
+
+    Raises:
+        ValueError: As in `local`; or a name that is not valid UTF-8.
+    """
+    path = local(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not valid UTF-8, as TensorFlow, FAISS and ScaNN need. Rename it, or "
+            "take another folder."
+        ) from error
+    return path
+
+
 def literal(path: str | os.PathLike) -> pathlib.Path:
     """`local`, for a folder that TensorFlow writes into or reads from.
 
     Raises:
         ValueError: As in `local`; or a name that TensorFlow writes and does not find again.
     """
-    path = local(path)
+    path = encodable(path)
     if odd := sorted(set(PATTERN_CHARACTERS) & set(str(path))):
         raise ValueError(
             f"{str(path)!r} has {' '.join(odd)} in its name, which TensorFlow takes for a pattern: "
             "it would write there and not find it again. Take another folder, or rename it."
         )
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{str(path)!r} is not valid UTF-8, which TensorFlow needs.") from error
     return path
 
 

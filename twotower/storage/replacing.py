@@ -57,7 +57,7 @@ def replacing(directory: str | pathlib.Path, description: str) -> Iterator[pathl
         ValueError: A folder that may not or cannot be replaced, or an address. If that shows only
             afterwards, the message names the finished folder, which stays.
     """
-    directory = pathlib.Path(os.path.realpath(paths.local(directory)))
+    directory = pathlib.Path(os.path.realpath(paths.encodable(directory)))
     require_replaceable(directory, description)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(directory) as new:

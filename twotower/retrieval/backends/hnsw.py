@@ -8,12 +8,15 @@ import numpy as np
 from twotower.limits import at_least, typed, within_int32
 from twotower.retrieval.backends.faiss_index import FaissIndex, faiss, use_threads
 from twotower.retrieval.backends.nodes import Nodes
+from twotower.retrieval.vectors import KeyedVectors
 
 STORAGES = ("float", "fp16", "sq8")
 # The node of each position; not written where nodes are positions, since all vectors are distinct.
 NODES = "hnsw_nodes.npy"
 # What indexes of earlier versions have instead: the position of each node's first vector.
 ORDER = "hnsw_order.npy"
+# The largest number of fp16; a component is no larger than its vector is long.
+LONGEST_FP16 = 65504.0
 # For `link_power`: the powers of lengths that it tries, the share of vectors that may be without a
 # link to them, and the size of the sample.
 POWERS, MAX_UNLINKED, SAMPLE = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 0), 0.04, 2000
@@ -29,8 +32,8 @@ class HnswConfig:
         neighbours: Links of a vector in each layer (M); twice as many in the lowest.
         ef_construction: Number of candidates kept while a vector is inserted.
         ef_search: Number of candidates kept during a search; at least k is used.
-        storage: How the nodes store vectors: `float` (4 bytes a dimension), `fp16` (2) or `sq8` (1,
-            a uniform 8-bit code between each dimension's extremes).
+        storage: How the nodes store vectors: `float` (4 bytes a dimension), `fp16` (2, for lengths
+            up to 65,504) or `sq8` (1, a uniform 8-bit code between each dimension's extremes).
         refine: With fp16 and sq8, this number times k items are scored again from the float32
             vectors.
         threads: Number of threads of a search, in every calling thread; 0 for all.
@@ -90,6 +93,20 @@ class HnswIndex(FaissIndex):
     def is_coded(self) -> bool:
         return self.config.storage != "float"
 
+    def checked_items(
+        self, keys: np.ndarray, vectors: np.ndarray, dim: int | None = None
+    ) -> KeyedVectors:
+        items = super().checked_items(keys, vectors, dim)
+        if self.config.storage == "fp16":
+            lengths = np.sqrt(np.einsum("nd,nd->n", items.vectors, items.vectors))
+            if (too_long := lengths > LONGEST_FP16).any():
+                raise ValueError(
+                    f"vectors of keys {items.keys[too_long][:5].tolist()} are longer than "
+                    f"{LONGEST_FP16:g}, where fp16 ends. Take the storage float or sq8, or scale "
+                    "items down."
+                )
+        return items
+
     def _build(self, vectors: np.ndarray) -> None:
         use_threads(0)
         dim, links = vectors.shape[1], self.config.neighbours
@@ -120,8 +137,10 @@ class HnswIndex(FaissIndex):
         is_even = lengths.min() >= 0.999 * lengths.max() and 1e-3 < lengths.max() < 1e3
         if self.metric != "dot" or is_even:
             self._measure_by(faiss.METRIC_L2)
-            self._index.add(nodes[num_old:])
-            self._measure_by(self._kind)
+            try:
+                self._index.add(nodes[num_old:])
+            finally:
+                self._measure_by(self._kind)
             return
         power = link_power(nodes, self.config)
         use_threads(0)

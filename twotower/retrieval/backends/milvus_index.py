@@ -144,8 +144,7 @@ class MilvusIndex(Retriever):
             raise ImportError(f"A milvus index without a server needs milvus-lite: {HINT}")
         self._client: Any = None
         self._name = self.config.collection or "twotower"
-        # Whether the collection holds what the base class believes.
-        self._is_whole = False
+        self._is_open = False
 
     def close(self) -> None:
         """Ends the connection and removes a temporary file.
@@ -154,7 +153,7 @@ class MilvusIndex(Retriever):
         """
         if self._client is not None and self._closing.detach():
             _close(*self._opened)
-            self._client, self._is_whole = None, False
+            self._client, self._is_open = None, False
 
     def _connect(self) -> None:
         if self._client is not None:
@@ -207,7 +206,7 @@ class MilvusIndex(Retriever):
             raise ValueError(f"{where} refuses: {error}") from error
 
     def _build(self, vectors: np.ndarray) -> None:
-        self._is_whole = False
+        self._is_open = False
         self._connect()
         client, name = self._client, self._name
         with self._errors():
@@ -229,7 +228,7 @@ class MilvusIndex(Retriever):
             # Lite has built it when it answers; waiting would poll only after half a second.
             client.create_index(name, index, sync=not self._is_lite)
             client.load_collection(name)
-        self._is_whole = True
+        self._is_open = True
 
     def _checked_dim(self) -> int:
         """The length of the collection's vectors; raises ValueError if it has other fields."""
@@ -252,34 +251,25 @@ class MilvusIndex(Retriever):
             self._client.insert(self._name, rows)
 
     def _append(self, vectors: np.ndarray) -> None:
-        with self._changing(), self._errors():
+        self._require_open()
+        with self._errors():
             num = len(self._vectors)
             self._insert(np.arange(num - len(vectors), num))
             if self._is_lite:  # reads unsealed rows ten times slower, where a server does not
                 self._client.flush(self._name)
 
     def _discard(self, positions: np.ndarray) -> None:
-        with self._changing(), self._errors():
+        self._require_open()
+        with self._errors():
             for start in range(0, len(positions), 10_000):
                 self._client.delete(self._name, ids=positions[start : start + 10_000].tolist())
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """For changes of the collection. After a failure it differs from the base class."""
-        self._require_whole()
-        self._is_whole = False
-        yield
-        self._is_whole = True
-
-    def _require_whole(self) -> None:
-        if not self._is_whole:
-            raise ValueError(
-                f"collection {self._name} is closed, or a build or absorb failed half-way: call "
-                "build(*index.live())."
-            )
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise ValueError(f"collection {self._name} is closed: call build(*index.live()).")
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        self._require_whole()
+        self._require_open()
         batch = MAX_QUERIES
         if self._is_lite and self.metric == "euclidean":
             # It makes an array of all differences, [num_queries, num_items, dim].
@@ -338,7 +328,7 @@ class MilvusIndex(Retriever):
             self._client.load_collection(self._name)
             if not self._is_same():
                 raise ValueError(f"{there} was changed since this index of it was saved. {AGAIN}")
-        self._is_whole = True
+        self._is_open = True
 
     def _is_same(self) -> bool:
         """Whether the collection holds as many vectors, none at other positions, and the same 16

@@ -85,7 +85,9 @@ class TieredIndex(IvfPqIndex):
             return
         store, fresh = self._tiers
         if fresh is None:
-            fresh = self._empty().build(new.keys, vectors)
+            # A copy, since the caller may reuse the array. Not `new.vectors`: cosine has scaled
+            # them, and would scale them again.
+            fresh = self._empty().build(new.keys, np.array(vectors, np.float32))
         else:
             fresh = fresh.sibling()
             fresh._store = fresh._store.add(new)
