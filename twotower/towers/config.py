@@ -15,10 +15,14 @@ ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude",
 def is_argument(name: str) -> bool:
     """Whether an input of a SavedModel can have this name.
 
-    >>> [name for name in ("price", "list price", "class", "self") if is_argument(name)]
-    ['price']
+    TensorFlow's graphs have it in small letters, so that `K` would be `k`.
+
+    >>> [name for name in ("price", "Brand", "a b", "class", "self", "K") if is_argument(name)]
+    ['price', 'Brand']
     """
-    return bool(ARGUMENT.fullmatch(name)) and name not in RESERVED and not keyword.iskeyword(name)
+    small = name.lower()
+    is_free = small not in RESERVED and not keyword.iskeyword(name)
+    return bool(ARGUMENT.fullmatch(small)) and is_free
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
