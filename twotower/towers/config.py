@@ -7,6 +7,7 @@ import re
 from twotower.limits import at_least, typed
 from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
 
+SHARED = ("nothing", "item_embedding", "tower")
 # What the name of an input may be. TensorFlow would change other names. `saved_models.py` has
 # arguments with the first two reserved names, and `get_concrete_function` has the third.
 ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k", "self")
@@ -114,6 +115,8 @@ class QueryConfig(DenseConfig):
         super().__post_init__()
         _check_share(self, "unknown_rate")
         at_least(self, user_dim=1, category_dim=1)
+        if self.shared not in SHARED:
+            raise ValueError(f"shared must be one of {SHARED}; got {self.shared!r}.")
         if type(self.history) not in CONFIGS.values():
             raise TypeError(
                 f"history must be the config of an encoder, such as GRUConfig(); got "
