@@ -10,6 +10,7 @@ from raw_histories import NAN, raw_history
 from twotower.bundle.export import export
 from twotower.bundle.inputs import as_type
 from twotower.bundle.session import Session
+from twotower.data.inputs import QueryInputs
 from twotower.data.splits import make_split
 from twotower.retrieval.backends import scann_index
 from twotower.training.training import Training
@@ -125,3 +126,20 @@ def test_states_of_impossible_numbers_are_refused(bundle):
     vector[2, 3] = NAN
     with pytest.raises(ValueError, match="vector: row 2 has"):
         Session.resume(bundle, kept, vector)
+
+
+def test_inputs_with_capitals(tmp_path, monkeypatch):
+    """TensorFlow has a column `Gender` as `gender` in the graph and as `Gender` in the signature.
+    In a session and in a recommendation it is the input of the tower that was trained."""
+    monkeypatch.setattr(scann_index, "available", lambda: False)
+    data = tiny.dataset()
+    users = data.users.rename(columns={"gender": "Gender"})
+    dataset = dataclasses.replace(data, users=users)
+    recipe = tiny.recipe(query={"features": ("history", "Gender")})
+    training = Training(dataset, make_split(dataset, "random"), recipe)
+    bundle = export(training, tmp_path / "bundle")
+    cases = training.split.cases.take([0, 1, 2])
+    raw, vectors = QueryInputs(dataset, ["history", "Gender"])(cases), training.query_vectors(cases)
+    np.testing.assert_allclose(bundle.query_tower(raw), vectors, atol=1e-5)
+    np.testing.assert_allclose(Session(bundle, raw).vector, vectors, atol=1e-5)
+    assert len(bundle.recommend(history=["i00001"], inputs={"Gender": "f"}, k=3)) == 3

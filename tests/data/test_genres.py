@@ -62,6 +62,7 @@ def test_genres_that_are_no_names(values, tmp_path):
         (["Sci, Fi", "War|Drama"], [("Sci, Fi",), ("War", "Drama")]),
         (["['Action', 'Drama']", "[]"], [("Action", "Drama"), ()]),
         (["('Action', 'Drama')", "()"], [("Action", "Drama"), ()]),
+        (["set()", "{'Action'}"], [(), ("Action",)]),  # as Python writes sets
         (["{'Action'}", "('War',)"], [("Action",), ("War",)]),
         (['["Action", null, "\\u00e9"]', '["Children\'s"]'], [("Action", "é"), ("Children's",)]),
         (["['Action', None, \"Children's\"]", ""], [("Action", "Children's"), ()]),

@@ -40,6 +40,13 @@ REFUSED = {
         plays(value=pa.array([1, 2], pa.duration("s"))),
         "value is of the type duration",
     ),
+    # pandas stores months since 1970, which would be seconds.
+    "periods": (
+        pa.Table.from_pandas(
+            plays().to_pandas().assign(timestamp=pd.period_range("2020-01", periods=2, freq="M"))
+        ),
+        r"timestamp is of the type .*period.*, which no column can have.*as text",
+    ),
     "records": (plays(more=pa.array([{"a": 1}, None])), "more is of the type struct<a: int64>"),
     "a map": (
         plays(more=pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64()))),

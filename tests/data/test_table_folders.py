@@ -107,6 +107,21 @@ def test_no_part_of_a_folder_is_passed_over(tmp_path):
         assert tables.read_tables(path).interactions["user_id"].tolist() == ["u", "v"]
 
 
+def test_no_table_of_a_folder_is_passed_over(tmp_path):
+    """Items in a file of another kind are not known by their ids alone."""
+    (tmp_path / "interactions.csv").write_bytes(HEAD + b"u,a,5,tv\n")
+    for name in ("items.json", "users.xlsx", "items.CSV.zip", "users"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(ValueError, match=f"{tmp_path / name} is no .*Convert it"):
+            tables.read_tables(tmp_path)
+        (tmp_path / name).unlink()
+    # Beside the table they may be copies of it.
+    (tmp_path / "items.csv").write_text("item_id,title\na,Alien\n")
+    (tmp_path / "items.csv.bak").write_text("item_id,title\na,Aliens\n")
+    (tmp_path / "items_old.json").write_text("[]")
+    assert tables.read_tables(tmp_path).items["title"].tolist() == ["Alien"]
+
+
 def test_parts_may_lack_values_of_a_column(tmp_path):
     """A part in which a column is all missing has it in another type."""
     pq.write_table(plays(rating=pa.nulls(2), device=pa.nulls(2)), tmp_path / "part-0.parquet")

@@ -80,7 +80,7 @@ def test_a_config_makes_the_same_encoder(name):
 @pytest.mark.parametrize(
     "kind, wrong, message",
     [
-        (RecencyConfig, {"half_life": 0}, "half_life must be positive; got 0"),
+        (RecencyConfig, {"half_life": 0}, "half_life must be positive and finite; got 0"),
         (GRUConfig, {"layers": 0}, "layers must be 1 or more; got 0"),
         (GRUConfig, {"length": 0}, "length must be 1 or more"),
         (GRUConfig, {"length": 5, "stride": 6}, "stride from 1 to the length; got 5 and 6"),

@@ -77,18 +77,25 @@ def test_every_feature_has_a_gradient():
 def test_inputs_must_be_distinct():
     head = DenseHead((4,), 2)
     with pytest.raises(
-        ValueError, match=r"t: needs features with distinct inputs; got \['a', 'a'\]"
+        ValueError, match=r"t: needs features with distinct inputs.*; got \['a', 'a'\]"
     ):
         Tower([Id("a", ["x"]), Clock("a")], head, "t")
     # The history's own further input clashes, too.
     with pytest.raises(ValueError, match=r"\['past', 'past_time', 'past_time'\]"):
         Tower([AttentionHistory("past", ["x"], AttentionConfig(2)), Clock("past_time")], head, "t")
-    with pytest.raises(ValueError, match=r"distinct inputs; got \[\]"):
+    # TensorFlow writes the inputs of a SavedModel in small letters.
+    with pytest.raises(ValueError, match=r"distinct inputs.*; got \['Title', 'title'\]"):
+        Tower([Id("Title", ["x"]), Tokens("title", ["x"])], head, "t")
+    with pytest.raises(ValueError, match=r"distinct inputs.*; got \[\]"):
         Tower([], head, "t")
 
 
 @pytest.mark.parametrize(
-    "name", ["zip code", "k", "exclude", "state_code", "1st", "home-city", "class", "self"]
+    "name",
+    [
+        *("zip code", "k", "exclude", "state_code", "1st", "home-city", "class", "self"),
+        *("K", "Exclude", "State_code", "Self"),
+    ],
 )
 def test_inputs_must_be_arguments_of_a_saved_model(name):
     with pytest.raises(ValueError, match=rf"t: inputs \['{name}'\] cannot be arguments"):

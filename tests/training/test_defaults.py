@@ -42,6 +42,8 @@ COLUMNS = {
     "state_tax": [1, 2, 3, 4, 5, 6],
     "class": [1, 2, 3, 4, 5, 6],
     "self": [1, 2, 3, 4, 5, 6],
+    "K": [1, 2, 3, 4, 5, 6],
+    "TITLE": ["tin", "moon"] * 3,
     "title": ["Tin", "Moon", "Tin", "Sea", "Sun", "Sky"],
     "popularity": [1, 2, 3, 4, 5, 6],
     "image": list(np.float32(np.eye(6))),
@@ -58,9 +60,10 @@ def test_features_are_the_columns_that_tell_items_apart():
         "notes": "nothing is known",
         "released": "a time; ask for the feature age",
         **dict.fromkeys(
-            ("list price", "exclude", "state_tax", "class", "self"),
+            ("list price", "exclude", "state_tax", "class", "self", "K"),
             "a name that no SavedModel's input can have; rename it",
         ),
+        "TITLE": "the name of another column but for capitals; rename it",
         "popularity": "the name of what is computed from the interactions; rename it",
     }
 

@@ -53,6 +53,11 @@ def test_fits_that_make_no_sense(fields, message):
         ({"query_history_dim": 8.0}, "dim must be an integer; got 8.0"),
         ({"query_history_dim": 0}, "dim must be 1 or more; got 0"),
         ({"query_history": "gru", "query_history_length": 2.5}, "length must be an integer"),
+        ({"query_history_power": np.nan}, "power must be 0 or more; got nan"),
+        ({"query_history_power": -1.0}, "power must be 0 or more; got -1"),
+        ({"query_history_power": np.inf}, "power must be finite"),  # no event would count
+        ({"query_history": "recency", "query_history_half_life": np.inf}, "must be positive and f"),
+        ({"query_shared": "towers"}, r"shared must be one of .*'tower'\); got 'towers'"),
     ],
 )
 def test_towers_that_make_no_sense(choices, message):

@@ -39,7 +39,7 @@ BYTES = r"""^b('([^'\\]|\\.)*'|"([^"\\]|\\.)*")$"""
 # Separators of genres in a text; the first that occurs in the column counts.
 SEPARATORS = ("|", ";", ",")
 # How lists written as text begin: those of genres, and those of other columns.
-GENRE_LIST = r"(?s)[\[{]|\((?:.*,.*)?\)$|[\w.]+\([\[({]"
+GENRE_LIST = r"(?s)[\[{]|\((?:.*,.*)?\)$|[\w.]+\([\[({]|(?:frozen)?set\(\)$"
 LIST = r"^\["
 NUMPY_SCALAR = re.compile(r"(?:np|numpy)\.\w+\(([^()]*)\)")
 # NumPy puts no comma between texts, so that Python would read 'a' 'b' as one text, 'ab'.

@@ -121,12 +121,8 @@ def _files_of(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_file():
         return [path]
     parts = list(_files_in(path)) if path.is_dir() else []
-    if other := next((part for part in parts if not is_part(part)), None):
-        raise ValueError(
-            f"{other} is no {', '.join(ENDINGS)} file (packed or not: "
-            f"{', '.join(PACKED_ENDINGS)}), which all parts of a table are. Convert it; or, if it "
-            "is no part, move it away or give it a name that begins with _."
-        )
+    for part in parts:
+        require_part(part)
     if not parts:
         raise FileNotFoundError(f"no file or folder of {', '.join(ENDINGS)} files {str(path)!r}.")
     return parts
@@ -154,6 +150,17 @@ def is_part(path: pathlib.Path) -> bool:
     for ending in PACKED_ENDINGS:
         name = name.removesuffix(ending)
     return path.is_file() and name.endswith(ENDINGS)
+
+
+def require_part(path: pathlib.Path) -> None:
+    """Raises ValueError for a file in a folder of tables that the name says to be of another
+    kind."""
+    if not is_part(path):
+        raise ValueError(
+            f"{path} is no {', '.join(ENDINGS)} file (packed or not: "
+            f"{', '.join(PACKED_ENDINGS)}), which all parts of a table are. Convert it; or, if it "
+            "is no part, move it away or give it a name that begins with _."
+        )
 
 
 def _is_parquet(path: pathlib.Path) -> bool:
@@ -229,6 +236,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     """The type to cast to. Raises TypeError for anything but text, number, time or list."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
+        if "period" in str(kind):  # of pandas: a count of months or days, as an integer
+            raise TypeError(str(kind))
         return pa.large_string() if "uuid" in str(kind) else _plain_type(kind.storage_type)
     if types.is_dictionary(kind):
         return _plain_type(kind.value_type)

@@ -185,22 +185,21 @@ def tables_in(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     ending; {} for any other folder.
 
     Raises:
-        ValueError: Two files for one table.
+        ValueError: Two files for one table, or none but one of another kind, such as `items.json`.
     """
     if not folder.is_dir():
         return {}
     found = {}
     for table in REQUIRED:
-        named = [path for path in sorted(folder.glob(f"{table}*")) if _is_table(path, table)]
+        called = [p for p in sorted(folder.glob(f"{table}*")) if p.name.split(".")[0] == table]
+        named = [path for path in called if path.is_dir() or files.is_part(path)]
         if len(named) > 1:
             raise ValueError(f"{folder} has {[path.name for path in named]}; keep one of them.")
         if named:
             found[table] = named[0]
+        elif called and "interactions" in found:  # not passed over in silence
+            files.require_part(called[0])
     return found if "interactions" in found else {}
-
-
-def _is_table(path: pathlib.Path, table: str) -> bool:
-    return path.name.split(".")[0] == table and (path.is_dir() or files.is_part(path))
 
 
 def _strings(paths: Paths) -> list[str]:

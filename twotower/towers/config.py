@@ -7,6 +7,7 @@ import re
 from twotower.limits import at_least, typed
 from twotower.towers.history.config import CONFIGS, HistoryConfig, MeanConfig
 
+SHARED = ("nothing", "item_embedding", "tower")
 # What the name of an input may be. TensorFlow would change other names. `saved_models.py` has
 # arguments with the first two reserved names, and `get_concrete_function` has the third.
 ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude", "k", "self")
@@ -15,10 +16,14 @@ ARGUMENT, RESERVED = re.compile(r"(?!state_)[A-Za-z][A-Za-z0-9_]*"), ("exclude",
 def is_argument(name: str) -> bool:
     """Whether an input of a SavedModel can have this name.
 
-    >>> [name for name in ("price", "list price", "class", "self") if is_argument(name)]
-    ['price']
+    TensorFlow's graphs have it in small letters, so that `K` would be `k`.
+
+    >>> [name for name in ("price", "Brand", "a b", "class", "self", "K") if is_argument(name)]
+    ['price', 'Brand']
     """
-    return bool(ARGUMENT.fullmatch(name)) and name not in RESERVED and not keyword.iskeyword(name)
+    small = name.lower()
+    is_free = small not in RESERVED and not keyword.iskeyword(name)
+    return bool(ARGUMENT.fullmatch(small)) and is_free
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,8 @@ class QueryConfig(DenseConfig):
         super().__post_init__()
         _check_share(self, "unknown_rate")
         at_least(self, user_dim=1, category_dim=1)
+        if self.shared not in SHARED:
+            raise ValueError(f"shared must be one of {SHARED}; got {self.shared!r}.")
         if type(self.history) not in CONFIGS.values():
             raise TypeError(
                 f"history must be the config of an encoder, such as GRUConfig(); got "

@@ -124,13 +124,16 @@ class Tower(tf.keras.layers.Layer):
     ) -> None:
         super().__init__(name=name)
         names = [spec.name for feature in features for spec in feature.inputs]
-        if not features or len(set(names)) < len(names):
-            raise ValueError(f"{name}: needs features with distinct inputs; got {names}.")
+        if not features or len(set(map(str.lower, names))) < len(names):
+            raise ValueError(
+                f"{name}: needs features with distinct inputs, also without capitals; got {names}."
+            )
         if unfit := [name for name in names if not is_argument(name)]:
             raise ValueError(
                 f"{name}: inputs {unfit} cannot be arguments of a SavedModel. A name has letters, "
                 "digits and _, begins with a letter but not with state_, and is neither one of "
-                f"{RESERVED} nor a Python keyword such as class. Rename the columns."
+                f"{RESERVED}, with capitals or without, nor a Python keyword such as class. Rename "
+                "the columns."
             )
         if shortcut and shortcut not in [feature.name for feature in features]:
             raise ValueError(f"{name}: the shortcut {shortcut} is none of its features {names}.")

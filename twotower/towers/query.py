@@ -18,7 +18,6 @@ from twotower.towers.history.transformer import MaskedTransformerHistory, Transf
 from twotower.towers.item import head
 from twotower.towers.numbers import Clock
 
-SHARED = ("nothing", "item_embedding", "tower")
 HISTORIES = {
     "mean": MeanHistory,
     "recency": RecencyHistory,
@@ -151,8 +150,6 @@ def _content(
 
 def _shareable(config: QueryConfig, items: Tower | None) -> Id:
     """The item tower's feature `item_id`, if the towers can share what the config asks for."""
-    if config.shared not in SHARED:
-        raise ValueError(f"shared must be one of {SHARED}; got {config.shared!r}.")
     features = {} if items is None else {feature.name: feature for feature in items.features}
     if "item_id" not in features or "history" not in config.features:
         raise ValueError(

@@ -19,8 +19,10 @@ def direct(signature: Any) -> Callable[[dict], dict]:
     from tensorflow.python.eager import context, execute
 
     weights = signature.captured_inputs
-    names = [tensor.name.removesuffix(":0") for tensor in signature.inputs]
-    names = names[: len(names) - len(weights)]
+    # The graph has the name of an argument in small letters, and its spec has that of the graph.
+    arguments = {spec.name: name for name, spec in signature.structured_input_signature[1].items()}
+    tensors = signature.inputs[: len(signature.inputs) - len(weights)]
+    names = [arguments[tensor.name.removesuffix(":0")] for tensor in tensors]
     answers = sorted(signature.structured_outputs)  # the order in which they come
     config = tf.compat.v1.ConfigProto()
     # The op has an attribute for this, too, by which it hangs if TensorFlow has one thread.

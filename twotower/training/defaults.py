@@ -84,6 +84,12 @@ def item_features(dataset: Dataset, split: Split) -> tuple[tuple[str, ...], dict
     ordered = [name for name in FIRST if name in items]
     ordered += [name for name in items if name not in FIRST]
     left_out = {name: _fault(items[name], items["item_id"]) for name in ordered}
+    taken = {"item_id"}
+    for name in ordered[1:]:
+        if not left_out[name] and name.lower() in taken:
+            left_out[name] = "the name of another column but for capitals; rename it"
+        elif not left_out[name]:
+            taken.add(name.lower())
     features = tuple(name for name in ordered if not left_out[name])
     return features, {name: why for name, why in left_out.items() if why}
 

@@ -1,6 +1,7 @@
 """What each history encoder reads, a frozen config for each. Needs no TensorFlow."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Self
 
 from twotower.limits import at_least, typed
@@ -64,11 +65,16 @@ class MeanConfig(HistoryConfig):
     """What `MeanHistory` reads.
 
     Attributes:
-        power: The sum of past items is divided by the number of events to this power.
+        power: The sum of past items is divided by the number of events to this power, 0 or
+            more.
     """
 
     encoder: str = dataclasses.field(default="mean", init=False, repr=False)
     power: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, power=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +120,8 @@ class RecencyConfig(SequenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.half_life > 0:
-            raise ValueError(f"half_life must be positive; got {self.half_life}.")
+        if not 0 < self.half_life < math.inf:
+            raise ValueError(f"half_life must be positive and finite; got {self.half_life}.")
 
 
 @dataclasses.dataclass(frozen=True)
