@@ -186,6 +186,7 @@ CHANGED = {
     "optimizer": "adamw",
     "metric": "ndcg@10",
     "query_history": "attention",
+    "query_shared": "item_embedding",
     "query_history_dim": 256,
     "query_history_positions": "none",
 }
@@ -201,7 +202,7 @@ def changed(name: str, default):
         return (*default, 64) if isinstance(default[0], int) else (*default, "more")
     if isinstance(default, int):
         return default + 1
-    return default / 2 + 0.1 if isinstance(default, float) else f"{default}x"
+    return default / 2 + 0.1
 
 
 def needed(name: str) -> tuple[str, ...]:
