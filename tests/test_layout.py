@@ -202,7 +202,7 @@ def changed(name: str, default):
         return (*default, 64) if isinstance(default[0], int) else (*default, "more")
     if isinstance(default, int):
         return default + 1
-    return default / 2 + 0.1
+    return default / 2 + 0.1 if isinstance(default, float) else f"{default}x"
 
 
 def needed(name: str) -> tuple[str, ...]:
