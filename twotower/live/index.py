@@ -310,10 +310,11 @@ class LiveIndex:
         foreign: dict[int, str] = {}
         gone: set[int] = set()
         for entry in self._log.since(sequence, digest):
-            _require_same_items(entry, pair)
+            hashes = pair.hashes_of(entry.keys)
+            _require_same_items(entry, hashes, pair)
             sequence, keys = entry.sequence, entry.keys.tolist()
             if pair is self._pair:
-                is_new = (entry.id_hashes != 0) & (pair.hashes_of(entry.keys) == 0)
+                is_new = (entry.id_hashes != 0) & (hashes == 0)
                 new = zip(entry.keys[is_new].tolist(), entry.id_hashes[is_new].tolist())
                 self._new_id_hashes.update(new)
             for key in keys:
@@ -464,12 +465,12 @@ def _absorb_if_full(retriever: Retriever) -> None:
         retriever.absorb()
 
 
-def _require_same_items(entry: Entry, pair: Pair) -> None:
+def _require_same_items(entry: Entry, hashes: np.ndarray, pair: Pair) -> None:
     """Raises ValueError if a key of a log entry is another item in a pair's bundle.
 
     A new training may list its items in another order, and the replay would change other items.
+    `hashes` are those of the entry's keys in the pair's bundle.
     """
-    hashes = pair.hashes_of(entry.keys)
     differs = (entry.id_hashes != hashes) & (entry.id_hashes != 0) & (hashes != 0)
     if differs.any():
         raise ValueError(

@@ -6,20 +6,20 @@ was changed, is missing or is of another log does not fit its neighbours.
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import secrets
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from twotower.limits import whole_number
 from twotower.live.entries import ADD, REMOVE, Entry, entry_digest
 from twotower.storage import paths
+from twotower.storage.holding import held
 from twotower.storage.syncing import sync
 
 FORMAT_VERSION = 3
@@ -89,7 +89,15 @@ class WriteAheadLog:
             raise ValueError(f"{self.path.parent} is no folder; make it, or correct the path.")
         if self.path.is_dir():
             raise ValueError(f"{self.path} cannot be opened as a log: it is a folder.")
-        self._release = weakref.finalize(self, _held(self.path))
+        # SQLite's own lock ends as soon as anything in this process opens the log's file and closes
+        # it, such as `shutil.copy`: POSIX ends all locks of the process with it.
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        try:
+            self._release = weakref.finalize(self, held(lock))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.path} cannot be opened as a log: {lock} is locked. {IS_OPEN}"
+            ) from error
         _LOGS.add(self)
         try:
             self._connect()
@@ -374,42 +382,6 @@ class WriteAheadLog:
 
     def __exit__(self, *error) -> None:
         self.close()
-
-
-def _held(path: pathlib.Path) -> Callable[[], None]:
-    """Keeps a log for this process, until the function that is returned is called.
-
-    SQLite's own lock ends as soon as anything in this process opens the log's file and closes it,
-    such as `shutil.copy`: POSIX ends all locks of the process with it. So another file is locked.
-
-    Raises:
-        ValueError: The log is open already.
-    """
-    lock, process = path.with_name(f".{path.name}.lock"), os.getpid()
-    held = contextlib.ExitStack()
-    try:
-        while True:
-            descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o666)
-            held.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
-                break
-            held.close()  # its holder removed it before it let it go
-    except BlockingIOError as error:
-        held.close()
-        raise ValueError(
-            f"{path} cannot be opened as a log: {lock} is locked. {IS_OPEN}"
-        ) from error
-    except OSError:
-        return held.close  # a folder that is read-only, or without locks
-
-    def release() -> None:
-        if os.getpid() == process:
-            with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
-                lock.unlink()
-        held.close()
-
-    return release
 
 
 def _make(path: pathlib.Path) -> None:

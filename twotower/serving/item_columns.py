@@ -23,7 +23,6 @@ class ItemColumns:
         table: The columns of a catalogue, which has no vectors.
         vectors: Name of each vector that the item tower reads -> `[num_items, length]` float32, NaN
             where an item has none.
-        unread: Names of the vectors that items have and the item tower does not read.
 
     >>> specs = [{"name": "sound", "dtype": "float32", "shape": [None, 2]}]
     >>> items = [{"item_id": "a", "sound": [0.5, 1.0]}, {"item_id": "b", "genres": ["War"]}]
@@ -34,7 +33,6 @@ class ItemColumns:
 
     table: pd.DataFrame
     vectors: dict[str, np.ndarray]
-    unread: list[str]
 
     @classmethod
     def of(
@@ -77,7 +75,7 @@ class ItemColumns:
         ]
         for name in unread:
             _check_vectors(name, [item.get(name) for item in items])
-        return cls(table.drop(columns=blank + unread), vectors, unread)
+        return cls(table.drop(columns=blank + unread), vectors)
 
 
 def missing_values(spec: Mapping[str, Any], num_items: int) -> np.ndarray:
